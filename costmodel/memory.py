@@ -1,0 +1,163 @@
+"""Bytes on every tier: one term for every buffer that the executor allocates.
+
+Terms are per sequence of the block (see ``Shares``); times the block size they are bytes. A tier
+has one row for each moment at which it may peak: its use is the largest row, and the program
+bounds each of them.
+"""
+
+from __future__ import annotations
+
+from costmodel.layout import PAGE_BYTES, round_up
+from costmodel.problem import Problem, Quantity, Shares
+
+# A layer's weights are read into one buffer while the layer before is computed from another;
+# likewise the cache and the hidden states of a batch.
+NUM_BUFFERS = 2
+# Logits are sampled from in float32 whatever the model computes in.
+LOGIT_BYTES = 4
+PHASES = ("prefill", "decode")
+
+Terms = dict[str, Quantity]
+
+
+def memory_rows(problem: Problem, shares: Shares) -> dict[str, dict[str, Terms]]:
+    """Return ``{tier: {row: {buffer: bytes per sequence}}}`` for every tier of the machine.
+
+    A tier's use in a row is the sum of its terms. A policy fits when every row of every tier is
+    at most the tier's capacity times ``per_block``.
+    """
+    rows = {"cpu": _cpu_rows(problem, shares), "disk": {"whole run": _disk(problem, shares)}}
+    if problem.hardware.has_gpu:
+        rows["gpu"] = _gpu_rows(problem, shares)
+    return rows
+
+
+def capacities(problem: Problem) -> dict[str, int]:
+    """Return the bytes that the machine offers on each tier."""
+    hardware = problem.hardware
+    tiers = {"cpu": hardware.cpu.memory_bytes, "disk": hardware.disk.free_bytes}
+    if hardware.gpu is not None:
+        tiers["gpu"] = hardware.gpu.memory_bytes
+    return tiers
+
+
+def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:
+    """Return the peak of each tier in bytes, for shares that are numbers."""
+    return {
+        tier: round(max(sum(terms.values()) for terms in rows.values()) / shares.per_block)
+        for tier, rows in memory_rows(problem, shares).items()
+    }
+
+
+def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+    staged = shares.weights_cpu + shares.weights_disk
+    home: Terms = {
+        "weights": shares.weights_gpu * problem.weight_bytes,
+        "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes),
+        "cache": shares.cache_gpu * problem.cache_sequence_bytes,
+        "hidden states": shares.activations_gpu * _hidden_bytes(problem),
+        "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
+        **_head_terms(problem, shares),
+    }
+    # Prefill hands every row that lives off the GPU down; decode fetches those that are not
+    # attended on the CPU. The buffers are as large as the larger of the two.
+    off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block
+    staging = {
+        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
+        "fetched": (off_gpu - shares.attended_per_block)
+        * _batch_cache_bytes(problem, problem.workload.context_len),
+    }
+    return {
+        f"{phase}, {moment} cache": home
+        | {"cache staging": cache, "workspace": shares.per_block * workspace_bytes(problem, phase)}
+        for phase in PHASES
+        for moment, cache in staging.items()
+    }
+
+
+def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+    # Each buffer of disk bytes may begin and end inside a page.
+    edges = 2 * NUM_BUFFERS * PAGE_BYTES
+    home: Terms = {
+        "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
+        "weights": shares.weights_cpu * problem.weight_bytes,
+        "weight staging": shares.weights_disk * (NUM_BUFFERS * problem.largest_layer_bytes)
+        + shares.per_block * edges,
+        "cache": shares.cache_cpu * problem.cache_sequence_bytes,
+        "cache staging": shares.cache_disk_per_block
+        * (
+            _batch_cache_bytes(problem, problem.workload.context_len)
+            * problem.disk_cache_padding
+        ),
+        "hidden states": shares.activations_cpu * _hidden_bytes(problem),
+        "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
+    }
+    if not problem.hardware.has_gpu:
+        home |= _head_terms(problem, shares)
+        return {
+            phase: home | {"workspace": shares.per_block * workspace_bytes(problem, phase)}
+            for phase in PHASES
+        }
+    # The CPU attends with the queries of one batch while those of the next arrive.
+    home["attention staging"] = shares.attended_per_block * (
+        NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
+    )
+    return {"whole run": home}
+
+
+def _disk(problem: Problem, shares: Shares) -> Terms:
+    return {
+        "weights": shares.weights_disk * problem.weight_bytes,
+        "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
+        "hidden states": shares.activations_disk * _hidden_bytes(problem),
+        # Every layer and every batch's hidden states begin on a page of the file.
+        "page padding": shares.per_block * (PAGE_BYTES * len(problem.layers))
+        + PAGE_BYTES / problem.gpu_batch_size,
+    }
+
+
+def _hidden_bytes(problem: Problem) -> int:
+    return problem.workload.prompt_len * problem.hidden_token_bytes
+
+
+def _hidden_staging_bytes(problem: Problem) -> int:
+    if problem.in_place:
+        return 0
+    return NUM_BUFFERS * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
+
+
+def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
+    return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.cache_token_bytes
+
+
+def _attention_token_bytes(problem: Problem) -> int:
+    model = problem.model
+    return (2 * model.query_size + 2 * model.kv_size) * model.dtype_bytes
+
+
+def _head_terms(problem: Problem, shares: Shares) -> Terms:
+    """Count what the output head keeps of every sequence: its input, and logits over chunks."""
+    logits = problem.model.vocab_size * LOGIT_BYTES
+    # With the head in one piece, the logits of a batch are sampled from as they come.
+    kept = logits if problem.num_head_chunks > 1 else shares.per_block * (
+        problem.gpu_batch_size * logits
+    )
+    return {"head input": problem.hidden_token_bytes, "logits": kept}
+
+
+def workspace_bytes(problem: Problem, phase: str) -> int:
+    """Return the most bytes that the temporaries of one layer hold at once.
+
+    The larger of the two halves of a decoder layer, for the sequences that are computed at once;
+    see ``executor.layers`` for the temporaries that these terms count.
+    """
+    model, workload = problem.model, problem.workload
+    if phase == "prefill":
+        tokens = problem.prefill_batch_size * workload.prompt_len
+    else:
+        tokens = problem.gpu_batch_size
+    qkv = model.query_size + 2 * model.kv_size
+    attention = model.hidden_size + 2 * qkv + 2 * model.query_size
+    mlp = 2 * model.hidden_size + (3 if model.is_gated else 2) * model.ffn_size
+    norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
+    return tokens * max(attention, mlp, norm) * model.dtype_bytes

@@ -1,0 +1,154 @@
+"""A policy: where every byte lives and how large the block is. And its JSON file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from costmodel.model_spec import ModelSpec
+from costmodel.workload import Workload
+from profiles.errors import InputError
+from profiles.files import from_json, read_json, to_json, write_json
+from profiles.hardware import HardwareProfile
+
+SCHEMA_VERSION = 1
+TIERS = ("gpu", "cpu", "disk")
+# Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Fractions of one kind of bytes on each tier; they sum to one."""
+
+    gpu: float = 0.0
+    cpu: float = 0.0
+    disk: float = 0.0
+
+    def __post_init__(self) -> None:
+        for tier in TIERS:
+            value = getattr(self, tier)
+            if not math.isfinite(value) or not 0 <= value <= 1:
+                raise InputError(f"placement.{tier}", got=value, allowed="a fraction in [0, 1]")
+        total = self.gpu + self.cpu + self.disk
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise InputError(
+                "placement",
+                got=f"gpu {self.gpu} + cpu {self.cpu} + disk {self.disk} = {total:.6g}",
+                allowed="fractions that sum to 1",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the cost model says of a policy.
+
+    Parameters
+    ----------
+    throughput_tok_per_s
+        Generated tokens of one block over its latency, prompts included.
+    latency_s, prefill_s, decode_s
+        Seconds for one block and for its two phases.
+    lower_bound_s
+        Sum over the phases of the busiest channel's own seconds, nothing else added.
+    bottleneck
+        The channel that is busiest over the block.
+    channel_s
+        Busy seconds per channel over the block.
+    peak_bytes
+        Peak use per tier, everything included.
+    """
+
+    throughput_tok_per_s: float
+    latency_s: float
+    prefill_s: float
+    decode_s: float
+    lower_bound_s: float
+    bottleneck: str
+    channel_s: Mapping[str, float]
+    peak_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One point of the space that the program searches and the executor runs.
+
+    Parameters
+    ----------
+    gpu_batch_size
+        Sequences computed at once.
+    num_gpu_batches
+        Batches that share one load of a layer's weights.
+    prefill_batch_size
+        Sequences computed at once inside a batch during prefill, at most ``gpu_batch_size``:
+        it bounds the workspace, and long prompts fill a matrix product with few sequences.
+    cpu_attention
+        Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
+        is fetched. Without a GPU everything is attended on the CPU and this is 1.
+    weight_bits, cache_bits
+        Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
+    attention_sparsity
+        Fraction of values read per query; 1 is dense attention.
+    hardware
+        The machine and the budgets that the policy was made for, without raw measurements.
+    """
+
+    model: ModelSpec
+    workload: Workload
+    gpu_batch_size: int
+    num_gpu_batches: int
+    prefill_batch_size: int
+    weights: Placement
+    cache: Placement
+    activations: Placement
+    cpu_attention: float = 1.0
+    weight_bits: int = 16
+    cache_bits: int = 16
+    attention_sparsity: float = 1.0
+    hardware: HardwareProfile | None = None
+    predicted: Prediction | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
+            )
+        for name in ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"policy.{name}", got=getattr(self, name), allowed="1 or more")
+        if self.prefill_batch_size > self.gpu_batch_size:
+            raise InputError(
+                "policy.prefill_batch_size",
+                got=self.prefill_batch_size,
+                allowed=f"at most gpu_batch_size {self.gpu_batch_size}",
+            )
+        for name in ("cpu_attention", "attention_sparsity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
+                )
+        full = 8 * self.model.dtype_bytes
+        for name in ("weight_bits", "cache_bits"):
+            if getattr(self, name) not in (full, 8, 4):
+                raise InputError(
+                    f"policy.{name}",
+                    got=getattr(self, name),
+                    allowed=f"{full} (the model's {self.model.dtype}), 8 or 4",
+                )
+
+    @property
+    def block_size(self) -> int:
+        """Sequences that share one load of the weights."""
+        return self.gpu_batch_size * self.num_gpu_batches
+
+    def save(self, path: Path) -> None:
+        """Write the policy as JSON, whole or not at all."""
+        write_json(path, to_json(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a policy; raises ``InputError`` with file and key on anything out of place."""
+        return from_json(cls, read_json(path, "policy"), f"policy {path}")

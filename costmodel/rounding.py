@@ -1,0 +1,147 @@
+"""From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
+
+Weights are cut in every layer at the row boundary nearest to the fraction. The cache of a batch
+is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are attended
+on the CPU are the last ones. Hidden states are cut between sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
+from costmodel.policy import Placement, Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCut:
+    """Bytes [0, gpu_end) of a layer live on the GPU, [gpu_end, cpu_end) on the CPU, the rest on
+    disk."""
+
+    gpu_end: int
+    cpu_end: int
+    num_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the layer that live on disk."""
+        return self.num_bytes - self.cpu_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Rows of a batch's cache with one home and one place of attention.
+
+    A row is one key head of one sequence: row ``s * num_kv_heads + h``.
+    """
+
+    first_row: int
+    end_row: int
+    home: str
+    attended: str
+    token_bytes: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the segment."""
+        return self.end_row - self.first_row
+
+
+def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
+    """Cut one layer's run of bytes at the row boundaries nearest to the placement."""
+    # Both cuts from the start of the layer, so that errors of the two do not add up.
+    gpu_end = layout.cut_near(placement.gpu * layout.num_bytes)
+    cpu_end = layout.num_bytes
+    if placement.disk > 0:
+        cpu_end = max(gpu_end, layout.cut_near((1 - placement.disk) * layout.num_bytes))
+    if placement.cpu == 0:
+        gpu_end = cpu_end
+    return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
+
+
+def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segment, ...]:
+    """Cut the cache rows of a batch of ``batch_size`` sequences into segments.
+
+    The rows on disk take whole pages for each token, so that every token can be appended with
+    one aligned write: their number is rounded to a multiple of the rows that fill a page.
+    """
+    model = policy.model
+    rows = batch_size * model.num_kv_heads
+    row_bytes = 2 * model.head_dim * model.dtype_bytes
+    gpu_end, cpu_end = _cut_rows(policy.cache, rows, max(1, PAGE_BYTES // row_bytes))
+    attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
+    bounds = [("gpu", 0, gpu_end), ("cpu", gpu_end, cpu_end), ("disk", cpu_end, rows)]
+    segments = []
+    for home, start, end in bounds:
+        split = end if home == "gpu" and has_gpu else min(max(attended_from, start), end)
+        for attended, first, last in (("gpu", start, split), ("cpu", split, end)):
+            if first < last:
+                token_bytes = (last - first) * row_bytes
+                if home == "disk":
+                    token_bytes = round_up(token_bytes, PAGE_BYTES)
+                segments.append(
+                    Segment(
+                        first_row=first,
+                        end_row=last,
+                        home=home,
+                        attended=attended,
+                        token_bytes=token_bytes,
+                    )
+                )
+    return tuple(segments)
+
+
+def _cut_rows(cache: Placement, rows: int, rows_per_page: int) -> tuple[int, int]:
+    disk_rows = round(cache.disk * rows)
+    if 0 < disk_rows < rows:
+        disk_rows = min(rows, round(cache.disk * rows / rows_per_page) * rows_per_page)
+    gpu_end = min(round(cache.gpu * rows), rows - disk_rows)
+    if cache.cpu == 0:
+        gpu_end = rows - disk_rows
+    return gpu_end, rows - disk_rows
+
+
+def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
+    """Return the sequences at which the disk part and the CPU part of a batch's hidden states
+    end; the GPU holds the rest.
+
+    The disk part comes first, because a direct read needs an aligned buffer to begin in.
+    """
+    placement = policy.activations
+    disk_end = round(placement.disk * batch_size)
+    cpu_end = max(disk_end, batch_size - round(placement.gpu * batch_size))
+    return disk_end, cpu_end
+
+
+def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
+    """Replace a policy's fractions by those that its bytes will really obey."""
+    layers = model_layers(policy.model)
+    cuts = [cut_layer(layer, policy.weights) for layer in layers]
+    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
+    rows = {home: sum(s.num_rows for s in segments if s.home == home) for home in ("gpu", "disk")}
+    attended = sum(s.num_rows for s in segments if s.attended == "cpu")
+    total = policy.gpu_batch_size * policy.model.num_kv_heads
+    off_gpu = total - rows["gpu"]
+    batch = policy.gpu_batch_size
+    disk_end, cpu_end = cut_hidden(policy, batch)
+    return replace(
+        policy,
+        weights=_weight_fractions(cuts),
+        cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
+        activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
+        cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
+    )
+
+
+def _weight_fractions(cuts: Sequence[LayerCut]) -> Placement:
+    total = sum(cut.num_bytes for cut in cuts)
+    gpu = sum(cut.gpu_end for cut in cuts) / total
+    return _fractions(gpu, sum(cut.disk_bytes for cut in cuts) / total)
+
+
+def _fractions(gpu: float, disk: float) -> Placement:
+    # The middle tier takes the remainder, so that the three sum to one without rounding noise.
+    return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)
+
+

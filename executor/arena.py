@@ -1,0 +1,89 @@
+"""Memory of one tier, handed out against a budget: allocations are named and never exceed it."""
+
+from __future__ import annotations
+
+import mmap
+from collections import defaultdict
+from types import TracebackType
+
+import torch
+
+from profiles.errors import RunError
+from profiles.units import format_bytes
+
+_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
+
+
+class Arena:
+    """Buffers of one tier.
+
+    CPU buffers are anonymous maps: page-aligned, as direct I/O needs, exactly as large as asked,
+    and physical only once touched. With ``pins`` they are registered with CUDA at that size
+    (torch's own pinned allocator rounds up to a power of two).
+
+    Parameters
+    ----------
+    tier
+        ``gpu`` or ``cpu``; for messages.
+    capacity_bytes
+        The budget. An allocation beyond it raises ``RunError``.
+    device
+        Where the buffers live; an emulated GPU's arena is on the CPU.
+    """
+
+    def __init__(
+        self, tier: str, capacity_bytes: int, device: torch.device, *, pins: bool = False
+    ) -> None:
+        self.tier = tier
+        self.capacity_bytes = capacity_bytes
+        self.device = device
+        self.pins = pins
+        self.used_bytes: dict[str, int] = defaultdict(int)
+        self._pinned: list[torch.Tensor] = []
+
+    def allocate(self, name: str, num_bytes: int) -> torch.Tensor:
+        """Return ``num_bytes`` of uint8 [num_bytes], counted under ``name``."""
+        total = sum(self.used_bytes.values()) + num_bytes
+        if total > self.capacity_bytes:
+            raise RunError(
+                f"{self.tier} memory: {name} needs {format_bytes(num_bytes)}, which makes"
+                f" {format_bytes(total)} of a budget of {format_bytes(self.capacity_bytes)};"
+                " search again with the memory that is really there"
+            )
+        self.used_bytes[name] += num_bytes
+        if num_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8, device=self.device)
+        if self.device.type == "cuda":
+            return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        region = mmap.mmap(-1, num_bytes)
+        if _MADV_HUGEPAGE is not None and num_bytes >= 2**22:
+            region.madvise(_MADV_HUGEPAGE)
+        buffer = torch.frombuffer(region, dtype=torch.uint8)
+        if self.pins:
+            self._pin(buffer)
+        return buffer
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for buffer in self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[attr-defined]
+        self._pinned.clear()
+
+    def _pin(self, buffer: torch.Tensor) -> None:
+        status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[attr-defined]
+            buffer.data_ptr(), buffer.numel(), 0
+        )
+        if int(status) != 0:
+            raise RunError(
+                f"CUDA refused to pin {format_bytes(buffer.numel())} of CPU memory (status"
+                f" {int(status)}); raise the limit on locked memory (ulimit -l) or lower"
+                " --cpu-memory"
+            )
+        self._pinned.append(buffer)

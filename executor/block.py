@@ -1,0 +1,302 @@
+"""One block of sequences: its state, and what each kind of task does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from costmodel.layout import OPT_POSITION_OFFSET
+from costmodel.memory import NUM_BUFFERS
+from costmodel.policy import Policy
+from costmodel.schedule import Task
+from executor import layers
+from executor.activations import HiddenStates
+from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.embedding import EmbeddingTable
+from executor.engine import Handler
+from executor.families import DecoderConfig
+from executor.kv_cache import KVCache
+from executor.machine import Machine
+from executor.sampling import Sampler
+from executor.weights import WeightStore
+
+
+class Batch:
+    """Sequences computed at once: prompts padded on the right, and what was generated.
+
+    Parameters
+    ----------
+    prompts
+        Token ids, at most ``prompt_len`` each.
+    sequence_ids
+        Index of each prompt among all; seeds its sampling.
+    prompt_len, gen_len
+        Tokens that every prompt is padded to, and tokens to generate.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sequence_ids: Sequence[int],
+        *,
+        prompt_len: int,
+        gen_len: int,
+    ) -> None:
+        self.sequence_ids = list(sequence_ids)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
+        for row, prompt in zip(self.prompt_ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
+        self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def token_ids(self, token: int) -> torch.Tensor:
+        """Return what goes into the model at a pass: int64 [batch, tokens]."""
+        return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
+
+    def positions(self, token: int) -> torch.Tensor:
+        """Return the positions of those tokens: int64 [batch, tokens]."""
+        if token == 0:
+            return torch.arange(self.prompt_ids.shape[1]).expand_as(self.prompt_ids)
+        return self.lengths[:, None] + (token - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Everything that a block computes with."""
+
+    weights: WeightStore
+    tokens: EmbeddingTable
+    positions: EmbeddingTable | None
+    cache: KVCache
+    hidden: HiddenStates
+
+
+class Block:
+    """The state of one block and the handlers of its tasks.
+
+    Every buffer that the handlers write is either this block's own or ordered by the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: DecoderConfig,
+        machine: Machine,
+        stores: Stores,
+        sampler: Sampler,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.policy = policy
+        self.spec = policy.model
+        self.config = config
+        self.device = machine.compute.device
+        self.stores = stores
+        self.sampler = sampler
+        self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
+        self.batches: list[Batch] = []
+        self.kinds = [layer.kind for layer in stores.weights.layers]
+        self._last_layer = len(self.kinds) - 1
+        self._head_inputs: dict[int, torch.Tensor] = {}
+        self._logits: dict[int, torch.Tensor] = {}
+        # What passes between the GPU and the CPU's attention, by staging slot.
+        self._projected: list[tuple[torch.Tensor, ...]] = [()] * NUM_BUFFERS
+        self._returned: list[tuple[torch.Tensor, ...]] = [()] * NUM_BUFFERS
+        self._attended: list[list[tuple[slice, torch.Tensor]]] = [[] for _ in range(NUM_BUFFERS)]
+        self._outputs: list[torch.Tensor | None] = [None] * NUM_BUFFERS
+
+    def start(self, batches: list[Batch]) -> None:
+        """Take up a new block."""
+        self.batches = batches
+        sizes = [len(batch) for batch in batches]
+        prompt_len = batches[0].prompt_ids.shape[1]
+        self.stores.weights.num_pieces = len(batches)
+        self.stores.cache.start_block(sizes, prompt_len)
+        self.stores.hidden.start_block(sizes, prompt_len)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has met an end-of-sequence token."""
+        return all(bool(batch.is_finished.all()) for batch in self.batches)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return what to do for each kind of task."""
+        stores = self.stores
+        return {
+            "read_weights": stores.weights.read,
+            "send_weights": stores.weights.send,
+            "read_cache": stores.cache.read,
+            "send_cache": stores.cache.send,
+            "return_cache": stores.cache.bring_back,
+            "write_cache": stores.cache.write,
+            "read_hidden": stores.hidden.read,
+            "send_hidden": stores.hidden.send,
+            "return_hidden": stores.hidden.bring_back,
+            "write_hidden": stores.hidden.write,
+            "compute": self.compute,
+            "project": self.project,
+            "return_queries": self.return_queries,
+            "attend": self.attend,
+            "send_attended": self.send_attended,
+            "finish": self.finish,
+        }
+
+    def compute(self, task: Task) -> int:
+        """Run one layer for one batch, whole."""
+        kind = self.kinds[task.layer]
+        if kind == "head":
+            self._compute_head(task)
+            return 0
+        hidden = self.stores.hidden.gather(task)
+        if kind == "embed":
+            self._embed(task, hidden)
+        elif task.is_prefill:
+            self._prefill(task, hidden)
+        else:
+            self._decode(task, hidden)
+        self.stores.hidden.hand_back(task)
+        return 0
+
+    def project(self, task: Task) -> int:
+        """Make queries, keys and values, and attend to what lies on the GPU."""
+        hidden = self.stores.hidden.gather(task)
+        q, k, v = self._project(task, hidden, slice(None))
+        self._projected[task.slot] = (q, k, v)
+        out = self._empty_rows(q)
+        self._attend_rows(task, "gpu", (q, k, v), out)
+        self._outputs[task.slot] = out
+        return 0
+
+    def return_queries(self, task: Task) -> int:
+        """Copy queries, keys and values to the CPU, for the rows that are attended there."""
+        down = tuple(t.to("cpu", non_blocking=True) for t in self._projected[task.slot])
+        self._returned[task.slot] = down
+        return sum(t.numel() * t.element_size() for t in down)
+
+    def attend(self, task: Task) -> int:
+        """Attend on the CPU to what lies in its memory."""
+        q = self._returned[task.slot][0]
+        out = self._empty_rows(q)
+        rows = self._attend_rows(task, "cpu", self._returned[task.slot], out)
+        self._attended[task.slot] = [(r, out[r]) for r in rows]
+        return 0
+
+    def send_attended(self, task: Task) -> int:
+        """Copy what the CPU attended to the GPU."""
+        up = [(r, part.to(self.device, non_blocking=True)) for r, part in self._attended[task.slot]]
+        self._attended[task.slot] = up
+        return sum(part.numel() * part.element_size() for _, part in up)
+
+    def finish(self, task: Task) -> int:
+        """Put the attended rows together and run the rest of the layer."""
+        out = self._outputs[task.slot]
+        assert out is not None
+        for rows, part in self._attended[task.slot]:
+            out[rows] = part
+        hidden = self.stores.hidden.gather(task)
+        self._finish(task, hidden, out.view(len(hidden), 1, -1))
+        self.stores.hidden.hand_back(task)
+        return 0
+
+    def _empty_rows(self, q: torch.Tensor) -> torch.Tensor:
+        return q.new_empty(
+            len(q) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
+        )
+
+    def _weights(self, task: Task) -> layers.LayerWeights:
+        staged_visit = task.token * self._last_layer + task.layer - 1
+        return self.stores.weights.layer(task.layer, staged_visit % NUM_BUFFERS)
+
+    def _embed(self, task: Task, hidden: torch.Tensor) -> None:
+        batch = self.batches[task.batch]
+        step = self.policy.prefill_batch_size if task.is_prefill else len(batch)
+        ids, positions = batch.token_ids(task.token), batch.positions(task.token)
+        for first in range(0, len(batch), step):
+            part = slice(first, first + step)
+            hidden[part] = self.stores.tokens.gather(ids[part])
+            if self.stores.positions is not None:
+                hidden[part] += self.stores.positions.gather(positions[part] + OPT_POSITION_OFFSET)
+
+    def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
+        for first in range(0, len(hidden), self.policy.prefill_batch_size):
+            part = slice(first, first + self.policy.prefill_batch_size)
+            q, k, v = self._project(task, hidden[part], part)
+            self.stores.cache.write_prompt(task, first, k, v)
+            attended = prefill_attention(q, k, v)
+            del q, k, v
+            self._finish(task, hidden[part], attended)
+
+    def _decode(self, task: Task, hidden: torch.Tensor) -> None:
+        projected = self._project(task, hidden, slice(None))
+        out = self._empty_rows(projected[0])
+        # Without a GPU, everything is attended on the CPU, which computes.
+        for place in ("gpu", "cpu"):
+            self._attend_rows(task, place, projected, out)
+        self._finish(task, hidden, out.view(len(hidden), 1, -1))
+
+    def _project(
+        self, task: Task, hidden: torch.Tensor, sequences: slice
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        positions = self.batches[task.batch].positions(task.token)[sequences].to(self.device)
+        return layers.project_qkv(hidden, self._weights(task), positions, self.spec, self.config)
+
+    def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        layers.finish_layer(hidden, attended, self._weights(task), self.spec, self.config)
+
+    def _attend_rows(
+        self, task: Task, place: str, projected: Sequence[torch.Tensor], out: torch.Tensor
+    ) -> list[slice]:
+        """Append the new token to each segment attended at ``place`` and attend to it.
+
+        ``projected`` are queries [batch, 1, heads, head_dim], keys and values; ``out`` is
+        [rows, group, head_dim]. Returns the rows that were filled.
+        """
+        q, k, v = (t.flatten(0, 2) for t in projected)
+        q = q.unflatten(0, (-1, self.spec.group_size))
+        batch = self.batches[task.batch]
+        filled = []
+        for segment, context in self.stores.cache.attended_at(task, place):
+            rows = slice(segment.first_row, segment.end_row)
+            context[-1, 0].copy_(k[rows])
+            context[-1, 1].copy_(v[rows])
+            valid = valid_slots(
+                batch.lengths, batch.prompt_ids.shape[1], len(context), self.spec.num_kv_heads
+            )
+            valid = None if valid is None else valid[rows].to(out.device)
+            keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
+            out[rows] = decode_attention(q[rows], keys, values, valid)
+            filled.append(rows)
+        return filled
+
+    def _compute_head(self, task: Task) -> None:
+        batch, weights = self.batches[task.batch], self._weights(task)
+        if self.kinds[task.layer - 1] != "head":
+            hidden = self.stores.hidden.gather(task)
+            last = batch.lengths - 1 if task.is_prefill else torch.zeros_like(batch.lengths)
+            picked = hidden[torch.arange(len(batch)), last.to(hidden.device)]
+            self._head_inputs[task.batch] = layers.final_norm(picked, weights, self.config)
+            self._logits[task.batch] = picked.new_empty(
+                len(batch), self.spec.vocab_size, dtype=torch.float32
+            )
+        chunks = weights["head.weight"]
+        first = self.stores.weights.layers[task.layer].first_row
+        for chunk in chunks:
+            columns = slice(first, first + len(chunk))
+            self._logits[task.batch][:, columns] = layers.logits(
+                self._head_inputs[task.batch], [chunk]
+            )
+            first += len(chunk)
+        if task.layer == self._last_layer:
+            logits = self._logits.pop(task.batch)
+            del self._head_inputs[task.batch]
+            self._choose(task, batch, logits)
+
+    def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
+        ids = self.sampler.sample(logits, batch.sequence_ids, task.token).cpu()
+        batch.generated[:, task.token] = ids
+        batch.is_finished |= torch.isin(ids, self.eos_ids)

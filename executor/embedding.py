@@ -1,0 +1,111 @@
+"""Rows of the embedding tables, gathered from wherever they live."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+import torch
+
+from costmodel.layout import LayerLayout
+from executor.weight_file import WeightFile
+from executor.weights import WeightStore
+from profiles.errors import RunError
+
+
+class EmbeddingTable:
+    """A table of which only the rows that are asked for are ever touched. A context manager.
+
+    Rows on disk are read through the page cache, unlike all else: they are small, and common
+    tokens come again.
+
+    Parameters
+    ----------
+    weights, file
+        The store and, where some rows live on disk, its file.
+    name
+        The tensor that holds the rows: ``tokens.weight``, ``positions.weight``, or
+        ``head.weight`` in several chunks where it is tied to the embedding.
+    """
+
+    def __init__(self, weights: WeightStore, file: WeightFile | None, name: str) -> None:
+        self._runs: list[tuple[int, torch.Tensor]] = []
+        self._disk: list[tuple[int, int, int]] = []
+        self._device = weights.machine.compute.device
+        self._dtype = weights.dtype
+        self._width = 0
+        for index, layout in enumerate(weights.layers):
+            for tensor in layout.tensors:
+                if tensor.name == name:
+                    self._width = tensor.shape[1]
+                    self._add(weights, file, index, layout, name)
+        self._descriptor = -1
+        if self._disk and file is not None:
+            self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def _add(
+        self,
+        weights: WeightStore,
+        file: WeightFile | None,
+        index: int,
+        layout: LayerLayout,
+        name: str,
+    ) -> None:
+        tensor = next(t for t in layout.tensors if t.name == name)
+        start, end = tensor.offset_bytes, tensor.end_bytes
+        for offset, run in weights.resident_runs(index):
+            low, high = max(start, offset), min(end, offset + len(run))
+            if low < high:
+                rows = run[low - offset : high - offset].view(self._dtype).view(-1, self._width)
+                first = layout.first_row + (low - start) // tensor.row_bytes
+                self._runs.append((first, rows))
+        low = max(start, weights.cuts[index].cpu_end)
+        if low < end and weights.cuts[index].disk_bytes:
+            assert file is not None
+            first = (low - start) // tensor.row_bytes
+            self._disk.append(
+                (
+                    layout.first_row + first,
+                    layout.first_row + tensor.num_rows,
+                    file.position(index, low),
+                )
+            )
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""
+        flat = ids.flatten()
+        out = torch.empty(len(flat), self._width, dtype=self._dtype, device=self._device)
+        for first, rows in self._runs:
+            found = ((flat >= first) & (flat < first + len(rows))).nonzero().squeeze(1)
+            if len(found):
+                picked = rows[(flat[found] - first).to(rows.device)]
+                out[found.to(self._device)] = picked.to(self._device)
+        for first, end, position in self._disk:
+            found = ((flat >= first) & (flat < end)).nonzero().squeeze(1)
+            if len(found):
+                out[found.to(self._device)] = self._read(flat[found] - first, position)
+        return out.view(*ids.shape, self._width)
+
+    def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
+        wanted, places = rows.unique(return_inverse=True)
+        table = torch.empty(len(wanted), self._width, dtype=self._dtype)
+        row_bytes = self._width * table.element_size()
+        raw = table.view(torch.uint8).numpy()
+        for i, row in enumerate(wanted.tolist()):
+            got = os.preadv(self._descriptor, [memoryview(raw[i])], position + row * row_bytes)
+            if got != row_bytes:
+                raise RunError(f"weight file: row {row} of the embedding ended after {got} bytes")
+        return table[places].to(self._device)
+
+    def __enter__(self) -> EmbeddingTable:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)

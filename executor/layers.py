@@ -1,0 +1,245 @@
+"""The decoder's arithmetic, one half layer at a time. Pure tensor maths: no placement.
+
+Weights come as row chunks, because a placement may cut a matrix between two rows: the results do
+not depend on where. Everything rounds where transformers' own modules round, so that the logits
+are theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from costmodel.layout import OPT_POSITION_OFFSET
+from costmodel.model_spec import ModelSpec
+from executor.families import DecoderConfig, Rope
+
+# Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one.
+LayerWeights = Mapping[str, Sequence[torch.Tensor]]
+
+
+def linear(
+    x: torch.Tensor, chunks: Sequence[torch.Tensor], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
+
+    Allocates the result only: every chunk's product is written to its columns in place.
+    """
+    if len(chunks) == 1:
+        return F.linear(x, chunks[0], bias)
+    rows = x.reshape(-1, x.shape[-1])
+    out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
+    first = 0
+    for chunk in chunks:
+        columns = slice(first, first + chunk.shape[0])
+        if bias is None:
+            torch.mm(rows, chunk.t(), out=out[:, columns])
+        else:
+            torch.addmm(bias[columns], rows, chunk.t(), out=out[:, columns])
+        first += chunk.shape[0]
+    return out.view(*x.shape[:-1], first)
+
+
+def split_rows(
+    chunks: Sequence[torch.Tensor], row: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
+    before: list[torch.Tensor] = []
+    behind: list[torch.Tensor] = []
+    for chunk in chunks:
+        kept = min(max(row, 0), chunk.shape[0])
+        if kept:
+            before.append(chunk[:kept])
+        if kept < chunk.shape[0]:
+            behind.append(chunk[kept:])
+        row -= chunk.shape[0]
+    return before, behind
+
+
+def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Look ``ids`` [...] up in a table [rows, width] in row chunks; returns [..., width]."""
+    if len(chunks) == 1:
+        return F.embedding(ids, chunks[0])
+    out = chunks[0].new_empty(*ids.shape, chunks[0].shape[1])
+    first = 0
+    for chunk in chunks:
+        is_here = (ids >= first) & (ids < first + chunk.shape[0])
+        out[is_here] = chunk[ids[is_here] - first]
+        first += chunk.shape[0]
+    return out
+
+
+def norm(
+    x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig
+) -> torch.Tensor:
+    """Normalise ``x`` [..., hidden] by LayerNorm where ``name`` has a bias, else by RMSNorm."""
+    weight = weights[f"{name}.weight"][0]
+    bias = _bias(weights, name)
+    if bias is None:
+        return rms_norm(x, weight, config.norm_eps)
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, config.norm_eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divide ``x`` by its root mean square, in float32; then round, then scale by ``weight``.
+
+    At the peak two float32 copies of ``x`` live, or one where ``x`` is float32 itself.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    scaled = wide * scale if wide is x else wide.mul_(scale)
+    return scaled.to(x.dtype).mul_(weight)
+
+
+@lru_cache(maxsize=8)
+def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
+
+    The ``llama3`` kind follows transformers' ``_compute_llama3_parameters``: long waves are
+    slowed by ``factor``, short ones kept, those between blended.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "default":
+        return frequencies
+    wave_lengths = 2 * math.pi / frequencies
+    blend = (rope.original_max_positions / wave_lengths - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * frequencies / rope.factor + blend * frequencies
+
+
+def project_qkv(
+    x: torch.Tensor,
+    weights: LayerWeights,
+    positions: torch.Tensor,
+    spec: ModelSpec,
+    config: DecoderConfig,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Norm, project and rotate: the first half of a decoder layer, up to its attention.
+
+    Parameters
+    ----------
+    x
+        Hidden states [batch, tokens, hidden]; not changed.
+    positions
+        int64 [batch, tokens]; read by rotary families only.
+
+    Returns
+    -------
+    tuple
+        Queries [batch, tokens, heads, head_dim], keys and values [batch, tokens, kv heads,
+        head_dim]: three views of one tensor, rotated in place.
+
+    Notes
+    -----
+    Temporaries at the peak, in elements per token, are the larger of ``hidden + qkv`` (norm and
+    product), ``qkv + query`` and two float32 heads of cosines and sines (rotation), and with
+    head norms (Qwen3) ``qkv`` and two float32 ``query``. What lives on return is ``qkv``, where
+    ``qkv = query + 2 * kv``.
+    """
+    # The norm is not bound to a name, so that it is gone once it has been multiplied.
+    qkv = linear(
+        norm(x, weights, "attention_norm", config), weights["qkv.weight"], _bias(weights, "qkv")
+    )
+    q, k, v = (
+        part.view(*x.shape[:-1], -1, spec.head_dim)
+        for part in torch.split(qkv, [spec.query_size, spec.kv_size, spec.kv_size], dim=-1)
+    )
+    if config.qk_norm:
+        q.copy_(rms_norm(q, weights["q_norm.weight"][0], config.norm_eps))
+        k.copy_(rms_norm(k, weights["k_norm.weight"][0], config.norm_eps))
+    if config.rope is not None:
+        frequencies = rotary_frequencies(config.rope, spec.head_dim, x.device)
+        angles = positions[..., None, None].float() * frequencies
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        _rotate(q, cos, sin)
+        _rotate(k, cos, sin)
+    return q, k, v
+
+
+def finish_layer(
+    x: torch.Tensor,
+    attended: torch.Tensor,
+    weights: LayerWeights,
+    spec: ModelSpec,
+    config: DecoderConfig,
+) -> None:
+    """Project what was attended and run the MLP: the second half of a decoder layer.
+
+    Parameters
+    ----------
+    x
+        Hidden states [batch, tokens, hidden]; both halves are added to it in place.
+    attended
+        [batch, tokens, query]; not changed.
+
+    Notes
+    -----
+    Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
+    ``hidden + 2 * ffn`` (norm, gate, up), then ``ffn + hidden``; OPT ``hidden + ffn``.
+    """
+    x.add_(linear(attended, weights["output.weight"], _bias(weights, "output")))
+    normed = norm(x, weights, "mlp_norm", config)
+    if spec.is_gated:
+        gate, up = split_rows(weights["gate_up.weight"], spec.ffn_size)
+        inner = _activate(linear(normed, gate), config)
+        inner.mul_(linear(normed, up))
+    else:
+        inner = _activate(linear(normed, weights["up.weight"], _bias(weights, "up")), config)
+    del normed
+    x.add_(linear(inner, weights["down.weight"], _bias(weights, "down")))
+
+
+def embed(
+    token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights
+) -> torch.Tensor:
+    """Add learned positions, where the family has them, to embedded tokens in place.
+
+    ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
+    are those of the embed layer.
+    """
+    table = weights.get("positions.weight")
+    if table is None:
+        return token_rows
+    return token_rows.add_(gather_rows(positions + OPT_POSITION_OFFSET, table))
+
+
+def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden]; weights are those of the first head chunk."""
+    return norm(x, weights, "final_norm", config)
+
+
+def logits(x: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Multiply normed hidden states [batch, hidden] by rows of the head: float32 [batch, rows]."""
+    return linear(x, chunks).float()
+
+
+def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
+    found = weights.get(f"{name}.bias")
+    return None if found is None else found[0]
+
+
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotate [..., heads, head_dim] in place; the pairs are (i, i + head_dim / 2)."""
+    left, right = heads.chunk(2, dim=-1)
+    right_part, left_part = right * sin, left * sin
+    left.mul_(cos).sub_(right_part)
+    right.mul_(cos).add_(left_part)
+
+
+def _activate(x: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    if config.activation == "silu":
+        return F.silu(x, inplace=True)
+    if config.activation == "relu":
+        return x.relu_()
+    # There is no public gelu in place; the operator itself has one.
+    activated: torch.Tensor = torch.ops.aten.gelu_(x)
+    return activated

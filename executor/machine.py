@@ -1,0 +1,63 @@
+"""The tiers and channels of the machine that a policy runs on."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+
+from executor.arena import Arena
+from executor.engine import Channel, Throttle
+from profiles.hardware import HardwareProfile
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Machine:
+    """Arenas and channels, real or emulated, by what the profile says. A context manager.
+
+    ``compute`` is the arena of the device that computes: the GPU's where there is one, else the
+    CPU's. An emulated GPU is a second arena in CPU memory behind throttled links.
+    """
+
+    def __init__(self, hardware: HardwareProfile) -> None:
+        self.hardware = hardware
+        self.has_gpu = hardware.has_gpu
+        self.uses_cuda = hardware.has_gpu and not hardware.is_emulated
+        cpu = torch.device("cpu")
+        device = torch.device("cuda") if self.uses_cuda else cpu
+        # What the process holds before it loads anything is part of the budget.
+        budget = hardware.cpu.memory_bytes - hardware.cpu.runtime_bytes
+        self.cpu = Arena("cpu", budget, cpu, pins=self.uses_cuda)
+        self.compute = self.cpu
+        if hardware.gpu is not None:
+            self.compute = Arena("gpu", hardware.gpu.memory_bytes, device)
+
+    @property
+    def arenas(self) -> dict[str, Arena]:
+        """The arenas by tier."""
+        return {"cpu": self.cpu, "gpu": self.compute} if self.has_gpu else {"cpu": self.cpu}
+
+    def make_channels(self) -> list[Channel]:
+        """Make one channel for each that the schedule may use."""
+        channels = [Channel("disk_read"), Channel("disk_write"), Channel("cpu_compute")]
+        gpu = self.hardware.gpu
+        if gpu is None:
+            return channels
+        rates = {"h2d": gpu.h2d.pinned_bytes_per_s, "d2h": gpu.d2h.pinned_bytes_per_s}
+        for name in ("h2d", "d2h", "gpu_compute"):
+            stream = torch.cuda.Stream() if self.uses_cuda else None
+            throttle = Throttle(rates[name]) if gpu.emulated and name in rates else None
+            channels.append(Channel(name, stream=stream, throttle=throttle))
+        return channels
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cpu.__exit__(kind, error, trace)

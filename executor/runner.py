@@ -1,0 +1,259 @@
+"""Runs a policy over prompts, block by block."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from costmodel.layout import model_layers
+from costmodel.policy import Policy
+from costmodel.schedule import Task, ZigzagSchedule, route_of
+from executor.activations import HiddenStates
+from executor.block import Batch, Block, Stores
+from executor.checkpoint import WeightSource
+from executor.embedding import EmbeddingTable
+from executor.engine import Completion, Engine
+from executor.kv_cache import KVCache
+from executor.machine import Machine
+from executor.offload_folder import check_offload_folder
+from executor.sampling import Sampler
+from executor.scratch_file import ScratchFile
+from executor.trace import Span, Trace
+from executor.weight_file import WeightFile
+from executor.weights import WeightStore
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockResult:
+    """What one block generated, and its seconds.
+
+    ``output_ids`` holds the generated tokens of each prompt, by the prompt's index, up to and
+    without an end-of-sequence token; ``stopped`` the prompts that met one.
+    """
+
+    output_ids: dict[int, tuple[int, ...]]
+    stopped: frozenset[int]
+    num_batches: int
+    prompt_len: int
+    num_tokens: int
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What a run tells while it works; every hook may be left alone.
+
+    ``loaded`` counts bytes of weights, ``computed`` is called for each computed layer and batch
+    from a worker's thread.
+    """
+
+    loaded: Callable[[int], None] = field(default=lambda _: None)
+    computed: Callable[[Task], None] = field(default=lambda _: None)
+
+
+class _ProgressTrace(Trace):
+    """A trace that also tells of each computation."""
+
+    def __init__(self, computed: Callable[[Task], None]) -> None:
+        super().__init__()
+        self._computed = computed
+
+    def record(self, span: Span) -> None:
+        super().record(span)
+        if span.task.kind in ("compute", "finish"):
+            self._computed(span.task)
+
+
+class Runner:
+    """Everything that a policy needs to run, allocated once. A context manager.
+
+    Parameters
+    ----------
+    policy
+        Is executed to the byte.
+    hardware
+        The machine with its budgets; the policy must fit them.
+    source
+        The weights.
+    offload_dir
+        Where weights, cache and hidden states on disk go.
+    sampler, eos_ids
+        How tokens are chosen, and which of them end a sequence.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        hardware: HardwareProfile,
+        source: WeightSource,
+        offload_dir: Path,
+        *,
+        sampler: Sampler | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+        progress: Progress | None = None,
+    ) -> None:
+        _check_runnable(policy, hardware, source)
+        self.policy = policy
+        self.hardware = hardware
+        self.source = source
+        self.offload_dir = offload_dir
+        self.sampler = sampler or Sampler()
+        self.eos_ids = eos_ids
+        self.progress = progress or Progress()
+        self.layers = model_layers(policy.model)
+        self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
+        self.trace: Trace = _ProgressTrace(self.progress.computed)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Runner:
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
+        """Generate for every prompt, given as token ids; yields each block as it ends.
+
+        Prompts of like length share a block, the longest first, so that little is padded and the
+        most memory is needed at the start.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for first in range(0, len(order), self.policy.block_size):
+            yield self._run_block(prompts, order[first : first + self.policy.block_size])
+
+    def _open(self) -> None:
+        policy, enter = self.policy, self._stack.enter_context
+        machine = enter(Machine(self.hardware))
+        file = WeightFile(self.offload_dir, self.source, self.layers)
+        file = enter(file) if self.route.disk_weights or policy.weights.disk > 0 else None
+        self.weights = WeightStore(policy, self.layers, machine, file)
+        missing = file.missing_bytes(self.weights.cuts) if file else 0
+        cache = KVCache(policy, machine)
+        hidden = HiddenStates(policy, machine, file_offset=cache.disk_bytes())
+        scratch_bytes = cache.disk_bytes() + hidden.disk_bytes()
+        if missing or scratch_bytes:
+            check_offload_folder(self.offload_dir, missing + scratch_bytes)
+        if scratch_bytes:
+            cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
+        if file:
+            file.build(self.weights.cuts, self.progress.loaded)
+        self.weights.load(self.source, self.progress.loaded)
+        tied = policy.model.tied_embeddings
+        tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
+        positions = None
+        if self.source.config.rope is None:
+            positions = enter(EmbeddingTable(self.weights, file, "positions.weight"))
+        stores = Stores(
+            weights=self.weights, tokens=enter(tokens), positions=positions, cache=cache,
+            hidden=hidden,
+        )  # fmt: skip
+        self.block = Block(
+            policy, self.source.config, machine, stores, self.sampler, self.eos_ids
+        )
+        self.machine = machine
+        self.engine = enter(Engine(machine.make_channels(), self.block.handlers(), self.trace))
+
+    def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
+        gen_len, size = self.policy.workload.gen_len, self.policy.gpu_batch_size
+        prompt_len = max(len(prompts[i]) for i in indices)
+        parts = [indices[first : first + size] for first in range(0, len(indices), size)]
+        batches = [
+            Batch([prompts[i] for i in part], part, prompt_len=prompt_len, gen_len=gen_len)
+            for part in parts
+        ]
+        self.block.start(batches)
+        schedule = ZigzagSchedule(
+            self.route, self.layers, num_batches=len(batches), num_tokens=gen_len
+        )
+        start_s = time.perf_counter()
+        ends_s = self._run_schedule(schedule)
+        return _collect(batches, self.eos_ids, prompt_len, [end - start_s for end in ends_s])
+
+    def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
+        """Submit the tasks token by token; returns when each token was done."""
+        ends_s: list[float] = []
+        last: Completion | None = None
+        for task in schedule:
+            if task.token > len(ends_s) and task.channel == self.route.compute_channel:
+                # The next token needs this one anyway; its first loads are under way already.
+                assert last is not None
+                self.engine.wait(last)
+                ends_s.append(time.perf_counter())
+                self.engine.forget_done()
+                if self.block.is_finished:
+                    break
+            completion = self.engine.submit(task)
+            if task.channel == self.route.compute_channel:
+                last = completion
+        else:
+            assert last is not None
+            self.engine.wait(last)
+            ends_s.append(time.perf_counter())
+        self.engine.drain()
+        return ends_s
+
+
+def _check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
+    """Refuse what this executor would otherwise do wrongly or not at all."""
+    wanted, found = policy.model, source.spec
+    for name in wanted.__dataclass_fields__:
+        if name != "name" and getattr(wanted, name) != getattr(found, name):
+            raise InputError(
+                "policy for another model",
+                got=f"{name} {getattr(wanted, name)} for {wanted.name}",
+                allowed=f"{name} {getattr(found, name)} as in {found.name}",
+                hint="search again with --model",
+            )
+    full = 8 * policy.model.dtype_bytes
+    for name, allowed in (("weight_bits", full), ("cache_bits", full), ("attention_sparsity", 1)):
+        if getattr(policy, name) != allowed:
+            raise InputError(
+                f"policy.{name}", got=getattr(policy, name), allowed=f"{allowed} in this version"
+            )
+    shares = (policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
+    if not hardware.has_gpu and any(shares):
+        raise InputError(
+            "policy", got="bytes placed on the GPU", allowed="CPU and disk on a machine without one"
+        )
+
+
+def _collect(
+    batches: list[Batch], eos_ids: frozenset[int], prompt_len: int, ends_s: list[float]
+) -> BlockResult:
+    output_ids, stopped = {}, set()
+    for batch in batches:
+        for index, row in zip(batch.sequence_ids, batch.generated.tolist(), strict=True):
+            ids = row[: len(ends_s)]
+            end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
+            output_ids[index] = tuple(ids[:end])
+            if end is not None:
+                stopped.add(index)
+    return BlockResult(
+        output_ids=output_ids,
+        stopped=frozenset(stopped),
+        num_batches=len(batches),
+        prompt_len=prompt_len,
+        num_tokens=len(ends_s),
+        prefill_s=ends_s[0],
+        decode_s=ends_s[-1] - ends_s[0],
+    )

@@ -1,0 +1,187 @@
+"""One safetensors file: its header checked before any work, its bytes read without mapping it.
+
+The header is parsed here rather than by a library so that every promise it makes can be checked
+against the file, and the bytes are read with plain reads because mapped pages count as resident.
+Format: 8 bytes of little-endian length, that many bytes of JSON, then the tensors without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profiles.errors import InputError, RunError
+from profiles.units import MIB
+
+# The limit of the format's own reader.
+MAX_HEADER_BYTES = 100 * 10**6
+LENGTH_BYTES = 8
+READ_BYTES = 16 * MIB
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
+    "I16": 2, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """One tensor of a file: where its bytes begin (from the start of the file) and what they are.
+
+    ``dtype`` is the format's own name, such as ``BF16``.
+    """
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafetensorsFile:
+    """A file whose header was found to be sound.
+
+    Parameters
+    ----------
+    tensors
+        Entries by name.
+    identity
+        Name, size, time of change and header, to recognise the same file again.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorEntry]
+    identity: bytes
+
+
+def open_safetensors(path: Path) -> SafetensorsFile:
+    """Read and check a file's header; raises ``InputError`` on anything that does not add up."""
+    label = f"shard {path.name}"
+    try:
+        with path.open("rb", buffering=0) as handle:
+            status = os.fstat(handle.fileno())
+            header = _read_header(handle.fileno(), status.st_size, label)
+    except FileNotFoundError:
+        raise InputError(
+            label, got=f"no such file in {path.parent}", allowed="a file of the checkpoint",
+            hint="download the checkpoint again",
+        ) from None  # fmt: skip
+    except OSError as error:
+        raise InputError(label, got=error.strerror, allowed="a readable file") from error
+    data_offset = LENGTH_BYTES + len(header)
+    tensors = _parse_entries(header, path, data_offset, label)
+    _check_coverage(tensors, data_offset, status.st_size, label)
+    identity = f"{path.name}:{status.st_size}:{status.st_mtime_ns}:".encode() + header
+    return SafetensorsFile(path=path, tensors=tensors, identity=identity)
+
+
+def read_into(path: Path, offset_bytes: int, target: memoryview) -> None:
+    """Fill ``target`` from the file and let the pages that were read leave the page cache."""
+    try:
+        with path.open("rb", buffering=0) as handle:
+            done = 0
+            while done < len(target):
+                piece = target[done : done + READ_BYTES]
+                got = os.preadv(handle.fileno(), [piece], offset_bytes + done)
+                if got == 0:
+                    raise RunError(f"shard {path}: it became shorter while it was read")
+                os.posix_fadvise(
+                    handle.fileno(), offset_bytes + done, got, os.POSIX_FADV_DONTNEED
+                )
+                done += got
+    except OSError as error:
+        raise RunError(f"shard {path}: cannot be read ({error.strerror})") from error
+
+
+def _read_header(descriptor: int, file_bytes: int, label: str) -> bytes:
+    length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
+    allowed = min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)
+    if file_bytes < LENGTH_BYTES or not 2 <= length <= allowed:
+        raise InputError(
+            label,
+            got=f"{file_bytes} bytes that begin with a header length of {length}",
+            allowed="a safetensors file whose header lies within it",
+            hint="download the file again",
+        )
+    return os.pread(descriptor, length, LENGTH_BYTES)
+
+
+def _parse_entries(
+    header: bytes, path: Path, data_offset: int, label: str
+) -> dict[str, TensorEntry]:
+    try:
+        parsed = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            label, got=f"a header that is not JSON ({error})", allowed="a JSON header"
+        ) from None
+    if not isinstance(parsed, dict):
+        raise InputError(label, got=f"a {type(parsed).__name__} as header", allowed="an object")
+    return {
+        name: _parse_entry(name, value, path, data_offset, label)
+        for name, value in parsed.items()
+        if name != "__metadata__"
+    }
+
+
+def _parse_entry(name: str, value: Any, path: Path, data_offset: int, label: str) -> TensorEntry:
+    value = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise InputError(
+            f"dtype of {name} in {label}", got=repr(dtype), allowed=", ".join(ITEM_BYTES)
+        )
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise InputError(
+            f"{name} in {label}", got=f"shape {shape}, data_offsets {offsets}",
+            allowed="whole numbers, two of them offsets",
+        )  # fmt: skip
+    entry = TensorEntry(
+        path=path, name=name, dtype=dtype, shape=tuple(shape),
+        offset_bytes=data_offset + offsets[0],
+    )  # fmt: skip
+    if offsets[1] - offsets[0] != entry.num_bytes:
+        raise InputError(
+            f"{name} in {label}",
+            got=f"{offsets[1] - offsets[0]} bytes",
+            allowed=f"{entry.num_bytes} for {dtype} {list(shape)}",
+        )
+    return entry
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _check_coverage(
+    tensors: Mapping[str, TensorEntry], data_offset: int, file_bytes: int, label: str
+) -> None:
+    end = data_offset
+    for entry in sorted(tensors.values(), key=lambda e: (e.offset_bytes, e.num_bytes)):
+        if entry.offset_bytes != end:
+            raise InputError(
+                f"{entry.name} in {label}",
+                got=f"offset {entry.offset_bytes - data_offset}",
+                allowed=f"{end - data_offset}, where the tensor before it ends",
+            )
+        end += entry.num_bytes
+    if end != file_bytes:
+        raise InputError(
+            label, got=f"{file_bytes} bytes", allowed=f"{end} as its header says",
+            hint="download the file again",
+        )  # fmt: skip

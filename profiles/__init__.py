@@ -1,0 +1,33 @@
+"""What a machine can do: measured, stored, loaded. Imports without torch."""
+
+from profiles.emulate import with_emulated_gpu
+from profiles.errors import InfeasibleError, InputError, RunError, ZigzagError
+from profiles.hardware import (
+    ComputeRates,
+    Cpu,
+    Disk,
+    Gpu,
+    HardwareProfile,
+    Link,
+    RateCurve,
+)
+from profiles.recorded import recorded_names, recorded_profile
+from profiles.timing import Measurement
+
+__all__ = [
+    "ComputeRates",
+    "Cpu",
+    "Disk",
+    "Gpu",
+    "HardwareProfile",
+    "InfeasibleError",
+    "InputError",
+    "Link",
+    "Measurement",
+    "RateCurve",
+    "RunError",
+    "ZigzagError",
+    "recorded_names",
+    "recorded_profile",
+    "with_emulated_gpu",
+]

@@ -1,0 +1,215 @@
+"""Reads and writes past the page cache, from a few threads into page-aligned buffers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+
+from profiles.errors import RunError
+from profiles.units import MIB
+
+logger = logging.getLogger(__name__)
+
+# Offsets, lengths and addresses of direct I/O are whole pages.
+PAGE_BYTES = 4096
+REQUEST_BYTES = 4 * MIB
+NUM_THREADS = 4
+
+_warned_devices: set[int] = set()
+_warned_lock = threading.Lock()
+
+
+def aligned_buffer(num_bytes: int) -> memoryview:
+    """Return zeroed private memory that starts on a page; it lives while the view does."""
+    assert num_bytes > 0
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return memoryview(mmap.mmap(-1, num_bytes, flags=flags))
+
+
+def open_direct(path: Path, flags: int) -> int:
+    """Open ``path`` past the page cache; buffered, with a warning, where that is not possible.
+
+    Parameters
+    ----------
+    flags
+        As for ``os.open``, e.g. ``os.O_RDWR | os.O_CREAT``.
+
+    Raises
+    ------
+    RunError
+        With path and reason when the file cannot be opened at all.
+    """
+    try:
+        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise RunError(f"{path}: {error.strerror}") from error
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}") from error
+    _warn_once(path, os.fstat(fd).st_dev)
+    return fd
+
+
+def _warn_once(path: Path, device: int) -> None:
+    with _warned_lock:
+        if device in _warned_devices:
+            return
+        _warned_devices.add(device)
+    logger.warning(
+        "the file system of %s has no direct I/O; reading and writing through the page cache, "
+        "whose pages are dropped after each request",
+        path,
+    )
+
+
+class DirectFile:
+    """A file that is read and written in whole pages past the page cache.
+
+    One call is cut into requests of ``request_bytes``, which ``num_threads`` threads work off.
+    Any thread may call; calls on overlapping bytes are the caller's to order.
+
+    Parameters
+    ----------
+    path
+        The file. It is created, readable by its owner only, when ``writable``.
+    writable
+        Open for reading and writing instead of reading.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writable: bool = False,
+        num_threads: int = NUM_THREADS,
+        request_bytes: int = REQUEST_BYTES,
+    ) -> None:
+        assert request_bytes % PAGE_BYTES == 0 and request_bytes > 0
+        self.path = Path(path)
+        self._request_bytes = request_bytes
+        self._num_threads = num_threads
+        self._fd = open_direct(self.path, os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY)
+        self.is_direct = bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_DIRECT)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="aligned-io")
+
+    def __enter__(self) -> DirectFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is under way and close the file; a second call does nothing."""
+        self._pool.shutdown(cancel_futures=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def preallocate(self, num_bytes: int) -> None:
+        """Reserve the file's first bytes, so that a disk too small is told before any work.
+
+        Raises
+        ------
+        RunError
+            With path and reason; a full disk is told as such.
+        """
+        try:
+            os.posix_fallocate(self._fd, 0, num_bytes)
+        except OSError as error:
+            raise self._failure("allocation", num_bytes, error) from error
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` (whole pages, aligned) from ``offset`` (whole pages) on.
+
+        Raises
+        ------
+        RunError
+            With path, offset and reason; also when the file ends before the buffer is full.
+        """
+        self._spread(self._read, buffer, offset)
+
+    def write_from(self, buffer: memoryview, offset: int) -> None:
+        """Write all of ``buffer`` (whole pages, aligned) from ``offset`` (whole pages) on.
+
+        Raises
+        ------
+        RunError
+            With path, offset and reason; a full disk is told as such.
+        """
+        self._spread(self._write, buffer, offset)
+
+    def sync(self) -> None:
+        """Make everything written so far survive a crash."""
+        os.fsync(self._fd)
+
+    def _spread(
+        self, move: Callable[[memoryview, int], None], buffer: memoryview, offset: int
+    ) -> None:
+        assert buffer.contiguous and buffer.itemsize == 1
+        assert offset % PAGE_BYTES == 0 and buffer.nbytes % PAGE_BYTES == 0, (offset, buffer.nbytes)
+        size = self._request_bytes
+        if buffer.nbytes <= size:
+            move(buffer, offset)
+            return
+        # Threads draw their next request from one iterator, which costs less than a future each.
+        starts = iter(range(0, buffer.nbytes, size))
+
+        def work_off() -> None:
+            for start in starts:
+                move(buffer[start : start + size], offset + start)
+
+        num_workers = min(self._num_threads, -(-buffer.nbytes // size))
+        futures = [self._pool.submit(work_off) for _ in range(num_workers)]
+        # The caller may use the buffer for something else as soon as this returns or raises.
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    def _read(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        while done < buffer.nbytes:
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise self._failure("read", offset + done, error) from error
+            done += count
+            # A direct read stops inside a page only where the file ends.
+            if count == 0 or (self.is_direct and done % PAGE_BYTES):
+                raise RunError(
+                    f"read of {self.path} at offset {offset}: file is shorter than expected, "
+                    f"{buffer.nbytes} bytes wanted, {done} there"
+                )
+        if not self.is_direct:
+            os.posix_fadvise(self._fd, offset, buffer.nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _write(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        try:
+            while done < buffer.nbytes:
+                done += os.pwritev(self._fd, [buffer[done:]], offset + done)
+            if not self.is_direct:
+                os.fdatasync(self._fd)
+                os.posix_fadvise(self._fd, offset, buffer.nbytes, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise self._failure("write", offset + done, error) from error
+
+    def _failure(self, verb: str, offset: int, error: OSError) -> RunError:
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            reason = "the disk is full"
+        return RunError(f"{verb} of {self.path} at offset {offset}: {reason}")

@@ -1,0 +1,217 @@
+"""Arithmetic and memory rates of one device: matrix products, attention, copies, fixed costs."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from profiles.hardware import ComputeRates, RateCurve
+from profiles.sampling import Sampler
+from profiles.units import MIB
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights and caches of one figure take turns, so that none is found in a processor's cache.
+COLD_BYTES = 128 * MIB
+HEAD_DIM = 128
+GROUP_SIZE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputePlan:
+    """What is computed.
+
+    Parameters
+    ----------
+    rows
+        Rows (tokens) of the matrix products, increasing.
+    out_features, in_features
+        Shape of the weights.
+    prompt_len, num_prompts, num_heads
+        Shape of the attention over a prompt.
+    context_len, num_cache_rows
+        Tokens of the decode cache, and its rows: sequences times key heads.
+    stream_bytes
+        Size of the tensor that memory bandwidth is measured on.
+    """
+
+    rows: tuple[int, ...]
+    out_features: int
+    in_features: int = 4096
+    prompt_len: int = 512
+    num_prompts: int = 2
+    num_heads: int = 16
+    context_len: int = 512
+    num_cache_rows: int = 64
+    stream_bytes: int = 256 * MIB
+
+
+QUICK_PLAN = ComputePlan(rows=(1, 16, 64, 256, 1024), out_features=4096)
+FULL_PLAN = ComputePlan(rows=(1, 4, 16, 64, 256, 512, 1024, 2048, 4096), out_features=11008)
+
+
+def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> ComputeRates:
+    """Measure a device (``cpu`` or ``cuda``) in every dtype.
+
+    Rows whose product would take longer than a figure's share of time are left out, and the
+    curve is constant beyond its last point; the first is always measured.
+    """
+    with torch.inference_mode():
+        return ComputeRates(
+            matmul={d: _measure_matmul(device, d, plan, sampler) for d in DTYPES},
+            attention_prefill={d: _measure_prefill(device, d, plan, sampler) for d in DTYPES},
+            attention_decode={d: _measure_decode(device, d, plan, sampler) for d in DTYPES},
+            task_overhead_s=_measure_task_overhead(device, sampler),
+        )
+
+
+def measure_memory(device: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure how fast a device reads its memory, in bytes/s; copies are kept as samples too."""
+    source = torch.ones(plan.stream_bytes // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    prefix = _prefix(device)
+    with torch.inference_mode():
+        sampler.measure_rate(
+            f"{prefix}.memory.copy",
+            "bytes_per_s",
+            _finished(device, lambda: target.copy_(source)),
+            2 * plan.stream_bytes,
+        )
+        read = sampler.measure_rate(
+            f"{prefix}.memory.read",
+            "bytes_per_s",
+            _finished(device, source.sum),
+            plan.stream_bytes,
+        )
+    return read.median
+
+
+def _prefix(device: str) -> str:
+    return "cpu" if device == "cpu" else "gpu"
+
+
+def _finished(device: str, work: Callable[[], object]) -> Callable[[], object]:
+    """Make ``work`` return only when the device has done it."""
+    if device == "cpu":
+        return work
+
+    def finish() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return finish
+
+
+def _noise(device: str, dtype: str, *shape: int) -> torch.Tensor:
+    # A few random rows repeated: as good as all random for timing, and far quicker to make.
+    seed = torch.randn(min(64, shape[0]), *shape[1:]).to(device, DTYPES[dtype])
+    repeats = -(-shape[0] // seed.shape[0])
+    return seed.repeat(repeats, *(1 for _ in shape[1:]))[: shape[0]].contiguous()
+
+
+def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> RateCurve:
+    out_features, in_features = plan.out_features, plan.in_features
+    weight_bytes = out_features * in_features * DTYPES[dtype].itemsize
+    num_weights = max(2, -(-COLD_BYTES // weight_bytes))
+    weights = [_noise(device, dtype, out_features, in_features) for _ in range(num_weights)]
+    turns = itertools.cycle(weights)
+    sizes: list[float] = []
+    rates: list[float] = []
+    for rows in plan.rows:
+        flop = 2.0 * rows * out_features * in_features
+        if rates and not sampler.affords(flop / rates[-1]):
+            break
+        inputs = _noise(device, dtype, rows, in_features)
+        figure = sampler.measure_rate(
+            f"{_prefix(device)}.matmul.{dtype}.rows{rows}",
+            "flop_per_s",
+            _finished(device, lambda x=inputs: F.linear(x, next(turns))),  # type: ignore[misc]
+            flop,
+        )
+        sizes.append(float(rows))
+        rates.append(figure.median)
+    return RateCurve(sizes=tuple(sizes), rates=tuple(rates))
+
+
+def _measure_prefill(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure causal attention over prompts in FLOP/s, counting the full square.
+
+    Heads lie beside one another in memory, as the projections leave them.
+    """
+    shape = (plan.num_prompts, plan.prompt_len, plan.num_heads, HEAD_DIM)
+    query, key, value = (_noise(device, dtype, *shape).transpose(1, 2) for _ in range(3))
+
+    def attend() -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    flop = 4.0 * plan.num_prompts * plan.num_heads * plan.prompt_len**2 * HEAD_DIM
+    prefix = _prefix(device)
+    return sampler.measure_rate(
+        f"{prefix}.attention_prefill.{dtype}", "flop_per_s", _finished(device, attend), flop
+    ).median
+
+
+def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure one decode step of attention in bytes of cache per second.
+
+    The cache is ``[tokens, 2, rows, head_dim]``, a row being a key head of a sequence, so that a
+    step appends one contiguous run; ``GROUP_SIZE`` query heads share each key head.
+    """
+    rows, tokens = plan.num_cache_rows, plan.context_len
+    cache_bytes = tokens * 2 * rows * HEAD_DIM * DTYPES[dtype].itemsize
+    caches = [
+        _noise(device, dtype, tokens, 2, rows, HEAD_DIM)
+        for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
+    ]
+    turns = itertools.cycle(caches)
+    query = _noise(device, dtype, rows, 1, GROUP_SIZE, HEAD_DIM)
+
+    def attend() -> torch.Tensor:
+        keys, values = (part.transpose(0, 1)[:, None] for part in next(turns).unbind(1))
+        return F.scaled_dot_product_attention(query, keys, values)
+
+    return sampler.measure_rate(
+        f"{_prefix(device)}.attention_decode.{dtype}",
+        "bytes_per_s",
+        _finished(device, attend),
+        cache_bytes,
+    ).median
+
+
+def _measure_task_overhead(device: str, sampler: Sampler) -> float:
+    """Measure what a task costs that does nothing: a hand-over between threads, or a launch."""
+    name = f"{_prefix(device)}.task_overhead"
+    if device != "cpu":
+        empty = torch.zeros(1, device=device)
+        return sampler.measure_seconds(name, lambda: _launch(empty)).median
+    tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+
+    def work_off() -> None:
+        while (done := tasks.get()) is not None:
+            done.set()
+
+    def hand_over() -> None:
+        done = threading.Event()
+        tasks.put(done)
+        done.wait()
+
+    worker = threading.Thread(target=work_off, name="task-overhead")
+    worker.start()
+    try:
+        return sampler.measure_seconds(name, hand_over).median
+    finally:
+        tasks.put(None)
+        worker.join()
+
+
+def _launch(tensor: torch.Tensor) -> None:
+    # torch does not type the constructors of its streams and events.
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    tensor.add_(1.0)
+    event.record()
+    event.synchronize()

@@ -1,0 +1,56 @@
+"""A GPU tier emulated in CPU memory, to run all three tiers where there is no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from profiles.errors import InputError
+from profiles.hardware import Gpu, HardwareProfile, Link
+from profiles.units import format_bytes, format_rate
+
+
+def with_emulated_gpu(
+    profile: HardwareProfile, *, memory_bytes: int, link_bytes_per_s: float
+) -> HardwareProfile:
+    """Set aside part of a machine's CPU memory as a GPU tier behind throttled links.
+
+    It computes as fast as the CPU does, and its memory is taken off the CPU tier.
+
+    Parameters
+    ----------
+    link_bytes_per_s
+        Rate of each direction, pinned or not, alone or opposed.
+
+    Raises
+    ------
+    InputError
+        When the machine has a GPU, or no more CPU memory than the emulated tier is to have.
+    """
+    if profile.gpu is not None:
+        raise InputError(
+            "--emulate-gpu",
+            got=f"a machine with {profile.gpu.name}",
+            allowed="a machine without a GPU",
+        )
+    if memory_bytes >= profile.cpu.memory_bytes:
+        raise InputError(
+            "--emulate-gpu",
+            got=format_bytes(memory_bytes),
+            allowed=f"less than the CPU memory, {format_bytes(profile.cpu.memory_bytes)}",
+        )
+    link = Link(
+        pinned_bytes_per_s=link_bytes_per_s,
+        pageable_bytes_per_s=link_bytes_per_s,
+        opposed_bytes_per_s=link_bytes_per_s,
+    )
+    gpu = Gpu(
+        name=f"emulated GPU ({format_bytes(memory_bytes)}, {format_rate(link_bytes_per_s)})",
+        memory_bytes=memory_bytes,
+        memory_bytes_per_s=profile.cpu.memory_bytes_per_s,
+        compute=profile.cpu.compute,
+        h2d=link,
+        d2h=link,
+        emulated=True,
+    )
+    cpu = replace(profile.cpu, memory_bytes=profile.cpu.memory_bytes - memory_bytes)
+    return replace(profile, name=f"{profile.name} + {gpu.name}", gpu=gpu, cpu=cpu)

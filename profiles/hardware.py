@@ -1,0 +1,253 @@
+"""What a machine can do: the ``HardwareProfile``, validated, and its JSON file."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from profiles.errors import InputError
+from profiles.files import from_json, read_json, to_json, write_json
+from profiles.timing import Measurement
+
+SCHEMA_VERSION = 1
+
+
+def _require_positive(what: str, value: float) -> None:
+    if not math.isfinite(value) or value <= 0:
+        raise InputError(what, got=value, allowed="a finite number above zero")
+
+
+def _require_not_negative(what: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise InputError(what, got=value, allowed="a finite number, zero or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateCurve:
+    """A rate measured at several sizes of work.
+
+    Parameters
+    ----------
+    sizes
+        Increasing; rows of a matrix product, or bytes of one request.
+    rates
+        FLOP/s or bytes/s at each size.
+    """
+
+    sizes: tuple[float, ...]
+    rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.sizes) != len(self.rates):
+            got = f"{len(self.sizes)} sizes and {len(self.rates)} rates"
+            raise InputError("rate curve", got=got, allowed="as many sizes as rates, at least one")
+        for value in (*self.sizes, *self.rates):
+            _require_positive("rate curve", value)
+        if any(a >= b for a, b in zip(self.sizes, self.sizes[1:], strict=False)):
+            raise InputError("rate curve sizes", got=list(self.sizes), allowed="increasing sizes")
+
+    @classmethod
+    def constant(cls, rate: float) -> RateCurve:
+        """Make a curve with one rate at every size."""
+        return cls(sizes=(1.0,), rates=(rate,))
+
+    def at(self, size: float) -> float:
+        """Interpolate the time per unit of work over log size; constant beyond the ends."""
+        if size <= self.sizes[0]:
+            return self.rates[0]
+        if size >= self.sizes[-1]:
+            return self.rates[-1]
+        i = bisect.bisect_right(self.sizes, size)
+        low, high = self.sizes[i - 1], self.sizes[i]
+        share = math.log(size / low) / math.log(high / low)
+        return math.exp((1 - share) * math.log(self.rates[i - 1]) + share * math.log(self.rates[i]))
+
+    @property
+    def peak(self) -> float:
+        """The highest rate measured."""
+        return max(self.rates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeRates:
+    """Arithmetic rates of one device, by dtype name (``bfloat16``, ``float16``, ``float32``).
+
+    Parameters
+    ----------
+    matmul
+        FLOP/s of a matrix product over its number of rows (tokens).
+    attention_prefill
+        FLOP/s of causal attention over a prompt, counting the full square.
+    attention_decode
+        Bytes of KV cache per second that one decode step of attention reads.
+    task_overhead_s
+        Seconds that any task costs before it does work.
+    """
+
+    matmul: Mapping[str, RateCurve]
+    attention_prefill: Mapping[str, float]
+    attention_decode: Mapping[str, float]
+    task_overhead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.matmul:
+            raise InputError("matmul rates", got="none", allowed="at least one dtype")
+        for name, rates in (
+            ("attention_prefill", self.attention_prefill),
+            ("attention_decode", self.attention_decode),
+        ):
+            if set(rates) != set(self.matmul):
+                raise InputError(
+                    name, got=sorted(rates), allowed=f"the dtypes of matmul: {sorted(self.matmul)}"
+                )
+            for dtype, rate in rates.items():
+                _require_positive(f"{name}.{dtype}", rate)
+        _require_not_negative("task_overhead_s", self.task_overhead_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One direction of the link between host and device, in bytes/s."""
+
+    pinned_bytes_per_s: float
+    pageable_bytes_per_s: float
+    # The pinned rate while the other direction is busy too.
+    opposed_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("pinned_bytes_per_s", "pageable_bytes_per_s", "opposed_bytes_per_s"):
+            _require_positive(f"link.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The GPU tier. ``emulated`` marks a budgeted arena in CPU memory behind throttled links."""
+
+    name: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    compute: ComputeRates
+    h2d: Link
+    d2h: Link
+    emulated: bool = False
+
+    def __post_init__(self) -> None:
+        _require_not_negative("gpu.memory_bytes", self.memory_bytes)
+        _require_positive("gpu.memory_bytes_per_s", self.memory_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """The CPU tier. ``runtime_bytes`` is what the process holds before it loads anything."""
+
+    name: str
+    num_cores: int
+    memory_bytes: int
+    memory_bytes_per_s: float
+    runtime_bytes: int
+    compute: ComputeRates
+
+    def __post_init__(self) -> None:
+        _require_positive("cpu.num_cores", self.num_cores)
+        _require_not_negative("cpu.memory_bytes", self.memory_bytes)
+        _require_positive("cpu.memory_bytes_per_s", self.memory_bytes_per_s)
+        _require_not_negative("cpu.runtime_bytes", self.runtime_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The disk tier: free bytes, and rates past the page cache over bytes of one request."""
+
+    free_bytes: int
+    read: RateCurve
+    write: RateCurve
+
+    def __post_init__(self) -> None:
+        _require_not_negative("disk.free_bytes", self.free_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareProfile:
+    """A machine: three tiers, the channels between them, and where the figures come from.
+
+    Parameters
+    ----------
+    name
+        What people call the machine.
+    source
+        ``measured`` with its command, or the public figures that a recorded machine cites.
+    date
+        ISO date of the measurement or of the record.
+    gpu
+        ``None`` on a machine without a GPU; the CPU is then the compute device.
+    versions
+        Library versions by name.
+    measurements
+        Raw samples behind the figures, where they were measured.
+    """
+
+    name: str
+    source: str
+    date: str
+    cpu: Cpu
+    disk: Disk
+    gpu: Gpu | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                "profile schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
+            )
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a GPU tier, real or emulated."""
+        return self.gpu is not None
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the GPU tier is emulated in CPU memory."""
+        return self.gpu is not None and self.gpu.emulated
+
+    @property
+    def compute(self) -> ComputeRates:
+        """Rates of the device that computes: the GPU where there is one, else the CPU."""
+        return self.cpu.compute if self.gpu is None else self.gpu.compute
+
+    def with_budget(
+        self,
+        *,
+        gpu_memory: int | None = None,
+        cpu_memory: int | None = None,
+        disk: int | None = None,
+    ) -> HardwareProfile:
+        """Replace capacities, in bytes, by a user's budgets; ``None`` keeps what was measured."""
+        profile = self
+        if gpu_memory is not None and gpu_memory > 0 and profile.gpu is None:
+            raise InputError(
+                "--gpu-memory",
+                got=f"{gpu_memory} bytes",
+                allowed="0 on a machine whose profile has no GPU",
+            )
+        if gpu_memory is not None and profile.gpu is not None:
+            profile = replace(profile, gpu=replace(profile.gpu, memory_bytes=gpu_memory))
+        if cpu_memory is not None:
+            profile = replace(profile, cpu=replace(profile.cpu, memory_bytes=cpu_memory))
+        if disk is not None:
+            profile = replace(profile, disk=replace(profile.disk, free_bytes=disk))
+        return profile
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON, whole or not at all."""
+        write_json(path, to_json(self))
+
+    @classmethod
+    def load(cls, path: Path) -> HardwareProfile:
+        """Read a profile; raises ``InputError`` with file and key on anything out of place."""
+        return from_json(cls, read_json(path, "profile"), f"profile {path}")

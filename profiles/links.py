@@ -1,0 +1,61 @@
+"""The link between host and GPU: pinned and pageable copies, alone and under opposite traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from profiles.hardware import Link
+from profiles.sampling import Sampler
+from profiles.units import MIB
+
+BUFFER_BYTES = 256 * MIB
+
+
+def measure_links(sampler: Sampler) -> tuple[Link, Link]:
+    """Measure host to device and device to host on the current CUDA device."""
+    return _measure_direction("h2d", sampler), _measure_direction("d2h", sampler)
+
+
+def _measure_direction(direction: str, sampler: Sampler) -> Link:
+    def rate(kind: str, work: Callable[[], None]) -> float:
+        name = f"link.{direction}.{kind}"
+        return sampler.measure_rate(name, "bytes_per_s", work, BUFFER_BYTES).median
+
+    # torch does not type the constructors of its streams and events.
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    other_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    pinned = _copy(direction, pinned=True)
+    pageable = _copy(direction, pinned=False)
+    opposite = _copy("d2h" if direction == "h2d" else "h2d", pinned=True)
+    torch.cuda.synchronize()
+
+    def copy_alone(copy: Callable[[], None]) -> None:
+        with torch.cuda.stream(stream):
+            copy()
+        stream.synchronize()
+
+    def copy_opposed() -> None:
+        # Timed until both are done: the slower direction's rate, and never too high a one.
+        with torch.cuda.stream(other_stream):
+            opposite()
+        copy_alone(pinned)
+        other_stream.synchronize()
+
+    return Link(
+        pinned_bytes_per_s=rate("pinned", lambda: copy_alone(pinned)),
+        pageable_bytes_per_s=rate("pageable", lambda: copy_alone(pageable)),
+        opposed_bytes_per_s=rate("opposed", copy_opposed),
+    )
+
+
+def _copy(direction: str, *, pinned: bool) -> Callable[[], None]:
+    host = torch.zeros(BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned)
+    device = torch.zeros(BUFFER_BYTES, dtype=torch.uint8, device="cuda")
+    target, source = (device, host) if direction == "h2d" else (host, device)
+
+    def copy() -> None:
+        target.copy_(source, non_blocking=pinned)
+
+    return copy

@@ -1,0 +1,23 @@
+"""Machines that ship with the package, each with where its figures come from."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+
+def recorded_names() -> list[str]:
+    """Names that ``recorded_profile`` knows."""
+    names = [file.name for file in resources.files("profiles").joinpath("data").iterdir()]
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def recorded_profile(name: str) -> HardwareProfile:
+    """Load a recorded machine by its name."""
+    if name not in recorded_names():
+        raise InputError("recorded machine", got=repr(name), allowed=", ".join(recorded_names()))
+    file = resources.files("profiles").joinpath("data", f"{name}.json")
+    with resources.as_file(file) as path:
+        return HardwareProfile.load(path)

@@ -1,0 +1,121 @@
+"""A hardware profile as text for people."""
+
+from __future__ import annotations
+
+from profiles.hardware import ComputeRates, HardwareProfile, Link, RateCurve
+from profiles.units import format_bytes, format_flop_rate, format_rate, format_seconds
+
+# Spreads beyond this are marked: the machine was busy, or its clock moves.
+NOISY_SPREAD = 0.15
+COLUMN = 24
+
+
+def format_profile(profile: HardwareProfile) -> str:
+    """Lay out capacities and rates; medians with their spread where samples were kept."""
+    table = _Table(profile)
+    lines = [f"{profile.name}  ({profile.source}, {profile.date})", ""]
+    lines += table.capacities()
+    if profile.gpu is not None:
+        gpu = profile.gpu
+        lines += ["", "link to the GPU", *table.links(gpu.h2d, gpu.d2h)]
+        # An emulated GPU computes at the CPU's rates, which are told below.
+        if not gpu.emulated:
+            lines += ["", f"GPU: {gpu.name}"]
+            lines += table.compute("gpu", gpu.compute, gpu.memory_bytes_per_s)
+    cpu = profile.cpu
+    lines += ["", f"CPU: {cpu.name}, {cpu.num_cores} cores"]
+    lines += table.compute("cpu", cpu.compute, cpu.memory_bytes_per_s)
+    lines += ["", "disk, past the page cache", *table.disk(profile.disk.read, profile.disk.write)]
+    if table.is_noisy:
+        lines += ["", f"! spread above {NOISY_SPREAD:.0%}: was the machine busy?"]
+    return "\n".join(lines)
+
+
+def _row(label: str, *cells: str) -> str:
+    return f"  {label:<22}" + "".join(f"{cell:<{COLUMN}}" for cell in cells).rstrip()
+
+
+class _Table:
+    def __init__(self, profile: HardwareProfile) -> None:
+        self._profile = profile
+        self._spreads = {m.name: m.spread for m in profile.measurements}
+        self.is_noisy = False
+
+    def capacities(self) -> list[str]:
+        profile = self._profile
+        runtime = f"(an empty process holds {format_bytes(profile.cpu.runtime_bytes)})"
+        rows = [
+            _row("CPU memory", f"{format_bytes(profile.cpu.memory_bytes)} {runtime}"),
+            _row("disk free", format_bytes(profile.disk.free_bytes)),
+        ]
+        if profile.gpu is None:
+            return [_row("GPU memory", "none: the CPU computes"), *rows]
+        memory = f"{format_bytes(profile.gpu.memory_bytes)} ({profile.gpu.name})"
+        return [_row("GPU memory", memory), *rows]
+
+    def links(self, h2d: Link, d2h: Link) -> list[str]:
+        rows = [_row("", "host to device", "device to host")]
+        for kind in ("pinned", "pageable", "opposed"):
+            cells = [
+                self._with_spread(
+                    format_rate(getattr(link, f"{kind}_bytes_per_s")), f"link.{name}.{kind}"
+                )
+                for name, link in (("h2d", h2d), ("d2h", d2h))
+            ]
+            label = "pinned, both ways" if kind == "opposed" else kind
+            rows.append(_row(label, *cells))
+        return rows
+
+    def compute(self, prefix: str, rates: ComputeRates, memory_bytes_per_s: float) -> list[str]:
+        overhead = format_seconds(rates.task_overhead_s)
+        rows = [
+            _row(
+                "memory read",
+                self._with_spread(format_rate(memory_bytes_per_s), f"{prefix}.memory.read"),
+            ),
+            _row("cost of a task", self._with_spread(overhead, f"{prefix}.task_overhead")),
+            _row("", *rates.matmul),
+        ]
+        sizes = sorted({size for curve in rates.matmul.values() for size in curve.sizes})
+        for size in sizes:
+            cells = [
+                self._curve_cell(curve, size, f"{prefix}.matmul.{dtype}.rows{size:.0f}")
+                for dtype, curve in rates.matmul.items()
+            ]
+            rows.append(_row(f"matmul, {size:.0f} rows", *cells))
+        prefill = [
+            self._with_spread(
+                format_flop_rate(rates.attention_prefill[d]), f"{prefix}.attention_prefill.{d}"
+            )
+            for d in rates.matmul
+        ]
+        decode = [
+            self._with_spread(
+                format_rate(rates.attention_decode[d]), f"{prefix}.attention_decode.{d}"
+            )
+            for d in rates.matmul
+        ]
+        return [*rows, _row("attention, prefill", *prefill), _row("attention, decode", *decode)]
+
+    def disk(self, read: RateCurve, write: RateCurve) -> list[str]:
+        rows = [_row("", "read", "write")]
+        for size in sorted({*read.sizes, *write.sizes}):
+            cells = [
+                format_rate(curve.rates[curve.sizes.index(size)]) if size in curve.sizes else "-"
+                for curve in (read, write)
+            ]
+            rows.append(_row(f"{format_bytes(size)} requests", *cells))
+        return rows
+
+    def _curve_cell(self, curve: RateCurve, size: float, name: str) -> str:
+        if size not in curve.sizes:
+            return "-"
+        return self._with_spread(format_flop_rate(curve.rates[curve.sizes.index(size)]), name)
+
+    def _with_spread(self, figure: str, name: str) -> str:
+        spread = self._spreads.get(name)
+        if spread is None:
+            return figure
+        is_noisy = spread > NOISY_SPREAD
+        self.is_noisy = self.is_noisy or is_noisy
+        return f"{figure} +-{spread:.0%}{' !' if is_noisy else ''}"

@@ -1,0 +1,126 @@
+"""The same model without any offloading: the layer functions in the plainest loop there is."""
+
+from __future__ import annotations
+
+import torch
+
+from costmodel.layout import LayerLayout, model_layers
+from executor import layers
+from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.checkpoint import TORCH_DTYPES, WeightSource
+
+
+def view_layer(
+    buffer: torch.Tensor, layout: LayerLayout, dtype: torch.dtype, cut_bytes: int = 0
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """View a layer's bytes as tensors; a matrix that ``cut_bytes`` falls into has two chunks."""
+    weights = {}
+    for tensor in layout.tensors:
+        whole = buffer[tensor.offset_bytes : tensor.end_bytes].view(dtype).view(tensor.shape)
+        row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
+        if len(tensor.shape) == 2 and 0 < row < tensor.num_rows:
+            weights[tensor.name] = (whole[:row], whole[row:])
+        else:
+            weights[tensor.name] = (whole,)
+    return weights
+
+
+class ReferenceModel:
+    """All weights in memory, one batch, no schedule.
+
+    ``cut`` is the fraction of every layer at which it is cut into two row chunks; the results
+    must not depend on it.
+    """
+
+    def __init__(self, source: WeightSource, *, cut: float = 0.0) -> None:
+        self.spec, self.config = source.spec, source.config
+        self.dtype = TORCH_DTYPES[source.spec.dtype]
+        weights = []
+        for index, layout in enumerate(model_layers(source.spec)):
+            buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
+            source.read_range(index, layout, 0, buffer)
+            at = layout.cut_near(cut * layout.num_bytes)
+            weights.append(view_layer(buffer, layout, self.dtype, at))
+        count = source.spec.num_layers
+        self.embedding, self.decoders, self.head = weights[0], weights[1 : count + 1], weights[count + 1 :]
+        chunks = [chunk for part in self.head for chunk in part["head.weight"]]
+        self.tokens = chunks if source.spec.tied_embeddings else self.embedding["tokens.weight"]
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """Return the logits after every token of one prompt: float32 [tokens, vocabulary]."""
+        x, _ = self._prefill(torch.tensor([ids]), None, 0)
+        return self._head(x[0])
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: list[list[int]], gen_len: int, eos: frozenset[int] = frozenset()
+    ) -> list[list[int]]:
+        """Continue prompts of any lengths greedily, all in one right-padded batch.
+
+        A sequence ends with the first token of ``eos``, which is part of its output.
+        """
+        spec, batch = self.spec, len(prompts)
+        lengths = torch.tensor([len(p) for p in prompts])
+        prompt_len = int(lengths.max())
+        padded = torch.tensor([p + [0] * (prompt_len - len(p)) for p in prompts])
+        context = prompt_len + gen_len - 1
+        rows = batch * spec.num_kv_heads
+        caches = [
+            torch.zeros(context, 2, rows, spec.head_dim, dtype=self.dtype) for _ in self.decoders
+        ]
+        x, _ = self._prefill(padded, caches, context)
+        tokens = self._head(x[torch.arange(batch), lengths - 1]).argmax(-1)
+        outputs = [tokens]
+        for step in range(gen_len - 1):
+            slot = prompt_len + step
+            tokens = self._decode(tokens, lengths + step, caches, slot, lengths, prompt_len)
+            outputs.append(tokens)
+        return [_until(row.tolist(), eos) for row in torch.stack(outputs, dim=1)]
+
+    def _embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return layers.embed(layers.gather_rows(ids, self.tokens), positions, self.embedding)
+
+    def _prefill(
+        self, ids: torch.Tensor, caches: list[torch.Tensor] | None, context: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
+        x = self._embed(ids, positions)
+        for i, weights in enumerate(self.decoders):
+            q, k, v = layers.project_qkv(x, weights, positions, self.spec, self.config)
+            if caches is not None:
+                for kind, part in enumerate((k, v)):
+                    caches[i][: ids.shape[1], kind] = part.transpose(0, 1).flatten(1, 2)
+            layers.finish_layer(x, prefill_attention(q, k, v), weights, self.spec, self.config)
+        return x, positions
+
+    def _decode(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        caches: list[torch.Tensor],
+        slot: int,
+        lengths: torch.Tensor,
+        prompt_len: int,
+    ) -> torch.Tensor:
+        spec = self.spec
+        x = self._embed(tokens[:, None], positions[:, None])
+        valid = valid_slots(lengths, prompt_len, slot + 1, spec.num_kv_heads)
+        for weights, cache in zip(self.decoders, caches, strict=True):
+            q, k, v = layers.project_qkv(x, weights, positions[:, None], spec, self.config)
+            cache[slot, 0], cache[slot, 1] = k.flatten(0, 2), v.flatten(0, 2)
+            context = cache[: slot + 1].permute(1, 2, 0, 3)
+            queries = q.reshape(-1, spec.group_size, spec.head_dim)
+            attended = decode_attention(queries, context[0], context[1], valid)
+            attended = attended.reshape(len(tokens), 1, spec.query_size)
+            layers.finish_layer(x, attended, weights, spec, self.config)
+        return self._head(x[:, 0]).argmax(-1)
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        normed = layers.final_norm(x, self.head[0], self.config)
+        return torch.cat([layers.logits(normed, part["head.weight"]) for part in self.head], -1)
+
+
+def _until(ids: list[int], eos: frozenset[int]) -> list[int]:
+    ends = [i for i, token in enumerate(ids) if token in eos]
+    return ids[: ends[0] + 1] if ends else ids

@@ -1,0 +1,372 @@
+"""Reading checkpoints: every conversion, and every fault said before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from costmodel.layout import model_layers
+from costmodel.model_spec import FAMILIES, ModelSpec, spec_from_config
+from executor.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, WeightSource
+from executor.dummy import DummyCheckpoint, hf_config, write_random_checkpoint
+from executor.families import decoder_config
+from profiles.errors import InputError
+from tests.executor.reference import ReferenceModel, view_layer
+from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_model(folder / "single", "llama")
+    save_tiny_model(folder / "sharded", "llama", max_shard_size="60KB")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 3
+    return folder
+
+
+@pytest.fixture
+def single(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine / "single", tmp_path / "single"))
+
+
+@pytest.fixture
+def sharded(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine / "sharded", tmp_path / "sharded"))
+
+
+def read_all(source: WeightSource) -> list[torch.Tensor]:
+    layers = []
+    for index, layout in enumerate(model_layers(source.spec)):
+        out = torch.full((layout.num_bytes,), 255, dtype=torch.uint8)
+        source.read_range(index, layout, 0, out)
+        layers.append(out)
+    return layers
+
+
+def test_shards_hold_what_the_single_file_does(pristine: Path) -> None:
+    single = read_all(Checkpoint.open(pristine / "single"))
+    sharded = read_all(Checkpoint.open(pristine / "sharded"))
+    assert all(torch.equal(a, b) for a, b in zip(single, sharded, strict=True))
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("wanted", ["float32", "float16", "bfloat16"])
+def test_every_dtype_is_converted_to_every_other(
+    stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pieces that do not divide a tensor, as large ones have.
+    monkeypatch.setattr("executor.checkpoint.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.safetensors_file.READ_BYTES", 777)
+    save_tiny_model(tmp_path, "qwen2", dtype=stored)
+    tensors = load_file(tmp_path / SINGLE_NAME)
+    checkpoint = Checkpoint.open(tmp_path, wanted)
+    layout = model_layers(checkpoint.spec)[1]
+    dtype = getattr(torch, wanted)
+    weights = view_layer(read_all(checkpoint)[1], layout, dtype)
+    block = "model.layers.0.self_attn"
+    for kind in ("weight", "bias"):
+        parts = [tensors[f"{block}.{part}_proj.{kind}"] for part in "qkv"]
+        assert torch.equal(weights[f"qkv.{kind}"][0], torch.cat(parts).to(dtype))
+    gate, up = (tensors[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up"))
+    assert torch.equal(weights["gate_up.weight"][0], torch.cat([gate, up]).to(dtype))
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_any_range_of_a_layer_is_that_part_of_the_whole(wanted: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "qwen3", tied=True, vocab_size=1013)
+    checkpoint = Checkpoint.open(tmp_path, wanted)
+    dummy = DummyCheckpoint(spec=checkpoint.spec)
+    generator = torch.Generator().manual_seed(0)
+    for source in (checkpoint, dummy):
+        # A decoder layer and a later chunk of the head.
+        for index in (1, 4):
+            layout, whole = model_layers(source.spec)[index], read_all(source)[index]
+            for _ in range(20):
+                bounds = torch.randint(0, layout.num_bytes // 4 + 1, (2,), generator=generator) * 4
+                start, end = sorted(bounds.tolist())
+                out = torch.full((end - start,), 255, dtype=torch.uint8)
+                source.read_range(index, layout, start, out)
+                assert torch.equal(out, whole[start:end])
+
+
+def test_head_chunks_are_the_rows_of_the_table(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "qwen3", tied=True, vocab_size=1013)
+    checkpoint = Checkpoint.open(tmp_path)
+    layouts = model_layers(checkpoint.spec)
+    assert [layout.kind for layout in layouts[3:]] == ["head"] * (len(layouts) - 3)
+    assert len(layouts) > 4
+    chunks = [
+        view_layer(buffer, layout, torch.float32)["head.weight"][0]
+        for buffer, layout in zip(read_all(checkpoint)[3:], layouts[3:], strict=True)
+    ]
+    table = load_file(tmp_path / SINGLE_NAME)["model.embed_tokens.weight"]
+    assert torch.equal(torch.cat(chunks), table)
+
+
+def test_values_beyond_float16_are_refused(single: Path) -> None:
+    rewrite(single, lambda t: t[Q_PROJ].fill_(1e6))
+    with pytest.raises(InputError, match=r"q_proj\.weight.*float16 cannot hold"):
+        read_all(Checkpoint.open(single, "float16"))
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_names_without_the_causal_prefix_are_found(family: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, family, tied=True)
+    expected = read_all(Checkpoint.open(tmp_path))
+    tensors = load_file(tmp_path / SINGLE_NAME)
+    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, tmp_path / SINGLE_NAME)
+    assert all(map(torch.equal, read_all(Checkpoint.open(tmp_path)), expected))
+
+
+def test_a_head_stored_although_tied_is_ignored(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "llama", tied=True)
+    expected = read_all(Checkpoint.open(tmp_path))
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}))
+    assert all(map(torch.equal, read_all(Checkpoint.open(tmp_path)), expected))
+
+
+def test_fingerprint_follows_the_weights_and_the_dtype(single: Path) -> None:
+    first = Checkpoint.open(single).fingerprint
+    assert Checkpoint.open(single).fingerprint == first
+    assert Checkpoint.open(single, "bfloat16").fingerprint != first
+    rewrite(single, lambda t: t[Q_PROJ].add_(1))
+    assert Checkpoint.open(single).fingerprint != first
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / SINGLE_NAME)
+    change(tensors)
+    save_file(tensors, folder / SINGLE_NAME)
+
+
+def rewrite_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = (folder / SINGLE_NAME).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    (folder / SINGLE_NAME).write_bytes(
+        len(text).to_bytes(8, "little") + text + data[8 + length :]
+    )
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def truncate(folder: Path, num_bytes: int) -> None:
+    data = (folder / SINGLE_NAME).read_bytes()
+    (folder / SINGLE_NAME).write_bytes(data[:num_bytes])
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "shorter than its header": (
+        lambda f: truncate(f, -5),
+        r"shard model\.safetensors: got \d+ bytes; allowed: \d+ as its header says",
+    ),
+    "longer than its header": (
+        lambda f: (f / SINGLE_NAME).open("ab").write(b"x"), "bytes; allowed: .* header says"
+    ),
+    "empty file": (lambda f: truncate(f, 0), "header length of 0"),
+    "header cut off": (lambda f: truncate(f, 100), "header lies within it"),
+    "header not JSON": (
+        lambda f: (f / SINGLE_NAME).write_bytes((4).to_bytes(8, "little") + b"nope"),
+        "not JSON",
+    ),
+    "header length huge": (
+        lambda f: (f / SINGLE_NAME).write_bytes(b"\xff" * 64), "header lies within it"
+    ),
+    "header a list": (
+        lambda f: (f / SINGLE_NAME).write_bytes((2).to_bytes(8, "little") + b"[]"), "a list"
+    ),
+    "tensor overlaps": (
+        lambda f: rewrite_header(
+            f, lambda h: h.update(extra=dict(h["model.norm.weight"]))
+        ),
+        "where the tensor before it ends",
+    ),
+    "offsets do not fit the shape": (
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ]["shape"].append(2)),
+        r"q_proj\.weight in shard.*got 16384 bytes; allowed: 32768",
+    ),
+    "offsets negative": (
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(data_offsets=[-4, 16380])),
+        "whole numbers",
+    ),
+    "dtype unknown": (
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype="F33")), "'F33'"
+    ),
+    "dtype unsupported": (
+        lambda f: rewrite(f, lambda t: t.update({Q_PROJ: t[Q_PROJ].double()})),
+        "dtype F64; allowed: F32, F16, BF16",
+    ),
+    "wrong shape": (
+        lambda f: rewrite(f, lambda t: t.update({Q_PROJ: t[Q_PROJ][:, :60].contiguous()})),
+        r"tensor model\.layers\.0.*q_proj\.weight.*shape \[64, 60\]; allowed: \[64, 64\]",
+    ),
+    "tensor missing": (
+        lambda f: rewrite(f, lambda t: (t.pop(Q_PROJ), t.pop("lm_head.weight"))),
+        r"no tensor model\.layers\.0\.self_attn\.q_proj\.weight \(and 1 more\)",
+    ),
+    "embedding missing": (
+        lambda f: rewrite(f, lambda t: t.pop("model.embed_tokens.weight")),
+        r"no tensor model\.embed_tokens\.weight",
+    ),
+    "weights missing": (lambda f: (f / SINGLE_NAME).unlink(), r"no model\.safetensors"),
+    "only pickled weights": (
+        lambda f: (f / SINGLE_NAME).rename(f / "pytorch_model.bin"),
+        r"only pytorch_model\.bin, which is never loaded",
+    ),
+    "config missing": (lambda f: (f / "config.json").unlink(), "no such file"),
+    "family unsupported": (
+        lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="mamba")), "'mamba'"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_a_file_are_told_when_opened(fault: str, single: Path) -> None:
+    damage, message = FAULTS[fault]
+    damage(single)
+    with pytest.raises(InputError, match=message) as caught:
+        Checkpoint.open(single)
+    assert "\n" not in str(caught.value)
+
+
+def remap(folder: Path, shard: object) -> None:
+    edit_json(folder / INDEX_NAME, lambda i: i["weight_map"].update({Q_PROJ: shard}))
+
+
+INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "shard missing": (
+        lambda f: sorted(f.glob("*.safetensors"))[1].unlink(),
+        r"shard model-00002-of-\d+\.safetensors: got no such file",
+    ),
+    "absolute name": (lambda f: remap(f, "/etc/x.safetensors"), "own folder"),
+    "parent folder": (lambda f: remap(f, "../single/model.safetensors"), "own folder"),
+    "subfolder": (lambda f: remap(f, "sub/model.safetensors"), "own folder"),
+    "other separators": (lambda f: remap(f, "..\\model.safetensors"), "own folder"),
+    "pickled shard": (lambda f: remap(f, "pytorch_model.bin"), "own folder"),
+    "not a name": (lambda f: remap(f, 7), "own folder"),
+    "tensor in another shard": (
+        lambda f: remap(f, sorted(p.name for p in f.glob("*.safetensors"))[-1]),
+        r"got no tensor model\.layers\.0\.self_attn\.q_proj\.weight",
+    ),
+    "no map": (lambda f: (f / INDEX_NAME).write_text("{}"), "weight_map"),
+    "index not JSON": (lambda f: (f / INDEX_NAME).write_text("{"), "not JSON"),
+}
+
+
+@pytest.mark.parametrize("fault", INDEX_FAULTS)
+def test_faults_of_an_index_are_told_when_opened(fault: str, sharded: Path) -> None:
+    damage, message = INDEX_FAULTS[fault]
+    damage(sharded)
+    with pytest.raises(InputError, match=message):
+        Checkpoint.open(sharded)
+
+
+LLAMA = {
+    "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 112,
+    "num_attention_heads": 4, "vocab_size": 99, "max_position_embeddings": 64,
+}  # fmt: skip
+OPT = {
+    "model_type": "opt", "num_hidden_layers": 1, "hidden_size": 64, "ffn_dim": 112,
+    "num_attention_heads": 4, "vocab_size": 99, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def read_config(config: dict[str, Any]) -> Any:
+    return decoder_config(config, spec_from_config(config, name="tiny"))
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        (LLAMA, {"rope_parameters": {"rope_type": "longrope"}}, "'longrope'"),
+        (LLAMA, {"rope_scaling": {"type": "linear"}}, "no factor"),
+        (LLAMA, {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "one for all layers"),
+        (LLAMA, {"rope_theta": "big"}, "a number above 0"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (LLAMA, {"attention_bias": True}, "attention_bias"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias"),
+        (LLAMA, {"hidden_act": "gelu_new"}, "'gelu_new'; allowed: silu, relu"),
+        (LLAMA, {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        (LLAMA, {"layer_types": ["linear_attention"]}, "linear_attention"),
+        (LLAMA, {"head_dim": 15}, "even"),
+        (LLAMA | {"model_type": "qwen2"}, {"attention_bias": False}, "attention_bias"),
+        (OPT, {"activation_function": "silu"}, "'silu'; allowed: relu, gelu"),
+        (OPT, {"layer_norm_elementwise_affine": False}, "elementwise_affine"),
+        (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the heads"),
+    ],
+)
+def test_configs_that_would_compute_something_else_are_refused(
+    base: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_config(base | change)
+
+
+def test_rope_is_read_from_old_and_new_configs() -> None:
+    new = read_config(LLAMA | {"rope_parameters": LLAMA3_ROPE})
+    theta = LLAMA3_ROPE["rope_theta"]
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    old = read_config(LLAMA | {"rope_theta": theta, "rope_scaling": scaling})
+    assert new == old
+    assert new.rope.kind == "llama3"
+    assert new.rope.original_max_positions == 32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    write_random_checkpoint(tmp_path, small_spec(family, tied), seed=3, shard_bytes=200_000)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    made = read_all(DummyCheckpoint(spec=checkpoint.spec, seed=3))
+    assert all(map(torch.equal, read_all(checkpoint), made))
+    other = read_all(DummyCheckpoint(spec=checkpoint.spec, seed=4))
+    assert not torch.equal(other[1], made[1])
+    assert torch.isfinite(ReferenceModel(checkpoint).logits([1, 2, 3])).all()
+
+
+def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
+    spec = small_spec("qwen3", tied=False).with_dtype("float32")
+    write_random_checkpoint(tmp_path, spec, shard_bytes=300_000)
+    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    with torch.no_grad():
+        expected = model(torch.tensor([[4, 5, 6]])).logits[0]
+    got = ReferenceModel(Checkpoint.open(tmp_path)).logits([4, 5, 6])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hf_config_round_trips(family: str) -> None:
+    spec = small_spec(family, tied=False)
+    assert spec_from_config(hf_config(spec), name=spec.name) == spec
+
+
+def small_spec(family: str, tied: bool) -> ModelSpec:
+    return ModelSpec(
+        name=family, family=family, num_layers=2, hidden_size=128, ffn_size=256, num_heads=4,
+        num_kv_heads=4 if family == "opt" else 2, head_dim=32, vocab_size=999, max_positions=64,
+        tied_embeddings=tied, attention_bias=family in ("opt", "qwen2"),
+    )  # fmt: skip

@@ -1,0 +1,171 @@
+"""Logits and tokens against transformers, which shares no code with ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.model_spec import ModelSpec
+from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.checkpoint import Checkpoint
+from executor.dummy import DummyCheckpoint
+from executor.layers import gather_rows, linear, rotary_frequencies, split_rows
+from executor.families import Rope
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
+
+CASES: dict[str, dict[str, Any]] = {
+    "opt": {"family": "opt", "tied": True},
+    "opt-untied-gelu": {"family": "opt", "tied": False, "activation_function": "gelu"},
+    "opt-without-bias": {"family": "opt", "tied": True, "enable_bias": False},
+    "llama": {"family": "llama", "num_kv_heads": 4},
+    "llama-tied": {"family": "llama", "num_kv_heads": 1, "tied": True, "num_layers": 3},
+    "llama3-rope": {"family": "llama", "rope_parameters": LLAMA3_ROPE},
+    "llama-linear-rope": {
+        "family": "llama",
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0},
+    },
+    "mistral": {"family": "mistral", "sliding_window": None},
+    "mistral-wide-heads": {"family": "mistral", "head_dim": 32, "sliding_window": None},
+    "qwen2": {"family": "qwen2", "tied": True},
+    "qwen3": {"family": "qwen3", "num_kv_heads": 1},
+    "qwen3-tied-wide-heads": {"family": "qwen3", "head_dim": 32, "tied": True},
+}
+PROMPTS = [[5, 9, 170, 3, 3, 77, 12], [1, 2], [88] * 11, [33]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(tmp_path, **CASES[case])
+    ours = ReferenceModel(Checkpoint.open(tmp_path))
+    ids = torch.randint(0, VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    got = ours.logits(ids.tolist())
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", ["opt", "llama3-rope", "mistral", "qwen2", "qwen3"])
+def test_padded_batch_generates_what_transformers_does(case: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(tmp_path, **CASES[case])
+    expected = [_greedy(theirs, prompt, 8) for prompt in PROMPTS]
+    checkpoint = Checkpoint.open(tmp_path)
+    assert ReferenceModel(checkpoint).generate(PROMPTS, 8) == expected
+    assert ReferenceModel(checkpoint, cut=0.43).generate(PROMPTS, 8) == expected
+
+
+@pytest.mark.parametrize("case", ["opt", "qwen2", "qwen3"])
+@pytest.mark.parametrize("cut", [0.1, 0.35, 0.6, 0.9])
+def test_cuts_between_rows_change_nothing(case: str, cut: float, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, **CASES[case])
+    checkpoint = Checkpoint.open(tmp_path)
+    whole = ReferenceModel(checkpoint).logits(PROMPTS[0])
+    parts = ReferenceModel(checkpoint, cut=cut).logits(PROMPTS[0])
+    # Float32 kernels may add up the last few columns of a product in another order.
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen3"])
+def test_bfloat16_is_as_near_to_float32_as_transformers(family: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(tmp_path, family, dtype="bfloat16")
+    exact = ReferenceModel(Checkpoint.open(tmp_path, "float32")).logits(PROMPTS[2])
+    got = ReferenceModel(Checkpoint.open(tmp_path)).logits(PROMPTS[2])
+    with torch.no_grad():
+        their_error = (theirs(torch.tensor([PROMPTS[2]])).logits[0].float() - exact).abs().max()
+    assert (got - exact).abs().max() <= 1.5 * their_error
+
+
+def test_generation_ends_with_the_end_token(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "llama")
+    model = ReferenceModel(Checkpoint.open(tmp_path))
+    (full,) = model.generate([[5, 6, 7]], 8)
+    (ended,) = model.generate([[5, 6, 7]], 8, frozenset({full[3]}))
+    assert ended == full[: full.index(full[3]) + 1]
+
+
+def test_linear_writes_every_chunk_in_its_place() -> None:
+    x, weight, bias = torch.randn(2, 3, 8), torch.randn(10, 8), torch.randn(10)
+    chunks = (weight[:1], weight[1:7], weight[7:])
+    expected = x @ weight.T + bias
+    torch.testing.assert_close(linear(x, chunks, bias), expected)
+    torch.testing.assert_close(linear(x, chunks), expected - bias)
+    assert linear(x, chunks).is_contiguous()
+
+
+@pytest.mark.parametrize("row", [0, 1, 3, 5, 10])
+def test_split_rows_keeps_order_and_copies_nothing(row: int) -> None:
+    weight = torch.arange(20.0).view(10, 2)
+    before, behind = split_rows((weight[:3], weight[3:]), row)
+    assert torch.equal(torch.cat([torch.empty(0, 2), *before]), weight[:row])
+    assert torch.equal(torch.cat([torch.empty(0, 2), *behind]), weight[row:])
+    assert {t.untyped_storage().data_ptr() for t in before + behind} == {
+        weight.untyped_storage().data_ptr()
+    }
+
+
+def test_gather_rows_finds_rows_in_any_chunk() -> None:
+    table = torch.randn(10, 4)
+    ids = torch.tensor([[9, 0, 3], [2, 3, 3]])
+    assert torch.equal(gather_rows(ids, (table[:3], table[3:])), table[ids])
+
+
+def test_llama3_rope_has_its_three_regimes() -> None:
+    plain = rotary_frequencies(Rope(theta=5e5), 128, torch.device("cpu"))
+    rope = Rope(theta=5e5, kind="llama3", factor=8.0, original_max_positions=8192)
+    scaled = rotary_frequencies(rope, 128, torch.device("cpu"))
+    waves = 2 * torch.pi / plain
+    assert torch.equal(scaled[waves < 2048], plain[waves < 2048])
+    torch.testing.assert_close(scaled[waves > 8192], plain[waves > 8192] / 8)
+    assert (scaled.diff() < 0).all()
+
+
+def test_prefill_attention_matches_explicit_softmax() -> None:
+    q, k, v = torch.randn(2, 5, 6, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
+    keys, values = (t.repeat_interleave(3, dim=2).transpose(1, 2) for t in (k, v))
+    scores = q.transpose(1, 2) @ keys.transpose(2, 3) / 8**0.5
+    scores.masked_fill_(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    expected = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(prefill_attention(q, k, v), expected)
+
+
+def test_decode_attention_reads_a_strided_cache_where_it_may() -> None:
+    cache = torch.randn(7, 2, 3, 8)
+    q, valid = torch.randn(3, 2, 8), torch.rand(3, 7) > 0.4
+    valid[:, 6] = True
+    keys, values = cache.permute(1, 2, 0, 3)
+    expected = torch.stack(
+        [
+            ((q[r] @ keys[r, valid[r]].T) / 8**0.5).softmax(-1) @ values[r, valid[r]]
+            for r in range(3)
+        ]
+    )
+    torch.testing.assert_close(decode_attention(q, keys, values, valid), expected)
+
+
+def test_valid_slots_leave_the_gap_out() -> None:
+    valid = valid_slots(torch.tensor([3, 1]), 3, 5, 2)
+    assert valid is not None
+    assert valid.int().tolist() == [[1, 1, 1, 1, 1]] * 2 + [[1, 0, 0, 1, 1]] * 2
+    assert valid_slots(torch.tensor([3, 3]), 3, 5, 2) is None
+
+
+def test_hidden_states_are_updated_in_place_and_inputs_kept() -> None:
+    spec = ModelSpec(
+        name="tiny", family="qwen3", num_layers=1, hidden_size=32, ffn_size=48, num_heads=4,
+        num_kv_heads=2, head_dim=8, vocab_size=50, max_positions=64, tied_embeddings=True,
+        attention_bias=False, dtype="float32",
+    )  # fmt: skip
+    first = ReferenceModel(DummyCheckpoint(spec=spec)).logits([1, 2, 3])
+    assert torch.equal(first, ReferenceModel(DummyCheckpoint(spec=spec)).logits([1, 2, 3]))
+    assert first.std() > 0
+
+
+def _greedy(model: Any, prompt: list[int], gen_len: int) -> list[int]:
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(gen_len):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]

@@ -1,0 +1,62 @@
+"""Tiny random checkpoints, written by transformers itself: the independent reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCAB_SIZE = 173
+HIDDEN_SIZE = 64
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def save_tiny_model(
+    folder: Path,
+    family: str,
+    *,
+    num_layers: int = 2,
+    num_kv_heads: int = 2,
+    tied: bool = False,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    seed: int = 0,
+    **overrides: Any,
+) -> Any:
+    """Write a checkpoint folder with random weights; returns the transformers model."""
+    shapes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": HIDDEN_SIZE,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 96,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if family == "opt":
+        shapes |= {"ffn_dim": 112, "word_embed_proj_dim": HIDDEN_SIZE}
+    else:
+        shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
+    config = AutoConfig.for_model(family, **(shapes | overrides))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    # Fresh models have zero biases and norms of one, which would hide a tensor that is misplaced.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.dim() == 1 and name.endswith(".weight")
+            parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if is_norm else 0.0))
+    model = model.to(getattr(torch, dtype)).eval()
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return model

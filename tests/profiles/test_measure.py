@@ -1,0 +1,157 @@
+"""The measurement itself: what it takes, what it keeps, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiles import HardwareProfile, recorded_profile
+from profiles.disk import DiskPlan, free_disk_bytes, measure_disk
+from profiles.errors import InputError
+from profiles.measure import main
+from profiles.sampling import Effort, Sampler
+from profiles.table import format_profile
+from profiles.units import MIB
+
+TINY = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0)
+
+
+def test_quick_measurement_as_a_command(tmp_path: Path) -> None:
+    offload_dir = tmp_path / "offload"
+    offload_dir.mkdir()
+    output = tmp_path / "profile.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "profiles.measure", "--quick", "--json",
+            "--output", str(output), "--offload-dir", str(offload_dir),
+            "--cpu-memory", "8GB", "--disk", "100GiB", "--name", "mine",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    profile = HardwareProfile.load(output)
+    assert (profile.name, profile.cpu.memory_bytes) == ("mine", 8_000_000_000)
+    assert profile.disk.free_bytes == 100 * 2**30
+    assert set(profile.cpu.compute.matmul) == {"float32", "bfloat16", "float16"}
+    names = {m.name for m in profile.measurements}
+    assert {"cpu.memory.read", "cpu.task_overhead", "disk.write.1024KiB.depth4"} <= names
+    assert all(len(m.samples) >= 3 for m in profile.measurements)
+    assert 50 * MIB < profile.cpu.runtime_bytes < 4096 * MIB
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["profile"]["cpu"]["memory_bytes"] == 8_000_000_000
+    assert "matmul, 1 rows" in done.stdout and "4.00 MiB requests" in done.stdout
+    assert not list(offload_dir.iterdir())
+    assert {p.name for p in tmp_path.iterdir()} == {"offload", "profile.json"}
+    # What was printed is what was saved.
+    assert format_profile(profile) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--offload-dir", "{tmp}/none"], ["offload folder", "none", "mkdir"]),
+        (["--offload-dir", "{tmp}/file"], ["offload folder", "file"]),
+        (["--output", "{tmp}/none/p.json"], ["output", "none"]),
+        (["--cpu-memory", "8G"], ["--cpu-memory", "8G"]),
+        (["--emulate-gpu", "2GiB"], ["--emulated-link"]),
+        (["--emulated-link", "8GB"], ["--emulate-gpu"]),
+        (["--emulate-gpu", "2GiB", "--emulated-link", "0"], ["--emulated-link", "0"]),
+        (["--gpu-memory", "16GiB"], ["--gpu-memory", "--emulate-gpu"]),
+        (["--fast"], ["--fast"]),
+    ],
+)
+def test_bad_flags_are_told_before_any_work(
+    flags: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError) as caught:
+        main([flag.format(tmp=tmp_path) for flag in flags])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_offload_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(InputError, match="Read-only file system"):
+        free_disk_bytes(tmp_path)
+
+
+def test_emulated_gpu_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = recorded_profile("cpu-2core")
+    monkeypatch.setattr("profiles.measure.measure_profile", lambda **options: machine)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    output = tmp_path / "p.json"
+    flags = ["--emulate-gpu", "2GiB", "--emulated-link", "8GB", "--output", str(output)]
+    main([*flags, "--cpu-memory", "4GiB"])
+    profile = HardwareProfile.load(output)
+    assert profile.is_emulated and profile.gpu is not None
+    assert profile.gpu.memory_bytes == 2 * 2**30
+    assert profile.gpu.d2h.pinned_bytes_per_s == 8e9
+    assert profile.cpu.memory_bytes == 4 * 2**30
+
+
+def _disk_plan() -> DiskPlan:
+    return DiskPlan(
+        file_bytes=4 * MIB, chunk_bytes=MIB, request_bytes=(65536, 262144), depths=(1, 2)
+    )
+
+
+def test_disk_keeps_the_best_depth_and_removes_its_file(tmp_path: Path) -> None:
+    sampler = Sampler(TINY, lambda name: None)
+    disk = measure_disk(tmp_path, _disk_plan(), sampler)
+    medians = {m.name: m.median for m in sampler.measurements}
+    assert len(medians) == 2 * 2 * 2
+    for curve, verb in ((disk.read, "read"), (disk.write, "write")):
+        assert curve.sizes == (65536, 262144)
+        for size, rate in zip((64, 256), curve.rates, strict=True):
+            depths = [medians[f"disk.{verb}.{size}KiB.depth{n}"] for n in (1, 2)]
+            assert rate == max(depths)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_disk_measurement_removes_its_file(tmp_path: Path) -> None:
+    def interrupt(name: str) -> None:
+        if name.startswith("disk.write"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_disk(tmp_path, _disk_plan(), Sampler(TINY, interrupt))
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiles.disk.free_disk_bytes", lambda folder: 300_000)
+    with pytest.raises(InputError, match="293 KiB free"):
+        measure_disk(tmp_path, _disk_plan(), Sampler(TINY, lambda name: None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_sampler_repeats_short_work_and_keeps_the_calmest_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempts = iter([[1.0, 2.0, 4.0], [2.0, 2.0, 2.2], [9.0, 9.0, 9.0]])
+
+    def seconds(work: object, *, repeats: int, warmups: int) -> list[float]:
+        return [0.5] if repeats == 1 else next(attempts)
+
+    monkeypatch.setattr("profiles.sampling.seconds_of", seconds)
+    effort = Effort(num_samples=3, sample_s=1.0, figure_s=8.0, total_s=1e9)
+    sampler = Sampler(effort, lambda name: None)
+    # Work of 0.5 s is called twice in a sample of 1 s, so 2 s a sample are 1 s a call.
+    figure = sampler.measure_rate("x", "bytes_per_s", lambda: None, 100.0)
+    assert figure.median == pytest.approx(100.0)
+    assert sampler.measurements == (figure,)
+    assert next(attempts) == [9.0, 9.0, 9.0]
+    assert sampler.affords(2.0) and not sampler.affords(2.1)
