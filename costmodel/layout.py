@@ -94,7 +94,7 @@ def model_layers(spec: ModelSpec) -> tuple[LayerLayout, ...]:
 
 
 def _norm_shapes(spec: ModelSpec, name: str) -> dict[str, tuple[int, ...]]:
-    weight = {f"{name}.weight": (spec.hidden_size,)}
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (spec.hidden_size,)}
     return weight if spec.is_gated else weight | {f"{name}.bias": (spec.hidden_size,)}
 
 

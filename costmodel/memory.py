@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from costmodel.layout import PAGE_BYTES, round_up
 from costmodel.problem import Problem, Quantity, Shares
+from profiles.hardware import HardwareProfile
 
 # A layer's weights are read into one buffer while the layer before is computed from another;
 # likewise the cache and the hidden states of a batch.
@@ -32,13 +33,10 @@ def memory_rows(problem: Problem, shares: Shares) -> dict[str, dict[str, Terms]]
     return rows
 
 
-def capacities(problem: Problem) -> dict[str, int]:
-    """Return the bytes that the machine offers on each tier."""
-    hardware = problem.hardware
+def capacities(hardware: HardwareProfile) -> dict[str, int]:
+    """Return the bytes that a machine offers on each of its tiers."""
     tiers = {"cpu": hardware.cpu.memory_bytes, "disk": hardware.disk.free_bytes}
-    if hardware.gpu is not None:
-        tiers["gpu"] = hardware.gpu.memory_bytes
-    return tiers
+    return tiers if hardware.gpu is None else {"gpu": hardware.gpu.memory_bytes, **tiers}
 
 
 def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:
@@ -61,7 +59,8 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     }
     # Prefill hands every row that lives off the GPU down; decode fetches those that are not
     # attended on the CPU. The buffers are as large as the larger of the two.
-    off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block
+    # Rows from disk keep their padding to whole pages on the way.
+    off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block * problem.disk_cache_padding
     staging = {
         "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
         "fetched": (off_gpu - shares.attended_per_block)
@@ -76,8 +75,8 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
 
 
 def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
-    # Each buffer of disk bytes may begin and end inside a page.
-    edges = 2 * NUM_BUFFERS * PAGE_BYTES
+    # A buffer of disk bytes begins at the row nearest to the fraction, and on whole pages.
+    edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_row_bytes)
     home: Terms = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
         "weights": shares.weights_cpu * problem.weight_bytes,

@@ -52,6 +52,11 @@ class Problem:
         return max(layer.num_bytes for layer in self.layers if layer.kind != "embed")
 
     @cached_property
+    def longest_row_bytes(self) -> int:
+        """Bytes of the longest row that a cut may fall beside."""
+        return max(tensor.row_bytes for layer in self.layers for tensor in layer.tensors)
+
+    @cached_property
     def num_head_chunks(self) -> int:
         """Chunks that the output head is cut into."""
         return sum(layer.kind == "head" for layer in self.layers)

@@ -109,9 +109,7 @@ def write_random_checkpoint(
         _write_shard(folder / name, parts, spec, seed)
         weight_map |= {part.name: name for part in parts}
     total = sum(part.num_elements for parts in shards for part in parts) * spec.dtype_bytes
-    write_json(
-        folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _shards(spec: ModelSpec, shard_bytes: int) -> Iterator[list[TensorPart]]:

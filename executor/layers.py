@@ -73,9 +73,7 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
     return out
 
 
-def norm(
-    x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig
-) -> torch.Tensor:
+def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] by LayerNorm where ``name`` has a bias, else by RMSNorm."""
     weight = weights[f"{name}.weight"][0]
     bias = _bias(weights, name)
@@ -87,10 +85,12 @@ def norm(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Divide ``x`` by its root mean square, in float32; then round, then scale by ``weight``.
 
-    At the peak two float32 copies of ``x`` live, or one where ``x`` is float32 itself.
+    Temporaries at the peak: a float32 copy of ``x`` (none where ``x`` is float32) and the result.
     """
     wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    # The norm, unlike the mean of squares, needs no second float32 tensor.
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     scaled = wide * scale if wide is x else wide.mul_(scale)
     return scaled.to(x.dtype).mul_(weight)
 
@@ -140,10 +140,11 @@ def project_qkv(
 
     Notes
     -----
-    Temporaries at the peak, in elements per token, are the larger of ``hidden + qkv`` (norm and
-    product), ``qkv + query`` and two float32 heads of cosines and sines (rotation), and with
-    head norms (Qwen3) ``qkv`` and two float32 ``query``. What lives on return is ``qkv``, where
-    ``qkv = query + 2 * kv``.
+    Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
+    ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
+    query`` and two float32 halves of a head, then two in the dtype of ``x`` (rotation), and with
+    head norms (Qwen3) ``qkv + query`` and a float32 ``query``. ``qkv`` lives on return. Matrix
+    products in bfloat16 on the CPU take a few MiB of scratch for themselves.
     """
     # The norm is not bound to a name, so that it is gone once it has been multiplied.
     qkv = linear(
@@ -198,9 +199,7 @@ def finish_layer(
     x.add_(linear(inner, weights["down.weight"], _bias(weights, "down")))
 
 
-def embed(
-    token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights
-) -> torch.Tensor:
+def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """Add learned positions, where the family has them, to embedded tokens in place.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``

@@ -132,9 +132,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         # Half of a surrogate pair would be found out only when the outputs are written.
         json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            where, got=f"text that is not JSON ({error})", allowed=LINE_FORM
-        ) from None
+        raise InputError(where, got=f"text that is not JSON ({error})", allowed=LINE_FORM) from None
     if not isinstance(parsed, dict):
         raise InputError(where, got=f"a JSON {type(parsed).__name__}", allowed=LINE_FORM)
     keys = [key for key in ("prompt", "prompt_ids") if key in parsed]

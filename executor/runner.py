@@ -174,8 +174,11 @@ class Runner:
         self.engine = enter(Engine(machine.make_channels(), self.block.handlers(), self.trace))
 
     def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
-        gen_len, size = self.policy.workload.gen_len, self.policy.gpu_batch_size
+        gen_len = self.policy.workload.gen_len
         prompt_len = max(len(prompts[i]) for i in indices)
+        # Dealt out evenly, so that the last batch of a block is not a small one.
+        num_batches = -(-len(indices) // self.policy.gpu_batch_size)
+        size = -(-len(indices) // num_batches)
         parts = [indices[first : first + size] for first in range(0, len(indices), size)]
         batches = [
             Batch([prompts[i] for i in part], part, prompt_len=prompt_len, gen_len=gen_len)

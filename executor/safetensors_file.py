@@ -100,9 +100,7 @@ def read_into(path: Path, offset_bytes: int, target: memoryview) -> None:
                 got = os.preadv(handle.fileno(), [piece], offset_bytes + done)
                 if got == 0:
                     raise RunError(f"shard {path}: it became shorter while it was read")
-                os.posix_fadvise(
-                    handle.fileno(), offset_bytes + done, got, os.POSIX_FADV_DONTNEED
-                )
+                os.posix_fadvise(handle.fileno(), offset_bytes + done, got, os.POSIX_FADV_DONTNEED)
                 done += got
     except OSError as error:
         raise RunError(f"shard {path}: cannot be read ({error.strerror})") from error

@@ -50,12 +50,12 @@ class FastTokenizer:
         ids: list[int] = self._tokenizer.encode(text).ids
         if self._begin_id is None or self._adds_begin is None:
             return ids
-        begins = ids[:1] == [self._begin_id]
-        if self._adds_begin and not begins:
-            return [self._begin_id, *ids]
         plain: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        was_added = begins and plain[:1] != [self._begin_id]
-        return ids[1:] if was_added and not self._adds_begin else ids
+        # Not merely whether it is there: the text itself may begin with the token.
+        was_added = ids[: len(plain) + 1] == [self._begin_id, *plain]
+        if was_added == self._adds_begin:
+            return ids
+        return [self._begin_id, *ids] if self._adds_begin else ids[1:]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
@@ -132,6 +132,4 @@ def _load_fast(folder: Path) -> FastTokenizer:
     content = begin.get("content") if isinstance(begin, dict) else begin
     begin_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
     adds_begin = config.get("add_bos_token")
-    return FastTokenizer(
-        tokenizer, begin_id, adds_begin if isinstance(adds_begin, bool) else None
-    )
+    return FastTokenizer(tokenizer, begin_id, adds_begin if isinstance(adds_begin, bool) else None)

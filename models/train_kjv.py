@@ -3,7 +3,7 @@
 The text is in the public domain. On Debian: ``apt-get install bible-kjv``, then
 ``bible -f gen1:1-rev22:21 > kjv.txt`` (one verse a line, each with its reference).
 
-    python models/train_kjv.py --text kjv.txt --output models/kjv-7m --minutes 40
+    python models/train_kjv.py --text kjv.txt --output models/kjv --minutes 40
 
 Every twentieth chapter is held out. The checkpoint with the lowest held-out loss is kept, in
 Hugging Face format, weights in bfloat16.
@@ -27,7 +27,7 @@ END = "<|endoftext|>"
 VOCABULARY = 4096
 CONTEXT = 512
 HELD_OUT_EVERY = 20
-BATCH = 16
+BATCH = 8
 PEAK_RATE = 1.5e-3
 WARMUP_STEPS = 100
 EVALUATE_EVERY_S = 120.0
@@ -62,12 +62,12 @@ def train_tokenizer(chapters: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(end_id: int) -> LlamaForCausalLM:
-    """Make the model in float32, about seven million parameters."""
+    """Make the model in float32, about five and a half million parameters."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=704,
-        num_hidden_layers=8,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

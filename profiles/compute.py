@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COLD_BYTES = 128 * MIB
 HEAD_DIM = 128
 GROUP_SIZE = 4
+# Kernels that a GPU is given before it is waited for, so that waiting does not count.
+NUM_LAUNCHES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,39 +75,36 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
 
 def measure_memory(device: str, plan: ComputePlan, sampler: Sampler) -> float:
     """Measure how fast a device reads its memory, in bytes/s; copies are kept as samples too."""
-    source = torch.ones(plan.stream_bytes // 4, dtype=torch.float32, device=device)
+    size = plan.stream_bytes
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    prefix = _prefix(device)
+
+    def copy() -> torch.Tensor:
+        return target.copy_(source)
+
     with torch.inference_mode():
-        sampler.measure_rate(
-            f"{prefix}.memory.copy",
-            "bytes_per_s",
-            _finished(device, lambda: target.copy_(source)),
-            2 * plan.stream_bytes,
-        )
-        read = sampler.measure_rate(
-            f"{prefix}.memory.read",
-            "bytes_per_s",
-            _finished(device, source.sum),
-            plan.stream_bytes,
-        )
-    return read.median
+        _measure_rate(device, "memory.copy", "bytes_per_s", copy, 2 * size, sampler)
+        return _measure_rate(device, "memory.read", "bytes_per_s", source.sum, size, sampler)
 
 
 def _prefix(device: str) -> str:
     return "cpu" if device == "cpu" else "gpu"
 
 
-def _finished(device: str, work: Callable[[], object]) -> Callable[[], object]:
-    """Make ``work`` return only when the device has done it."""
+def _measure_rate(
+    device: str, name: str, unit: str, work: Callable[[], object], amount: float, sampler: Sampler
+) -> float:
+    """Measure the rate of ``work``, whose end is waited for on a GPU, and return the median."""
+    name = f"{_prefix(device)}.{name}"
     if device == "cpu":
-        return work
+        return sampler.measure_rate(name, unit, work, amount).median
 
-    def finish() -> None:
-        work()
+    def launch_and_wait() -> None:
+        for _ in range(NUM_LAUNCHES):
+            work()
         torch.cuda.synchronize()
 
-    return finish
+    return sampler.measure_rate(name, unit, launch_and_wait, NUM_LAUNCHES * amount).median
 
 
 def _noise(device: str, dtype: str, *shape: int) -> torch.Tensor:
@@ -122,20 +122,20 @@ def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
     turns = itertools.cycle(weights)
     sizes: list[float] = []
     rates: list[float] = []
+    num_calls = 1 if device == "cpu" else NUM_LAUNCHES
     for rows in plan.rows:
         flop = 2.0 * rows * out_features * in_features
-        if rates and not sampler.affords(flop / rates[-1]):
+        if rates and not sampler.affords(num_calls * flop / rates[-1]):
             break
-        inputs = _noise(device, dtype, rows, in_features)
-        figure = sampler.measure_rate(
-            f"{_prefix(device)}.matmul.{dtype}.rows{rows}",
-            "flop_per_s",
-            _finished(device, lambda x=inputs: F.linear(x, next(turns))),  # type: ignore[misc]
-            flop,
-        )
+        multiply = partial(_multiply, _noise(device, dtype, rows, in_features), turns)
+        name = f"matmul.{dtype}.rows{rows}"
+        rates.append(_measure_rate(device, name, "flop_per_s", multiply, flop, sampler))
         sizes.append(float(rows))
-        rates.append(figure.median)
     return RateCurve(sizes=tuple(sizes), rates=tuple(rates))
+
+
+def _multiply(inputs: torch.Tensor, weights: Iterator[torch.Tensor]) -> torch.Tensor:
+    return F.linear(inputs, next(weights))
 
 
 def _measure_prefill(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> float:
@@ -150,10 +150,8 @@ def _measure_prefill(device: str, dtype: str, plan: ComputePlan, sampler: Sample
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
     flop = 4.0 * plan.num_prompts * plan.num_heads * plan.prompt_len**2 * HEAD_DIM
-    prefix = _prefix(device)
-    return sampler.measure_rate(
-        f"{prefix}.attention_prefill.{dtype}", "flop_per_s", _finished(device, attend), flop
-    ).median
+    name = f"attention_prefill.{dtype}"
+    return _measure_rate(device, name, "flop_per_s", attend, flop, sampler)
 
 
 def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> float:
@@ -175,12 +173,8 @@ def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
         keys, values = (part.transpose(0, 1)[:, None] for part in next(turns).unbind(1))
         return F.scaled_dot_product_attention(query, keys, values)
 
-    return sampler.measure_rate(
-        f"{_prefix(device)}.attention_decode.{dtype}",
-        "bytes_per_s",
-        _finished(device, attend),
-        cache_bytes,
-    ).median
+    name = f"attention_decode.{dtype}"
+    return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
 
 
 def _measure_task_overhead(device: str, sampler: Sampler) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -21,3 +22,10 @@ def recorded_profile(name: str) -> HardwareProfile:
     file = resources.files("profiles").joinpath("data", f"{name}.json")
     with resources.as_file(file) as path:
         return HardwareProfile.load(path)
+
+
+def find_profile(name_or_path: str) -> HardwareProfile:
+    """Load a profile: the name of a recorded machine, or a file."""
+    if name_or_path in recorded_names():
+        return recorded_profile(name_or_path)
+    return HardwareProfile.load(Path(name_or_path))

@@ -14,7 +14,7 @@ def view_layer(
     buffer: torch.Tensor, layout: LayerLayout, dtype: torch.dtype, cut_bytes: int = 0
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """View a layer's bytes as tensors; a matrix that ``cut_bytes`` falls into has two chunks."""
-    weights = {}
+    weights: dict[str, tuple[torch.Tensor, ...]] = {}
     for tensor in layout.tensors:
         whole = buffer[tensor.offset_bytes : tensor.end_bytes].view(dtype).view(tensor.shape)
         row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
@@ -42,14 +42,15 @@ class ReferenceModel:
             at = layout.cut_near(cut * layout.num_bytes)
             weights.append(view_layer(buffer, layout, self.dtype, at))
         count = source.spec.num_layers
-        self.embedding, self.decoders, self.head = weights[0], weights[1 : count + 1], weights[count + 1 :]
+        self.embedding, self.decoders = weights[0], weights[1 : count + 1]
+        self.head = weights[count + 1 :]
         chunks = [chunk for part in self.head for chunk in part["head.weight"]]
         self.tokens = chunks if source.spec.tied_embeddings else self.embedding["tokens.weight"]
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
         """Return the logits after every token of one prompt: float32 [tokens, vocabulary]."""
-        x, _ = self._prefill(torch.tensor([ids]), None, 0)
+        x = self._prefill(torch.tensor([ids]), None)
         return self._head(x[0])
 
     @torch.inference_mode()
@@ -69,7 +70,7 @@ class ReferenceModel:
         caches = [
             torch.zeros(context, 2, rows, spec.head_dim, dtype=self.dtype) for _ in self.decoders
         ]
-        x, _ = self._prefill(padded, caches, context)
+        x = self._prefill(padded, caches)
         tokens = self._head(x[torch.arange(batch), lengths - 1]).argmax(-1)
         outputs = [tokens]
         for step in range(gen_len - 1):
@@ -81,9 +82,7 @@ class ReferenceModel:
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return layers.embed(layers.gather_rows(ids, self.tokens), positions, self.embedding)
 
-    def _prefill(
-        self, ids: torch.Tensor, caches: list[torch.Tensor] | None, context: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prefill(self, ids: torch.Tensor, caches: list[torch.Tensor] | None) -> torch.Tensor:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         x = self._embed(ids, positions)
         for i, weights in enumerate(self.decoders):
@@ -92,7 +91,7 @@ class ReferenceModel:
                 for kind, part in enumerate((k, v)):
                     caches[i][: ids.shape[1], kind] = part.transpose(0, 1).flatten(1, 2)
             layers.finish_layer(x, prefill_attention(q, k, v), weights, self.spec, self.config)
-        return x, positions
+        return x
 
     def _decode(
         self,

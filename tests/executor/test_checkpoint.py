@@ -155,9 +155,7 @@ def rewrite_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> 
     header = json.loads(data[8 : 8 + length])
     change(header)
     text = json.dumps(header).encode()
-    (folder / SINGLE_NAME).write_bytes(
-        len(text).to_bytes(8, "little") + text + data[8 + length :]
-    )
+    (folder / SINGLE_NAME).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -177,7 +175,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"shard model\.safetensors: got \d+ bytes; allowed: \d+ as its header says",
     ),
     "longer than its header": (
-        lambda f: (f / SINGLE_NAME).open("ab").write(b"x"), "bytes; allowed: .* header says"
+        lambda f: (f / SINGLE_NAME).open("ab").write(b"x"),
+        "bytes; allowed: .* header says",
     ),
     "empty file": (lambda f: truncate(f, 0), "header length of 0"),
     "header cut off": (lambda f: truncate(f, 100), "header lies within it"),
@@ -186,15 +185,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "not JSON",
     ),
     "header length huge": (
-        lambda f: (f / SINGLE_NAME).write_bytes(b"\xff" * 64), "header lies within it"
+        lambda f: (f / SINGLE_NAME).write_bytes(b"\xff" * 64),
+        "header lies within it",
     ),
     "header a list": (
-        lambda f: (f / SINGLE_NAME).write_bytes((2).to_bytes(8, "little") + b"[]"), "a list"
+        lambda f: (f / SINGLE_NAME).write_bytes((2).to_bytes(8, "little") + b"[]"),
+        "a list",
     ),
     "tensor overlaps": (
-        lambda f: rewrite_header(
-            f, lambda h: h.update(extra=dict(h["model.norm.weight"]))
-        ),
+        lambda f: rewrite_header(f, lambda h: h.update(extra=dict(h["model.norm.weight"]))),
         "where the tensor before it ends",
     ),
     "offsets do not fit the shape": (
@@ -206,7 +205,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "whole numbers",
     ),
     "dtype unknown": (
-        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype="F33")), "'F33'"
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype="F33")),
+        "'F33'",
     ),
     "dtype unsupported": (
         lambda f: rewrite(f, lambda t: t.update({Q_PROJ: t[Q_PROJ].double()})),
@@ -231,7 +231,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config missing": (lambda f: (f / "config.json").unlink(), "no such file"),
     "family unsupported": (
-        lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="mamba")), "'mamba'"
+        lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="mamba")),
+        "'mamba'",
     ),
 }
 

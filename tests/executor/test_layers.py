@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.model_spec import ModelSpec
 from executor.attention import decode_attention, prefill_attention, valid_slots
 from executor.checkpoint import Checkpoint
-from executor.dummy import DummyCheckpoint
-from executor.layers import gather_rows, linear, rotary_frequencies, split_rows
 from executor.families import Rope
+from executor.layers import (
+    finish_layer,
+    gather_rows,
+    linear,
+    project_qkv,
+    rotary_frequencies,
+    split_rows,
+)
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
 
@@ -152,15 +157,19 @@ def test_valid_slots_leave_the_gap_out() -> None:
     assert valid_slots(torch.tensor([3, 3]), 3, 5, 2) is None
 
 
-def test_hidden_states_are_updated_in_place_and_inputs_kept() -> None:
-    spec = ModelSpec(
-        name="tiny", family="qwen3", num_layers=1, hidden_size=32, ffn_size=48, num_heads=4,
-        num_kv_heads=2, head_dim=8, vocab_size=50, max_positions=64, tied_embeddings=True,
-        attention_bias=False, dtype="float32",
-    )  # fmt: skip
-    first = ReferenceModel(DummyCheckpoint(spec=spec)).logits([1, 2, 3])
-    assert torch.equal(first, ReferenceModel(DummyCheckpoint(spec=spec)).logits([1, 2, 3]))
-    assert first.std() > 0
+@pytest.mark.parametrize("case", ["opt", "qwen3"])
+def test_only_finish_layer_changes_what_it_is_given(case: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, **CASES[case])
+    model = ReferenceModel(Checkpoint.open(tmp_path))
+    spec, config, weights = model.spec, model.config, model.decoders[0]
+    x, positions = torch.randn(2, 3, spec.hidden_size), torch.arange(3).expand(2, 3)
+    before = x.clone()
+    attended = prefill_attention(*project_qkv(x, weights, positions, spec, config))
+    assert torch.equal(x, before)
+    attended_before = attended.clone()
+    finish_layer(x, attended, weights, spec, config)
+    assert torch.equal(attended, attended_before)
+    assert not torch.equal(x, before)
 
 
 def _greedy(model: Any, prompt: list[int], gen_len: int) -> list[int]:

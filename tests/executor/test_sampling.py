@@ -22,9 +22,7 @@ def chi_square_p(sampler: Sampler, expected: list[float], count: int = 4000) -> 
     counts = draw(sampler, count).bincount(minlength=5)[: len(expected)]
     assert counts.sum() == count
     total = math.fsum(expected)
-    return float(
-        stats.chisquare(counts.tolist(), [count * e / total for e in expected]).pvalue
-    )
+    return float(stats.chisquare(counts.tolist(), [count * e / total for e in expected]).pvalue)
 
 
 def test_draws_follow_the_softmax() -> None:

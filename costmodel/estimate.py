@@ -1,0 +1,37 @@
+"""The command ``python -m costmodel.estimate``: the price of any policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from costmodel.policy import Policy
+from costmodel.price import check_fits, estimate
+from costmodel.report import format_prediction
+from profiles.command import Parser, run
+from profiles.files import to_json
+from profiles.recorded import find_profile
+
+
+def main(arguments: list[str]) -> None:
+    """Price the policy, print, and end with status 3 where it does not fit."""
+    parser = Parser(
+        prog="costmodel.estimate",
+        description="Price a policy on a machine.",
+        example="python -m costmodel.estimate --hardware profile.json --policy policy.json",
+    )
+    parser.add_argument("--hardware", required=True, help="profile.json or a recorded machine")
+    parser.add_argument("--policy", required=True, type=Path)
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    flags = parser.parse_args(arguments)
+    policy = Policy.load(flags.policy)
+    hardware = find_profile(flags.hardware)
+    prediction = estimate(policy, hardware)
+    print(format_prediction(policy, hardware, prediction))
+    if flags.json:
+        print(json.dumps(to_json(prediction)))
+    check_fits(prediction, hardware)
+
+
+if __name__ == "__main__":
+    run(main)

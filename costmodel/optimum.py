@@ -1,0 +1,285 @@
+"""Find the policy: enumerate what is not linear, solve what is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from costmodel.price import check_machine, check_model, estimate
+from costmodel.memory import capacities
+from costmodel.model_spec import ModelSpec
+from costmodel.policy import Placement, Policy, Prediction
+from costmodel.problem import Problem, Shares
+from costmodel.program import Infeasible, Solution, shortage_of, solve
+from costmodel.rounding import round_policy
+from costmodel.workload import Workload
+from profiles.hardware import HardwareProfile
+from profiles.units import GIB
+
+# Without a number of prompts, a block may be this large.
+MAX_BLOCK_SIZE = 4096
+# A matrix product needs no more rows than these to run at its best.
+PREFILL_ROWS = (2048, 512)
+# Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
+ROUNDING_ATTEMPTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The best policy found, and how good any policy could be.
+
+    Parameters
+    ----------
+    policy
+        Rounded to what can be executed, with its prediction.
+    job_tok_per_s
+        Throughput over all prompts, a partly filled last block included.
+    bound_tok_per_s
+        No policy of the model's exceeds this throughput on full blocks.
+    solution
+        The linear program's optimum at the policy's block size, with its duals.
+    """
+
+    policy: Policy
+    job_tok_per_s: float
+    bound_tok_per_s: float
+    solution: Solution
+
+    @property
+    def predicted(self) -> Prediction:
+        """The policy's prediction."""
+        assert self.policy.predicted is not None
+        return self.policy.predicted
+
+    @property
+    def gap(self) -> float:
+        """How far below the bound the rounded policy is over the job, as a fraction of it."""
+        return 1 - self.job_tok_per_s / self.bound_tok_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    problem: Problem
+    relaxed: Solution
+
+    @property
+    def bound_tok_per_s(self) -> float:
+        return self.problem.workload.gen_len / self.relaxed.latency_per_sequence_s
+
+
+def search(
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    workload: Workload,
+    *,
+    max_latency_s: float | None = None,
+) -> SearchResult:
+    """Return the policy with the highest predicted throughput over the whole job.
+
+    Raises
+    ------
+    InfeasibleError
+        When nothing fits: which tier is short, by how many bytes, and what would do.
+    """
+    check_model(model.dtype, hardware)
+    candidates = list(_relax_all(hardware, model, workload, max_latency_s))
+    if not candidates:
+        raise shortage_of(_problem(hardware, model, workload, 1, 1, in_place=True))
+    candidates.sort(key=lambda candidate: -candidate.bound_tok_per_s)
+    best: tuple[float, Policy, Solution] | None = None
+    for candidate in candidates:
+        # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
+        if best is not None and candidate.bound_tok_per_s <= best[0]:
+            break
+        for policy, solution in _round_all(candidate, max_latency_s):
+            rate = job_throughput(policy, hardware)
+            if best is None or rate > best[0]:
+                best = (rate, policy, solution)
+    if best is None:
+        raise shortage_of(_problem(hardware, model, workload, 1, 1, in_place=True))
+    rate, policy, solution = best
+    check_machine(policy, hardware)
+    return SearchResult(
+        policy=replace(
+            policy,
+            hardware=replace(hardware, measurements=()),
+            predicted=estimate(policy, hardware),
+        ),
+        job_tok_per_s=rate,
+        bound_tok_per_s=candidates[0].bound_tok_per_s,
+        solution=solution,
+    )
+
+
+def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
+    """Return token/s over all prompts, the last and partly filled block included."""
+    num_prompts = policy.workload.num_prompts
+    if num_prompts is None:
+        return estimate(policy, hardware).throughput_tok_per_s
+    tokens = num_prompts * policy.workload.gen_len
+    return tokens / sum(estimate(part, hardware).latency_s for part in blocks_of(policy))
+
+
+def blocks_of(policy: Policy) -> Iterable[Policy]:
+    """Yield the policy of every block of a job: the last one has only the batches it needs."""
+    num_prompts = policy.workload.num_prompts or policy.block_size
+    full, rest = divmod(num_prompts, policy.block_size)
+    for _ in range(full):
+        yield policy
+    if rest:
+        # The executor deals the last sequences out evenly over the batches that they need.
+        num_gpu_batches = -(-rest // policy.gpu_batch_size)
+        size = -(-rest // num_gpu_batches)
+        yield replace(
+            policy,
+            gpu_batch_size=size,
+            prefill_batch_size=min(policy.prefill_batch_size, size),
+            num_gpu_batches=num_gpu_batches,
+        )
+
+
+def shadow_price(solution: Solution, problem: Problem, tier: str, capacity: int) -> float:
+    """Return token/s that one GiB more of a tier is worth, at the solution's block size.
+
+    A capacity row reads ``use * batch / capacity <= per_block * batch``, so its dual is seconds
+    per sequence for one unit of that; d(throughput) = -throughput^2 / gen_len * d(latency).
+    """
+    prefix = f"capacity.{tier}."
+    dual = sum(value for name, value in solution.duals.items() if name.startswith(prefix))
+    unit = solution.shares.per_block * problem.gpu_batch_size * GIB / max(capacity, 1)
+    gen_len = problem.workload.gen_len
+    return -dual * unit * gen_len / solution.latency_per_sequence_s**2
+
+
+def _relax_all(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, max_latency_s: float | None
+) -> Iterable[_Candidate]:
+    for gpu_batch_size in _batch_sizes(workload):
+        sizes = {
+            min(gpu_batch_size, max(1, rows // workload.prompt_len)) for rows in PREFILL_ROWS
+        }
+        for prefill_batch_size in sorted(sizes):
+            for in_place in (True, False):
+                problem = _problem(
+                    hardware, model, workload, gpu_batch_size, prefill_batch_size,
+                    in_place=in_place,
+                )  # fmt: skip
+                try:
+                    relaxed = solve(
+                        problem,
+                        max_block_size=workload.num_prompts or MAX_BLOCK_SIZE,
+                        max_latency_s=max_latency_s,
+                    )
+                except Infeasible:
+                    continue
+                yield _Candidate(problem, relaxed)
+
+
+def _problem(
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    workload: Workload,
+    gpu_batch_size: int,
+    prefill_batch_size: int,
+    *,
+    in_place: bool,
+) -> Problem:
+    return Problem(
+        hardware=hardware,
+        model=model,
+        workload=workload,
+        gpu_batch_size=gpu_batch_size,
+        prefill_batch_size=prefill_batch_size,
+        in_place=in_place,
+    )
+
+
+def _batch_sizes(workload: Workload) -> list[int]:
+    """Powers of two and the sizes between them, and those that divide the prompts evenly."""
+    most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
+    powers = [2**i for i in range(most.bit_length())]
+    sizes = {*powers, *(3 * p // 2 for p in powers if p > 1)}
+    if workload.num_prompts is not None:
+        sizes |= {-(-workload.num_prompts // parts) for parts in range(1, 9)}
+    return sorted(size for size in sizes if size <= most)
+
+
+def _round_all(
+    candidate: _Candidate, max_latency_s: float | None
+) -> Iterable[tuple[Policy, Solution]]:
+    """Round the block size to either side, and to what fills the last block; then the rest."""
+    batch = candidate.problem.gpu_batch_size
+    num_prompts = candidate.problem.workload.num_prompts
+    most = -(-(num_prompts or MAX_BLOCK_SIZE) // batch)
+    wanted = 1 / (candidate.relaxed.shares.per_block * batch)
+    counts = {math.floor(wanted), math.ceil(wanted), round(0.9 * wanted)}
+    if num_prompts is not None:
+        num_blocks = max(1, round(num_prompts / (batch * wanted)))
+        counts |= {-(-num_prompts // (batch * n)) for n in (num_blocks, num_blocks + 1)}
+    for num_gpu_batches in sorted({min(max(1, count), most) for count in counts}):
+        found = _fit(candidate.problem, num_gpu_batches, max_latency_s)
+        if found is not None:
+            yield found
+
+
+def _fit(
+    problem: Problem, num_gpu_batches: int, max_latency_s: float | None
+) -> tuple[Policy, Solution] | None:
+    """Solve at a fixed block size and round; where the rounded policy overshoots a capacity,
+    leave that much free and solve again."""
+    reserve: dict[str, int] = {}
+    block_size = problem.gpu_batch_size * num_gpu_batches
+    for _ in range(ROUNDING_ATTEMPTS):
+        try:
+            solution = solve(
+                problem,
+                max_block_size=block_size,
+                block_size=block_size,
+                max_latency_s=max_latency_s,
+                reserve=reserve,
+            )
+        except Infeasible:
+            return None
+        policy = _policy_of(problem, num_gpu_batches, solution.shares)
+        policy = round_policy(policy, has_gpu=problem.hardware.has_gpu)
+        overshoot = _overshoot(policy, problem.hardware)
+        if not overshoot:
+            return policy, solution
+        for tier, num_bytes in overshoot.items():
+            reserve[tier] = reserve.get(tier, 0) + num_bytes
+    return None
+
+
+def _overshoot(policy: Policy, hardware: HardwareProfile) -> Mapping[str, int]:
+    peaks = estimate(policy, hardware).peak_bytes
+    over = {tier: peaks[tier] - limit for tier, limit in capacities(hardware).items()}
+    return {tier: count for tier, count in over.items() if count > 0}
+
+
+def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy:
+    off_gpu = shares.cache_cpu + shares.cache_disk
+    attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
+    full_bits = 8 * problem.model.dtype_bytes
+    return Policy(
+        model=problem.model,
+        workload=problem.workload,
+        gpu_batch_size=problem.gpu_batch_size,
+        num_gpu_batches=num_gpu_batches,
+        prefill_batch_size=problem.prefill_batch_size,
+        weights=_placement(shares.weights_gpu, shares.weights_cpu, shares.weights_disk),
+        cache=_placement(shares.cache_gpu, shares.cache_cpu, shares.cache_disk),
+        activations=_placement(
+            shares.activations_gpu, shares.activations_cpu, shares.activations_disk
+        ),
+        cpu_attention=min(1.0, max(0.0, attended)),
+        weight_bits=full_bits,
+        cache_bits=full_bits,
+    )
+
+
+def _placement(gpu: float, cpu: float, disk: float) -> Placement:
+    # The solver is exact to about 1e-7; what is below that is zero.
+    parts = [part if part > 1e-7 else 0.0 for part in (gpu, cpu, disk)]
+    total = sum(parts)
+    return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)
