@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -29,8 +28,6 @@ from executor.weights import WeightStore
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockResult:
@@ -49,29 +46,33 @@ class BlockResult:
     decode_s: float
 
 
-@dataclass(slots=True, kw_only=True)
 class Progress:
-    """What a run tells while it works; every hook may be left alone.
+    """What a run tells while it works. This one tells nobody; subclasses show it."""
 
-    ``loaded`` counts bytes of weights, ``computed`` is called for each computed layer and batch
-    from a worker's thread.
-    """
+    def loading(self, num_bytes: int) -> None:
+        """So many bytes of weights will be written to disk and read into memory."""
 
-    loaded: Callable[[int], None] = field(default=lambda _: None)
-    computed: Callable[[Task], None] = field(default=lambda _: None)
+    def loaded(self, num_bytes: int) -> None:
+        """So many of them are there now."""
+
+    def started(self, num_batches: int) -> None:
+        """A block begins."""
+
+    def computed(self, task: Task) -> None:
+        """One layer was computed for one batch; called from a worker's thread."""
 
 
 class _ProgressTrace(Trace):
     """A trace that also tells of each computation."""
 
-    def __init__(self, computed: Callable[[Task], None]) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__()
-        self._computed = computed
+        self._progress = progress
 
     def record(self, span: Span) -> None:
         super().record(span)
         if span.task.kind in ("compute", "finish"):
-            self._computed(span.task)
+            self._progress.computed(span.task)
 
 
 class Runner:
@@ -112,8 +113,9 @@ class Runner:
         self.progress = progress or Progress()
         self.layers = model_layers(policy.model)
         self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
-        self.trace: Trace = _ProgressTrace(self.progress.computed)
+        self.trace: Trace = _ProgressTrace(self.progress)
         self._stack = ExitStack()
+        self._disk_bytes = 0
 
     def __enter__(self) -> Runner:
         try:
@@ -141,6 +143,11 @@ class Runner:
         for first in range(0, len(order), self.policy.block_size):
             yield self._run_block(prompts, order[first : first + self.policy.block_size])
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that this run keeps on disk: weights, cache and hidden states."""
+        return self._disk_bytes
+
     def _open(self) -> None:
         policy, enter = self.policy, self._stack.enter_context
         machine = enter(Machine(self.hardware))
@@ -151,10 +158,12 @@ class Runner:
         cache = KVCache(policy, machine)
         hidden = HiddenStates(policy, machine, file_offset=cache.disk_bytes())
         scratch_bytes = cache.disk_bytes() + hidden.disk_bytes()
+        self._disk_bytes = scratch_bytes + sum(cut.disk_bytes for cut in self.weights.cuts)
         if missing or scratch_bytes:
             check_offload_folder(self.offload_dir, missing + scratch_bytes)
         if scratch_bytes:
             cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
+        self.progress.loading(missing + self.weights.resident_bytes)
         if file:
             file.build(self.weights.cuts, self.progress.loaded)
         self.weights.load(self.source, self.progress.loaded)
@@ -185,6 +194,7 @@ class Runner:
             for part in parts
         ]
         self.block.start(batches)
+        self.progress.started(len(batches))
         schedule = ZigzagSchedule(
             self.route, self.layers, num_batches=len(batches), num_tokens=gen_len
         )

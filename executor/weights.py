@@ -84,6 +84,11 @@ class WeightStore:
                         piece.copy_(host)
                     progress(len(piece))
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights that are held in memory."""
+        return sum(cut.cpu_end for cut in self.cuts)
+
     def read(self, task: Task) -> int:
         """Read one piece of what a layer has on disk into CPU staging."""
         assert self.file is not None

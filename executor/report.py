@@ -1,0 +1,143 @@
+"""What a run did, beside what was predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from costmodel.optimum import blocks_of
+from costmodel.policy import Policy, Prediction
+from costmodel.price import estimate
+from executor.memory_peak import cpu_peak_bytes, gpu_peak_bytes
+from executor.runner import BlockResult, Runner
+from profiles.hardware import HardwareProfile
+from profiles.units import format_bytes, format_seconds
+
+
+def predict_blocks(
+    policy: Policy, hardware: HardwareProfile, prompt_lengths: list[int]
+) -> list[Prediction]:
+    """Price every block of a job with the prompts that it will really hold, longest first."""
+    lengths = sorted(prompt_lengths, reverse=True)
+    policy = replace(policy, workload=replace(policy.workload, num_prompts=len(lengths)))
+    predictions = []
+    for i, block in enumerate(blocks_of(policy)):
+        workload = replace(block.workload, prompt_len=lengths[i * policy.block_size])
+        predictions.append(estimate(replace(block, workload=workload), hardware))
+    return predictions
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """A run's figures, gathered block by block."""
+
+    policy: Policy
+    hardware: HardwareProfile
+    predictions: list[Prediction]
+    blocks: list[BlockResult] = field(default_factory=list)
+    num_tokens: int = 0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    busy_s: dict[str, float] = field(default_factory=dict)
+
+    def add(self, block: BlockResult) -> None:
+        """Count one block."""
+        self.blocks.append(block)
+        self.num_tokens += sum(len(ids) for ids in block.output_ids.values())
+
+    def finish(self, runner: Runner) -> None:
+        """Take the peaks and the channels' seconds from a run that has ended."""
+        self.peak_bytes = {"cpu": cpu_peak_bytes(), "disk": runner.disk_bytes}
+        if self.hardware.is_emulated:
+            # Both tiers are CPU memory then, and only the arena tells them apart.
+            self.peak_bytes["gpu"] = sum(runner.machine.compute.used_bytes.values())
+            self.peak_bytes["cpu"] -= self.peak_bytes["gpu"]
+        elif self.hardware.has_gpu:
+            self.peak_bytes["gpu"] = gpu_peak_bytes()
+        for channels in runner.trace.busy_s.values():
+            for channel, seconds in channels.items():
+                self.busy_s[channel] = self.busy_s.get(channel, 0.0) + seconds
+
+    @property
+    def prefill_s(self) -> float:
+        """Measured seconds of prefill, all blocks."""
+        return sum(block.prefill_s for block in self.blocks)
+
+    @property
+    def decode_s(self) -> float:
+        """Measured seconds of decode, all blocks."""
+        return sum(block.decode_s for block in self.blocks)
+
+    @property
+    def measured_tok_per_s(self) -> float:
+        """Tokens computed over the seconds of both phases.
+
+        Sequences that ended early count in full, as their slots were computed all the same.
+        """
+        computed = sum(len(block.output_ids) * block.num_tokens for block in self.blocks)
+        return computed / (self.prefill_s + self.decode_s)
+
+    @property
+    def predicted_tok_per_s(self) -> float:
+        """The same figure as predicted."""
+        computed = sum(len(block.output_ids) for block in self.blocks)
+        latency_s = sum(prediction.latency_s for prediction in self.predictions)
+        return computed * self.policy.workload.gen_len / latency_s
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure under its name."""
+        return {
+            "emulated_gpu": self.hardware.is_emulated,
+            "predicted_tok_per_s": self.predicted_tok_per_s,
+            "measured_tok_per_s": self.measured_tok_per_s,
+            "generated_tokens": self.num_tokens,
+            "predicted_prefill_s": sum(p.prefill_s for p in self.predictions),
+            "prefill_s": self.prefill_s,
+            "predicted_decode_s": sum(p.decode_s for p in self.predictions),
+            "decode_s": self.decode_s,
+            "lower_bound_s": sum(p.lower_bound_s for p in self.predictions),
+            "bottleneck": self.predictions[0].bottleneck,
+            "busy_s": self.busy_s,
+            "predicted_peak_bytes": dict(self.predictions[0].peak_bytes),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def format_report(report: Report) -> str:
+    """Lay out predicted beside measured."""
+    predicted = report.predictions
+    bound_s = sum(p.lower_bound_s for p in predicted)
+    lines = [f"{'':<20}{'predicted':>14}{'measured':>14}"]
+    rows = [
+        (
+            "throughput",
+            f"{report.predicted_tok_per_s:.3g} token/s",
+            f"{report.measured_tok_per_s:.3g} token/s",
+        ),
+        (
+            "prefill",
+            format_seconds(sum(p.prefill_s for p in predicted)),
+            format_seconds(report.prefill_s),
+        ),
+        (
+            "decode",
+            format_seconds(sum(p.decode_s for p in predicted)),
+            format_seconds(report.decode_s),
+        ),
+    ]
+    tiers = [tier for tier in ("gpu", "cpu", "disk") if tier in report.peak_bytes]
+    rows += [
+        (
+            f"peak {tier}",
+            format_bytes(max(p.peak_bytes[tier] for p in predicted)),
+            format_bytes(report.peak_bytes[tier]),
+        )
+        for tier in tiers
+    ]
+    lines += [f"{name:<20}{said:>14}{found:>14}" for name, said, found in rows]
+    lines.append(f"lower bound: {format_seconds(bound_s)}, the busiest channel of each phase alone")
+    busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)
+    lines.append(f"channels were busy: {shares}")
+    if report.hardware.is_emulated:
+        lines.append("the GPU tier was emulated in CPU memory")
+    return "\n".join(lines)
