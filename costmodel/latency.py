@@ -145,9 +145,7 @@ def _gpu_compute_terms(problem: Problem, shares: Shares, work: PhaseWork) -> Ter
     }
 
 
-def _compute_seconds(
-    problem: Problem, work: PhaseWork, *, attended_here: Quantity
-) -> Quantity:
+def _compute_seconds(problem: Problem, work: PhaseWork, *, attended_here: Quantity) -> Quantity:
     """Seconds of the device that computes: products, attention, and the cost of its tasks."""
     model, rates = problem.model, problem.hardware.compute
     matmul = rates.matmul[model.dtype]

@@ -84,10 +84,7 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         + shares.per_block * edges,
         "cache": shares.cache_cpu * problem.cache_sequence_bytes,
         "cache staging": shares.cache_disk_per_block
-        * (
-            _batch_cache_bytes(problem, problem.workload.context_len)
-            * problem.disk_cache_padding
-        ),
+        * (_batch_cache_bytes(problem, problem.workload.context_len) * problem.disk_cache_padding),
         "hidden states": shares.activations_cpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
@@ -105,13 +102,15 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
 
 
 def _disk(problem: Problem, shares: Shares) -> Terms:
+    # Without a disk nothing lies there, nor any padding.
+    page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
     return {
         "weights": shares.weights_disk * problem.weight_bytes,
         "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
         # Every layer and every batch's hidden states begin on a page of the file.
-        "page padding": shares.per_block * (PAGE_BYTES * len(problem.layers))
-        + PAGE_BYTES / problem.gpu_batch_size,
+        "page padding": shares.per_block * (page_bytes * len(problem.layers))
+        + page_bytes / problem.gpu_batch_size,
     }
 
 
@@ -138,8 +137,10 @@ def _head_terms(problem: Problem, shares: Shares) -> Terms:
     """Count what the output head keeps of every sequence: its input, and logits over chunks."""
     logits = problem.model.vocab_size * LOGIT_BYTES
     # With the head in one piece, the logits of a batch are sampled from as they come.
-    kept = logits if problem.num_head_chunks > 1 else shares.per_block * (
-        problem.gpu_batch_size * logits
+    kept = (
+        logits
+        if problem.num_head_chunks > 1
+        else shares.per_block * (problem.gpu_batch_size * logits)
     )
     return {"head input": problem.hidden_token_bytes, "logits": kept}
 

@@ -54,9 +54,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise InputError(
-                "model family", got=repr(self.family), allowed=", ".join(FAMILIES)
-            )
+            raise InputError("model family", got=repr(self.family), allowed=", ".join(FAMILIES))
         if self.dtype not in DTYPE_BYTES:
             raise InputError("model dtype", got=repr(self.dtype), allowed=", ".join(DTYPE_BYTES))
         for name in (
@@ -128,18 +126,17 @@ def spec_from_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Read the shapes out of a Hugging Face ``config.json`` of a supported family."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise InputError(
-            f"model_type of {name}", got=repr(family), allowed=", ".join(FAMILIES)
-        )
+        raise InputError(f"model_type of {name}", got=repr(family), allowed=", ".join(FAMILIES))
     return _opt_spec(config, name) if family == "opt" else _llama_spec(config, name, str(family))
 
 
 def _opt_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     hidden = _int(config, "hidden_size", name)
     heads = _int(config, "num_attention_heads", name)
-    if not config.get("do_layer_norm_before", True) or config.get(
-        "word_embed_proj_dim", hidden
-    ) != hidden:
+    if (
+        not config.get("do_layer_norm_before", True)
+        or config.get("word_embed_proj_dim", hidden) != hidden
+    ):
         raise InputError(
             f"config of {name}",
             got="OPT with projected embeddings or norms after the block (as in opt-350m)",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from costmodel.price import check_machine, check_model, estimate
 from costmodel.memory import capacities
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy, Prediction
+from costmodel.price import check_work, estimate
 from costmodel.problem import Problem, Shares
 from costmodel.program import Infeasible, Solution, shortage_of, solve
 from costmodel.rounding import round_policy
 from costmodel.workload import Workload
+from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 
@@ -23,6 +24,8 @@ MAX_BLOCK_SIZE = 4096
 PREFILL_ROWS = (2048, 512)
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
 ROUNDING_ATTEMPTS = 6
+# Where only whole rows do not fit, this share of a tier's capacity more will do.
+ROUNDING_MARGIN = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class SearchResult:
     job_tok_per_s
         Throughput over all prompts, a partly filled last block included.
     bound_tok_per_s
-        No policy of the model's exceeds this throughput on full blocks.
+        No policy of the batch sizes tried exceeds this throughput on full blocks.
     solution
         The linear program's optimum at the policy's block size, with its duals.
     """
@@ -65,7 +68,7 @@ class _Candidate:
 
     @property
     def bound_tok_per_s(self) -> float:
-        return self.problem.workload.gen_len / self.relaxed.latency_per_sequence_s
+        return self.problem.workload.gen_len / self.relaxed.bound_per_sequence_s
 
 
 def search(
@@ -82,24 +85,13 @@ def search(
     InfeasibleError
         When nothing fits: which tier is short, by how many bytes, and what would do.
     """
-    check_model(model.dtype, hardware)
+    check_work(model, workload, hardware)
     candidates = list(_relax_all(hardware, model, workload, max_latency_s))
-    if not candidates:
-        raise shortage_of(_problem(hardware, model, workload, 1, 1, in_place=True))
     candidates.sort(key=lambda candidate: -candidate.bound_tok_per_s)
-    best: tuple[float, Policy, Solution] | None = None
-    for candidate in candidates:
-        # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
-        if best is not None and candidate.bound_tok_per_s <= best[0]:
-            break
-        for policy, solution in _round_all(candidate, max_latency_s):
-            rate = job_throughput(policy, hardware)
-            if best is None or rate > best[0]:
-                best = (rate, policy, solution)
+    best = _best_rounded(candidates, max_latency_s)
     if best is None:
-        raise shortage_of(_problem(hardware, model, workload, 1, 1, in_place=True))
+        raise _reason_of(_problem(hardware, model, workload, 1, 1, in_place=True), max_latency_s)
     rate, policy, solution = best
-    check_machine(policy, hardware)
     return SearchResult(
         policy=replace(
             policy,
@@ -112,31 +104,68 @@ def search(
     )
 
 
+def _best_rounded(
+    candidates: Iterable[_Candidate], max_latency_s: float | None
+) -> tuple[float, Policy, Solution] | None:
+    """Round candidates in the order of their bounds until none can beat the best so far."""
+    best: tuple[float, Policy, Solution] | None = None
+    for candidate in candidates:
+        # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
+        if best is not None and candidate.bound_tok_per_s <= best[0]:
+            break
+        for policy, solution in _round_all(candidate, max_latency_s):
+            rate = job_throughput(policy, candidate.problem.hardware)
+            if best is None or rate > best[0]:
+                best = (rate, policy, solution)
+    return best
+
+
+def _reason_of(smallest: Problem, max_latency_s: float | None) -> InfeasibleError:
+    """Say why not even a block of one sequence can be had."""
+    try:
+        alone = solve(smallest, max_block_size=1, block_size=1)
+    except Infeasible:
+        return shortage_of(smallest)
+    if max_latency_s is not None and alone.latency_per_sequence_s > max_latency_s * 0.999:
+        return InfeasibleError(
+            f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
+            f" least {alone.latency_per_sequence_s:.4g} s; try a longer one, or more memory"
+        )
+    return shortage_of(smallest, margin=ROUNDING_MARGIN)
+
+
 def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
     """Return token/s over all prompts, the last and partly filled block included."""
-    num_prompts = policy.workload.num_prompts
-    if num_prompts is None:
-        return estimate(policy, hardware).throughput_tok_per_s
-    tokens = num_prompts * policy.workload.gen_len
-    return tokens / sum(estimate(part, hardware).latency_s for part in blocks_of(policy))
+    num_prompts = policy.workload.num_prompts or policy.block_size
+    latency_s = 0.0
+    if num_full := num_prompts // policy.block_size:
+        latency_s += num_full * estimate(policy, hardware).latency_s
+    if last := _last_block(policy, num_prompts % policy.block_size):
+        latency_s += estimate(last, hardware).latency_s
+    return num_prompts * policy.workload.gen_len / latency_s
 
 
-def blocks_of(policy: Policy) -> Iterable[Policy]:
+def blocks_of(policy: Policy) -> Iterator[Policy]:
     """Yield the policy of every block of a job: the last one has only the batches it needs."""
     num_prompts = policy.workload.num_prompts or policy.block_size
-    full, rest = divmod(num_prompts, policy.block_size)
-    for _ in range(full):
+    for _ in range(num_prompts // policy.block_size):
         yield policy
-    if rest:
-        # The executor deals the last sequences out evenly over the batches that they need.
-        num_gpu_batches = -(-rest // policy.gpu_batch_size)
-        size = -(-rest // num_gpu_batches)
-        yield replace(
-            policy,
-            gpu_batch_size=size,
-            prefill_batch_size=min(policy.prefill_batch_size, size),
-            num_gpu_batches=num_gpu_batches,
-        )
+    if last := _last_block(policy, num_prompts % policy.block_size):
+        yield last
+
+
+def _last_block(policy: Policy, num_sequences: int) -> Policy | None:
+    """Return the policy of a partly filled block, which deals its sequences out evenly."""
+    if not num_sequences:
+        return None
+    num_gpu_batches = -(-num_sequences // policy.gpu_batch_size)
+    size = -(-num_sequences // num_gpu_batches)
+    return replace(
+        policy,
+        gpu_batch_size=size,
+        prefill_batch_size=min(policy.prefill_batch_size, size),
+        num_gpu_batches=num_gpu_batches,
+    )
 
 
 def shadow_price(solution: Solution, problem: Problem, tier: str, capacity: int) -> float:
@@ -149,16 +178,14 @@ def shadow_price(solution: Solution, problem: Problem, tier: str, capacity: int)
     dual = sum(value for name, value in solution.duals.items() if name.startswith(prefix))
     unit = solution.shares.per_block * problem.gpu_batch_size * GIB / max(capacity, 1)
     gen_len = problem.workload.gen_len
-    return -dual * unit * gen_len / solution.latency_per_sequence_s**2
+    return float(max(0.0, -dual) * unit * gen_len / solution.latency_per_sequence_s**2)
 
 
 def _relax_all(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, max_latency_s: float | None
 ) -> Iterable[_Candidate]:
     for gpu_batch_size in _batch_sizes(workload):
-        sizes = {
-            min(gpu_batch_size, max(1, rows // workload.prompt_len)) for rows in PREFILL_ROWS
-        }
+        sizes = {min(gpu_batch_size, max(1, rows // workload.prompt_len)) for rows in PREFILL_ROWS}
         for prefill_batch_size in sorted(sizes):
             for in_place in (True, False):
                 problem = _problem(
@@ -168,7 +195,7 @@ def _relax_all(
                 try:
                     relaxed = solve(
                         problem,
-                        max_block_size=workload.num_prompts or MAX_BLOCK_SIZE,
+                        max_block_size=gpu_batch_size * _max_batches(problem),
                         max_latency_s=max_latency_s,
                     )
                 except Infeasible:
@@ -195,6 +222,13 @@ def _problem(
     )
 
 
+def _max_batches(problem: Problem) -> int:
+    num_prompts = problem.workload.num_prompts
+    if num_prompts is None:
+        return max(1, MAX_BLOCK_SIZE // problem.gpu_batch_size)
+    return -(-num_prompts // problem.gpu_batch_size)
+
+
 def _batch_sizes(workload: Workload) -> list[int]:
     """Powers of two and the sizes between them, and those that divide the prompts evenly."""
     most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
@@ -211,13 +245,16 @@ def _round_all(
     """Round the block size to either side, and to what fills the last block; then the rest."""
     batch = candidate.problem.gpu_batch_size
     num_prompts = candidate.problem.workload.num_prompts
-    most = -(-(num_prompts or MAX_BLOCK_SIZE) // batch)
+    most = _max_batches(candidate.problem)
     wanted = 1 / (candidate.relaxed.shares.per_block * batch)
     counts = {math.floor(wanted), math.ceil(wanted), round(0.9 * wanted)}
     if num_prompts is not None:
         num_blocks = max(1, round(num_prompts / (batch * wanted)))
         counts |= {-(-num_prompts // (batch * n)) for n in (num_blocks, num_blocks + 1)}
     for num_gpu_batches in sorted({min(max(1, count), most) for count in counts}):
+        # A block that the job never fills would run with smaller batches than it was solved for.
+        if num_prompts is not None and batch > -(-num_prompts // num_gpu_batches):
+            continue
         found = _fit(candidate.problem, num_gpu_batches, max_latency_s)
         if found is not None:
             yield found
@@ -229,6 +266,7 @@ def _fit(
     """Solve at a fixed block size and round; where the rounded policy overshoots a capacity,
     leave that much free and solve again."""
     reserve: dict[str, int] = {}
+    limit_s = max_latency_s
     block_size = problem.gpu_batch_size * num_gpu_batches
     for _ in range(ROUNDING_ATTEMPTS):
         try:
@@ -236,23 +274,27 @@ def _fit(
                 problem,
                 max_block_size=block_size,
                 block_size=block_size,
-                max_latency_s=max_latency_s,
+                max_latency_s=limit_s,
                 reserve=reserve,
             )
         except Infeasible:
             return None
         policy = _policy_of(problem, num_gpu_batches, solution.shares)
         policy = round_policy(policy, has_gpu=problem.hardware.has_gpu)
-        overshoot = _overshoot(policy, problem.hardware)
-        if not overshoot:
+        predicted = estimate(policy, problem.hardware)
+        overshoot = _overshoot(predicted, problem.hardware)
+        lateness = predicted.latency_s / max_latency_s if max_latency_s else 0.0
+        if not overshoot and lateness <= 1:
             return policy, solution
         for tier, num_bytes in overshoot.items():
             reserve[tier] = reserve.get(tier, 0) + num_bytes
+        if limit_s is not None and lateness > 1:
+            limit_s *= (1 - 1e-6) / lateness
     return None
 
 
-def _overshoot(policy: Policy, hardware: HardwareProfile) -> Mapping[str, int]:
-    peaks = estimate(policy, hardware).peak_bytes
+def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str, int]:
+    peaks = predicted.peak_bytes
     over = {tier: peaks[tier] - limit for tier, limit in capacities(hardware).items()}
     return {tier: count for tier, count in over.items() if count > 0}
 
@@ -279,7 +321,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy
 
 
 def _placement(gpu: float, cpu: float, disk: float) -> Placement:
-    # The solver is exact to about 1e-7; what is below that is zero.
-    parts = [part if part > 1e-7 else 0.0 for part in (gpu, cpu, disk)]
+    # The solver is exact to about 1e-7; what is not far above that is zero.
+    parts = [part if part > 1e-6 * (gpu + cpu + disk) else 0.0 for part in (gpu, cpu, disk)]
     total = sum(parts)
     return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from costmodel.latency import phase_terms
 from costmodel.memory import capacities, peak_bytes
+from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy, Prediction
 from costmodel.problem import problem_of, shares_of
 from costmodel.rounding import round_policy
+from costmodel.workload import Workload
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes
@@ -48,7 +50,13 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
 
 def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
     """Refuse a policy that no amount of memory would let this machine run."""
-    check_model(policy.model.dtype, hardware)
+    check_work(policy.model, policy.workload, hardware)
+    full_bits = 8 * policy.model.dtype_bytes
+    for name, allowed in (
+        ("weight_bits", full_bits), ("cache_bits", full_bits), ("attention_sparsity", 1),
+    ):  # fmt: skip
+        if getattr(policy, name) != allowed:
+            raise InputError(f"policy.{name}", got=getattr(policy, name), allowed=str(allowed))
     on_gpu = max(policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
     if on_gpu > 0 and not hardware.has_gpu:
         raise InputError(
@@ -56,21 +64,22 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
             got=f"{on_gpu:g} of something on the GPU",
             allowed=f"CPU and disk, because {hardware.name} has no GPU",
         )
-    total = policy.workload.prompt_len + policy.workload.gen_len
-    if total > policy.model.max_positions:
+
+
+def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) -> None:
+    """Refuse a dtype whose rates are unknown, and more tokens than the model has positions."""
+    # The CPU attends what is not fetched, so both devices must know the dtype.
+    known = [dtype for dtype in hardware.compute.matmul if dtype in hardware.cpu.compute.matmul]
+    if model.dtype not in known:
+        raise InputError(
+            f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
+        )
+    total = workload.prompt_len + workload.gen_len
+    if total > model.max_positions:
         raise InputError(
             "prompt_len + gen_len",
             got=total,
-            allowed=f"at most {policy.model.max_positions} positions of {policy.model.name}",
-        )
-
-
-def check_model(dtype: str, hardware: HardwareProfile) -> None:
-    """Refuse a dtype for which the machine's rates are unknown."""
-    known = hardware.compute.matmul
-    if dtype not in known:
-        raise InputError(
-            f"dtype on {hardware.name}", got=dtype, allowed=", ".join(known), hint="--dtype"
+            allowed=f"at most the {model.max_positions} positions of {model.name}",
         )
 
 

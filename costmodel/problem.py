@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers
+from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy
 from costmodel.workload import Workload
@@ -73,9 +73,12 @@ class Problem:
 
     @property
     def disk_cache_padding(self) -> float:
-        """Bytes on disk per byte of cache: above 1 only where a batch's token is under a page."""
-        token_bytes = self.cache_token_bytes * self.gpu_batch_size
-        return max(1.0, PAGE_BYTES / token_bytes)
+        """Most bytes on disk per byte of cache: a token's rows of a batch take whole pages."""
+        batch_bytes = self.cache_token_bytes * self.gpu_batch_size
+        row_bytes = 2 * self.model.head_dim * self.model.dtype_bytes
+        # Part of a batch goes to disk in units of the rows that fill a page best.
+        unit_bytes = min(batch_bytes, max(1, PAGE_BYTES // row_bytes) * row_bytes)
+        return max(round_up(size, PAGE_BYTES) / size for size in (batch_bytes, unit_bytes))
 
     @property
     def hidden_token_bytes(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import pulp
 
 from costmodel.latency import phase_terms
+from costmodel.layout import PAGE_BYTES
 from costmodel.memory import PHASES, capacities, memory_rows
 from costmodel.problem import Problem, Quantity, Shares
 from profiles.errors import InfeasibleError, RunError
@@ -39,13 +40,16 @@ class Solution:
     shares
         Values of the variables.
     latency_per_sequence_s
-        The optimum; with a free block size a lower bound of what any policy can reach.
+        What the shares take.
+    bound_per_sequence_s
+        No policy takes less: exact at a fixed block size but for the weight of traffic.
     duals
         Seconds per sequence that one unit more of each row's right-hand side would change.
     """
 
     shares: Shares
     latency_per_sequence_s: float
+    bound_per_sequence_s: float
     duals: Mapping[str, float]
 
 
@@ -105,39 +109,40 @@ def solve(
     values = {name: float(pulp.value(getattr(shares, name)) or 0.0) for name in SHARE_NAMES}
     return Solution(
         shares=Shares(**values),
-        latency_per_sequence_s=float(pulp.value(model.objective)) / most_busy,
+        latency_per_sequence_s=sum(float(seconds.value()) for seconds in phase_s.values()),
+        bound_per_sequence_s=float(pulp.value(model.objective)) / most_busy,
         duals={name: float(row.pi or 0.0) for name, row in model.constraints.items()},
     )
 
 
-def shortage_of(problem: Problem) -> InfeasibleError:
-    """Say which tier is short for the smallest block, by how many bytes, and what would do."""
+def shortage_of(problem: Problem, *, margin: float = 0.001) -> InfeasibleError:
+    """Say which tier is short for the smallest block, by how many bytes, and what would do.
+
+    ``margin`` is added to what is missing, as a fraction of what would do: the program's optimum
+    leaves no room for rounding to whole rows and pages.
+    """
+    limits = capacities(problem.hardware)
     model = pulp.LpProblem("shortage", pulp.LpMinimize)
     shares = _variables(model, problem, problem.gpu_batch_size, problem.gpu_batch_size)
-    missing = {tier: pulp.LpVariable(f"missing_{tier}", 0) for tier in capacities(problem.hardware)}
+    missing = {tier: pulp.LpVariable(f"missing_{tier}", 0) for tier in limits}
     model += sum(SHORTAGE_COST[tier] * variable for tier, variable in missing.items())
     for tier, rows in memory_rows(problem, shares).items():
         for row, terms in rows.items():
             use = sum(terms.values()) * (problem.gpu_batch_size / 1e6)
-            limit = missing[tier] + capacities(problem.hardware)[tier] / 1e6
-            _add(model, use <= limit, f"capacity.{tier}.{row}")
+            _add(model, use <= missing[tier] + limits[tier] / 1e6, f"capacity.{tier}.{row}")
     _run_solver(model)
-    # A little more than the optimum, so that rounding to rows does not make the advice fail.
-    short = {
-        tier: int(float(variable.value()) * 1e6 * 1.001) + 2**16
-        for tier, variable in missing.items()
-        if float(variable.value()) > 1e-3
-    }
-    advice = " and ".join(
-        f"{FLAGS[tier]} {capacities(problem.hardware)[tier] + count}B" for tier, count in short.items()
-    )
+    short = {tier: int(float(variable.value()) * 1e6) for tier, variable in missing.items()}
+    short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
+    # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.
+    edges = len(problem.layers) * (PAGE_BYTES + problem.longest_row_bytes)
     found = " and ".join(
-        f"{tier} is short by {count} bytes ({format_bytes(count)})"
+        f"{tier} is short by {count} bytes ({format_bytes(count)})" for tier, count in short.items()
+    )
+    advice = " and ".join(
+        f"{FLAGS[tier]} {int((limits[tier] + count) * (1 + margin)) + edges}B"
         for tier, count in short.items()
     )
-    if not short:
-        return InfeasibleError("nothing fits: no policy keeps the latency limit; try a longer one")
-    return InfeasibleError(f"nothing fits: {found}; the least that would do: {advice}")
+    return InfeasibleError(f"nothing fits: {found}; try: {advice}")
 
 
 def _add(model: pulp.LpProblem, row: pulp.LpConstraint, name: str) -> None:
@@ -202,16 +207,18 @@ def _product(
     low: float,
     high: float,
 ) -> Quantity:
-    """Return ``fraction * inverse``: exact where ``inverse`` is fixed, else its lower envelope.
+    """Return ``fraction * inverse``: exact where ``inverse`` is fixed, else its envelope.
 
-    McCormick 1976, for a fraction in [0, 1]. The products are only ever bounded from above, by
-    capacities, so the two lower planes are all that is needed.
+    McCormick 1976, for a fraction in [0, 1]: the convex hull of the product over the rectangle.
     """
     if low == high:
         return fraction * low
     product = pulp.LpVariable(f"{name}_product", 0)
     _add(model, product >= fraction * low, f"envelope.{name}.low")
     _add(model, product >= fraction * high + inverse - high, f"envelope.{name}.high")
+    # What is attended is subtracted from what is fetched, so it needs its upper planes too.
+    _add(model, product <= fraction * high, f"envelope.{name}.below_high")
+    _add(model, product <= fraction * low + inverse - low, f"envelope.{name}.below_low")
     return product
 
 

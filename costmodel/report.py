@@ -51,7 +51,9 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
         ]
         lines.append(f"  {name:<15}" + "".join(f"{cell:>22}" for cell in cells))
     if hardware.has_gpu and policy.cache.gpu < 1:
-        lines.append(f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU")
+        lines.append(
+            f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU"
+        )
     return lines
 
 

@@ -69,8 +69,15 @@ def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segmen
     model = policy.model
     rows = batch_size * model.num_kv_heads
     row_bytes = 2 * model.head_dim * model.dtype_bytes
-    gpu_end, cpu_end = _cut_rows(policy.cache, rows, max(1, PAGE_BYTES // row_bytes))
+    unit = max(1, PAGE_BYTES // row_bytes)
+    gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
     attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
+    if attended_from > cpu_end:
+        # A cut inside the disk's rows must not cost another page: units that fill their pages
+        # are cut between, others not at all.
+        if unit * row_bytes % PAGE_BYTES:
+            unit = rows - cpu_end
+        attended_from = min(rows, cpu_end + round((attended_from - cpu_end) / unit) * unit)
     bounds = [("gpu", 0, gpu_end), ("cpu", gpu_end, cpu_end), ("disk", cpu_end, rows)]
     segments = []
     for home, start, end in bounds:
@@ -143,5 +150,3 @@ def _weight_fractions(cuts: Sequence[LayerCut]) -> Placement:
 def _fractions(gpu: float, disk: float) -> Placement:
     # The middle tier takes the remainder, so that the three sum to one without rounding noise.
     return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)
-
-

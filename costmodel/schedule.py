@@ -231,7 +231,9 @@ class ZigzagSchedule:
     def _load_next(self, here: _Position, after: Sequence[_Position]) -> Iterator[Task]:
         last = len(self.kinds) - 1
         if here.layer > 0:
-            token, layer = (here.token, here.layer + 1) if here.layer < last else (here.token + 1, 1)
+            token, layer = (
+                (here.token, here.layer + 1) if here.layer < last else (here.token + 1, 1)
+            )
             if token < self.num_tokens:
                 yield from self._load_weights(
                     _Position(token, layer, here.batch, here.visit + 1, here.step)

@@ -46,9 +46,7 @@ def _parser() -> Parser:
     return parser
 
 
-def choose_dtype(
-    model: ModelSpec, hardware: HardwareProfile, dtype: str | None
-) -> ModelSpec:
+def choose_dtype(model: ModelSpec, hardware: HardwareProfile, dtype: str | None) -> ModelSpec:
     """Return the model in the dtype asked for, else in the best one that the machine computes.
 
     A float16 model computes in bfloat16 on a CPU, where float16 products are many times slower.

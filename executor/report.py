@@ -8,9 +8,10 @@ from typing import Any
 from costmodel.optimum import blocks_of
 from costmodel.policy import Policy, Prediction
 from costmodel.price import estimate
-from executor.memory_peak import cpu_peak_bytes, gpu_peak_bytes
+from executor.memory_peak import gpu_peak_bytes
 from executor.runner import BlockResult, Runner
 from profiles.hardware import HardwareProfile
+from profiles.runtime import peak_resident_bytes
 from profiles.units import format_bytes, format_seconds
 
 
@@ -46,7 +47,7 @@ class Report:
 
     def finish(self, runner: Runner) -> None:
         """Take the peaks and the channels' seconds from a run that has ended."""
-        self.peak_bytes = {"cpu": cpu_peak_bytes(), "disk": runner.disk_bytes}
+        self.peak_bytes = {"cpu": peak_resident_bytes(), "disk": runner.disk_bytes}
         if self.hardware.is_emulated:
             # Both tiers are CPU memory then, and only the arena tells them apart.
             self.peak_bytes["gpu"] = sum(runner.machine.compute.used_bytes.values())
