@@ -195,7 +195,8 @@ def _relax_all(
                 try:
                     relaxed = solve(
                         problem,
-                        max_block_size=gpu_batch_size * _max_batches(problem),
+                        # A last batch that is partly empty only costs: the bound needs no more.
+                        max_block_size=workload.num_prompts or MAX_BLOCK_SIZE,
                         max_latency_s=max_latency_s,
                     )
                 except Infeasible:

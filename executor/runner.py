@@ -13,6 +13,7 @@ from costmodel.layout import model_layers
 from costmodel.policy import Policy
 from costmodel.schedule import Task, ZigzagSchedule, route_of
 from executor.activations import HiddenStates
+from executor.allocator import keep_freed_memory
 from executor.block import Batch, Block, Stores
 from executor.checkpoint import WeightSource
 from executor.embedding import EmbeddingTable
@@ -149,6 +150,7 @@ class Runner:
         return self._disk_bytes
 
     def _open(self) -> None:
+        keep_freed_memory()
         policy, enter = self.policy, self._stack.enter_context
         machine = enter(Machine(self.hardware))
         file = WeightFile(self.offload_dir, self.source, self.layers)

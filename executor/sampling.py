@@ -83,29 +83,30 @@ class Sampler:
             )
         if self.is_greedy:
             return best
-        # Row by row: what a sequence gets must not depend on how its neighbours are reduced.
-        drawn = [
-            self._draw(row, _uniform(self.seed, int(sequence), step))
-            for row, sequence in zip(logits, sequence_ids, strict=True)
-        ]
-        return torch.stack(drawn)
+        uniform = torch.tensor(
+            [_uniform(self.seed, int(sequence), step) for sequence in sequence_ids],
+            dtype=torch.float64,
+            device=logits.device,
+        )
+        return self._draw(logits, uniform)
 
-    def _draw(self, row: torch.Tensor, uniform: float) -> torch.Tensor:
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """Invert each row's distribution at its own number; no row sees another."""
         ids = None
         if self.top_k:
-            row, ids = row.topk(min(self.top_k, row.numel()))
+            logits, ids = logits.topk(min(self.top_k, logits.shape[1]))
         elif self.top_p < 1:
-            row, ids = row.sort(descending=True)
-        cumulative = ((row.double() - row.max()) / self.temperature).softmax(-1).cumsum(-1)
+            logits, ids = logits.sort(descending=True)
+        scaled = (logits.double() - logits.amax(-1, keepdim=True)) / self.temperature
+        cumulative = scaled.softmax(-1).cumsum(-1)
+        total = cumulative[:, -1:]
         if self.top_p < 1:
-            kept = torch.searchsorted(cumulative, self.top_p).clamp(max=row.numel() - 1)
-            total = cumulative[kept]
-        else:
-            total = cumulative[-1]
+            kept = torch.searchsorted(cumulative, torch.full_like(total, self.top_p))
+            total = cumulative.gather(1, kept.clamp(max=logits.shape[1] - 1))
         # Right, so that a token of probability zero is never drawn, not even with uniform 0.
-        place = torch.searchsorted(cumulative, (total * uniform)[None], right=True)[0]
-        place = place.clamp(max=row.numel() - 1)
-        return place if ids is None else ids[place]
+        place = torch.searchsorted(cumulative, total * uniform[:, None], right=True)
+        place = place.clamp(max=logits.shape[1] - 1)
+        return (place if ids is None else ids.gather(1, place))[:, 0]
 
 
 def _uniform(seed: int, sequence: int, step: int) -> float:

@@ -21,6 +21,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COLD_BYTES = 128 * MIB
 HEAD_DIM = 128
 GROUP_SIZE = 4
+# Width of tensors that cost nothing to compute with.
+TINY = 16
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
 NUM_LAUNCHES = 16
 
@@ -178,16 +180,20 @@ def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
 
 
 def _measure_task_overhead(device: str, sampler: Sampler) -> float:
-    """Measure what a task costs that does nothing: a hand-over between threads, or a launch."""
+    """Measure what a computing task costs beside its arithmetic: it is handed to a thread, and
+    launches the operators of a layer, here on tensors too small to take time themselves."""
     name = f"{_prefix(device)}.task_overhead"
-    if device != "cpu":
-        empty = torch.zeros(1, device=device)
-        return sampler.measure_seconds(name, lambda: _launch(empty)).median
     tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+    x = torch.ones(1, 1, TINY, device=device)
+    weight = torch.ones(TINY, TINY, device=device)
 
     def work_off() -> None:
-        while (done := tasks.get()) is not None:
-            done.set()
+        with torch.inference_mode():
+            while (done := tasks.get()) is not None:
+                _launch_layer(x, weight)
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                done.set()
 
     def hand_over() -> None:
         done = threading.Event()
@@ -203,9 +209,21 @@ def _measure_task_overhead(device: str, sampler: Sampler) -> float:
         worker.join()
 
 
-def _launch(tensor: torch.Tensor) -> None:
-    # torch does not type the constructors of its streams and events.
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    tensor.add_(1.0)
-    event.record()
-    event.synchronize()
+def _launch_layer(x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Launch about the operators of one decoder layer: norms, rotation, attention, products."""
+    for _ in range(2):
+        wide = x.float()
+        x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1.0)).mul_(weight[0])
+    query, key, value = (F.linear(x, weight) for _ in range(3))
+    for heads in (query, key):
+        left, right = heads.chunk(2, dim=-1)
+        rotated = left * weight[0, :1], right * weight[0, :1]
+        left.mul_(2.0).sub_(rotated[1])
+        right.mul_(2.0).add_(rotated[0])
+    cache = weight.clone()
+    cache[0].copy_(key[0, 0])
+    cache[1].copy_(value[0, 0])
+    attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
+    x = x + F.linear(attended[:, 0], weight)
+    gate, up = F.linear(x, weight), F.linear(x, weight)
+    x.add_(F.linear(F.silu(gate).mul_(up), weight))

@@ -84,7 +84,7 @@ class ComputeRates:
     attention_decode
         Bytes of KV cache per second that one decode step of attention reads.
     task_overhead_s
-        Seconds that any task costs before it does work.
+        Seconds that computing one layer costs beside its arithmetic: launching its operators.
     """
 
     matmul: Mapping[str, RateCurve]

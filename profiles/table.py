@@ -73,7 +73,7 @@ class _Table:
                 "memory read",
                 self._with_spread(format_rate(memory_bytes_per_s), f"{prefix}.memory.read"),
             ),
-            _row("cost of a task", self._with_spread(overhead, f"{prefix}.task_overhead")),
+            _row("cost of a layer", self._with_spread(overhead, f"{prefix}.task_overhead")),
             _row("", *rates.matmul),
         ]
         sizes = sorted({size for curve in rates.matmul.values() for size in curve.sizes})

@@ -1,0 +1,30 @@
+"""Keeps glibc from returning the memory of temporaries to the system after every operation."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+logger = logging.getLogger(__name__)
+
+# From malloc.h; stable parts of glibc's interface.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
+_INT_MAX = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Serve all temporaries from one heap that only grows.
+
+    By default a temporary of some MiB is mapped and unmapped each time, and touching its fresh
+    pages costs several times the arithmetic on it. All threads share the heap, so that its peak
+    is that of the whole process and not the sum of what each thread once needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        logger.info("no mallopt in this C library; temporaries are mapped afresh each time")
+        return
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, _INT_MAX)

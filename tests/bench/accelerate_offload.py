@@ -1,0 +1,85 @@
+"""The peer: Hugging Face transformers with accelerate's disk offload, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from profiles.files import write_json
+from profiles.runtime import peak_resident_bytes
+
+
+class FirstTokenClock(transformers.LogitsProcessor):  # type: ignore[misc]  # untyped base
+    """Changes nothing; notes when the first logits arrive, which is when prefill ends."""
+
+    def __init__(self) -> None:
+        self.first_s: float | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Pass the logits on."""
+        if self.first_s is None:
+            self.first_s = time.perf_counter()
+        return scores
+
+
+def main() -> None:
+    """Load, generate greedily in one batch, write the times and the tokens."""
+    flags = _parse()
+    start = time.perf_counter()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        flags.model,
+        dtype=torch.bfloat16,
+        device_map="auto",
+        max_memory={"cpu": flags.max_memory},
+        offload_folder=flags.offload_dir,
+    )
+    load_s = time.perf_counter() - start
+    lines = flags.prompts.read_text(encoding="utf-8").splitlines()
+    ids = torch.tensor([json.loads(line)["prompt_ids"] for line in lines])
+    clock = FirstTokenClock()
+    start = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        min_new_tokens=flags.gen_len,
+        max_new_tokens=flags.gen_len,
+        do_sample=False,
+        pad_token_id=0,
+        logits_processor=transformers.LogitsProcessorList([clock]),
+    )
+    end = time.perf_counter()
+    assert clock.first_s is not None
+    places = list(getattr(model, "hf_device_map", {"": "cpu"}).values())
+    write_json(
+        flags.output,
+        {
+            "load_s": load_s,
+            "generate_s": end - start,
+            "prefill_s": clock.first_s - start,
+            "decode_s": end - clock.first_s,
+            "resident_peak_bytes": peak_resident_bytes(),
+            "modules_on_disk": places.count("disk"),
+            "modules": len(places),
+            "output_ids": output[:, ids.shape[1] :].tolist(),
+        },
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run the peer of tests/bench/offload.py.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, required=True, help='lines with "prompt_ids"')
+    parser.add_argument("--gen-len", type=int, required=True)
+    parser.add_argument("--max-memory", type=int, required=True, help="bytes of weights in memory")
+    parser.add_argument("--offload-dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What both sides of the benchmark share: the model, the prompts, and how a child is run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from memory_cgroup import Ended, MemoryCgroup, last_line
+
+from costmodel.model_spec import ModelSpec
+from executor.dummy import hf_config, write_random_checkpoint
+from profiles.errors import InputError, RunError
+from profiles.files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+# Part of the limit that is left to page cache and kernel: both count, and neither is ours to plan.
+RESERVE = 0.03
+TIMEOUT_S = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One workload and where its files are."""
+
+    model: ModelSpec
+    num_prompts: int
+    prompt_len: int
+    gen_len: int
+    limit_bytes: int
+    seed: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "prompt_len", "gen_len"):
+            if getattr(self, name) < 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(flag, got=getattr(self, name), allowed="1 or more")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the model that both read."""
+        return self.folder / f"{self.model.name}-seed-{self.seed}"
+
+    @property
+    def prompts(self) -> Path:
+        """File of the prompts that both read."""
+        return self.folder / "prompts.jsonl"
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the policy may plan with."""
+        return int(self.limit_bytes * (1 - RESERVE))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a run generates."""
+        return self.num_prompts * self.gen_len
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of all prompts, full length."""
+        token = 2 * self.model.num_layers * self.model.kv_size * self.model.dtype_bytes
+        return self.num_prompts * (self.prompt_len + self.gen_len) * token
+
+    def make_inputs(self) -> None:
+        """Write the model, unless it is there already, and the prompts."""
+        made_from = {"config": hf_config(self.model), "seed": self.seed}
+        stamp = self.checkpoint / "made_from.json"
+        if not stamp.exists() or read_json(stamp, "stamp") != made_from:
+            say(f"making random weights of {self.model.name}")
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
+            write_random_checkpoint(self.checkpoint, self.model, seed=self.seed)
+            write_json(stamp, made_from)
+        draw = random.Random(self.seed)
+        with self.prompts.open("w", encoding="utf-8") as handle:
+            for _ in range(self.num_prompts):
+                ids = [draw.randrange(self.model.vocab_size) for _ in range(self.prompt_len)]
+                handle.write(json.dumps({"prompt_ids": ids}) + "\n")
+
+    @contextlib.contextmanager
+    def offload_folder(self) -> Iterator[Path]:
+        """Make the folder that a run offloads to, empty, and remove it with what it holds."""
+        folder = self.folder / "offload"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs the children of one bench: same threads, no GPU, output into files."""
+
+    bench: Bench
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Environment of every child."""
+        threads = str(len(os.sched_getaffinity(0)))
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | {
+            "OMP_NUM_THREADS": threads,
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def free(self, name: str, *words: str) -> None:
+        """Run one of our commands outside the limit."""
+        out, err = (self.bench.folder / f"{name}.log{suffix}" for suffix in ("", ".err"))
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            status = subprocess.run(
+                [sys.executable, *words],
+                cwd=ROOT, env=self.environment, stdout=stdout, stderr=stderr, check=False,
+            ).returncode  # fmt: skip
+        if status:
+            raise RunError(f"{name} ended with status {status}: {last_line(err)}")
+
+    def limited(self, name: str, *words: str, timeout_s: float = TIMEOUT_S) -> Ended:
+        """Run a command under the limit, with cold files."""
+        _drop_from_page_cache(self.bench.folder)
+        with MemoryCgroup(self.bench.limit_bytes) as group:
+            return group.run(
+                [sys.executable, *words],
+                env=self.environment, folder=ROOT,
+                log=self.bench.folder / f"{name}.log", timeout_s=timeout_s,
+            )  # fmt: skip
+
+
+def _drop_from_page_cache(folder: Path) -> None:
+    """Make the next read of every file a real one, charged to who reads it."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def say(line: str) -> None:
+    """Tell what is being done, beside the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""Layouts: published parameter counts, and cuts that always fall between rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import DECODER_BYTES, HEAD_BYTES, make_model
+
+from costmodel.layout import model_layers
+from costmodel.model_spec import load_model_spec, preset_names
+
+# As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.
+PUBLISHED = {
+    "opt-125m": 125_239_296,
+    "opt-1.3b": 1_315_758_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984,
+    "opt-13b": 12_853_473_280,
+    "opt-30b": 29_974_540_288,
+    "opt-66b": 65.7e9,
+    "opt-175b": 174.6e9,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+    "mistral-7b": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-small-24b": 23_572_403_200,
+    "mistral-large-123b": 122_610_069_504,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+}
+
+
+def test_every_preset_has_a_published_count() -> None:
+    assert set(preset_names()) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters(name: str) -> None:
+    layers = model_layers(load_model_spec(name))
+    counted = sum(math.prod(t.shape) for layer in layers for t in layer.tensors)
+    assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
+    padded = sum(layer.num_bytes for layer in layers) / 2
+    assert padded == pytest.approx(PUBLISHED[name], rel=1e-2)
+
+
+def test_bytes_by_hand() -> None:
+    layers = model_layers(make_model())
+    assert [layer.kind for layer in layers] == ["embed"] + ["decoder"] * 8 + ["head"]
+    assert layers[0].num_bytes == 0  # tied: the head's rows serve
+    assert {layer.num_bytes for layer in layers[1:-1]} == {DECODER_BYTES}
+    assert layers[-1].num_bytes == HEAD_BYTES
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 5003, 60_000])
+def test_head_chunks_cover_the_vocabulary_once(vocab_size: int) -> None:
+    layers = model_layers(make_model(vocab_size=vocab_size))
+    chunks = [layer for layer in layers if layer.kind == "head"]
+    row = 0
+    for chunk in chunks:
+        assert chunk.first_row == row
+        row += chunk.tensors[-1].shape[0]
+    assert row == vocab_size
+    # Chunks exist so that the head's staging buffer is no larger than a layer's, give or take.
+    assert max(chunk.num_bytes for chunk in chunks) <= 1.5 * DECODER_BYTES
+
+
+@given(
+    share=st.floats(-0.1, 1.1),
+    name=st.sampled_from(["opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b"]),
+    which=st.sampled_from([0, 1, -1]),
+)
+def test_cut_falls_on_the_nearest_row(share: float, name: str, which: int) -> None:
+    layer = model_layers(load_model_spec(name))[which]
+    cut = layer.cut_near(share * layer.num_bytes)
+    boundaries = {layer.num_bytes, 0}
+    for tensor in layer.tensors:
+        rows = range(tensor.num_rows)
+        boundaries |= {tensor.offset_bytes + row * tensor.row_bytes for row in rows}
+    assert cut in boundaries
+    wanted = min(max(share, 0), 1) * layer.num_bytes
+    nearest = min(abs(wanted - boundary) for boundary in boundaries)
+    # The gap behind a tensor counts as part of its last row.
+    assert abs(cut - wanted) <= nearest + 64

@@ -1,0 +1,102 @@
+"""Model shapes from presets and from Hugging Face configs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.model_spec import load_model_spec, preset_names, spec_from_config
+from profiles import InputError
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 128,
+}
+OPT = {
+    "model_type": "opt",
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load_in_any_case(name: str) -> None:
+    assert load_model_spec(name.upper()) == load_model_spec(name)
+
+
+def test_preset_agrees_with_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    spec = load_model_spec("opt-125m")
+    # The defaults of OPTConfig are those of OPT-125M.
+    config = transformers.OPTConfig()
+    assert (spec.num_layers, spec.hidden_size, spec.ffn_size, spec.vocab_size) == (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.ffn_dim,
+        config.vocab_size,
+    )
+
+
+def test_config_with_defaults() -> None:
+    spec = spec_from_config(LLAMA, name="x")
+    assert (spec.num_kv_heads, spec.head_dim, spec.tied_embeddings) == (4, 16, False)
+    assert (spec.attention_bias, spec.is_gated, spec.dtype) == (False, True, "bfloat16")
+    assert spec_from_config(LLAMA | {"model_type": "qwen2"}, name="x").attention_bias
+
+
+def test_config_with_grouped_heads_and_own_head_size() -> None:
+    changes = {"num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"}
+    spec = spec_from_config(LLAMA | changes, name="x")
+    assert (spec.group_size, spec.query_size, spec.kv_size) == (2, 128, 64)
+    assert spec.dtype_bytes == 4
+
+
+def test_window_bounds_positions() -> None:
+    windowed: dict[str, Any] = LLAMA | {"model_type": "mistral", "sliding_window": 32}
+    assert spec_from_config(windowed, name="x").max_positions == 32
+    unused = windowed | {"model_type": "qwen2", "use_sliding_window": False}
+    assert spec_from_config(unused, name="x").max_positions == 128
+
+
+def test_folder_and_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert load_model_spec(str(tmp_path)) == load_model_spec(str(tmp_path / "config.json"))
+    assert load_model_spec(str(tmp_path)).name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LLAMA | {"model_type": "mamba"}, "got 'mamba'"),
+        ({}, "model_type"),
+        (LLAMA | {"hidden_size": 0}, "hidden_size"),
+        (LLAMA | {"hidden_size": "64"}, "hidden_size"),
+        (LLAMA | {"num_hidden_layers": True}, "num_hidden_layers"),
+        (LLAMA | {"vocab_size": None}, "vocab_size"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads"),
+        (LLAMA | {"dtype": "int8"}, "dtype"),
+        (OPT | {"word_embed_proj_dim": 32}, "opt-350m"),
+        (OPT | {"do_layer_norm_before": False}, "opt-350m"),
+    ],
+)
+def test_refused_configs(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        spec_from_config(config, name="x")
+    assert said in str(caught.value)
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(InputError, match=r"opt-30b"):
+        load_model_spec("opt-31b")

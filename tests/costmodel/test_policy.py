@@ -1,0 +1,86 @@
+"""The policy file: exact round trip, and every malformed one refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import make_machine, make_policy
+
+from costmodel.policy import Placement, Policy
+from costmodel.price import estimate
+from profiles import InputError
+from profiles.files import from_json, to_json
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_round_trip_is_exact(first: float, second: float, attention: float) -> None:
+    gpu, cpu = first, (1 - first) * second
+    placement = Placement(gpu=gpu, cpu=cpu, disk=max(0.0, 1 - gpu - cpu))
+    policy = make_policy(weights=placement, cache=placement, cpu_attention=attention)
+    assert from_json(Policy, json.loads(json.dumps(to_json(policy))), "policy") == policy
+
+
+def test_file_round_trip_with_prediction(tmp_path: Path) -> None:
+    machine = make_machine()
+    policy = make_policy()
+    policy = replace(policy, hardware=machine, predicted=estimate(policy, machine))
+    policy.save(tmp_path / "policy.json")
+    assert Policy.load(tmp_path / "policy.json") == policy
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+
+
+def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(value: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_set("schema_version", to=2), "schema_version"),
+        (_set("surprise", to=1), "surprise"),
+        (_set("weights", "cpu", to=0.5), "sum to 1"),
+        (_set("cache", "cpu", to=-0.1), "cache"),
+        (_set("cache", "cpu", to="all"), "cache.cpu"),
+        (_set("activations", to=None), "activations"),
+        (_set("gpu_batch_size", to=0), "gpu_batch_size"),
+        (_set("gpu_batch_size", to=2.5), "whole number"),
+        (_set("num_gpu_batches", to=-1), "num_gpu_batches"),
+        (_set("prefill_batch_size", to=5), "at most gpu_batch_size 4"),
+        (_set("cpu_attention", to=1.5), "cpu_attention"),
+        (_set("weight_bits", to=5), "weight_bits"),
+        (_set("cache_bits", to=32), "cache_bits"),
+        (_set("attention_sparsity", to=2), "attention_sparsity"),
+        (_set("workload", "gen_len", to=0), "gen_len"),
+        (_set("model", "family", to="gpt2"), "family"),
+        (lambda value: value.pop("weights"), "weights"),
+        (lambda value: value["model"].pop("num_layers"), "num_layers"),
+    ],
+)
+def test_malformed(change: Callable[[dict[str, Any]], None], said: str, tmp_path: Path) -> None:
+    value = to_json(make_policy())
+    change(value)
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError) as caught:
+        Policy.load(path)
+    assert said in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"weights": NaN}', '{"weights": 1e999}'])
+def test_not_a_policy_at_all(text: str, tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text(text)
+    with pytest.raises(InputError, match=r"policy\.json"):
+        Policy.load(tmp_path / "policy.json")

@@ -1,0 +1,365 @@
+"""The program against optima found by hand, and against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import (
+    CACHE_TOKEN_BYTES,
+    DECODER_BYTES,
+    SMALL_BYTES,
+    make_compute,
+    make_machine,
+    make_model,
+)
+
+from costmodel import program
+from costmodel.latency import phase_terms
+from costmodel.memory import capacities, memory_rows
+from costmodel.problem import Problem, Shares
+from costmodel.program import Infeasible, shortage_of, solve
+from costmodel.workload import Workload
+from profiles import HardwareProfile, RateCurve, RunError, recorded_profile
+
+WORK = Workload(prompt_len=16, gen_len=5)
+
+
+def _problem(hardware: HardwareProfile, **changes: object) -> Problem:
+    fields: dict[str, object] = {
+        "hardware": hardware,
+        "model": make_model(),
+        "workload": WORK,
+        "gpu_batch_size": 4,
+        "prefill_batch_size": 2,
+    }
+    return Problem(**(fields | changes))  # type: ignore[arg-type]  # plain keyword table
+
+
+def test_weights_fill_memory_and_the_rest_is_read() -> None:
+    """Two batches on a machine where only reading weights takes time."""
+    hidden = 8 * 16 * 256 * 2
+    logits = 8 * 256 * 2 + 4 * 1000 * 4
+    workspace = 2 * 16 * (2 * 256 + 3 * 512) * 2
+    edges = 2 * (2 * 4096 + 512 * 2)
+    cache = 8 * CACHE_TOKEN_BYTES * 8 * 20
+    # Disk costs time for the cache too, so the cache stays in memory.
+    fixed = hidden + logits + workspace + edges + cache
+    capacity = fixed + 4_000_000
+    # share * all + (1 - share) * two of the largest layer = 4 MB
+    share = (4_000_000 - 2 * DECODER_BYTES) / (SMALL_BYTES - 2 * DECODER_BYTES)
+    machine = make_machine(cpu_memory=capacity, disk_read=1e6, disk_write=1e3)
+    found = solve(_problem(machine), max_block_size=8, block_size=8)
+    assert found.shares.weights_cpu * 8 == pytest.approx(share, rel=1e-5)
+    assert found.latency_per_sequence_s * 8 == pytest.approx(
+        5 * (1 - share) * SMALL_BYTES / 1e6, rel=1e-5
+    )
+
+
+def test_attention_is_split_so_that_link_and_cpu_end_together() -> None:
+    """All weights fit on the GPU and no cache does: balance fetching against attending."""
+    model = make_model(max_positions=4096)
+    work = Workload(prompt_len=2000, gen_len=2)
+    token = CACHE_TOKEN_BYTES * 8
+    cpu = make_compute(decode=2e6)
+    # Room for the weights and for staging all of the cache, not for keeping any.
+    machine = make_machine(gpu_memory=10**9, h2d=1e6, cpu=cpu)
+    problem = _problem(machine, model=model, workload=work, gpu_batch_size=1, prefill_batch_size=1)
+    rows = memory_rows(problem, _shares(problem, 1, weights="gpu", cache="cpu"))["gpu"]
+    tight = make_machine(
+        gpu_memory=int(max(sum(terms.values()) for terms in rows.values())) + 1, h2d=1e6, cpu=cpu
+    )
+    found = solve(replace(problem, hardware=tight), max_block_size=1, block_size=1)
+    assert found.shares.cache_gpu == pytest.approx(0, abs=1e-3)
+    # Seconds of the step: (1 - a) * context / 1e6 + a * queries / 1e6 == a * context / 2e6.
+    context, queries = token * 2000, 256 * 2 * 8
+    attended = (context / 1e6) / (context / 2e6 + context / 1e6 - queries / 1e6)
+    assert found.shares.attended == pytest.approx(attended, rel=2e-3)
+
+
+def test_in_place_keeps_hidden_states_on_the_device_that_computes() -> None:
+    machine = make_machine(gpu_memory=10**9)
+    found = solve(_problem(machine), max_block_size=64)
+    assert found.shares.activations_gpu == 1
+    found = solve(_problem(make_machine()), max_block_size=64)
+    assert found.shares.activations_cpu == 1
+    assert found.shares.weights_gpu == found.shares.cache_gpu == found.shares.attended == 0
+
+
+def _shares(problem: Problem, block_size: int, *, weights: str, cache: str) -> Shares:
+    on = {f"weights_{t}": float(t == weights) / block_size for t in ("gpu", "cpu", "disk")}
+    on |= {f"cache_{t}": float(t == cache) for t in ("gpu", "cpu", "disk")}
+    return Shares(
+        per_block=1 / block_size,
+        attended=0.0,
+        cache_cpu_per_block=on["cache_cpu"] / block_size,
+        cache_disk_per_block=on["cache_disk"] / block_size,
+        attended_per_block=0.0,
+        activations_gpu=1.0,
+        activations_cpu=0.0,
+        activations_disk=0.0,
+        **on,
+    )
+
+
+def _price(problem: Problem, shares: Shares) -> float:
+    return sum(max(terms.values()) for terms in phase_terms(problem, shares).values())
+
+
+def _fits(problem: Problem, shares: Shares, slack: float = 1e-9) -> bool:
+    limits = capacities(problem.hardware)
+    return all(
+        sum(terms.values()) <= limits[tier] * shares.per_block * (1 + slack)
+        for tier, rows in memory_rows(problem, shares).items()
+        for terms in rows.values()
+    )
+
+
+def _splits(steps: int, *, has_gpu: bool) -> list[tuple[float, float, float]]:
+    grid = itertools.product(range(steps + 1), repeat=2)
+    splits = [(g / steps, c / steps, (steps - g - c) / steps) for g, c in grid if g + c <= steps]
+    return splits if has_gpu else [split for split in splits if split[0] == 0]
+
+
+def _grid(problem: Problem, block_size: int) -> list[Shares]:
+    """Every placement in quarters, every share of attention in halves."""
+    has_gpu, u = problem.hardware.has_gpu, 1 / block_size
+    here = (1.0, 0.0, 0.0) if has_gpu else (0.0, 1.0, 0.0)
+    hidden = [here] if problem.in_place else _splits(2, has_gpu=has_gpu)
+    found = []
+    for w, c, h in itertools.product(
+        _splits(4, has_gpu=has_gpu), _splits(4, has_gpu=has_gpu), hidden
+    ):
+        for part in (0.0, 0.5, 1.0) if has_gpu else (0.0,):
+            attended = part * (c[1] + c[2])
+            found.append(
+                Shares(
+                    per_block=u,
+                    weights_gpu=w[0] * u,
+                    weights_cpu=w[1] * u,
+                    weights_disk=w[2] * u,
+                    cache_gpu=c[0],
+                    cache_cpu=c[1],
+                    cache_disk=c[2],
+                    attended=attended,
+                    cache_cpu_per_block=c[1] * u,
+                    cache_disk_per_block=c[2] * u,
+                    attended_per_block=attended * u,
+                    activations_gpu=h[0],
+                    activations_cpu=h[1],
+                    activations_disk=h[2],
+                )
+            )
+    return found
+
+
+def _random_problem(seed: int) -> Problem:
+    """Draw a machine whose channels all matter, with memory for about half of everything."""
+    rng = random.Random(seed)
+
+    def rate(middle: float) -> float:
+        return middle * 10 ** rng.uniform(-0.7, 0.7)
+
+    def compute(factor: float) -> object:
+        return make_compute(
+            flop=rate(3e9 * factor),
+            attention=rate(1e9 * factor),
+            decode=rate(2e8 * factor),
+            overhead_s=1e-5,
+        )
+
+    has_gpu = seed % 3 > 0
+    machine = make_machine(
+        gpu_memory=int(rate(4e6)) + 3_000_000 if has_gpu else None,
+        cpu_memory=int(rate(8e6)) + 3_000_000,
+        disk=int(rate(5e7)),
+        disk_read=rate(2e7),
+        disk_write=rate(1e7),
+        h2d=rate(1e8),
+        d2h=rate(1e8),
+        gpu=compute(10),  # type: ignore[arg-type]  # make_compute's own result
+        cpu=compute(1),  # type: ignore[arg-type]  # make_compute's own result
+    )
+    return _problem(
+        machine,
+        workload=Workload(prompt_len=rng.choice([8, 64]), gen_len=rng.choice([2, 16])),
+        gpu_batch_size=rng.choice([1, 4, 16]),
+        prefill_batch_size=1,
+        in_place=rng.random() < 0.5,
+    )
+
+
+@pytest.mark.parametrize("seed", range(18))
+def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
+    problem = _random_problem(seed)
+    batch = problem.gpu_batch_size
+    try:
+        relaxed = solve(problem, max_block_size=64)
+    except Infeasible:
+        relaxed = None
+    fitting = 0
+    for block_size in (batch, 2 * batch, 5 * batch):
+        if block_size > 64:
+            continue
+        points = [s for s in _grid(problem, block_size) if _fits(problem, s)]
+        fitting += len(points)
+        if not points:
+            continue
+        best = min(_price(problem, shares) for shares in points)
+        exact = solve(problem, max_block_size=block_size, block_size=block_size)
+        assert exact.latency_per_sequence_s <= best * (1 + 1e-6)
+        assert _fits(problem, exact.shares, slack=1e-5)
+        assert relaxed is not None
+        assert relaxed.bound_per_sequence_s <= exact.latency_per_sequence_s * (1 + 1e-9)
+        assert relaxed.bound_per_sequence_s <= best
+    if relaxed is None:
+        assert not fitting
+
+
+def test_the_grid_is_not_empty_everywhere() -> None:
+    sizes = [len(_grid(_random_problem(seed), 4)) for seed in range(3)]
+    assert min(sizes) >= 25
+    fitting = [
+        any(_fits(problem, s) for s in _grid(problem, problem.gpu_batch_size))
+        for problem in map(_random_problem, range(18))
+    ]
+    assert sum(fitting) >= 9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_objective_is_the_price_of_its_own_shares(seed: int) -> None:
+    problem = _random_problem(seed)
+    block_size = 2 * problem.gpu_batch_size
+    try:
+        found = solve(problem, max_block_size=block_size, block_size=block_size)
+    except Infeasible:
+        pytest.skip("this machine is too small")
+    price = _price(problem, found.shares)
+    assert found.latency_per_sequence_s == pytest.approx(price, rel=1e-6)
+    assert found.bound_per_sequence_s == pytest.approx(price, rel=1e-3)
+
+
+RESOURCES = ("gpu_memory", "cpu_memory", "disk", "disk_read", "disk_write", "h2d", "cpu", "gpu")
+
+
+def _enlarged(hardware: HardwareProfile, resource: str, factor: float) -> HardwareProfile:
+    gpu, cpu, disk = hardware.gpu, hardware.cpu, hardware.disk
+    assert gpu is not None
+    if resource == "gpu_memory":
+        return replace(hardware, gpu=replace(gpu, memory_bytes=int(gpu.memory_bytes * factor)))
+    if resource == "cpu_memory":
+        return replace(hardware, cpu=replace(cpu, memory_bytes=int(cpu.memory_bytes * factor)))
+    if resource == "disk":
+        return replace(hardware, disk=replace(disk, free_bytes=int(disk.free_bytes * factor)))
+    if resource in ("disk_read", "disk_write"):
+        name = resource.removeprefix("disk_")
+        curve = getattr(disk, name)
+        faster = RateCurve(sizes=curve.sizes, rates=tuple(r * factor for r in curve.rates))
+        return replace(hardware, disk=replace(disk, **{name: faster}))
+    if resource == "h2d":
+        link = replace(gpu.h2d, pinned_bytes_per_s=gpu.h2d.pinned_bytes_per_s * factor)
+        return replace(hardware, gpu=replace(gpu, h2d=link))
+    device = gpu if resource == "gpu" else cpu
+    decode = {name: rate * factor for name, rate in device.compute.attention_decode.items()}
+    faster_device = replace(device, compute=replace(device.compute, attention_decode=decode))
+    return replace(hardware, **{resource: faster_device})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.sampled_from([1, 2, 4, 5, 7, 8]),
+    resource=st.sampled_from(RESOURCES),
+    factor=st.floats(1.0, 8.0),
+)
+def test_more_of_anything_is_never_slower(seed: int, resource: str, factor: float) -> None:
+    problem = _random_problem(seed)
+    try:
+        before = solve(problem, max_block_size=64)
+    except Infeasible:
+        return
+    more = replace(problem, hardware=_enlarged(problem.hardware, resource, factor))
+    after = solve(more, max_block_size=64)
+    assert after.bound_per_sequence_s <= before.bound_per_sequence_s * (1 + 1e-6)
+
+
+def test_a_latency_limit_is_kept_and_costs_throughput() -> None:
+    problem = _random_problem(1)
+    batch = problem.gpu_batch_size
+    free = solve(problem, max_block_size=64)
+    least_s = solve(problem, max_block_size=batch, block_size=batch).latency_per_sequence_s * batch
+    free_s = free.latency_per_sequence_s / free.shares.per_block
+    limit = (least_s * free_s) ** 0.5
+    assert least_s < limit < free_s
+    held = solve(problem, max_block_size=64, max_latency_s=limit)
+    assert held.latency_per_sequence_s / held.shares.per_block <= limit * (1 + 1e-6)
+    assert held.latency_per_sequence_s >= free.latency_per_sequence_s * (1 - 1e-3)
+    with pytest.raises(Infeasible):
+        solve(problem, max_block_size=64, max_latency_s=1e-9)
+
+
+def test_reserve_leaves_bytes_free() -> None:
+    problem = _random_problem(2)
+    block_size = problem.gpu_batch_size
+    spare = {"cpu": 100_000}
+    found = solve(problem, max_block_size=block_size, block_size=block_size, reserve=spare)
+    rows = memory_rows(problem, found.shares)["cpu"]
+    used = max(sum(terms.values()) for terms in rows.values()) * block_size
+    assert used <= (problem.hardware.cpu.memory_bytes - 100_000) * (1 + 1e-6)
+
+
+def test_rows_are_named() -> None:
+    found = solve(_problem(recorded_profile("t4-flexgen")), max_block_size=64)
+    names = set(found.duals)
+    assert {"time.prefill.h2d", "time.decode.disk_read", "capacity.gpu.decode.fetched_cache"} <= (
+        names
+    )
+    assert {"capacity.cpu.whole_run", "capacity.disk.whole_run", "whole.weights"} <= names
+
+
+def test_a_missing_solver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program.pulp.HiGHS, "available", lambda self: False)
+    with pytest.raises(RunError, match="pip install highspy"):
+        solve(_problem(make_machine()), max_block_size=4)
+
+
+@pytest.mark.parametrize("status", ["Unbounded", "Not Solved", "Undefined"])
+def test_any_other_ending_names_its_status(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {name: code for code, name in program.pulp.LpStatus.items()}
+    monkeypatch.setattr(program.pulp.LpProblem, "solve", lambda self, solver: codes[status])
+    with pytest.raises(RunError, match=status):
+        solve(_problem(make_machine()), max_block_size=4)
+
+
+@pytest.mark.parametrize(
+    ("cpu_memory", "disk"), [(1_000_000, 0), (5_000_000, 100_000), (100, 10**10), (10**10, 0)]
+)
+def test_the_shortage_is_the_smallest(cpu_memory: int, disk: int) -> None:
+    """With a fiftieth less than what is said to be missing, it does not fit; with it, it does."""
+    model = make_model(num_layers=400)
+    machine = make_machine(cpu_memory=cpu_memory, disk=disk)
+    problem = _problem(machine, model=model, gpu_batch_size=1, prefill_batch_size=1)
+    try:
+        solve(problem, max_block_size=1, block_size=1)
+    except Infeasible:
+        line = str(shortage_of(problem))
+    else:
+        assert cpu_memory == 10**10
+        return
+    missing = {tier: int(count) for tier, count in re.findall(r"(\w+) is short by (\d+) b", line)}
+    assert missing and "\n" not in line
+
+    def with_more(share: float) -> Problem:
+        more = machine.with_budget(
+            cpu_memory=cpu_memory + int(share * missing.get("cpu", 0)),
+            disk=disk + int(share * missing.get("disk", 0)),
+        )
+        return replace(problem, hardware=more)
+
+    with pytest.raises(Infeasible):
+        solve(with_more(0.98), max_block_size=1, block_size=1)
+    solve(with_more(1.02), max_block_size=1, block_size=1)

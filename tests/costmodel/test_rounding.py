@@ -1,0 +1,123 @@
+"""From fractions to rows: everything covered once, pages whole, nothing moved twice."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
+
+from costmodel.layout import PAGE_BYTES, model_layers
+from costmodel.policy import Placement, Policy
+from costmodel.problem import problem_of
+from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy
+from costmodel.workload import Workload
+from profiles.recorded import recorded_profile
+
+
+@st.composite
+def placements(draw: st.DrawFn) -> Placement:
+    gpu = draw(st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]))
+    cpu = (1 - gpu) * draw(st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]))
+    return Placement(gpu=gpu, cpu=cpu, disk=max(0.0, 1 - gpu - cpu))
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    model = make_model(
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=draw(st.sampled_from([1, 2, 8])),
+        head_dim=draw(st.sampled_from([16, 64, 80, 128])),
+    )
+    return make_policy(
+        model=model,
+        gpu_batch_size=draw(st.integers(2, 13)),
+        weights=draw(placements()),
+        cache=draw(placements()),
+        activations=draw(placements()),
+        cpu_attention=draw(st.floats(0, 1)),
+    )
+
+
+@given(placements())
+def test_weights_are_cut_where_they_should_be(placement: Placement) -> None:
+    layer = model_layers(make_model())[1]
+    cut = cut_layer(layer, placement)
+    assert 0 <= cut.gpu_end <= cut.cpu_end <= layer.num_bytes == cut.num_bytes
+    # Half of the longest row (a matrix of 512 columns), and half of a vector.
+    slack = 512
+    assert abs(cut.gpu_end - placement.gpu * layer.num_bytes) <= slack
+    assert abs(cut.disk_bytes - placement.disk * layer.num_bytes) <= slack
+
+
+@given(policies())
+def test_cache_rows_are_covered_once(policy: Policy) -> None:
+    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
+    row = 0
+    for segment in segments:
+        assert segment.first_row == row < segment.end_row
+        row = segment.end_row
+        assert segment.home == "gpu" or segment.attended in ("gpu", "cpu")
+        assert not (segment.home == "gpu" and segment.attended == "cpu")
+        if segment.home == "disk":
+            assert segment.token_bytes % PAGE_BYTES == 0
+        row_bytes = 2 * policy.model.head_dim * policy.model.dtype_bytes
+        assert segment.token_bytes >= segment.num_rows * row_bytes
+    assert row == policy.gpu_batch_size * policy.model.num_kv_heads
+
+
+@given(policies())
+def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy) -> None:
+    problem = problem_of(policy, recorded_profile("t4-flexgen"))
+    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
+    row_bytes = 2 * policy.model.head_dim * policy.model.dtype_bytes
+    used = sum(s.num_rows * row_bytes for s in segments if s.home == "disk")
+    taken = sum(s.token_bytes for s in segments if s.home == "disk")
+    assert taken <= used * problem.disk_cache_padding * (1 + 1e-12)
+
+
+@given(policies())
+def test_without_a_gpu_everything_is_attended_where_it_computes(policy: Policy) -> None:
+    cpu_only = make_policy(model=policy.model, cache=Placement(cpu=0.5, disk=0.5))
+    for segment in cut_cache(cpu_only, 4, has_gpu=False):
+        assert segment.attended == "cpu" and segment.home in ("cpu", "disk")
+
+
+@given(policies())
+def test_hidden_states_are_covered(policy: Policy) -> None:
+    disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
+    assert 0 <= disk_end <= cpu_end <= policy.gpu_batch_size
+    assert abs(disk_end - policy.activations.disk * policy.gpu_batch_size) <= 0.5
+
+
+@given(policies())
+def test_rounding_a_rounded_policy_changes_nothing(policy: Policy) -> None:
+    once = round_policy(policy, has_gpu=True)
+    twice = round_policy(once, has_gpu=True)
+    layers = model_layers(policy.model)
+    # Layers of different shapes may round one fraction to either side, by a row at most.
+    row = max(t.row_bytes for layer in layers for t in layer.tensors) * len(layers)
+    row_share = row / sum(layer.num_bytes for layer in layers)
+    for kind, slack in (("weights", row_share), ("cache", 1e-9), ("activations", 1e-9)):
+        for tier in ("gpu", "cpu", "disk"):
+            before, after = (getattr(getattr(p, kind), tier) for p in (once, twice))
+            assert after == pytest.approx(before, abs=slack), (kind, tier)
+    assert twice.cpu_attention == pytest.approx(once.cpu_attention, abs=1e-9)
+
+
+@pytest.mark.parametrize("corner", [ON_GPU, ON_CPU, ON_DISK])
+def test_corners_stay_corners(corner: Placement) -> None:
+    policy = make_policy(weights=corner, cache=corner, activations=corner)
+    rounded = round_policy(policy, has_gpu=True)
+    assert (rounded.weights, rounded.cache, rounded.activations) == (corner, corner, corner)
+
+
+def test_part_of_a_page_on_disk_is_rounded_to_pages() -> None:
+    # 8 sequences x 2 heads x 256 bytes: a page holds the 16 rows of one token.
+    policy = make_policy(
+        workload=Workload(prompt_len=4, gen_len=2),
+        gpu_batch_size=8,
+        cache=Placement(cpu=0.6, disk=0.4),
+    )
+    assert round_policy(policy, has_gpu=False).cache == ON_CPU
