@@ -11,7 +11,7 @@ $(VENV)/installed: setup.cfg constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(RUN) demo.py
+	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
 	$(RUN) -m pytest

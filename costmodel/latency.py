@@ -83,27 +83,26 @@ def _channel_terms(problem: Problem, shares: Shares, phase: str) -> Terms:
 
 def _disk_terms(problem: Problem, shares: Shares, work: PhaseWork) -> Terms:
     disk = problem.hardware.disk
-    layers = problem.model.num_layers
+    padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
+    hidden = shares.activations_disk * _hidden_moves(problem, work)
     weights = shares.weights_disk * (problem.staged_weight_bytes * work.passes)
-    padded = problem.cache_token_bytes * layers * problem.disk_cache_padding
-    hidden = _hidden_moves(problem, work)
+    mean_context = work.context_tokens / max(1, work.passes)
     cache_read = shares.cache_disk * (padded * work.context_tokens)
-    read_rate = disk.read.at(REQUEST_BYTES)
-    write_rate = disk.write.at(_cache_write_bytes(problem, work))
+    cache_write = shares.cache_disk * (padded * work.stored_tokens)
+    # Small pieces move at the disk's rate for small requests.
+    batch_bytes = problem.cache_token_bytes * problem.gpu_batch_size
+    weight_rate = disk.read.at(_request(problem.largest_layer_bytes))
+    cache_rate = disk.read.at(_request(batch_bytes * mean_context))
+    write_rate = disk.write.at(_request(batch_bytes * work.tokens / max(1, work.passes)))
     return {
-        "disk_read": (weights + cache_read + shares.activations_disk * hidden) * (1 / read_rate),
-        "disk_write": (
-            shares.cache_disk * (padded * work.stored_tokens) + shares.activations_disk * hidden
-        )
-        * (1 / write_rate),
+        "disk_read": (weights + hidden) * (1 / weight_rate) + cache_read * (1 / cache_rate),
+        "disk_write": (cache_write + hidden) * (1 / write_rate),
     }
 
 
-def _cache_write_bytes(problem: Problem, work: PhaseWork) -> float:
-    """Bytes of one write of a batch's new cache, which decides the disk's rate."""
-    tokens = 1 if work.tokens == work.passes else work.tokens
-    token_bytes = problem.cache_token_bytes * problem.gpu_batch_size
-    return max(PAGE_BYTES, min(REQUEST_BYTES, tokens * token_bytes))
+def _request(num_bytes: float) -> float:
+    """Return the size of the requests that a move of so many bytes is made of."""
+    return max(PAGE_BYTES, min(REQUEST_BYTES, num_bytes))
 
 
 def _hidden_moves(problem: Problem, work: PhaseWork) -> int:

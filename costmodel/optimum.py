@@ -23,7 +23,7 @@ MAX_BLOCK_SIZE = 4096
 # A matrix product needs no more rows than these to run at its best.
 PREFILL_ROWS = (2048, 512)
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
-ROUNDING_ATTEMPTS = 6
+ROUNDING_ATTEMPTS = 8
 # Where only whole rows do not fit, this share of a tier's capacity more will do.
 ROUNDING_MARGIN = 0.02
 
@@ -252,24 +252,31 @@ def _round_all(
     if num_prompts is not None:
         num_blocks = max(1, round(num_prompts / (batch * wanted)))
         counts |= {-(-num_prompts // (batch * n)) for n in (num_blocks, num_blocks + 1)}
-    for num_gpu_batches in sorted({min(max(1, count), most) for count in counts}):
-        # A block that the job never fills would run with smaller batches than it was solved for.
-        if num_prompts is not None and batch > -(-num_prompts // num_gpu_batches):
-            continue
-        found = _fit(candidate.problem, num_gpu_batches, max_latency_s)
-        if found is not None:
-            yield found
+    tries = sorted({min(max(1, count), most) for count in counts})
+    found = [_fit(candidate.problem, count, max_latency_s) for count in tries]
+    smaller = tries[0] // 2
+    while smaller and not any(found):
+        # Where memory is tight, the relaxed block can be far too large.
+        found.append(_fit(candidate.problem, smaller, max_latency_s))
+        smaller //= 2
+    return [pair for pair in found if pair is not None]
 
 
 def _fit(
     problem: Problem, num_gpu_batches: int, max_latency_s: float | None
 ) -> tuple[Policy, Solution] | None:
     """Solve at a fixed block size and round; where the rounded policy overshoots a capacity,
-    leave that much free and solve again."""
+    leave that much free and solve again.
+
+    ``None`` where nothing fits, or where the job would leave a batch of the block empty.
+    """
+    num_prompts = problem.workload.num_prompts
+    if num_prompts is not None and problem.gpu_batch_size > -(-num_prompts // num_gpu_batches):
+        return None
     reserve: dict[str, int] = {}
     limit_s = max_latency_s
     block_size = problem.gpu_batch_size * num_gpu_batches
-    for _ in range(ROUNDING_ATTEMPTS):
+    for attempt in range(ROUNDING_ATTEMPTS):
         try:
             solution = solve(
                 problem,
@@ -288,7 +295,8 @@ def _fit(
         if not overshoot and lateness <= 1:
             return policy, solution
         for tier, num_bytes in overshoot.items():
-            reserve[tier] = reserve.get(tier, 0) + num_bytes
+            # Twice as much each time: a little less may round to the same rows.
+            reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
         if limit_s is not None and lateness > 1:
             limit_s *= (1 - 1e-6) / lateness
     return None

@@ -107,7 +107,7 @@ def format_report(report: Report) -> str:
     """Lay out predicted beside measured."""
     predicted = report.predictions
     bound_s = sum(p.lower_bound_s for p in predicted)
-    lines = [f"{'':<20}{'predicted':>14}{'measured':>14}"]
+    lines = [f"{'':<20}{'predicted':>18}{'measured':>18}"]
     rows = [
         (
             "throughput",
@@ -134,7 +134,7 @@ def format_report(report: Report) -> str:
         )
         for tier in tiers
     ]
-    lines += [f"{name:<20}{said:>14}{found:>14}" for name, said, found in rows]
+    lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
     lines.append(f"lower bound: {format_seconds(bound_s)}, the busiest channel of each phase alone")
     busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)

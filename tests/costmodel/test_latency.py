@@ -19,8 +19,10 @@ from machines import (
     make_policy,
 )
 
+from costmodel.memory import workspace_bytes
 from costmodel.policy import Placement, Prediction
 from costmodel.price import check_fits, estimate
+from costmodel.problem import problem_of
 from costmodel.workload import Workload
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
 
@@ -138,10 +140,7 @@ def test_peak_by_hand_without_a_gpu() -> None:
     predicted = _price(make_machine())
     hidden = SEQUENCES * PROMPT * 256 * 2
     logits = SEQUENCES * 256 * 2 + 4 * 1000 * 4
-    # Prefill of 2 x 16 tokens: attention holds its input, and its products twice.
-    attention = 256 + 2 * (256 + 2 * 128) + 2 * 256
-    mlp = 2 * 256 + 3 * 512
-    workspace = 2 * PROMPT * max(attention, mlp) * 2
+    workspace = workspace_bytes(problem_of(make_policy(), make_machine()), "prefill")
     edges = 2 * (2 * 4096 + 512 * 2)
     cache = SEQUENCES * TOKEN * (PROMPT + STEPS)
     assert predicted.peak_bytes["cpu"] == pytest.approx(

@@ -21,7 +21,7 @@ from machines import (
 
 from costmodel import program
 from costmodel.latency import phase_terms
-from costmodel.memory import capacities, memory_rows
+from costmodel.memory import capacities, memory_rows, workspace_bytes
 from costmodel.problem import Problem, Shares
 from costmodel.program import Infeasible, shortage_of, solve
 from costmodel.workload import Workload
@@ -45,7 +45,7 @@ def test_weights_fill_memory_and_the_rest_is_read() -> None:
     """Two batches on a machine where only reading weights takes time."""
     hidden = 8 * 16 * 256 * 2
     logits = 8 * 256 * 2 + 4 * 1000 * 4
-    workspace = 2 * 16 * (2 * 256 + 3 * 512) * 2
+    workspace = workspace_bytes(_problem(make_machine()), "prefill")
     edges = 2 * (2 * 4096 + 512 * 2)
     cache = 8 * CACHE_TOKEN_BYTES * 8 * 20
     # Disk costs time for the cache too, so the cache stays in memory.
@@ -174,9 +174,17 @@ def _random_problem(seed: int) -> Problem:
         )
 
     has_gpu = seed % 3 > 0
+    changes: dict[str, object] = {
+        "workload": Workload(prompt_len=rng.choice([8, 64]), gen_len=rng.choice([2, 16])),
+        "gpu_batch_size": rng.choice([1, 4, 16]),
+        "prefill_batch_size": 1,
+        "in_place": rng.random() < 0.5,
+    }
+    # What no placement can save: temporaries, and staging of layers.
+    least = workspace_bytes(_problem(make_machine(), **changes), "prefill") + 3_000_000
     machine = make_machine(
-        gpu_memory=int(rate(4e6)) + 3_000_000 if has_gpu else None,
-        cpu_memory=int(rate(8e6)) + 3_000_000,
+        gpu_memory=int(rate(4e6)) + least if has_gpu else None,
+        cpu_memory=int(rate(8e6)) + least,
         disk=int(rate(5e7)),
         disk_read=rate(2e7),
         disk_write=rate(1e7),
@@ -185,13 +193,7 @@ def _random_problem(seed: int) -> Problem:
         gpu=compute(10),  # type: ignore[arg-type]  # make_compute's own result
         cpu=compute(1),  # type: ignore[arg-type]  # make_compute's own result
     )
-    return _problem(
-        machine,
-        workload=Workload(prompt_len=rng.choice([8, 64]), gen_len=rng.choice([2, 16])),
-        gpu_batch_size=rng.choice([1, 4, 16]),
-        prefill_batch_size=1,
-        in_place=rng.random() < 0.5,
-    )
+    return _problem(machine, **changes)
 
 
 @pytest.mark.parametrize("seed", range(18))

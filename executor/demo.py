@@ -1,0 +1,87 @@
+"""The command ``python -m executor.demo``: the three commands on the bundled model.
+
+The memory it is given holds a Python process and a little more, so that part of the weights and
+of the KV cache must live on disk, as they would with a large model on a small machine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from profiles.command import Parser, run
+from profiles.errors import RunError
+from profiles.hardware import HardwareProfile
+from profiles.units import MIB
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "models" / "kjv"
+PROMPTS = ROOT / "models" / "demo_prompts.jsonl"
+# Beside what a process holds anyway: less than the weights, the cache and the workspace want.
+MEMORY_BYTES = 35 * MIB
+PROMPT_LEN = 20
+GEN_LEN = 48
+NUM_SHOWN = 8
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, search, generate; show what was written."""
+    parser = Parser(
+        prog="executor.demo",
+        description="Measure this machine, plan and run the bundled model in too little memory.",
+        example="python -m executor.demo --folder demo",
+    )
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="default: demo")
+    folder = parser.parse_args(arguments).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    profile, policy = folder / "profile.json", folder / "policy.json"
+    outputs = folder / "outputs.jsonl"
+
+    _say("1  measure: what can this machine do?")
+    _command("profiles.measure", "--quick", "--output", profile, "--offload-dir", folder)
+
+    memory = HardwareProfile.load(profile).cpu.runtime_bytes + MEMORY_BYTES
+    _say("2  search: where should every byte live, in a little less memory than it wants?")
+    _command(
+        "costmodel.search", "--hardware", profile, "--model", MODEL, "--output", policy,
+        "--prompt-len", PROMPT_LEN, "--gen-len", GEN_LEN, "--num-prompts", _count(PROMPTS),
+        "--cpu-memory", f"{memory}B",
+    )  # fmt: skip
+
+    _say("3  generate: run that policy, and hold it against the prediction")
+    _command(
+        "executor.generate", "--policy", policy, "--model", MODEL, "--prompts", PROMPTS,
+        "--output", outputs, "--offload-dir", folder, "--temperature", 0.7, "--top-k", 40,
+    )  # fmt: skip
+    _show(outputs)
+
+
+def _count(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def _say(heading: str) -> None:
+    print(f"\n=== {heading}\n", flush=True)
+
+
+def _command(module: str, *arguments: object) -> None:
+    line = ["python", "-m", module, *(str(a) for a in arguments)]
+    print("$ " + " ".join(line) + "\n", flush=True)
+    ended = subprocess.run([sys.executable, *line[1:]], check=False)
+    if ended.returncode:
+        raise RunError(f"{module} ended with status {ended.returncode}")
+
+
+def _show(outputs: Path) -> None:
+    _say(f"the first {NUM_SHOWN} of the continued prompts")
+    for line in outputs.read_text(encoding="utf-8").splitlines()[:NUM_SHOWN]:
+        record = json.loads(line)
+        text = f"[{record['prompt']}]{record['text']}".replace("\n", " ")
+        print(textwrap.fill(text, width=96, subsequent_indent="    ") + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
