@@ -3,7 +3,8 @@
 Terms are per sequence of the block (see ``Shares``); times the block size they are seconds. What
 happens once per load of the weights is scaled by ``per_block``; what happens once per batch is
 divided by the batch size. Channels work at the same time, so a phase lasts as long as its
-busiest one.
+busiest one; what two of them share (cores, memory bandwidth, a link used both ways) is not
+charged to either.
 """
 
 from __future__ import annotations

@@ -73,13 +73,11 @@ class Arena:
         trace: TracebackType | None,
     ) -> None:
         for buffer in self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[attr-defined]
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
         self._pinned.clear()
 
     def _pin(self, buffer: torch.Tensor) -> None:
-        status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[attr-defined]
-            buffer.data_ptr(), buffer.numel(), 0
-        )
+        status = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)
         if int(status) != 0:
             raise RunError(
                 f"CUDA refused to pin {format_bytes(buffer.numel())} of CPU memory (status"

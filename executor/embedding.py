@@ -93,7 +93,7 @@ class EmbeddingTable:
         row_bytes = self._width * table.element_size()
         raw = table.view(torch.uint8).numpy()
         for i, row in enumerate(wanted.tolist()):
-            got = os.preadv(self._descriptor, [memoryview(raw[i])], position + row * row_bytes)
+            got = os.preadv(self._descriptor, [raw[i].data], position + row * row_bytes)
             if got != row_bytes:
                 raise RunError(f"weight file: row {row} of the embedding ended after {got} bytes")
         return table[places].to(self._device)

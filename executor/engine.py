@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 
@@ -172,7 +171,7 @@ class Engine:
                         for wait in waits:
                             wait.wait(channel.stream)
                         self._run(channel, task, completion)
-                except BaseException as error:  # noqa: BLE001 - handed to the main thread, whole
+                except BaseException as error:
                     self._failure = self._failure or error
                     self._failed.set()
                 finally:

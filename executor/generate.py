@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from costmodel.optimum import search
-from costmodel.policy import Policy
+from costmodel.policy import Policy, Prediction
 from costmodel.price import check_fits, estimate
 from costmodel.report import format_prediction
 from costmodel.search import choose_dtype
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
     predicted = estimate(job.policy, job.hardware)
     check_fits(predicted, job.hardware)
     print(format_prediction(job.policy, job.hardware, predicted), end="\n\n", flush=True)
-    report = _run(job, flags)
+    report = _run(job, predicted, flags)
     print(format_report(report))
     print(f"\n{len(job.records)} continuations written to {flags.output}")
     if flags.json:
@@ -177,11 +177,12 @@ def _check_prompts(policy: Policy, records: Sequence[PromptRecord]) -> None:
         )
 
 
-def _run(job: Job, flags: argparse.Namespace) -> Report:
+def _run(job: Job, planned: Prediction, flags: argparse.Namespace) -> Report:
     lengths = [len(record.prompt_ids) for record in job.records]
     report = Report(
         policy=job.policy,
         hardware=job.hardware,
+        planned=planned,
         predictions=predict_blocks(job.policy, job.hardware, lengths),
     )
     bar = ProgressBar(report.predictions, job.policy, num_prompts=len(lengths))

@@ -48,7 +48,10 @@ class KVCache:
             for tier, arena in machine.arenas.items()
         }
         self._staging = {
-            tier: [arena.allocate("cache staging", self._staging_bytes(tier)) for _ in range(NUM_BUFFERS)]
+            tier: [
+                arena.allocate("cache staging", self._staging_bytes(tier))
+                for _ in range(NUM_BUFFERS)
+            ]
             for tier, arena in machine.arenas.items()
         }
 
@@ -62,7 +65,11 @@ class KVCache:
         self._batch_segments = []
         for size in batch_sizes:
             rows = size * self.model.num_kv_heads
-            kept = [replace(s, end_row=min(s.end_row, rows)) for s in self.segments if s.first_row < rows]
+            kept = [
+                replace(s, end_row=min(s.end_row, rows))
+                for s in self.segments
+                if s.first_row < rows
+            ]
             self._batch_segments.append(tuple(kept))
 
     def disk_bytes(self) -> int:
@@ -200,7 +207,8 @@ class KVCache:
         model = self.model
         used = 2 * segment.num_rows * model.head_dim * model.dtype_bytes
         tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(DTYPES[model.dtype])
-        return tokens.unflatten(1, (2, segment.num_rows, model.head_dim))
+        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, model.head_dim))
+        return context
 
     def _copy_off_gpu(self, task: Task, tokens: slice, *, down: bool) -> int:
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}

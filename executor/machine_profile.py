@@ -56,5 +56,7 @@ def _measure(offload_dir: Path) -> HardwareProfile:
 def _cache_path() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    name = f"{platform.node()}-{device}-torch{torch.__version__}".replace("/", "-").replace(" ", "-")
+    name = f"{platform.node()}-{device}-torch{torch.__version__}".replace("/", "-").replace(
+        " ", "-"
+    )
     return base / "zigzag" / f"profile-{name}.json"

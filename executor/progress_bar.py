@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import Never
 
 from tqdm import tqdm
 
@@ -43,7 +44,7 @@ class ProgressBar(Progress):
         self._tokens = 0.0
         self._start_s = 0.0
         self._lock = threading.Lock()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
 
     def loading(self, num_bytes: int) -> None:
         """Open the bar of the weights."""
@@ -82,9 +83,7 @@ class ProgressBar(Progress):
                 seconds = prediction.prefill_s / visits
             else:
                 seconds = prediction.decode_s / (visits * (self._gen_len - 1))
-            sequences = min(
-                self._block_size, self._num_prompts - self._block * self._block_size
-            )
+            sequences = min(self._block_size, self._num_prompts - self._block * self._block_size)
             self._tokens += sequences / visits
             rate = self._tokens / (time.perf_counter() - self._start_s)
             phase = "prefill" if task.is_prefill else f"decode {task.token + 1}/{self._gen_len}"

@@ -34,6 +34,9 @@ class Report:
 
     policy: Policy
     hardware: HardwareProfile
+    # The policy's own prediction: what memory was set aside for. Then one for each block that
+    # the prompts really fill.
+    planned: Prediction
     predictions: list[Prediction]
     blocks: list[BlockResult] = field(default_factory=list)
     num_tokens: int = 0
@@ -98,7 +101,7 @@ class Report:
             "lower_bound_s": sum(p.lower_bound_s for p in self.predictions),
             "bottleneck": self.predictions[0].bottleneck,
             "busy_s": self.busy_s,
-            "predicted_peak_bytes": dict(self.predictions[0].peak_bytes),
+            "predicted_peak_bytes": dict(self.planned.peak_bytes),
             "peak_bytes": self.peak_bytes,
         }
 
@@ -129,7 +132,7 @@ def format_report(report: Report) -> str:
     rows += [
         (
             f"peak {tier}",
-            format_bytes(max(p.peak_bytes[tier] for p in predicted)),
+            format_bytes(report.planned.peak_bytes[tier]),
             format_bytes(report.peak_bytes[tier]),
         )
         for tier in tiers

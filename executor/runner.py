@@ -153,8 +153,9 @@ class Runner:
         keep_freed_memory()
         policy, enter = self.policy, self._stack.enter_context
         machine = enter(Machine(self.hardware))
-        file = WeightFile(self.offload_dir, self.source, self.layers)
-        file = enter(file) if self.route.disk_weights or policy.weights.disk > 0 else None
+        file = None
+        if policy.weights.disk > 0:
+            file = enter(WeightFile(self.offload_dir, self.source, self.layers))
         self.weights = WeightStore(policy, self.layers, machine, file)
         missing = file.missing_bytes(self.weights.cuts) if file else 0
         cache = KVCache(policy, machine)
@@ -178,9 +179,7 @@ class Runner:
             weights=self.weights, tokens=enter(tokens), positions=positions, cache=cache,
             hidden=hidden,
         )  # fmt: skip
-        self.block = Block(
-            policy, self.source.config, machine, stores, self.sampler, self.eos_ids
-        )
+        self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
         self.machine = machine
         self.engine = enter(Engine(machine.make_channels(), self.block.handlers(), self.trace))
 

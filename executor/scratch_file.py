@@ -26,11 +26,11 @@ class ScratchFile:
 
     def read_into(self, buffer: torch.Tensor, position: int) -> None:
         """Fill ``buffer`` (uint8, on a page, whole pages long) from ``position``."""
-        self._file.read_into(memoryview(buffer.numpy()), position)
+        self._file.read_into(buffer.numpy().data, position)
 
     def write_from(self, buffer: torch.Tensor, position: int) -> None:
         """Write ``buffer`` (uint8, on a page, whole pages long) at ``position``."""
-        self._file.write_from(memoryview(buffer.numpy()), position)
+        self._file.write_from(buffer.numpy().data, position)
 
     def close(self) -> None:
         """Give the space back."""

@@ -89,7 +89,7 @@ class WeightFile:
     def read_into(self, buffer: torch.Tensor, layer: int, start: int) -> None:
         """Fill ``buffer`` (uint8, whole pages) with a layer's bytes from ``start`` (a page) on."""
         assert self._file is not None
-        self._file.read_into(memoryview(buffer.numpy()), self._bases[layer] + start)
+        self._file.read_into(buffer.numpy().data, self._bases[layer] + start)
 
     def position(self, layer: int, start: int) -> int:
         """Return where byte ``start`` of a layer lies in the file."""
@@ -147,7 +147,7 @@ class WeightFile:
                 known = min(len(piece), self.layers[layer].num_bytes - start)
                 self.source.read_range(layer, self.layers[layer], start, piece[:known])
                 piece[known:].zero_()
-                self._file.write_from(memoryview(piece.numpy()), self._bases[layer] + start)
+                self._file.write_from(piece.numpy().data, self._bases[layer] + start)
                 progress(len(piece))
         self._file.sync()
         for layer, first, _ in ranges:

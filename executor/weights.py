@@ -59,7 +59,9 @@ class WeightStore:
         if machine.has_gpu:
             self._resident["gpu"] = self._allocate("gpu", [cut.gpu_end for cut in self.cuts])
         staged = [cut for cut, c in zip(self.cuts, layers, strict=True) if c.kind != "embed"]
-        windows = [self._window_bytes(cut.cpu_end, cut.num_bytes) for cut in staged if cut.disk_bytes]
+        windows = [
+            self._window_bytes(cut.cpu_end, cut.num_bytes) for cut in staged if cut.disk_bytes
+        ]
         sizes = {"cpu": max(windows, default=0)}
         if machine.has_gpu:
             sizes["gpu"] = max(cut.num_bytes - cut.gpu_end for cut in staged)
@@ -78,7 +80,11 @@ class WeightStore:
                 home = self._resident[tier][index]
                 for start in range(0, len(home), LOAD_PIECE_BYTES):
                     piece = home[start : start + LOAD_PIECE_BYTES]
-                    host = piece if piece.device.type == "cpu" else torch.empty_like(piece, device="cpu")
+                    host = (
+                        piece
+                        if piece.device.type == "cpu"
+                        else torch.empty_like(piece, device="cpu")
+                    )
                     source.read_range(index, layer, first + start, host)
                     if host is not piece:
                         piece.copy_(host)
@@ -146,7 +152,9 @@ class WeightStore:
         """Return the pages of a layer that one piece of its disk part covers."""
         cut = self.cuts[task.layer]
         first = page_floor(cut.cpu_end)
-        pages = self._window_bytes(cut.cpu_end, cut.num_bytes) // PAGE_BYTES if cut.disk_bytes else 0
+        pages = (
+            self._window_bytes(cut.cpu_end, cut.num_bytes) // PAGE_BYTES if cut.disk_bytes else 0
+        )
         bounds = [first + pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1)]
         return bounds[0], bounds[1]
 
@@ -161,6 +169,4 @@ class WeightStore:
         start, end = tensor.offset_bytes, tensor.end_bytes
         middle = min(max(border, start), end)
         runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
-        return tuple(
-            run.view(self.dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run)
-        )
+        return tuple(run.view(self.dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))

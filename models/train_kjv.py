@@ -1,6 +1,6 @@
 """Train the bundled model: a small Llama on the King James Version of the Bible.
 
-The text is in the public domain. On Debian: ``apt-get install bible-kjv``, then
+The text is in the public domain. On Debian: ``apt-get install bible-kjv bible-kjv-text``, then
 ``bible -f gen1:1-rev22:21 > kjv.txt`` (one verse a line, each with its reference).
 
     python models/train_kjv.py --text kjv.txt --output models/kjv --minutes 40
@@ -95,7 +95,7 @@ def batches(tokens: torch.Tensor, generator: torch.Generator) -> Iterator[torch.
 def held_out_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
     """Return the mean loss in nats per token over consecutive windows."""
     model.eval()
-    losses = []
+    losses: list[float] = []
     for window in tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT).split(BATCH):
         with torch.autocast("cpu", torch.bfloat16):
             losses.append(model(input_ids=window, labels=window).loss.float().item() * len(window))
@@ -116,7 +116,8 @@ def train(
     step, share = 0, 0.0
     while share < 1:
         share = (time.monotonic() - start) / (60 * args.minutes)
-        rate = PEAK_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.52 + 0.48 * math.cos(math.pi * min(share, 1)))
+        cosine = 0.52 + 0.48 * math.cos(math.pi * min(share, 1))
+        rate = PEAK_RATE * min(1, (step + 1) / WARMUP_STEPS) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
         window = next(source)

@@ -23,26 +23,24 @@ def atomic_writer(path: Path) -> Iterator[IO[str]]:
     """Open a text file that appears under ``path`` only when the block ends without an error."""
     path = Path(path)
     try:
-        handle = tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        )
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise InputError(
             f"output {path}", got=error.strerror, allowed="a file in a folder that can be written"
         ) from error
+    temporary = Path(name)
     try:
-        with handle:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         # Temporary files are private; the result should obey the user's umask like any other file.
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(handle.name, 0o666 & ~umask)
-        os.replace(handle.name, path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(handle.name)
+        temporary.unlink(missing_ok=True)
         raise
 
 

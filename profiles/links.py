@@ -24,8 +24,8 @@ def _measure_direction(direction: str, sampler: Sampler) -> Link:
         return sampler.measure_rate(name, "bytes_per_s", work, BUFFER_BYTES).median
 
     # torch does not type the constructors of its streams and events.
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    other_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()
+    other_stream = torch.cuda.Stream()
     pinned = _copy(direction, pinned=True)
     pageable = _copy(direction, pinned=False)
     opposite = _copy("d2h" if direction == "h2d" else "h2d", pinned=True)

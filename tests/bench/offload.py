@@ -178,9 +178,9 @@ def run_accelerate(runs: Runs, max_memory: int | None) -> dict[str, Any]:
     """
     bench = runs.bench
     # The cache lies in memory too, so that more weights than this cannot be had.
-    highest = bench.limit_bytes - bench.cache_bytes
+    highest = max(0, bench.limit_bytes - bench.cache_bytes)
     wanted = [int(share * bench.limit_bytes) for share in PEER_SHARES]
-    tries = [size for size in wanted if size < highest] if max_memory is None else [max_memory]
+    tries = [size for size in wanted if size <= highest] if max_memory is None else [max_memory]
     best: dict[str, Any] = {}
     tried = []
     for size in tries:
@@ -188,10 +188,8 @@ def run_accelerate(runs: Runs, max_memory: int | None) -> dict[str, Any]:
         # What takes much longer than the best so far is not the best.
         timeout_s = PATIENCE * best["process_s"] if best else TIMEOUT_S
         ended, figures = _try_accelerate(runs, size, timeout_s)
-        tried.append(
-            {"max_memory_bytes": size, "outcome": _outcome(ended), "tok_per_s": None}
-            | {key: figures[key] for key in ("tok_per_s",) if figures}
-        )
+        rate = figures.get("tok_per_s")
+        tried.append({"max_memory_bytes": size, "outcome": _outcome(ended), "tok_per_s": rate})
         if figures and (not best or figures["tok_per_s"] > best["tok_per_s"]):
             best = figures
     if not best:

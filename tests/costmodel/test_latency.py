@@ -42,9 +42,7 @@ def test_weights_on_disk_are_read_once_per_pass() -> None:
     assert predicted.prefill_s == pytest.approx(SMALL_BYTES / 1e6)
     assert predicted.decode_s == pytest.approx(STEPS * SMALL_BYTES / 1e6)
     assert predicted.bottleneck == "disk_read"
-    assert predicted.throughput_tok_per_s == pytest.approx(
-        SEQUENCES * 5 / (5 * SMALL_BYTES / 1e6)
-    )
+    assert predicted.throughput_tok_per_s == pytest.approx(SEQUENCES * 5 / (5 * SMALL_BYTES / 1e6))
 
 
 def test_cache_on_disk_is_read_in_decode_and_written_in_both() -> None:
@@ -81,9 +79,7 @@ def test_attention_on_the_cpu_sends_queries_instead_of_the_cache() -> None:
     assert predicted.channel_s["d2h"] == pytest.approx(
         (SEQUENCES * TOKEN * (PROMPT + STEPS) + queries) / 1e3
     )
-    assert predicted.channel_s["cpu_compute"] == pytest.approx(
-        SEQUENCES * TOKEN * CONTEXT / 1e5
-    )
+    assert predicted.channel_s["cpu_compute"] == pytest.approx(SEQUENCES * TOKEN * CONTEXT / 1e5)
 
 
 def test_hidden_states_move_between_every_two_layers() -> None:

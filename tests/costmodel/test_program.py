@@ -7,6 +7,7 @@ import random
 import re
 from dataclasses import replace
 
+import pulp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from machines import (
     make_model,
 )
 
-from costmodel import program
 from costmodel.latency import phase_terms
 from costmodel.memory import capacities, memory_rows, workspace_bytes
 from costmodel.problem import Problem, Shares
@@ -108,7 +108,8 @@ def _shares(problem: Problem, block_size: int, *, weights: str, cache: str) -> S
 
 
 def _price(problem: Problem, shares: Shares) -> float:
-    return sum(max(terms.values()) for terms in phase_terms(problem, shares).values())
+    phases = phase_terms(problem, shares).values()
+    return float(sum(max(terms.values()) for terms in phases))
 
 
 def _fits(problem: Problem, shares: Shares, slack: float = 1e-9) -> bool:
@@ -249,6 +250,10 @@ def test_the_objective_is_the_price_of_its_own_shares(seed: int) -> None:
 RESOURCES = ("gpu_memory", "cpu_memory", "disk", "disk_read", "disk_write", "h2d", "cpu", "gpu")
 
 
+def _faster(curve: RateCurve, factor: float) -> RateCurve:
+    return RateCurve(sizes=curve.sizes, rates=tuple(rate * factor for rate in curve.rates))
+
+
 def _enlarged(hardware: HardwareProfile, resource: str, factor: float) -> HardwareProfile:
     gpu, cpu, disk = hardware.gpu, hardware.cpu, hardware.disk
     assert gpu is not None
@@ -258,18 +263,19 @@ def _enlarged(hardware: HardwareProfile, resource: str, factor: float) -> Hardwa
         return replace(hardware, cpu=replace(cpu, memory_bytes=int(cpu.memory_bytes * factor)))
     if resource == "disk":
         return replace(hardware, disk=replace(disk, free_bytes=int(disk.free_bytes * factor)))
-    if resource in ("disk_read", "disk_write"):
-        name = resource.removeprefix("disk_")
-        curve = getattr(disk, name)
-        faster = RateCurve(sizes=curve.sizes, rates=tuple(r * factor for r in curve.rates))
-        return replace(hardware, disk=replace(disk, **{name: faster}))
+    if resource == "disk_read":
+        return replace(hardware, disk=replace(disk, read=_faster(disk.read, factor)))
+    if resource == "disk_write":
+        return replace(hardware, disk=replace(disk, write=_faster(disk.write, factor)))
     if resource == "h2d":
         link = replace(gpu.h2d, pinned_bytes_per_s=gpu.h2d.pinned_bytes_per_s * factor)
         return replace(hardware, gpu=replace(gpu, h2d=link))
-    device = gpu if resource == "gpu" else cpu
-    decode = {name: rate * factor for name, rate in device.compute.attention_decode.items()}
-    faster_device = replace(device, compute=replace(device.compute, attention_decode=decode))
-    return replace(hardware, **{resource: faster_device})
+    compute = (gpu if resource == "gpu" else cpu).compute
+    decode = {name: rate * factor for name, rate in compute.attention_decode.items()}
+    compute = replace(compute, attention_decode=decode)
+    if resource == "gpu":
+        return replace(hardware, gpu=replace(gpu, compute=compute))
+    return replace(hardware, cpu=replace(cpu, compute=compute))
 
 
 @settings(max_examples=25, deadline=None)
@@ -324,15 +330,15 @@ def test_rows_are_named() -> None:
 
 
 def test_a_missing_solver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program.pulp.HiGHS, "available", lambda self: False)
+    monkeypatch.setattr(pulp.HiGHS, "available", lambda self: False)
     with pytest.raises(RunError, match="pip install highspy"):
         solve(_problem(make_machine()), max_block_size=4)
 
 
 @pytest.mark.parametrize("status", ["Unbounded", "Not Solved", "Undefined"])
 def test_any_other_ending_names_its_status(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = {name: code for code, name in program.pulp.LpStatus.items()}
-    monkeypatch.setattr(program.pulp.LpProblem, "solve", lambda self, solver: codes[status])
+    codes = {name: code for code, name in pulp.LpStatus.items()}
+    monkeypatch.setattr(pulp.LpProblem, "solve", lambda self, solver: codes[status])
     with pytest.raises(RunError, match=status):
         solve(_problem(make_machine()), max_block_size=4)
 

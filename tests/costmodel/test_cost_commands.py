@@ -1,0 +1,158 @@
+"""The commands ``costmodel.search`` and ``costmodel.estimate`` as whole processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from costmodel.policy import Policy
+from costmodel.price import estimate
+from profiles import recorded_profile, with_emulated_gpu
+from profiles.files import to_json
+from profiles.units import GIB
+
+
+def _run(folder: Path, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"costmodel.{command}", *flags],
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _search(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return _run(folder, "search", *flags)
+
+
+def test_hardware_alone_is_a_complete_command(tmp_path: Path) -> None:
+    recorded_profile("t4-flexgen").save(tmp_path / "profile.json")
+    done = _search(tmp_path, "--hardware", "profile.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert policy.model.name == "opt-30b"
+    assert (policy.workload.prompt_len, policy.workload.gen_len) == (512, 32)
+    assert policy.predicted == estimate(policy, recorded_profile("t4-flexgen"))
+    for said in ("opt-30b", "token/s", "limited by", "peak gpu", "peak disk", "policy.json"):
+        assert said in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "profile.json"]
+
+
+def test_explanation_and_json_line(tmp_path: Path) -> None:
+    done = _search(
+        tmp_path, "--hardware", "t4-flexgen", "--model", "opt-6.7b", "--num-prompts", "100",
+        "--explain", "--json", "--output", "other.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert json.loads(last) == to_json(Policy.load(tmp_path / "other.json"))
+    assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1
+    for said in ("no policy exceeds", "at its peak", "workspace", "one GiB more"):
+        assert said in done.stdout
+
+
+def test_flags_reach_the_policy(tmp_path: Path) -> None:
+    done = _search(
+        tmp_path, "--hardware", "t4-flexgen", "--model", "opt-1.3b", "--prompt-len", "100",
+        "--gen-len", "7", "--num-prompts", "12", "--gpu-memory", "2GB", "--cpu-memory", "8GiB",
+        "--disk", "10GB", "--max-latency", "10min", "--dtype", "float32",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    policy = Policy.load(tmp_path / "policy.json")
+    hardware = policy.hardware
+    assert hardware is not None and hardware.gpu is not None
+    assert policy.workload.num_prompts == 12 and policy.workload.context_len == 106
+    assert hardware.gpu.memory_bytes == 2 * 10**9
+    assert hardware.cpu.memory_bytes == 8 * GIB
+    assert hardware.disk.free_bytes == 10**10
+    assert (policy.model.dtype, policy.weight_bits) == ("float32", 32)
+    assert hardware.measurements == ()
+
+
+def test_float16_models_compute_in_bfloat16_on_a_cpu_and_say_so(tmp_path: Path) -> None:
+    flags = ("--hardware", "cpu-2core", "--model", "opt-125m", "--gen-len", "4")
+    done = _search(tmp_path, *flags)
+    assert done.returncode == 0 and done.stderr.startswith("note: ")
+    assert Policy.load(tmp_path / "policy.json").model.dtype == "bfloat16"
+    done = _search(tmp_path, *flags, "--dtype", "float16")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Policy.load(tmp_path / "policy.json").model.dtype == "float16"
+
+
+def test_an_emulated_gpu_is_called_that(tmp_path: Path) -> None:
+    profile = with_emulated_gpu(
+        recorded_profile("cpu-2core"), memory_bytes=GIB, link_bytes_per_s=2e9
+    )
+    profile.save(tmp_path / "profile.json")
+    hardware = ("--hardware", "profile.json")
+    done = _search(tmp_path, *hardware, "--model", "qwen2.5-0.5b")
+    assert done.returncode == 0 and "emulated" in done.stdout
+    done = _run(tmp_path, "estimate", *hardware, "--policy", "policy.json")
+    assert done.returncode == 0 and "emulated" in done.stdout
+
+
+def test_estimate_says_what_search_said(tmp_path: Path) -> None:
+    flags = ("--hardware", "cpu-2core")
+    _search(tmp_path, *flags, "--model", "llama-3.2-1b", "--num-prompts", "8")
+    done = _run(tmp_path, "estimate", *flags, "--policy", "policy.json", "--json")
+    assert done.returncode == 0, done.stderr
+    predicted = Policy.load(tmp_path / "policy.json").predicted
+    assert json.loads(done.stdout.splitlines()[-1]) == to_json(predicted)
+
+
+def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path: Path) -> None:
+    _search(tmp_path, "--hardware", "cpu-2core", "--model", "llama-3.2-1b")
+    small = recorded_profile("cpu-2core").with_budget(cpu_memory=GIB)
+    small.save(tmp_path / "small.json")
+    done = _run(tmp_path, "estimate", "--hardware", "small.json", "--policy", "policy.json")
+    assert done.returncode == 3
+    assert "token/s" in done.stdout
+    assert done.stderr.startswith("error: ") and "cpu is short by" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (("--hardware", "missing.json"), 2, "missing.json"),
+        (("--hardware", "cpu-2core", "--model", "gpt-5"), 2, "gpt-5"),
+        (("--hardware", "cpu-2core", "--cpu-memory", "8 apples"), 2, "--cpu-memory"),
+        (("--hardware", "cpu-2core", "--gen-len", "0"), 2, "gen_len"),
+        (("--hardware", "cpu-2core", "--prompt-len", "4096"), 2, "positions"),
+        (("--hardware", "cpu-2core", "--gpu-memory", "1GiB"), 2, "--gpu-memory"),
+        (("--hardware", "cpu-2core", "--dtype", "int3"), 2, "int3"),
+        (("--hardware", "cpu-2core", "--output", "no/such/folder.json"), 2, "no/such"),
+        (("--hardware", "cpu-2core", "--speed", "9"), 2, "--speed"),
+        ((), 2, "--hardware"),
+        (("--hardware", "t4-flexgen", "--cpu-memory", "2GB", "--disk", "0"), 3, "short by"),
+        (("--hardware", "t4-flexgen", "--max-latency", "1s"), 3, "--max-latency"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    flags: tuple[str, ...], status: int, said: str, tmp_path: Path
+) -> None:
+    done = _search(tmp_path, *flags)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert (done.returncode, len(lines)) == (status, 1), done.stderr
+    assert lines[0].startswith("error: ") and said in lines[0]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, costmodel, costmodel.search, costmodel.estimate\n"
+        "heavy = {'torch', 'scipy', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
