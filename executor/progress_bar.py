@@ -15,6 +15,9 @@ from costmodel.schedule import Task
 from executor.runner import Progress
 
 
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+
+
 class ProgressBar(Progress):
     """One bar for the weights, one for the run. A context manager.
 
@@ -68,7 +71,7 @@ class ProgressBar(Progress):
                 total = sum(prediction.latency_s for prediction in self._predictions)
                 self._bar = tqdm(
                     total=total,
-                    bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
+                    bar_format=BAR_FORMAT,
                     disable=None,
                 )
 
