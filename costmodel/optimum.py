@@ -22,6 +22,8 @@ from profiles.units import GIB
 MAX_BLOCK_SIZE = 4096
 # A matrix product needs no more rows than these to run at its best.
 PREFILL_ROWS = (2048, 512)
+# A candidate that cannot gain this share over the best so far is not worth rounding.
+LEAST_GAIN = 1e-3
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
 ROUNDING_ATTEMPTS = 8
 # Where only whole rows do not fit, this share of a tier's capacity more will do.
@@ -111,7 +113,7 @@ def _best_rounded(
     best: tuple[float, Policy, Solution] | None = None
     for candidate in candidates:
         # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
-        if best is not None and candidate.bound_tok_per_s <= best[0]:
+        if best is not None and candidate.bound_tok_per_s <= best[0] * (1 + LEAST_GAIN):
             break
         for policy, solution in _round_all(candidate, max_latency_s):
             rate = job_throughput(policy, candidate.problem.hardware)

@@ -14,7 +14,6 @@ from costmodel.policy import Policy, Prediction
 from costmodel.schedule import Task
 from executor.runner import Progress
 
-
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
 

@@ -1,0 +1,139 @@
+"""Profiles whose rates never matter, random policies for them, and one call that runs both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from costmodel.model_spec import ModelSpec
+from costmodel.policy import Placement, Policy
+from costmodel.workload import Workload
+from executor.block import Block
+from executor.checkpoint import WeightSource
+from executor.engine import Handler
+from executor.runner import BlockResult, Runner
+from executor.sampling import Sampler
+from profiles import ComputeRates, Cpu, Disk, HardwareProfile, RateCurve, with_emulated_gpu
+from profiles.units import GIB
+
+DTYPES = ("float32", "bfloat16")
+ON_GPU, ON_CPU, ON_DISK = Placement(gpu=1), Placement(cpu=1), Placement(disk=1)
+
+
+def make_hardware(*, gpu: bool = False, disk_bytes: int = GIB) -> HardwareProfile:
+    """Make a profile with ample memory; with ``gpu``, an emulated one behind fast links."""
+    rates = ComputeRates(
+        matmul={dtype: RateCurve.constant(1e11) for dtype in DTYPES},
+        attention_prefill=dict.fromkeys(DTYPES, 1e11),
+        attention_decode=dict.fromkeys(DTYPES, 1e10),
+    )
+    rate = RateCurve.constant(1e9)
+    cpu = Cpu(
+        name="cpu", num_cores=2, memory_bytes=4 * GIB, memory_bytes_per_s=1e10, runtime_bytes=0,
+        compute=rates,
+    )  # fmt: skip
+    profile = HardwareProfile(
+        name="tiny", source="tests", date="2026-01-01", cpu=cpu,
+        disk=Disk(free_bytes=disk_bytes, read=rate, write=rate),
+    )  # fmt: skip
+    if not gpu:
+        return profile
+    return with_emulated_gpu(profile, memory_bytes=GIB, link_bytes_per_s=1e10)
+
+
+def make_policy(
+    model: ModelSpec, *, prompt_len: int, gen_len: int, num_prompts: int | None = None
+) -> Policy:
+    """Make a policy with everything in CPU memory: two batches of two."""
+    return Policy(
+        model=model,
+        workload=Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=num_prompts),
+        gpu_batch_size=2,
+        num_gpu_batches=2,
+        prefill_batch_size=2,
+        weights=ON_CPU,
+        cache=ON_CPU,
+        activations=ON_CPU,
+        weight_bits=8 * model.dtype_bytes,
+        cache_bits=8 * model.dtype_bytes,
+    )
+
+
+def draw_policy(base: Policy, rng: random.Random, *, gpu: bool) -> Policy:
+    """Draw batch sizes, placements and the attention's place at random."""
+    gpu_batch_size = rng.randint(1, 4)
+    return replace(
+        base,
+        gpu_batch_size=gpu_batch_size,
+        num_gpu_batches=rng.randint(1, 3),
+        prefill_batch_size=rng.randint(1, gpu_batch_size),
+        weights=_draw_placement(rng, gpu=gpu),
+        cache=_draw_placement(rng, gpu=gpu),
+        activations=_draw_placement(rng, gpu=gpu),
+        cpu_attention=rng.choice([0.0, 0.3, 0.5, 1.0]) if gpu else 1.0,
+    )
+
+
+def _draw_placement(rng: random.Random, *, gpu: bool) -> Placement:
+    # Every second share is zero, so that tiers which hold nothing are common.
+    weights = [rng.random() * rng.randint(0, 1) for _ in range(3)]
+    weights[0] *= gpu
+    total = sum(weights)
+    if total == 0:
+        return ON_CPU
+    first, last = weights[0] / total, weights[2] / total
+    return Placement(gpu=first, cpu=max(0.0, 1 - first - last), disk=last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model in memory's place of all others, prompts for it, and how to run policies on it."""
+
+    source: WeightSource
+    prompts: Sequence[Sequence[int]]
+    folder: Path
+
+    def generate(
+        self,
+        policy: Policy,
+        hardware: HardwareProfile,
+        *,
+        sampler: Sampler | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> list[list[int]]:
+        """Return the tokens of every prompt, in order."""
+        blocks = self.run(policy, hardware, sampler=sampler, eos_ids=eos_ids)
+        ids = {index: row for block in blocks for index, row in block.output_ids.items()}
+        return [list(ids[index]) for index in range(len(self.prompts))]
+
+    def run(
+        self,
+        policy: Policy,
+        hardware: HardwareProfile,
+        *,
+        sampler: Sampler | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> list[BlockResult]:
+        """Run all blocks."""
+        with Runner(
+            policy, hardware, self.source, self.folder, sampler=sampler, eos_ids=eos_ids
+        ) as runner:
+            return list(runner.run(self.prompts))
+
+
+@contextmanager
+def patched_handlers(changes: dict[str, Handler]) -> Iterator[None]:
+    """Replace handlers of every block that is made inside."""
+    original = Block.handlers
+
+    def handlers(block: Block) -> Mapping[str, Handler]:
+        return {**original(block), **changes}
+
+    Block.handlers = handlers  # type: ignore[method-assign]  # put back below
+    try:
+        yield
+    finally:
+        Block.handlers = original  # type: ignore[method-assign]  # as it was
