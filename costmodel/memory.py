@@ -57,7 +57,9 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     staged = shares.weights_cpu + shares.weights_disk
     home: Terms = {
         "weights": shares.weights_gpu * problem.weight_bytes,
-        "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes),
+        # The largest layer is cut at the row nearest to the fraction.
+        "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes)
+        + shares.per_block * (NUM_BUFFERS * problem.longest_row_bytes),
         "cache": shares.cache_gpu * problem.cache_sequence_bytes,
         "hidden states": shares.activations_gpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.memory import capacities
+from costmodel.fitting import MAX_BLOCK_SIZE, fit_all
 from costmodel.model_spec import ModelSpec
-from costmodel.policy import Placement, Policy, Prediction
+from costmodel.policy import Policy, Prediction
 from costmodel.price import check_work, estimate
-from costmodel.problem import Problem, Shares
+from costmodel.problem import Problem
 from costmodel.program import Infeasible, Solution, shortage_of, solve
-from costmodel.rounding import round_policy
 from costmodel.workload import Workload
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 
-# Without a number of prompts, a block may be this large.
-MAX_BLOCK_SIZE = 4096
 # A matrix product needs no more rows than these to run at its best.
 PREFILL_ROWS = (2048, 512)
 # A candidate that cannot gain this share over the best so far is not worth rounding.
 LEAST_GAIN = 1e-3
-# Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
-ROUNDING_ATTEMPTS = 8
 # Where only whole rows do not fit, this share of a tier's capacity more will do.
 ROUNDING_MARGIN = 0.02
 
@@ -115,8 +109,9 @@ def _best_rounded(
         # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
         if best is not None and candidate.bound_tok_per_s <= best[0] * (1 + LEAST_GAIN):
             break
-        for policy, solution in _round_all(candidate, max_latency_s):
-            rate = job_throughput(policy, candidate.problem.hardware)
+        problem, relaxed = candidate.problem, candidate.relaxed
+        for policy, solution in fit_all(problem, relaxed, max_latency_s=max_latency_s):
+            rate = job_throughput(policy, problem.hardware)
             if best is None or rate > best[0]:
                 best = (rate, policy, solution)
     return best
@@ -225,13 +220,6 @@ def _problem(
     )
 
 
-def _max_batches(problem: Problem) -> int:
-    num_prompts = problem.workload.num_prompts
-    if num_prompts is None:
-        return max(1, MAX_BLOCK_SIZE // problem.gpu_batch_size)
-    return -(-num_prompts // problem.gpu_batch_size)
-
-
 def _batch_sizes(workload: Workload) -> list[int]:
     """Powers of two and the sizes between them, and those that divide the prompts evenly."""
     most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
@@ -240,99 +228,3 @@ def _batch_sizes(workload: Workload) -> list[int]:
     if workload.num_prompts is not None:
         sizes |= {-(-workload.num_prompts // parts) for parts in range(1, 9)}
     return sorted(size for size in sizes if size <= most)
-
-
-def _round_all(
-    candidate: _Candidate, max_latency_s: float | None
-) -> Iterable[tuple[Policy, Solution]]:
-    """Round the block size to either side, and to what fills the last block; then the rest."""
-    batch = candidate.problem.gpu_batch_size
-    num_prompts = candidate.problem.workload.num_prompts
-    most = _max_batches(candidate.problem)
-    wanted = 1 / (candidate.relaxed.shares.per_block * batch)
-    counts = {math.floor(wanted), math.ceil(wanted), round(0.9 * wanted)}
-    if num_prompts is not None:
-        num_blocks = max(1, round(num_prompts / (batch * wanted)))
-        counts |= {-(-num_prompts // (batch * n)) for n in (num_blocks, num_blocks + 1)}
-    tries = sorted({min(max(1, count), most) for count in counts})
-    found = [_fit(candidate.problem, count, max_latency_s) for count in tries]
-    smaller = tries[0] // 2
-    while smaller and not any(found):
-        # Where memory is tight, the relaxed block can be far too large.
-        found.append(_fit(candidate.problem, smaller, max_latency_s))
-        smaller //= 2
-    return [pair for pair in found if pair is not None]
-
-
-def _fit(
-    problem: Problem, num_gpu_batches: int, max_latency_s: float | None
-) -> tuple[Policy, Solution] | None:
-    """Solve at a fixed block size and round; where the rounded policy overshoots a capacity,
-    leave that much free and solve again.
-
-    ``None`` where nothing fits, or where the job would leave a batch of the block empty.
-    """
-    num_prompts = problem.workload.num_prompts
-    if num_prompts is not None and problem.gpu_batch_size > -(-num_prompts // num_gpu_batches):
-        return None
-    reserve: dict[str, int] = {}
-    limit_s = max_latency_s
-    block_size = problem.gpu_batch_size * num_gpu_batches
-    for attempt in range(ROUNDING_ATTEMPTS):
-        try:
-            solution = solve(
-                problem,
-                max_block_size=block_size,
-                block_size=block_size,
-                max_latency_s=limit_s,
-                reserve=reserve,
-            )
-        except Infeasible:
-            return None
-        policy = _policy_of(problem, num_gpu_batches, solution.shares)
-        policy = round_policy(policy, has_gpu=problem.hardware.has_gpu)
-        predicted = estimate(policy, problem.hardware)
-        overshoot = _overshoot(predicted, problem.hardware)
-        lateness = predicted.latency_s / max_latency_s if max_latency_s else 0.0
-        if not overshoot and lateness <= 1:
-            return policy, solution
-        for tier, num_bytes in overshoot.items():
-            # Twice as much each time: a little less may round to the same rows.
-            reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
-        if limit_s is not None and lateness > 1:
-            limit_s *= (1 - 1e-6) / lateness
-    return None
-
-
-def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str, int]:
-    peaks = predicted.peak_bytes
-    over = {tier: peaks[tier] - limit for tier, limit in capacities(hardware).items()}
-    return {tier: count for tier, count in over.items() if count > 0}
-
-
-def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy:
-    off_gpu = shares.cache_cpu + shares.cache_disk
-    attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
-    full_bits = 8 * problem.model.dtype_bytes
-    return Policy(
-        model=problem.model,
-        workload=problem.workload,
-        gpu_batch_size=problem.gpu_batch_size,
-        num_gpu_batches=num_gpu_batches,
-        prefill_batch_size=problem.prefill_batch_size,
-        weights=_placement(shares.weights_gpu, shares.weights_cpu, shares.weights_disk),
-        cache=_placement(shares.cache_gpu, shares.cache_cpu, shares.cache_disk),
-        activations=_placement(
-            shares.activations_gpu, shares.activations_cpu, shares.activations_disk
-        ),
-        cpu_attention=min(1.0, max(0.0, attended)),
-        weight_bits=full_bits,
-        cache_bits=full_bits,
-    )
-
-
-def _placement(gpu: float, cpu: float, disk: float) -> Placement:
-    # The solver is exact to about 1e-7; what is not far above that is zero.
-    parts = [part if part > 1e-6 * (gpu + cpu + disk) else 0.0 for part in (gpu, cpu, disk)]
-    total = sum(parts)
-    return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)

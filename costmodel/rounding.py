@@ -7,10 +7,13 @@ on the CPU are the last ones. Hidden states are cut between sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
+from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy
 
 
@@ -60,16 +63,23 @@ def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
     return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
 
 
+def _row_bytes(model: ModelSpec) -> int:
+    return 2 * model.head_dim * model.dtype_bytes
+
+
+def _disk_unit(model: ModelSpec) -> int:
+    """Rows that fill a page of the disk best."""
+    return max(1, PAGE_BYTES // _row_bytes(model))
+
+
 def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segment, ...]:
     """Cut the cache rows of a batch of ``batch_size`` sequences into segments.
 
     The rows on disk take whole pages for each token, so that every token can be appended with
     one aligned write: their number is rounded to a multiple of the rows that fill a page.
     """
-    model = policy.model
-    rows = batch_size * model.num_kv_heads
-    row_bytes = 2 * model.head_dim * model.dtype_bytes
-    unit = max(1, PAGE_BYTES // row_bytes)
+    rows = batch_size * policy.model.num_kv_heads
+    row_bytes, unit = _row_bytes(policy.model), _disk_unit(policy.model)
     gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
     attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
     if attended_from > cpu_end:
@@ -139,6 +149,35 @@ def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
         activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
         cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
     )
+
+
+def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
+    """Yield the policy with its cache rounded down and up on every tier and place of attention.
+
+    Of few rows, the nearest may be far from the best: one too many on a slow tier costs more
+    than several too few.
+    """
+    rows = policy.gpu_batch_size * policy.model.num_kv_heads
+    unit = _disk_unit(policy.model)
+    attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
+    on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
+    for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):
+        if gpu + disk > rows:
+            continue
+        off_gpu = rows - gpu
+        counts = {min(off_gpu, count) for count in _sides(attended)} if has_gpu else {off_gpu}
+        for count in counts if policy.cpu_attention < 1 else {off_gpu}:
+            yield replace(
+                policy,
+                cache=_fractions(gpu / rows, disk / rows),
+                cpu_attention=count / off_gpu if off_gpu else 1.0,
+            )
+
+
+def _sides(value: float) -> set[int]:
+    # What the solver left a hair beside a whole number is that number.
+    nearest = round(value)
+    return {nearest} if abs(value - nearest) < 1e-6 else {math.floor(value), math.ceil(value)}
 
 
 def _weight_fractions(cuts: Sequence[LayerCut]) -> Placement:

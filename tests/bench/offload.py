@@ -66,6 +66,7 @@ def _parser() -> Parser:
         example="python tests/bench/offload.py --work-dir /tmp/bench"
         " --result tests/bench/results/offload.json",
     )
+    parser.prog = "python tests/bench/offload.py"
     add = parser.add_argument
     add("--preset", default="llama-3.2-3b", help="model whose shape is made (llama-3.2-3b)")
     parser.add_bytes("--memory", default=4 * 10**9, help="limit for each run (4GB)")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy
 from costmodel.workload import Workload
-from executor.block import Block
 from executor.checkpoint import WeightSource
-from executor.engine import Handler
 from executor.runner import BlockResult, Runner
 from executor.sampling import Sampler
 from profiles import ComputeRates, Cpu, Disk, HardwareProfile, RateCurve, with_emulated_gpu
@@ -90,7 +87,7 @@ def _draw_placement(rng: random.Random, *, gpu: bool) -> Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model in memory's place of all others, prompts for it, and how to run policies on it."""
+    """A model, prompts for it, and an offload folder."""
 
     source: WeightSource
     prompts: Sequence[Sequence[int]]
@@ -122,18 +119,3 @@ class Case:
             policy, hardware, self.source, self.folder, sampler=sampler, eos_ids=eos_ids
         ) as runner:
             return list(runner.run(self.prompts))
-
-
-@contextmanager
-def patched_handlers(changes: dict[str, Handler]) -> Iterator[None]:
-    """Replace handlers of every block that is made inside."""
-    original = Block.handlers
-
-    def handlers(block: Block) -> Mapping[str, Handler]:
-        return {**original(block), **changes}
-
-    Block.handlers = handlers  # type: ignore[method-assign]  # put back below
-    try:
-        yield
-    finally:
-        Block.handlers = original  # type: ignore[method-assign]  # as it was

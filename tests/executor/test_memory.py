@@ -1,0 +1,109 @@
+"""No arena holds more of anything than the cost model counted, and the total is inside the peak."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from costmodel.memory import memory_rows, peak_bytes
+from costmodel.model_spec import ModelSpec
+from costmodel.policy import Policy
+from costmodel.problem import problem_of, shares_of
+from costmodel.rounding import round_policy
+from executor.dummy import DummyCheckpoint
+from executor.runner import Runner
+from profiles.hardware import HardwareProfile
+from tests.executor.tiny_machines import (
+    ON_CPU,
+    ON_DISK,
+    ON_GPU,
+    draw_policy,
+    make_hardware,
+    make_policy,
+)
+
+# What the arenas do not hold: it comes and goes while a layer is computed.
+TEMPORARY = {"runtime", "workspace", "head input", "logits", "attention staging"}
+LLAMA = ModelSpec(
+    name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=160, num_heads=4,
+    num_kv_heads=2, head_dim=16, vocab_size=900, max_positions=128, tied_embeddings=False,
+    attention_bias=False, dtype="float32",
+)  # fmt: skip
+MODELS = {
+    "llama": LLAMA,
+    "llama-tied": replace(LLAMA, tied_embeddings=True, num_kv_heads=1, dtype="bfloat16"),
+    "opt": replace(LLAMA, family="opt", num_kv_heads=4, tied_embeddings=True, attention_bias=True),
+    "wide cache": replace(LLAMA, num_kv_heads=4, head_dim=160, hidden_size=64),
+}
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", MODELS)
+def test_random_policies_stay_inside_every_term(name: str, machine: str, tmp_path: Path) -> None:
+    hardware = make_hardware(gpu=machine == "gpu")
+    rng = random.Random(f"{name} {machine}")
+    base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
+    for _ in range(12):
+        workload = replace(base.workload, prompt_len=rng.randint(1, 40), gen_len=rng.randint(1, 9))
+        policy = draw_policy(replace(base, workload=workload), rng, gpu=machine == "gpu")
+        check_terms(policy, hardware, tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_corners_stay_inside_every_term(name: str, tmp_path: Path) -> None:
+    base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
+    for home in (ON_CPU, ON_DISK, ON_GPU):
+        for cpu_attention in (0.0, 1.0):
+            policy = replace(
+                base, weights=home, cache=home, activations=home, cpu_attention=cpu_attention
+            )
+            check_terms(policy, make_hardware(gpu=True), tmp_path)
+            if home is not ON_GPU:
+                check_terms(replace(policy, cpu_attention=1.0), make_hardware(), tmp_path)
+
+
+def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None:
+    """Hold every arena of an open runner against the terms of its tier."""
+    rounded = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem, shares = problem_of(rounded, hardware), shares_of(rounded)
+    peaks = peak_bytes(problem, shares)
+    with Runner(policy, hardware, DummyCheckpoint(spec=policy.model), folder) as runner:
+        used = {tier: dict(arena.used_bytes) for tier, arena in runner.machine.arenas.items()}
+        disk_bytes = runner.disk_bytes
+    for tier, rows in memory_rows(problem, shares).items():
+        if tier == "disk":
+            assert disk_bytes <= peaks["disk"], policy
+            continue
+        for name, count in used[tier].items():
+            # Bytes are whole, shares are floats.
+            counted = max(terms[name] for terms in rows.values()) / shares.per_block + 0.5
+            assert count <= counted, (tier, name, policy)
+        temporary = min(
+            sum(value for name, value in terms.items() if name in TEMPORARY)
+            for terms in rows.values()
+        )
+        kept = peaks[tier] - temporary / shares.per_block
+        assert sum(used[tier].values()) <= kept + 1, (tier, policy)
+
+
+@pytest.mark.gpu
+def test_cuda_peak_is_inside_the_prediction(tmp_path: Path) -> None:
+    emulated = make_hardware(gpu=True)
+    assert emulated.gpu is not None
+    hardware = replace(emulated, gpu=replace(emulated.gpu, emulated=False))
+    model = replace(LLAMA, hidden_size=512, ffn_size=1536, num_heads=8, head_dim=64)
+    base = make_policy(model, prompt_len=60, gen_len=6)
+    rng = random.Random(0)
+    for _ in range(5):
+        policy = draw_policy(base, rng, gpu=True)
+        rounded = round_policy(policy, has_gpu=True)
+        peaks = peak_bytes(problem_of(rounded, hardware), shares_of(rounded))
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with Runner(policy, hardware, DummyCheckpoint(spec=model), tmp_path) as runner:
+            list(runner.run([[1] * 60] * policy.block_size))
+        assert torch.cuda.max_memory_allocated() - before <= peaks["gpu"], policy

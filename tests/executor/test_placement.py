@@ -1,0 +1,347 @@
+"""Tokens do not depend on where the bytes live: every policy against the plainest loop."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.policy import Placement, Policy
+from costmodel.schedule import Task
+from executor.block import Block
+from executor.checkpoint import Checkpoint
+from executor.engine import Handler
+from executor.sampling import Sampler
+from executor.weight_file import page_floor
+from profiles.hardware import HardwareProfile
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_machines import (
+    ON_DISK,
+    ON_GPU,
+    Case,
+    draw_policy,
+    make_hardware,
+    make_policy,
+)
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+GEN_LEN = 6
+LENGTHS = (9, 1, 12, 5, 2, 7, 7)
+PROMPT_LEN = max(LENGTHS)
+MACHINES = {"cpu": make_hardware(), "gpu": make_hardware(gpu=True)}
+THIRDS = Placement(gpu=0.3, cpu=0.3, disk=0.4)
+HALVES = Placement(cpu=0.5, disk=0.5)
+# A vocabulary of 900 makes the head larger than a decoder layer, so that it is cut in chunks.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"family": "llama", "num_kv_heads": 2},
+    "llama-tied": {"family": "llama", "num_kv_heads": 1, "tied": True, "vocab_size": 900},
+    "opt": {"family": "opt", "tied": True},
+    "opt-untied": {"family": "opt", "vocab_size": 900},
+    "qwen2": {"family": "qwen2", "tied": True},
+    "qwen3": {"family": "qwen3", "num_kv_heads": 4},
+    "bfloat16": {"family": "llama", "dtype": "bfloat16"},
+}
+IN_FLOAT32 = [name for name in MODELS if name != "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected(Case):
+    """A case with the tokens that the plain loop makes of it."""
+
+    tokens: list[list[int]]
+
+    def policy(self, **changes: Any) -> Policy:
+        """Change the policy that keeps everything in CPU memory."""
+        base = make_policy(self.source.spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+        return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Expected]:
+    """Make each model once."""
+    made: dict[str, Expected] = {}
+
+    def make(name: str) -> Expected:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = _make_case(folder / "model", folder / "offload", **MODELS[name])
+        return made[name]
+
+    return make
+
+
+def _make_case(model: Path, offload: Path, **options: Any) -> Expected:
+    save_tiny_model(model, seed=3, **options)
+    source = Checkpoint.open(model)
+    rng = random.Random(5)
+    prompts = [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    tokens = ReferenceModel(source).generate(prompts, GEN_LEN)
+    offload.mkdir()
+    return Expected(source=source, prompts=prompts, folder=offload, tokens=tokens)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_references_say_something(cases: Callable[[str], Expected], name: str) -> None:
+    tokens = cases(name).tokens
+    assert len({tuple(row) for row in tokens}) >= len(tokens) - 1
+    assert len({token for row in tokens for token in row}) >= 8
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", IN_FLOAT32)
+def test_random_policies(cases: Callable[[str], Expected], name: str, machine: str) -> None:
+    case = cases(name)
+    rng = random.Random(f"{name} on {machine}")
+    for _ in range(3):
+        policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
+        assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
+
+
+CORNERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "all on cpu": ("cpu", {}),
+    "all on disk": ("cpu", {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_DISK}),
+    "weights on disk": ("cpu", {"weights": ON_DISK}),
+    "cache on disk": ("cpu", {"cache": ON_DISK}),
+    "activations on disk": ("cpu", {"activations": ON_DISK}),
+    "halves on disk": ("cpu", {"weights": HALVES, "cache": HALVES, "activations": HALVES}),
+    "gpu: all there": ("gpu", {"weights": ON_GPU, "cache": ON_GPU, "activations": ON_GPU}),
+    "gpu: all on cpu": ("gpu", {}),
+    "gpu: all on disk": ("gpu", {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_DISK}),
+    "gpu: only weights": ("gpu", {"weights": ON_GPU, "cache": ON_DISK}),
+    "gpu: only cache": ("gpu", {"cache": ON_GPU, "activations": ON_DISK}),
+    "gpu: only activations": ("gpu", {"activations": ON_GPU, "weights": ON_DISK}),
+    "thirds": ("gpu", {"weights": THIRDS, "cache": THIRDS, "activations": THIRDS}),
+}
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corners(cases: Callable[[str], Expected], corner: str) -> None:
+    machine, changes = CORNERS[corner]
+    case = cases("llama")
+    for cpu_attention in (0.0, 0.5, 1.0) if machine == "gpu" else (1.0,):
+        policy = case.policy(gpu_batch_size=3, cpu_attention=cpu_attention, **changes)
+        assert case.generate(policy, MACHINES[machine]) == case.tokens, cpu_attention
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"),
+    [(1, 1, 1), (7, 1, 7), (4, 2, 3), (3, 2, 2), (1, 7, 1), (5, 4, 1)],
+)
+def test_block_shapes(
+    cases: Callable[[str], Expected],
+    machine: str,
+    gpu_batch_size: int,
+    num_gpu_batches: int,
+    prefill_batch_size: int,
+) -> None:
+    case = cases("qwen3")
+    parts = THIRDS if machine == "gpu" else HALVES
+    policy = case.policy(
+        gpu_batch_size=gpu_batch_size,
+        num_gpu_batches=num_gpu_batches,
+        prefill_batch_size=prefill_batch_size,
+        weights=parts,
+        cache=parts,
+        activations=parts,
+        cpu_attention=0.5,
+    )
+    assert case.generate(policy, MACHINES[machine]) == case.tokens
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("gen_len", [1, 2])
+def test_short_generation(cases: Callable[[str], Expected], machine: str, gen_len: int) -> None:
+    case = cases("opt")
+    policy = draw_policy(case.policy(), random.Random(gen_len), gpu=machine == "gpu")
+    policy = replace(policy, workload=replace(policy.workload, gen_len=gen_len), cache=HALVES)
+    expected = [row[:gen_len] for row in case.tokens]
+    assert case.generate(policy, MACHINES[machine]) == expected
+
+
+def test_prompts_may_be_shorter_than_planned(cases: Callable[[str], Expected]) -> None:
+    case = cases("opt")
+    workload = replace(case.policy().workload, prompt_len=PROMPT_LEN + 5, gen_len=GEN_LEN)
+    policy = case.policy(workload=workload, cache=THIRDS, activations=THIRDS, cpu_attention=0.5)
+    assert case.generate(policy, MACHINES["gpu"]) == case.tokens
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_bfloat16_takes_a_likeliest_token(cases: Callable[[str], Expected], machine: str) -> None:
+    """Batches round differently, so near ties may fall to either side; nothing else may differ."""
+    case = cases("bfloat16")
+    model = ReferenceModel(case.source)
+    rng = random.Random(1)
+    for _ in range(3):
+        policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
+        for prompt, ids in zip(case.prompts, case.generate(policy, MACHINES[machine]), strict=True):
+            logits = model.logits([*prompt, *ids[:-1]])[len(prompt) - 1 :]
+            chosen = logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+            assert (logits.amax(-1) - chosen <= 0.03 * logits.std(-1)).all(), policy
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_end_of_sequence(cases: Callable[[str], Expected], machine: str) -> None:
+    case = cases("llama")
+    eos_ids = frozenset({case.tokens[0][2], case.tokens[3][0], case.tokens[5][-1]})
+    rng = random.Random(8)
+    for _ in range(2):
+        policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
+        blocks = case.run(policy, MACHINES[machine], eos_ids=eos_ids)
+        got = {i: ids for block in blocks for i, ids in block.output_ids.items()}
+        stopped = frozenset[int]().union(*(block.stopped for block in blocks))
+        for index, row in enumerate(case.tokens):
+            ends = [i for i, token in enumerate(row) if token in eos_ids]
+            assert list(got[index]) == row[: ends[0] if ends else None]
+            assert (index in stopped) == bool(ends)
+        assert 0 < len(stopped) < len(case.prompts)
+
+
+def test_a_block_ends_with_its_last_sequence(cases: Callable[[str], Expected]) -> None:
+    case = cases("llama")
+    eos_ids = frozenset(row[2] for row in case.tokens)
+    policy = case.policy(gpu_batch_size=4, cache=ON_DISK)
+    (block,) = case.run(policy, MACHINES["cpu"], eos_ids=eos_ids)
+    assert block.num_tokens == 3
+    assert block.stopped == frozenset(range(len(LENGTHS)))
+    # The next block starts from a clean slate although this one was left early.
+    two = case.policy(gpu_batch_size=2, weights=HALVES)
+    assert [b.num_tokens for b in case.run(two, MACHINES["cpu"], eos_ids=eos_ids)] == [3, 3]
+
+
+def test_sampling_does_not_depend_on_placement(cases: Callable[[str], Expected]) -> None:
+    case = cases("qwen2")
+    sampler = Sampler(temperature=0.9, top_k=30, top_p=0.95, seed=11)
+    expected = case.generate(case.policy(), MACHINES["cpu"], sampler=sampler)
+    assert expected != case.tokens
+    rng = random.Random(2)
+    for machine in (*MACHINES, *MACHINES):
+        policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
+        assert case.generate(policy, MACHINES[machine], sampler=sampler) == expected, policy
+    other = replace(sampler, seed=12)
+    assert case.generate(case.policy(), MACHINES["cpu"], sampler=other) != expected
+
+
+RACES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cpu": ("cpu", {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_DISK}),
+    "cpu halves": ("cpu", {"weights": HALVES, "cache": HALVES, "activations": HALVES}),
+    "gpu disk": ("gpu", {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_DISK}),
+    "gpu thirds": ("gpu", {"weights": THIRDS, "cache": THIRDS, "activations": THIRDS}),
+    "gpu one batch": ("gpu", {"weights": THIRDS, "cache": ON_DISK, "num_gpu_batches": 1}),
+}
+
+
+@pytest.mark.parametrize("race", RACES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_delays_and_stale_buffers(
+    cases: Callable[[str], Expected], race: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that come late or end late, and staging buffers that hold NaN until they are loaded,
+    must not change a token."""
+    machine, changes = RACES[race]
+    case = cases("llama")
+    policy = case.policy(**({"gpu_batch_size": 3, "cpu_attention": 0.5} | changes))
+    _disturb(monkeypatch, seed)
+    assert case.generate(policy, MACHINES[machine]) == case.tokens
+
+
+def _disturb(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    original = Block.handlers
+
+    def handlers(block: Block) -> Mapping[str, Handler]:
+        return {
+            kind: _late(_poisoned(block, kind, handler), seed)
+            for kind, handler in original(block).items()
+        }
+
+    monkeypatch.setattr(Block, "handlers", handlers)
+
+
+def _late(handler: Handler, seed: int) -> Handler:
+    def run(task: Task) -> int:
+        rng = random.Random(f"{seed} {task.index}")
+        if rng.random() < 0.1:
+            time.sleep(0.004 * rng.random())
+        moved = handler(task)
+        if rng.random() < 0.1:
+            time.sleep(0.004 * rng.random())
+        return moved
+
+    return run
+
+
+def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
+    """Fill a staging buffer with NaN before it is loaded, or after its last reader."""
+    stores = block.stores
+    staging = {
+        "read_cache": (stores.cache._staging, "cpu"),
+        "send_cache": (stores.cache._staging, "gpu"),
+        "read_hidden": (stores.hidden._staging, "cpu"),
+        "send_hidden": (stores.hidden._staging, "gpu"),
+    }
+
+    def run(task: Task) -> int:
+        if kind in staging:
+            buffers, tier = staging[kind]
+            buffers[tier][task.slot].fill_(255)
+        moved = handler(task)
+        if kind == "send_weights":
+            _poison_sent_piece(block, task)
+        if kind in ("compute", "finish") and task.batch == len(block.batches) - 1:
+            _poison_used_layer(block, task)
+        return moved
+
+    return run
+
+
+def _poison_sent_piece(block: Block, task: Task) -> None:
+    store = block.stores.weights
+    if store.cuts[task.layer].disk_bytes:
+        window = page_floor(store.cuts[task.layer].cpu_end)
+        first, end = store._disk_piece(task)
+        store._staging["cpu"][task.slot][first - window : end - window].fill_(255)
+
+
+def _poison_used_layer(block: Block, task: Task) -> None:
+    store = block.stores.weights
+    if task.layer > 0:
+        visit = task.token * (len(store.layers) - 1) + task.layer - 1
+        tier = "gpu" if store.machine.has_gpu else "cpu"
+        store._staging[tier][visit % 2].fill_(255)
+
+
+@pytest.mark.gpu
+def test_cuda_placements_agree(cases: Callable[[str], Expected]) -> None:
+    """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
+    case = cases("llama")
+    hardware = _cuda_hardware()
+    everything = case.policy(weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    expected = case.generate(everything, hardware)
+    rng = random.Random(4)
+    for _ in range(10):
+        policy = draw_policy(case.policy(), rng, gpu=True)
+        assert case.generate(policy, hardware) == expected, policy
+
+
+@pytest.mark.gpu
+def test_cuda_survives_delays_and_stale_buffers(
+    cases: Callable[[str], Expected], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = cases("llama")
+    hardware = _cuda_hardware()
+    thirds = case.policy(weights=THIRDS, cache=THIRDS, activations=THIRDS, cpu_attention=0.5)
+    expected = case.generate(thirds, hardware)
+    _disturb(monkeypatch, 1)
+    assert case.generate(thirds, hardware) == expected
+
+
+def _cuda_hardware() -> HardwareProfile:
+    emulated = make_hardware(gpu=True)
+    assert emulated.gpu is not None
+    return replace(emulated, gpu=replace(emulated.gpu, name="cuda", emulated=False))
