@@ -1,7 +1,7 @@
 """Where each tensor of a model lies inside its layer's run of bytes. No torch.
 
 A model is a list of layers in the order of the schedule: the embedding, the decoder layers, and
-the output head cut into chunks no larger than a decoder layer. The weights of one layer are one
+the output head cut into chunks of about a decoder layer's size. The weights of one layer are one
 contiguous run of bytes, so that the layer moves as one copy and one read. A placement cuts that
 run between two rows of a matrix; vectors are never cut.
 

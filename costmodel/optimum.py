@@ -182,7 +182,7 @@ def _relax_all(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, max_latency_s: float | None
 ) -> Iterable[_Candidate]:
     for gpu_batch_size in _batch_sizes(workload):
-        sizes = {min(gpu_batch_size, max(1, rows // workload.prompt_len)) for rows in PREFILL_ROWS}
+        sizes = {_even_part(gpu_batch_size, rows // workload.prompt_len) for rows in PREFILL_ROWS}
         for prefill_batch_size in sorted(sizes):
             for in_place in (True, False):
                 problem = _problem(
@@ -199,6 +199,11 @@ def _relax_all(
                 except Infeasible:
                     continue
                 yield _Candidate(problem, relaxed)
+
+
+def _even_part(size: int, most: int) -> int:
+    """Return the largest of the equal parts, at most ``most`` each, that ``size`` is dealt into."""
+    return -(-size // -(-size // max(1, most)))
 
 
 def _problem(

@@ -19,7 +19,6 @@ from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import cut_cache, cut_hidden, cut_layer
 
-CHANNELS = ("disk_read", "h2d", "gpu_compute", "cpu_compute", "d2h", "disk_write")
 Resource = Hashable
 
 

@@ -200,9 +200,11 @@ def _run(job: Job, planned: Prediction, flags: argparse.Namespace) -> Report:
                 write_outputs(flags.output, done)
                 report.add(block)
             report.finish(runner)
-    except BaseException:
-        kept = f", kept in {flags.output}" if done else ""
-        print(f"{len(done)} of {len(lengths)} prompts were finished{kept}", file=sys.stderr)
+    except BaseException as error:
+        # Input is refused before any work, when there is nothing to tell.
+        if done or not isinstance(error, InputError):
+            kept = f", kept in {flags.output}" if done else ""
+            print(f"{len(done)} of {len(lengths)} prompts were finished{kept}", file=sys.stderr)
         raise
     return report
 

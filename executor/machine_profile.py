@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from profiles.disk import free_disk_bytes
-from profiles.errors import ZigzagError
+from profiles.errors import RunError, ZigzagError
 from profiles.hardware import HardwareProfile
-from profiles.measure import measure_profile
 from profiles.memory_limits import usable_memory_bytes
 
 
@@ -24,9 +23,9 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
         profile = HardwareProfile.load(path)
     except ZigzagError:
         # None was kept, or an older version wrote it: measuring again mends both.
-        profile = _measure(offload_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
-        profile.save(path)
+        _measure(offload_dir, path)
+        profile = HardwareProfile.load(path)
     return _with_current_capacities(profile, offload_dir)
 
 
@@ -42,15 +41,14 @@ def _with_current_capacities(profile: HardwareProfile, offload_dir: Path) -> Har
     )
 
 
-def _measure(offload_dir: Path) -> HardwareProfile:
-    with tqdm(desc="measuring this machine", unit=" figures", leave=False, disable=None) as bar:
-
-        def show(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update()
-
-        profile = measure_profile(offload_dir=offload_dir, quick=True, progress=show)
-    return replace(profile, measurements=())
+def _measure(offload_dir: Path, path: Path) -> None:
+    """Measure in a process of its own: its buffers would count as this one's peak."""
+    command = [sys.executable, "-m", "profiles.measure", "--quick", "--output", str(path)]
+    ended = subprocess.run(
+        [*command, "--offload-dir", str(offload_dir)], stdout=subprocess.DEVNULL, check=False
+    )
+    if ended.returncode:
+        raise RunError("this machine could not be measured; try: python -m profiles.measure")
 
 
 def _cache_path() -> Path:

@@ -40,6 +40,7 @@ class Report:
     predictions: list[Prediction]
     blocks: list[BlockResult] = field(default_factory=list)
     num_tokens: int = 0
+    planned_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     busy_s: dict[str, float] = field(default_factory=dict)
 
@@ -50,13 +51,19 @@ class Report:
 
     def finish(self, runner: Runner) -> None:
         """Take the peaks and the channels' seconds from a run that has ended."""
-        self.peak_bytes = {"cpu": peak_resident_bytes(), "disk": runner.disk_bytes}
+        resident = peak_resident_bytes()
+        self.planned_bytes = dict(self.planned.peak_bytes)
         if self.hardware.is_emulated:
-            # Both tiers are CPU memory then, and only the arena tells them apart.
-            self.peak_bytes["gpu"] = sum(runner.machine.compute.used_bytes.values())
-            self.peak_bytes["cpu"] -= self.peak_bytes["gpu"]
-        elif self.hardware.has_gpu:
-            self.peak_bytes["gpu"] = gpu_peak_bytes()
+            # Both tiers are CPU memory then, and the system sees only their sum.
+            self.planned_bytes["cpu + gpu"] = sum(
+                self.planned_bytes.pop(tier) for tier in ("cpu", "gpu")
+            )
+            self.peak_bytes["cpu + gpu"] = resident
+        else:
+            self.peak_bytes["cpu"] = resident
+            if self.hardware.has_gpu:
+                self.peak_bytes["gpu"] = gpu_peak_bytes()
+        self.peak_bytes["disk"] = runner.disk_bytes
         for channels in runner.trace.busy_s.values():
             for channel, seconds in channels.items():
                 self.busy_s[channel] = self.busy_s.get(channel, 0.0) + seconds
@@ -101,7 +108,7 @@ class Report:
             "lower_bound_s": sum(p.lower_bound_s for p in self.predictions),
             "bottleneck": self.predictions[0].bottleneck,
             "busy_s": self.busy_s,
-            "predicted_peak_bytes": dict(self.planned.peak_bytes),
+            "predicted_peak_bytes": self.planned_bytes,
             "peak_bytes": self.peak_bytes,
         }
 
@@ -128,14 +135,13 @@ def format_report(report: Report) -> str:
             format_seconds(report.decode_s),
         ),
     ]
-    tiers = [tier for tier in ("gpu", "cpu", "disk") if tier in report.peak_bytes]
     rows += [
         (
             f"peak {tier}",
-            format_bytes(report.planned.peak_bytes[tier]),
+            format_bytes(report.planned_bytes[tier]),
             format_bytes(report.peak_bytes[tier]),
         )
-        for tier in tiers
+        for tier in report.peak_bytes
     ]
     lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
     lines.append(f"lower bound: {format_seconds(bound_s)}, the busiest channel of each phase alone")

@@ -123,7 +123,14 @@ class WeightFile:
             return nothing
         fits = self.path.stat().st_size >= self._bases[-1]
         same = found.fingerprint == self.source.fingerprint
-        return list(found.first_bytes) if same and fits else nothing
+        return list(found.first_bytes) if same and fits and self._is_sound(found) else nothing
+
+    def _is_sound(self, manifest: Manifest) -> bool:
+        """Whether each layer begins on one of its pages, or is not there at all."""
+        return len(manifest.first_bytes) == len(self.layers) and all(
+            first == layer.num_bytes or first in range(0, layer.num_bytes, PAGE_BYTES)
+            for first, layer in zip(manifest.first_bytes, self.layers, strict=True)
+        )
 
     def _missing(self, cuts: Sequence[LayerCut]) -> list[tuple[int, int, int]]:
         """List (layer, start, end) of whole pages to be written."""

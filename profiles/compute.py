@@ -21,6 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COLD_BYTES = 128 * MIB
 HEAD_DIM = 128
 GROUP_SIZE = 4
+FEW_ROWS = 64
 # Width of tensors that cost nothing to compute with.
 TINY = 16
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
@@ -127,7 +128,8 @@ def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
     num_calls = 1 if device == "cpu" else NUM_LAUNCHES
     for rows in plan.rows:
         flop = 2.0 * rows * out_features * in_features
-        if rates and not sampler.affords(num_calls * flop / rates[-1]):
+        # The rate at few rows says nothing of more rows, so those are measured whatever it is.
+        if rows > FEW_ROWS and not sampler.affords(num_calls * flop / rates[-1]):
             break
         multiply = partial(_multiply, _noise(device, dtype, rows, in_features), turns)
         name = f"matmul.{dtype}.rows{rows}"
