@@ -12,6 +12,7 @@ large product is faster than several small ones.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from dataclasses import dataclass
 
@@ -83,6 +84,7 @@ class LayerLayout:
         return tensor.offset_bytes + row * tensor.row_bytes
 
 
+@functools.lru_cache(maxsize=16)
 def model_layers(spec: ModelSpec) -> tuple[LayerLayout, ...]:
     """Lay out every layer of ``spec`` in the order in which the schedule visits them."""
     decoder = _pack("decoder", _decoder_shapes(spec), spec)

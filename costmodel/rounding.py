@@ -134,7 +134,10 @@ def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
     layers = model_layers(policy.model)
-    cuts = [cut_layer(layer, policy.weights) for layer in layers]
+    # All decoder layers are one object: cut each layout once.
+    layouts = {id(layer): layer for layer in layers}
+    cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}
+    cuts = [cut_by_layout[id(layer)] for layer in layers]
     segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
     rows = {home: sum(s.num_rows for s in segments if s.home == home) for home in ("gpu", "disk")}
     attended = sum(s.num_rows for s in segments if s.attended == "cpu")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from machines import (
+
+from costmodel.memory import workspace_bytes
+from costmodel.policy import Placement, Prediction
+from costmodel.price import check_fits, estimate
+from costmodel.problem import problem_of
+from costmodel.workload import Workload
+from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
+from tests.costmodel.machines import (
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
     HEAD_BYTES,
@@ -18,13 +25,6 @@ from machines import (
     make_model,
     make_policy,
 )
-
-from costmodel.memory import workspace_bytes
-from costmodel.policy import Placement, Prediction
-from costmodel.price import check_fits, estimate
-from costmodel.problem import problem_of
-from costmodel.workload import Workload
-from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
 
 # Two batches of four; prompts of 16, so that four decode steps read 16, 17, 18, 19 tokens.
 SEQUENCES, PROMPT, STEPS = 8, 16, 4

@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import DECODER_BYTES, HEAD_BYTES, make_model
 
 from costmodel.layout import model_layers
 from costmodel.model_spec import load_model_spec, preset_names
+from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_model
 
 # As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.
 PUBLISHED = {

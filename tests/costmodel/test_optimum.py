@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from machines import ON_DISK, ON_GPU, make_machine, make_model, make_policy
 
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
@@ -23,6 +22,7 @@ from profiles import (
     with_emulated_gpu,
 )
 from profiles.units import GIB, parse_bytes
+from tests.costmodel.machines import ON_DISK, ON_GPU, make_machine, make_model, make_policy
 
 PAPER = Workload(prompt_len=512, gen_len=32)
 CASES = {

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import make_machine, make_policy
 
 from costmodel.policy import Placement, Policy
 from costmodel.price import estimate
 from profiles import InputError
 from profiles.files import from_json, to_json
+from tests.costmodel.machines import make_machine, make_policy
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))

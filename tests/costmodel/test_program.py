@@ -11,14 +11,6 @@ import pulp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import (
-    CACHE_TOKEN_BYTES,
-    DECODER_BYTES,
-    SMALL_BYTES,
-    make_compute,
-    make_machine,
-    make_model,
-)
 
 from costmodel.latency import phase_terms
 from costmodel.memory import capacities, memory_rows, workspace_bytes
@@ -26,6 +18,14 @@ from costmodel.problem import Problem, Shares
 from costmodel.program import Infeasible, shortage_of, solve
 from costmodel.workload import Workload
 from profiles import HardwareProfile, RateCurve, RunError, recorded_profile
+from tests.costmodel.machines import (
+    CACHE_TOKEN_BYTES,
+    DECODER_BYTES,
+    SMALL_BYTES,
+    make_compute,
+    make_machine,
+    make_model,
+)
 
 WORK = Workload(prompt_len=16, gen_len=5)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
 
 from costmodel.layout import PAGE_BYTES, model_layers
+from costmodel.model_spec import load_model_spec
+from costmodel.optimum import job_throughput, search
 from costmodel.policy import Placement, Policy
 from costmodel.problem import problem_of
-from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy
+from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
 from costmodel.workload import Workload
 from profiles.recorded import recorded_profile
+from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
 
 
 @st.composite
@@ -121,3 +125,24 @@ def test_part_of_a_page_on_disk_is_rounded_to_pages() -> None:
         cache=Placement(cpu=0.6, disk=0.4),
     )
     assert round_policy(policy, has_gpu=False).cache == ON_CPU
+
+
+@given(policies())
+def test_roundings_lie_within_one_unit_and_are_exact(policy: Policy) -> None:
+    rows = policy.gpu_batch_size * policy.model.num_kv_heads
+    unit = max(1, PAGE_BYTES // (2 * policy.model.head_dim * policy.model.dtype_bytes))
+    for option in roundings_of(policy, has_gpu=True):
+        assert abs(option.cache.gpu - policy.cache.gpu) * rows < 1 + 1e-6
+        assert abs(option.cache.disk - policy.cache.disk) * rows < unit + 1e-6
+        rounded = round_policy(option, has_gpu=True)
+        assert rounded.cache.gpu == pytest.approx(option.cache.gpu, abs=1e-9)
+        assert rounded.cache.disk == pytest.approx(option.cache.disk, abs=1e-9)
+
+
+def test_one_row_too_many_on_a_slow_cpu_is_not_taken() -> None:
+    """A single prompt of a small model: whatever part the CPU attends is a whole row at least."""
+    hardware = recorded_profile("rtx4090-pc")
+    work = Workload(prompt_len=1024, gen_len=128, num_prompts=1)
+    result = search(hardware, load_model_spec("opt-125m"), work)
+    on_gpu = replace(result.policy, cache=ON_GPU)
+    assert result.job_tok_per_s >= job_throughput(on_gpu, hardware)

@@ -1,0 +1,229 @@
+"""What every kind of task touches, told apart from the schedule, and a tracker of collisions.
+
+The schedule derives its waits from its own lists of reads and writes. This table is written from
+what the kinds of tasks are for, so that an omission there shows here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from costmodel.layout import LayerLayout
+from costmodel.policy import Policy
+from costmodel.rounding import cut_cache, cut_hidden, cut_layer
+from costmodel.schedule import Task
+
+Content = Hashable
+# Buffer, the content that a task must find there (None: anything), what it leaves (None: the same).
+Access = tuple[Hashable, Content | None, Content | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When a task ran."""
+
+    task: Task
+    start_s: float
+    end_s: float
+
+
+def simulate(tasks: Sequence[Task], duration_s: Callable[[Task], float]) -> list[Span]:
+    """Run tasks as early as their channel's order and their waits allow."""
+    free_s: dict[str, float] = defaultdict(float)
+    spans: list[Span] = []
+    for task in tasks:
+        start_s = max([free_s[task.channel], *(spans[i].end_s for i in task.waits)])
+        spans.append(Span(task, start_s, start_s + duration_s(task)))
+        free_s[task.channel] = spans[-1].end_s
+    return spans
+
+
+def random_durations(rng: random.Random) -> Callable[[Task], float]:
+    """Draw durations over three decades, with every channel fast or slow as a whole."""
+    pace = defaultdict(lambda: 10 ** rng.uniform(-1.5, 1.5))
+    return lambda task: float(pace[task.channel] * 10 ** rng.uniform(-1, 1))
+
+
+class BlockMemory:
+    """Where the bytes of a policy's block lie, and who touches them."""
+
+    def __init__(self, policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> None:
+        self.has_gpu = has_gpu
+        self.compute_tier = "gpu" if has_gpu else "cpu"
+        self.num_pieces = policy.num_gpu_batches
+        self.num_staged = len(layers) - 1
+        self.first_head = [layer.kind for layer in layers].index("head")
+        cuts = [cut_layer(layer, policy.weights) for layer in layers]
+        self.disk_layers = {i for i, cut in enumerate(cuts) if cut.disk_bytes}
+        self.moved_layers = (
+            {i for i, cut in enumerate(cuts) if cut.gpu_end < cut.num_bytes}
+            if has_gpu
+            else self.disk_layers
+        ) - {0}
+        segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
+        self.rows = {(s.home, s.attended) for s in segments}
+        disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
+        self.hidden_on_disk = disk_end > 0
+        self.hidden_on_cpu = has_gpu and cpu_end > disk_end
+        self.hidden_moves = self.hidden_on_disk or self.hidden_on_cpu
+
+    def accesses(self, task: Task) -> Iterator[Access]:
+        """Yield what a task touches, in the order in which it does."""
+        yield from getattr(self, f"_{task.kind}")(task)
+
+    def _read_weights(self, task: Task) -> Iterator[Access]:
+        yield ("weights", "cpu", task.slot, task.batch), None, (task.token, task.layer)
+
+    def _send_weights(self, task: Task) -> Iterator[Access]:
+        content = (task.token, task.layer)
+        if task.layer in self.disk_layers:
+            yield ("weights", "cpu", task.slot, task.batch), content, None
+        yield ("weights", "gpu", task.slot, task.batch), None, content
+
+    def _weights(self, task: Task) -> Iterator[Access]:
+        if task.layer in self.moved_layers:
+            slot = (task.token * self.num_staged + task.layer - 1) % 2
+            for piece in range(self.num_pieces):
+                buffer = ("weights", self.compute_tier, slot, piece)
+                yield buffer, (task.token, task.layer), None
+
+    def _disk_rows(self) -> Iterator[str]:
+        """Places of attention of the rows on disk: they have staging of their own."""
+        return (place for home, place in sorted(self.rows) if home == "disk")
+
+    def _read_cache(self, task: Task) -> Iterator[Access]:
+        yield ("cache", "disk", task.layer, task.batch), task.token - 1, None
+        for place in self._disk_rows():
+            yield ("cache staging", "cpu", place, task.slot), None, ("in", *_at(task))
+
+    def _write_cache(self, task: Task) -> Iterator[Access]:
+        for place in self._disk_rows():
+            yield ("cache staging", "cpu", place, task.slot), ("out", *_at(task)), None
+        yield ("cache", "disk", task.layer, task.batch), None, task.token
+
+    def _send_cache(self, task: Task) -> Iterator[Access]:
+        if ("disk", "gpu") in self.rows:
+            yield ("cache staging", "cpu", "gpu", task.slot), ("in", *_at(task)), None
+        if ("cpu", "gpu") in self.rows:
+            yield ("cache", "cpu", "gpu", task.layer, task.batch), task.token - 1, None
+        yield ("cache staging", "gpu", task.slot), None, ("in", *_at(task))
+
+    def _return_cache(self, task: Task) -> Iterator[Access]:
+        yield ("cache staging", "gpu", task.slot), ("out", *_at(task)), None
+        for home, place in sorted(self.rows - {("gpu", "gpu")}):
+            if place == "cpu" and not task.is_prefill:
+                continue
+            if home == "disk":
+                yield ("cache staging", "cpu", place, task.slot), None, ("out", *_at(task))
+            else:
+                yield ("cache", "cpu", place, task.layer, task.batch), None, task.token
+
+    def _append_on_gpu(self, task: Task) -> Iterator[Access]:
+        """New rows of what lies off the GPU go into its staging."""
+        buffer = ("cache staging", "gpu", task.slot)
+        if task.is_prefill and self.rows - {("gpu", "gpu")}:
+            yield buffer, None, ("out", *_at(task))
+        elif {("cpu", "gpu"), ("disk", "gpu")} & self.rows:
+            yield buffer, ("in", *_at(task)), ("out", *_at(task))
+
+    def _append_on_cpu(self, task: Task) -> Iterator[Access]:
+        found = None if task.is_prefill else ("in", *_at(task))
+        if ("disk", "cpu") in self.rows:
+            yield ("cache staging", "cpu", "cpu", task.slot), found, ("out", *_at(task))
+        if ("cpu", "cpu") in self.rows:
+            before = None if task.is_prefill else task.token - 1
+            yield ("cache", "cpu", "cpu", task.layer, task.batch), before, task.token
+
+    def _read_hidden(self, task: Task) -> Iterator[Access]:
+        yield ("hidden", "disk", task.batch), (task.token, task.layer - 1), None
+        yield ("hidden staging", "cpu", task.slot), None, ("in", *_at(task))
+
+    def _write_hidden(self, task: Task) -> Iterator[Access]:
+        yield ("hidden staging", "cpu", task.slot), ("out", *_at(task)), None
+        yield ("hidden", "disk", task.batch), None, (task.token, task.layer)
+
+    def _send_hidden(self, task: Task) -> Iterator[Access]:
+        if self.hidden_on_cpu:
+            yield ("hidden", "cpu", task.batch), (task.token, task.layer - 1), None
+        if self.hidden_on_disk:
+            yield ("hidden staging", "cpu", task.slot), ("in", *_at(task)), None
+        yield ("hidden staging", "gpu", task.slot), None, ("in", *_at(task))
+
+    def _return_hidden(self, task: Task) -> Iterator[Access]:
+        yield ("hidden staging", "gpu", task.slot), ("out", *_at(task)), None
+        if self.hidden_on_cpu:
+            yield ("hidden", "cpu", task.batch), None, (task.token, task.layer)
+        if self.hidden_on_disk:
+            yield ("hidden staging", "cpu", task.slot), None, ("out", *_at(task))
+
+    def _hidden(self, task: Task, *, ends: bool) -> Iterator[Access]:
+        """A layer takes its hidden states out of staging and puts its own there."""
+        if self.hidden_moves and task.layer <= self.first_head:
+            found = None if task.layer == 0 else ("in", *_at(task))
+            left = ("out", *_at(task)) if ends and task.layer < self.first_head else None
+            yield ("hidden staging", self.compute_tier, task.slot), found, left
+
+    def _compute(self, task: Task) -> Iterator[Access]:
+        yield from self._weights(task)
+        if 0 < task.layer < self.first_head:
+            append = self._append_on_gpu if self.has_gpu else self._append_on_cpu
+            yield from append(task)
+        yield from self._hidden(task, ends=True)
+
+    def _project(self, task: Task) -> Iterator[Access]:
+        yield from self._weights(task)
+        yield from self._hidden(task, ends=False)
+        yield from self._append_on_gpu(task)
+        yield ("projected", "gpu", task.slot), None, _at(task)
+        yield ("output", task.slot), None, _at(task)
+
+    def _return_queries(self, task: Task) -> Iterator[Access]:
+        yield ("projected", "gpu", task.slot), _at(task), None
+        yield ("projected", "cpu", task.slot), None, _at(task)
+
+    def _attend(self, task: Task) -> Iterator[Access]:
+        yield ("projected", "cpu", task.slot), _at(task), None
+        yield from self._append_on_cpu(task)
+        yield ("attended", "cpu", task.slot), None, _at(task)
+
+    def _send_attended(self, task: Task) -> Iterator[Access]:
+        yield ("attended", "cpu", task.slot), _at(task), None
+        yield ("attended", "gpu", task.slot), None, _at(task)
+
+    def _finish(self, task: Task) -> Iterator[Access]:
+        yield from self._weights(task)
+        yield ("attended", "gpu", task.slot), _at(task), None
+        yield ("output", task.slot), _at(task), None
+        yield from self._hidden(task, ends=True)
+
+
+def _at(task: Task) -> tuple[int, int, int]:
+    return task.token, task.layer, task.batch
+
+
+def find_hazards(spans: Sequence[Span], memory: BlockMemory) -> list[str]:
+    """Find tasks that meet in a buffer while one writes, or that find the wrong content there."""
+    touched: dict[Hashable, list[tuple[Span, Content | None, Content | None]]] = defaultdict(list)
+    for span in spans:
+        for buffer, found, left in memory.accesses(span.task):
+            touched[buffer].append((span, found, left))
+    hazards = []
+    for buffer, accesses in touched.items():
+        accesses.sort(key=lambda access: (access[0].start_s, access[0].task.index))
+        content: Content | None = None
+        read_until_s = written_until_s = 0.0
+        for span, found, left in accesses:
+            if span.start_s < (
+                written_until_s if left is None else max(read_until_s, written_until_s)
+            ):
+                hazards.append(f"{span.task} comes too early to {buffer}")
+            if found is not None and content != found:
+                hazards.append(f"{span.task} finds {content} in {buffer} instead of {found}")
+            if left is not None:
+                content = left
+                written_until_s = max(written_until_s, span.end_s)
+            read_until_s = max(read_until_s, span.end_s)
+    return hazards

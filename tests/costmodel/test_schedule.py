@@ -1,0 +1,207 @@
+"""The schedule: every task once, nothing moved without need, and no collision at any pace."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodel.layout import model_layers
+from costmodel.policy import Placement, Policy
+from costmodel.schedule import Task, ZigzagSchedule, route_of
+from tests.costmodel.hazards import BlockMemory, find_hazards, random_durations, simulate
+from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
+from tests.costmodel.strategies import policies
+
+NUM_TOKENS = st.integers(1, 4)
+NUM_BATCHES = st.integers(1, 4)
+LOADS = ("read_weights", "send_weights", "read_cache", "send_cache", "read_hidden", "send_hidden")
+STORES = ("return_cache", "write_cache", "return_hidden", "write_hidden")
+CHANNELS = ("disk_read", "h2d", "gpu_compute", "cpu_compute", "d2h", "disk_write")
+MIXED = Placement(gpu=0.25, cpu=0.25, disk=0.5)
+
+
+def _tasks(policy: Policy, *, has_gpu: bool, num_tokens: int) -> list[Task]:
+    layers = model_layers(policy.model)
+    route = route_of(policy, layers, has_gpu=has_gpu)
+    schedule = ZigzagSchedule(
+        route, layers, num_batches=policy.num_gpu_batches, num_tokens=num_tokens
+    )
+    return list(schedule)
+
+
+def _memory(policy: Policy, *, has_gpu: bool) -> BlockMemory:
+    return BlockMemory(policy, model_layers(policy.model), has_gpu=has_gpu)
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[Policy, bool]:
+    has_gpu = draw(st.booleans())
+    policy = draw(policies(has_gpu=has_gpu))
+    return replace(policy, num_gpu_batches=draw(NUM_BATCHES)), has_gpu
+
+
+@given(blocks(), NUM_TOKENS)
+def test_waits_are_earlier_and_on_other_channels(
+    block: tuple[Policy, bool], num_tokens: int
+) -> None:
+    policy, has_gpu = block
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=num_tokens)
+    allowed = CHANNELS if has_gpu else ("disk_read", "cpu_compute", "disk_write")
+    for index, task in enumerate(tasks):
+        assert task.index == index and task.channel in allowed
+        for wait in task.waits:
+            assert wait < index and tasks[wait].channel != task.channel
+        assert len(task.waits) == len({tasks[wait].channel for wait in task.waits})
+
+
+@settings(deadline=None, max_examples=150)
+@given(blocks(), NUM_TOKENS, st.integers(0, 2**32))
+def test_nothing_collides_at_any_pace(
+    block: tuple[Policy, bool], num_tokens: int, seed: int
+) -> None:
+    policy, has_gpu = block
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=num_tokens)
+    memory, rng = _memory(policy, has_gpu=has_gpu), random.Random(seed)
+    for _ in range(3):
+        spans = simulate(tasks, random_durations(rng))
+        assert find_hazards(spans, memory) == []
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
+    """Without the waits of any one kind of task, some policy at some pace collides."""
+    home = ON_GPU if has_gpu else ON_CPU
+    share = MIXED if has_gpu else Placement(cpu=0.5, disk=0.5)
+    rng = random.Random(0)
+    waiting, noticed = set(), set()
+    for weights, cache, hidden in ((share, share, share), (home, share, home)):
+        policy = make_policy(
+            model=make_model(num_layers=2, num_kv_heads=4, head_dim=64),
+            gpu_batch_size=8, num_gpu_batches=3, weights=weights, cache=cache, activations=hidden,
+            cpu_attention=0.5,
+        )  # fmt: skip
+        tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
+        memory = _memory(policy, has_gpu=has_gpu)
+        kinds = {task.kind for task in tasks if task.waits}
+        waiting |= kinds
+        for kind in sorted(kinds - noticed):
+            hasty = [replace(task, waits=()) if task.kind == kind else task for task in tasks]
+            paces = (random_durations(rng) for _ in range(40))
+            if any(find_hazards(simulate(hasty, pace), memory) for pace in paces):
+                noticed.add(kind)
+    assert len(waiting) == (16 if has_gpu else 6)  # every kind that the machine has
+    assert waiting == noticed
+
+
+@given(blocks(), NUM_TOKENS)
+def test_every_computation_is_there_once_and_in_order(
+    block: tuple[Policy, bool], num_tokens: int
+) -> None:
+    policy, has_gpu = block
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=num_tokens)
+    num_layers = len(model_layers(policy.model))
+    for batch in range(policy.num_gpu_batches):
+        ends = [
+            (task.token, task.layer)
+            for task in tasks
+            if task.kind in ("compute", "finish") and task.batch == batch
+        ]
+        assert ends == list(itertools.product(range(num_tokens), range(num_layers)))
+    split = {
+        kind: [] for kind in ("project", "return_queries", "attend", "send_attended", "finish")
+    }
+    for task in tasks:
+        if task.kind in split:
+            split[task.kind].append((task.token, task.layer, task.batch))
+    assert len({tuple(places) for places in split.values()}) == 1
+    assert all(token > 0 for token, _, _ in split["attend"])
+
+
+@given(blocks(), NUM_TOKENS)
+def test_weights_move_once_for_each_visit_of_a_layer(
+    block: tuple[Policy, bool], num_tokens: int
+) -> None:
+    policy, has_gpu = block
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=num_tokens)
+    memory = _memory(policy, has_gpu=has_gpu)
+    for kind, layers in (
+        ("read_weights", memory.disk_layers - {0}),
+        ("send_weights", memory.moved_layers if has_gpu else set()),
+    ):
+        moved = Counter((t.token, t.layer, t.batch) for t in tasks if t.kind == kind)
+        assert moved == Counter(
+            (token, layer, piece)
+            for token in range(num_tokens)
+            for layer in layers
+            for piece in range(policy.num_gpu_batches)
+        )
+
+
+@pytest.mark.parametrize(("has_gpu", "home"), [(True, ON_GPU), (False, ON_CPU)])
+def test_nothing_moves_where_all_is_resident(has_gpu: bool, home: Placement) -> None:
+    policy = make_policy(weights=home, cache=home, activations=home)
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
+    assert {task.kind for task in tasks} == {"compute"}
+    assert not any(task.waits for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weights": ON_CPU}, {"send_weights"}),
+        ({"weights": ON_DISK}, {"send_weights", "read_weights"}),
+        ({"activations": ON_CPU}, {"send_hidden", "return_hidden"}),
+        ({"cache": ON_CPU, "cpu_attention": 0.0}, {"send_cache", "return_cache"}),
+        # What is attended on the CPU comes down once, after prefill, and never goes up.
+        ({"cache": ON_CPU, "cpu_attention": 1.0}, {"return_cache"}),
+        ({"cache": ON_DISK, "cpu_attention": 1.0}, {"return_cache", "read_cache", "write_cache"}),
+    ],
+)
+def test_only_what_lies_elsewhere_moves(changes: dict[str, object], expected: set[str]) -> None:
+    at_home: dict[str, object] = {"weights": ON_GPU, "cache": ON_GPU, "activations": ON_GPU}
+    policy = make_policy(**(at_home | changes))
+    tasks = _tasks(policy, has_gpu=True, num_tokens=3)
+    assert {task.kind for task in tasks} & {*LOADS, *STORES} == expected
+    if expected == {"return_cache"}:
+        assert all(task.is_prefill for task in tasks if task.kind == "return_cache")
+
+
+def test_the_last_token_stores_no_cache() -> None:
+    policy = make_policy(cache=ON_DISK)
+    for num_tokens in (1, 2, 4):
+        tasks = _tasks(policy, has_gpu=False, num_tokens=num_tokens)
+        written = {task.token for task in tasks if task.kind == "write_cache"}
+        read = {task.token for task in tasks if task.kind == "read_cache"}
+        assert written == set(range(num_tokens - 1))
+        assert read == set(range(1, num_tokens))
+
+
+def test_loading_hides_behind_computing() -> None:
+    """Eight layers and a head from disk, two batches, three tokens, a second for each task.
+
+    The first layer is read while the embedding runs, then each layer while the one before it is
+    computed. So the CPU is never idle, and the disk only while the later embeddings and the last
+    chunk of the head run, two batches each.
+    """
+    policy = make_policy(weights=ON_DISK)
+    tasks = _tasks(policy, has_gpu=False, num_tokens=3)
+    spans = simulate(tasks, lambda task: 1.0)
+    end_s = max(span.end_s for span in spans)
+    assert end_s == 3 * (1 + 8 + 1) * 2
+    reads_s = sum(s.end_s - s.start_s for s in spans if s.task.channel == "disk_read")
+    assert end_s - reads_s == (2 + 1) * 2
+
+
+def test_a_slow_disk_is_never_idle() -> None:
+    """Where reading takes ten times as long as computing, only the ends are not hidden."""
+    policy = make_policy(weights=ON_DISK, num_gpu_batches=3)
+    tasks = _tasks(policy, has_gpu=False, num_tokens=4)
+    spans = simulate(tasks, lambda task: 10.0 if task.channel == "disk_read" else 1.0)
+    reads_s = 10.0 * 4 * 9 * 3
+    assert max(span.end_s for span in spans) == pytest.approx(reads_s, rel=0.02)
