@@ -53,6 +53,11 @@ def fit_all(
     return [pair for pair in found if pair is not None]
 
 
+def fits_alone(problem: Problem, *, max_latency_s: float | None) -> bool:
+    """Whether one batch alone keeps every capacity and the limit when it is rounded."""
+    return _fit(problem, 1, max_latency_s) is not None
+
+
 def _fit(
     problem: Problem, num_gpu_batches: int, max_latency_s: float | None
 ) -> tuple[Policy, Solution] | None:

@@ -7,6 +7,8 @@ bounds each of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from costmodel.layout import PAGE_BYTES, round_up
 from costmodel.problem import Problem, Quantity, Shares
 from profiles.hardware import HardwareProfile
@@ -43,6 +45,13 @@ def capacities(hardware: HardwareProfile) -> dict[str, int]:
     """Return the bytes that a machine offers on each of its tiers."""
     tiers = {"cpu": hardware.cpu.memory_bytes, "disk": hardware.disk.free_bytes}
     return tiers if hardware.gpu is None else {"gpu": hardware.gpu.memory_bytes, **tiers}
+
+
+def with_capacities(hardware: HardwareProfile, budgets: Mapping[str, int]) -> HardwareProfile:
+    """Return the machine with other capacities, in bytes, on the tiers named."""
+    return hardware.with_budget(
+        gpu_memory=budgets.get("gpu"), cpu_memory=budgets.get("cpu"), disk=budgets.get("disk")
+    )
 
 
 def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:

@@ -153,8 +153,8 @@ def _opt_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
         head_dim=hidden // heads,
         vocab_size=_int(config, "vocab_size", name),
         max_positions=_int(config, "max_position_embeddings", name),
-        tied_embeddings=bool(config.get("tie_word_embeddings", True)),
-        attention_bias=bool(config.get("enable_bias", True)),
+        tied_embeddings=_bool(config, "tie_word_embeddings", name, default=True),
+        attention_bias=_bool(config, "enable_bias", name, default=True),
         dtype=_dtype(config, "float16"),
     )
 
@@ -163,10 +163,9 @@ def _llama_spec(config: Mapping[str, Any], name: str, family: str) -> ModelSpec:
     hidden = _int(config, "hidden_size", name)
     heads = _int(config, "num_attention_heads", name)
     positions = _int(config, "max_position_embeddings", name)
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True):
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
         # Attention inside one window is plain attention; beyond it, it is refused.
-        positions = min(positions, int(window))
+        positions = min(positions, _int(config, "sliding_window", name))
     return ModelSpec(
         name=name,
         family=family,
@@ -174,20 +173,33 @@ def _llama_spec(config: Mapping[str, Any], name: str, family: str) -> ModelSpec:
         hidden_size=hidden,
         ffn_size=_int(config, "intermediate_size", name),
         num_heads=heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        num_kv_heads=_int(config, "num_key_value_heads", name, default=heads),
+        head_dim=_int(config, "head_dim", name, default=hidden // heads),
         vocab_size=_int(config, "vocab_size", name),
         max_positions=positions,
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", family == "qwen2")),
+        tied_embeddings=_bool(config, "tie_word_embeddings", name, default=False),
+        attention_bias=_bool(config, "attention_bias", name, default=family == "qwen2"),
         dtype=_dtype(config, "bfloat16"),
     )
 
 
-def _int(config: Mapping[str, Any], key: str, name: str) -> int:
+def _int(config: Mapping[str, Any], key: str, name: str, *, default: int | None = None) -> int:
     value = config.get(key)
+    if value is None and default is not None:
+        return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{key} in config of {name}", got=repr(value), allowed="a whole number")
+        raise InputError(
+            f"{key} in config of {name}", got=repr(value), allowed="a whole number above 0"
+        )
+    return value
+
+
+def _bool(config: Mapping[str, Any], key: str, name: str, *, default: bool) -> bool:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise InputError(f"{key} in config of {name}", got=repr(value), allowed="true or false")
     return value
 
 

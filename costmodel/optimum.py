@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.fitting import MAX_BLOCK_SIZE, fit_all
+from costmodel.fitting import MAX_BLOCK_SIZE, fit_all, fits_alone
+from costmodel.memory import with_capacities
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy, Prediction
 from costmodel.price import check_work, estimate
@@ -18,10 +19,10 @@ from profiles.units import GIB
 
 # A matrix product needs no more rows than these to run at its best.
 PREFILL_ROWS = (2048, 512)
-# A candidate that cannot gain this share over the best so far is not worth rounding.
-LEAST_GAIN = 1e-3
-# Where only whole rows do not fit, this share of a tier's capacity more will do.
-ROUNDING_MARGIN = 0.02
+# Differences in predicted throughput below this are not to be trusted.
+NEARLY_AS_FAST = 0.01
+# Shares of a tier's capacity to advise beyond what is missing: the first that rounding can use.
+ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def search(
     check_work(model, workload, hardware)
     candidates = list(_relax_all(hardware, model, workload, max_latency_s))
     candidates.sort(key=lambda candidate: -candidate.bound_tok_per_s)
-    best = _best_rounded(candidates, max_latency_s)
+    best = _best_rounded(candidates, hardware, max_latency_s)
     if best is None:
         raise _reason_of(_problem(hardware, model, workload, 1, 1, in_place=True), max_latency_s)
     rate, policy, solution = best
@@ -101,20 +102,30 @@ def search(
 
 
 def _best_rounded(
-    candidates: Iterable[_Candidate], max_latency_s: float | None
+    candidates: Iterable[_Candidate], hardware: HardwareProfile, max_latency_s: float | None
 ) -> tuple[float, Policy, Solution] | None:
-    """Round candidates in the order of their bounds until none can beat the best so far."""
-    best: tuple[float, Policy, Solution] | None = None
+    """Round candidates in the order of their bounds until none comes near the best so far.
+
+    Of the policies that are predicted nearly as fast as the best, the one whose channels have
+    the least to do is taken: what the model leaves out, it suffers least from.
+    """
+    found: list[tuple[float, Policy, Solution]] = []
+    best = 0.0
     for candidate in candidates:
         # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
-        if best is not None and candidate.bound_tok_per_s <= best[0] * (1 + LEAST_GAIN):
+        if candidate.bound_tok_per_s <= best * (1 - NEARLY_AS_FAST):
             break
         problem, relaxed = candidate.problem, candidate.relaxed
         for policy, solution in fit_all(problem, relaxed, max_latency_s=max_latency_s):
-            rate = job_throughput(policy, problem.hardware)
-            if best is None or rate > best[0]:
-                best = (rate, policy, solution)
-    return best
+            found.append((job_throughput(policy, hardware), policy, solution))
+        best = max((rate for rate, _, _ in found), default=0.0)
+    near = [entry for entry in found if entry[0] >= best * (1 - NEARLY_AS_FAST)]
+    return min(near, key=lambda entry: _busy_s(entry[1], hardware), default=None)
+
+
+def _busy_s(policy: Policy, hardware: HardwareProfile) -> float:
+    """Busy seconds of all channels together, per sequence of the block."""
+    return sum(estimate(policy, hardware).channel_s.values()) / policy.block_size
 
 
 def _reason_of(smallest: Problem, max_latency_s: float | None) -> InfeasibleError:
@@ -122,13 +133,19 @@ def _reason_of(smallest: Problem, max_latency_s: float | None) -> InfeasibleErro
     try:
         alone = solve(smallest, max_block_size=1, block_size=1)
     except Infeasible:
-        return shortage_of(smallest)
-    if max_latency_s is not None and alone.latency_per_sequence_s > max_latency_s * 0.999:
-        return InfeasibleError(
-            f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
-            f" least {alone.latency_per_sequence_s:.4g} s; try a longer one, or more memory"
-        )
-    return shortage_of(smallest, margin=ROUNDING_MARGIN)
+        pass
+    else:
+        if max_latency_s is not None and alone.latency_per_sequence_s > max_latency_s * 0.999:
+            return InfeasibleError(
+                f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
+                f" least {alone.latency_per_sequence_s:.4g} s; try a longer one, or more memory"
+            )
+    for margin in ADVICE_MARGINS:
+        shortage = shortage_of(smallest, margin=margin)
+        hardware = with_capacities(smallest.hardware, shortage.budget_bytes)
+        if fits_alone(replace(smallest, hardware=hardware), max_latency_s=max_latency_s):
+            break
+    return InfeasibleError(str(shortage))
 
 
 def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:

@@ -17,7 +17,7 @@ from costmodel.latency import phase_terms
 from costmodel.layout import PAGE_BYTES
 from costmodel.memory import PHASES, capacities, memory_rows
 from costmodel.problem import Problem, Quantity, Shares
-from profiles.errors import InfeasibleError, RunError
+from profiles.errors import RunError
 from profiles.units import format_bytes
 
 # Missing bytes are cheapest on disk and dearest on the GPU, so that the advice names the tier
@@ -27,6 +27,9 @@ SHORTAGE_COST = {"disk": 1.0, "cpu": 10.0, "gpu": 100.0}
 # moved without need disturbs what is not in the model.
 TRAFFIC_WEIGHT = 1e-4
 FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
+# Where a program misses feasibility by less than the solver's tolerance, presolve can leave it
+# undecided ("unknown"); on the whole program the simplex method or the interior point decides.
+SOLVER_OPTIONS: tuple[dict[str, str], ...] = ({}, {"presolve": "off"}, {"solver": "ipm"})
 SHARE_NAMES = tuple(f.name for f in fields(Shares))
 PRODUCTS = ("cache_cpu", "cache_disk", "attended")
 
@@ -115,7 +118,23 @@ def solve(
     )
 
 
-def shortage_of(problem: Problem, *, margin: float = 0.001) -> InfeasibleError:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Why the smallest block does not fit: bytes that tiers lack, and budgets that would do."""
+
+    missing_bytes: Mapping[str, int]
+    budget_bytes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        found = " and ".join(
+            f"{tier} is short by {count} bytes ({format_bytes(count)})"
+            for tier, count in self.missing_bytes.items()
+        )
+        advice = " and ".join(f"{FLAGS[t]} {count}B" for t, count in self.budget_bytes.items())
+        return f"nothing fits: {found}; try: {advice}"
+
+
+def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
     """Say which tier is short for the smallest block, by how many bytes, and what would do.
 
     ``margin`` is added to what is missing, as a fraction of what would do: the program's optimum
@@ -132,17 +151,19 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> InfeasibleError:
             _add(model, use <= missing[tier] + limits[tier] / 1e6, f"capacity.{tier}.{row}")
     _run_solver(model)
     short = {tier: int(float(variable.value()) * 1e6) for tier, variable in missing.items()}
+    # Where nothing is short, it is the rounding that finds no room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
     # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.
     edges = len(problem.layers) * (PAGE_BYTES + problem.longest_row_bytes)
-    found = " and ".join(
-        f"{tier} is short by {count} bytes ({format_bytes(count)})" for tier, count in short.items()
+    budgets = {
+        tier: int((limits[tier] + count) * (1 + margin)) + edges for tier, count in short.items()
+    }
+    return Shortage(
+        missing_bytes={
+            tier: count or budgets[tier] - limits[tier] for tier, count in short.items()
+        },
+        budget_bytes=budgets,
     )
-    advice = " and ".join(
-        f"{FLAGS[tier]} {int((limits[tier] + count) * (1 + margin)) + edges}B"
-        for tier, count in short.items()
-    )
-    return InfeasibleError(f"nothing fits: {found}; try: {advice}")
 
 
 def _add(model: pulp.LpProblem, row: pulp.LpConstraint, name: str) -> None:
@@ -223,10 +244,12 @@ def _product(
 
 
 def _run_solver(model: pulp.LpProblem) -> None:
-    solver = pulp.HiGHS(msg=False)
-    if not solver.available():
+    if not pulp.HiGHS(msg=False).available():
         raise RunError("the solver HiGHS is missing; try: pip install highspy")
-    status = pulp.LpStatus[model.solve(solver)]
+    for options in SOLVER_OPTIONS:
+        status = pulp.LpStatus[model.solve(pulp.HiGHS(msg=False, **options))]
+        if status != "Not Solved":
+            break
     if status == "Infeasible":
         raise Infeasible
     if status != "Optimal":

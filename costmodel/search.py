@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             f"--output {flags.output}", got="no such folder", allowed="a file in a folder"
         )
+    if flags.output.is_dir():
+        raise InputError(f"--output {flags.output}", got="a folder", allowed="a file in a folder")
     model = choose_dtype(load_model_spec(flags.model), hardware, flags.dtype)
     workload = Workload(
         prompt_len=flags.prompt_len, gen_len=flags.gen_len, num_prompts=flags.num_prompts

@@ -1,0 +1,10 @@
+"""Runs a policy: weights, KV cache and hidden states on the tiers that it names.
+
+The module ``generate`` is the command; ``Runner`` is what it drives.
+"""
+
+from executor.checkpoint import Checkpoint
+from executor.runner import BlockResult, Progress, Runner
+from executor.sampling import Sampler
+
+__all__ = ["BlockResult", "Checkpoint", "Progress", "Runner", "Sampler"]

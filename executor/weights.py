@@ -149,14 +149,17 @@ class WeightStore:
         return round_up(end, PAGE_BYTES) - page_floor(start)
 
     def _disk_piece(self, task: Task) -> tuple[int, int]:
-        """Return the pages of a layer that one piece of its disk part covers."""
+        """Return the pages of a layer that one piece of its disk part covers.
+
+        A piece is the same part of the staging buffer for every layer, however large: what is
+        read into it then waits for no other piece of the layer before.
+        """
         cut = self.cuts[task.layer]
         first = page_floor(cut.cpu_end)
-        pages = (
-            self._window_bytes(cut.cpu_end, cut.num_bytes) // PAGE_BYTES if cut.disk_bytes else 0
-        )
-        bounds = [first + pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1)]
-        return bounds[0], bounds[1]
+        held = self._window_bytes(cut.cpu_end, cut.num_bytes) if cut.disk_bytes else 0
+        pages = len(self._staging["cpu"][0]) // PAGE_BYTES
+        bounds = [pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1)]
+        return first + min(bounds[0], held), first + min(bounds[1], held)
 
     def _chunks(self, index: int, slot: int, tensor: TensorLayout) -> tuple[torch.Tensor, ...]:
         cut = self.cuts[index]

@@ -43,7 +43,7 @@ def simulate(tasks: Sequence[Task], duration_s: Callable[[Task], float]) -> list
 
 def random_durations(rng: random.Random) -> Callable[[Task], float]:
     """Draw durations over three decades, with every channel fast or slow as a whole."""
-    pace = defaultdict(lambda: 10 ** rng.uniform(-1.5, 1.5))
+    pace: dict[str, float] = defaultdict(lambda: 10 ** rng.uniform(-1.5, 1.5))
     return lambda task: float(pace[task.channel] * 10 ** rng.uniform(-1, 1))
 
 

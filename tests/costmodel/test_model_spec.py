@@ -86,7 +86,17 @@ def test_folder_and_file(tmp_path: Path) -> None:
         (LLAMA | {"num_hidden_layers": True}, "num_hidden_layers"),
         (LLAMA | {"vocab_size": None}, "vocab_size"),
         (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads"),
+        (LLAMA | {"num_key_value_heads": "2"}, "num_key_value_heads"),
+        (LLAMA | {"num_key_value_heads": 2.5}, "num_key_value_heads"),
+        (LLAMA | {"num_attention_heads": 128}, "head_dim"),
+        (LLAMA | {"head_dim": 0}, "head_dim"),
+        (LLAMA | {"head_dim": [16]}, "head_dim"),
+        (LLAMA | {"sliding_window": "4k"}, "sliding_window"),
+        (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        (LLAMA | {"attention_bias": 1}, "attention_bias"),
         (LLAMA | {"dtype": "int8"}, "dtype"),
+        (LLAMA | {"torch_dtype": 16}, "dtype"),
+        (LLAMA | {"model_type": ["llama"]}, "model_type"),
         (OPT | {"word_embed_proj_dim": 32}, "opt-350m"),
         (OPT | {"do_layer_norm_before": False}, "opt-350m"),
     ],
@@ -94,7 +104,23 @@ def test_folder_and_file(tmp_path: Path) -> None:
 def test_refused_configs(config: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         spec_from_config(config, name="x")
-    assert said in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_dtype_by_either_key(key: str) -> None:
+    assert spec_from_config(LLAMA | {key: "float16"}, name="x").dtype == "float16"
+    both = {"dtype": "float32", "torch_dtype": "float16"}
+    assert spec_from_config(LLAMA | both, name="x").dtype == "float32"
+
+
+def test_null_means_the_default() -> None:
+    absent = dict.fromkeys(
+        ("num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings", "dtype")
+    )
+    assert spec_from_config(LLAMA | absent, name="x") == spec_from_config(LLAMA, name="x")
+    biased = LLAMA | {"model_type": "qwen2", "attention_bias": None}
+    assert spec_from_config(biased, name="x").attention_bias
 
 
 def test_unknown_name_lists_the_known() -> None:

@@ -79,8 +79,11 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
     home = ON_GPU if has_gpu else ON_CPU
     share = MIXED if has_gpu else Placement(cpu=0.5, disk=0.5)
     rng = random.Random(0)
-    waiting, noticed = set(), set()
-    for weights, cache, hidden in ((share, share, share), (home, share, home)):
+    waiting: set[str] = set()
+    noticed: set[str] = set()
+    for weights, cache, hidden in (
+        (share, share, share), (home, share, home), (share, home, home),
+    ):  # fmt: skip
         policy = make_policy(
             model=make_model(num_layers=2, num_kv_heads=4, head_dim=64),
             gpu_batch_size=8, num_gpu_batches=3, weights=weights, cache=cache, activations=hidden,
@@ -113,7 +116,7 @@ def test_every_computation_is_there_once_and_in_order(
             if task.kind in ("compute", "finish") and task.batch == batch
         ]
         assert ends == list(itertools.product(range(num_tokens), range(num_layers)))
-    split = {
+    split: dict[str, list[tuple[int, int, int]]] = {
         kind: [] for kind in ("project", "return_queries", "attend", "send_attended", "finish")
     }
     for task in tasks:

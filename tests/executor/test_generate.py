@@ -26,6 +26,7 @@ from executor import generate, machine_profile
 from executor.block import Block
 from executor.checkpoint import INDEX_NAME, Checkpoint
 from executor.scratch_file import ScratchFile
+from executor.weight_file import WeightFile
 from profiles import HardwareProfile, with_emulated_gpu
 from profiles.command import run
 from profiles.errors import InfeasibleError, RunError
@@ -401,6 +402,24 @@ def test_a_disk_that_fails_ends_the_run(
     assert ended.err == "0 of 5 prompts were finished\nerror: the disk is full\n"
     assert len(calls) == 1
     assert list(desk.results.iterdir()) == list(desk.offload.iterdir()) == []
+
+
+def test_weights_that_cannot_be_read_end_the_run(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("read of weights: Input/output error")
+
+    monkeypatch.setattr(WeightFile, "read_into", fail)
+    desk.write_policy(weights=ON_DISK)
+    ended = desk.generate()
+    assert ended.status == 1
+    lines = ended.err.splitlines()
+    assert lines == [
+        "0 of 5 prompts were finished",
+        "error: read of weights: Input/output error",
+    ]
+    assert list(desk.results.iterdir()) == []
 
 
 def test_a_late_failure_keeps_what_was_finished(
