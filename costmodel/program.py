@@ -27,9 +27,12 @@ SHORTAGE_COST = {"disk": 1.0, "cpu": 10.0, "gpu": 100.0}
 # moved without need disturbs what is not in the model.
 TRAFFIC_WEIGHT = 1e-4
 FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
-# Where a program misses feasibility by less than the solver's tolerance, presolve can leave it
-# undecided ("unknown"); on the whole program the simplex method or the interior point decides.
-SOLVER_OPTIONS: tuple[dict[str, str], ...] = ({}, {"presolve": "off"}, {"solver": "ipm"})
+# Where a program misses feasibility by about the solver's tolerance, its scaled and its own form
+# can disagree, and the status is unknown; unscaled and whole, most of these are decided.
+SOLVER_OPTIONS: tuple[dict[str, str | int], ...] = (
+    {},
+    {"presolve": "off", "simplex_scale_strategy": 0},
+)
 SHARE_NAMES = tuple(f.name for f in fields(Shares))
 PRODUCTS = ("cache_cpu", "cache_disk", "attended")
 
@@ -250,7 +253,13 @@ def _run_solver(model: pulp.LpProblem) -> None:
         status = pulp.LpStatus[model.solve(pulp.HiGHS(msg=False, **options))]
         if status != "Not Solved":
             break
-    if status == "Infeasible":
+    # What no form decides is on the edge of feasibility: no whole rows and pages fit there.
+    if status == "Infeasible" or _is_undecided(model):
         raise Infeasible
     if status != "Optimal":
         raise RunError(f"the solver ended with status {status!r} instead of an optimum")
+
+
+def _is_undecided(model: pulp.LpProblem) -> bool:
+    highs = getattr(model, "solverModel", None)
+    return highs is not None and highs.getModelStatus().name == "kUnknown"

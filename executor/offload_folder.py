@@ -12,15 +12,18 @@ from profiles.units import format_bytes
 
 def check_offload_folder(folder: Path, needed_bytes: int) -> None:
     """Raise ``InputError`` unless ``needed_bytes`` can be written into ``folder``."""
+    # The folder itself is made only once it is known to do.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            free_bytes = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=existing):
+            free_bytes = shutil.disk_usage(existing).free
     except OSError as error:
         raise InputError(
             f"--offload-dir {folder}", got=error.strerror, allowed="a folder that can be written"
         ) from error
-    if free_bytes < needed_bytes:
+    if free_bytes >= needed_bytes:
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
         raise InputError(
             f"--offload-dir {folder}",
             got=f"{format_bytes(free_bytes)} free",
