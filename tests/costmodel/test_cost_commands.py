@@ -129,6 +129,8 @@ def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path
         (("--hardware", "cpu-2core", "--gpu-memory", "1GiB"), 2, "--gpu-memory"),
         (("--hardware", "cpu-2core", "--dtype", "int3"), 2, "int3"),
         (("--hardware", "cpu-2core", "--output", "no/such/folder.json"), 2, "no/such"),
+        (("--hardware", "cpu-2core", "--output", "."), 2, "a folder"),
+        (("--hardware", "cpu-2core", "--num-prompts", "0"), 2, "num_prompts"),
         (("--hardware", "cpu-2core", "--speed", "9"), 2, "--speed"),
         ((), 2, "--hardware"),
         (("--hardware", "t4-flexgen", "--cpu-memory", "2GB", "--disk", "0"), 3, "short by"),
@@ -144,6 +146,49 @@ def test_mistakes_end_in_one_line(
     assert lines[0].startswith("error: ") and said in lines[0]
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def _broken(change: str) -> str:
+    """Return a recorded profile's text with one thing wrong."""
+    value = to_json(recorded_profile("cpu-2core"))
+    rates = value["disk"]["read"]["rates"]
+    if change == "no compute":
+        del value["cpu"]["compute"]
+    elif change == "no rates":
+        rates.clear()
+    elif change in ("NaN", "-1.0", "0.0"):
+        rates[0] = float(change)
+    text = json.dumps(value)
+    return {"truncated": text[: len(text) // 2], "not JSON": "a profile"}.get(change, text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("truncated", "not JSON"),
+        ("not JSON", "not JSON"),
+        ("NaN", "NaN"),
+        ("-1.0", "disk.read"),
+        ("0.0", "disk.read"),
+        ("no rates", "disk.read"),
+        ("no compute", "compute"),
+    ],
+)
+def test_broken_profiles_end_in_one_line(change: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(_broken(change))
+    done = _search(tmp_path, "--hardware", "profile.json")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert "profile.json" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_a_model_of_another_family_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    done = _search(tmp_path, "--hardware", "cpu-2core", "--model", ".")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: ") and "mamba" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
@@ -153,6 +155,36 @@ def test_following_the_advice_makes_it_feasible(
     check_fits(search(more, spec, work).predicted, more)
 
 
+# Budgets that once stood a hair's breadth from feasibility: the solver could not decide them, or
+# its optimum left no room for rounding to whole rows.
+EDGES = [
+    ("cpu-2core", "mistral-7b", (1, 2, 50), {"cpu_memory": 6_500_083_879, "disk": 196_783_111}),
+    ("rtx4090-pc", "opt-30b", (1, 2, 50), {"cpu_memory": 42_496_457_107, "disk": 0}),
+    ("cpu-2core", "qwen3-0.6b", (512, 32, 3), {"cpu_memory": 1_174_053_053, "disk": 0}),
+    ("t4-flexgen", "opt-125m", (100, 2, None), {"gpu_memory": 0, "disk": 0}),
+    ("a100-80gb", "qwen2.5-0.5b", (100, 2, 1000), {"gpu_memory": 0, "cpu_memory": 123_961_478}),
+]
+
+
+@pytest.mark.parametrize(("machine", "model", "work", "budget"), EDGES)
+def test_advice_holds_on_the_edge_of_feasibility(
+    machine: str, model: str, work: tuple[int, int, int | None], budget: dict[str, int]
+) -> None:
+    hardware, spec = recorded_profile(machine).with_budget(**budget), load_model_spec(model)
+    workload = Workload(prompt_len=work[0], gen_len=work[1], num_prompts=work[2])
+    for _ in range(2):
+        try:
+            result = search(hardware, spec, workload)
+        except InfeasibleError as error:
+            advice = re.findall(r"--(gpu-memory|cpu-memory|disk) (\d+)B", str(error))
+            budgets = {flag.replace("-", "_"): int(size) for flag, size in advice}
+            hardware = hardware.with_budget(**budgets)
+        else:
+            check_fits(result.predicted, hardware)
+            return
+    pytest.fail(f"the advice was not enough: {advice}")
+
+
 def test_a_latency_limit_is_kept_after_rounding() -> None:
     hardware, free = _case("laptop")
     model, work = load_model_spec("llama-3.2-3b"), free.policy.workload
@@ -211,6 +243,30 @@ def test_the_last_block_is_priced_by_what_it_holds() -> None:
     assert sizes == [(4, 2), (4, 2), (3, 2)]
     seconds = sum(estimate(part, machine).latency_s for part in blocks_of(policy))
     assert job_throughput(policy, machine) == pytest.approx(21 * 5 / seconds)
+
+
+@given(
+    num_prompts=st.integers(1, 200),
+    gpu_batch_size=st.integers(1, 40),
+    num_gpu_batches=st.integers(1, 6),
+    prefill=st.integers(1, 40),
+)
+def test_blocks_hold_every_prompt_once(
+    num_prompts: int, gpu_batch_size: int, num_gpu_batches: int, prefill: int
+) -> None:
+    policy = make_policy(
+        workload=Workload(prompt_len=16, gen_len=5, num_prompts=num_prompts),
+        gpu_batch_size=gpu_batch_size,
+        num_gpu_batches=num_gpu_batches,
+        prefill_batch_size=min(prefill, gpu_batch_size),
+    )
+    *full, last = blocks_of(policy)
+    assert all(block == policy for block in full)
+    left = num_prompts - len(full) * policy.block_size
+    assert 0 < left <= last.block_size <= policy.block_size
+    assert last.gpu_batch_size <= gpu_batch_size and last.num_gpu_batches <= num_gpu_batches
+    # Sequences are dealt out from the first batch on, and none is left without any.
+    assert -(-left // last.gpu_batch_size) == last.num_gpu_batches
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import random
 import re
 from dataclasses import replace
 
+import numpy as np
 import pulp
 import pytest
 from hypothesis import given, settings
@@ -80,6 +83,44 @@ def test_attention_is_split_so_that_link_and_cpu_end_together() -> None:
     context, queries = token * 2000, 256 * 2 * 8
     attended = (context / 1e6) / (context / 2e6 + context / 1e6 - queries / 1e6)
     assert found.shares.attended == pytest.approx(attended, rel=2e-3)
+
+
+def test_where_all_fits_latency_is_flop_over_rate() -> None:
+    """Nothing moves, so every sequence costs its own arithmetic whatever the block."""
+    machine = make_machine(cpu=make_compute(flop=1e9))
+    decoder, head = DECODER_BYTES // 2 - 2 * 256, 1000 * 256
+    # 16 prompt tokens and 4 decode steps pass through 8 layers; the head sees 1 + 4 tokens.
+    flop = 2 * ((16 + 4) * 8 * decoder + 5 * head)
+    for block_size in (None, 4, 64):
+        found = solve(_problem(machine), max_block_size=64, block_size=block_size)
+        assert found.latency_per_sequence_s == pytest.approx(flop / 1e9, rel=1e-6)
+
+
+@pytest.mark.parametrize(("h2d", "disk_read"), [(1e6, 1e8), (1e8, 1e6), (1e6, 0.5e6)])
+def test_the_slower_of_link_and_disk_decides(h2d: float, disk_read: float) -> None:
+    """A third of the weights fits the GPU and a third the CPU; in the last case both end at once.
+
+    What is not on the GPU passes the link, what is on neither passes the disk: the link carries
+    two thirds and the disk one third in each of five passes.
+    """
+    # Handing cache down costs ages, so it stays on the GPU with the hidden states.
+    fast = make_machine(gpu_memory=10**9, h2d=h2d, d2h=1.0, disk_read=disk_read)
+    problem = _problem(fast)
+    nothing = _shares(problem, 4, weights="disk", cache="gpu")
+    rows = memory_rows(problem, nothing)
+    least = {tier: max(sum(t.values()) for t in rows[tier].values()) * 4 for tier in ("gpu", "cpu")}
+    # Staging of two layers shrinks with what is staged: on the GPU all that it does not hold, on
+    # the CPU what comes from disk.
+    third, staging = SMALL_BYTES / 3, 2 * DECODER_BYTES
+    tight = make_machine(
+        gpu_memory=math.ceil(least["gpu"] + third - staging / 3),
+        cpu_memory=math.ceil(least["cpu"] + third - staging * 2 / 3),
+        h2d=h2d, d2h=1.0, disk_read=disk_read,
+    )  # fmt: skip
+    found = solve(replace(problem, hardware=tight), max_block_size=4, block_size=4)
+    assert found.shares.cache_gpu == pytest.approx(1)
+    expected = 5 * max(2 / 3 * SMALL_BYTES / h2d, 1 / 3 * SMALL_BYTES / disk_read)
+    assert found.latency_per_sequence_s * 4 == pytest.approx(expected, rel=1e-4)
 
 
 def test_in_place_keeps_hidden_states_on_the_device_that_computes() -> None:
@@ -222,6 +263,37 @@ def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
         assert relaxed.bound_per_sequence_s <= best
     if relaxed is None:
         assert not fitting
+
+
+@pytest.mark.parametrize("seed", [0, 3, 6, 9, 12])
+def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
+    """Without a GPU there are two free shares: a grid of 2001 x 2001 finds the same optimum."""
+    problem = replace(_random_problem(seed), in_place=True)
+    block_size = 2 * problem.gpu_batch_size
+    try:
+        exact = solve(problem, max_block_size=block_size, block_size=block_size)
+    except Infeasible:
+        pytest.skip("this machine is too small")
+    u = 1 / block_size
+    mesh = np.linspace(0, 1, 2001)
+    weights, cache = mesh[:, None], mesh[None, :]
+    shares = replace(
+        _shares(problem, block_size, weights="cpu", cache="cpu"),
+        weights_cpu=weights * u, weights_disk=(1 - weights) * u,
+        cache_cpu=cache, cache_disk=1 - cache,
+        cache_cpu_per_block=cache * u, cache_disk_per_block=(1 - cache) * u,
+        activations_gpu=0.0, activations_cpu=1.0,
+    )  # fmt: skip
+    limits = capacities(problem.hardware)
+    fits = np.ones((len(mesh), len(mesh)), dtype=bool)
+    for tier, rows in memory_rows(problem, shares).items():
+        for terms in rows.values():
+            fits &= sum(terms.values()) <= limits[tier] * u * (1 + 1e-9)
+    phases = phase_terms(problem, shares).values()
+    price = sum(functools.reduce(np.maximum, terms.values()) for terms in phases)
+    best = float(np.where(fits, price, np.inf).min())
+    assert exact.latency_per_sequence_s <= best * (1 + 1e-6)
+    assert best <= exact.latency_per_sequence_s * 1.005
 
 
 def test_the_grid_is_not_empty_everywhere() -> None:

@@ -6,42 +6,18 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from costmodel.layout import PAGE_BYTES, model_layers
+from costmodel.memory import peak_bytes
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import job_throughput, search
 from costmodel.policy import Placement, Policy
-from costmodel.problem import problem_of
+from costmodel.problem import problem_of, shares_of
 from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
 from costmodel.workload import Workload
 from profiles.recorded import recorded_profile
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
-
-
-@st.composite
-def placements(draw: st.DrawFn) -> Placement:
-    gpu = draw(st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]))
-    cpu = (1 - gpu) * draw(st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]))
-    return Placement(gpu=gpu, cpu=cpu, disk=max(0.0, 1 - gpu - cpu))
-
-
-@st.composite
-def policies(draw: st.DrawFn) -> Policy:
-    model = make_model(
-        num_layers=2,
-        num_heads=8,
-        num_kv_heads=draw(st.sampled_from([1, 2, 8])),
-        head_dim=draw(st.sampled_from([16, 64, 80, 128])),
-    )
-    return make_policy(
-        model=model,
-        gpu_batch_size=draw(st.integers(2, 13)),
-        weights=draw(placements()),
-        cache=draw(placements()),
-        activations=draw(placements()),
-        cpu_attention=draw(st.floats(0, 1)),
-    )
+from tests.costmodel.strategies import placements, policies
 
 
 @given(placements())
@@ -108,6 +84,45 @@ def test_rounding_a_rounded_policy_changes_nothing(policy: Policy) -> None:
             before, after = (getattr(getattr(p, kind), tier) for p in (once, twice))
             assert after == pytest.approx(before, abs=slack), (kind, tier)
     assert twice.cpu_attention == pytest.approx(once.cpu_attention, abs=1e-9)
+
+
+@given(policies())
+def test_peaks_hold_what_the_cuts_need(policy: Policy) -> None:
+    """Count homes and staging from the cuts themselves; the memory model says no less."""
+    hardware = recorded_profile("t4-flexgen")
+    rounded = round_policy(policy, has_gpu=True)
+    peaks = peak_bytes(problem_of(rounded, hardware), shares_of(rounded))
+    layers = model_layers(policy.model)
+    cuts = [cut_layer(layer, policy.weights) for layer in layers]
+    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
+    disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
+    context, batches = policy.workload.context_len, policy.num_gpu_batches
+    sequence = policy.workload.prompt_len * policy.model.hidden_size * policy.model.dtype_bytes
+
+    def cache_bytes(home: str) -> int:
+        row = sum(s.token_bytes for s in segments if s.home == home)
+        return row * context * batches * policy.model.num_layers
+
+    def hidden_bytes(count: int) -> int:
+        return count * batches * sequence
+
+    staged = [cut for cut, layer in zip(cuts, layers, strict=True) if layer.kind != "embed"]
+    fetched = sum(s.token_bytes for s in segments if s.home != "gpu" and s.attended == "gpu")
+    needed = {
+        "gpu": sum(cut.gpu_end for cut in cuts)
+        + 2 * max(cut.num_bytes - cut.gpu_end for cut in staged)
+        + cache_bytes("gpu")
+        + 2 * context * fetched
+        + hidden_bytes(policy.gpu_batch_size - cpu_end),
+        "cpu": sum(cut.cpu_end - cut.gpu_end for cut in cuts)
+        + 2 * max(cut.disk_bytes for cut in staged)
+        + cache_bytes("cpu")
+        + 2 * context * sum(s.token_bytes for s in segments if s.home == "disk")
+        + hidden_bytes(cpu_end - disk_end),
+        "disk": sum(cut.disk_bytes for cut in cuts) + cache_bytes("disk") + hidden_bytes(disk_end),
+    }
+    for tier, count in needed.items():
+        assert count <= peaks[tier], tier
 
 
 @pytest.mark.parametrize("corner", [ON_GPU, ON_CPU, ON_DISK])
