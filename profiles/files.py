@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 import types
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise InputError(label, got=error, allowed=allowed) from error
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(label, got=f"text that is not JSON ({error})", allowed=allowed) from error
     if not isinstance(value, dict):
         raise InputError(label, got=f"a JSON {type(value).__name__}", allowed=allowed)
@@ -136,7 +137,8 @@ def _convert_scalar(hint: Any, value: Any, what: str) -> Any:
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(what, got=_show(value), allowed="a number")
-        if not math.isfinite(value):
+        # A whole number of hundreds of digits is finite and still no float.
+        if abs(value) > sys.float_info.max or not math.isfinite(value):
             raise InputError(what, got=value, allowed="a finite number")
         return float(value)
     if hint is int and (isinstance(value, bool) or not isinstance(value, int)):

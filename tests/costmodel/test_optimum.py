@@ -74,6 +74,32 @@ def test_the_policy_fits_and_is_near_its_bound(name: str) -> None:
         assert result.policy.num_gpu_batches <= batches
 
 
+@pytest.mark.parametrize(
+    ("machine", "model", "work", "most"),
+    [
+        ("cpu-2core", "llama-3.1-8b", (512, 32, None), 0.02),
+        ("cpu-2core", "qwen3-14b", (128, 8, 64), 0.02),
+        ("t4-flexgen", "llama-2-13b", (1000, 100, 200), 0.02),
+        ("rtx4090-pc", "qwen2.5-7b", (64, 1, 77), 0.02),
+        ("a100-80gb", "llama-3.1-70b", (512, 32, None), 0.02),
+        # 200 long prompts are seven full blocks and a part of one, or eight smaller ones; the
+        # bound knows neither whole blocks nor whole batches.
+        ("rtx3090-pc", "opt-30b", (1000, 100, 200), 0.12),
+        ("a100-80gb", "opt-175b", (1000, 100, 200), 0.12),
+    ],
+)
+def test_rounding_costs_little(
+    machine: str, model: str, work: tuple[int, int, int | None], most: float
+) -> None:
+    hardware, spec = recorded_profile(machine), load_model_spec(model)
+    if spec.dtype not in hardware.compute.matmul:
+        spec = spec.with_dtype("float16")
+    workload = Workload(prompt_len=work[0], gen_len=work[1], num_prompts=work[2])
+    result = search(hardware, spec, workload)
+    check_fits(result.predicted, hardware)
+    assert -1e-9 <= result.gap <= most
+
+
 def test_the_paper_s_machine_wants_what_the_paper_found() -> None:
     """OPT-30B on a T4: streamed weights, cache in CPU memory, a block of a hundred and more."""
     _, result = _case("paper")
