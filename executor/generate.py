@@ -23,7 +23,7 @@ from executor.memory_peak import reset_peaks
 from executor.progress_bar import ProgressBar
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.report import Report, format_report, predict_blocks
-from executor.runner import BlockResult, Runner
+from executor.runner import BlockResult, Runner, check_runnable
 from executor.sampling import Sampler
 from executor.text import load_eos_token_ids, load_tokenizer
 from profiles.command import Parser, run
@@ -129,6 +129,7 @@ def _plan(flags: argparse.Namespace) -> Job:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
         source = Checkpoint.open(flags.model, dtype=spec.dtype)
         policy = _search(hardware, source, records, gen_len)
+    check_runnable(policy, hardware, source)
     _check_prompts(policy, records)
     has_text = any(record.prompt is not None for record in records)
     return Job(

@@ -104,7 +104,7 @@ class Runner:
         eos_ids: frozenset[int] = frozenset(),
         progress: Progress | None = None,
     ) -> None:
-        _check_runnable(policy, hardware, source)
+        check_runnable(policy, hardware, source)
         self.policy = policy
         self.hardware = hardware
         self.source = source
@@ -227,7 +227,7 @@ class Runner:
         return ends_s
 
 
-def _check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
+def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
     """Refuse what this executor would otherwise do wrongly or not at all."""
     wanted, found = policy.model, source.spec
     for name in wanted.__dataclass_fields__:
