@@ -3,8 +3,8 @@
 Terms are per sequence of the block (see ``Shares``); times the block size they are seconds. What
 happens once per load of the weights is scaled by ``per_block``; what happens once per batch is
 divided by the batch size. Channels work at the same time, so a phase lasts as long as its
-busiest one; what two of them share (cores, memory bandwidth, a link used both ways) is not
-charged to either.
+busiest one. Of what two of them share, the cores that the disk takes from a computing CPU are
+charged to it; memory bandwidth and a link used both ways are not.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ def _compute_seconds(problem: Problem, work: PhaseWork, *, attended_here: Quanti
     head_flop = 2 * model.vocab_size * model.hidden_size * work.passes
     seconds += head_flop / matmul.at(problem.gpu_batch_size)
     num_tasks = work.passes * len(problem.layers)
-    seconds += num_tasks * rates.task_overhead_s / problem.gpu_batch_size
+    at_once = problem.gpu_batch_size
+    if work.context_tokens == 0:
+        at_once = problem.prefill_batch_size
+    seconds += num_tasks * rates.task_overhead_s / at_once
     if work.context_tokens == 0:
         square = 4 * work.tokens**2 * model.query_size * model.num_layers
         return seconds + square / rates.attention_prefill[model.dtype]

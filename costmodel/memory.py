@@ -178,5 +178,9 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     attention = model.hidden_size + 2 * qkv + 2 * model.query_size
     mlp = 2 * model.hidden_size + (3 if model.is_gated else 2) * model.ffn_size
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
-    needed = tokens * max(attention, mlp, norm) * model.dtype_bytes
+    layer_bytes = tokens * max(attention, mlp, norm) * model.dtype_bytes
+    # One chunk of the head makes its logits in the model's dtype, then in float32.
+    head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
+    head_bytes = problem.gpu_batch_size * head_rows * (model.dtype_bytes + LOGIT_BYTES)
+    needed = max(layer_bytes, head_bytes)
     return round(needed * (1 + ALLOCATOR_SHARE)) + LIBRARY_BYTES

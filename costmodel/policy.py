@@ -52,7 +52,8 @@ class Prediction:
     latency_s, prefill_s, decode_s
         Seconds for one block and for its two phases.
     lower_bound_s
-        Sum over the phases of the busiest channel's own seconds, nothing else added.
+        Sum over the phases of the busiest channel's own seconds at the profile's rates. So far
+        the latency adds nothing to it.
     bottleneck
         The channel that is busiest over the block.
     channel_s

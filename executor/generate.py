@@ -20,6 +20,7 @@ from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.machine_profile import machine_profile
 from executor.memory_peak import reset_peaks
+from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.report import Report, format_report, predict_blocks
@@ -93,6 +94,8 @@ def main(arguments: list[str]) -> None:
 def _check_flags(flags: argparse.Namespace) -> None:
     """Refuse what can be refused before any work, and flags that would do nothing."""
     folder = flags.output.parent
+    if flags.output.is_dir():
+        raise InputError(f"--output {flags.output}", got="a folder", allowed="a file")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(
             f"--output {flags.output}",
@@ -149,6 +152,7 @@ def _hardware(flags: argparse.Namespace, policy: Policy | None) -> HardwareProfi
     elif policy is not None and policy.hardware is not None:
         hardware = policy.hardware
     else:
+        check_offload_folder(flags.offload_dir, 0)
         hardware = machine_profile(flags.offload_dir)
     return hardware.with_budget(
         gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
@@ -196,9 +200,10 @@ def _run(job: Job, planned: Prediction, flags: argparse.Namespace) -> Report:
     try:
         with bar, runner:
             for block in runner.run([record.prompt_ids for record in job.records]):
-                done += _completions(block, job)
+                finished = [*done, *_completions(block, job)]
                 # Whole and in order after every block, so that finished work survives a crash.
-                write_outputs(flags.output, done)
+                write_outputs(flags.output, finished)
+                done = finished
                 report.add(block)
             report.finish(runner)
     except BaseException as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
 from costmodel.schedule import Task, ZigzagSchedule, route_of
@@ -244,6 +246,13 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
             raise InputError(
                 f"policy.{name}", got=getattr(policy, name), allowed=f"{allowed} in this version"
             )
+    if hardware.has_gpu and not hardware.is_emulated and not torch.cuda.is_available():
+        raise InputError(
+            "machine",
+            got="no CUDA device",
+            allowed=f"the GPU of {hardware.name}, for which the policy was made",
+            hint="searching again with this machine's profile",
+        )
     shares = (policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
     if not hardware.has_gpu and any(shares):
         raise InputError(

@@ -12,6 +12,8 @@ import torch
 from profiles.errors import InputError, RunError
 
 MAX_SEED = 2**64 - 1
+# Logits that are drawn from at once; each costs up to 36 bytes for as long.
+DRAWN_LOGITS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,13 @@ class Sampler:
             dtype=torch.float64,
             device=logits.device,
         )
-        return self._draw(logits, uniform)
+        # A few rows at a time: the temporaries are several times as large as the logits.
+        step = max(1, DRAWN_LOGITS // logits.shape[1])
+        drawn = [
+            self._draw(rows, numbers)
+            for rows, numbers in zip(logits.split(step), uniform.split(step), strict=True)
+        ]
+        return torch.cat(drawn)
 
     def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """Invert each row's distribution at its own number; no row sees another."""

@@ -7,6 +7,7 @@ it says from which byte on each layer is there, and appears only after those byt
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ class WeightFile:
     def __init__(self, folder: Path, source: WeightSource, layers: Sequence[LayerLayout]) -> None:
         self.source = source
         self.layers = layers
-        self.path = folder / f"weights-{source.fingerprint[:16]}.bin"
+        # A layout of another version must never be taken for this one.
+        key = hashlib.sha256(f"{source.fingerprint} {layers}".encode()).hexdigest()
+        self.path = folder / f"weights-{key[:16]}.bin"
         self.manifest_path = self.path.with_suffix(".json")
         self._file: DirectFile | None = None
         self._bases = [0]

@@ -55,7 +55,7 @@ class RateCurve:
         return cls(sizes=(1.0,), rates=(rate,))
 
     def at(self, size: float) -> float:
-        """Interpolate the time per unit of work over log size; constant beyond the ends."""
+        """Interpolate the log rate over log size; constant beyond the ends."""
         if size <= self.sizes[0]:
             return self.rates[0]
         if size >= self.sizes[-1]:
