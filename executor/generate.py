@@ -96,6 +96,10 @@ def _check_flags(flags: argparse.Namespace) -> None:
     folder = flags.output.parent
     if flags.output.is_dir():
         raise InputError(f"--output {flags.output}", got="a folder", allowed="a file")
+    if flags.output.resolve() == flags.prompts.resolve():
+        raise InputError(
+            f"--output {flags.output}", got="the file of the prompts", allowed="another file"
+        )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(
             f"--output {flags.output}",

@@ -360,6 +360,14 @@ def test_bad_flags_are_one_line(desk: Desk, flags: tuple[str, ...]) -> None:
     desk.check_refused(desk.generate(*flags), 2, name)
 
 
+def test_outputs_never_replace_the_prompts_or_a_folder(desk: Desk) -> None:
+    desk.write_policy()
+    before = desk.prompts.read_bytes()
+    desk.check_refused(desk.generate("--output", desk.prompts), 2, "another file")
+    assert desk.prompts.read_bytes() == before
+    desk.check_refused(desk.generate("--output", desk.results), 2, "got a folder")
+
+
 def test_a_policy_that_does_not_fit_is_refused(desk: Desk) -> None:
     small_budget(desk)
     desk.check_refused(desk.generate(), 3, "cpu is short by", "bytes")
