@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.layout import PAGE_BYTES
 from costmodel.memory import PHASES
 from costmodel.problem import Problem, Quantity, Shares
-from profiles.aligned_io import REQUEST_BYTES
+from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 
 Terms = dict[str, Quantity]
 

@@ -20,7 +20,6 @@ from costmodel.model_spec import ModelSpec
 
 # Tensors start on a cache line, layers of the weight file on a disk page.
 TENSOR_ALIGNMENT = 64
-PAGE_BYTES = 4096
 
 # OPT numbers its positions from 2 (the first two rows of its table are never used).
 OPT_POSITION_OFFSET = 2

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from costmodel.layout import PAGE_BYTES, round_up
+from costmodel.layout import round_up
 from costmodel.problem import Problem, Quantity, Shares
+from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 from profiles.units import MIB
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
+from costmodel.layout import LayerLayout, model_layers, round_up
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy
 from costmodel.workload import Workload
+from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 
 # A number, a numpy array or a PuLP expression: formulas use ``+`` and ``*`` only.

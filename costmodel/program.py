@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 import pulp
 
 from costmodel.latency import phase_terms
-from costmodel.layout import PAGE_BYTES
 from costmodel.memory import PHASES, capacities, memory_rows
 from costmodel.problem import Problem, Quantity, Shares
+from profiles.aligned_io import PAGE_BYTES
 from profiles.errors import RunError
 from profiles.units import format_bytes
 

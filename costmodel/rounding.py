@@ -12,9 +12,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
+from costmodel.layout import LayerLayout, model_layers, round_up
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy
+from profiles.aligned_io import PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

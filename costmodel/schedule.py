@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from costmodel.layout import LayerLayout
 from costmodel.memory import NUM_BUFFERS
-from costmodel.policy import Policy
-from costmodel.rounding import cut_cache, cut_hidden, cut_layer
+from costmodel.route import Route
 
 Resource = Hashable
 
@@ -44,47 +43,6 @@ class Task:
     def is_prefill(self) -> bool:
         """Whether the task belongs to the pass over the prompts."""
         return self.token == 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Which moves a policy needs at all: tasks that would move nothing are never made."""
-
-    has_gpu: bool
-    disk_weights: frozenset[int]
-    sent_weights: frozenset[int]
-    reads_cache: bool
-    sends_cache: bool
-    stores_cache: bool
-    writes_cache: bool
-    attends_on_cpu: bool
-    reads_hidden: bool
-    sends_hidden: bool
-
-    @property
-    def compute_channel(self) -> str:
-        """The channel of the device that computes."""
-        return "gpu_compute" if self.has_gpu else "cpu_compute"
-
-
-def route_of(policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> Route:
-    """Derive from a policy's cuts which moves it needs."""
-    cuts = {i: cut_layer(c, policy.weights) for i, c in enumerate(layers) if c.kind != "embed"}
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
-    disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
-    fetched = [s for s in segments if s.attended == "gpu" and s.home != "gpu"]
-    return Route(
-        has_gpu=has_gpu,
-        disk_weights=frozenset(i for i, cut in cuts.items() if cut.disk_bytes),
-        sent_weights=frozenset(i for i, c in cuts.items() if has_gpu and c.gpu_end < c.num_bytes),
-        reads_cache=any(s.home == "disk" for s in segments),
-        sends_cache=bool(fetched),
-        stores_cache=has_gpu and any(s.home != "gpu" for s in segments),
-        writes_cache=any(s.home == "disk" for s in segments),
-        attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in segments),
-        reads_hidden=disk_end > 0,
-        sends_hidden=has_gpu and cpu_end > 0,
-    )
 
 
 class _Hazards:
@@ -257,7 +215,7 @@ class ZigzagSchedule:
         """Load the cache and the hidden states that the computation at ``target`` needs."""
         route, home = self.route, (target.layer, target.batch)
         if self.kinds[target.layer] == "decoder" and target.token > 0:
-            if route.reads_cache:
+            if route.disk_cache:
                 yield self._make(
                     "read_cache", "disk_read", target, reads=[("cache", "disk", *home)],
                     writes=[("cache staging", "cpu", target.slot)],
@@ -269,7 +227,7 @@ class ZigzagSchedule:
                     writes=[("cache staging", "gpu", target.slot)],
                 )  # fmt: skip
         if 0 < target.layer <= self._first_head:
-            if route.reads_hidden:
+            if route.disk_hidden:
                 yield self._make(
                     "read_hidden", "disk_read", target, reads=[("hidden", "disk", target.batch)],
                     writes=[("hidden staging", "cpu", target.slot)],
@@ -342,7 +300,7 @@ class ZigzagSchedule:
                     "return_cache", "d2h", here, reads=[("cache staging", "gpu", slot)],
                     writes=[("cache", "cpu", *home), ("cache staging", "cpu", slot)],
                 )  # fmt: skip
-            if route.writes_cache:
+            if route.disk_cache:
                 yield self._make(
                     "write_cache", "disk_write", here, reads=[("cache staging", "cpu", slot)],
                     writes=[("cache", "disk", *home)],
@@ -353,7 +311,7 @@ class ZigzagSchedule:
                     "return_hidden", "d2h", here, reads=[("hidden staging", "gpu", slot)],
                     writes=[("hidden", "cpu", here.batch), ("hidden staging", "cpu", slot)],
                 )  # fmt: skip
-            if route.reads_hidden:
+            if route.disk_hidden:
                 yield self._make(
                     "write_hidden", "disk_write", here, reads=[("hidden staging", "cpu", slot)],
                     writes=[("hidden", "disk", here.batch)],

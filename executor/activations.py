@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import torch
 
-from costmodel.layout import PAGE_BYTES, round_up
+from costmodel.layout import round_up
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import cut_hidden
 from costmodel.schedule import Task
-from executor.machine import DTYPES, Machine
+from executor.machine import Machine
 from executor.scratch_file import ScratchFile
+from profiles.aligned_io import PAGE_BYTES
+from profiles.compute import DTYPES
 
 
 class HiddenStates:

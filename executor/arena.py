@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections import defaultdict
-from types import TracebackType
 
 import torch
 
@@ -66,12 +65,7 @@ class Arena:
     def __enter__(self) -> Arena:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for buffer in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
         self._pinned.clear()

@@ -23,17 +23,13 @@ from executor.safetensors_file import (
     open_safetensors,
     read_into,
 )
+from profiles.compute import DTYPES
 from profiles.errors import InputError
 from profiles.files import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 class WeightSource(Protocol):
@@ -162,7 +158,7 @@ class Checkpoint:
         # The padding between tensors, so that a layer's bytes depend on its weights only.
         out.zero_()
         parts = layer_parts(self.spec, index, layout, self.prefix)
-        for part, first, target in overlaps(parts, start, out, TORCH_DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
             self._read_part(part, first, target)
 
     def _read_part(self, part: TensorPart, first_element: int, target: torch.Tensor) -> None:

@@ -20,9 +20,10 @@ import torch
 
 from costmodel.layout import LayerLayout, model_layers
 from costmodel.model_spec import ModelSpec, spec_from_config
-from executor.checkpoint import INDEX_NAME, TORCH_DTYPES, TensorPart, layer_parts, overlaps
+from executor.checkpoint import INDEX_NAME, TensorPart, layer_parts, overlaps
 from executor.families import PREFIXES, DecoderConfig, default_decoder_config
 from executor.safetensors_file import LENGTH_BYTES
+from profiles.compute import DTYPES
 from profiles.files import write_json
 from profiles.units import GIB
 
@@ -54,7 +55,7 @@ class DummyCheckpoint:
         """Make part of one layer (see ``WeightSource.read_range``)."""
         out.zero_()
         parts = layer_parts(self.spec, index, layout, PREFIXES[self.spec.family][0])
-        for part, first, target in overlaps(parts, start, out, TORCH_DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
             _fill(target, part, self.seed, first)
 
 
@@ -151,7 +152,7 @@ def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int
         offset = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
-    piece = torch.empty(PATTERN_LENGTH, dtype=TORCH_DTYPES[spec.dtype])
+    piece = torch.empty(PATTERN_LENGTH, dtype=DTYPES[spec.dtype])
     with path.open("wb") as handle:
         handle.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for part in parts:

@@ -15,7 +15,7 @@ from costmodel.optimum import search
 from costmodel.policy import Policy, Prediction
 from costmodel.price import check_fits, estimate
 from costmodel.report import format_prediction
-from costmodel.search import choose_dtype
+from costmodel.search import DEFAULT_GEN_LEN, choose_dtype
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.machine_profile import machine_profile
@@ -31,8 +31,6 @@ from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
-
-DEFAULT_GEN_LEN = 32
 
 
 def _parser() -> Parser:

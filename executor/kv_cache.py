@@ -17,8 +17,9 @@ from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import Segment, cut_cache
 from costmodel.schedule import Task
-from executor.machine import DTYPES, Machine
+from executor.machine import Machine
 from executor.scratch_file import ScratchFile
+from profiles.compute import DTYPES
 
 
 class KVCache:
@@ -84,7 +85,7 @@ class KVCache:
         first, end = first_sequence * heads, (first_sequence + keys.shape[0]) * heads
         by_token = [t.transpose(0, 1).flatten(1, 2) for t in (keys, values)]
         num_tokens = keys.shape[1]
-        for segment, context in self._views(task, task.slot, appends_prompt=True):
+        for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
             if start >= stop:
                 continue
@@ -96,7 +97,7 @@ class KVCache:
         """Yield the segments attended at ``place`` with their context up to and including the
         new token: [tokens, 2, rows, head_dim]."""
         num_tokens = self._new_slot(task) + 1
-        for segment, context in self._views(task, task.slot, appends_prompt=False):
+        for segment, context in self._views(task, appends_prompt=False):
             if segment.attended == place:
                 yield segment, context[:num_tokens]
 
@@ -188,9 +189,7 @@ class KVCache:
         size = num_tokens * segment.token_bytes
         return self._staging["gpu"][task.slot][start : start + size]
 
-    def _views(
-        self, task: Task, slot: int, *, appends_prompt: bool
-    ) -> Iterator[tuple[Segment, torch.Tensor]]:
+    def _views(self, task: Task, *, appends_prompt: bool) -> Iterator[tuple[Segment, torch.Tensor]]:
         """Yield each segment with its context where it is computed on: at home, or staged."""
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
         for segment in self._batch_segments[task.batch]:
@@ -198,7 +197,7 @@ class KVCache:
             if on_gpu and segment.home != "gpu":
                 buffer = self._gpu_staged(task, segment, in_prefill=appends_prompt)
             elif segment.home == "disk":
-                buffer = self._staged("cpu", slot, segment, offsets[segment.first_row])
+                buffer = self._staged("cpu", task.slot, segment, offsets[segment.first_row])
             else:
                 buffer = self._home(task, segment)
             yield segment, self._as_context(segment, buffer)

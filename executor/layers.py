@@ -14,7 +14,6 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from costmodel.layout import OPT_POSITION_OFFSET
 from costmodel.model_spec import ModelSpec
 from executor.families import DecoderConfig, Rope
 
@@ -58,19 +57,6 @@ def split_rows(
             behind.append(chunk[kept:])
         row -= chunk.shape[0]
     return before, behind
-
-
-def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Look ``ids`` [...] up in a table [rows, width] in row chunks; returns [..., width]."""
-    if len(chunks) == 1:
-        return F.embedding(ids, chunks[0])
-    out = chunks[0].new_empty(*ids.shape, chunks[0].shape[1])
-    first = 0
-    for chunk in chunks:
-        is_here = (ids >= first) & (ids < first + chunk.shape[0])
-        out[is_here] = chunk[ids[is_here] - first]
-        first += chunk.shape[0]
-    return out
 
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig) -> torch.Tensor:
@@ -197,18 +183,6 @@ def finish_layer(
         inner = _activate(linear(normed, weights["up.weight"], _bias(weights, "up")), config)
     del normed
     x.add_(linear(inner, weights["down.weight"], _bias(weights, "down")))
-
-
-def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    """Add learned positions, where the family has them, to embedded tokens in place.
-
-    ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
-    are those of the embed layer.
-    """
-    table = weights.get("positions.weight")
-    if table is None:
-        return token_rows
-    return token_rows.add_(gather_rows(positions + OPT_POSITION_OFFSET, table))
 
 
 def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) -> torch.Tensor:

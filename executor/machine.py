@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import torch
 
 from executor.arena import Arena
 from executor.engine import Channel, Throttle
 from profiles.hardware import HardwareProfile
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Machine:
@@ -54,10 +50,5 @@ class Machine:
     def __enter__(self) -> Machine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.cpu.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.cpu.__exit__()

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
-from costmodel.schedule import Task, ZigzagSchedule, route_of
+from costmodel.price import check_machine
+from costmodel.route import route_of
+from costmodel.schedule import Task, ZigzagSchedule
 from executor.activations import HiddenStates
 from executor.allocator import keep_freed_memory
 from executor.block import Batch, Block, Stores
@@ -128,12 +129,7 @@ class Runner:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
@@ -240,23 +236,13 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
                 allowed=f"{name} {getattr(found, name)} as in {found.name}",
                 hint="search again with --model",
             )
-    full = 8 * policy.model.dtype_bytes
-    for name, allowed in (("weight_bits", full), ("cache_bits", full), ("attention_sparsity", 1)):
-        if getattr(policy, name) != allowed:
-            raise InputError(
-                f"policy.{name}", got=getattr(policy, name), allowed=f"{allowed} in this version"
-            )
+    check_machine(policy, hardware)
     if hardware.has_gpu and not hardware.is_emulated and not torch.cuda.is_available():
         raise InputError(
             "machine",
             got="no CUDA device",
             allowed=f"the GPU of {hardware.name}, for which the policy was made",
             hint="searching again with this machine's profile",
-        )
-    shares = (policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
-    if not hardware.has_gpu and any(shares):
-        raise InputError(
-            "policy", got="bytes placed on the GPU", allowed="CPU and disk on a machine without one"
         )
 
 

@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, round_up
+from costmodel.layout import LayerLayout, round_up
 from costmodel.rounding import LayerCut
 from executor.checkpoint import WeightSource
-from profiles.aligned_io import DirectFile, aligned_buffer
+from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import ZigzagError
 from profiles.files import from_json, read_json, to_json, write_json
 from profiles.units import MIB
@@ -107,12 +106,7 @@ class WeightFile:
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read_manifest(self) -> list[int]:

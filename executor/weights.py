@@ -11,15 +11,17 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, TensorLayout, round_up
+from costmodel.layout import LayerLayout, TensorLayout, round_up
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import cut_layer
 from costmodel.schedule import Task
 from executor.checkpoint import WeightSource
 from executor.layers import LayerWeights
-from executor.machine import DTYPES, Machine
+from executor.machine import Machine
 from executor.weight_file import Progress, WeightFile, page_floor
+from profiles.aligned_io import PAGE_BYTES
+from profiles.compute import DTYPES
 from profiles.units import MIB
 
 LOAD_PIECE_BYTES = 16 * MIB

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from costmodel.layout import PAGE_BYTES, model_layers
+from costmodel.layout import model_layers
 from costmodel.memory import peak_bytes
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import job_throughput, search
@@ -15,6 +15,7 @@ from costmodel.policy import Placement, Policy
 from costmodel.problem import problem_of, shares_of
 from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
 from costmodel.workload import Workload
+from profiles.aligned_io import PAGE_BYTES
 from profiles.recorded import recorded_profile
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
 from tests.costmodel.strategies import placements, policies

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from costmodel.layout import LayerLayout, model_layers
+import torch
+from torch.nn import functional as F
+
+from costmodel.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
 from executor import layers
 from executor.attention import decode_attention, prefill_attention, valid_slots
-from executor.checkpoint import TORCH_DTYPES, WeightSource
+from executor.checkpoint import WeightSource
+from executor.layers import LayerWeights
+from profiles.compute import DTYPES
 
 
 def view_layer(
@@ -34,7 +39,7 @@ class ReferenceModel:
 
     def __init__(self, source: WeightSource, *, cut: float = 0.0) -> None:
         self.spec, self.config = source.spec, source.config
-        self.dtype = TORCH_DTYPES[source.spec.dtype]
+        self.dtype = DTYPES[source.spec.dtype]
         weights = []
         for index, layout in enumerate(model_layers(source.spec)):
             buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
@@ -80,7 +85,7 @@ class ReferenceModel:
         return [_until(row.tolist(), eos) for row in torch.stack(outputs, dim=1)]
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return layers.embed(layers.gather_rows(ids, self.tokens), positions, self.embedding)
+        return embed(gather_rows(ids, self.tokens), positions, self.embedding)
 
     def _prefill(self, ids: torch.Tensor, caches: list[torch.Tensor] | None) -> torch.Tensor:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
@@ -123,3 +128,28 @@ class ReferenceModel:
 def _until(ids: list[int], eos: frozenset[int]) -> list[int]:
     ends = [i for i, token in enumerate(ids) if token in eos]
     return ids[: ends[0] + 1] if ends else ids
+
+
+def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Look ``ids`` [...] up in a table [rows, width] in row chunks; returns [..., width]."""
+    if len(chunks) == 1:
+        return F.embedding(ids, chunks[0])
+    out = chunks[0].new_empty(*ids.shape, chunks[0].shape[1])
+    first = 0
+    for chunk in chunks:
+        is_here = (ids >= first) & (ids < first + chunk.shape[0])
+        out[is_here] = chunk[ids[is_here] - first]
+        first += chunk.shape[0]
+    return out
+
+
+def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """Add learned positions, where the family has them, to embedded tokens in place.
+
+    ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
+    are those of the embed layer.
+    """
+    table = weights.get("positions.weight")
+    if table is None:
+        return token_rows
+    return token_rows.add_(gather_rows(positions + OPT_POSITION_OFFSET, table))

@@ -13,13 +13,12 @@ from executor.checkpoint import Checkpoint
 from executor.families import Rope
 from executor.layers import (
     finish_layer,
-    gather_rows,
     linear,
     project_qkv,
     rotary_frequencies,
     split_rows,
 )
-from tests.executor.reference import ReferenceModel
+from tests.executor.reference import ReferenceModel, gather_rows
 from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
 
 CASES: dict[str, dict[str, Any]] = {

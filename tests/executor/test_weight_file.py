@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import PAGE_BYTES, LayerLayout, model_layers, round_up
+from costmodel.layout import LayerLayout, model_layers, round_up
 from costmodel.policy import Placement
 from costmodel.rounding import LayerCut, cut_layer
 from executor.checkpoint import Checkpoint
 from executor.weight_file import WeightFile, page_floor
-from profiles.aligned_io import DirectFile, aligned_buffer
+from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
 from tests.executor.tiny_models import save_tiny_model
 
