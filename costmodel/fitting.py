@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from costmodel.memory import capacities
-from costmodel.policy import Placement, Policy, Prediction
+from costmodel.memory import PHASES, capacities
+from costmodel.policy import CpuWeights, Placement, Policy, Prediction
 from costmodel.price import estimate
 from costmodel.problem import Problem, Shares
-from costmodel.program import Infeasible, Solution, solve
+from costmodel.program import Limits, Solution, solve
 from costmodel.rounding import round_policy, roundings_of
+from costmodel.solver import Infeasible
 from profiles.hardware import HardwareProfile
 
-# Without a number of prompts, a block may be this large.
-MAX_BLOCK_SIZE = 4096
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
 ROUNDING_ATTEMPTS = 8
 
@@ -27,44 +25,13 @@ class _Rounded:
     overshoot: Mapping[str, int]
 
 
-def fit_all(
-    problem: Problem, relaxed: Solution, *, max_latency_s: float | None
-) -> list[tuple[Policy, Solution]]:
-    """Round the block size to either side and to what fills the last block; then the rest.
-
-    Returns policies that keep every capacity and the limit, each with the program's optimum at
-    its block size.
-    """
-    batch, num_prompts = problem.gpu_batch_size, problem.workload.num_prompts
-    wanted = 1 / (relaxed.shares.per_block * batch)
-    counts = {math.floor(wanted), math.ceil(wanted), round(0.9 * wanted)}
-    most = max(1, MAX_BLOCK_SIZE // batch)
-    if num_prompts is not None:
-        most = -(-num_prompts // batch)
-        num_blocks = max(1, round(num_prompts / (batch * wanted)))
-        counts |= {-(-num_prompts // (batch * n)) for n in (num_blocks, num_blocks + 1)}
-    tries = sorted({min(max(1, count), most) for count in counts})
-    found = [_fit(problem, count, max_latency_s) for count in tries]
-    smaller = tries[0] // 2
-    while smaller and not any(found):
-        # Where memory is tight, the relaxed block can be far too large.
-        found.append(_fit(problem, smaller, max_latency_s))
-        smaller //= 2
-    return [pair for pair in found if pair is not None]
-
-
-def fits_alone(problem: Problem, *, max_latency_s: float | None) -> bool:
-    """Whether one batch alone keeps every capacity and the limit when it is rounded."""
-    return _fit(problem, 1, max_latency_s) is not None
-
-
-def _fit(
-    problem: Problem, num_gpu_batches: int, max_latency_s: float | None
+def fit(
+    problem: Problem, num_gpu_batches: int, *, max_latency_s: float | None
 ) -> tuple[Policy, Solution] | None:
-    """Solve at a fixed block size and round; where every rounding overshoots a capacity, leave
-    that much free and solve again.
+    """Solve at a fixed block size and round to a policy that keeps every capacity and the limit.
 
-    ``None`` where nothing fits, or where the job would leave a batch of the block empty.
+    Where every rounding overshoots a capacity, that much is left free and the program is solved
+    again. ``None`` where nothing fits, or where the job would leave a batch of the block empty.
     """
     num_prompts = problem.workload.num_prompts
     if num_prompts is not None and problem.gpu_batch_size > -(-num_prompts // num_gpu_batches):
@@ -73,14 +40,11 @@ def _fit(
     limit_s = max_latency_s
     block_size = problem.gpu_batch_size * num_gpu_batches
     for attempt in range(ROUNDING_ATTEMPTS):
+        limits = Limits(
+            block_sizes=(block_size, block_size), max_latency_s=limit_s, reserve=reserve
+        )
         try:
-            solution = solve(
-                problem,
-                max_block_size=block_size,
-                block_size=block_size,
-                max_latency_s=limit_s,
-                reserve=reserve,
-            )
+            solution = solve(problem, limits)
         except Infeasible:
             return None
         rounded = _round(_policy_of(problem, num_gpu_batches, solution.shares), problem.hardware)
@@ -114,7 +78,11 @@ def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str,
 def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy:
     off_gpu = shares.cache_cpu + shares.cache_disk
     attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
-    full_bits = 8 * problem.model.dtype_bytes
+    on_cpu = shares.weights_cpu / shares.per_block
+    multiplied = {
+        phase: min(1.0, getattr(shares, f"multiplied_{phase}") / on_cpu) if on_cpu > 0 else 0.0
+        for phase in PHASES
+    }
     return Policy(
         model=problem.model,
         workload=problem.workload,
@@ -127,8 +95,10 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy
             shares.activations_gpu, shares.activations_cpu, shares.activations_disk
         ),
         cpu_attention=min(1.0, max(0.0, attended)),
-        weight_bits=full_bits,
-        cache_bits=full_bits,
+        cpu_weights=CpuWeights(**multiplied) if problem.cpu_weights else CpuWeights(),
+        weight_bits=problem.weight_bits or problem.model.full_bits,
+        cache_bits=problem.cache_bits or problem.model.full_bits,
+        attention_sparsity=problem.attention_sparsity,
     )
 
 

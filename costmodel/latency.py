@@ -1,109 +1,83 @@
-"""Seconds on every channel in both phases: each term is written once, with ``+`` and ``*`` only.
+"""Seconds of every kind of task: each term is written once, with ``+`` and ``*`` only.
 
-Terms are per sequence of the block (see ``Shares``); times the block size they are seconds. What
-happens once per load of the weights is scaled by ``per_block``; what happens once per batch is
-divided by the batch size. Channels work at the same time, so a phase lasts as long as its
-busiest one. Of what two of them share, the cores that the disk takes from a computing CPU are
-charged to it; memory bandwidth and a link used both ways are not.
+Terms are linear in the shares and per sequence of the block (see ``Shares``); times the block
+size they are seconds. What happens once per load of the weights is scaled by ``per_block``; what
+happens once per batch is divided by the batch size. The program reads the terms' coefficients,
+the estimator their sums, the simulator gives each task of a kind its part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from costmodel.memory import PHASES
+from costmodel.layout import LayerLayout
 from costmodel.problem import Problem, Quantity, Shares
+from costmodel.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
+from profiles.hardware import ComputeRates
 
-Terms = dict[str, Quantity]
-
-# Cores that the disk keeps busy while it moves bytes: on two cores, a matrix product beside a
-# direct read kept 85 % of its speed. Counted where the CPU is what computes.
-DISK_CORES = 0.3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseWork:
-    """What one phase does to one sequence.
-
-    Parameters
-    ----------
-    passes
-        Passes over the model.
-    tokens
-        Tokens that go through every layer.
-    matmul_rows
-        Rows of a matrix product: the tokens that are computed at once.
-    context_tokens
-        Slots of the cache that are read, summed over the passes.
-    stored_tokens
-        Slots of the cache that are written and must outlive their pass.
-    """
-
-    passes: int
-    tokens: int
-    matmul_rows: int
-    context_tokens: float
-    stored_tokens: int
+# Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
+LOGIT_BYTES = 4
+SAMPLING_PASSES = 3
+# The CPU's part of a layer takes the hidden states and returns what is added to them, once for
+# attention and once for the MLP.
+EXCHANGES = 2
 
 
-def phase_work(problem: Problem, phase: str) -> PhaseWork:
-    """Return the counts of one phase."""
-    workload = problem.workload
-    if phase == "prefill":
-        return PhaseWork(
-            passes=1,
-            tokens=workload.prompt_len,
-            matmul_rows=problem.prefill_batch_size * workload.prompt_len,
-            context_tokens=0,
-            # With one token to generate, nobody reads the cache again.
-            stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
-        )
-    steps = workload.gen_len - 1
-    # Step t, from 1 on, reads the prompt and the t - 1 tokens before its own.
-    context = steps * workload.prompt_len + steps * (steps - 1) / 2
-    return PhaseWork(
-        passes=steps,
-        tokens=steps,
-        matmul_rows=problem.gpu_batch_size,
-        context_tokens=context,
-        # The last token is sampled and never attended to.
-        stored_tokens=max(0, steps - 1),
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kind of task in one stage: its channel, seconds and bytes through CPU memory."""
+
+    kind: str
+    channel: str
+    seconds: Quantity
+    memory_bytes: Quantity = 0.0
+
+
+def stage_work(problem: Problem, shares: Shares, stage: Stage) -> list[Work]:
+    """Return what every kind of task takes in one stage, per sequence of the block."""
+    work = [*_disk_work(problem, shares, stage)]
+    if problem.hardware.has_gpu:
+        work += _link_work(problem, shares, stage)
+        work += _gpu_work(problem, shares, stage)
+        work += _cpu_work_beside_gpu(problem, shares, stage)
+    else:
+        work += _cpu_work(problem, shares, stage)
+    return work
+
+
+def _per_block(shares: Shares, stage: Stage) -> Quantity:
+    """Weights that the CPU multiplies in place, times loads of the block."""
+    if stage.is_prefill:
+        return shares.multiplied_prefill_per_block
+    return shares.multiplied_decode_per_block
+
+
+def _disk_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
+    disk = problem.hardware.disk
+    padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
+    hidden = shares.activations_disk * _hidden_moves(problem, stage)
+    weights = shares.weights_disk * _loaded_bytes(problem, stage)
+    read = shares.cache_disk * (padded * stage.context_tokens * _read_share(problem))
+    written = shares.cache_disk * (padded * stage.stored_tokens)
+    # Small pieces move at the disk's rate for small requests.
+    batch_bytes = problem.cache_token_bytes * problem.gpu_batch_size
+    mean_context = stage.context_tokens / stage.passes
+    weight_rate = disk.read.at(_request(problem.largest_layer_bytes))
+    cache_rate = disk.read.at(_request(batch_bytes * mean_context))
+    write_rate = disk.write.at(_request(batch_bytes * stage.tokens / stage.passes))
+    return (
+        _move("read_weights", "disk_read", weights, weight_rate),
+        _move("read_hidden", "disk_read", hidden, weight_rate),
+        _move("read_cache", "disk_read", read, cache_rate),
+        _move("write_cache", "disk_write", written, write_rate),
+        _move("write_hidden", "disk_write", hidden, write_rate),
     )
 
 
-def phase_terms(problem: Problem, shares: Shares) -> dict[str, dict[str, Quantity]]:
-    """Return ``{phase: {channel: seconds per sequence}}`` for the channels of the machine."""
-    return {phase: _channel_terms(problem, shares, phase) for phase in PHASES}
-
-
-def _channel_terms(problem: Problem, shares: Shares, phase: str) -> Terms:
-    work = phase_work(problem, phase)
-    disk = _disk_terms(problem, shares, work)
-    if problem.hardware.has_gpu:
-        return disk | _link_terms(problem, shares, work) | _gpu_compute_terms(problem, shares, work)
-    compute = _compute_seconds(problem, work, attended_here=1.0)
-    contention = DISK_CORES / problem.hardware.cpu.num_cores
-    return disk | {"cpu_compute": compute + sum(disk.values()) * contention}
-
-
-def _disk_terms(problem: Problem, shares: Shares, work: PhaseWork) -> Terms:
-    disk = problem.hardware.disk
-    padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
-    hidden = shares.activations_disk * _hidden_moves(problem, work)
-    weights = shares.weights_disk * (problem.staged_weight_bytes * work.passes)
-    mean_context = work.context_tokens / max(1, work.passes)
-    cache_read = shares.cache_disk * (padded * work.context_tokens)
-    cache_write = shares.cache_disk * (padded * work.stored_tokens)
-    # Small pieces move at the disk's rate for small requests.
-    batch_bytes = problem.cache_token_bytes * problem.gpu_batch_size
-    weight_rate = disk.read.at(_request(problem.largest_layer_bytes))
-    cache_rate = disk.read.at(_request(batch_bytes * mean_context))
-    write_rate = disk.write.at(_request(batch_bytes * work.tokens / max(1, work.passes)))
-    return {
-        "disk_read": (weights + hidden) * (1 / weight_rate) + cache_read * (1 / cache_rate),
-        "disk_write": (cache_write + hidden) * (1 / write_rate),
-    }
+def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> Work:
+    return Work(kind, channel, num_bytes * (1 / rate), num_bytes)
 
 
 def _request(num_bytes: float) -> float:
@@ -111,62 +85,194 @@ def _request(num_bytes: float) -> float:
     return max(PAGE_BYTES, min(REQUEST_BYTES, num_bytes))
 
 
-def _hidden_moves(problem: Problem, work: PhaseWork) -> int:
+def _loaded_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of all layers that are staged, for all passes of the stage."""
+    return problem.staged_weight_bytes * stage.passes * problem.loads_per_block
+
+
+def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
-    return work.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
+    return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
 
 
-def _link_terms(problem: Problem, shares: Shares, work: PhaseWork) -> Terms:
+def _read_share(problem: Problem) -> float:
+    """Share of the cache that is read: all keys, and the values that sparse attention picks."""
+    return (1 + problem.attention_sparsity) / 2
+
+
+def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
     gpu, model = problem.hardware.gpu, problem.model
     assert gpu is not None
     layers = model.num_layers
     token_bytes = problem.cache_token_bytes * layers
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
-    hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, work)
-    weights = (shares.weights_cpu + shares.weights_disk) * (
-        problem.staged_weight_bytes * work.passes
-    )
+    hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
+    streamed = shares.weights_cpu + shares.weights_disk - _per_block(shares, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
-    is_prefill = work.context_tokens == 0
-    query_bytes = 0 if is_prefill else work.tokens * model.query_size * model.dtype_bytes * layers
-    down = (off_gpu if is_prefill else fetched) * (token_bytes * work.stored_tokens)
-    if not is_prefill:
-        down = down + shares.attended * (query_bytes + token_bytes * work.tokens)
-    up = weights + fetched * (token_bytes * work.context_tokens) + shares.attended * query_bytes
+    query_bytes = model.query_size * model.dtype_bytes * layers * stage.tokens
+    new_bytes = problem.unpacked_token_bytes * layers * stage.tokens
+    queries, stored = shares.attended * 0.0, off_gpu
+    if not stage.is_prefill:
+        queries, stored = shares.attended, fetched
+    fetched_bytes = fetched * (token_bytes * stage.context_tokens * _read_share(problem))
+    exchanged = shares.whole * (
+        EXCHANGES * problem.cpu_weights * layers * stage.tokens * problem.hidden_token_bytes
+    )
+    up, down = gpu.h2d.pinned_bytes_per_s, gpu.d2h.pinned_bytes_per_s
+    return (
+        _move("send_weights", "h2d", streamed * _loaded_bytes(problem, stage), up),
+        _move("send_cache", "h2d", fetched_bytes, up),
+        _move("send_hidden", "h2d", hidden, up),
+        _move("send_attended", "h2d", queries * query_bytes, up),
+        _move("send_partial", "h2d", exchanged, up),
+        _move("return_cache", "d2h", stored * (token_bytes * stage.stored_tokens), down),
+        _move("return_hidden", "d2h", hidden, down),
+        _move("return_queries", "d2h", queries * (query_bytes + new_bytes), down),
+        _move("return_partial", "d2h", exchanged, down),
+    )
+
+
+def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
+    gpu = problem.hardware.gpu
+    assert gpu is not None
+    multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
+    here = shares.whole - multiplied
+    loaded = shares.per_block - _per_block(shares, stage)
+    if problem.unpacks_per_batch:
+        loaded = here * (1 / stage.sequences_at_once)
+    attended = shares.whole - shares.attended
+    seconds = _layer_seconds(problem, stage, gpu.compute, shares.whole, here, attended, loaded)
+    head = _head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s, shares.whole)
+    return (
+        *(Work(kind, "gpu_compute", value) for kind, value in seconds.items()),
+        Work("head", "gpu_compute", head),
+    )
+
+
+def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
+    cpu, layers = problem.hardware.cpu, problem.model.num_layers
+    attend, attend_bytes = shares.attended * 0.0, shares.attended * 0.0
+    if not stage.is_prefill:
+        attend = shares.attended * _attention_seconds(problem, stage, cpu.compute)
+        attend = attend + shares.attended * (
+            layers * stage.passes * cpu.compute.task_overhead_s / stage.sequences_at_once
+        )
+        attend_bytes = shares.attended * _attended_bytes(problem, stage)
+    multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
+    flop_s = _matmul_seconds(problem, stage, cpu.compute)
+    unpack = _unpack_weights_seconds(problem, stage, cpu.compute)
+    loaded = _per_block(shares, stage)
+    if problem.unpacks_per_batch:
+        loaded = multiplied * (1 / stage.sequences_at_once)
+    batches = problem.staged_weight_bytes * stage.passes / stage.sequences_at_once
+    return (
+        Work("attend", "cpu_compute", attend, attend_bytes),
+        Work(
+            "multiply", "cpu_compute", multiplied * flop_s + loaded * unpack, multiplied * batches
+        ),
+    )
+
+
+def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
+    """Work of a CPU that computes everything."""
+    cpu = problem.hardware.cpu
+    whole = shares.whole
+    loaded = shares.per_block
+    if problem.unpacks_per_batch:
+        loaded = whole * (1 / stage.sequences_at_once)
+    seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, whole, loaded)
+    memory_bytes = {
+        "project": whole * (_attended_bytes(problem, stage)),
+        "finish": whole * (problem.staged_weight_bytes * stage.passes / stage.sequences_at_once),
+    }
+    head = _head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s, whole)
+    return (
+        *(Work(k, "cpu_compute", value, memory_bytes[k]) for k, value in seconds.items()),
+        Work("head", "cpu_compute", head),
+    )
+
+
+def _layer_seconds(
+    problem: Problem,
+    stage: Stage,
+    rates: ComputeRates,
+    whole: Quantity,
+    here: Quantity,
+    attended: Quantity,
+    loaded: Quantity,
+) -> dict[str, Quantity]:
+    """Seconds of the decoder layers on the device that computes them: up to the attention that
+    it does itself (``project``), and the rest of the layer (``finish``).
+
+    ``here`` of the weights are multiplied and ``attended`` of the cache is attended on the
+    device, which unpacks ``loaded`` of the weights.
+    """
+    decoder = _decoder(problem)
+    first = sum(t.num_elements for t in decoder.tensors if t.name == "qkv.weight")
+    share = first / decoder.num_matrix_elements
+    matmul = here * _matmul_seconds(problem, stage, rates)
+    unpack = loaded * _unpack_weights_seconds(problem, stage, rates)
+    # The embedding is a task of its own; the head's chunks are counted with the head.
+    num_tasks = stage.passes * (problem.model.num_layers + 1)
+    overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
+    attention = attended * _attention_seconds(problem, stage, rates)
+    if stage.is_prefill:
+        attention = whole * _attention_seconds(problem, stage, rates)
     return {
-        "h2d": (up + hidden) * (1 / gpu.h2d.pinned_bytes_per_s),
-        "d2h": (down + hidden) * (1 / gpu.d2h.pinned_bytes_per_s),
+        "project": (matmul + unpack) * share + attention,
+        "finish": (matmul + unpack) * (1 - share) + overhead,
     }
 
 
-def _gpu_compute_terms(problem: Problem, shares: Shares, work: PhaseWork) -> Terms:
-    cpu = problem.hardware.cpu.compute
-    cache_bytes = problem.cache_token_bytes * problem.model.num_layers * work.context_tokens
-    rate = cpu.attention_decode[problem.model.dtype]
-    return {
-        "gpu_compute": _compute_seconds(problem, work, attended_here=1 - shares.attended),
-        "cpu_compute": shares.attended * (cache_bytes / rate),
-    }
+def _decoder(problem: Problem) -> LayerLayout:
+    return next(layer for layer in problem.layers if layer.kind == "decoder")
 
 
-def _compute_seconds(problem: Problem, work: PhaseWork, *, attended_here: Quantity) -> Quantity:
-    """Seconds of the device that computes: products, attention, and the cost of its tasks."""
-    model, rates = problem.model, problem.hardware.compute
-    matmul = rates.matmul[model.dtype]
-    decoder = next(layer for layer in problem.layers if layer.kind == "decoder")
-    flop = 2 * decoder.num_matrix_elements * model.num_layers * work.tokens
-    seconds = flop / matmul.at(work.matmul_rows)
-    # The head sees one token of each sequence and pass, also in prefill.
-    head_flop = 2 * model.vocab_size * model.hidden_size * work.passes
-    seconds += head_flop / matmul.at(problem.gpu_batch_size)
-    num_tasks = work.passes * len(problem.layers)
-    at_once = problem.gpu_batch_size
-    if work.context_tokens == 0:
-        at_once = problem.prefill_batch_size
-    seconds += num_tasks * rates.task_overhead_s / at_once
-    if work.context_tokens == 0:
-        square = 4 * work.tokens**2 * model.query_size * model.num_layers
-        return seconds + square / rates.attention_prefill[model.dtype]
-    cache_bytes = problem.cache_token_bytes * model.num_layers * work.context_tokens
-    return attended_here * (cache_bytes / rates.attention_decode[model.dtype]) + seconds
+def _matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of all matrix products of the decoder layers."""
+    elements = _decoder(problem).num_matrix_elements * problem.model.num_layers
+    return 2 * elements * stage.tokens / rates.matmul[problem.model.dtype].at(stage.matmul_rows)
+
+
+def _unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of unpacking all weights once in every pass, where they are quantized."""
+    if not problem.packs_weights:
+        return 0.0
+    elements = sum(layer.num_matrix_elements for layer in problem.layers if layer.kind != "embed")
+    num_bytes = elements * problem.model.dtype_bytes * problem.loads_per_block
+    return num_bytes * stage.passes / rates.unpack_bytes_per_s
+
+
+def _attended_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the cache, as it lies, that attention reads for one sequence."""
+    token_bytes = problem.cache_token_bytes * problem.model.num_layers
+    return token_bytes * stage.context_tokens * _read_share(problem)
+
+
+def _attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    model = problem.model
+    packed_s = 0.0
+    if problem.packs_cache:
+        # What is new is packed, what is read is unpacked.
+        tokens = stage.stored_tokens + stage.context_tokens * _read_share(problem)
+        packed_bytes = problem.unpacked_token_bytes * model.num_layers * tokens
+        packed_s = packed_bytes / rates.unpack_bytes_per_s
+    if stage.is_prefill:
+        square = 4 * stage.tokens**2 * model.query_size * model.num_layers
+        return packed_s + square / rates.attention_prefill[model.dtype]
+    token_bytes = problem.unpacked_token_bytes * model.num_layers
+    read_bytes = token_bytes * stage.context_tokens * _read_share(problem)
+    return packed_s + read_bytes / rates.attention_decode[model.dtype]
+
+
+def _head_seconds(
+    problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float, whole: Quantity
+) -> Quantity:
+    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt."""
+    model, batch = problem.model, problem.gpu_batch_size
+    flop = 2 * model.vocab_size * model.hidden_size * stage.passes
+    sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
+    overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
+    seconds = flop / rates.matmul[model.dtype].at(batch) + sampled_bytes / memory_rate + overhead_s
+    return whole * seconds

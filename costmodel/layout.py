@@ -21,6 +21,10 @@ from costmodel.model_spec import ModelSpec
 # Tensors start on a cache line, layers of the weight file on a disk page.
 TENSOR_ALIGNMENT = 64
 
+# Quantized elements share a scale and a zero, 16 bits each, in groups of this many along a row.
+GROUP_SIZE = 64
+GROUP_BYTES = 4
+
 # OPT numbers its positions from 2 (the first two rows of its table are never used).
 OPT_POSITION_OFFSET = 2
 
@@ -28,6 +32,13 @@ OPT_POSITION_OFFSET = 2
 def round_up(value: int, multiple: int) -> int:
     """Round ``value`` up to a whole number of ``multiple``."""
     return -(-value // multiple) * multiple
+
+
+def packed_bytes(num_elements: int, bits: int) -> int:
+    """Bytes of one row of elements at ``bits`` each; below 16 bits, with its groups' scales."""
+    if bits >= 16:
+        return num_elements * bits // 8
+    return -(-num_elements * bits // 8) + -(-num_elements // GROUP_SIZE) * GROUP_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +54,11 @@ class TensorLayout:
     def num_rows(self) -> int:
         """Rows that a cut may fall between; a vector counts as one."""
         return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
 
     @property
     def end_bytes(self) -> int:
@@ -66,7 +82,7 @@ class LayerLayout:
     @property
     def num_matrix_elements(self) -> int:
         """Elements of the matrices: a token costs two FLOP for each."""
-        return sum(math.prod(t.shape) for t in self.tensors if len(t.shape) == 2)
+        return sum(t.num_elements for t in self.tensors if len(t.shape) == 2)
 
     def cut_near(self, num_bytes: float) -> int:
         """Find the row boundary nearest to ``num_bytes`` from the start of the layer."""
@@ -83,14 +99,19 @@ class LayerLayout:
         return tensor.offset_bytes + row * tensor.row_bytes
 
 
-@functools.lru_cache(maxsize=16)
-def model_layers(spec: ModelSpec) -> tuple[LayerLayout, ...]:
-    """Lay out every layer of ``spec`` in the order in which the schedule visits them."""
-    decoder = _pack("decoder", _decoder_shapes(spec), spec)
+@functools.lru_cache(maxsize=64)
+def model_layers(spec: ModelSpec, weight_bits: int | None = None) -> tuple[LayerLayout, ...]:
+    """Lay out every layer of ``spec`` in the order in which the schedule visits them.
+
+    ``weight_bits`` is what an element of a matrix takes, scales apart; ``None`` is the model's
+    own dtype. Vectors keep that dtype.
+    """
+    bits = weight_bits or spec.full_bits
+    decoder = _pack("decoder", _decoder_shapes(spec), spec, bits)
     return (
-        _pack("embed", _embed_shapes(spec), spec),
+        _pack("embed", _embed_shapes(spec), spec, bits),
         *(decoder for _ in range(spec.num_layers)),
-        *_head_chunks(spec, decoder.num_bytes),
+        *_head_chunks(spec, decoder.num_bytes, bits),
     )
 
 
@@ -125,8 +146,8 @@ def _embed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _head_chunks(spec: ModelSpec, chunk_bytes: int) -> list[LayerLayout]:
-    row_bytes = spec.hidden_size * spec.dtype_bytes
+def _head_chunks(spec: ModelSpec, chunk_bytes: int, bits: int) -> list[LayerLayout]:
+    row_bytes = packed_bytes(spec.hidden_size, bits)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     rows_per_chunk = -(-spec.vocab_size // num_chunks)
     chunks = []
@@ -134,17 +155,17 @@ def _head_chunks(spec: ModelSpec, chunk_bytes: int) -> list[LayerLayout]:
         rows = min(rows_per_chunk, spec.vocab_size - first)
         shapes = _norm_shapes(spec, "final_norm") if first == 0 else {}
         shapes = shapes | {"head.weight": (rows, spec.hidden_size)}
-        chunks.append(_pack("head", shapes, spec, first_row=first))
+        chunks.append(_pack("head", shapes, spec, bits, first_row=first))
     return chunks
 
 
 def _pack(
-    kind: str, shapes: dict[str, tuple[int, ...]], spec: ModelSpec, first_row: int = 0
+    kind: str, shapes: dict[str, tuple[int, ...]], spec: ModelSpec, bits: int, first_row: int = 0
 ) -> LayerLayout:
     offset = 0
     tensors = []
     for name, shape in shapes.items():
-        row_bytes = shape[-1] * spec.dtype_bytes
+        row_bytes = packed_bytes(shape[-1], bits if len(shape) == 2 else spec.full_bits)
         tensor = TensorLayout(name=name, shape=shape, offset_bytes=offset, row_bytes=row_bytes)
         tensors.append(tensor)
         offset = round_up(tensor.end_bytes, TENSOR_ALIGNMENT)

@@ -18,6 +18,9 @@ from profiles.units import MIB
 # A layer's weights are read into one buffer while the layer before is computed from another;
 # likewise the cache and the hidden states of a batch.
 NUM_BUFFERS = 2
+# While the CPU attends for one batch, the GPU has yet to finish the one before, and the hidden
+# states of the next arrive.
+NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Logits are sampled from in float32 whatever the model computes in.
 LOGIT_BYTES = 4
 PHASES = ("prefill", "decode")
@@ -116,7 +119,18 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     home["attention staging"] = shares.attended_per_block * (
         NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
     )
-    return {"whole run": home}
+    if not problem.cpu_weights:
+        return {"whole run": home}
+    # It multiplies weights for one batch while the hidden states of the next arrive.
+    exchanged = 2 * NUM_BUFFERS * problem.gpu_batch_size * _hidden_bytes(problem)
+    return {
+        phase: home
+        | {
+            "workspace": shares.per_block * workspace_bytes(problem, phase),
+            "exchange staging": shares.per_block * exchanged,
+        }
+        for phase in PHASES
+    }
 
 
 def _disk(problem: Problem, shares: Shares) -> Terms:
@@ -128,7 +142,7 @@ def _disk(problem: Problem, shares: Shares) -> Terms:
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
         # Every layer and every batch's hidden states begin on a page of the file.
         "page padding": shares.per_block * (page_bytes * len(problem.layers))
-        + page_bytes / problem.gpu_batch_size,
+        + shares.whole * (page_bytes / problem.gpu_batch_size),
     }
 
 
@@ -136,10 +150,16 @@ def _hidden_bytes(problem: Problem) -> int:
     return problem.workload.prompt_len * problem.hidden_token_bytes
 
 
+def num_hidden_buffers(*, has_gpu: bool) -> int:
+    """Return how many batches' hidden states are staged at once."""
+    return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
+
+
 def _hidden_staging_bytes(problem: Problem) -> int:
     if problem.in_place:
         return 0
-    return NUM_BUFFERS * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
+    count = num_hidden_buffers(has_gpu=problem.hardware.has_gpu)
+    return count * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
 
 
 def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
@@ -156,11 +176,11 @@ def _head_terms(problem: Problem, shares: Shares) -> Terms:
     logits = problem.model.vocab_size * LOGIT_BYTES
     # With the head in one piece, the logits of a batch are sampled from as they come.
     kept = (
-        logits
+        shares.whole * logits
         if problem.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    return {"head input": problem.hidden_token_bytes, "logits": kept}
+    return {"head input": shares.whole * problem.hidden_token_bytes, "logits": kept}
 
 
 def workspace_bytes(problem: Problem, phase: str) -> int:
@@ -183,5 +203,19 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     # One chunk of the head makes its logits in the model's dtype, then in float32.
     head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * (model.dtype_bytes + LOGIT_BYTES)
-    needed = max(layer_bytes, head_bytes)
+    needed = max(layer_bytes, head_bytes) + _unpacked_bytes(problem, phase)
     return round(needed * (1 + ALLOCATOR_SHARE)) + LIBRARY_BYTES
+
+
+def _unpacked_bytes(problem: Problem, phase: str) -> int:
+    """Count what is unpacked at once: a layer's or a matrix's weights, and a batch's cache."""
+    unpacked = 0
+    if problem.packs_weights:
+        elements = max(layer.num_matrix_elements for layer in problem.layers)
+        if problem.unpacks_per_batch:
+            elements = max(t.num_elements for layer in problem.layers for t in layer.tensors)
+        unpacked += elements * problem.model.dtype_bytes
+    if problem.packs_cache and phase == "decode":
+        tokens = problem.gpu_batch_size * problem.workload.context_len
+        unpacked += tokens * problem.unpacked_token_bytes
+    return unpacked

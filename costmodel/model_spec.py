@@ -95,6 +95,11 @@ class ModelSpec:
         """Bytes of one element in the compute dtype."""
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def full_bits(self) -> int:
+        """Bits of one element in the compute dtype."""
+        return 8 * self.dtype_bytes
+
     def with_dtype(self, dtype: str) -> ModelSpec:
         """Return the same model computing in another dtype."""
         return replace(self, dtype=dtype)

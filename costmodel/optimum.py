@@ -1,26 +1,38 @@
-"""Find the policy: enumerate what is not linear, solve what is."""
+"""Find the policy: enumerate what is not linear, solve what is, branch on the block size.
+
+Every problem is solved with its block size free: the optimum bounds all of its policies. The
+problem with the best bound is then taken first, and its range of block sizes split at the one
+it wants, until what is left cannot be better than the best policy found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import heapq
+import itertools
+import math
+from dataclasses import dataclass, field, replace
 
-from costmodel.fitting import MAX_BLOCK_SIZE, fit_all, fits_alone
-from costmodel.memory import with_capacities
+from costmodel.choices import MAX_BLOCK_SIZE, check_allowed, problems_of, smallest_problem
+from costmodel.fitting import fit
+from costmodel.job import job_throughput
+from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy, Prediction
 from costmodel.price import check_work, estimate
 from costmodel.problem import Problem
-from costmodel.program import Infeasible, Solution, shortage_of, solve
+from costmodel.program import Limits, Solution, solve
+from costmodel.shortage import shortage_of
+from costmodel.solver import Infeasible
 from costmodel.workload import Workload
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
-from profiles.units import GIB
 
-# A matrix product needs no more rows than these to run at its best.
-PREFILL_ROWS = (2048, 512)
-# Differences in predicted throughput below this are not to be trusted.
-NEARLY_AS_FAST = 0.01
+# Share of every capacity that is left free, unless the user asks for another.
+DEFAULT_MARGIN = 0.01
+# Differences in predicted throughput below this are not worth more programs.
+NEARLY_AS_FAST = 0.002
+# Splits after which the best policy found is taken as it is; its gap is reported.
+MAX_SPLITS = 64
 # Shares of a tier's capacity to advise beyond what is missing: the first that rounding can use.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
@@ -36,14 +48,16 @@ class SearchResult:
     job_tok_per_s
         Throughput over all prompts, a partly filled last block included.
     bound_tok_per_s
-        No policy of the batch sizes tried exceeds this throughput on full blocks.
-    solution
-        The linear program's optimum at the policy's block size, with its duals.
+        No policy of the batch sizes tried exceeds this throughput, whatever its placement.
+    problem, solution
+        What was enumerated, and the program's optimum at the policy's block size, with its
+        duals.
     """
 
     policy: Policy
     job_tok_per_s: float
     bound_tok_per_s: float
+    problem: Problem
     solution: Solution
 
     @property
@@ -58,14 +72,41 @@ class SearchResult:
         return 1 - self.job_tok_per_s / self.bound_tok_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    problem: Problem
-    relaxed: Solution
+@dataclass(frozen=True, slots=True, order=True)
+class _Node:
+    """A range of block sizes of one problem, by its bound: the best is the smallest."""
+
+    seconds: float
+    index: int
+    problem: Problem = field(compare=False)
+    fewest: int = field(compare=False)
+    most: int = field(compare=False)
+    solution: Solution = field(compare=False)
 
     @property
-    def bound_tok_per_s(self) -> float:
-        return self.problem.workload.gen_len / self.relaxed.bound_per_sequence_s
+    def wanted(self) -> float:
+        """Batches in the block of the relaxed optimum."""
+        inverse = self.solution.shares.per_block * self.problem.gpu_batch_size
+        return float(min(max(1 / inverse, self.fewest), self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    tok_per_s: float
+    policy: Policy
+    problem: Problem
+    solution: Solution
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per sequence of the job."""
+        return self.problem.workload.gen_len / self.tok_per_s
+
+    @property
+    def busy_s(self) -> float:
+        """Busy seconds of all channels together, per sequence of the block."""
+        busy = estimate(self.policy, self.problem.hardware).channel_s
+        return sum(busy.values()) / self.policy.block_size
 
 
 def search(
@@ -74,8 +115,19 @@ def search(
     workload: Workload,
     *,
     max_latency_s: float | None = None,
+    margin: float = DEFAULT_MARGIN,
+    allowed: frozenset[str] = frozenset(),
 ) -> SearchResult:
     """Return the policy with the highest predicted throughput over the whole job.
+
+    Parameters
+    ----------
+    max_latency_s
+        Limit on the latency of one block.
+    margin
+        Share of every capacity that is left free.
+    allowed
+        Names out of ``costmodel.choices.ALLOWABLE``.
 
     Raises
     ------
@@ -83,55 +135,136 @@ def search(
         When nothing fits: which tier is short, by how many bytes, and what would do.
     """
     check_work(model, workload, hardware)
-    candidates = list(_relax_all(hardware, model, workload, max_latency_s))
-    candidates.sort(key=lambda candidate: -candidate.bound_tok_per_s)
-    best = _best_rounded(candidates, hardware, max_latency_s)
-    if best is None:
-        raise _reason_of(_problem(hardware, model, workload, 1, 1, in_place=True), max_latency_s)
-    rate, policy, solution = best
+    check_allowed(allowed, hardware)
+    usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
+    tree = _Tree(max_latency_s)
+    for problem in problems_of(with_capacities(hardware, usable), model, workload, allowed):
+        tree.add(problem, 1, _most_batches(problem))
+    tree.grow()
+    if not tree.found:
+        smallest = smallest_problem(hardware, model, workload, allowed)
+        raise _reason_of(smallest, max_latency_s, margin)
+    best = tree.choose()
     return SearchResult(
         policy=replace(
-            policy,
+            best.policy,
             hardware=replace(hardware, measurements=()),
-            predicted=estimate(policy, hardware),
+            predicted=estimate(best.policy, hardware),
         ),
-        job_tok_per_s=rate,
-        bound_tok_per_s=candidates[0].bound_tok_per_s,
-        solution=solution,
+        job_tok_per_s=best.tok_per_s,
+        bound_tok_per_s=workload.gen_len / tree.bound_s,
+        problem=best.problem,
+        solution=best.solution,
     )
 
 
-def _best_rounded(
-    candidates: Iterable[_Candidate], hardware: HardwareProfile, max_latency_s: float | None
-) -> tuple[float, Policy, Solution] | None:
-    """Round candidates in the order of their bounds until none comes near the best so far.
+class _Tree:
+    """Best-first branch and bound over problems and block sizes."""
 
-    Of the policies that are predicted nearly as fast as the best, the one whose channels have
-    the least to do is taken: what the model leaves out, it suffers least from.
-    """
-    found: list[tuple[float, Policy, Solution]] = []
-    best = 0.0
-    for candidate in candidates:
-        # Bounds hold for full blocks; a job whose last block is partly filled is never faster.
-        if candidate.bound_tok_per_s <= best * (1 - NEARLY_AS_FAST):
-            break
-        problem, relaxed = candidate.problem, candidate.relaxed
-        for policy, solution in fit_all(problem, relaxed, max_latency_s=max_latency_s):
-            found.append((job_throughput(policy, hardware), policy, solution))
-        best = max((rate for rate, _, _ in found), default=0.0)
-    near = [entry for entry in found if entry[0] >= best * (1 - NEARLY_AS_FAST)]
-    return min(near, key=lambda entry: _busy_s(entry[1], hardware), default=None)
+    def __init__(self, max_latency_s: float | None) -> None:
+        self.max_latency_s = max_latency_s
+        self.found: list[_Found] = []
+        # No policy takes fewer seconds per sequence than this.
+        self.bound_s = math.inf
+        self._open: list[_Node] = []
+        self._count = itertools.count()
+
+    def add(self, problem: Problem, fewest: int, most: int) -> None:
+        """Solve for a range of batches in the block and keep it, unless nothing fits there."""
+        if fewest > most:
+            return
+        if fewest == most:
+            problem = replace(problem, loads_per_block=_loads_per_block(problem, fewest))
+        batch = problem.gpu_batch_size
+        limits = Limits(
+            block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s
+        )
+        try:
+            solution = solve(problem, limits)
+        except Infeasible:
+            return
+        node = _Node(
+            solution.bound_per_sequence_s, next(self._count), problem, fewest, most, solution
+        )
+        heapq.heappush(self._open, node)
+
+    def grow(self) -> None:
+        """Split the best range until the best policy is as good as any can be."""
+        best_s = math.inf
+        for count in itertools.count():
+            if not self._open or self._open[0].seconds >= best_s * (1 - NEARLY_AS_FAST):
+                break
+            if self.found and count >= MAX_SPLITS:
+                break
+            node = heapq.heappop(self._open)
+            if node.fewest == node.most:
+                self.bound_s = min(self.bound_s, node.seconds)
+                self._round(node)
+                best_s = min((f.seconds for f in self.found), default=math.inf)
+            else:
+                self._split(node)
+        open_s = self._open[0].seconds if self._open else math.inf
+        self.bound_s = min(self.bound_s, open_s, best_s)
+
+    def _split(self, node: _Node) -> None:
+        """Take the block size that the relaxed optimum wants, and what is below and above it."""
+        here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
+        self.add(node.problem, here, here)
+        self.add(node.problem, node.fewest, here - 1)
+        self.add(node.problem, max(above, node.fewest), node.most)
+
+    def _round(self, node: _Node) -> None:
+        fitted = fit(node.problem, node.fewest, max_latency_s=self.max_latency_s)
+        if fitted is not None:
+            policy, solution = fitted
+            rate = job_throughput(policy, node.problem.hardware)
+            self.found.append(_Found(rate, policy, node.problem, solution))
+
+    def choose(self) -> _Found:
+        """Of the policies predicted nearly as fast as the best, return the one whose channels
+        have the least to do: what the model leaves out, it suffers least from."""
+        best = max(found.tok_per_s for found in self.found)
+        near = [f for f in self.found if f.tok_per_s >= best * (1 - NEARLY_AS_FAST)]
+        return min(near, key=lambda found: found.busy_s)
 
 
-def _busy_s(policy: Policy, hardware: HardwareProfile) -> float:
-    """Busy seconds of all channels together, per sequence of the block."""
-    return sum(estimate(policy, hardware).channel_s.values()) / policy.block_size
+def _most_batches(problem: Problem) -> int:
+    """Return the most batches in a block that the job can fill, none of them left empty."""
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
+    most = -(-(num_prompts or MAX_BLOCK_SIZE) // batch)
+    # Sequences are dealt out evenly: the last batch may leave too few for each.
+    if num_prompts is not None and batch > -(-num_prompts // most):
+        return most - 1
+    return most
 
 
-def _reason_of(smallest: Problem, max_latency_s: float | None) -> InfeasibleError:
+def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
+    """Return the least number of batches that does the job in as many blocks as this one, and
+    the least that does it in one block less."""
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
+    if num_prompts is None:
+        return num_gpu_batches, num_gpu_batches + 1
+    num_blocks = -(-num_prompts // (batch * num_gpu_batches))
+    here = -(-num_prompts // (batch * num_blocks))
+    if num_blocks == 1:
+        return here, num_prompts + 1
+    return here, -(-num_prompts // (batch * (num_blocks - 1)))
+
+
+def _loads_per_block(problem: Problem, num_gpu_batches: int) -> float:
+    """Loads of the weights that a full block's share of the job pays for."""
+    num_prompts = problem.workload.num_prompts
+    if num_prompts is None:
+        return 1.0
+    block_size = problem.gpu_batch_size * num_gpu_batches
+    return max(1.0, -(-num_prompts // block_size) * block_size / num_prompts)
+
+
+def _reason_of(smallest: Problem, max_latency_s: float | None, margin: float) -> InfeasibleError:
     """Say why not even a block of one sequence can be had."""
+    hardware = smallest.hardware
     try:
-        alone = solve(smallest, max_block_size=1, block_size=1)
+        alone = solve(smallest, Limits(block_sizes=(1, 1)))
     except Infeasible:
         pass
     else:
@@ -140,113 +273,11 @@ def _reason_of(smallest: Problem, max_latency_s: float | None) -> InfeasibleErro
                 f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
                 f" least {alone.latency_per_sequence_s:.4g} s; try a longer one, or more memory"
             )
-    for margin in ADVICE_MARGINS:
-        shortage = shortage_of(smallest, margin=margin)
-        hardware = with_capacities(smallest.hardware, shortage.budget_bytes)
-        if fits_alone(replace(smallest, hardware=hardware), max_latency_s=max_latency_s):
+    for share in ADVICE_MARGINS:
+        shortage = shortage_of(smallest, margin=share + margin)
+        roomier = with_capacities(hardware, shortage.budget_bytes)
+        usable = {t: math.floor(c * (1 - margin)) for t, c in capacities(roomier).items()}
+        enough = replace(smallest, hardware=with_capacities(roomier, usable))
+        if fit(enough, 1, max_latency_s=max_latency_s) is not None:
             break
     return InfeasibleError(str(shortage))
-
-
-def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
-    """Return token/s over all prompts, the last and partly filled block included."""
-    num_prompts = policy.workload.num_prompts or policy.block_size
-    latency_s = 0.0
-    if num_full := num_prompts // policy.block_size:
-        latency_s += num_full * estimate(policy, hardware).latency_s
-    if last := _last_block(policy, num_prompts % policy.block_size):
-        latency_s += estimate(last, hardware).latency_s
-    return num_prompts * policy.workload.gen_len / latency_s
-
-
-def blocks_of(policy: Policy) -> Iterator[Policy]:
-    """Yield the policy of every block of a job: the last one has only the batches it needs."""
-    num_prompts = policy.workload.num_prompts or policy.block_size
-    for _ in range(num_prompts // policy.block_size):
-        yield policy
-    if last := _last_block(policy, num_prompts % policy.block_size):
-        yield last
-
-
-def _last_block(policy: Policy, num_sequences: int) -> Policy | None:
-    """Return the policy of a partly filled block, which deals its sequences out evenly."""
-    if not num_sequences:
-        return None
-    num_gpu_batches = -(-num_sequences // policy.gpu_batch_size)
-    size = -(-num_sequences // num_gpu_batches)
-    return replace(
-        policy,
-        gpu_batch_size=size,
-        prefill_batch_size=min(policy.prefill_batch_size, size),
-        num_gpu_batches=num_gpu_batches,
-    )
-
-
-def shadow_price(solution: Solution, problem: Problem, tier: str, capacity: int) -> float:
-    """Return token/s that one GiB more of a tier is worth, at the solution's block size.
-
-    A capacity row reads ``use * batch / capacity <= per_block * batch``, so its dual is seconds
-    per sequence for one unit of that; d(throughput) = -throughput^2 / gen_len * d(latency).
-    """
-    prefix = f"capacity.{tier}."
-    dual = sum(value for name, value in solution.duals.items() if name.startswith(prefix))
-    unit = solution.shares.per_block * problem.gpu_batch_size * GIB / max(capacity, 1)
-    gen_len = problem.workload.gen_len
-    return float(max(0.0, -dual) * unit * gen_len / solution.latency_per_sequence_s**2)
-
-
-def _relax_all(
-    hardware: HardwareProfile, model: ModelSpec, workload: Workload, max_latency_s: float | None
-) -> Iterable[_Candidate]:
-    for gpu_batch_size in _batch_sizes(workload):
-        sizes = {_even_part(gpu_batch_size, rows // workload.prompt_len) for rows in PREFILL_ROWS}
-        for prefill_batch_size in sorted(sizes):
-            for in_place in (True, False):
-                problem = _problem(
-                    hardware, model, workload, gpu_batch_size, prefill_batch_size,
-                    in_place=in_place,
-                )  # fmt: skip
-                try:
-                    relaxed = solve(
-                        problem,
-                        # A last batch that is partly empty only costs: the bound needs no more.
-                        max_block_size=workload.num_prompts or MAX_BLOCK_SIZE,
-                        max_latency_s=max_latency_s,
-                    )
-                except Infeasible:
-                    continue
-                yield _Candidate(problem, relaxed)
-
-
-def _even_part(size: int, most: int) -> int:
-    """Return the largest of the equal parts, at most ``most`` each, that ``size`` is dealt into."""
-    return -(-size // -(-size // max(1, most)))
-
-
-def _problem(
-    hardware: HardwareProfile,
-    model: ModelSpec,
-    workload: Workload,
-    gpu_batch_size: int,
-    prefill_batch_size: int,
-    *,
-    in_place: bool,
-) -> Problem:
-    return Problem(
-        hardware=hardware,
-        model=model,
-        workload=workload,
-        gpu_batch_size=gpu_batch_size,
-        prefill_batch_size=prefill_batch_size,
-        in_place=in_place,
-    )
-
-
-def _batch_sizes(workload: Workload) -> list[int]:
-    """Powers of two and the sizes between them, and those that divide the prompts evenly."""
-    most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
-    powers = [2**i for i in range(most.bit_length())]
-    sizes = {*powers, *(3 * p // 2 for p in powers if p > 1)}
-    if workload.num_prompts is not None:
-        sizes |= {-(-workload.num_prompts // parts) for parts in range(1, 9)}
-    return sorted(size for size in sizes if size <= most)

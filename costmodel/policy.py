@@ -42,6 +42,26 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuWeights:
+    """Fractions of the weights in CPU memory that the CPU multiplies where they lie, by phase;
+    the rest is sent to the GPU. Without a GPU, the CPU multiplies everything and these are 0."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not 0 <= value <= 1:
+                raise InputError(f"cpu_weights.{name}", got=value, allowed="a fraction in [0, 1]")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the CPU multiplies any weights beside a GPU."""
+        return max(self.prefill, self.decode) > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What the cost model says of a policy.
 
@@ -52,10 +72,11 @@ class Prediction:
     latency_s, prefill_s, decode_s
         Seconds for one block and for its two phases.
     lower_bound_s
-        Sum over the phases of the busiest channel's own seconds at the profile's rates. So far
-        the latency adds nothing to it.
+        Sum over the phases of the busiest channel's own seconds at the profile's rates: without
+        fixed costs, contention, or waiting of one channel for another.
     bottleneck
-        The channel that is busiest over the block.
+        What limits most of the block: a channel, two channels that slow each other down, the
+        CPU's memory, or the path of a single batch through the layers.
     channel_s
         Busy seconds per channel over the block.
     peak_bytes
@@ -88,8 +109,13 @@ class Policy:
     cpu_attention
         Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
         is fetched. Without a GPU everything is attended on the CPU and this is 1.
+    cpu_weights
+        Fractions of the weights in CPU memory that the CPU multiplies where they lie.
     weight_bits, cache_bits
         Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
+    unpacks_per_batch
+        Quantized weights are unpacked one matrix at a time for every batch, as FlexGen does,
+        instead of a layer at once for every load, which takes more memory and less time.
     attention_sparsity
         Fraction of values read per query; 1 is dense attention.
     hardware
@@ -105,8 +131,10 @@ class Policy:
     cache: Placement
     activations: Placement
     cpu_attention: float = 1.0
+    cpu_weights: CpuWeights = CpuWeights()
     weight_bits: int = 16
     cache_bits: int = 16
+    unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
     hardware: HardwareProfile | None = None
     predicted: Prediction | None = None
@@ -131,7 +159,7 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
                 )
-        full = 8 * self.model.dtype_bytes
+        full = self.model.full_bits
         for name in ("weight_bits", "cache_bits"):
             if getattr(self, name) not in (full, 8, 4):
                 raise InputError(

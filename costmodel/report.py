@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from costmodel.memory import capacities, memory_rows
-from costmodel.optimum import SearchResult, shadow_price
+from costmodel.optimum import SearchResult
 from costmodel.policy import Policy, Prediction
+from costmodel.price import phase_channels
 from costmodel.problem import problem_of, shares_of
+from costmodel.sensitivity import shadow_prices
+from costmodel.whatif import Change
 from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes, format_seconds
 
@@ -54,6 +59,14 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
         lines.append(
             f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU"
         )
+    if policy.cpu_weights.is_used:
+        shares = f"{policy.cpu_weights.prefill:.0%} in prefill, {policy.cpu_weights.decode:.0%}"
+        lines.append(f"  of the weights in CPU memory, it multiplies {shares} in decode")
+    full = policy.model.full_bits
+    if (policy.weight_bits, policy.cache_bits) != (full, full):
+        lines.append(f"  weights in {policy.weight_bits} bits, cache in {policy.cache_bits} bits")
+    if policy.attention_sparsity < 1:
+        lines.append(f"  decode reads {policy.attention_sparsity:.0%} of the values")
     return lines
 
 
@@ -81,24 +94,56 @@ def _memory_lines(hardware: HardwareProfile, prediction: Prediction) -> list[str
     ]
 
 
-def format_explanation(result: SearchResult, hardware: HardwareProfile) -> str:
-    """Lay out what stands behind a policy: bound, memory by buffer, what more memory is worth."""
-    policy = result.policy
-    problem, shares = problem_of(policy, hardware), shares_of(policy)
+def format_explanation(
+    result: SearchResult, hardware: HardwareProfile, changes: Sequence[Change]
+) -> str:
+    """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
+    anything is worth, and what would change the answer."""
     lines = [
         f"no policy exceeds {result.bound_tok_per_s:.4g} token/s in this model; this one reaches"
-        f" {result.job_tok_per_s:.4g} over the whole job, {result.gap:.1%} less",
+        f" {result.job_tok_per_s:.4g} over the whole job: rounding costs {result.gap:.1%}",
+        f"channels alone, without fixed costs or waiting, would take"
+        f" {format_seconds(result.predicted.lower_bound_s)} a block",
+        *_channel_lines(result.policy, hardware),
+        *_buffer_lines(result.policy, hardware),
+        *_price_lines(result),
+        "\nwith its own best policy, throughput would be",
     ]
+    for change in changes:
+        gain = change.job_tok_per_s / result.job_tok_per_s - 1
+        lines.append(f"  {change.what:<38}{change.job_tok_per_s:10.4g} token/s  {gain:+7.1%}")
+    return "\n".join(lines)
+
+
+def _channel_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    phases = phase_channels(policy, hardware)
+    lines = [f"\n  {'busy seconds':<18}" + "".join(f"{phase:>14}" for phase in phases)]
+    for channel in phases["prefill"]:
+        cells = [f"{format_seconds(seconds[channel]):>14}" for seconds in phases.values()]
+        lines.append(f"  {channel:<18}" + "".join(cells))
+    return lines
+
+
+def _buffer_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    lines = []
     for tier, rows in memory_rows(problem, shares).items():
         name, terms = max(rows.items(), key=lambda row: sum(row[1].values()))
         lines.append(f"\n{tier} at its peak ({name})")
         lines += [
             f"  {buffer:<18}{format_bytes(use * policy.block_size):>12}"
             for buffer, use in terms.items()
-            if use > 0
+            if use * policy.block_size >= 1
         ]
-    lines.append("\none GiB more, at this block size")
-    for tier, capacity in capacities(hardware).items():
-        worth = shadow_price(result.solution, problem, tier, capacity)
-        lines.append(f"  {tier:<18}{worth:+9.3f} token/s")
-    return "\n".join(lines)
+    return lines
+
+
+def _price_lines(result: SearchResult) -> list[str]:
+    lines = ["\none unit more, at this block size, is worth (shadow prices)"]
+    prices = [price for price in shadow_prices(result.problem, result.solution) if price.tok_per_s]
+    for price in prices:
+        lines.append(
+            f"  {price.name:<15}{price.tok_per_s:+10.4f} token/s per {price.unit:<8}"
+            f" (of {price.amount:.4g})"
+        )
+    return lines if prices else [*lines, "  nothing: no capacity and no rate limits it alone"]

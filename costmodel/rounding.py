@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from costmodel.layout import LayerLayout, model_layers, round_up
-from costmodel.model_spec import ModelSpec
+from costmodel.layout import LayerLayout, model_layers, packed_bytes, round_up
 from costmodel.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
@@ -64,13 +63,13 @@ def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
     return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
 
 
-def _row_bytes(model: ModelSpec) -> int:
-    return 2 * model.head_dim * model.dtype_bytes
+def _row_bytes(policy: Policy) -> int:
+    return 2 * packed_bytes(policy.model.head_dim, policy.cache_bits)
 
 
-def _disk_unit(model: ModelSpec) -> int:
+def _disk_unit(policy: Policy) -> int:
     """Rows that fill a page of the disk best."""
-    return max(1, PAGE_BYTES // _row_bytes(model))
+    return max(1, PAGE_BYTES // _row_bytes(policy))
 
 
 def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segment, ...]:
@@ -80,7 +79,7 @@ def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segmen
     one aligned write: their number is rounded to a multiple of the rows that fill a page.
     """
     rows = batch_size * policy.model.num_kv_heads
-    row_bytes, unit = _row_bytes(policy.model), _disk_unit(policy.model)
+    row_bytes, unit = _row_bytes(policy), _disk_unit(policy)
     gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
     attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
     if attended_from > cpu_end:
@@ -134,7 +133,7 @@ def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
 
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
-    layers = model_layers(policy.model)
+    layers = model_layers(policy.model, policy.weight_bits)
     # All decoder layers are one object: cut each layout once.
     layouts = {id(layer): layer for layer in layers}
     cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}
@@ -156,13 +155,21 @@ def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
 
 
 def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
-    """Yield the policy with its cache rounded down and up on every tier and place of attention.
+    """Yield the policy with its cache and its hidden states rounded down and up on every tier and
+    place of attention.
 
-    Of few rows, the nearest may be far from the best: one too many on a slow tier costs more
-    than several too few.
+    Of few rows or sequences, the nearest may be far from the best: one too many on a slow tier
+    costs more than several too few.
     """
+    hidden = list(_hidden_roundings(policy))
+    for cache, cpu_attention in _cache_roundings(policy, has_gpu=has_gpu):
+        for activations in hidden:
+            yield replace(policy, cache=cache, cpu_attention=cpu_attention, activations=activations)
+
+
+def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placement, float]]:
     rows = policy.gpu_batch_size * policy.model.num_kv_heads
-    unit = _disk_unit(policy.model)
+    unit = _disk_unit(policy)
     attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
     on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
     for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):
@@ -171,11 +178,16 @@ def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
         off_gpu = rows - gpu
         counts = {min(off_gpu, count) for count in _sides(attended)} if has_gpu else {off_gpu}
         for count in counts if policy.cpu_attention < 1 else {off_gpu}:
-            yield replace(
-                policy,
-                cache=_fractions(gpu / rows, disk / rows),
-                cpu_attention=count / off_gpu if off_gpu else 1.0,
-            )
+            yield _fractions(gpu / rows, disk / rows), count / off_gpu if off_gpu else 1.0
+
+
+def _hidden_roundings(policy: Policy) -> Iterator[Placement]:
+    batch = policy.gpu_batch_size
+    for gpu, disk in itertools.product(
+        _sides(policy.activations.gpu * batch), _sides(policy.activations.disk * batch)
+    ):
+        if gpu + disk <= batch:
+            yield _fractions(gpu / batch, disk / batch)
 
 
 def _sides(value: float) -> set[int]:

@@ -19,6 +19,7 @@ class Route:
     sent_weights: frozenset[int]
     disk_cache: bool
     sends_cache: bool
+    fetches_from_disk: bool
     stores_cache: bool
     attends_on_cpu: bool
     disk_hidden: bool
@@ -42,6 +43,7 @@ def route_of(policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) ->
         sent_weights=frozenset(i for i, c in cuts.items() if has_gpu and c.gpu_end < c.num_bytes),
         disk_cache=any(s.home == "disk" for s in segments),
         sends_cache=bool(fetched),
+        fetches_from_disk=any(s.home == "disk" for s in fetched),
         stores_cache=has_gpu and any(s.home != "gpu" for s in segments),
         attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in segments),
         disk_hidden=disk_end > 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from costmodel.layout import round_up
-from costmodel.memory import NUM_BUFFERS
+from costmodel.memory import num_hidden_buffers
 from costmodel.policy import Policy
 from costmodel.rounding import cut_hidden
 from costmodel.schedule import Task
@@ -51,7 +51,10 @@ class HiddenStates:
         }
         size = 0 if self.in_place else round_up(batch * self._sequence_bytes, PAGE_BYTES)
         self._staging = {
-            tier: [arena.allocate("hidden staging", size) for _ in range(NUM_BUFFERS)]
+            tier: [
+                arena.allocate("hidden staging", size)
+                for _ in range(num_hidden_buffers(has_gpu=machine.has_gpu))
+            ]
             for tier, arena in machine.arenas.items()
         }
         self._batch_sizes: list[int] = []
@@ -143,7 +146,7 @@ class HiddenStates:
         return self._home(self._compute_tier, task, self._batch_sizes[task.batch])
 
     def _staged(self, tier: str, task: Task) -> torch.Tensor:
-        buffer = self._staging[tier][task.slot]
+        buffer = self._staging[tier][task.hidden_slot]
         return self._as_hidden(buffer, task, self._batch_sizes[task.batch])
 
     def _own_part(self, task: Task) -> tuple[slice, torch.Tensor]:
@@ -157,7 +160,7 @@ class HiddenStates:
         model = self.policy.model
         part = self._clip(task, 0, self.disk_end)
         used = part.stop * self._num_tokens(task) * model.hidden_size * model.dtype_bytes
-        return self._staging["cpu"][task.slot][: round_up(used, PAGE_BYTES)]
+        return self._staging["cpu"][task.hidden_slot][: round_up(used, PAGE_BYTES)]
 
     def _copy(self, task: Task, *, down: bool) -> int:
         from_disk = self._clip(task, 0, self.disk_end)

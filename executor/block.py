@@ -10,7 +10,7 @@ import torch
 from costmodel.layout import OPT_POSITION_OFFSET
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
-from costmodel.schedule import Task
+from costmodel.schedule import Task, num_weight_pieces
 from executor import layers
 from executor.activations import HiddenStates
 from executor.attention import decode_attention, prefill_attention, valid_slots
@@ -115,7 +115,7 @@ class Block:
         self.batches = batches
         sizes = [len(batch) for batch in batches]
         prompt_len = batches[0].prompt_ids.shape[1]
-        self.stores.weights.num_pieces = len(batches)
+        self.stores.weights.num_pieces = num_weight_pieces(len(batches))
         self.stores.cache.start_block(sizes, prompt_len)
         self.stores.hidden.start_block(sizes, prompt_len)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from costmodel.flags import DEFAULT_GEN_LEN, choose_dtype
 from costmodel.optimum import search
 from costmodel.policy import Policy, Prediction
 from costmodel.price import check_fits, estimate
 from costmodel.report import format_prediction
-from costmodel.search import DEFAULT_GEN_LEN, choose_dtype
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.machine_profile import machine_profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from costmodel.optimum import blocks_of
+from costmodel.job import blocks_of
 from costmodel.policy import Policy, Prediction
 from costmodel.price import estimate
 from executor.memory_peak import gpu_peak_bytes

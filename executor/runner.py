@@ -12,7 +12,7 @@ import torch
 
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
-from costmodel.price import check_machine
+from costmodel.price import check_executable, check_machine
 from costmodel.route import route_of
 from costmodel.schedule import Task, ZigzagSchedule
 from executor.activations import HiddenStates
@@ -237,6 +237,7 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
                 hint="search again with --model",
             )
     check_machine(policy, hardware)
+    check_executable(policy)
     if hardware.has_gpu and not hardware.is_emulated and not torch.cuda.is_available():
         raise InputError(
             "machine",

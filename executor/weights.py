@@ -15,7 +15,7 @@ from costmodel.layout import LayerLayout, TensorLayout, round_up
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import cut_layer
-from costmodel.schedule import Task
+from costmodel.schedule import Task, num_weight_pieces
 from executor.checkpoint import WeightSource
 from executor.layers import LayerWeights
 from executor.machine import Machine
@@ -54,7 +54,7 @@ class WeightStore:
         self.file = file
         self.dtype = DTYPES[policy.model.dtype]
         self.cuts = [cut_layer(layer, policy.weights) for layer in layers]
-        self.num_pieces = policy.num_gpu_batches
+        self.num_pieces = num_weight_pieces(policy.num_gpu_batches)
         self._resident = {
             "cpu": self._allocate("cpu", [cut.cpu_end - cut.gpu_end for cut in self.cuts])
         }

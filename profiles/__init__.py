@@ -3,7 +3,9 @@
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InfeasibleError, InputError, RunError, ZigzagError
 from profiles.hardware import (
+    Calibration,
     ComputeRates,
+    Contention,
     Cpu,
     Disk,
     Gpu,
@@ -15,7 +17,9 @@ from profiles.recorded import recorded_names, recorded_profile
 from profiles.timing import Measurement
 
 __all__ = [
+    "Calibration",
     "ComputeRates",
+    "Contention",
     "Cpu",
     "Disk",
     "Gpu",

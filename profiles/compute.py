@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +12,10 @@ import torch.nn.functional as F
 
 from profiles.hardware import ComputeRates, RateCurve
 from profiles.sampling import Sampler
+from profiles.task_overhead import measure_task_overhead
 from profiles.units import MIB
+from profiles.unpacking import GROUP_SIZE as UNPACK_GROUP_SIZE
+from profiles.unpacking import unpack_groups
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Weights and caches of one figure take turns, so that none is found in a processor's cache.
@@ -22,8 +23,6 @@ COLD_BYTES = 128 * MIB
 HEAD_DIM = 128
 GROUP_SIZE = 4
 FEW_ROWS = 64
-# Width of tensors that cost nothing to compute with.
-TINY = 16
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
 NUM_LAUNCHES = 16
 
@@ -72,7 +71,10 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
             matmul={d: _measure_matmul(device, d, plan, sampler) for d in DTYPES},
             attention_prefill={d: _measure_prefill(device, d, plan, sampler) for d in DTYPES},
             attention_decode={d: _measure_decode(device, d, plan, sampler) for d in DTYPES},
-            task_overhead_s=_measure_task_overhead(device, sampler),
+            task_overhead_s=measure_task_overhead(
+                device, f"{_prefix(device)}.task_overhead", sampler
+            ),
+            unpack_bytes_per_s=_measure_unpacking(device, plan, sampler),
         )
 
 
@@ -119,10 +121,7 @@ def _noise(device: str, dtype: str, *shape: int) -> torch.Tensor:
 
 def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> RateCurve:
     out_features, in_features = plan.out_features, plan.in_features
-    weight_bytes = out_features * in_features * DTYPES[dtype].itemsize
-    num_weights = max(2, -(-COLD_BYTES // weight_bytes))
-    weights = [_noise(device, dtype, out_features, in_features) for _ in range(num_weights)]
-    turns = itertools.cycle(weights)
+    turns = _cold_weights(device, dtype, plan)
     sizes: list[float] = []
     rates: list[float] = []
     num_calls = 1 if device == "cpu" else NUM_LAUNCHES
@@ -136,6 +135,24 @@ def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
         rates.append(_measure_rate(device, name, "flop_per_s", multiply, flop, sampler))
         sizes.append(float(rows))
     return RateCurve(sizes=tuple(sizes), rates=tuple(rates))
+
+
+def matrix_product(
+    device: str, dtype: str, rows: int, plan: ComputePlan
+) -> tuple[Callable[[], torch.Tensor], float]:
+    """Return a matrix product that finds its weights in memory, and its FLOP."""
+    inputs = _noise(device, dtype, rows, plan.in_features)
+    multiply = partial(_multiply, inputs, _cold_weights(device, dtype, plan))
+    return multiply, 2.0 * rows * plan.out_features * plan.in_features
+
+
+def _cold_weights(device: str, dtype: str, plan: ComputePlan) -> Iterator[torch.Tensor]:
+    out_features, in_features = plan.out_features, plan.in_features
+    weight_bytes = out_features * in_features * DTYPES[dtype].itemsize
+    num_weights = max(2, -(-COLD_BYTES // weight_bytes))
+    return itertools.cycle(
+        [_noise(device, dtype, out_features, in_features) for _ in range(num_weights)]
+    )
 
 
 def _multiply(inputs: torch.Tensor, weights: Iterator[torch.Tensor]) -> torch.Tensor:
@@ -159,7 +176,16 @@ def _measure_prefill(device: str, dtype: str, plan: ComputePlan, sampler: Sample
 
 
 def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> float:
-    """Measure one decode step of attention in bytes of cache per second.
+    """Measure one decode step of attention in bytes of cache per second."""
+    attend, cache_bytes = decode_attention(device, dtype, plan)
+    name = f"attention_decode.{dtype}"
+    return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
+
+
+def decode_attention(
+    device: str, dtype: str, plan: ComputePlan
+) -> tuple[Callable[[], torch.Tensor], float]:
+    """Return one decode step of attention, and the bytes of cache that it reads.
 
     The cache is ``[tokens, 2, rows, head_dim]``, a row being a key head of a sequence, so that a
     step appends one contiguous run; ``GROUP_SIZE`` query heads share each key head.
@@ -177,55 +203,18 @@ def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
         keys, values = (part.transpose(0, 1)[:, None] for part in next(turns).unbind(1))
         return F.scaled_dot_product_attention(query, keys, values)
 
-    name = f"attention_decode.{dtype}"
-    return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
+    return attend, float(cache_bytes)
 
 
-def _measure_task_overhead(device: str, sampler: Sampler) -> float:
-    """Measure what a computing task costs beside its arithmetic: it is handed to a thread, and
-    launches the operators of a layer, here on tensors too small to take time themselves."""
-    name = f"{_prefix(device)}.task_overhead"
-    tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
-    x = torch.ones(1, 1, TINY, device=device)
-    weight = torch.ones(TINY, TINY, device=device)
+def _measure_unpacking(device: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure unpacking a 4-bit weight matrix, in bytes of bfloat16 output per second."""
+    num_groups = plan.out_features * plan.in_features // UNPACK_GROUP_SIZE
+    shape = (num_groups, UNPACK_GROUP_SIZE // 2)
+    packed = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    scale, zero = (_noise(device, "bfloat16", num_groups, 1) for _ in range(2))
 
-    def work_off() -> None:
-        with torch.inference_mode():
-            while (done := tasks.get()) is not None:
-                _launch_layer(x, weight)
-                if device != "cpu":
-                    torch.cuda.synchronize()
-                done.set()
+    def unpack() -> torch.Tensor:
+        return unpack_groups(packed, scale, zero)
 
-    def hand_over() -> None:
-        done = threading.Event()
-        tasks.put(done)
-        done.wait()
-
-    worker = threading.Thread(target=work_off, name="task-overhead")
-    worker.start()
-    try:
-        return sampler.measure_seconds(name, hand_over).median
-    finally:
-        tasks.put(None)
-        worker.join()
-
-
-def _launch_layer(x: torch.Tensor, weight: torch.Tensor) -> None:
-    """Launch about the operators of one decoder layer: norms, rotation, attention, products."""
-    for _ in range(2):
-        wide = x.float()
-        x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1.0)).mul_(weight[0])
-    query, key, value = (F.linear(x, weight) for _ in range(3))
-    for heads in (query, key):
-        left, right = heads.chunk(2, dim=-1)
-        rotated = left * weight[0, :1], right * weight[0, :1]
-        left.mul_(2.0).sub_(rotated[1])
-        right.mul_(2.0).add_(rotated[0])
-    cache = weight.clone()
-    cache[0].copy_(key[0, 0])
-    cache[1].copy_(value[0, 0])
-    attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
-    x = x + F.linear(attended[:, 0], weight)
-    gate, up = F.linear(x, weight), F.linear(x, weight)
-    x.add_(F.linear(F.silu(gate).mul_(up), weight))
+    output_bytes = num_groups * UNPACK_GROUP_SIZE * scale.itemsize
+    return _measure_rate(device, "unpack.4bit", "bytes_per_s", unpack, output_bytes, sampler)

@@ -56,7 +56,7 @@ FULL_PLAN = DiskPlan(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _TestFile:
+class NoiseFile:
     """A file of noise, as many whole chunks as its plan asks for, and a buffer of one chunk."""
 
     path: Path
@@ -76,6 +76,24 @@ def measure_disk(offload_dir: Path, plan: DiskPlan, sampler: Sampler) -> Disk:
         When the folder is missing, cannot be written, or has no room for the file.
     """
     free_bytes = free_disk_bytes(offload_dir)
+    with noise_file(offload_dir, plan) as test_file:
+        return Disk(
+            free_bytes=free_bytes,
+            read=_curve("read", test_file, plan, sampler),
+            write=_curve("write", test_file, plan, sampler),
+        )
+
+
+@contextlib.contextmanager
+def noise_file(offload_dir: Path, plan: DiskPlan) -> Iterator[NoiseFile]:
+    """Write a plan's file, and remove it at the end whatever happens.
+
+    Raises
+    ------
+    InputError
+        When the folder is missing, cannot be written, or has no room for the file.
+    """
+    free_bytes = free_disk_bytes(offload_dir)
     # Half of a nearly full disk is left alone.
     file_bytes = min(plan.file_bytes, free_bytes // 2 // PAGE_BYTES * PAGE_BYTES)
     if file_bytes < max(plan.request_bytes):
@@ -87,18 +105,13 @@ def measure_disk(offload_dir: Path, plan: DiskPlan, sampler: Sampler) -> Disk:
         )
     chunk = aligned_buffer(min(plan.chunk_bytes, file_bytes))
     _fill_with_noise(chunk)
+    num_bytes = file_bytes // len(chunk) * len(chunk)
     with _temporary_file(offload_dir) as path:
         with DirectFile(path, writable=True) as file:
             file.preallocate(file_bytes)
-            for offset in range(0, file_bytes - len(chunk) + 1, len(chunk)):
+            for offset in range(0, num_bytes, len(chunk)):
                 file.write_from(chunk, offset)
-        num_bytes = file_bytes // len(chunk) * len(chunk)
-        test_file = _TestFile(path=path, chunk=chunk, num_bytes=num_bytes)
-        return Disk(
-            free_bytes=free_bytes,
-            read=_curve("read", test_file, plan, sampler),
-            write=_curve("write", test_file, plan, sampler),
-        )
+        yield NoiseFile(path=path, chunk=chunk, num_bytes=num_bytes)
 
 
 def free_disk_bytes(offload_dir: Path) -> int:
@@ -130,7 +143,7 @@ def _fill_with_noise(buffer: memoryview) -> None:
         buffer[start:end] = piece[: end - start]
 
 
-def _curve(verb: str, test_file: _TestFile, plan: DiskPlan, sampler: Sampler) -> RateCurve:
+def _curve(verb: str, test_file: NoiseFile, plan: DiskPlan, sampler: Sampler) -> RateCurve:
     best = [
         max(_measure_requests(verb, test_file, size, n, sampler).median for n in plan.depths)
         for size in plan.request_bytes
@@ -139,7 +152,7 @@ def _curve(verb: str, test_file: _TestFile, plan: DiskPlan, sampler: Sampler) ->
 
 
 def _measure_requests(
-    verb: str, test_file: _TestFile, size: int, depth: int, sampler: Sampler
+    verb: str, test_file: NoiseFile, size: int, depth: int, sampler: Sampler
 ) -> Measurement:
     chunk = test_file.chunk
     with DirectFile(test_file.path, writable=True, num_threads=depth, request_bytes=size) as file:

@@ -13,6 +13,8 @@ from profiles.files import from_json, read_json, to_json, write_json
 from profiles.timing import Measurement
 
 SCHEMA_VERSION = 1
+# Each works in order; all work at once.
+CHANNELS = ("h2d", "d2h", "disk_read", "disk_write", "gpu_compute", "cpu_compute")
 
 
 def _require_positive(what: str, value: float) -> None:
@@ -85,12 +87,16 @@ class ComputeRates:
         Bytes of KV cache per second that one decode step of attention reads.
     task_overhead_s
         Seconds that computing one layer costs beside its arithmetic: launching its operators.
+    unpack_bytes_per_s
+        Bytes of 16-bit output per second when 4-bit groups are unpacked; packing is counted at
+        the same rate. 0 where it is not known.
     """
 
     matmul: Mapping[str, RateCurve]
     attention_prefill: Mapping[str, float]
     attention_decode: Mapping[str, float]
     task_overhead_s: float = 0.0
+    unpack_bytes_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.matmul:
@@ -106,6 +112,7 @@ class ComputeRates:
             for dtype, rate in rates.items():
                 _require_positive(f"{name}.{dtype}", rate)
         _require_not_negative("task_overhead_s", self.task_overhead_s)
+        _require_not_negative("unpack_bytes_per_s", self.unpack_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +177,56 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contention:
+    """How much two channels slow each other down, because they share cores, memory or a link.
+
+    Parameters
+    ----------
+    first, second
+        Two of ``CHANNELS``.
+    first_keeps, second_keeps
+        Share of its rate alone that each keeps while the other is busy too, in (0, 1].
+    """
+
+    first: str
+    second: str
+    first_keeps: float
+    second_keeps: float
+
+    def __post_init__(self) -> None:
+        if self.first == self.second or not {self.first, self.second} <= set(CHANNELS):
+            got = f"{self.first} and {self.second}"
+            raise InputError("contention", got=got, allowed=f"two of {', '.join(CHANNELS)}")
+        for name in ("first_keeps", "second_keeps"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not 0 < value <= 1:
+                raise InputError(f"contention.{name}", got=value, allowed="above 0, at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Rates that were fitted to measured runs: factors that the profile's own already contain.
+
+    Parameters
+    ----------
+    date
+        ISO date of the fit.
+    source
+        The table of measured throughputs.
+    factors
+        By name of an efficiency; a rate was multiplied by it.
+    """
+
+    date: str
+    source: str
+    factors: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, factor in self.factors.items():
+            _require_not_negative(f"calibration.{name}", factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareProfile:
     """A machine: three tiers, the channels between them, and where the figures come from.
 
@@ -187,6 +244,14 @@ class HardwareProfile:
         Library versions by name.
     measurements
         Raw samples behind the figures, where they were measured.
+    contention
+        Pairs of channels that slow each other down; both directions of the GPU's link are
+        described by ``Link.opposed_bytes_per_s`` instead.
+    unhidden_share
+        Share of the other channels' busy time that adds to the busiest one's, because runs
+        overlap imperfectly: 0 hides all of it, 1 none. Fitted, not measured.
+    calibrations
+        Fits that changed the figures, oldest first.
     """
 
     name: str
@@ -197,9 +262,14 @@ class HardwareProfile:
     gpu: Gpu | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    contention: tuple[Contention, ...] = ()
+    unhidden_share: float = 0.0
+    calibrations: tuple[Calibration, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        if not 0 <= self.unhidden_share <= 1:
+            raise InputError("unhidden_share", got=self.unhidden_share, allowed="a share in [0, 1]")
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(
                 "profile schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
@@ -220,6 +290,12 @@ class HardwareProfile:
         """Rates of the device that computes: the GPU where there is one, else the CPU."""
         return self.cpu.compute if self.gpu is None else self.gpu.compute
 
+    @property
+    def knows_unpacking(self) -> bool:
+        """Whether the rate of unpacking 4-bit groups is known on every device."""
+        rates = [self.cpu.compute] + ([self.gpu.compute] if self.gpu else [])
+        return all(rate.unpack_bytes_per_s > 0 for rate in rates)
+
     def with_budget(
         self,
         *,
@@ -236,7 +312,9 @@ class HardwareProfile:
                 allowed="0 on a machine whose profile has no GPU",
             )
         if gpu_memory is not None and profile.gpu is not None:
-            profile = replace(profile, gpu=replace(profile.gpu, memory_bytes=gpu_memory))
+            # A GPU without memory computes nothing.
+            gpu = replace(profile.gpu, memory_bytes=gpu_memory) if gpu_memory else None
+            profile = replace(profile, gpu=gpu)
         if cpu_memory is not None:
             profile = replace(profile, cpu=replace(profile.cpu, memory_bytes=cpu_memory))
         if disk is not None:

@@ -26,9 +26,9 @@ def _measure_direction(direction: str, sampler: Sampler) -> Link:
     # torch does not type the constructors of its streams and events.
     stream = torch.cuda.Stream()
     other_stream = torch.cuda.Stream()
-    pinned = _copy(direction, pinned=True)
-    pageable = _copy(direction, pinned=False)
-    opposite = _copy("d2h" if direction == "h2d" else "h2d", pinned=True)
+    pinned = link_copy(direction, pinned=True)
+    pageable = link_copy(direction, pinned=False)
+    opposite = link_copy("d2h" if direction == "h2d" else "h2d", pinned=True)
     torch.cuda.synchronize()
 
     def copy_alone(copy: Callable[[], None]) -> None:
@@ -50,7 +50,8 @@ def _measure_direction(direction: str, sampler: Sampler) -> Link:
     )
 
 
-def _copy(direction: str, *, pinned: bool) -> Callable[[], None]:
+def link_copy(direction: str, *, pinned: bool) -> Callable[[], None]:
+    """Return a copy of ``BUFFER_BYTES`` on the current stream, which pinned does not wait for."""
     host = torch.zeros(BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned)
     device = torch.zeros(BUFFER_BYTES, dtype=torch.uint8, device="cuda")
     target, source = (device, host) if direction == "h2d" else (host, device)

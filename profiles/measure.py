@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from profiles import compute, disk
 from profiles.command import Parser, run
+from profiles.contention import measure_contention
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError
 from profiles.files import to_json
@@ -68,15 +69,18 @@ def measure_profile(
         compute=compute.measure_compute("cpu", plan, sampler),
     )
     gpu = _measure_gpu(plan, sampler) if torch.cuda.is_available() else None
+    measured_disk = disk.measure_disk(offload_dir, disk_plan, sampler)
+    contention = measure_contention(offload_dir, plan, cpu.compute, gpu is not None, sampler)
     return HardwareProfile(
         name=f"{gpu.name} with {cpu.name}" if gpu else f"{cpu.name}, {cpu.num_cores} cores",
         source="measured with python -m profiles.measure" + (" --quick" if quick else ""),
         date=datetime.date.today().isoformat(),
         cpu=cpu,
-        disk=disk.measure_disk(offload_dir, disk_plan, sampler),
+        disk=measured_disk,
         gpu=gpu,
         versions=_versions(),
         measurements=sampler.measurements,
+        contention=contention,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profiles.timing import Measurement, seconds_of
@@ -34,16 +34,19 @@ class Effort:
         A figure that would take longer than this is left out, where it can be.
     total_s
         Beyond this, noisy figures are no longer measured again.
+    window_s
+        For so long two channels are kept busy at once.
     """
 
     num_samples: int
     sample_s: float
     figure_s: float
     total_s: float
+    window_s: float = 0.3
 
 
 QUICK = Effort(num_samples=3, sample_s=0.03, figure_s=1.0, total_s=9.0)
-FULL = Effort(num_samples=5, sample_s=0.06, figure_s=7.0, total_s=110.0)
+FULL = Effort(num_samples=5, sample_s=0.06, figure_s=7.0, total_s=110.0, window_s=1.0)
 
 
 class Sampler:
@@ -79,6 +82,16 @@ class Sampler:
     def measure_seconds(self, name: str, work: Callable[[], object]) -> Measurement:
         """Measure the seconds that ``work`` takes."""
         return self._measure(name, "s", work, lambda seconds: seconds)
+
+    def keep(self, name: str, unit: str, samples: Sequence[float]) -> Measurement:
+        """Keep the samples of a figure that was measured elsewhere, and return it."""
+        taken = Measurement(name=name, unit=unit, samples=tuple(_rounded(s) for s in samples))
+        self._measurements.append(taken)
+        return taken
+
+    def announce(self, name: str) -> None:
+        """Tell the progress that such a figure is measured now."""
+        self._progress(name)
 
     def _measure(
         self,

@@ -26,6 +26,8 @@ def format_profile(profile: HardwareProfile) -> str:
     lines += ["", f"CPU: {cpu.name}, {cpu.num_cores} cores"]
     lines += table.compute("cpu", cpu.compute, cpu.memory_bytes_per_s)
     lines += ["", "disk, past the page cache", *table.disk(profile.disk.read, profile.disk.write)]
+    lines += table.contention()
+    lines += table.fits()
     if table.is_noisy:
         lines += ["", f"! spread above {NOISY_SPREAD:.0%}: was the machine busy?"]
     return "\n".join(lines)
@@ -95,7 +97,11 @@ class _Table:
             )
             for d in rates.matmul
         ]
-        return [*rows, _row("attention, prefill", *prefill), _row("attention, decode", *decode)]
+        rows += [_row("attention, prefill", *prefill), _row("attention, decode", *decode)]
+        if rates.unpack_bytes_per_s > 0:
+            unpack = format_rate(rates.unpack_bytes_per_s)
+            rows.append(_row("unpack 4 bits", self._with_spread(unpack, f"{prefix}.unpack.4bit")))
+        return rows
 
     def disk(self, read: RateCurve, write: RateCurve) -> list[str]:
         rows = [_row("", "read", "write")]
@@ -106,6 +112,26 @@ class _Table:
             ]
             rows.append(_row(f"{format_bytes(size)} requests", *cells))
         return rows
+
+    def contention(self) -> list[str]:
+        if not self._profile.contention:
+            return []
+        rows = [
+            f"  {c.first} beside {c.second}: they keep {c.first_keeps:.0%} and"
+            f" {c.second_keeps:.0%} of their rates"
+            for c in self._profile.contention
+        ]
+        return ["", "channels beside each other", *rows]
+
+    def fits(self) -> list[str]:
+        profile = self._profile
+        rows = []
+        if profile.unhidden_share > 0:
+            rows.append(f"  {profile.unhidden_share:.1%} of the other channels' time is not hidden")
+        for fit in profile.calibrations:
+            factors = ", ".join(f"{name} x {factor:.3f}" for name, factor in fit.factors.items())
+            rows.append(f"  {fit.date}, {fit.source}: {factors}")
+        return ["", "fitted to measured runs", *rows] if rows else []
 
     def _curve_cell(self, curve: RateCurve, size: float, name: str) -> str:
         if size not in curve.sizes:

@@ -53,7 +53,7 @@ class BlockMemory:
     def __init__(self, policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> None:
         self.has_gpu = has_gpu
         self.compute_tier = "gpu" if has_gpu else "cpu"
-        self.num_pieces = policy.num_gpu_batches
+        self.num_pieces = max(2, policy.num_gpu_batches)
         self.num_staged = len(layers) - 1
         self.first_head = [layer.kind for layer in layers].index("head")
         cuts = [cut_layer(layer, policy.weights) for layer in layers]
@@ -139,32 +139,32 @@ class BlockMemory:
 
     def _read_hidden(self, task: Task) -> Iterator[Access]:
         yield ("hidden", "disk", task.batch), (task.token, task.layer - 1), None
-        yield ("hidden staging", "cpu", task.slot), None, ("in", *_at(task))
+        yield ("hidden staging", "cpu", task.hidden_slot), None, ("in", *_at(task))
 
     def _write_hidden(self, task: Task) -> Iterator[Access]:
-        yield ("hidden staging", "cpu", task.slot), ("out", *_at(task)), None
+        yield ("hidden staging", "cpu", task.hidden_slot), ("out", *_at(task)), None
         yield ("hidden", "disk", task.batch), None, (task.token, task.layer)
 
     def _send_hidden(self, task: Task) -> Iterator[Access]:
         if self.hidden_on_cpu:
             yield ("hidden", "cpu", task.batch), (task.token, task.layer - 1), None
         if self.hidden_on_disk:
-            yield ("hidden staging", "cpu", task.slot), ("in", *_at(task)), None
-        yield ("hidden staging", "gpu", task.slot), None, ("in", *_at(task))
+            yield ("hidden staging", "cpu", task.hidden_slot), ("in", *_at(task)), None
+        yield ("hidden staging", "gpu", task.hidden_slot), None, ("in", *_at(task))
 
     def _return_hidden(self, task: Task) -> Iterator[Access]:
-        yield ("hidden staging", "gpu", task.slot), ("out", *_at(task)), None
+        yield ("hidden staging", "gpu", task.hidden_slot), ("out", *_at(task)), None
         if self.hidden_on_cpu:
             yield ("hidden", "cpu", task.batch), None, (task.token, task.layer)
         if self.hidden_on_disk:
-            yield ("hidden staging", "cpu", task.slot), None, ("out", *_at(task))
+            yield ("hidden staging", "cpu", task.hidden_slot), None, ("out", *_at(task))
 
     def _hidden(self, task: Task, *, ends: bool) -> Iterator[Access]:
         """A layer takes its hidden states out of staging and puts its own there."""
         if self.hidden_moves and task.layer <= self.first_head:
             found = None if task.layer == 0 else ("in", *_at(task))
             left = ("out", *_at(task)) if ends and task.layer < self.first_head else None
-            yield ("hidden staging", self.compute_tier, task.slot), found, left
+            yield ("hidden staging", self.compute_tier, task.hidden_slot), found, left
 
     def _compute(self, task: Task) -> Iterator[Access]:
         yield from self._weights(task)

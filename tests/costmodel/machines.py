@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from costmodel.model_spec import ModelSpec
-from costmodel.policy import Placement, Policy
+from costmodel.policy import CpuWeights, Placement, Policy
+from costmodel.problem import Shares, shares_of
 from costmodel.workload import Workload
 from profiles import ComputeRates, Cpu, Disk, Gpu, HardwareProfile, Link, RateCurve
 
@@ -118,3 +119,26 @@ def make_policy(**changes: object) -> Policy:
         "activations": ON_CPU,
     }
     return Policy(**(fields | changes))  # type: ignore[arg-type]  # plain keyword table
+
+
+def make_shares(
+    block_size: int,
+    *,
+    weights: Placement,
+    cache: Placement,
+    activations: Placement = ON_GPU,
+    attended: float = 0.0,
+    cpu_weights: CpuWeights = CpuWeights(),  # noqa: B008  # frozen
+) -> Shares:
+    """Make the shares of a placement; ``attended`` is the fraction of what lies off the GPU."""
+    policy = make_policy(
+        gpu_batch_size=1,
+        num_gpu_batches=block_size,
+        prefill_batch_size=1,
+        weights=weights,
+        cache=cache,
+        activations=activations,
+        cpu_attention=attended,
+        cpu_weights=cpu_weights,
+    )
+    return shares_of(policy)

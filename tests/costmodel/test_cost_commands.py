@@ -1,4 +1,4 @@
-"""The commands ``costmodel.search`` and ``costmodel.estimate`` as whole processes."""
+"""The commands of ``costmodel`` as whole processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from costmodel.memory import capacities
 from costmodel.policy import Policy
 from costmodel.price import estimate
-from profiles import recorded_profile, with_emulated_gpu
+from profiles import HardwareProfile, recorded_profile, with_emulated_gpu
 from profiles.files import to_json
 from profiles.units import GIB
+
+PAPER = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"
 
 
 def _run(folder: Path, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -54,8 +57,54 @@ def test_explanation_and_json_line(tmp_path: Path) -> None:
     last = done.stdout.splitlines()[-1]
     assert json.loads(last) == to_json(Policy.load(tmp_path / "other.json"))
     assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1
-    for said in ("no policy exceeds", "at its peak", "workspace", "one GiB more"):
+    for said in (
+        "no policy exceeds", "busy seconds", "at its peak", "workspace", "shadow prices",
+        "8 GiB more GPU memory", "twice the disk's rates",
+    ):  # fmt: skip
         assert said in done.stdout
+
+
+def test_allowed_names_reach_the_policy_and_are_told(tmp_path: Path) -> None:
+    done = _search(
+        tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "64", "--margin", "0.1",
+        "--allow", "weights-4bit, sparse-attention",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert (policy.weight_bits, policy.cache_bits, policy.attention_sparsity) == (4, 16, 0.1)
+    assert "weights in 4 bits" in done.stdout and "10% of the values" in done.stdout
+    assert policy.predicted is not None and policy.hardware is not None
+    for tier, capacity in capacities(policy.hardware).items():
+        assert policy.predicted.peak_bytes[tier] <= 0.9 * capacity
+
+
+def test_a_policy_is_simulated_and_drawn_as_a_timeline(tmp_path: Path) -> None:
+    assert _search(tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "9").returncode == 0
+    done = _run(
+        tmp_path, "simulate", "--hardware", "t4-flexgen", "--policy", "policy.json",
+        "--passes", "3", "--output", "timeline.json", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["simulated_s"] == pytest.approx(figures["predicted_s"], rel=0.05)
+    assert figures["passes"] == 3 and figures["busy_s"]["h2d"] > 0
+    events = json.loads((tmp_path / "timeline.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert {event["args"]["token"] for event in events if event["ph"] == "X"} == {0, 1, 2}
+
+
+def test_a_machine_is_calibrated(tmp_path: Path) -> None:
+    rows = PAPER.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "runs.csv").write_text("\n".join(rows[:4]) + "\n", encoding="utf-8")
+    flags = ("--hardware", "t4-flexgen", "--runs", "runs.csv", "--json")
+    done = _run(tmp_path, "calibrate", *flags)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["mean_error_after"] < figures["mean_error_before"]
+    loaded = HardwareProfile.load(tmp_path / "calibrated.json")
+    assert dict(loaded.calibrations[0].factors) == figures["factors"]
+    assert loaded.calibrations[0].source == "runs.csv"
+    found = _search(tmp_path, "--hardware", "calibrated.json", "--num-prompts", "9")
+    assert found.returncode == 0, found.stderr
 
 
 def test_flags_reach_the_policy(tmp_path: Path) -> None:
@@ -132,6 +181,10 @@ def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path
         (("--hardware", "cpu-2core", "--output", "."), 2, "a folder"),
         (("--hardware", "cpu-2core", "--num-prompts", "0"), 2, "num_prompts"),
         (("--hardware", "cpu-2core", "--speed", "9"), 2, "--speed"),
+        (("--hardware", "cpu-2core", "--margin", "1"), 2, "--margin"),
+        (("--hardware", "cpu-2core", "--allow", "weights-2bit"), 2, "weights-4bit"),
+        (("--hardware", "cpu-2core", "--plot", "no/such/plot.png"), 2, "--plot"),
+        (("--hardware", "t4-flexgen", "--cpu-memory", "0"), 3, "--cpu-memory"),
         ((), 2, "--hardware"),
         (("--hardware", "t4-flexgen", "--cpu-memory", "2GB", "--disk", "0"), 3, "short by"),
         (("--hardware", "t4-flexgen", "--max-latency", "1s"), 3, "--max-latency"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from costmodel.memory import workspace_bytes
-from costmodel.policy import Placement, Prediction
-from costmodel.price import check_fits, estimate
+from costmodel.policy import CpuWeights, Placement, Prediction
+from costmodel.price import check_executable, check_fits, estimate
 from costmodel.problem import problem_of
 from costmodel.workload import Workload
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
@@ -43,6 +44,22 @@ def test_weights_on_disk_are_read_once_per_pass() -> None:
     assert predicted.decode_s == pytest.approx(STEPS * SMALL_BYTES / 1e6)
     assert predicted.bottleneck == "disk_read"
     assert predicted.throughput_tok_per_s == pytest.approx(SEQUENCES * 5 / (5 * SMALL_BYTES / 1e6))
+
+
+def test_the_first_layer_passes_disk_and_link_before_the_gpu_begins() -> None:
+    machine = make_machine(
+        gpu_memory=10**12, disk_read=1e8, h2d=4e8, gpu=make_compute(flop=1e9, attention=1e9)
+    )
+    parts = Placement(gpu=0.5, cpu=0.25, disk=0.25)
+    predicted = _price(machine, weights=parts, cache=ON_GPU, activations=ON_GPU)
+    fill_s = 0.25 * DECODER_BYTES / 1e8 + 0.5 * DECODER_BYTES / 4e8
+    flop = 2 * (PROMPT * LAYERS * (DECODER_BYTES / 2 - 2 * 256) + HEAD_BYTES / 2 - 256)
+    square = 4 * PROMPT**2 * 256 * LAYERS
+    computed_s = SEQUENCES * (flop + square) / 1e9
+    assert computed_s > 0.25 * SMALL_BYTES / 1e8
+    assert predicted.prefill_s == pytest.approx(fill_s + computed_s, rel=1e-4)
+    # The channels themselves are busy for no longer than their own work.
+    assert predicted.lower_bound_s < predicted.latency_s
 
 
 def test_cache_on_disk_is_read_in_decode_and_written_in_both() -> None:
@@ -119,10 +136,131 @@ def test_attention_of_both_phases() -> None:
 
 def test_every_task_costs_its_overhead() -> None:
     predicted = _price(make_machine(cpu=make_compute(overhead_s=1.0)))
-    tasks_of_a_pass = (1 + LAYERS + 1) * 2
-    # Prefill computes each batch of 4 in two parts, and launches a layer's operators for each.
-    assert predicted.prefill_s == pytest.approx(2 * tasks_of_a_pass)
-    assert predicted.decode_s == pytest.approx(STEPS * tasks_of_a_pass)
+    # Two batches of 4. Prefill computes each in two parts and launches the operators of the
+    # embedding and of a layer for each; the head, in one chunk, takes a batch at once.
+    assert predicted.prefill_s == pytest.approx(2 * (2 * (1 + LAYERS) + 1))
+    assert predicted.decode_s == pytest.approx(STEPS * 2 * (1 + LAYERS + 1))
+
+
+def test_every_chunk_of_the_head_is_a_task() -> None:
+    # 5003 rows of 512 bytes are about twice a layer: two chunks.
+    model = make_model(vocab_size=5003)
+    predicted = _price(make_machine(cpu=make_compute(overhead_s=1.0)), model=model)
+    assert predicted.decode_s == pytest.approx(STEPS * 2 * (1 + LAYERS + 2))
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_logits_pass_three_times_through_the_memory_of_the_device_that_computes(
+    has_gpu: bool,
+) -> None:
+    machine = make_machine(gpu_memory=10**12 if has_gpu else None)
+    if machine.gpu is not None:
+        machine = replace(machine, gpu=replace(machine.gpu, memory_bytes_per_s=1e6))
+    else:
+        machine = replace(machine, cpu=replace(machine.cpu, memory_bytes_per_s=1e6))
+    home = ON_GPU if has_gpu else ON_CPU
+    predicted = _price(machine, weights=home, cache=home, activations=home)
+    logits = SEQUENCES * 1000 * 4 * 3 / 1e6
+    device = "gpu_compute" if has_gpu else "cpu_compute"
+    assert predicted.channel_s[device] == pytest.approx(5 * logits)
+    if has_gpu:
+        # Where the CPU computes, reading its weights through that memory takes longer.
+        assert predicted.prefill_s == pytest.approx(logits)
+        assert predicted.decode_s == pytest.approx(STEPS * logits)
+
+
+def test_memory_of_the_cpu_is_shared_by_all_that_passes_it() -> None:
+    """All weights are read from memory for every batch computed, beside what comes from disk."""
+    machine = make_machine(disk_read=1e9)
+    machine = replace(machine, cpu=replace(machine.cpu, memory_bytes_per_s=1e6))
+    predicted = _price(machine, weights=ON_DISK)
+    # A pass of decode: the disk's bytes once, the layers' for each of two batches; and the cache.
+    moved = STEPS * (1 + 2) * SMALL_BYTES + SEQUENCES * TOKEN * CONTEXT
+    assert predicted.decode_s == pytest.approx(moved / 1e6)
+    assert predicted.bottleneck == "cpu_memory"
+    # Prefill computes two sequences at a time, four times, and attends to no cache.
+    assert predicted.prefill_s == pytest.approx((1 + 4) * SMALL_BYTES / 1e6)
+
+
+def test_one_batch_passes_the_channels_one_after_another() -> None:
+    """With a single batch nothing hides its own queries, attention and hidden states."""
+    machine = make_machine(
+        gpu_memory=10**12, h2d=1e6, d2h=2e6, cpu=make_compute(decode=1e6),
+        gpu=make_compute(flop=1e9),
+    )  # fmt: skip
+    predicted = _price(machine, num_gpu_batches=1, weights=ON_GPU, cpu_attention=1.0)
+    sequences = 4
+    flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256) + 2 * (HEAD_BYTES / 2 - 256)
+    queries = LAYERS * 256 * 2
+    new_rows = LAYERS * CACHE_TOKEN_BYTES
+    hidden = (LAYERS + 1) * 256 * 2
+    step_s = flop / 1e9 + (queries + new_rows + hidden) / 2e6 + (queries + hidden) / 1e6
+    attend_s = TOKEN * CONTEXT / 1e6
+    assert predicted.decode_s == pytest.approx(sequences * (STEPS * step_s + attend_s))
+    assert predicted.bottleneck == "one batch in series"
+    assert predicted.lower_bound_s < predicted.latency_s
+
+
+def test_weights_multiplied_in_place_are_neither_sent_nor_multiplied_twice() -> None:
+    machine = make_machine(
+        gpu_memory=10**12, h2d=1e6, d2h=1e6, cpu=make_compute(flop=1e7), gpu=make_compute(flop=1e8)
+    )
+    predicted = _price(
+        machine, cache=ON_GPU, activations=ON_GPU, cpu_weights=CpuWeights(prefill=0.25, decode=0.75)
+    )
+    layers_flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256)
+    head_flop = 2 * (HEAD_BYTES / 2 - 256)
+    # Hidden states go down and the CPU's part comes up, for attention and for the MLP.
+    exchanged = SEQUENCES * 2 * LAYERS * 256 * 2 * (PROMPT + STEPS)
+    sent = (0.75 + STEPS * 0.25) * SMALL_BYTES
+    share = 0.25 * PROMPT + 0.75 * STEPS
+    assert predicted.channel_s["h2d"] == pytest.approx((sent + exchanged) / 1e6)
+    assert predicted.channel_s["d2h"] == pytest.approx(exchanged / 1e6)
+    assert predicted.channel_s["cpu_compute"] == pytest.approx(
+        SEQUENCES * share * layers_flop / 1e7
+    )
+    assert predicted.channel_s["gpu_compute"] == pytest.approx(
+        SEQUENCES * ((PROMPT + STEPS - share) * layers_flop + 5 * head_flop) / 1e8
+    )
+
+
+def test_quantized_bytes_and_their_unpacking() -> None:
+    """Four bits in groups of 64 with a scale and a minimum of 16 bits: 36 bytes for 64."""
+    rates = replace(make_compute(), unpack_bytes_per_s=1e6)
+    machine = make_machine(disk_read=1e3, cpu=rates)
+    predicted = _price(machine, weights=ON_DISK, cache=ON_DISK, weight_bits=4, cache_bits=4)
+    matrices = 2 * (LAYERS * (DECODER_BYTES / 2 - 2 * 256) + (HEAD_BYTES / 2 - 256))
+    vectors = 2 * (LAYERS * 2 * 256 + 256)
+    packed = matrices * (36 / 64) / 2 + vectors
+    # A token of a batch is 4 x 2 heads x 2 x 36 bytes: on disk a whole page.
+    cache = 2 * LAYERS * CONTEXT * 4096
+    assert predicted.channel_s["disk_read"] == pytest.approx((5 * packed + cache) / 1e3)
+    unpacked = 5 * matrices + SEQUENCES * TOKEN * (CONTEXT + PROMPT + STEPS - 1)
+    assert predicted.channel_s["cpu_compute"] == pytest.approx(unpacked / 1e6)
+
+
+def test_sparse_attention_reads_all_keys_and_some_values() -> None:
+    machine = make_machine(gpu_memory=10**12, h2d=1e6, cpu=make_compute())
+    predicted = _price(
+        machine, weights=ON_GPU, activations=ON_GPU, cpu_attention=0.0, attention_sparsity=0.1
+    )
+    assert predicted.channel_s["h2d"] == pytest.approx(
+        SEQUENCES * CONTEXT * TOKEN * (0.5 + 0.05) / 1e6
+    )
+
+
+def test_small_reads_from_disk_move_at_the_rate_of_small_requests() -> None:
+    machine = make_machine()
+    slow = RateCurve(sizes=(4096.0, 4194304.0), rates=(1e3, 1e6))
+    machine = replace(machine, disk=replace(machine.disk, read=slow))
+    # A batch's rows of one token fill half a page, of the mean context of 17.5 less than 36 kB.
+    predicted = _price(machine, cache=ON_DISK)
+    rate = slow.at(4 * CACHE_TOKEN_BYTES * 17.5)
+    assert rate < 1e4
+    # Four steps are read in segments, whose means differ a little.
+    assert predicted.channel_s["disk_read"] == pytest.approx(
+        2 * SEQUENCES * TOKEN * CONTEXT / rate, rel=0.05
+    )
 
 
 def test_one_token_needs_no_decode() -> None:
@@ -160,14 +298,35 @@ def test_what_does_not_fit_is_named() -> None:
         ({"cache": ON_GPU}, "no GPU"),
         ({"model": make_model(max_positions=20)}, "20 positions"),
         ({"model": make_model(dtype="float16")}, "bfloat16"),
-        ({"weight_bits": 4}, "weight_bits"),
-        ({"cache_bits": 8}, "cache_bits"),
-        ({"attention_sparsity": 0.5}, "attention_sparsity"),
+        ({"weight_bits": 4}, "rate of unpacking"),
+        ({"cache_bits": 8}, "rate of unpacking"),
     ],
 )
 def test_refused_policies(changes: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         _price(make_machine(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight_bits": 4}, "policy.weight_bits: got 4"),
+        ({"cache_bits": 8}, "policy.cache_bits: got 8"),
+        ({"attention_sparsity": 0.5}, "policy.attention_sparsity: got 0.5"),
+        ({"cpu_weights": CpuWeights(decode=0.5)}, "policy.cpu_weights: got 0.5"),
+    ],
+)
+def test_what_is_priced_and_cannot_be_run_is_refused_by_name(
+    changes: dict[str, object], said: str
+) -> None:
+    rates = replace(make_compute(), unpack_bytes_per_s=1e9)
+    machine = make_machine(gpu_memory=10**12, cpu=rates, gpu=rates)
+    policy = make_policy(activations=ON_GPU, **changes)
+    assert estimate(policy, machine).latency_s > 0
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        check_executable(policy)
+    assert "--allow" in str(caught.value) and "\n" not in str(caught.value)
+    check_executable(make_policy())
 
 
 def test_rounding_comes_before_the_price() -> None:

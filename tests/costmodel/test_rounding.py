@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
+from costmodel.job import job_throughput
 from costmodel.layout import model_layers
 from costmodel.memory import peak_bytes
 from costmodel.model_spec import load_model_spec
-from costmodel.optimum import job_throughput, search
+from costmodel.optimum import search
 from costmodel.policy import Placement, Policy
 from costmodel.problem import problem_of, shares_of
 from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of

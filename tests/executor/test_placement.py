@@ -290,7 +290,8 @@ def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
     def run(task: Task) -> int:
         if kind in staging:
             buffers, tier = staging[kind]
-            buffers[tier][task.slot].fill_(255)
+            slot = task.hidden_slot if kind.endswith("hidden") else task.slot
+            buffers[tier][slot].fill_(255)
         moved = handler(task)
         if kind == "send_weights":
             _poison_sent_piece(block, task)

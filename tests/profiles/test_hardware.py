@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles import (
+    Calibration,
+    Contention,
     Cpu,
     Gpu,
     HardwareProfile,
@@ -23,6 +27,7 @@ from profiles import (
     with_emulated_gpu,
 )
 from profiles.files import from_json, to_json
+from profiles.table import format_profile
 
 MACHINES = ("cpu-2core", "t4-flexgen", "rtx3090-pc", "rtx4090-pc", "a100-80gb")
 
@@ -55,6 +60,15 @@ def test_recorded_profile_is_physical(name: str) -> None:
             assert curve.rates[0] < curve.peak
         for rate in device.compute.attention_decode.values():
             assert rate <= device.memory_bytes_per_s
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_recorded_machine_unpacks_slower_than_its_memory(name: str) -> None:
+    profile = recorded_profile(name)
+    assert profile.knows_unpacking
+    for device in filter(None, (profile.cpu, profile.gpu)):
+        # Its output is written at least once, a quarter of that is read, and scale and zero.
+        assert 1.3 * device.compute.unpack_bytes_per_s < device.memory_bytes_per_s
 
 
 def test_recorded_names_are_all_known() -> None:
@@ -104,6 +118,9 @@ def _drop(path: str) -> Any:
         (_set("speed", 1), ["'speed'"]),
         (_set("gpu.h2d.lanes", 16), ["gpu.h2d", "'lanes'"]),
         (_set("schema_version", 99), ["schema_version", "99"]),
+        (_set("gpu.compute.unpack_bytes_per_s", -1.0), ["gpu.compute", "unpack_bytes_per_s"]),
+        (_set("unhidden_share", 1.5), ["unhidden_share", "1.5"]),
+        (_set("contention", [{"first": "h2d", "second": "d2h"}]), ["contention[0]", "keeps"]),
         (_set("measurements", [{"name": "a", "unit": "s", "samples": []}]), ["measurements[0]"]),
     ],
 )
@@ -175,10 +192,11 @@ def test_rate_curve_refuses(sizes: tuple[float, ...], rates: tuple[float, ...]) 
 
 def test_budget_replaces_capacities_only() -> None:
     profile = recorded_profile("t4-flexgen")
-    smaller = profile.with_budget(gpu_memory=0, cpu_memory=7, disk=9)
+    assert profile.with_budget(gpu_memory=0).gpu is None
+    smaller = profile.with_budget(gpu_memory=5, cpu_memory=7, disk=9)
     assert smaller.gpu is not None and profile.gpu is not None
     assert (smaller.gpu.memory_bytes, smaller.cpu.memory_bytes, smaller.disk.free_bytes) == (
-        0,
+        5,
         7,
         9,
     )
@@ -209,3 +227,77 @@ def test_measurement_median_and_spread() -> None:
     for bad in ((), (0.0,), (float("nan"),)):
         with pytest.raises(InputError, match="measurement a"):
             Measurement(name="a", unit="s", samples=bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"first": "cpu_compute"}, ["cpu_compute and cpu_compute", "disk_read"]),
+        ({"first": "disk"}, ["disk and cpu_compute", "disk_read"]),
+        ({"second": "gpu"}, ["disk_read and gpu"]),
+        ({"first_keeps": 0.0}, ["first_keeps", "0.0"]),
+        ({"second_keeps": 1.01}, ["second_keeps", "1.01"]),
+        ({"second_keeps": float("nan")}, ["second_keeps", "nan"]),
+    ],
+)
+def test_contention_refuses(change: dict[str, Any], words: list[str]) -> None:
+    pair = Contention(first="disk_read", second="cpu_compute", first_keeps=1.0, second_keeps=0.01)
+    with pytest.raises(InputError) as caught:
+        replace(pair, **change)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def _profile_with_fits() -> HardwareProfile:
+    pairs = tuple(
+        Contention(first=f, second="cpu_compute", first_keeps=0.5, second_keeps=0.875)
+        for f in ("disk_read", "disk_write")
+    )
+    fit = Calibration(date="2030-01-02", source="runs.csv", factors={"matmul": 0.8, "h2d": 1.25})
+    return replace(
+        recorded_profile("t4-flexgen"),
+        contention=pairs,
+        calibrations=(fit, replace(fit, date="2030-02-03", factors={})),
+        unhidden_share=0.125,
+    )
+
+
+def test_profile_with_contention_and_calibrations_round_trips(tmp_path: Path) -> None:
+    profile = _profile_with_fits()
+    profile.save(tmp_path / "profile.json")
+    loaded = HardwareProfile.load(tmp_path / "profile.json")
+    assert loaded == profile
+    assert loaded.contention[1].second_keeps == 0.875
+    assert loaded.calibrations[0].factors == {"matmul": 0.8, "h2d": 1.25}
+
+
+def test_profile_without_contention_still_loads(t4_json: dict[str, Any], tmp_path: Path) -> None:
+    older = copy.deepcopy(t4_json)
+    for key in ("contention", "calibrations", "unhidden_share"):
+        older.pop(key, None)
+    older["cpu"]["compute"].pop("unpack_bytes_per_s", None)
+    (tmp_path / "p.json").write_text(json.dumps(older))
+    profile = HardwareProfile.load(tmp_path / "p.json")
+    assert profile.contention == () and not profile.knows_unpacking
+    assert "unpack 4 bits" in format_profile(recorded_profile("t4-flexgen"))
+    assert format_profile(profile).count("unpack 4 bits") == 1
+
+
+def test_emulated_gpu_keeps_the_contention() -> None:
+    profile = replace(recorded_profile("cpu-2core"), contention=_profile_with_fits().contention)
+    emulated = with_emulated_gpu(profile, memory_bytes=2**30, link_bytes_per_s=8e9)
+    assert emulated.contention == profile.contention
+
+
+def test_table_shows_contention_and_fits() -> None:
+    text = format_profile(_profile_with_fits())
+    assert "disk_write beside cpu_compute: they keep 50% and 88% of their rates" in text
+    assert "2030-01-02, runs.csv: matmul x 0.800, h2d x 1.250" in text
+    assert "12.5% of the other channels' time is not hidden" in text
+    plain = format_profile(replace(_profile_with_fits(), calibrations=(), unhidden_share=0.0))
+    assert "fitted" not in plain
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_table_writes_plain_digits(name: str) -> None:
+    assert not re.search(r"\de[+-]?\d", format_profile(recorded_profile(name)))

@@ -1,0 +1,99 @@
+"""The command ``python -m costmodel.calibrate``: fit a machine's rates to measured runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from costmodel.calibration import UNHIDDEN, Fit, calibrate, leave_one_out, mean_error
+from costmodel.measured_runs import MeasuredRun, read_runs
+from profiles.command import Parser, run
+from profiles.errors import InputError
+from profiles.recorded import find_profile
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="costmodel.calibrate",
+        description="Fit the efficiencies of a machine's rates to a table of measured runs.",
+        example="python -m costmodel.calibrate --hardware t4-flexgen --runs runs.csv"
+        " --output calibrated.json",
+    )
+    add = parser.add_argument
+    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
+    add(
+        "--runs",
+        required=True,
+        type=Path,
+        help="CSV: one policy and its measured throughput a row (see costmodel.measured_runs)",
+    )
+    add("--output", type=Path, default=Path("calibrated.json"), help="default: calibrated.json")
+    add("--leave-one-out", action="store_true", help="also predict each run from the others")
+    add("--json", action="store_true", help="end with factors and errors in one line")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Fit, print, write."""
+    flags = _parser().parse_args(arguments)
+    if not flags.output.parent.is_dir() or flags.output.is_dir():
+        raise InputError(f"--output {flags.output}", got="no file's path", allowed="a file")
+    hardware, runs = find_profile(flags.hardware), read_runs(flags.runs)
+    fit = calibrate(hardware, runs, source=flags.runs.name)
+    left_out: tuple[float, ...] = ()
+    if flags.leave_one_out:
+        left_out = leave_one_out(hardware, runs, source=flags.runs.name)
+    fit.hardware.save(flags.output)
+    print(format_fit(fit, runs, left_out))
+    print(f"\nprofile written to {flags.output}")
+    if flags.json:
+        print(json.dumps(_figures(fit, left_out)))
+
+
+def format_fit(fit: Fit, runs: Sequence[MeasuredRun], left_out: Sequence[float]) -> str:
+    """Lay out how far each efficiency moved, and the error of every run."""
+    lines = ["efficiency        the profile's rate times"]
+    lines += [
+        f"  {name:<16}{factor:8.3f}" for name, factor in fit.factors.items() if name != UNHIDDEN
+    ]
+    lines.append(
+        f"  {UNHIDDEN:<16}{fit.factors[UNHIDDEN]:8.3f} of the other channels' time adds up"
+    )
+    columns = ["run", "measured", "before", "fitted"] + (["left out"] if left_out else [])
+    lines += ["", f"{columns[0]:<44}" + "".join(f"{name:>10}" for name in columns[1:])]
+    for i, measured in enumerate(runs):
+        cells = [f"{measured.throughput_tok_per_s:10.4g}"]
+        errors = (fit.errors_before, fit.errors_after, *([left_out] if left_out else []))
+        cells += [f"{error[i]:+10.1%}" for error in errors]
+        lines.append(f"{name_of(measured):<44}" + "".join(cells))
+    means = [mean_error(fit.errors_before), mean_error(fit.errors_after)]
+    means += [mean_error(left_out)] if left_out else []
+    lines.append(f"{'mean absolute error':<54}" + "".join(f"{mean:10.1%}" for mean in means))
+    return "\n".join(lines)
+
+
+def name_of(measured: MeasuredRun) -> str:
+    """Name a run by its model, lengths, block, bits and place of attention."""
+    policy = measured.policy
+    bits = f"w{policy.weight_bits} c{policy.cache_bits}"
+    place = " cpu attention" if policy.cpu_attention and policy.cache.gpu < 1 else ""
+    return (
+        f"{policy.model.name} {policy.workload.prompt_len}/{policy.workload.gen_len}"
+        f" {policy.gpu_batch_size}x{policy.num_gpu_batches} {bits}{place}"
+    )
+
+
+def _figures(fit: Fit, left_out: Sequence[float]) -> dict[str, object]:
+    figures: dict[str, object] = {
+        "factors": dict(fit.factors),
+        "mean_error_before": mean_error(fit.errors_before),
+        "mean_error_after": mean_error(fit.errors_after),
+    }
+    if left_out:
+        figures["mean_error_left_out"] = mean_error(left_out)
+    return figures
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Flags of every command that searches: the machine, the model, the work, and what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+from costmodel.choices import ALLOWABLE
+from costmodel.model_spec import ModelSpec, load_model_spec
+from costmodel.optimum import DEFAULT_MARGIN
+from costmodel.workload import Workload
+from profiles.command import Parser
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.recorded import find_profile
+
+# FlexGen's main workload (ICML 2023, table 2).
+DEFAULT_MODEL = "opt-30b"
+DEFAULT_PROMPT_LEN = 512
+DEFAULT_GEN_LEN = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a search is asked."""
+
+    hardware: HardwareProfile
+    model: ModelSpec
+    workload: Workload
+    margin: float
+    allowed: frozenset[str]
+
+
+def add_question_flags(parser: Parser) -> None:
+    """Add the flags that ``read_question`` reads."""
+    add = parser.add_argument
+    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
+    add("--model", default=DEFAULT_MODEL, help=f"preset, folder or config ({DEFAULT_MODEL})")
+    add(
+        "--prompt-len",
+        type=int,
+        default=DEFAULT_PROMPT_LEN,
+        metavar="TOKENS",
+        help=f"of the longest prompt ({DEFAULT_PROMPT_LEN})",
+    )
+    add(
+        "--gen-len",
+        type=int,
+        default=DEFAULT_GEN_LEN,
+        metavar="TOKENS",
+        help=f"to generate for each prompt ({DEFAULT_GEN_LEN})",
+    )
+    add("--num-prompts", type=int, help="sequences in all; default: as many as a block wants")
+    add("--dtype", help="float32, float16 or bfloat16; default: the model's own")
+    parser.add_bytes("--gpu-memory", help="budget, in place of what was measured")
+    parser.add_bytes("--cpu-memory", help="budget, in place of what was measured")
+    parser.add_bytes("--disk", help="budget, in place of what was measured")
+    add(
+        "--margin",
+        type=float,
+        default=DEFAULT_MARGIN,
+        metavar="SHARE",
+        help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
+    )
+    add(
+        "--allow",
+        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        default=[],
+        metavar="NAMES",
+        help="what changes outputs or cannot be run yet, with commas between: "
+        + "; ".join(f"{name} ({what})" for name, what in ALLOWABLE.items()),
+    )
+
+
+def read_question(flags: argparse.Namespace) -> Question:
+    """Return the machine with the budgets asked for, the model in its dtype, and the work."""
+    hardware = find_profile(flags.hardware).with_budget(
+        gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
+    )
+    if not 0 <= flags.margin < 1:
+        raise InputError("--margin", got=flags.margin, allowed="a share in [0, 1), such as 0.02")
+    return Question(
+        hardware=hardware,
+        model=choose_dtype(load_model_spec(flags.model), hardware, flags.dtype),
+        workload=Workload(
+            prompt_len=flags.prompt_len, gen_len=flags.gen_len, num_prompts=flags.num_prompts
+        ),
+        margin=flags.margin,
+        allowed=frozenset(flags.allow),
+    )
+
+
+def choose_dtype(model: ModelSpec, hardware: HardwareProfile, dtype: str | None) -> ModelSpec:
+    """Return the model in the dtype asked for, else in the best one that the machine computes.
+
+    A float16 model computes in bfloat16 on a CPU, where float16 products are many times slower.
+    """
+    if dtype is not None:
+        return model.with_dtype(dtype)
+    computes_on_cpu = hardware.gpu is None or hardware.gpu.emulated
+    if model.dtype == "float16" and computes_on_cpu:
+        print(
+            f"note: {model.name} computes in bfloat16 here, because float16 products are many"
+            " times slower on a CPU; --dtype float16 insists",
+            file=sys.stderr,
+        )
+        return model.with_dtype("bfloat16")
+    return model

@@ -1,0 +1,98 @@
+"""The command ``python -m costmodel.simulate``: the schedule run with predicted seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from costmodel.chrome_trace import write_trace
+from costmodel.policy import Policy
+from costmodel.price import estimate
+from costmodel.problem import problem_of
+from costmodel.schedule import Task
+from costmodel.timeline import Timeline, simulate
+from profiles.command import Parser, run
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.recorded import find_profile
+from profiles.units import format_seconds
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="costmodel.simulate",
+        description="Run a policy's schedule with predicted seconds, task by task.",
+        example="python -m costmodel.simulate --hardware profile.json --policy policy.json"
+        " --output timeline.json",
+    )
+    add = parser.add_argument
+    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
+    add("--policy", required=True, type=Path)
+    add("--passes", type=int, help="passes over the model, prefill included; default: all")
+    add("--output", type=Path, help="timeline for chrome://tracing or ui.perfetto.dev")
+    add("--json", action="store_true", help="end with one JSON line")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Simulate, print, write."""
+    flags = _parser().parse_args(arguments)
+    if flags.passes is not None and flags.passes < 1:
+        raise InputError("--passes", got=flags.passes, allowed="1 or more")
+    policy, hardware = Policy.load(flags.policy), find_profile(flags.hardware)
+    num_passes = min(flags.passes or policy.workload.gen_len, policy.workload.gen_len)
+    timeline = _simulate(policy, hardware, num_passes)
+    predicted_s = predicted_seconds(policy, hardware, num_passes)
+    print(_format(timeline, predicted_s))
+    if flags.output is not None:
+        write_trace(flags.output, timeline.tasks, label=f"{policy.model.name}, predicted")
+        print(f"\ntimeline written to {flags.output}")
+    if flags.json:
+        figures = {
+            "simulated_s": timeline.latency_s,
+            "simulated_prefill_s": timeline.prefill_s,
+            "predicted_s": predicted_s,
+            "passes": num_passes,
+            "busy_s": dict(timeline.busy_s()),
+        }
+        print(json.dumps(figures))
+
+
+def predicted_seconds(policy: Policy, hardware: HardwareProfile, num_passes: int) -> float:
+    """Return what the program predicts for the first passes over the model."""
+    predicted = estimate(policy, hardware)
+    decode_passes = max(1, policy.workload.gen_len - 1)
+    return predicted.prefill_s + predicted.decode_s * (num_passes - 1) / decode_passes
+
+
+def _simulate(policy: Policy, hardware: HardwareProfile, num_passes: int) -> Timeline:
+    num_layers = len(problem_of(policy, hardware).layers)
+    last = {"compute", "finish"}
+    total = num_layers * policy.num_gpu_batches * num_passes
+    with tqdm(total=total, desc="simulating", unit=" layers", leave=False, disable=None) as bar:
+
+        def show(task: Task) -> None:
+            bar.update(task.kind in last)
+
+        return simulate(policy, hardware, num_passes=num_passes, progress=show)
+
+
+def _format(timeline: Timeline, predicted_s: float) -> str:
+    lines = [
+        f"simulated  {format_seconds(timeline.latency_s)}"
+        f" (prefill {format_seconds(timeline.prefill_s)}), task by task",
+        f"predicted  {format_seconds(predicted_s)}, by the program:"
+        f" the simulation takes {timeline.latency_s / predicted_s - 1:+.1%}",
+    ]
+    busy = sorted(timeline.busy_s().items(), key=lambda item: -item[1])
+    lines += [
+        f"  {channel:<15}{format_seconds(seconds):>12}  {seconds / timeline.latency_s:4.0%} busy"
+        for channel, seconds in busy
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,225 @@
+"""What bounds a stage: linear in the shares, right where channels share, whole over the phases."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from costmodel.limits import stage_limits
+from costmodel.memory import memory_rows
+from costmodel.policy import Policy
+from costmodel.price import estimate, phase_channels
+from costmodel.problem import SHARE_NAMES, Problem, Quantity, Shares
+from costmodel.program import rows_of, unit_shares
+from costmodel.stages import MAX_SEGMENTS, SEGMENT_GROWTH, stages_of
+from costmodel.workload import Workload
+from profiles import HardwareProfile, Link, recorded_profile
+from profiles.hardware import Contention
+from tests.costmodel.machines import (
+    ON_CPU,
+    ON_DISK,
+    ON_GPU,
+    make_compute,
+    make_machine,
+    make_model,
+    make_policy,
+    make_shares,
+)
+from tests.costmodel.strategies import policies
+
+# Channels that slow each other down on the machines below.
+CPU_PAIRS = (
+    Contention(first="disk_read", second="cpu_compute", first_keeps=0.7, second_keeps=0.6),
+    Contention(first="disk_write", second="cpu_compute", first_keeps=0.2, second_keeps=0.3),
+)
+GPU_PAIRS = (
+    *CPU_PAIRS,
+    Contention(first="h2d", second="gpu_compute", first_keeps=0.9, second_keeps=0.8),
+    Contention(first="h2d", second="cpu_compute", first_keeps=0.5, second_keeps=0.8),
+)
+
+
+def _knows_unpacking(hardware: HardwareProfile) -> HardwareProfile:
+    cpu = replace(hardware.cpu, compute=replace(hardware.cpu.compute, unpack_bytes_per_s=1e10))
+    gpu = hardware.gpu
+    if gpu is not None:
+        gpu = replace(gpu, compute=replace(gpu.compute, unpack_bytes_per_s=1e11))
+    return replace(hardware, cpu=cpu, gpu=gpu)
+
+
+def _problem(hardware: HardwareProfile, **changes: object) -> Problem:
+    fields: dict[str, object] = {
+        "hardware": hardware,
+        "model": make_model(),
+        "workload": Workload(prompt_len=16, gen_len=40),
+        "gpu_batch_size": 4,
+        "prefill_batch_size": 2,
+    }
+    return Problem(**(fields | changes))  # type: ignore[arg-type]  # plain keyword table
+
+
+def _every_kind(name: str) -> list[Problem]:
+    """All combinations of what can be switched."""
+    machine = _knows_unpacking(recorded_profile(name))
+    pairs = GPU_PAIRS if machine.has_gpu else CPU_PAIRS
+    machines = [
+        replace(machine, contention=contention, unhidden_share=unhidden)
+        for contention, unhidden in (((), 0.0), (pairs, 0.0), (pairs, 0.1))
+    ]
+    return [
+        _problem(
+            hardware,
+            in_place=in_place,
+            cpu_weights=cpu_weights,
+            weight_bits=weight_bits,
+            cache_bits=cache_bits,
+            attention_sparsity=sparsity,
+            loads_per_block=loads,
+        )
+        for hardware in machines
+        for in_place, cpu_weights, weight_bits, cache_bits, sparsity, loads in itertools.product(
+            (True, False), (True, False), (None, 4), (None, 8), (1.0, 0.1), (1.0, 1.3)
+        )
+    ]
+
+
+def _formulas(problem: Problem, shares: Shares) -> dict[str, Quantity]:
+    """All that the program and the estimator read, by name."""
+    found: dict[str, Quantity] = {}
+    for stage in stages_of(problem):
+        limits = stage_limits(problem, shares, stage)
+        found |= {f"{stage.name} {name}": limit for name, limit in limits.items()}
+    for tier, rows in memory_rows(problem, shares).items():
+        for row, terms in rows.items():
+            found |= {f"{tier} {row} {name}": term for name, term in terms.items()}
+    return found | rows_of(problem, shares, reserve={"cpu": 10**6})
+
+
+@pytest.mark.parametrize("name", ["t4-flexgen", "cpu-2core"])
+def test_every_formula_is_linear_in_the_shares(name: str) -> None:
+    """The coefficients that the program reads give what the estimator computes."""
+    units = unit_shares()
+    rng = random.Random(1)
+    for problem in _every_kind(name):
+        values = [rng.random() for _ in SHARE_NAMES]
+        point = Shares(**dict(zip(SHARE_NAMES, values, strict=True)))
+        forms, found = _formulas(problem, units), _formulas(problem, point)
+        assert forms.keys() == found.keys()
+        for key, form in forms.items():
+            coefficients = np.broadcast_to(np.asarray(form, dtype=float), len(SHARE_NAMES))
+            size = float(np.abs(coefficients) @ np.abs(values))
+            expected = float(coefficients @ np.array(values))
+            assert found[key] == pytest.approx(expected, rel=1e-9, abs=1e-9 * size), (key, problem)
+
+
+def _least_seconds(first: float, second: float, keeps: tuple[float, float]) -> float:
+    """Schedule by hand: each alone for a while, both together for a while."""
+    done = linprog([1, 1, 1], A_ub=[[-1, 0, -keeps[0]], [0, -1, -keeps[1]]], b_ub=[-first, -second])
+    assert done.fun is not None
+    return float(done.fun)
+
+
+@pytest.mark.parametrize("keeps", [(0.6, 0.8), (0.9, 0.2), (0.3, 0.4), (1.0, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize("work", [(1.0, 1.0), (3.0, 1.0), (1.0, 5.0), (2.0, 0.0)])
+def test_two_channels_take_as_long_as_the_best_way_to_share(
+    keeps: tuple[float, float], work: tuple[float, float]
+) -> None:
+    """Both directions of the link in prefill: weights go up while the new cache comes down."""
+    machine = make_machine(gpu_memory=10**12, gpu=make_compute())
+    assert machine.gpu is not None
+
+    def link(seconds: float, share: float) -> Link:
+        rate = 1e6 / seconds if seconds else 1e30
+        return Link(
+            pinned_bytes_per_s=rate, pageable_bytes_per_s=rate, opposed_bytes_per_s=rate * share
+        )
+
+    gpu = replace(machine.gpu, h2d=link(work[0], keeps[0]), d2h=link(work[1], keeps[1]))
+    problem = _problem(replace(machine, gpu=gpu), workload=Workload(prompt_len=16, gen_len=2))
+    shares = make_shares(8, weights=ON_CPU, cache=ON_CPU, activations=ON_GPU, attended=1.0)
+    prefill, _ = stages_of(problem)
+    limits = stage_limits(problem, shares, prefill)
+    up, down = limits["h2d"], limits["d2h"]
+    assert limits["h2d beside d2h"] >= up and limits["d2h beside h2d"] >= down
+    sharing = max(limits[name] for name in ("h2d", "d2h", "h2d beside d2h", "d2h beside h2d"))
+    assert sharing == pytest.approx(_least_seconds(up, down, keeps))
+
+
+def test_a_pair_named_in_the_profile_is_a_limit() -> None:
+    pair = Contention(first="disk_read", second="cpu_compute", first_keeps=0.7, second_keeps=0.6)
+    machine = replace(
+        make_machine(disk_read=1e6, cpu=make_compute(decode=1e5, flop=1e9)), contention=(pair,)
+    )
+    # A second of the disk costs the CPU (1 - 0.6) / 0.7 and the other way round.
+    policy = make_policy(weights=ON_DISK)
+    seconds = phase_channels(policy, machine)["decode"]
+    read, compute = seconds["disk_read"], seconds["cpu_compute"]
+    assert estimate(policy, machine).decode_s == pytest.approx(
+        _least_seconds(read, compute, (0.7, 0.6))
+    )
+    assert estimate(policy, machine).decode_s == pytest.approx(
+        max(read + compute * 0.3 / 0.6, compute + read * 0.4 / 0.7)
+    )
+
+
+def test_what_is_not_hidden_adds_to_the_busiest_channel() -> None:
+    machine = replace(
+        make_machine(disk_read=1e6, disk_write=1e6, cpu=make_compute(flop=1e8)), unhidden_share=0.25
+    )
+    policy = make_policy(weights=ON_DISK, cache=ON_DISK)
+    seconds = phase_channels(policy, machine)["decode"].values()
+    others = sum(seconds) - max(seconds)
+    assert estimate(policy, machine).decode_s == pytest.approx(max(seconds) + 0.25 * others)
+
+
+@given(
+    prompt_len=st.integers(1, 3000),
+    gen_len=st.integers(1, 600),
+    batch=st.integers(1, 64),
+)
+def test_segments_of_decode_add_up(prompt_len: int, gen_len: int, batch: int) -> None:
+    workload = Workload(prompt_len=prompt_len, gen_len=gen_len)
+    problem = _problem(make_machine(), workload=workload, gpu_batch_size=batch)
+    prefill, *decode = stages_of(problem)
+    assert (prefill.tokens, prefill.passes, prefill.first_pass) == (prompt_len, 1, 0)
+    read = [prompt_len + step for step in range(gen_len - 1)]
+    assert sum(stage.passes for stage in decode) == len(read)
+    assert sum(stage.context_tokens for stage in decode) == pytest.approx(sum(read))
+    # All slots but the last token's are written, each once.
+    stored = prefill.stored_tokens + sum(stage.stored_tokens for stage in decode)
+    assert stored == (workload.context_len - 1 if gen_len > 1 else 0)
+    position = 0
+    for stage in decode:
+        assert stage.first_pass == position + 1
+        steps = read[position : position + stage.passes]
+        assert stage.context_tokens == pytest.approx(sum(steps))
+        position += stage.passes
+        if len(decode) < MAX_SEGMENTS:
+            # Segments are as long as each other, so the first grows most.
+            assert steps[-1] / steps[0] <= SEGMENT_GROWTH * (1 + 0.5 / len(decode))
+    assert len(decode) <= MAX_SEGMENTS
+
+
+@given(policies(), st.sampled_from(["t4-flexgen", "rtx4090-pc"]), st.sampled_from([0.0, 0.2]))
+def test_the_lower_bound_is_one(policy: Policy, name: str, unhidden: float) -> None:
+    hardware = replace(recorded_profile(name), contention=GPU_PAIRS, unhidden_share=unhidden)
+    predicted = estimate(policy, hardware)
+    assert 0 < predicted.lower_bound_s <= predicted.latency_s * (1 + 1e-12)
+    assert predicted.latency_s == pytest.approx(predicted.prefill_s + predicted.decode_s)
+    # No channel works longer than the block lasts.
+    assert max(predicted.channel_s.values()) <= predicted.latency_s * (1 + 1e-12)
+
+
+@given(policies(has_gpu=False))
+def test_the_lower_bound_is_one_without_a_gpu(policy: Policy) -> None:
+    hardware = replace(recorded_profile("cpu-2core"), contention=CPU_PAIRS)
+    predicted = estimate(policy, hardware)
+    assert 0 < predicted.lower_bound_s <= predicted.latency_s * (1 + 1e-12)
+    assert not predicted.channel_s.keys() & {"h2d", "d2h", "gpu_compute"}

@@ -1,0 +1,159 @@
+"""Channels beside each other, and 4-bit groups, against independent references."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from profiles import ComputeRates, RateCurve
+from profiles.compute import ComputePlan, measure_compute
+from profiles.contention import LEAST_KEPT, Work, measure_contention, rates_together
+from profiles.sampling import Effort, Sampler
+from profiles.unpacking import GROUP_SIZE, unpack_groups
+
+EFFORT = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0, window_s=0.02)
+PLAN = ComputePlan(rows=(1,), out_features=256, in_features=256)
+RATES = ComputeRates(
+    matmul={"bfloat16": RateCurve.constant(1e11)},
+    attention_prefill={"bfloat16": 1e11},
+    attention_decode={"bfloat16": 1e9},
+)
+
+
+def test_contention_of_this_machine_keeps_samples_and_removes_its_file(tmp_path: Path) -> None:
+    sampler = Sampler(EFFORT, lambda name: None)
+    pairs = measure_contention(tmp_path, PLAN, RATES, False, sampler)
+    assert [(p.first, p.second) for p in pairs] == [
+        ("disk_read", "cpu_compute"),
+        ("disk_write", "cpu_compute"),
+    ]
+    for pair in pairs:
+        assert LEAST_KEPT <= pair.first_keeps <= 1 and LEAST_KEPT <= pair.second_keeps <= 1
+    samples = {m.name: m for m in sampler.measurements}
+    assert set(samples) == {
+        "contention.cpu_compute.alone",
+        "contention.disk_read.alone",
+        "contention.disk_read.beside_cpu_compute",
+        "contention.cpu_compute.beside_disk_read",
+        "contention.disk_write.alone",
+        "contention.disk_write.beside_cpu_compute",
+        "contention.cpu_compute.beside_disk_write",
+    }
+    assert all(len(m.samples) == 3 for m in sampler.measurements)
+    assert samples["contention.disk_read.alone"].unit == "bytes_per_s"
+    assert samples["contention.cpu_compute.alone"].unit == "flop_per_s"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_failing_contention_removes_its_file(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fail(*arguments: object) -> None:
+        seen.extend(tmp_path.iterdir())
+        raise error
+
+    monkeypatch.setattr("profiles.contention._run_round", fail)
+    with pytest.raises(error):
+        measure_contention(tmp_path, PLAN, RATES, False, Sampler(EFFORT, lambda name: None))
+    assert len(seen) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first_rates", "second_rates", "expected"),
+    [
+        # Medians of three ratios of a round: 0.5, 0.25, 0.75; and all 1.2, cut at 1.
+        ([(100.0, 50.0), (80.0, 20.0), (40.0, 30.0)], [(10.0, 12.0)] * 3, (0.5, 1.0)),
+        ([(100.0, 1.0)] * 3, [(8.0, 2.0)] * 3, (LEAST_KEPT, 0.25)),
+    ],
+)
+def test_shares_are_medians_over_rounds(
+    first_rates: list[tuple[float, float]],
+    second_rates: list[tuple[float, float]],
+    expected: tuple[float, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer() -> Iterator[list[float]]:
+        for first, second in zip(first_rates, second_rates, strict=True):
+            yield [second[0]]
+            for _ in range(2):
+                yield [first[0]]
+                yield [first[1], second[1]]
+
+    answers = answer()
+    monkeypatch.setattr("profiles.contention.rates_together", lambda *_: next(answers))
+    sampler = Sampler(EFFORT, lambda name: None)
+    for pair in measure_contention(tmp_path, PLAN, RATES, False, sampler):
+        assert (pair.first_keeps, pair.second_keeps) == expected
+
+
+def test_works_in_lockstep_have_rates_like_their_amounts() -> None:
+    # Neither can be ahead of the other, until one has ended and the other waits in vain.
+    barrier = threading.Barrier(2, timeout=0.1)
+
+    def meet() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            barrier.wait()
+
+    works = [
+        Work(channel=channel, unit="bytes_per_s", amount=amount, call=meet)
+        for channel, amount in (("disk_read", 3.0), ("cpu_compute", 1.0))
+    ]
+    first, second = rates_together(works, 0.02)
+    assert first / second == pytest.approx(3, rel=0.3)
+
+
+def test_failing_work_ends_the_others() -> None:
+    def fail() -> None:
+        raise RuntimeError("no more disk")
+
+    works = [
+        Work(channel=channel, unit="bytes_per_s", amount=1.0, call=call)
+        for channel, call in (("cpu_compute", lambda: None), ("disk_read", fail))
+    ]
+    with pytest.raises(RuntimeError, match="no more disk"):
+        rates_together(works, 60.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unpacked_groups_match_a_reference_by_hand(dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 16, (5, GROUP_SIZE), dtype=np.uint8)
+    codes[0] = np.arange(GROUP_SIZE) % 16
+    # Quarters below 8 are exact in both dtypes, products and sums too.
+    scale = generator.integers(1, 3, (5, 1)) / 4
+    zero = generator.integers(-16, 1, (5, 1)) / 4
+    packed = np.empty((5, GROUP_SIZE // 2), dtype=np.uint8)
+    expected = np.empty((5, GROUP_SIZE))
+    for group in range(5):
+        for i in range(GROUP_SIZE // 2):
+            packed[group, i] = codes[group, i] + 16 * codes[group, i + GROUP_SIZE // 2]
+        for i in range(GROUP_SIZE):
+            expected[group, i] = codes[group, i] * scale[group, 0] + zero[group, 0]
+    unpacked = unpack_groups(
+        torch.from_numpy(packed), torch.tensor(scale, dtype=dtype), torch.tensor(zero, dtype=dtype)
+    )
+    assert unpacked.dtype == dtype
+    np.testing.assert_array_equal(unpacked.double().numpy(), expected)
+
+
+def test_unpacking_is_measured_in_bytes_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 2.0
+    monkeypatch.setattr(
+        "profiles.sampling.seconds_of", lambda work, repeats, warmups: [seconds] * repeats
+    )
+    sampler = Sampler(EFFORT, lambda name: None)
+    rates = measure_compute("cpu", PLAN, sampler)
+    # A matrix of 256 x 256 in 16 bits.
+    assert rates.unpack_bytes_per_s == pytest.approx(256 * 256 * 2 / seconds)
+    assert "cpu.unpack.4bit" in {m.name for m in sampler.measurements}
