@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from costmodel.choices import ALLOWABLE
 from costmodel.model_spec import ModelSpec, load_model_spec
@@ -19,6 +20,7 @@ from profiles.recorded import find_profile
 DEFAULT_MODEL = "opt-30b"
 DEFAULT_PROMPT_LEN = 512
 DEFAULT_GEN_LEN = 32
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,19 @@ def read_question(flags: argparse.Namespace) -> Question:
         margin=flags.margin,
         allowed=frozenset(flags.allow),
     )
+
+
+def check_output(flag: str, path: Path | None, *, suffixes: tuple[str, ...] = ()) -> None:
+    """Refuse a file that could not be written, before any work."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {path}", got="no such folder", allowed="a file in a folder")
+    if path.is_dir():
+        raise InputError(f"{flag} {path}", got="a folder", allowed="a file in a folder")
+    if suffixes and path.suffix not in suffixes:
+        got = path.suffix or "no suffix"
+        raise InputError(f"{flag} {path}", got=got, allowed=", ".join(suffixes))
 
 
 def choose_dtype(model: ModelSpec, hardware: HardwareProfile, dtype: str | None) -> ModelSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from costmodel.flags import Question, add_question_flags, read_question
+from costmodel.flags import PICTURES, Question, add_question_flags, check_output, read_question
 from costmodel.optimum import SearchResult, search
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
@@ -134,6 +134,7 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.points < 2:
         raise InputError("--points", got=flags.points, allowed="2 or more")
+    check_output("--plot", flags.plot, suffixes=PICTURES)
     question = read_question(flags)
     with tqdm(total=flags.points, desc="searching", leave=False, disable=None) as bar:
         points = frontier(question, num_points=flags.points, progress=bar.update)

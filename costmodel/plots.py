@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from costmodel.flags import Question
 from costmodel.frontier import FrontierPoint
@@ -56,6 +57,9 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
             textcoords="offset points", xytext=(5, -11), fontsize="small",
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.set_xlabel("latency of a block (s)")
     axes.set_ylabel("throughput (token/s)")
@@ -94,6 +98,39 @@ def plot_throughput_over_memory(curves: Mapping[str, Mapping[int, SearchResult]]
     axes.set_ylabel("throughput (token/s)")
     axes.set_title("Throughput of the best policy over memory")
     axes.legend()
+    return figure
+
+
+def plot_rates(hardware: HardwareProfile) -> Figure:
+    """Draw a machine's rates over the size of the work: matrix products, and disk requests."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    products, disk = figure.subplots(1, 2)
+    devices = {"CPU": hardware.cpu.compute}
+    if hardware.gpu is not None:
+        devices["GPU"] = hardware.gpu.compute
+    curves = [
+        (f"{device} {dtype}", curve)
+        for device, rates in devices.items()
+        for dtype, curve in rates.matmul.items()
+    ]
+    for color, (label, curve) in zip(COLORS, curves, strict=False):
+        products.loglog(
+            curve.sizes, [rate / 1e12 for rate in curve.rates], "o-", color=color, label=label
+        )
+    products.set_xlabel("rows of a matrix product")
+    products.set_ylabel("TFLOP/s")
+    products.set_title("Arithmetic")
+    for color, (label, curve) in zip(
+        COLORS, (("read", hardware.disk.read), ("write", hardware.disk.write)), strict=False
+    ):
+        sizes = [size / 2**20 for size in curve.sizes]
+        disk.semilogx(sizes, [r / 1e9 for r in curve.rates], "o-", color=color, label=label)
+    disk.set_ylim(bottom=0)
+    disk.set_xlabel("MiB of one request")
+    disk.set_ylabel("GB/s")
+    disk.set_title("Disk, past the page cache")
+    for axes in (products, disk):
+        axes.legend()
     return figure
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from costmodel.flags import Question, add_question_flags, read_question
+from costmodel.flags import PICTURES, Question, add_question_flags, check_output, read_question
 from costmodel.optimum import SearchResult, search
 from costmodel.report import format_explanation, format_prediction
 from costmodel.whatif import what_would_change
 from profiles.command import Parser, run
-from profiles.errors import InputError
 from profiles.files import to_json
 
 
@@ -34,8 +33,8 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Search, print, write."""
     flags = _parser().parse_args(arguments)
-    for flag in ("output", "plot"):
-        _check_file(f"--{flag}", getattr(flags, flag))
+    check_output("--output", flags.output)
+    check_output("--plot", flags.plot, suffixes=PICTURES)
     question = read_question(flags)
     result = search(
         question.hardware,
@@ -54,15 +53,6 @@ def main(arguments: list[str]) -> None:
     print(f"\npolicy written to {flags.output}")
     if flags.json:
         print(json.dumps(to_json(result.policy)))
-
-
-def _check_file(flag: str, path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}", got="no such folder", allowed="a file in a folder")
-    if path.is_dir():
-        raise InputError(f"{flag} {path}", got="a folder", allowed="a file in a folder")
 
 
 def _explain(question: Question, result: SearchResult, max_latency_s: float | None) -> None:

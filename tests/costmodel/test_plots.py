@@ -1,0 +1,120 @@
+"""Pictures show the figures of the model, and the frontier is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+
+from costmodel.flags import Question
+from costmodel.frontier import FrontierPoint, frontier
+from costmodel.memory import capacities
+from costmodel.model_spec import load_model_spec
+from costmodel.optimum import SearchResult, search
+from costmodel.plots import (
+    draw_channels,
+    draw_memory,
+    plot_frontier,
+    plot_policy,
+    plot_throughput_over_memory,
+    save_figure,
+    throughput_over_memory,
+)
+from costmodel.workload import Workload
+from profiles import InfeasibleError, InputError, recorded_profile
+from profiles.units import GIB
+
+QUESTION = Question(
+    hardware=recorded_profile("rtx3090-pc"),
+    model=load_model_spec("llama-3.1-8b"),
+    workload=Workload(prompt_len=256, gen_len=32),
+    margin=0.01,
+    allowed=frozenset(),
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> SearchResult:
+    return search(QUESTION.hardware, QUESTION.model, QUESTION.workload)
+
+
+@pytest.fixture(scope="module")
+def points() -> list[FrontierPoint]:
+    return frontier(QUESTION, num_points=6)
+
+
+def _ends(figure: Figure) -> dict[float, float]:
+    """Return where the stacked bars of the only axes end, by their place."""
+    ends: dict[float, float] = {}
+    for container in figure.axes[0].containers:
+        assert isinstance(container, BarContainer)
+        for bar in container:
+            place = round(bar.get_y() + bar.get_height() / 2, 6)
+            ends[place] = max(ends.get(place, 0.0), bar.get_x() + bar.get_width())
+    return ends
+
+
+def test_memory_bars_end_at_the_peaks(result: SearchResult) -> None:
+    figure = Figure()
+    draw_memory(figure.subplots(), result.policy, QUESTION.hardware)
+    limits = capacities(QUESTION.hardware)
+    expected = [100 * result.predicted.peak_bytes[tier] / limits[tier] for tier in limits]
+    assert list(_ends(figure).values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_channel_bars_are_the_busy_seconds(result: SearchResult) -> None:
+    figure = Figure()
+    draw_channels(figure.subplots(), result.policy, QUESTION.hardware)
+    expected = [result.predicted.channel_s[name] for name in result.predicted.channel_s]
+    assert list(_ends(figure).values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_frontier_rises_and_ends_at_the_optimum(
+    points: list[FrontierPoint], result: SearchResult
+) -> None:
+    assert len(points) >= 3
+    latencies = [point.latency_s for point in points]
+    rates = [point.tok_per_s for point in points]
+    assert latencies == sorted(latencies) and rates == sorted(rates)
+    assert points[-1].tok_per_s == pytest.approx(result.job_tok_per_s)
+    assert all(point.latency_s <= point.max_latency_s * (1 + 1e-9) for point in points)
+
+
+def test_nothing_is_faster_than_the_frontier_s_first_point(points: list[FrontierPoint]) -> None:
+    with pytest.raises(InfeasibleError, match="--max-latency"):
+        search(
+            QUESTION.hardware, QUESTION.model, QUESTION.workload,
+            max_latency_s=points[0].latency_s * 0.9,
+        )  # fmt: skip
+
+
+def test_throughput_over_memory_leaves_out_what_does_not_fit() -> None:
+    small = replace(QUESTION, hardware=QUESTION.hardware.with_budget(disk=0, gpu_memory=2 * GIB))
+    found = throughput_over_memory(small, "cpu", [1 * GIB, 32 * GIB, 64 * GIB])
+    assert list(found) == [32 * GIB, 64 * GIB]
+    axes = plot_throughput_over_memory({"small": found}).axes[0]
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [32, 64]
+    rates = [result.job_tok_per_s for result in found.values()]
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == rates
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_pictures_are_written_whole(
+    suffix: str, tmp_path: Path, points: list[FrontierPoint], result: SearchResult
+) -> None:
+    path = tmp_path / f"plot{suffix}"
+    save_figure(plot_frontier(points), path)
+    heads = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    assert path.read_bytes().startswith(heads[suffix])
+    save_figure(plot_policy(result, QUESTION.hardware), path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_other_suffixes_are_refused(tmp_path: Path, points: list[FrontierPoint]) -> None:
+    with pytest.raises(InputError, match=r"\.png, \.svg, \.pdf"):
+        save_figure(plot_frontier(points), tmp_path / "plot.bmp")
+    assert list(tmp_path.iterdir()) == []
