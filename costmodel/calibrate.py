@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from costmodel.calibration import UNHIDDEN, Fit, calibrate, leave_one_out, mean_error
+from costmodel.flags import check_output
 from costmodel.measured_runs import MeasuredRun, read_runs
 from profiles.command import Parser, run
-from profiles.errors import InputError
 from profiles.recorded import find_profile
 
 
@@ -37,8 +37,7 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Fit, print, write."""
     flags = _parser().parse_args(arguments)
-    if not flags.output.parent.is_dir() or flags.output.is_dir():
-        raise InputError(f"--output {flags.output}", got="no file's path", allowed="a file")
+    check_output("--output", flags.output)
     hardware, runs = find_profile(flags.hardware), read_runs(flags.runs)
     fit = calibrate(hardware, runs, source=flags.runs.name)
     left_out: tuple[float, ...] = ()

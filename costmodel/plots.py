@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from costmodel.flags import Question
+from costmodel.flags import PICTURES, Question, check_output
 from costmodel.frontier import FrontierPoint
 from costmodel.memory import capacities, memory_rows, with_capacities
 from costmodel.optimum import SearchResult, search
@@ -19,12 +19,11 @@ from costmodel.policy import TIERS, Policy
 from costmodel.price import phase_channels
 from costmodel.problem import problem_of, shares_of
 from costmodel.sensitivity import ShadowPrice, shadow_prices
-from profiles.errors import InfeasibleError, InputError
+from profiles.errors import InfeasibleError
 from profiles.files import atomic_writer
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 
-SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 PHASE_COLORS = {"prefill": COLORS[4], "decode": COLORS[0]}
@@ -211,10 +210,7 @@ def draw_shadow_prices(axes: Axes, prices: Sequence[ShadowPrice]) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all, in the format of its suffix."""
-    if path.suffix not in SUFFIXES:
-        raise InputError(
-            f"plot {path}", got=path.suffix or "no suffix", allowed=", ".join(SUFFIXES)
-        )
+    check_output("plot", path, suffixes=PICTURES)
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "zigzag"}):
         figure.savefig(buffer, format=path.suffix[1:], dpi=120)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from costmodel.chrome_trace import write_trace
+from costmodel.flags import check_output
 from costmodel.policy import Policy
 from costmodel.price import estimate
 from costmodel.problem import problem_of
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.passes is not None and flags.passes < 1:
         raise InputError("--passes", got=flags.passes, allowed="1 or more")
+    check_output("--output", flags.output)
     policy, hardware = Policy.load(flags.policy), find_profile(flags.hardware)
     num_passes = min(flags.passes or policy.workload.gen_len, policy.workload.gen_len)
     timeline = _simulate(policy, hardware, num_passes)
