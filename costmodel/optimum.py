@@ -29,10 +29,10 @@ from profiles.hardware import HardwareProfile
 
 # Share of every capacity that is left free, unless the user asks for another.
 DEFAULT_MARGIN = 0.01
-# Differences in predicted throughput below this are not worth more programs.
-NEARLY_AS_FAST = 0.002
+# Differences in predicted throughput below this are not to be trusted.
+NEARLY_AS_FAST = 0.005
 # Splits after which the best policy found is taken as it is; its gap is reported.
-MAX_SPLITS = 64
+MAX_SPLITS = 32
 # Shares of a tier's capacity to advise beyond what is missing: the first that rounding can use.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
@@ -189,10 +189,11 @@ class _Tree:
         heapq.heappush(self._open, node)
 
     def grow(self) -> None:
-        """Split the best range until the best policy is as good as any can be."""
+        """Split the best range until all that is left is worse than the best policy found, by so
+        much that it is no choice either."""
         best_s = math.inf
         for count in itertools.count():
-            if not self._open or self._open[0].seconds >= best_s * (1 - NEARLY_AS_FAST):
+            if not self._open or self._open[0].seconds >= best_s * (1 + NEARLY_AS_FAST):
                 break
             if self.found and count >= MAX_SPLITS:
                 break

@@ -21,8 +21,15 @@ pytestmark = pytest.mark.timeout(30)
 def make_task(index: int, channel: str, *waits: int, kind: str = "work", token: int = 0) -> Task:
     """Make a task of which only its place in the order matters."""
     return Task(
-        index=index, kind=kind, channel=channel, token=token, layer=0, batch=0, slot=0,
-        hidden_slot=0, waits=waits
+        index=index,
+        kind=kind,
+        channel=channel,
+        token=token,
+        layer=0,
+        batch=0,
+        slot=0,
+        hidden_slot=0,
+        waits=waits,
     )
 
 

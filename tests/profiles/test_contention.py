@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from profiles import ComputeRates, RateCurve
 from profiles.compute import ComputePlan, measure_compute
 from profiles.contention import LEAST_KEPT, Work, measure_contention, rates_together
+from profiles.disk import DiskPlan
 from profiles.sampling import Effort, Sampler
+from profiles.units import MIB
 from profiles.unpacking import GROUP_SIZE, unpack_groups
 
 EFFORT = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0, window_s=0.02)
@@ -25,6 +26,13 @@ RATES = ComputeRates(
     attention_prefill={"bfloat16": 1e11},
     attention_decode={"bfloat16": 1e9},
 )
+
+
+@pytest.fixture(autouse=True)
+def _small_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = DiskPlan(file_bytes=4 * MIB, chunk_bytes=MIB, request_bytes=(MIB,), depths=(1,))
+    monkeypatch.setattr("profiles.contention.DISK_PLAN", plan)
+    monkeypatch.setattr("profiles.compute.COLD_BYTES", MIB)
 
 
 def test_contention_of_this_machine_keeps_samples_and_removes_its_file(tmp_path: Path) -> None:
@@ -56,7 +64,7 @@ def test_contention_of_this_machine_keeps_samples_and_removes_its_file(tmp_path:
 def test_failing_contention_removes_its_file(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[Path] = []
 
     def fail(*arguments: object) -> None:
         seen.extend(tmp_path.iterdir())
