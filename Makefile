@@ -23,6 +23,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(RUN) tests/bench/search_speed.py
 	$(RUN) tests/bench/offload.py
 
 clean:
