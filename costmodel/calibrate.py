@@ -11,6 +11,7 @@ from costmodel.flags import check_output
 from costmodel.measured_runs import MeasuredRun, read_runs
 from profiles.command import Parser, run
 from profiles.recorded import find_profile
+from profiles.units import format_figure
 
 
 def _parser() -> Parser:
@@ -62,7 +63,7 @@ def format_fit(fit: Fit, runs: Sequence[MeasuredRun], left_out: Sequence[float])
     columns = ["run", "measured", "before", "fitted"] + (["left out"] if left_out else [])
     lines += ["", f"{columns[0]:<44}" + "".join(f"{name:>10}" for name in columns[1:])]
     for i, measured in enumerate(runs):
-        cells = [f"{measured.throughput_tok_per_s:10.4g}"]
+        cells = [f"{format_figure(measured.throughput_tok_per_s, 4):>10}"]
         errors = (fit.errors_before, fit.errors_after, *([left_out] if left_out else []))
         cells += [f"{error[i]:+10.1%}" for error in errors]
         lines.append(f"{name_of(measured):<44}" + "".join(cells))

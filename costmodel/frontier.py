@@ -14,7 +14,7 @@ from costmodel.flags import PICTURES, Question, add_question_flags, check_output
 from costmodel.optimum import SearchResult, search
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
-from profiles.units import format_seconds
+from profiles.units import format_figure, format_seconds
 
 NUM_POINTS = 12
 # The shortest latency is found by halving until nothing fits; then it is known to this factor.
@@ -157,7 +157,8 @@ def format_frontier(points: Sequence[FrontierPoint]) -> str:
         block = f"{policy.gpu_batch_size} x {policy.num_gpu_batches}"
         weights = " ".join(f"{getattr(policy.weights, t):.0%}" for t in ("gpu", "cpu", "disk"))
         lines.append(
-            f"{format_seconds(point.latency_s):>14}{point.tok_per_s:>10.4g}{block:>12}"
+            f"{format_seconds(point.latency_s):>14}"
+            f"{format_figure(point.tok_per_s, 4):>10}{block:>12}"
             f"{weights:>20}  {point.result.predicted.bottleneck}"
         )
     return "\n".join([*lines, "", "weights are shares on GPU, CPU and disk"])

@@ -22,7 +22,7 @@ from costmodel.sensitivity import ShadowPrice, shadow_prices
 from profiles.errors import InfeasibleError
 from profiles.files import atomic_writer
 from profiles.hardware import HardwareProfile
-from profiles.units import GIB
+from profiles.units import GIB, format_figure
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -39,8 +39,8 @@ def plot_policy(result: SearchResult, hardware: HardwareProfile) -> Figure:
     draw_channels(axes[1, 0], policy, hardware)
     draw_shadow_prices(axes[1, 1], shadow_prices(result.problem, result.solution))
     figure.suptitle(
-        f"{policy.model.name} on {hardware.name}: {result.job_tok_per_s:.3g} token/s, blocks of"
-        f" {policy.gpu_batch_size} x {policy.num_gpu_batches}"
+        f"{policy.model.name} on {hardware.name}: {format_figure(result.job_tok_per_s)} token/s,"
+        f" blocks of {policy.gpu_batch_size} x {policy.num_gpu_batches}"
     )
     return figure
 
@@ -168,7 +168,9 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
             of_rest = sum(use for other, use in terms.items() if other not in named)
             use = of_rest if name == "other buffers" else terms.get(name, 0.0)
             parts.append(100 * float(use) * policy.block_size / limit)
-        labels = [f"{tier} of\n{limit / GIB:.4g} GiB" for tier, limit in limits.items()]
+        labels = [
+            f"{tier} of\n{format_figure(limit / GIB, 4)} GiB" for tier, limit in limits.items()
+        ]
         axes.barh(labels, parts, left=list(left.values()), color=color, label=name)
         left = {t: left[t] + part for t, part in zip(limits, parts, strict=True)}
     axes.axvline(100, color="black", linestyle="--", linewidth=1)

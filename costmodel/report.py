@@ -12,7 +12,7 @@ from costmodel.problem import problem_of, shares_of
 from costmodel.sensitivity import shadow_prices
 from costmodel.whatif import Change
 from profiles.hardware import HardwareProfile
-from profiles.units import format_bytes, format_seconds
+from profiles.units import format_bytes, format_figure, format_seconds
 
 
 def format_prediction(policy: Policy, hardware: HardwareProfile, prediction: Prediction) -> str:
@@ -72,7 +72,7 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
 
 def _time_lines(policy: Policy, prediction: Prediction) -> list[str]:
     lines = [
-        f"predicted  {prediction.throughput_tok_per_s:.3g} token/s: a block in"
+        f"predicted  {format_figure(prediction.throughput_tok_per_s)} token/s: a block in"
         f" {format_seconds(prediction.latency_s)} (prefill {format_seconds(prediction.prefill_s)},"
         f" decode {format_seconds(prediction.decode_s)})",
         f"limited by {prediction.bottleneck}",
@@ -100,8 +100,9 @@ def format_explanation(
     """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
     anything is worth, and what would change the answer."""
     lines = [
-        f"no policy exceeds {result.bound_tok_per_s:.4g} token/s in this model; this one reaches"
-        f" {result.job_tok_per_s:.4g} over the whole job: rounding costs {result.gap:.1%}",
+        f"no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s in this model; this"
+        f" one reaches {format_figure(result.job_tok_per_s, 4)} over the whole job:"
+        f" rounding costs {result.gap:.1%}",
         f"channels alone, without fixed costs or waiting, would take"
         f" {format_seconds(result.predicted.lower_bound_s)} a block",
         *_channel_lines(result.policy, hardware),
@@ -111,7 +112,9 @@ def format_explanation(
     ]
     for change in changes:
         gain = change.job_tok_per_s / result.job_tok_per_s - 1
-        lines.append(f"  {change.what:<38}{change.job_tok_per_s:10.4g} token/s  {gain:+7.1%}")
+        lines.append(
+            f"  {change.what:<38}{format_figure(change.job_tok_per_s, 4):>10} token/s  {gain:+7.1%}"
+        )
     return "\n".join(lines)
 
 
@@ -144,6 +147,6 @@ def _price_lines(result: SearchResult) -> list[str]:
     for price in prices:
         lines.append(
             f"  {price.name:<15}{price.tok_per_s:+10.4f} token/s per {price.unit:<8}"
-            f" (of {price.amount:.4g})"
+            f" (of {format_figure(price.amount, 4)})"
         )
     return lines if prices else [*lines, "  nothing: no capacity and no rate limits it alone"]

@@ -12,7 +12,7 @@ from executor.memory_peak import gpu_peak_bytes
 from executor.runner import BlockResult, Runner
 from profiles.hardware import HardwareProfile
 from profiles.runtime import peak_resident_bytes
-from profiles.units import format_bytes, format_seconds
+from profiles.units import format_bytes, format_figure, format_seconds
 
 
 def predict_blocks(
@@ -121,8 +121,8 @@ def format_report(report: Report) -> str:
     rows = [
         (
             "throughput",
-            f"{report.predicted_tok_per_s:.3g} token/s",
-            f"{report.measured_tok_per_s:.3g} token/s",
+            f"{format_figure(report.predicted_tok_per_s)} token/s",
+            f"{format_figure(report.measured_tok_per_s)} token/s",
         ),
         (
             "prefill",

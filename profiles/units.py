@@ -67,6 +67,8 @@ def format_flop_rate(flop_per_s: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Format a duration: ``12.3 s``, ``4 min 05 s``, ``2 h 03 min``."""
+    if seconds == 0:
+        return "0 s"
     if seconds < 1e-3:
         return f"{_digits(seconds * 1e6)} us"
     if seconds < 1:
@@ -84,3 +86,10 @@ def _digits(value: float) -> str:
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(decimals, 3)}f}"
+
+
+def format_figure(value: float, digits: int = 3) -> str:
+    """Write a number with so many significant digits, and large ones whole: never an exponent."""
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
