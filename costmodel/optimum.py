@@ -31,8 +31,10 @@ from profiles.hardware import HardwareProfile
 DEFAULT_MARGIN = 0.01
 # Differences in predicted throughput below this are not to be trusted.
 NEARLY_AS_FAST = 0.005
-# Splits after which the best policy found is taken as it is; its gap is reported.
-MAX_SPLITS = 32
+# Splits after which policies that are only as good as the best are no longer looked for, and after
+# which the best is taken as it is; its gap is reported.
+ENOUGH_SPLITS = 32
+MAX_SPLITS = 160
 # Shares of a tier's capacity to advise beyond what is missing: the first that rounding can use.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
@@ -193,7 +195,8 @@ class _Tree:
         much that it is no choice either."""
         best_s = math.inf
         for count in itertools.count():
-            if not self._open or self._open[0].seconds >= best_s * (1 + NEARLY_AS_FAST):
+            slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
+            if not self._open or self._open[0].seconds >= best_s * (1 + slack):
                 break
             if self.found and count >= MAX_SPLITS:
                 break

@@ -20,12 +20,15 @@ from costmodel.rounding import cut_layer, round_policy
 from costmodel.route import route_of
 from costmodel.schedule import Task, ZigzagSchedule, num_weight_pieces
 from costmodel.stages import Stage, stages_of
+from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
 # The kinds of work that a task of the schedule does: a layer that is not split does two at once.
 WORK_OF_COMPUTE = ("project", "finish")
 # Work left when a task counts as done, in seconds: rounding of the clock.
 DONE_S = 1e-12
+# A layer of a batch is some ten tasks, each kept with its times.
+MAX_LAYER_BATCHES = 250_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,13 @@ def simulate(
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem = problem_of(policy, hardware)
     num_tokens = min(num_passes or policy.workload.gen_len, policy.workload.gen_len)
+    per_pass = len(problem.layers) * policy.num_gpu_batches
+    if num_tokens * per_pass > MAX_LAYER_BATCHES:
+        raise InputError(
+            "--passes",
+            got=f"{num_tokens} of {per_pass} layers and batches each",
+            allowed=f"at most {max(1, MAX_LAYER_BATCHES // per_pass)} for this policy",
+        )
     schedule = ZigzagSchedule(
         route_of(policy, problem.layers, has_gpu=hardware.has_gpu),
         problem.layers,

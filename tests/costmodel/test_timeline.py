@@ -169,3 +169,9 @@ def test_tasks_that_the_schedule_lacks_are_refused() -> None:
     with pytest.raises(InputError, match="cpu_weights"):
         simulate(policy, machine)
     assert capacities(machine)["gpu"] == 10**9
+
+
+def test_blocks_too_large_to_keep_are_refused() -> None:
+    policy = make_policy(num_gpu_batches=10_000)
+    with pytest.raises(InputError, match="--passes: got 5 .* at most 2"):
+        simulate(policy, make_machine())
