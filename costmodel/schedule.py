@@ -4,79 +4,26 @@ For every token, every layer and every batch of the block: compute, store what t
 and load what the next position needs. One load of a layer's weights serves all batches.
 
 Tasks of one channel run in the order in which they are yielded. Between channels a task waits
-for the tasks named in ``waits``; they follow from what each task reads and writes (``_Hazards``),
+for the tasks named in ``waits``; they follow from what each task reads and writes (``Hazards``),
 so that no order is written down twice. The engine runs these tasks with real work, a simulator
 can run them with predicted seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.layout import LayerLayout
 from costmodel.memory import NUM_BUFFERS, num_hidden_buffers
 from costmodel.route import Route
-
-Resource = Hashable
+from costmodel.tasks import Hazards, Resource, Task
 
 
 def num_weight_pieces(num_batches: int) -> int:
     """Return the pieces in which a layer's weights are loaded: one beside each batch, and with a
     single batch two, so that what the CPU has attended can pass between them."""
     return max(2, num_batches)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One piece of work on one channel.
-
-    ``batch`` is also the piece of a layer's weights that a weight task moves, so that the loads
-    of the next layer spread over the batches of this one. ``slot`` is the staging buffer of
-    weights or cache, ``hidden_slot`` that of hidden states.
-    ``waits`` are indices of earlier tasks on other channels.
-    """
-
-    index: int
-    kind: str
-    channel: str
-    token: int
-    layer: int
-    batch: int
-    slot: int
-    hidden_slot: int
-    waits: tuple[int, ...]
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether the task belongs to the pass over the prompts."""
-        return self.token == 0
-
-
-class _Hazards:
-    """Waits that follow from what tasks read and write: a reader waits for the last writer, a
-    writer for the last writer and for everybody who has read since."""
-
-    def __init__(self) -> None:
-        self._writer: dict[Resource, tuple[str, int]] = {}
-        self._readers: dict[Resource, dict[str, int]] = {}
-
-    def waits(
-        self, index: int, channel: str, reads: Sequence[Resource], writes: Sequence[Resource]
-    ) -> tuple[int, ...]:
-        # A channel works in order, so its latest task stands for all before it.
-        latest: dict[str, int] = {}
-        for resource in (*reads, *writes):
-            if resource in self._writer:
-                other, writer = self._writer[resource]
-                latest[other] = max(latest.get(other, 0), writer)
-        for resource in writes:
-            for other, reader in self._readers.pop(resource, {}).items():
-                latest[other] = max(latest.get(other, 0), reader)
-            self._writer[resource] = (channel, index)
-        for resource in reads:
-            self._readers.setdefault(resource, {})[channel] = index
-        return tuple(sorted(i for other, i in latest.items() if other != channel))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +70,7 @@ class ZigzagSchedule:
         self.num_batches = num_batches
         self.num_pieces = num_weight_pieces(num_batches)
         self.num_tokens = num_tokens
-        self._hazards = _Hazards()
+        self._hazards = Hazards()
         self._count = 0
         self._first_head = self.kinds.index("head")
 

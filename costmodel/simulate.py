@@ -12,7 +12,7 @@ from costmodel.flags import check_output
 from costmodel.policy import Policy
 from costmodel.price import estimate
 from costmodel.problem import problem_of
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from costmodel.timeline import Timeline, simulate
 from profiles.command import Parser, run
 from profiles.errors import InputError

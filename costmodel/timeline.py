@@ -18,8 +18,9 @@ from costmodel.price import check_machine, check_simulable
 from costmodel.problem import Problem, problem_of, shares_of
 from costmodel.rounding import cut_layer, round_policy
 from costmodel.route import route_of
-from costmodel.schedule import Task, ZigzagSchedule, num_weight_pieces
+from costmodel.schedule import ZigzagSchedule, num_weight_pieces
 from costmodel.stages import Stage, stages_of
+from costmodel.tasks import Task
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 

@@ -13,7 +13,7 @@ from costmodel.layout import round_up
 from costmodel.memory import num_hidden_buffers
 from costmodel.policy import Policy
 from costmodel.rounding import cut_hidden
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor.machine import Machine
 from executor.scratch_file import ScratchFile
 from profiles.aligned_io import PAGE_BYTES

@@ -10,7 +10,8 @@ import torch
 from costmodel.layout import OPT_POSITION_OFFSET
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
-from costmodel.schedule import Task, num_weight_pieces
+from costmodel.schedule import num_weight_pieces
+from costmodel.tasks import Task
 from executor import layers
 from executor.activations import HiddenStates
 from executor.attention import decode_attention, prefill_attention, valid_slots

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 
 import torch
 
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor.trace import Span, Trace
 
 # A handler does one task and returns the bytes that it moved.

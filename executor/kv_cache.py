@@ -16,7 +16,7 @@ import torch
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import Segment, cut_cache
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor.machine import Machine
 from executor.scratch_file import ScratchFile
 from profiles.compute import DTYPES

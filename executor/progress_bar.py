@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from costmodel.layout import model_layers
 from costmodel.policy import Policy, Prediction
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor.runner import Progress
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"

@@ -14,7 +14,8 @@ from costmodel.layout import model_layers
 from costmodel.policy import Policy
 from costmodel.price import check_executable, check_machine
 from costmodel.route import route_of
-from costmodel.schedule import Task, ZigzagSchedule
+from costmodel.schedule import ZigzagSchedule
+from costmodel.tasks import Task
 from executor.activations import HiddenStates
 from executor.allocator import keep_freed_memory
 from executor.block import Batch, Block, Stores

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ from costmodel.layout import LayerLayout, TensorLayout, round_up
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import cut_layer
-from costmodel.schedule import Task, num_weight_pieces
+from costmodel.schedule import num_weight_pieces
+from costmodel.tasks import Task
 from executor.checkpoint import WeightSource
 from executor.layers import LayerWeights
 from executor.machine import Machine

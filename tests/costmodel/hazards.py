@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from costmodel.layout import LayerLayout
 from costmodel.policy import Policy
 from costmodel.rounding import cut_cache, cut_hidden, cut_layer
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 
 Content = Hashable
 # Buffer, the content that a task must find there (None: anything), what it leaves (None: the same).

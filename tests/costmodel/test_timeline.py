@@ -173,5 +173,5 @@ def test_tasks_that_the_schedule_lacks_are_refused() -> None:
 
 def test_blocks_too_large_to_keep_are_refused() -> None:
     policy = make_policy(num_gpu_batches=10_000)
-    with pytest.raises(InputError, match="--passes: got 5 .* at most 2"):
+    with pytest.raises(InputError, match=r"--passes: got 5 .* at most 2"):
         simulate(policy, make_machine())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor import engine as engine_module
 from executor.engine import QUEUE_LENGTH, Channel, Completion, Engine, Handler, Throttle
 from executor.trace import Trace

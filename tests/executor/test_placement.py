@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from costmodel.policy import Placement, Policy
-from costmodel.schedule import Task
+from costmodel.tasks import Task
 from executor.block import Block
 from executor.checkpoint import Checkpoint
 from executor.engine import Handler
