@@ -19,6 +19,7 @@ from scipy.optimize import least_squares
 from costmodel.measured_runs import MeasuredRun
 from costmodel.price import estimate
 from costmodel.rates import RATES
+from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
 
 # Each efficiency scales these rates together. What no run can tell apart shares a factor.
@@ -88,6 +89,8 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
         ),
         diff_step=[1e-4] * len(start),
     )
+    if not found.success:
+        raise RunError(f"the fit did not end: {found.message}")
     fitted = _apply(hardware, names, found.x)
     factors = dict(zip(names, (float(f) for f in np.exp(found.x[:-1])), strict=True))
     factors[UNHIDDEN] = float(found.x[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def check_output(flag: str, path: Path | None, *, suffixes: tuple[str, ...] = ()
         raise InputError(f"{flag} {path}", got="no such folder", allowed="a file in a folder")
     if path.is_dir():
         raise InputError(f"{flag} {path}", got="a folder", allowed="a file in a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{flag} {path}", got="a folder that cannot be written", allowed="another")
     if suffixes and path.suffix not in suffixes:
         got = path.suffix or "no suffix"
         raise InputError(f"{flag} {path}", got=got, allowed=", ".join(suffixes))

@@ -90,6 +90,12 @@ def _loaded_bytes(problem: Problem, stage: Stage) -> float:
     return problem.staged_weight_bytes * stage.passes * problem.loads_per_block
 
 
+def _decoder_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the decoder layers, for all passes of the stage."""
+    num_bytes = _decoder(problem).num_bytes * problem.model.num_layers
+    return num_bytes * stage.passes * problem.loads_per_block
+
+
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
     return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
@@ -108,7 +114,9 @@ def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
     hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
-    streamed = shares.weights_cpu + shares.weights_disk - _per_block(shares, stage)
+    streamed = (shares.weights_cpu + shares.weights_disk) * _loaded_bytes(problem, stage)
+    # The head is the GPU's, whoever multiplies the layers.
+    in_place = _per_block(shares, stage) * _decoder_bytes(problem, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
     query_bytes = model.query_size * model.dtype_bytes * layers * stage.tokens
     new_bytes = problem.unpacked_token_bytes * layers * stage.tokens
@@ -121,7 +129,7 @@ def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]
     )
     up, down = gpu.h2d.pinned_bytes_per_s, gpu.d2h.pinned_bytes_per_s
     return (
-        _move("send_weights", "h2d", streamed * _loaded_bytes(problem, stage), up),
+        _move("send_weights", "h2d", streamed - in_place, up),
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", hidden, up),
         _move("send_attended", "h2d", queries * query_bytes, up),
@@ -165,7 +173,7 @@ def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iter
     loaded = _per_block(shares, stage)
     if problem.unpacks_per_batch:
         loaded = multiplied * (1 / stage.sequences_at_once)
-    batches = problem.staged_weight_bytes * stage.passes / stage.sequences_at_once
+    batches = _decoder_bytes(problem, stage) / problem.loads_per_block / stage.sequences_at_once
     return (
         Work("attend", "cpu_compute", attend, attend_bytes),
         Work(

@@ -14,6 +14,7 @@ from costmodel.stages import Stage
 from profiles.hardware import Contention, HardwareProfile
 
 CPU_MEMORY = "cpu_memory"
+GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 # What a batch passes through one after another, layer by layer.
 IN_SERIES = frozenset(
@@ -91,7 +92,10 @@ def contentions(hardware: HardwareProfile) -> Iterator[Contention]:
             first_keeps=min(1.0, up.opposed_bytes_per_s / up.pinned_bytes_per_s),
             second_keeps=min(1.0, down.opposed_bytes_per_s / down.pinned_bytes_per_s),
         )
-    yield from hardware.contention
+    for pair in hardware.contention:
+        # A budget may have taken the GPU away, and its link with it.
+        if hardware.gpu is not None or not {pair.first, pair.second} & GPU_CHANNELS:
+            yield pair
 
 
 def _cost_beside(keeps: float, other_keeps: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,13 @@ def _run_of(row: dict[object, object]) -> MeasuredRun:
     values = {str(name): value for name, value in row.items()}
 
     def number(name: str) -> float:
-        return float(str(values[name]))
+        value = float(str(values[name]))
+        if not math.isfinite(value):
+            raise InputError(name, got=value, allowed="a finite number")
+        return value
+
+    def is_given(name: str) -> bool:
+        return name in values and not pd.isna(values[name])  # type: ignore[call-overload]
 
     def count(name: str) -> int:
         value = number(name)
@@ -87,8 +94,8 @@ def _run_of(row: dict[object, object]) -> MeasuredRun:
         return Placement(gpu=gpu, cpu=cpu, disk=max(0.0, round(1 - gpu - cpu, 9)))
 
     batch = count("gpu_batch_size")
-    prefill = count("prefill_batch_size") if "prefill_batch_size" in values else batch
-    per_batch = "unpacks_per_batch" not in values or number("unpacks_per_batch") > 0
+    prefill = count("prefill_batch_size") if is_given("prefill_batch_size") else batch
+    per_batch = not is_given("unpacks_per_batch") or number("unpacks_per_batch") > 0
     policy = Policy(
         model=load_model_spec(str(values["model"])),
         workload=Workload(prompt_len=count("prompt_len"), gen_len=count("gen_len")),

@@ -70,9 +70,6 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     staged = shares.weights_cpu + shares.weights_disk
     home: Terms = {
         "weights": shares.weights_gpu * problem.weight_bytes,
-        # The largest layer is cut at the row nearest to the fraction.
-        "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes)
-        + shares.per_block * (NUM_BUFFERS * problem.longest_row_bytes),
         "cache": shares.cache_gpu * problem.cache_sequence_bytes,
         "hidden states": shares.activations_gpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
@@ -87,9 +84,20 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         "fetched": (off_gpu - shares.attended_per_block)
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }
+    multiplied = {
+        "prefill": shares.multiplied_prefill_per_block,
+        "decode": shares.multiplied_decode_per_block,
+    }
     return {
         f"{phase}, {moment} cache": home
-        | {"cache staging": cache, "workspace": shares.per_block * workspace_bytes(problem, phase)}
+        | {
+            # The largest layer is cut at the row nearest to the fraction.
+            "weight staging": (staged - multiplied[phase])
+            * (NUM_BUFFERS * problem.largest_layer_bytes)
+            + shares.per_block * (NUM_BUFFERS * problem.longest_row_bytes),
+            "cache staging": cache,
+            "workspace": shares.per_block * workspace_bytes(problem, phase),
+        }
         for phase in PHASES
         for moment, cache in staging.items()
     }
@@ -211,9 +219,10 @@ def _unpacked_bytes(problem: Problem, phase: str) -> int:
     """Count what is unpacked at once: a layer's or a matrix's weights, and a batch's cache."""
     unpacked = 0
     if problem.packs_weights:
-        elements = max(layer.num_matrix_elements for layer in problem.layers)
+        staged = [layer for layer in problem.layers if layer.kind != "embed"]
+        elements = max(layer.num_matrix_elements for layer in staged)
         if problem.unpacks_per_batch:
-            elements = max(t.num_elements for layer in problem.layers for t in layer.tensors)
+            elements = max(t.num_elements for layer in staged for t in layer.tensors)
         unpacked += elements * problem.model.dtype_bytes
     if problem.packs_cache and phase == "decode":
         tokens = problem.gpu_batch_size * problem.workload.context_len

@@ -10,11 +10,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from costmodel.choices import MAX_BLOCK_SIZE, check_allowed, problems_of, smallest_problem
 from costmodel.fitting import fit
 from costmodel.job import job_throughput
+from costmodel.layout import model_layers
 from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy, Prediction
@@ -51,14 +53,17 @@ class SearchResult:
         Throughput over all prompts, a partly filled last block included.
     bound_tok_per_s
         No policy of the batch sizes tried exceeds this throughput, whatever its placement.
+    margin
+        Share of every capacity that was left free.
     problem, solution
-        What was enumerated, and the program's optimum at the policy's block size, with its
-        duals.
+        What was enumerated, with the capacities less the margin, and the program's optimum at
+        the policy's block size, with its duals.
     """
 
     policy: Policy
     job_tok_per_s: float
     bound_tok_per_s: float
+    margin: float
     problem: Problem
     solution: Solution
 
@@ -67,6 +72,12 @@ class SearchResult:
         """The policy's prediction."""
         assert self.policy.predicted is not None
         return self.policy.predicted
+
+    @property
+    def hardware(self) -> HardwareProfile:
+        """The machine that the policy uses: without its GPU, where that is better."""
+        assert self.policy.hardware is not None
+        return self.policy.hardware
 
     @property
     def gap(self) -> float:
@@ -139,25 +150,41 @@ def search(
     check_work(model, workload, hardware)
     check_allowed(allowed, hardware)
     usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
+    machine = with_capacities(hardware, usable)
     tree = _Tree(max_latency_s)
-    for problem in problems_of(with_capacities(hardware, usable), model, workload, allowed):
-        tree.add(problem, 1, _most_batches(problem))
-    tree.grow()
+    tree.plant(problems_of(machine, model, workload, allowed))
+    if machine.has_gpu and not machine.is_emulated:
+        # A GPU with little memory can be worse than none; seldom is it worth asking.
+        alone = with_capacities(machine, {"gpu": 0})
+        if _least_seconds(alone, model, workload) < tree.best_s:
+            tree.plant(problems_of(alone, model, workload, allowed))
     if not tree.found:
         smallest = smallest_problem(hardware, model, workload, allowed)
-        raise _reason_of(smallest, max_latency_s, margin)
+        raise _reason_of(
+            smallest, problems_of(machine, model, workload, allowed), max_latency_s, margin
+        )
     best = tree.choose()
+    used = hardware if best.problem.hardware.has_gpu else with_capacities(hardware, {"gpu": 0})
     return SearchResult(
         policy=replace(
             best.policy,
-            hardware=replace(hardware, measurements=()),
-            predicted=estimate(best.policy, hardware),
+            hardware=replace(used, measurements=()),
+            predicted=estimate(best.policy, used),
         ),
         job_tok_per_s=best.tok_per_s,
         bound_tok_per_s=workload.gen_len / tree.bound_s,
+        margin=margin,
         problem=best.problem,
         solution=best.solution,
     )
+
+
+def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> float:
+    """Return what one sequence takes at least on a machine: its products at the best rate."""
+    decoder = next(layer for layer in model_layers(model) if layer.kind == "decoder")
+    flop = 2 * decoder.num_matrix_elements * model.num_layers
+    tokens = workload.prompt_len + workload.gen_len - 1
+    return flop * tokens / hardware.compute.matmul[model.dtype].peak
 
 
 class _Tree:
@@ -171,11 +198,24 @@ class _Tree:
         self._open: list[_Node] = []
         self._count = itertools.count()
 
+    @property
+    def best_s(self) -> float:
+        """Seconds per sequence of the best policy found."""
+        return min((found.seconds for found in self.found), default=math.inf)
+
+    def plant(self, problems: Iterable[Problem]) -> None:
+        """Take up problems, and search them as far as they can better what was found."""
+        for problem in problems:
+            self.add(problem, 1, _most_batches(problem))
+        self.grow()
+
     def add(self, problem: Problem, fewest: int, most: int) -> None:
         """Solve for a range of batches in the block and keep it, unless nothing fits there."""
         if fewest > most:
             return
-        if fewest == most:
+        # A limit holds for a full block, which loads the weights once; the bound is then that of
+        # jobs without a partly filled block.
+        if fewest == most and self.max_latency_s is None:
             problem = replace(problem, loads_per_block=_loads_per_block(problem, fewest))
         batch = problem.gpu_batch_size
         limits = Limits(
@@ -193,10 +233,9 @@ class _Tree:
     def grow(self) -> None:
         """Split the best range until all that is left is worse than the best policy found, by so
         much that it is no choice either."""
-        best_s = math.inf
         for count in itertools.count():
             slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
-            if not self._open or self._open[0].seconds >= best_s * (1 + slack):
+            if not self._open or self._open[0].seconds >= self.best_s * (1 + slack):
                 break
             if self.found and count >= MAX_SPLITS:
                 break
@@ -204,11 +243,10 @@ class _Tree:
             if node.fewest == node.most:
                 self.bound_s = min(self.bound_s, node.seconds)
                 self._round(node)
-                best_s = min((f.seconds for f in self.found), default=math.inf)
             else:
                 self._split(node)
         open_s = self._open[0].seconds if self._open else math.inf
-        self.bound_s = min(self.bound_s, open_s, best_s)
+        self.bound_s = min(self.bound_s, open_s, self.best_s)
 
     def _split(self, node: _Node) -> None:
         """Take the block size that the relaxed optimum wants, and what is below and above it."""
@@ -264,19 +302,17 @@ def _loads_per_block(problem: Problem, num_gpu_batches: int) -> float:
     return max(1.0, -(-num_prompts // block_size) * block_size / num_prompts)
 
 
-def _reason_of(smallest: Problem, max_latency_s: float | None, margin: float) -> InfeasibleError:
+def _reason_of(
+    smallest: Problem, problems: Iterable[Problem], max_latency_s: float | None, margin: float
+) -> InfeasibleError:
     """Say why not even a block of one sequence can be had."""
     hardware = smallest.hardware
-    try:
-        alone = solve(smallest, Limits(block_sizes=(1, 1)))
-    except Infeasible:
-        pass
-    else:
-        if max_latency_s is not None and alone.latency_per_sequence_s > max_latency_s * 0.999:
-            return InfeasibleError(
-                f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
-                f" least {alone.latency_per_sequence_s:.4g} s; try a longer one, or more memory"
-            )
+    least_s = min((_latency_alone(p) for p in problems if p.gpu_batch_size == 1), default=math.inf)
+    if max_latency_s is not None and math.inf > least_s > max_latency_s * 0.999:
+        return InfeasibleError(
+            f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
+            f" least {least_s:.4g} s; try a longer one, or more memory"
+        )
     for share in ADVICE_MARGINS:
         shortage = shortage_of(smallest, margin=share + margin)
         roomier = with_capacities(hardware, shortage.budget_bytes)
@@ -285,3 +321,11 @@ def _reason_of(smallest: Problem, max_latency_s: float | None, margin: float) ->
         if fit(enough, 1, max_latency_s=max_latency_s) is not None:
             break
     return InfeasibleError(str(shortage))
+
+
+def _latency_alone(problem: Problem) -> float:
+    """Return the least seconds of a block of one sequence; infinity where it does not fit."""
+    try:
+        return solve(problem, Limits(block_sizes=(1, 1))).latency_per_sequence_s
+    except Infeasible:
+        return math.inf

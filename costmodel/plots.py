@@ -29,15 +29,16 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 PHASE_COLORS = {"prefill": COLORS[4], "decode": COLORS[0]}
 
 
-def plot_policy(result: SearchResult, hardware: HardwareProfile) -> Figure:
+def plot_policy(result: SearchResult) -> Figure:
     """Draw one policy: where things lie, memory per tier, busy seconds, what more is worth."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    policy = result.policy
+    policy, hardware = result.policy, result.hardware
     draw_placement(axes[0, 0], policy)
     draw_memory(axes[0, 1], policy, hardware)
     draw_channels(axes[1, 0], policy, hardware)
-    draw_shadow_prices(axes[1, 1], shadow_prices(result.problem, result.solution))
+    prices = shadow_prices(result.problem, result.solution, margin=result.margin)
+    draw_shadow_prices(axes[1, 1], prices)
     figure.suptitle(
         f"{policy.model.name} on {hardware.name}: {format_figure(result.job_tok_per_s)} token/s,"
         f" blocks of {policy.gpu_batch_size} x {policy.num_gpu_batches}"

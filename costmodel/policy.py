@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 TIERS = ("gpu", "cpu", "disk")
 # Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
 SUM_TOLERANCE = 1e-6
+# More is a mistake, and too large for floats in the end.
+MAX_SEQUENCES = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +148,10 @@ class Policy:
                 "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
             )
         for name in ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"policy.{name}", got=getattr(self, name), allowed="1 or more")
+            if not 1 <= getattr(self, name) <= MAX_SEQUENCES:
+                raise InputError(
+                    f"policy.{name}", got=getattr(self, name), allowed=f"1 to {MAX_SEQUENCES}"
+                )
         if self.prefill_batch_size > self.gpu_batch_size:
             raise InputError(
                 "policy.prefill_batch_size",

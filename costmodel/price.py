@@ -12,7 +12,7 @@ from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy, Prediction
 from costmodel.problem import Problem, Shares, problem_of, shares_of
 from costmodel.rounding import round_policy
-from costmodel.stages import stages_of
+from costmodel.stages import Stage, stages_of
 from costmodel.workload import Workload
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import CHANNELS, HardwareProfile
@@ -54,6 +54,16 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
         },
         peak_bytes=peak_bytes(problem, shares),
     )
+
+
+def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage, float]]:
+    """Return the stages of one block with the seconds that each takes."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    return [
+        (stage, max(stage_limits(problem, shares, stage).values()) * policy.block_size)
+        for stage in stages_of(problem)
+    ]
 
 
 def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:

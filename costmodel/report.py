@@ -94,9 +94,7 @@ def _memory_lines(hardware: HardwareProfile, prediction: Prediction) -> list[str
     ]
 
 
-def format_explanation(
-    result: SearchResult, hardware: HardwareProfile, changes: Sequence[Change]
-) -> str:
+def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
     """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
     anything is worth, and what would change the answer."""
     lines = [
@@ -105,8 +103,8 @@ def format_explanation(
         f" rounding costs {result.gap:.1%}",
         f"channels alone, without fixed costs or waiting, would take"
         f" {format_seconds(result.predicted.lower_bound_s)} a block",
-        *_channel_lines(result.policy, hardware),
-        *_buffer_lines(result.policy, hardware),
+        *_channel_lines(result.policy, result.hardware),
+        *_buffer_lines(result.policy, result.hardware),
         *_price_lines(result),
         "\nwith its own best policy, throughput would be",
     ]
@@ -143,7 +141,8 @@ def _buffer_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
 
 def _price_lines(result: SearchResult) -> list[str]:
     lines = ["\none unit more, at this block size, is worth (shadow prices)"]
-    prices = [price for price in shadow_prices(result.problem, result.solution) if price.tok_per_s]
+    prices = shadow_prices(result.problem, result.solution, margin=result.margin)
+    prices = [price for price in prices if price.tok_per_s]
     for price in prices:
         lines.append(
             f"  {price.name:<15}{price.tok_per_s:+10.4f} token/s per {price.unit:<8}"

@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> None:
         allowed=question.allowed,
     )
     result.policy.save(flags.output)
-    print(format_prediction(result.policy, question.hardware, result.predicted))
+    print(format_prediction(result.policy, result.hardware, result.predicted))
     if flags.explain:
         _explain(question, result, flags.max_latency)
     if flags.plot is not None:
-        _plot(question, result, flags.plot)
+        _plot(result, flags.plot)
     print(f"\npolicy written to {flags.output}")
     if flags.json:
         print(json.dumps(to_json(result.policy)))
@@ -64,14 +64,14 @@ def _explain(question: Question, result: SearchResult, max_latency_s: float | No
         allowed=question.allowed,
     )
     print()
-    print(format_explanation(result, question.hardware, changes))
+    print(format_explanation(result, changes))
 
 
-def _plot(question: Question, result: SearchResult, path: Path) -> None:
+def _plot(result: SearchResult, path: Path) -> None:
     # Drawing takes as long to import as a search to run, so only those who ask wait for it.
     from costmodel.plots import plot_policy, save_figure
 
-    save_figure(plot_policy(result, question.hardware), path)
+    save_figure(plot_policy(result), path)
     print(f"\nplot written to {path}")
 
 

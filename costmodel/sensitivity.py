@@ -42,11 +42,13 @@ class ShadowPrice:
     tok_per_s: float
 
 
-def shadow_prices(problem: Problem, solution: Solution) -> list[ShadowPrice]:
+def shadow_prices(
+    problem: Problem, solution: Solution, *, margin: float = 0.0
+) -> list[ShadowPrice]:
     """Price every capacity and rate of the machine at a solution with a fixed block size.
 
     By the envelope theorem the optimum changes as its rows do at the optimal shares, each
-    weighed by its dual.
+    weighed by its dual. Of every capacity that is bought, ``margin`` stays free.
     """
     prices = []
     for tier, capacity in capacities(problem.hardware).items():
@@ -54,7 +56,11 @@ def shadow_prices(problem: Problem, solution: Solution) -> list[ShadowPrice]:
         def enlarge(hardware: HardwareProfile, factor: float, tier: str = tier) -> HardwareProfile:
             return with_capacities(hardware, {tier: round(capacities(hardware)[tier] * factor)})
 
-        prices.append(_price(problem, solution, tier, capacity, "GiB", GIB, enlarge))
+        price = _price(problem, solution, tier, capacity, "GiB", GIB, enlarge)
+        usable = 1 - margin
+        prices.append(
+            replace(price, amount=price.amount / usable, tok_per_s=price.tok_per_s * usable)
+        )
     for name, rate in RATES.items():
         if value := rate.value(problem.hardware):
             prices.append(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from costmodel.chrome_trace import write_trace
 from costmodel.flags import check_output
 from costmodel.policy import Policy
-from costmodel.price import estimate
+from costmodel.price import stage_seconds
 from costmodel.problem import problem_of
 from costmodel.tasks import Task
 from costmodel.timeline import Timeline, simulate
@@ -64,9 +64,11 @@ def main(arguments: list[str]) -> None:
 
 def predicted_seconds(policy: Policy, hardware: HardwareProfile, num_passes: int) -> float:
     """Return what the program predicts for the first passes over the model."""
-    predicted = estimate(policy, hardware)
-    decode_passes = max(1, policy.workload.gen_len - 1)
-    return predicted.prefill_s + predicted.decode_s * (num_passes - 1) / decode_passes
+    seconds = 0.0
+    for stage, stage_s in stage_seconds(policy, hardware):
+        passes = min(max(0, num_passes - stage.first_pass), stage.passes)
+        seconds += stage_s * passes / stage.passes
+    return seconds
 
 
 def _simulate(policy: Policy, hardware: HardwareProfile, num_passes: int) -> Timeline:

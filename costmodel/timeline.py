@@ -119,10 +119,9 @@ class _TaskSeconds:
         self._problem = problem
         self._num_batches = policy.num_gpu_batches
         cuts = [cut_layer(layer, policy.weights) for layer in problem.layers]
-        staged = [cut for cut, layer in zip(cuts, problem.layers, strict=True)]
         self._moved_bytes = {
-            "read_weights": [cut.disk_bytes for cut in staged],
-            "send_weights": [cut.num_bytes - cut.gpu_end for cut in staged],
+            "read_weights": [cut.disk_bytes for cut in cuts],
+            "send_weights": [cut.num_bytes - cut.gpu_end for cut in cuts],
         }
         # The embedding is gathered, never staged.
         for moved in self._moved_bytes.values():

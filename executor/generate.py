@@ -134,6 +134,8 @@ def _plan(flags: argparse.Namespace) -> Job:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
         source = Checkpoint.open(flags.model, dtype=spec.dtype)
         policy = _search(hardware, source, records, gen_len)
+        # The search may do without the GPU.
+        hardware = policy.hardware or hardware
     check_runnable(policy, hardware, source)
     _check_prompts(policy, records)
     has_text = any(record.prompt is not None for record in records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from costmodel.choices import MAX_BLOCK_SIZE, problems_of
+from costmodel.job import job_throughput
 from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import NEARLY_AS_FAST, SearchResult, search
@@ -21,6 +23,7 @@ from costmodel.rates import RATES
 from costmodel.solver import Infeasible
 from costmodel.workload import Workload
 from profiles import HardwareProfile, InfeasibleError, recorded_profile
+from profiles.hardware import Contention
 
 CASES = {
     "t4": ("t4-flexgen", "opt-30b", (512, 32, 96), {"cpu": 80 * 10**9}),
@@ -182,3 +185,45 @@ def test_margin_is_left_free() -> None:
         rates.append(found.job_tok_per_s)
     assert rates[0] > rates[1] > rates[2]
     assert found.policy.hardware == replace(hardware, measurements=())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_little_gpu_is_never_worse_than_none(dtype: str) -> None:
+    machine = recorded_profile("rtx4090-pc" if dtype == "bfloat16" else "t4-flexgen")
+    model = load_model_spec("opt-6.7b").with_dtype(dtype)
+    workload = Workload(prompt_len=64, gen_len=16, num_prompts=4)
+    rates = [
+        search(machine.with_budget(gpu_memory=size), model, workload).job_tok_per_s
+        for size in (0, 10**8, 10**9, 4 * 10**9)
+    ]
+    for less, more in itertools.pairwise(rates):
+        assert more >= less * (1 - NEARLY_AS_FAST)
+
+
+def test_a_machine_without_its_gpu_keeps_no_contention_with_it() -> None:
+    pairs = (
+        Contention(first="h2d", second="cpu_compute", first_keeps=0.8, second_keeps=0.9),
+        Contention(first="disk_read", second="cpu_compute", first_keeps=0.8, second_keeps=0.9),
+    )
+    machine = replace(recorded_profile("rtx4090-pc"), contention=pairs)
+    model = load_model_spec("llama-3.2-1b")
+    workload = Workload(prompt_len=64, gen_len=16, num_prompts=4)
+    assert search(machine.with_budget(gpu_memory=0), model, workload).job_tok_per_s > 0
+
+
+@pytest.mark.parametrize(("num_prompts", "fraction"), [(3, 1.0), (7, 1.0), (7, 1.4)])
+def test_a_limit_holds_for_a_block_not_for_its_share_of_the_job(
+    num_prompts: int, fraction: float
+) -> None:
+    """With a limit in which a block of two just fits, three prompts take two blocks."""
+    machine = recorded_profile("cpu-2core").with_budget(cpu_memory=8 * 2**30)
+    model = load_model_spec("opt-6.7b").with_dtype("bfloat16")
+    two = search(machine, model, Workload(prompt_len=64, gen_len=8, num_prompts=2))
+    job = Workload(prompt_len=64, gen_len=8, num_prompts=num_prompts)
+    limit_s = two.predicted.latency_s * fraction * (1 + 1e-6)
+    by_hand = replace(two.policy, workload=job)
+    found = search(machine, model, job, max_latency_s=limit_s)
+    assert found.predicted.latency_s <= limit_s
+    rate = job_throughput(by_hand, machine)
+    assert rate <= found.bound_tok_per_s * (1 + 1e-6)
+    assert rate <= found.job_tok_per_s * (1 + NEARLY_AS_FAST)

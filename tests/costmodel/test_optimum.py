@@ -152,7 +152,6 @@ def test_an_emulated_gpu_is_searched_like_any_other() -> None:
         ("cpu-2core", "llama-3.1-8b", {"cpu_memory": 10**9, "disk": 10**9}),
         ("cpu-2core", "llama-3.1-8b", {"cpu_memory": 0, "disk": 10**12}),
         ("cpu-2core", "llama-3.1-8b", {"disk": 0, "cpu_memory": 8 * GIB}),
-        ("t4-flexgen", "opt-30b", {"gpu_memory": GIB}),
         ("t4-flexgen", "opt-30b", {"gpu_memory": 0, "cpu_memory": GIB, "disk": GIB}),
         ("t4-flexgen", "opt-175b", {"cpu_memory": GIB, "disk": 10 * GIB, "gpu_memory": GIB}),
         ("t4-flexgen", "llama-3.1-405b", {}),

@@ -110,7 +110,7 @@ def test_pictures_are_written_whole(
     save_figure(plot_frontier(points), path)
     heads = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
     assert path.read_bytes().startswith(heads[suffix])
-    save_figure(plot_policy(result, QUESTION.hardware), path)
+    save_figure(plot_policy(result), path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
