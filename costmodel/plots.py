@@ -54,9 +54,11 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
     for point in points:
         axes.annotate(
             str(point.result.policy.block_size), (point.latency_s, point.tok_per_s),
-            textcoords="offset points", xytext=(5, -11), fontsize="small",
+            textcoords="offset points", xytext=(-5, 5), ha="right", fontsize="small",
         )  # fmt: skip
     axes.set_xscale("log")
+    # The labels stand to the left of the curve and above it: the first and the last need room.
+    axes.margins(x=0.08, y=0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -93,11 +95,13 @@ def plot_throughput_over_memory(curves: Mapping[str, Mapping[int, SearchResult]]
         gib = [size / GIB for size in found]
         rates = [result.job_tok_per_s for result in found.values()]
         axes.plot(gib, rates, "o-", color=color, label=label)
-    axes.set_ylim(bottom=0)
+    highest = max((r.job_tok_per_s for found in curves.values() for r in found.values()), default=1)
+    # From zero, lest a small gain look large; with room above, lest a flat curve lie on the frame.
+    axes.set_ylim(0, 1.08 * highest)
     axes.set_xlabel("capacity (GiB)")
     axes.set_ylabel("throughput (token/s)")
     axes.set_title("Throughput of the best policy over memory")
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -129,8 +133,10 @@ def plot_rates(hardware: HardwareProfile) -> Figure:
     disk.set_xlabel("MiB of one request")
     disk.set_ylabel("GB/s")
     disk.set_title("Disk, past the page cache")
+    for axis in (products.xaxis, products.yaxis, disk.xaxis):
+        axis.set_major_formatter("{x:g}")
     for axes in (products, disk):
-        axes.legend()
+        axes.legend(loc="lower right")
     return figure
 
 

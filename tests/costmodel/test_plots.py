@@ -79,7 +79,7 @@ def test_the_frontier_rises_and_ends_at_the_optimum(
     assert len(points) >= 3
     latencies = [point.latency_s for point in points]
     rates = [point.tok_per_s for point in points]
-    assert latencies == sorted(latencies) and rates == sorted(rates)
+    assert np.all(np.diff(latencies) > 0) and np.all(np.diff(rates) > 0)
     assert points[-1].tok_per_s == pytest.approx(result.job_tok_per_s)
     assert all(point.latency_s <= point.max_latency_s * (1 + 1e-9) for point in points)
 
@@ -100,6 +100,37 @@ def test_throughput_over_memory_leaves_out_what_does_not_fit() -> None:
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [32, 64]
     rates = [result.job_tok_per_s for result in found.values()]
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == rates
+
+
+def _with_large_block(point: FrontierPoint) -> FrontierPoint:
+    """Return the point with a block whose label is among the longest."""
+    policy = replace(
+        point.result.policy, gpu_batch_size=1, prefill_batch_size=1, num_gpu_batches=4096
+    )
+    return replace(point, result=replace(point.result, policy=policy))
+
+
+def test_labels_lie_inside_the_frame(points: list[FrontierPoint]) -> None:
+    figure = plot_frontier([_with_large_block(point) for point in points])
+    figure.draw_without_rendering()
+    frame = figure.axes[0].bbox
+    assert len(figure.axes[0].texts) == len(points)
+    for label in figure.axes[0].texts:
+        box = label.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
+
+
+def test_a_nearly_flat_curve_lies_below_the_frame(result: SearchResult) -> None:
+    less = replace(result, job_tok_per_s=0.95 * result.job_tok_per_s)
+    axes = plot_throughput_over_memory({"flat": {GIB: less, 2 * GIB: result}}).axes[0]
+    bottom, top = axes.get_ylim()
+    assert bottom == 0 and 1.05 * result.job_tok_per_s < top < 1.2 * result.job_tok_per_s
+
+
+def test_a_curve_without_points_is_drawn_empty() -> None:
+    axes = plot_throughput_over_memory({"nothing fits": {}}).axes[0]
+    assert np.asarray(axes.lines[0].get_xdata()).size == 0
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
