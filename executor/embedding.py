@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from costmodel.layout import LayerLayout
 from executor.weight_file import WeightFile
 from executor.weights import WeightStore
-from profiles.errors import RunError
 
 
 class EmbeddingTable:
-    """A table of which only the rows that are asked for are ever touched. A context manager.
+    """A table of which only the rows that are asked for are ever touched.
 
     Rows on disk are read through the page cache, unlike all else: they are small, and common
     tokens come again.
@@ -32,16 +29,13 @@ class EmbeddingTable:
         self._disk: list[tuple[int, int, int]] = []
         self._device = weights.machine.compute.device
         self._dtype = weights.dtype
+        self._file = file
         self._width = 0
         for index, layout in enumerate(weights.layers):
             for tensor in layout.tensors:
                 if tensor.name == name:
                     self._width = tensor.shape[1]
                     self._add(weights, file, index, layout, name)
-        self._descriptor = -1
-        if self._disk and file is not None:
-            self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def _add(
         self,
@@ -87,19 +81,11 @@ class EmbeddingTable:
         return out.view(*ids.shape, self._width)
 
     def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
+        assert self._file is not None
         wanted, places = rows.unique(return_inverse=True)
         table = torch.empty(len(wanted), self._width, dtype=self._dtype)
         row_bytes = self._width * table.element_size()
         raw = table.view(torch.uint8).numpy()
         for i, row in enumerate(wanted.tolist()):
-            got = os.preadv(self._descriptor, [raw[i].data], position + row * row_bytes)
-            if got != row_bytes:
-                raise RunError(f"weight file: row {row} of the embedding ended after {got} bytes")
+            self._file.read_row(raw[i].data, position + row * row_bytes)
         return table[places].to(self._device)
-
-    def __enter__(self) -> EmbeddingTable:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)

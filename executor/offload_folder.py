@@ -1,4 +1,4 @@
-"""The folder that holds what lives on disk: checked before any work."""
+"""The folder that holds what lives on disk: checked before any work, and kept clean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import tempfile
 from pathlib import Path
 
 from profiles.errors import InputError
+from profiles.files import TEMPORARY_SUFFIX, remove_leftover
 from profiles.units import format_bytes
+
+# Peculiar, because leftovers are found, and removed, by their names.
+WEIGHTS_PREFIX = "zigzag-weights-"
+WEIGHTS_SUFFIX = ".bin"
+MANIFEST_SUFFIX = ".json"
+SCRATCH_PREFIX = ".zigzag-scratch-"
 
 
 def check_offload_folder(folder: Path, needed_bytes: int) -> None:
@@ -30,3 +37,16 @@ def check_offload_folder(folder: Path, needed_bytes: int) -> None:
             allowed=f"at least {format_bytes(needed_bytes)}, which this policy puts on disk",
             hint="another folder, or searching again with --disk",
         )
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove what killed processes have left in the folder; what a live one holds stays.
+
+    These are temporary files, and weight files without a manifest: whoever builds one holds its
+    lock.
+    """
+    for pattern in (f"{SCRATCH_PREFIX}*", f".{WEIGHTS_PREFIX}*{TEMPORARY_SUFFIX}"):
+        for path in folder.glob(pattern):
+            remove_leftover(path)
+    for path in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
+        remove_leftover(path, unless=path.with_suffix(MANIFEST_SUFFIX))

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import torch
 
+from executor.offload_folder import SCRATCH_PREFIX
 from profiles.aligned_io import DirectFile
 
 
 class ScratchFile:
-    """A direct-I/O file without a name: it is unlinked at once, so no crash leaves it behind."""
+    """A direct-I/O file that never has a name where the file system can make such files, and
+    elsewhere loses it at once: no crash leaves it behind."""
 
     def __init__(self, folder: Path) -> None:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".zigzag-scratch-")
-        os.close(descriptor)
-        path = Path(name)
-        try:
-            self._file = DirectFile(path, writable=True)
-        finally:
-            path.unlink()
+        with tempfile.TemporaryFile(dir=folder, prefix=SCRATCH_PREFIX) as unnamed:
+            self._file = DirectFile(Path(f"/proc/self/fd/{unnamed.fileno()}"), writable=True)
+        # For messages: the name it was opened by means nothing to a reader.
+        self._file.path = folder / "(cache and hidden states)"
 
     def read_into(self, buffer: torch.Tensor, position: int) -> None:
         """Fill ``buffer`` (uint8, on a page, whole pages long) from ``position``."""

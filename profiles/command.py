@@ -58,8 +58,14 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(_status_of(main, sys.argv[1:]))
 
 
+class _Terminated(SystemExit):
+    """SIGTERM, raised in the main thread so that ``with`` blocks clean up, as for Ctrl-C."""
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
-    sys.exit(TERMINATED)
+    # A second signal must not cut short the cleaning up that the first one began.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated(TERMINATED)
 
 
 def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
@@ -70,6 +76,8 @@ def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return _report(str(error), error.exit_status)
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
+    except _Terminated:
+        return _report("terminated", TERMINATED)
     except BrokenPipeError:
         # The interpreter flushes stdout once more on its way out; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

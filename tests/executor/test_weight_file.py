@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ import torch
 from costmodel.layout import LayerLayout, model_layers, round_up
 from costmodel.policy import Placement
 from costmodel.rounding import LayerCut, cut_layer
+from executor import page_checksums
 from executor.checkpoint import Checkpoint
+from executor.offload_folder import remove_orphans
 from executor.weight_file import WeightFile, page_floor
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
@@ -22,11 +27,19 @@ from tests.executor.tiny_models import save_tiny_model
 
 
 class Source:
-    """A checkpoint that counts the bytes it gives, and can be interrupted after some of them."""
+    """A checkpoint that counts the bytes it gives; it can be interrupted after some of them, and
+    call something before the first."""
 
-    def __init__(self, folder: Path, *, interrupted_after: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        interrupted_after: int | None = None,
+        at_first: Callable[[], object] = lambda: None,
+    ) -> None:
         self.checkpoint = Checkpoint.open(folder)
         self.interrupted_after = interrupted_after
+        self.at_first = at_first
         self.given_bytes = 0
         self.spec = self.checkpoint.spec
         self.config = self.checkpoint.config
@@ -36,6 +49,8 @@ class Source:
         """Read and count."""
         if self.interrupted_after is not None and self.given_bytes >= self.interrupted_after:
             raise KeyboardInterrupt
+        if self.given_bytes == 0:
+            self.at_first()
         self.checkpoint.read_range(index, layout, start, out)
         self.given_bytes += len(out)
 
@@ -85,7 +100,7 @@ def check_bytes(
 
 
 def manifest_of(folder: Path) -> Path:
-    (path,) = folder.glob("weights-*.json")
+    (path,) = folder.glob("zigzag-weights-*.json")
     return path
 
 
@@ -144,7 +159,7 @@ def test_an_interrupted_extension_is_never_read(model: Path, folder: Path) -> No
 def test_a_killed_build_is_never_read(model: Path, folder: Path) -> None:
     """A build that could not clean up leaves a file of the right size without a manifest."""
     whole = build(folder, Source(model), 1.0)
-    (data,) = folder.glob("weights-*.bin")
+    (data,) = folder.glob("zigzag-weights-*.bin")
     data.write_bytes(bytes(data.stat().st_size))
     manifest_of(folder).unlink()
     assert build(folder, Source(model), 1.0) == whole
@@ -177,7 +192,7 @@ def test_a_damaged_manifest_is_not_believed(model: Path, folder: Path, damage: s
 
 def test_a_file_shorter_than_its_manifest_is_rebuilt(model: Path, folder: Path) -> None:
     whole = build(folder, Source(model), 1.0)
-    (data,) = folder.glob("weights-*.bin")
+    (data,) = folder.glob("zigzag-weights-*.bin")
     os.truncate(data, data.stat().st_size - PAGE_BYTES)
     assert build(folder, Source(model), 1.0) == whole
 
@@ -194,3 +209,159 @@ def test_a_full_disk_leaves_nothing(
             build(folder, Source(model), 1.0)
     assert list(folder.iterdir()) == []
     assert build(folder, Source(model), 1.0) > 0
+
+
+def test_a_page_is_hashed_once(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(folder, Source(model), 1.0)
+    hashed: list[int] = []
+    original = page_checksums.page_checksums
+
+    def count(pages: memoryview) -> bytes:
+        hashed.append(len(pages) // PAGE_BYTES)
+        return original(pages)
+
+    monkeypatch.setattr(page_checksums, "page_checksums", count)
+    source = Source(model)
+    layers, cuts = model_layers(source.spec), cuts_of(source, 1.0)
+    with WeightFile(folder, source, layers) as file:
+        file.build(cuts, lambda num_bytes: None)
+        check_bytes(file, source, layers, cuts)
+        num_pages = sum(round_up(layer.num_bytes, PAGE_BYTES) for layer in layers) // PAGE_BYTES
+        assert sum(hashed) == num_pages
+        check_bytes(file, source, layers, cuts)
+        row = bytearray(100)
+        file.read_row(memoryview(row), file.position(1, 4000))
+        assert sum(hashed) == num_pages
+
+
+@pytest.mark.parametrize("start", [0, 4000, PAGE_BYTES, 8191])
+def test_rows_are_read_from_anywhere(model: Path, folder: Path, start: int) -> None:
+    source = Source(model)
+    layers = model_layers(source.spec)
+    expected = torch.zeros(layers[0].num_bytes, dtype=torch.uint8)
+    source.checkpoint.read_range(0, layers[0], 0, expected)
+    with WeightFile(folder, source, layers) as file:
+        file.build(cuts_of(source, 1.0), lambda num_bytes: None)
+        for _ in range(2):
+            row = bytearray(5000)
+            file.read_row(memoryview(row), file.position(0, start))
+            assert bytes(row) == bytes(expected[start : start + 5000].tolist())
+
+
+def test_a_changed_page_is_not_handed_out_as_a_row(model: Path, folder: Path) -> None:
+    source = Source(model)
+    layers = model_layers(source.spec)
+    with WeightFile(folder, source, layers) as file:
+        file.build(cuts_of(source, 1.0), lambda num_bytes: None)
+        with file.path.open("r+b") as raw:
+            raw.seek(file.position(0, 5000))
+            raw.write(b"\1\2\3\4\5\6\7\x08")
+        row = bytearray(8)
+        with pytest.raises(RunError, match="layer 0 is not what was written"):
+            file.read_row(memoryview(row), file.position(0, 6000))
+        assert row == bytes(8)
+    assert build(folder, Source(model), 1.0) > 0
+
+
+class Waiting(logging.Handler):
+    """Knows whether somebody waits for a file that is being built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take notice."""
+        if "waiting for another process" in record.getMessage():
+            self.seen.set()
+
+
+@pytest.fixture
+def waiting() -> Iterator[Waiting]:
+    handler = Waiting()
+    logger = logging.getLogger("executor.weight_file")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_the_second_builder_waits_and_writes_nothing(
+    model: Path, folder: Path, waiting: Waiting
+) -> None:
+    """Locks are between descriptors, so that two of one process stand for two processes."""
+    second = Source(model)
+    thread = threading.Thread(target=build, args=(folder, second, 0.5))
+
+    def start_second() -> None:
+        thread.start()
+        assert waiting.seen.wait(20)
+
+    whole = build_only(folder, Source(model, at_first=start_second), 0.7)
+    thread.join(20)
+    assert whole > 0 and second.given_bytes == 0
+    assert build(folder, Source(model), 0.7) == 0
+
+
+def build_only(folder: Path, source: Source, disk: float) -> int:
+    """Build without looking at what else is reported."""
+    with WeightFile(folder, source, model_layers(source.spec)) as file:
+        file.build(cuts_of(source, disk), lambda num_bytes: None)
+    return source.given_bytes
+
+
+def test_a_builder_takes_over_from_one_that_gave_up(
+    model: Path, folder: Path, waiting: Waiting
+) -> None:
+    """What the first removes must not be what the second then writes."""
+    thread = threading.Thread(target=build, args=(folder, Source(model), 1.0))
+
+    def start_second() -> None:
+        thread.start()
+        assert waiting.seen.wait(20)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_only(folder, Source(model, at_first=start_second), 1.0)
+    thread.join(20)
+    assert build(folder, Source(model), 1.0) == 0
+
+
+def test_a_reader_is_not_disturbed_by_one_who_extends(model: Path, folder: Path) -> None:
+    build(folder, Source(model), 0.4)
+    source = Source(model)
+    layers, cuts = model_layers(source.spec), cuts_of(source, 0.4)
+    with WeightFile(folder, source, layers) as file:
+        file.build(cuts, lambda num_bytes: None)
+
+        def reads() -> None:
+            check_bytes(file, source, layers, cuts)
+
+        assert build_only(folder, Source(model, at_first=reads), 1.0) > 0
+        reads()
+
+
+def test_only_orphans_are_removed(model: Path, folder: Path) -> None:
+    build(folder, Source(model), 1.0)
+    kept = set(folder.iterdir())
+    names = ("zigzag-weights-0123456789abcdef.bin", ".zigzag-scratch-abc",
+             ".zigzag-weights-0.json.abc.part")  # fmt: skip
+    orphans = [folder / name for name in names]
+    others = [folder / name for name in ("weights.bin", ".notes.part", "zigzag-weights-1.txt")]
+    for path in (*orphans, *others):
+        path.touch()
+    with orphans[0].open() as first, orphans[2].open() as last:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        fcntl.flock(last, fcntl.LOCK_EX)
+        remove_orphans(folder)
+        assert set(folder.iterdir()) == {*kept, *others, orphans[0], orphans[2]}
+    remove_orphans(folder)
+    assert set(folder.iterdir()) == {*kept, *others}
+    remove_orphans(folder / "nowhere")
+
+
+def test_a_file_of_the_form_before_is_built_anew(model: Path, folder: Path) -> None:
+    """One without checksums, as long as its layers."""
+    whole = build(folder, Source(model), 1.0)
+    (data,) = folder.glob("zigzag-weights-*.bin")
+    os.truncate(data, whole)
+    assert build(folder, Source(model), 1.0) == whole

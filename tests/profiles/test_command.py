@@ -20,7 +20,7 @@ ENDINGS = {
         1,
         "error: [Errno 28] No space left: 'a.json'\n",
     ),
-    "os.kill(os.getpid(), signal.SIGTERM)": (143, ""),
+    "os.kill(os.getpid(), signal.SIGTERM)": (143, "error: terminated\n"),
 }
 
 
