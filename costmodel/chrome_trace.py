@@ -3,52 +3,96 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
-from costmodel.timeline import TimedTask
+from costmodel.tasks import Task
 from profiles.files import atomic_writer
 from profiles.hardware import CHANNELS
 
 MICROSECOND = 1e-6
+TRACKS = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
 
 
-def write_trace(path: Path, tasks: Iterable[TimedTask], *, label: str) -> None:
-    """Write one track per channel and one slice per task, whole or not at all.
+class Timed(Protocol):
+    """A task with its seconds, as it was simulated or as it ran."""
+
+    @property
+    def task(self) -> Task:
+        """What was done."""
+
+    @property
+    def start_s(self) -> float:
+        """When it began."""
+
+    @property
+    def end_s(self) -> float:
+        """When it ended."""
+
+
+class TraceFile:
+    """A trace that is being written, event by event; made by ``open_trace``.
 
     The format is Chrome's Trace Event Format: complete events (``"ph": "X"``) with start and
     duration in microseconds.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._separator = ""
+
+    def begin_process(self, pid: int, label: str) -> None:
+        """Name a timeline and give it one track per channel."""
+        self._write({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": label}})
+        for channel, track in TRACKS.items():
+            name = {"name": channel}
+            self._write({"ph": "M", "pid": pid, "tid": track, "name": "thread_name", "args": name})
+
+    def add(self, pid: int, timed: Timed, *, zero_s: float = 0.0, **figures: float) -> None:
+        """Write one task of timeline ``pid``, from ``zero_s`` on; ``figures`` are shown with it."""
+        task = timed.task
+        self._write(
+            {
+                "ph": "X",
+                "pid": pid,
+                "tid": TRACKS[task.channel],
+                "name": f"{task.kind} {task.layer}",
+                "cat": "prefill" if task.is_prefill else "decode",
+                "ts": (timed.start_s - zero_s) / MICROSECOND,
+                "dur": (timed.end_s - timed.start_s) / MICROSECOND,
+                "args": {"token": task.token, "layer": task.layer, "batch": task.batch} | figures,
+            }
+        )
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self._file.write(self._separator + json.dumps(event))
+        self._separator = ",\n"
+
+
+@contextmanager
+def open_trace(path: Path, *, notes: str = "") -> Iterator[TraceFile]:
+    """Open a trace that appears under ``path`` only when the block ends without an error.
+
+    ``notes`` come to stand in the file beside the events, where Perfetto shows them as metadata.
+    """
+    with atomic_writer(path) as file:
+        file.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps({"notes": notes})},\n')
+        file.write('"traceEvents": [\n')
+        yield TraceFile(file)
+        file.write("\n]}\n")
+
+
+def write_trace(path: Path, tasks: Iterable[Timed], *, label: str) -> None:
+    """Write one timeline, whole or not at all.
 
     Parameters
     ----------
     label
         What the whole timeline is called, such as ``predicted``.
     """
-    tracks = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
-    with atomic_writer(path) as file:
-        file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        file.write(json.dumps(_name("process_name", label)))
-        for channel, track in tracks.items():
-            file.write(",\n" + json.dumps(_name("thread_name", channel, tid=track)))
+    with open_trace(path) as trace:
+        trace.begin_process(1, label)
         for timed in tasks:
-            file.write(",\n" + json.dumps(_slice(timed, tracks[timed.task.channel])))
-        file.write("\n]}\n")
-
-
-def _name(kind: str, name: str, **place: int) -> dict[str, Any]:
-    return {"ph": "M", "pid": 1, "name": kind, "args": {"name": name}, **place}
-
-
-def _slice(timed: TimedTask, track: int) -> dict[str, Any]:
-    task = timed.task
-    return {
-        "ph": "X",
-        "pid": 1,
-        "tid": track,
-        "name": f"{task.kind} {task.layer}",
-        "cat": "prefill" if task.is_prefill else "decode",
-        "ts": timed.start_s / MICROSECOND,
-        "dur": (timed.end_s - timed.start_s) / MICROSECOND,
-        "args": {"token": task.token, "layer": task.layer, "batch": task.batch},
-    }
+            trace.add(1, timed)

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 import torch
 
 from costmodel.tasks import Task
+from executor.stream_timer import StreamTimer
 from executor.trace import Span, Trace
 
 # A handler does one task and returns the bytes that it moved.
@@ -102,12 +103,18 @@ class Engine:
         self._failure: BaseException | None = None
         self._failed = threading.Event()
         self._pending: dict[int, Completion] = {}
+        self._timers: dict[str, StreamTimer] = {}
         self._threads = [
             threading.Thread(target=self._work, args=(channel,), name=channel.name, daemon=True)
             for channel in self._channels.values()
         ]
 
     def __enter__(self) -> Engine:
+        self._timers = {
+            channel.name: StreamTimer(channel.stream, self._trace.record)
+            for channel in self._channels.values()
+            if channel.stream is not None
+        }
         for thread in self._threads:
             thread.start()
         return self
@@ -151,6 +158,9 @@ class Engine:
         for completion in list(self._pending.values()):
             self.wait(completion)
         self._pending.clear()
+        # No worker has anything to do now, so this thread may speak for them.
+        for timer in self._timers.values():
+            timer.emit_done()
 
     def forget_done(self) -> None:
         """Drop completions that nobody can wait for any more, so that the run's memory is flat."""
@@ -165,31 +175,39 @@ class Engine:
         context = torch.cuda.stream(channel.stream) if channel.stream else nullcontext()
         with torch.inference_mode(), context:
             while (job := channel.jobs.get()) is not None:
+                picked_s = time.perf_counter()
                 task, waits, completion = job
                 try:
                     if not self._failed.is_set():
                         for wait in waits:
                             wait.wait(channel.stream)
-                        self._run(channel, task, completion)
+                        self._run(channel, task, completion, picked_s)
                 except BaseException as error:
                     self._failure = self._failure or error
                     self._failed.set()
                 finally:
                     completion.issued.set()
 
-    def _run(self, channel: Channel, task: Task, completion: Completion) -> None:
+    def _run(self, channel: Channel, task: Task, completion: Completion, picked_s: float) -> None:
         # A wait that a failure ended must not let its task run on half-written buffers.
         if self._failed.is_set():
             return
+        timer = self._timers.get(channel.name)
+        began = timer.mark() if timer else None
         start_s = time.perf_counter()
         num_bytes = self._handlers[task.kind](task)
         if channel.throttle is not None:
             channel.throttle.hold(num_bytes, start_s)
-        if channel.stream is not None:
-            completion.event = torch.cuda.Event()
-            completion.event.record(channel.stream)
-        end_s = time.perf_counter()
-        self._trace.record(Span(task=task, start_s=start_s, end_s=end_s, num_bytes=num_bytes))
+        if timer and began:
+            completion.event = timer.mark()
+            timer.add(task, num_bytes, began, completion.event)
+            timer.emit_done()
+            return
+        span = Span(
+            task=task, start_s=start_s, end_s=time.perf_counter(), num_bytes=num_bytes,
+            blocked_s=start_s - picked_s,
+        )  # fmt: skip
+        self._trace.record(span)
 
     @staticmethod
     def _drop_one(channel: Channel) -> None:

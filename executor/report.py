@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from costmodel.job import blocks_of
 from costmodel.policy import Policy, Prediction
-from costmodel.price import estimate
 from executor.memory_peak import gpu_peak_bytes
 from executor.runner import BlockResult, Runner
+from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.runtime import peak_resident_bytes
 from profiles.units import format_bytes, format_figure, format_seconds
 
 
-def predict_blocks(
-    policy: Policy, hardware: HardwareProfile, prompt_lengths: list[int]
-) -> list[Prediction]:
-    """Price every block of a job with the prompts that it will really hold, longest first."""
+def policies_of_blocks(policy: Policy, prompt_lengths: Sequence[int]) -> list[Policy]:
+    """Return the policy of every block of a job, with the prompts that it will really hold."""
     lengths = sorted(prompt_lengths, reverse=True)
     policy = replace(policy, workload=replace(policy.workload, num_prompts=len(lengths)))
-    predictions = []
-    for i, block in enumerate(blocks_of(policy)):
-        workload = replace(block.workload, prompt_len=lengths[i * policy.block_size])
-        predictions.append(estimate(replace(block, workload=workload), hardware))
-    return predictions
+    return [
+        replace(block, workload=replace(block.workload, prompt_len=lengths[i * policy.block_size]))
+        for i, block in enumerate(blocks_of(policy))
+    ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +44,9 @@ class Report:
     planned_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     busy_s: dict[str, float] = field(default_factory=dict)
+    # Seconds in which a channel had a task that waited for other channels.
+    blocked_s: dict[str, float] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
 
     def add(self, block: BlockResult) -> None:
         """Count one block."""
@@ -67,6 +71,8 @@ class Report:
         for channels in runner.trace.busy_s.values():
             for channel, seconds in channels.items():
                 self.busy_s[channel] = self.busy_s.get(channel, 0.0) + seconds
+        self.blocked_s = dict(runner.trace.blocked_s)
+        self.moved_bytes = dict(runner.trace.moved_bytes)
 
     @property
     def prefill_s(self) -> float:
@@ -77,6 +83,17 @@ class Report:
     def decode_s(self) -> float:
         """Measured seconds of decode, all blocks."""
         return sum(block.decode_s for block in self.blocks)
+
+    @property
+    def waiting_s(self) -> dict[str, float]:
+        """Seconds of the blocks in which each channel had nothing to do, or could not do it."""
+        seconds = self.prefill_s + self.decode_s
+        return {channel: max(0.0, seconds - busy) for channel, busy in self.busy_s.items()}
+
+    @property
+    def lower_bound_s(self) -> float:
+        """Seconds below which no run of these blocks can be, by the profile's rates."""
+        return sum(prediction.lower_bound_s for prediction in self.predictions)
 
     @property
     def measured_tok_per_s(self) -> float:
@@ -96,18 +113,40 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return every figure under its name."""
+        policy = self.policy
         return {
             "emulated_gpu": self.hardware.is_emulated,
+            "machine": self.hardware.name,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "model": policy.model.name,
+            "dtype": policy.model.dtype,
+            "prompt_len": policy.workload.prompt_len,
+            "gen_len": policy.workload.gen_len,
+            "num_prompts": sum(len(block.output_ids) for block in self.blocks),
+            "num_blocks": len(self.blocks),
+            "block_size": policy.block_size,
+            "gpu_batch_size": policy.gpu_batch_size,
+            "num_gpu_batches": policy.num_gpu_batches,
+            "prefill_batch_size": policy.prefill_batch_size,
+            "weights": to_json(policy.weights),
+            "cache": to_json(policy.cache),
+            "activations": to_json(policy.activations),
+            "cpu_attention": policy.cpu_attention,
+            "generated_tokens": self.num_tokens,
             "predicted_tok_per_s": self.predicted_tok_per_s,
             "measured_tok_per_s": self.measured_tok_per_s,
-            "generated_tokens": self.num_tokens,
             "predicted_prefill_s": sum(p.prefill_s for p in self.predictions),
             "prefill_s": self.prefill_s,
             "predicted_decode_s": sum(p.decode_s for p in self.predictions),
             "decode_s": self.decode_s,
-            "lower_bound_s": sum(p.lower_bound_s for p in self.predictions),
+            "lower_bound_s": self.lower_bound_s,
+            "attainment": self.lower_bound_s / (self.prefill_s + self.decode_s),
             "bottleneck": self.predictions[0].bottleneck,
             "busy_s": self.busy_s,
+            "waiting_s": self.waiting_s,
+            "blocked_s": self.blocked_s,
+            "moved_bytes": self.moved_bytes,
             "predicted_peak_bytes": self.planned_bytes,
             "peak_bytes": self.peak_bytes,
         }
@@ -116,7 +155,6 @@ class Report:
 def format_report(report: Report) -> str:
     """Lay out predicted beside measured."""
     predicted = report.predictions
-    bound_s = sum(p.lower_bound_s for p in predicted)
     lines = [f"{'':<20}{'predicted':>18}{'measured':>18}"]
     rows = [
         (
@@ -144,7 +182,8 @@ def format_report(report: Report) -> str:
         for tier in report.peak_bytes
     ]
     lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
-    lines.append(f"lower bound: {format_seconds(bound_s)}, the busiest channel of each phase alone")
+    bound = format_seconds(report.lower_bound_s)
+    lines.append(f"lower bound: {bound}, the busiest channel of each phase alone")
     busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)
     lines.append(f"channels were busy: {shares}")

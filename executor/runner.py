@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from executor.embedding import EmbeddingTable
 from executor.engine import Completion, Engine
 from executor.kv_cache import KVCache
 from executor.machine import Machine
-from executor.offload_folder import check_offload_folder
+from executor.offload_folder import check_offload_folder, remove_orphans
 from executor.sampling import Sampler
 from executor.scratch_file import ScratchFile
 from executor.trace import Span, Trace
@@ -36,7 +36,7 @@ from profiles.hardware import HardwareProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockResult:
-    """What one block generated, and its seconds.
+    """What one block generated, and its seconds; ``start_s`` is on the run's clock.
 
     ``output_ids`` holds the generated tokens of each prompt, by the prompt's index, up to and
     without an end-of-sequence token; ``stopped`` the prompts that met one.
@@ -47,6 +47,7 @@ class BlockResult:
     num_batches: int
     prompt_len: int
     num_tokens: int
+    start_s: float
     prefill_s: float
     decode_s: float
 
@@ -67,19 +68,6 @@ class Progress:
         """One layer was computed for one batch; called from a worker's thread."""
 
 
-class _ProgressTrace(Trace):
-    """A trace that also tells of each computation."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self._progress = progress
-
-    def record(self, span: Span) -> None:
-        super().record(span)
-        if span.task.kind in ("compute", "finish"):
-            self._progress.computed(span.task)
-
-
 class Runner:
     """Everything that a policy needs to run, allocated once. A context manager.
 
@@ -95,6 +83,8 @@ class Runner:
         Where weights, cache and hidden states on disk go.
     sampler, eos_ids
         How tokens are chosen, and which of them end a sequence.
+    on_span
+        Called with each task that has ended, by the worker of its channel.
     """
 
     def __init__(
@@ -107,6 +97,7 @@ class Runner:
         sampler: Sampler | None = None,
         eos_ids: frozenset[int] = frozenset(),
         progress: Progress | None = None,
+        on_span: Callable[[Span], None] | None = None,
     ) -> None:
         check_runnable(policy, hardware, source)
         self.policy = policy
@@ -118,7 +109,7 @@ class Runner:
         self.progress = progress or Progress()
         self.layers = model_layers(policy.model)
         self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
-        self.trace: Trace = _ProgressTrace(self.progress)
+        self.trace = Trace([self._tell, on_span] if on_span else [self._tell])
         self._stack = ExitStack()
         self._disk_bytes = 0
 
@@ -148,8 +139,13 @@ class Runner:
         """Bytes that this run keeps on disk: weights, cache and hidden states."""
         return self._disk_bytes
 
+    def _tell(self, span: Span) -> None:
+        if span.task.kind in ("compute", "finish"):
+            self.progress.computed(span.task)
+
     def _open(self) -> None:
         keep_freed_memory()
+        remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
         machine = enter(Machine(self.hardware))
         file = None
@@ -173,9 +169,9 @@ class Runner:
         tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
         positions = None
         if self.source.config.rope is None:
-            positions = enter(EmbeddingTable(self.weights, file, "positions.weight"))
+            positions = EmbeddingTable(self.weights, file, "positions.weight")
         stores = Stores(
-            weights=self.weights, tokens=enter(tokens), positions=positions, cache=cache,
+            weights=self.weights, tokens=tokens, positions=positions, cache=cache,
             hidden=hidden,
         )  # fmt: skip
         self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
@@ -200,7 +196,7 @@ class Runner:
         )
         start_s = time.perf_counter()
         ends_s = self._run_schedule(schedule)
-        return _collect(batches, self.eos_ids, prompt_len, [end - start_s for end in ends_s])
+        return _collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
 
     def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
         """Submit the tasks token by token; returns when each token was done."""
@@ -249,7 +245,11 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
 
 
 def _collect(
-    batches: list[Batch], eos_ids: frozenset[int], prompt_len: int, ends_s: list[float]
+    batches: list[Batch],
+    eos_ids: frozenset[int],
+    prompt_len: int,
+    start_s: float,
+    ends_s: list[float],
 ) -> BlockResult:
     output_ids, stopped = {}, set()
     for batch in batches:
@@ -265,6 +265,7 @@ def _collect(
         num_batches=len(batches),
         prompt_len=prompt_len,
         num_tokens=len(ends_s),
-        prefill_s=ends_s[0],
+        start_s=start_s,
+        prefill_s=ends_s[0] - start_s,
         decode_s=ends_s[-1] - ends_s[0],
     )

@@ -12,7 +12,7 @@ import torch
 from costmodel.tasks import Task
 from executor import engine as engine_module
 from executor.engine import QUEUE_LENGTH, Channel, Completion, Engine, Handler, Throttle
-from executor.trace import Trace
+from executor.trace import Span, Trace
 
 CHANNELS = ("disk_read", "cpu_compute", "disk_write")
 pytestmark = pytest.mark.timeout(30)
@@ -212,14 +212,15 @@ def test_forgetting_keeps_what_can_still_be_waited_for() -> None:
 
 
 def test_trace_adds_up() -> None:
-    trace = Trace(keeps_spans=True)
+    seen: list[Span] = []
+    trace = Trace([seen.append])
     with make_engine(lambda task: 10 + task.index, trace) as engine:
         submit_all(engine, (make_task(i, CHANNELS[i % 2], token=i // 4) for i in range(8)))
         engine.drain()
     assert dict(trace.moved_bytes) == {"disk_read": 40 + 12, "cpu_compute": 40 + 16}
-    assert {span.task.index for span in trace.spans} == set(range(8))
+    assert {span.task.index for span in seen} == set(range(8))
     for phase in ("prefill", "decode"):
-        spans = [s for s in trace.spans if s.task.is_prefill == (phase == "prefill")]
+        spans = [s for s in seen if s.task.is_prefill == (phase == "prefill")]
         for channel in CHANNELS[:2]:
             seconds = sum(s.end_s - s.start_s for s in spans if s.task.channel == channel)
             assert trace.busy_s[phase][channel] == pytest.approx(seconds)

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from executor.checkpoint import INDEX_NAME, Checkpoint
 from executor.scratch_file import ScratchFile
 from executor.weight_file import WeightFile
 from profiles import HardwareProfile, with_emulated_gpu
-from profiles.command import run
 from profiles.errors import InfeasibleError, RunError
 from profiles.units import MIB
+from tests.executor.commands import Ended, end_command
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import ON_CPU, ON_DISK, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
@@ -39,15 +39,6 @@ GEN_LEN = 5
 # A tokenizer whose words are its ids: w7 is token 7.
 PROMPTS = [[5, 9, 170, 3], [12], [88, 1, 2, 3, 4, 5, 6, 7], [33, 34], [9, 8, 7]]
 HARDWARE = make_hardware()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
 
 
 class Desk:
@@ -122,21 +113,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[[list[str]], Ended]]:
-    """Run the command in this process, as a process of its own would end."""
-    on_terminate = signal.getsignal(signal.SIGTERM)
-
-    def call(arguments: list[str]) -> Ended:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["generate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            run(generate.main)
-        captured = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(status=ended.value.code, out=captured.out, err=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, on_terminate)
+) -> Callable[[list[str]], Ended]:
+    return lambda arguments: end_command(generate.main, arguments, monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -219,10 +197,13 @@ def least_memory(desk: Desk, spare: float, *, gpu: bool) -> HardwareProfile:
 
 
 def test_searches_by_itself(desk: Desk) -> None:
-    ended = desk.generate("--hardware", "cpu-2core", "--gen-len", GEN_LEN, policy=False)
+    trace = desk.results / "trace.json"
+    flags = ("--hardware", "cpu-2core", "--gen-len", GEN_LEN, "--trace", trace)
+    ended = desk.generate(*flags, policy=False)
     assert (ended.status, ended.err) == (0, "")
     assert [output["output_ids"] for output in desk.outputs()] == desk.expected()
     assert "throughput" in ended.out
+    assert {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]} == {1, 2}
 
 
 def test_uses_the_kept_profile_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +332,7 @@ def test_bad_input_is_one_line(desk: Desk, case: str) -> None:
         ("--temperature=-1",), ("--temperature=nan",), ("--top-p=0",), ("--top-k=5",),
         ("--gen-len=3",), ("--cpu-memory=1GiB",), ("--seed=-1",), ("--nonsense",),
         ("--hardware=nowhere.json",), ("--output=/nowhere/outputs.jsonl",),
+        ("--trace=/nowhere/trace.json",),
     ],
 )  # fmt: skip
 def test_bad_flags_are_one_line(desk: Desk, flags: tuple[str, ...]) -> None:

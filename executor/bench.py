@@ -1,0 +1,127 @@
+"""The command ``python -m executor.bench``: run random prompts and print the run's figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from costmodel.flags import DEFAULT_GEN_LEN, DEFAULT_PROMPT_LEN, choose_dtype
+from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
+from costmodel.policy import Policy
+from costmodel.report import format_prediction
+from costmodel.workload import Workload
+from executor.checkpoint import Checkpoint, WeightSource
+from executor.dummy import DummyCheckpoint
+from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.report import format_report
+from executor.sampling import Sampler
+from profiles.command import Parser, run
+from profiles.errors import InputError
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="executor.bench",
+        description="Run prompts of random tokens at full length; print one JSON line of figures.",
+        example="python -m executor.bench --hardware profile.json --model llama-3.2-3b"
+        " --dummy-weights --cpu-memory 4GB",
+    )
+    add = parser.add_argument
+    add("--model", help="checkpoint folder; with --dummy-weights also a preset or a config.json")
+    add("--dummy-weights", action="store_true", help="random weights, made on the spot")
+    add_job_flags(parser)
+    add("--prompt-len", type=int, help=f"tokens, without --policy ({DEFAULT_PROMPT_LEN})")
+    add("--num-prompts", type=int, help="sequences in all; default: one block")
+    add("--seed", type=int, default=0, help="of the prompts (0)")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Plan, run, print one line; whatever is for people goes to stderr."""
+    flags = _parser().parse_args(arguments)
+    _check_flags(flags)
+    job = _plan(flags)
+    planned = job.predict()
+    text = format_prediction(job.policy, job.hardware, planned)
+    print(text, end="\n\n", file=sys.stderr, flush=True)
+    report = job.run(flags.offload_dir, planned=planned, trace=flags.trace)
+    print(format_report(report), file=sys.stderr)
+    print(json.dumps(report.as_json()))
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    check_job_flags(flags, "prompt_len")
+    if flags.policy and flags.dummy_weights and flags.model is not None:
+        raise InputError(
+            "--model",
+            got="--model together with --policy and --dummy-weights",
+            allowed="the model that the policy was made for",
+        )
+    if flags.model is None and not (flags.policy and flags.dummy_weights):
+        raise InputError(
+            "--model",
+            got="nothing",
+            allowed="a checkpoint folder, or with --dummy-weights a preset",
+        )
+    if flags.num_prompts is not None and flags.num_prompts < 1:
+        raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")
+
+
+def _plan(flags: argparse.Namespace) -> Job:
+    # Also refuses a seed that is out of range.
+    sampler = Sampler(seed=flags.seed)
+    policy = Policy.load(flags.policy) if flags.policy else None
+    hardware = choose_hardware(flags, policy)
+    if policy is None:
+        spec = choose_dtype(_source(flags, None).spec, hardware, flags.dtype)
+        workload = Workload(
+            prompt_len=DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len,
+            gen_len=DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len,
+            num_prompts=flags.num_prompts,
+        )
+        policy, hardware = search_policy(hardware, spec, workload)
+    num_prompts = flags.num_prompts or _one_block(policy)
+    policy = replace(policy, workload=replace(policy.workload, num_prompts=num_prompts))
+    return Job(
+        policy=policy,
+        hardware=hardware,
+        source=_source(flags, policy.model),
+        prompts=_draw_prompts(policy, num_prompts, flags.seed),
+        sampler=sampler,
+    )
+
+
+def _source(flags: argparse.Namespace, spec: ModelSpec | None) -> WeightSource:
+    """Open the weights; ``spec`` is what was planned for, once that is known."""
+    if flags.dummy_weights:
+        return DummyCheckpoint(spec=spec or load_model_spec(flags.model))
+    folder = Path(flags.model)
+    if not folder.is_dir() and flags.model.lower() in preset_names():
+        raise InputError(
+            "--model",
+            got=f"{flags.model}, a preset, which has shapes and no weights",
+            allowed="a checkpoint folder",
+            hint="--dummy-weights",
+        )
+    return Checkpoint.open(folder, dtype=spec.dtype if spec else None)
+
+
+def _one_block(policy: Policy) -> int:
+    """Return the sequences of a block; fewer where the policy was made for fewer."""
+    return min(policy.block_size, policy.workload.num_prompts or policy.block_size)
+
+
+def _draw_prompts(policy: Policy, num_prompts: int, seed: int) -> list[list[int]]:
+    shape = (num_prompts, policy.workload.prompt_len)
+    ids = np.random.default_rng(seed).integers(policy.model.vocab_size, size=shape)
+    prompts: list[list[int]] = ids.tolist()
+    return prompts
+
+
+if __name__ == "__main__":
+    run(main)

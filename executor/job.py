@@ -1,0 +1,160 @@
+"""What ``generate`` and ``bench`` share: flags, a job that was checked, its run and report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from costmodel.flags import DEFAULT_GEN_LEN, check_output
+from costmodel.model_spec import ModelSpec
+from costmodel.optimum import search
+from costmodel.policy import Policy, Prediction
+from costmodel.price import check_fits, estimate
+from costmodel.workload import Workload
+from executor.checkpoint import WeightSource
+from executor.machine_profile import machine_profile
+from executor.memory_peak import reset_peaks
+from executor.offload_folder import check_offload_folder
+from executor.progress_bar import ProgressBar
+from executor.recorder import open_recorder
+from executor.report import Report, policies_of_blocks
+from executor.runner import BlockResult, Runner, check_runnable
+from executor.sampling import Sampler
+from profiles.command import Parser
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.recorded import find_profile
+
+# What a policy was made for, and cannot be told again.
+PLANNED = ("gen_len", "dtype", "gpu_memory", "cpu_memory", "disk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that was checked before the first weight is read."""
+
+    policy: Policy
+    hardware: HardwareProfile
+    source: WeightSource
+    prompts: Sequence[Sequence[int]]
+    sampler: Sampler
+    eos_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_runnable(self.policy, self.hardware, self.source)
+
+    def predict(self) -> Prediction:
+        """Price the policy; raises ``InfeasibleError`` where it does not fit."""
+        predicted = estimate(self.policy, self.hardware)
+        check_fits(predicted, self.hardware)
+        return predicted
+
+    def run(
+        self,
+        offload_dir: Path,
+        *,
+        planned: Prediction,
+        trace: Path | None = None,
+        on_block: Callable[[BlockResult], None] = lambda block: None,
+    ) -> Report:
+        """Run every block and report.
+
+        Parameters
+        ----------
+        planned
+            What ``predict`` returned.
+        trace
+            Where the timeline goes, measured beside simulated.
+        on_block
+            Called with each block as it ends.
+        """
+        policies = policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
+        predictions = [estimate(policy, self.hardware) for policy in policies]
+        report = Report(
+            policy=self.policy, hardware=self.hardware, planned=planned, predictions=predictions
+        )
+        bar = ProgressBar(predictions, self.policy, num_prompts=len(self.prompts))
+        with ExitStack() as stack:
+            recorder = None
+            if trace is not None:
+                recorder = stack.enter_context(open_recorder(trace, policies, self.hardware))
+            reset_peaks()
+            runner = Runner(
+                self.policy, self.hardware, self.source, offload_dir,
+                sampler=self.sampler, eos_ids=self.eos_ids, progress=bar,
+                on_span=recorder.record if recorder else None,
+            )  # fmt: skip
+            with bar, runner:
+                if recorder:
+                    recorder.start()
+                for block in runner.run(self.prompts):
+                    on_block(block)
+                    report.add(block)
+                    if recorder:
+                        recorder.end_block()
+                report.finish(runner)
+            # The run has given its memory back by now.
+            if recorder:
+                recorder.add_simulated(report.blocks)
+        return report
+
+
+def add_job_flags(parser: Parser) -> None:
+    """Add the flags that the two commands share."""
+    add = parser.add_argument
+    add("--policy", type=Path, help="from costmodel.search; without it, one is searched now")
+    add("--hardware", help="profile to run under, in place of the policy's or this machine's own")
+    add("--offload-dir", type=Path, default=Path(), metavar="DIR", help="default: this folder")
+    add("--gen-len", type=int, help=f"tokens to generate, without --policy ({DEFAULT_GEN_LEN})")
+    add("--dtype", help="float32, float16 or bfloat16, without --policy; default: the model's")
+    parser.add_bytes("--gpu-memory", help="budget, without --policy")
+    parser.add_bytes("--cpu-memory", help="budget, without --policy")
+    parser.add_bytes("--disk", help="budget, without --policy")
+    add(
+        "--trace", type=Path, metavar="FILE",
+        help="timeline for ui.perfetto.dev, measured beside simulated",
+    )  # fmt: skip
+
+
+def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
+    """Refuse what can be refused before any work, and flags that would do nothing.
+
+    ``planned`` names further flags that a policy has an answer to.
+    """
+    check_output("--trace", flags.trace)
+    if flags.gen_len is not None and flags.gen_len < 1:
+        raise InputError("--gen-len", got=flags.gen_len, allowed="1 or more")
+    for name in (*PLANNED, *planned):
+        if flags.policy and getattr(flags, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                flag,
+                got=f"{flag} together with --policy",
+                allowed="what the policy was made for",
+                hint=f"costmodel.search {flag}",
+            )
+
+
+def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> HardwareProfile:
+    """Return the profile asked for, else the policy's, else this machine's own."""
+    if flags.hardware is not None:
+        hardware = find_profile(flags.hardware)
+    elif policy is not None and policy.hardware is not None:
+        hardware = policy.hardware
+    else:
+        check_offload_folder(flags.offload_dir, 0)
+        hardware = machine_profile(flags.offload_dir)
+    return hardware.with_budget(
+        gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
+    )
+
+
+def search_policy(
+    hardware: HardwareProfile, spec: ModelSpec, workload: Workload
+) -> tuple[Policy, HardwareProfile]:
+    """Search, and return the policy with the machine that it uses: the GPU may be left out."""
+    result = search(hardware, spec, workload)
+    return result.policy, result.hardware

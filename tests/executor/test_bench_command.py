@@ -1,0 +1,202 @@
+"""The benchmark's one line: what it holds, that it adds up, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.model_spec import ModelSpec
+from costmodel.policy import Placement, Policy
+from executor import bench
+from executor.dummy import hf_config
+from executor.kv_cache import KVCache
+from executor.runner import BlockResult, Runner
+from profiles.errors import RunError
+from profiles.units import MIB
+from tests.executor.commands import Ended, end_command
+from tests.executor.tiny_machines import ON_DISK, make_hardware, make_policy
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+PROMPT_LEN, GEN_LEN = 6, 4
+SPEC = ModelSpec(
+    name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=112, num_heads=4,
+    num_kv_heads=2, head_dim=16, vocab_size=VOCAB_SIZE, max_positions=96, tied_embeddings=False,
+    attention_bias=False, dtype="float32",
+)  # fmt: skip
+HARDWARE = make_hardware(gpu=True)
+SPREAD = Placement(gpu=0.3, cpu=0.3, disk=0.4)
+
+Bench = Callable[..., Ended]
+
+
+@pytest.fixture
+def policy_path(tmp_path: Path) -> Path:
+    """A policy that uses every channel."""
+    policy = replace(
+        make_policy(SPEC, prompt_len=PROMPT_LEN, gen_len=GEN_LEN),
+        weights=SPREAD, cache=SPREAD, activations=SPREAD, cpu_attention=0.5, hardware=HARDWARE,
+    )  # fmt: skip
+    path = tmp_path / "policy.json"
+    policy.save(path)
+    return path
+
+
+@pytest.fixture
+def run_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Bench:
+    offload = tmp_path / "offload"
+    offload.mkdir()
+
+    def call(*arguments: object) -> Ended:
+        flags = [*arguments, f"--offload-dir={offload}"]
+        return end_command(bench.main, flags, monkeypatch, capfd)
+
+    return call
+
+
+def figures_of(ended: Ended) -> dict[str, Any]:
+    """Return the one line that the command has printed."""
+    assert ended.status == 0, ended.err
+    (line,) = ended.out.splitlines()
+    figures: dict[str, Any] = json.loads(line)
+    return figures
+
+
+def test_the_line_holds_everything_and_adds_up(policy_path: Path, run_bench: Bench) -> None:
+    figures = figures_of(run_bench("--policy", policy_path, "--dummy-weights"))
+    policy = Policy.load(policy_path)
+    assert figures["emulated_gpu"] is True
+    assert (figures["model"], figures["machine"]) == ("tiny", HARDWARE.name)
+    assert (figures["num_prompts"], figures["num_blocks"], figures["block_size"]) == (4, 1, 4)
+    assert figures["generated_tokens"] == 4 * GEN_LEN
+    assert figures["weights"] == {"gpu": 0.3, "cpu": 0.3, "disk": 0.4}
+    assert figures["cpu_attention"] == policy.cpu_attention
+    seconds = figures["prefill_s"] + figures["decode_s"]
+    assert figures["measured_tok_per_s"] == pytest.approx(4 * GEN_LEN / seconds)
+    assert figures["attainment"] == pytest.approx(figures["lower_bound_s"] / seconds)
+    assert 0 < figures["attainment"] < 1.2
+    channels = {"disk_read", "disk_write", "h2d", "d2h", "gpu_compute", "cpu_compute"}
+    for name in ("busy_s", "waiting_s", "blocked_s", "moved_bytes"):
+        assert set(figures[name]) == channels, name
+    for channel in channels:
+        busy, waiting = figures["busy_s"][channel], figures["waiting_s"][channel]
+        assert 0 < busy <= seconds
+        assert busy + waiting == pytest.approx(seconds)
+        assert 0 <= figures["blocked_s"][channel] <= waiting
+        assert (figures["moved_bytes"][channel] > 0) == (not channel.endswith("compute"))
+    assert (
+        set(figures["predicted_peak_bytes"]) == set(figures["peak_bytes"]) == {"cpu + gpu", "disk"}
+    )
+    wanted = {
+        "predicted_tok_per_s", "predicted_prefill_s", "predicted_decode_s", "bottleneck",
+        "prefill_batch_size", "gpu_batch_size", "num_gpu_batches", "torch", "python",
+    }  # fmt: skip
+    assert wanted <= set(figures)
+
+
+def test_more_prompts_are_more_blocks(policy_path: Path, run_bench: Bench) -> None:
+    figures = figures_of(run_bench("--policy", policy_path, "--dummy-weights", "--num-prompts=6"))
+    assert (figures["num_prompts"], figures["num_blocks"]) == (6, 2)
+    assert figures["generated_tokens"] == 6 * GEN_LEN
+
+
+def test_prompts_are_drawn_with_the_seed_at_full_length(
+    policy_path: Path, run_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, drawn = Runner.run, []
+
+    def spy(runner: Runner, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
+        drawn.append(prompts)
+        assert not runner.eos_ids and runner.sampler.is_greedy
+        return original(runner, prompts)
+
+    monkeypatch.setattr(Runner, "run", spy)
+    for seed in (0, 1, 0):
+        figures_of(run_bench("--policy", policy_path, "--dummy-weights", f"--seed={seed}"))
+    assert drawn[0] == drawn[2] != drawn[1]
+    for prompts in drawn:
+        assert [len(ids) for ids in prompts] == [PROMPT_LEN] * 4
+        assert {type(token) for ids in prompts for token in ids} == {int}
+        assert all(0 <= token < VOCAB_SIZE for ids in prompts for token in ids)
+
+
+def test_searches_by_itself(tmp_path: Path, run_bench: Bench) -> None:
+    config, profile = tmp_path / "config.json", tmp_path / "profile.json"
+    config.write_text(json.dumps(hf_config(SPEC)))
+    make_hardware().save(profile)
+    flags = [
+        "--hardware", profile, "--model", config, "--dummy-weights", "--dtype=bfloat16",
+        "--prompt-len=8", "--gen-len=3", "--num-prompts=5", "--cpu-memory=64MiB",
+    ]  # fmt: skip
+    figures = figures_of(run_bench(*flags))
+    assert (figures["prompt_len"], figures["gen_len"], figures["num_prompts"]) == (8, 3, 5)
+    assert figures["dtype"] == "bfloat16"
+    assert figures["predicted_peak_bytes"]["cpu"] <= 64 * MIB
+
+
+def test_runs_a_checkpoint_under_another_profile(
+    tmp_path: Path, policy_path: Path, run_bench: Bench
+) -> None:
+    save_tiny_model(tmp_path / "model", "llama", num_layers=3)
+    profile = tmp_path / "profile.json"
+    replace(HARDWARE, name="another").save(profile)
+    figures = figures_of(
+        run_bench("--policy", policy_path, "--model", tmp_path / "model", "--hardware", profile)
+    )
+    assert figures["machine"] == "another"
+
+
+REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "two models": (("--policy", "P", "--dummy-weights", "--model=opt-125m"), ("--model",)),
+    "no model": (("--hardware=cpu-2core",), ("--model", "nothing")),
+    "no weights": (("--hardware=cpu-2core", "--model=opt-125m"), ("preset", "--dummy-weights")),
+    "no such folder": (("--policy", "P", "--model=/nowhere"), ("/nowhere", "no such file")),
+    "no such preset": (("--hardware=cpu-2core", "--model=opt-7", "--dummy-weights"), ("opt-7",)),
+    "planned": (("--policy", "P", "--dummy-weights", "--prompt-len=9"), ("--prompt-len",)),
+    "no prompts": (("--policy", "P", "--dummy-weights", "--num-prompts=0"), ("--num-prompts",)),
+    "seed": (("--policy", "P", "--dummy-weights", "--seed=-1"), ("seed",)),
+    "trace": (("--policy", "P", "--dummy-weights", "--trace=/nowhere/t.json"), ("--trace",)),
+    "profile": (("--policy", "P", "--dummy-weights", "--hardware=no.json"), ("profile",)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_is_one_line(policy_path: Path, run_bench: Bench, case: str) -> None:
+    arguments, words = REFUSALS[case]
+    ended = run_bench(*(str(policy_path) if a == "P" else a for a in arguments))
+    assert (ended.status, ended.out) == (2, "")
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+def test_a_policy_that_does_not_fit_is_refused(
+    tmp_path: Path, policy_path: Path, run_bench: Bench
+) -> None:
+    small = tmp_path / "small.json"
+    HARDWARE.with_budget(cpu_memory=4096).save(small)
+    ended = run_bench("--policy", policy_path, "--dummy-weights", "--hardware", small)
+    assert (ended.status, ended.out) == (3, "")
+    (line,) = ended.err.splitlines()
+    assert "cpu is short by" in line
+
+
+def test_a_run_that_fails_prints_no_figures(
+    tmp_path: Path, policy_path: Path, run_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(KVCache, "write", fail)
+    replace(Policy.load(policy_path), cache=ON_DISK).save(policy_path)
+    trace = tmp_path / "results" / "trace.json"
+    trace.parent.mkdir()
+    ended = run_bench("--policy", policy_path, "--dummy-weights", "--trace", trace)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1] == "error: the disk is full"
+    assert list(trace.parent.iterdir()) == []
