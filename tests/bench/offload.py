@@ -1,8 +1,14 @@
-"""Ours against accelerate's disk offload: one model, one workload, one limit of memory.
+"""Ours against what a user would run instead: one model, one workload, one limit of memory.
 
-Run as root, from an environment with the extra ``bench`` (``make bench``). Progress goes to
-stderr, and one JSON line with every figure to stdout. Both run without a GPU, on the same number
-of threads, one after the other, each with the model's files dropped from the page cache before.
+Run as root, from an environment with the extra ``bench``. In every round all systems run one
+after the other: ours, plain transformers, accelerate's disk offload, llama.cpp. Each has the same
+threads, no GPU, and its files dropped from the page cache before; a memory control group that
+counts the page cache holds it to the limit (libraries that other processes have mapped already
+are charged to none). The first round finds the best setting of each peer.
+
+token/s are generated tokens over prefill and decode: the first token of a prompt is prefill's.
+Loading is in ``process_s`` only. One JSON line with the medians and every single figure goes to
+stdout, progress to stderr. The work folder takes three times the model's size and the cache.
 """
 
 from __future__ import annotations
@@ -14,29 +20,34 @@ import json
 import os
 import platform
 import shlex
-import sys
+import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from memory_cgroup import Ended, MemoryCgroup, last_line
-from workload_run import ROOT, TIMEOUT_S, Bench, Runs, say
+import psutil
+from contest import Contender, System, speedups
+from llama_cpp import LlamaCpp
+from memory_cgroup import MemoryCgroup
+from ours import Ours
+from transformers_peers import Accelerate, Transformers
+from workload_run import Bench, Runs, say
 
 from costmodel.model_spec import load_model_spec
 from profiles.command import Parser, run
-from profiles.errors import RunError
-from profiles.files import read_json, write_json
-from profiles.units import format_bytes
+from profiles.errors import InputError, RunError
+from profiles.files import write_json
 
-# The peer's weights in memory, as shares of the limit; it is given its best.
-PEER_SHARES = (0.0, 0.25, 0.5, 0.75)
-PATIENCE = 1.5
+NAMES = ("ours", "transformers", "accelerate", "llama.cpp")
+VERSIONED = ("torch", "transformers", "accelerate", "numpy")
 
 
 def main(arguments: list[str]) -> None:
     """Make, run, compare, print."""
     flags = _parser().parse_args(arguments)
+    _check(flags)
     with contextlib.ExitStack() as stack:
         if flags.work_dir is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zigzag-bench-")))
@@ -52,204 +63,132 @@ def main(arguments: list[str]) -> None:
         with MemoryCgroup(bench.limit_bytes):
             pass
         bench.make_inputs()
-        result = compare(Runs(bench), flags)
-    if flags.result is not None:
-        flags.result.parent.mkdir(parents=True, exist_ok=True)
-        write_json(flags.result, result)
+        stack.callback(shutil.rmtree, folder / "offload-ours", ignore_errors=True)
+        contenders = [Contender(system=system) for system in _systems(Runs(bench), flags)]
+        for contender in contenders:
+            contender.prepare()
+        for number in range(1, flags.rounds + 1):
+            say(f"round {number} of {flags.rounds}")
+            for contender in contenders:
+                contender.run_round()
+            result = _result(bench, contenders, number, arguments)
+            # After every round, so that hours survive what goes wrong in the last one.
+            if flags.result is not None:
+                write_json(flags.result, result)
     print(json.dumps(result))
+    _complain(contenders)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="tests.bench.offload",
-        description=(__doc__ or "").partition("\n")[0],
-        example="python tests/bench/offload.py --work-dir /tmp/bench"
+        description=(__doc__ or "").strip(),
+        example="python tests/bench/offload.py --gen-len 32 --work-dir bench"
         " --result tests/bench/results/offload.json",
     )
     parser.prog = "python tests/bench/offload.py"
     add = parser.add_argument
-    add("--preset", default="llama-3.2-3b", help="model whose shape is made (llama-3.2-3b)")
+    add("--preset", default="llama-3.2-3b", help="shape: a preset or a config.json (llama-3.2-3b)")
     parser.add_bytes("--memory", default=4 * 10**9, help="limit for each run (4GB)")
     add("--num-prompts", type=int, default=64, help="(64)")
     add("--prompt-len", type=int, default=128, help="(128)")
-    add("--gen-len", type=int, default=8, help="(8)")
-    add("--work-dir", type=Path, metavar="DIR", help="keeps the model; default: a temporary one")
-    add("--only", choices=("ours", "accelerate"), help="run one of the two")
+    add("--gen-len", type=int, default=32, help="tokens for each prompt, the first included (32)")
+    add("--rounds", type=int, default=3, help="how often each system runs (3)")
+    add("--only", action="append", choices=NAMES, help="leave others out; may be repeated")
+    keeps = "keeps the model and the tool for the next command; default: a temporary one"
+    add("--work-dir", type=Path, metavar="DIR", help=keeps)
     parser.add_bytes("--peer-memory", help="accelerate's max_memory; default: its best of several")
+    built = "llama.cpp's tool; default: built in the work folder, in some minutes"
+    add("--llama-batched-bench", type=Path, metavar="PATH", help=built)
+    add("--quick-profile", action="store_true", help="measure ours with --quick: for rehearsals")
     add("--seed", type=int, default=0, help="of weights and prompts (0)")
     add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
     return parser
 
 
-def compare(runs: Runs, flags: argparse.Namespace) -> dict[str, Any]:
-    """Run what was asked for and put the figures side by side."""
-    bench = runs.bench
-    sides: dict[str, dict[str, Any]] = {}
-    if flags.only != "accelerate":
-        sides["ours"] = run_ours(runs)
-    if flags.only != "ours":
-        sides["accelerate"] = run_accelerate(runs, flags.peer_memory)
-    tokens = [side.pop("output_ids") for side in sides.values()]
-    result: dict[str, Any] = {
-        "benchmark": "disk offload under a memory limit",
+def _check(flags: argparse.Namespace) -> None:
+    """Refuse what can be refused before the minutes that the model takes."""
+    if flags.rounds < 1:
+        raise InputError("--rounds", got=flags.rounds, allowed="1 or more")
+    tool = flags.llama_batched_bench
+    if tool is not None:
+        if not os.access(tool, os.X_OK) or tool.is_dir():
+            raise InputError("--llama-batched-bench", got=tool, allowed="a program that can be run")
+        flags.llama_batched_bench = tool.resolve()
+    if flags.result is not None:
+        flags.result.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
+    systems: list[System] = [
+        Ours(runs=runs, quick_profile=flags.quick_profile),
+        Transformers(runs=runs),
+        Accelerate(runs=runs, max_memory=flags.peer_memory),
+        LlamaCpp(runs=runs, tool=flags.llama_batched_bench),
+    ]
+    return [system for system in systems if not flags.only or system.name in flags.only]
+
+
+def _result(
+    bench: Bench, contenders: Sequence[Contender], rounds: int, arguments: Sequence[str]
+) -> dict[str, Any]:
+    medians = {each.system.name: each.medians for each in contenders if each.medians}
+    ours = medians.get("ours")
+    result = {
+        "benchmark": "offload under a memory limit",
         "workload": {
             "model": bench.model.name,
+            "dtype": bench.model.dtype,
             "num_prompts": bench.num_prompts,
             "prompt_len": bench.prompt_len,
             "gen_len": bench.gen_len,
             "seed": bench.seed,
         },
         "limit_bytes": bench.limit_bytes,
-        **sides,
-    }
-    if len(sides) == 2:
-        for name in ("tok_per_s", "tok_per_s_with_loading"):
-            ratio = sides["ours"][name] / sides["accelerate"][name]
-            result[name.replace("tok_per_s", "ratio")] = ratio
-        # Random weights leave the likeliest tokens close together, so rounding parts some.
-        same = sum(a[0] == b[0] for a, b in zip(*tokens, strict=True))
-        result["same_first_token"] = same / bench.num_prompts
-    return result | {
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
+        "budget_of_ours_bytes": bench.budget_bytes,
+        "rounds": rounds,
+        "systems": {each.system.name: each.as_json() for each in contenders},
+        "speedup_of_medians": {
+            name: speedups(ours, peer) for name, peer in medians.items() if ours and name != "ours"
+        },
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": psutil.virtual_memory().total,
+            "kernel": platform.release(),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in VERSIONED},
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tests/bench/offload.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/bench/offload.py", *map(_named, arguments)]),
     }
+    named: dict[str, Any] = _without(str(bench.folder), result)
+    return named
 
 
-def run_ours(runs: Runs) -> dict[str, Any]:
-    """Measure and search outside the limit, generate under it."""
-    bench = runs.bench
-    profile, policy = bench.folder / "profile.json", bench.folder / "policy.json"
-    outputs = bench.folder / "outputs.jsonl"
-    with bench.offload_folder() as offload:
-        say("measuring the machine")
-        runs.free(
-            "measure", "-m", "profiles.measure", "--quick",
-            "--offload-dir", str(offload), "--output", str(profile),
-        )  # fmt: skip
-        say("searching")
-        runs.free(
-            "search", "-m", "costmodel.search", "--hardware", str(profile),
-            "--model", str(bench.checkpoint), "--num-prompts", str(bench.num_prompts),
-            "--prompt-len", str(bench.prompt_len), "--gen-len", str(bench.gen_len),
-            "--cpu-memory", str(bench.budget_bytes), "--output", str(policy),
-        )  # fmt: skip
-        say(f"running ours in {format_bytes(bench.limit_bytes)}")
-        ended = runs.limited(
-            "ours", "-m", "executor.generate", "--policy", str(policy),
-            "--model", str(bench.checkpoint), "--prompts", str(bench.prompts),
-            "--output", str(outputs), "--offload-dir", str(offload), "--ignore-eos", "--json",
-        )  # fmt: skip
-    if not ended.is_good:
-        raise RunError(f"ours {_outcome(ended)}")
-    report = json.loads(last_line(bench.folder / "ours.log"))
-    estimated, resident = report["predicted_peak_bytes"]["cpu"], report["peak_bytes"]["cpu"]
-    lines = outputs.read_text(encoding="utf-8").splitlines()
-    chosen = read_json(policy, "policy")
-    return {
-        **_rates(bench, ended, report["prefill_s"], report["decode_s"]),
-        "predicted_tok_per_s": report["predicted_tok_per_s"],
-        "predicted_prefill_s": report["predicted_prefill_s"],
-        "predicted_decode_s": report["predicted_decode_s"],
-        "lower_bound_s": report["lower_bound_s"],
-        "bottleneck": report["bottleneck"],
-        "budget_bytes": bench.budget_bytes,
-        "estimated_peak_bytes": estimated,
-        "resident_peak_bytes": resident,
-        "is_within_estimate": resident <= estimated,
-        "cgroup_peak_bytes": ended.peak_bytes,
-        "disk_bytes": report["peak_bytes"]["disk"],
-        "policy": {
-            key: chosen[key]
-            for key in (
-                "gpu_batch_size", "num_gpu_batches", "prefill_batch_size",
-                "weights", "cache", "activations",
-            )
-        },
-        "output_ids": [json.loads(line)["output_ids"] for line in lines],
-    }  # fmt: skip
+def _named(word: str) -> str:
+    """Keep of a path its name: where the folders lie says nothing about the figures."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if "/" in value else value)
 
 
-def run_accelerate(runs: Runs, max_memory: int | None) -> dict[str, Any]:
-    """Run the peer with several amounts of weights in memory; return its fastest run.
-
-    The most that it survives is often not its best: memory that holds weights is missing where
-    files are mapped, and the files are then read again and again.
-    """
-    bench = runs.bench
-    # The cache lies in memory too, so that more weights than this cannot be had.
-    highest = max(0, bench.limit_bytes - bench.cache_bytes)
-    wanted = [int(share * bench.limit_bytes) for share in PEER_SHARES]
-    tries = [size for size in wanted if size <= highest] if max_memory is None else [max_memory]
-    best: dict[str, Any] = {}
-    tried = []
-    for size in tries:
-        say(f"running accelerate with max_memory {format_bytes(size)}")
-        # What takes much longer than the best so far is not the best.
-        timeout_s = PATIENCE * best["process_s"] if best else TIMEOUT_S
-        ended, figures = _try_accelerate(runs, size, timeout_s)
-        rate = figures.get("tok_per_s")
-        tried.append({"max_memory_bytes": size, "outcome": _outcome(ended), "tok_per_s": rate})
-        if figures and (not best or figures["tok_per_s"] > best["tok_per_s"]):
-            best = figures
-    if not best:
-        outcomes = "; ".join(f"{t['max_memory_bytes']}: {t['outcome']}" for t in tried)
-        raise RunError(
-            f"accelerate ends under {format_bytes(bench.limit_bytes)} with no max_memory"
-            f" ({outcomes}); try: more --memory, fewer --num-prompts, or --only ours"
-        )
-    return best | {"tried": tried}
+def _without(folder: str, value: Any) -> Any:
+    """Take the work folder out of every message."""
+    if isinstance(value, dict):
+        return {name: _without(folder, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without(folder, item) for item in value]
+    return value.replace(folder, Path(folder).name) if isinstance(value, str) else value
 
 
-def _try_accelerate(runs: Runs, max_memory: int, timeout_s: float) -> tuple[Ended, dict[str, Any]]:
-    """Run the peer once; the figures are empty where it did not reach its end."""
-    bench = runs.bench
-    output = bench.folder / "accelerate.json"
-    output.unlink(missing_ok=True)
-    with bench.offload_folder() as offload:
-        ended = runs.limited(
-            "accelerate", str(ROOT / "tests/bench/accelerate_offload.py"),
-            "--model", str(bench.checkpoint), "--prompts", str(bench.prompts),
-            "--gen-len", str(bench.gen_len), "--max-memory", str(max_memory),
-            "--offload-dir", str(offload), "--output", str(output), timeout_s=timeout_s,
-        )  # fmt: skip
-    if not ended.is_good:
-        return ended, {}
-    found = read_json(output, "figures")
-    return ended, {
-        **_rates(bench, ended, found["prefill_s"], found["decode_s"]),
-        "max_memory_bytes": max_memory,
-        "cgroup_peak_bytes": ended.peak_bytes,
-        **{
-            key: found[key]
-            for key in (
-                "load_s", "generate_s", "modules_on_disk", "modules", "resident_peak_bytes",
-                "output_ids",
-            )
-        },
-    }  # fmt: skip
-
-
-def _rates(bench: Bench, ended: Ended, prefill_s: float, decode_s: float) -> dict[str, float]:
-    """Count token/s the same way for both: the two phases alone, and the whole process."""
-    return {
-        "tok_per_s": bench.num_tokens / (prefill_s + decode_s),
-        "tok_per_s_with_loading": bench.num_tokens / ended.wall_s,
-        "prefill_s": prefill_s,
-        "decode_s": decode_s,
-        "process_s": ended.wall_s,
-    }
-
-
-def _outcome(ended: Ended) -> str:
-    if ended.is_good:
-        return "ended"
-    if ended.status is None:
-        return "took too long"
-    if ended.was_killed_for_memory:
-        return "was killed for memory"
-    return f"ended with status {ended.status}: {ended.last_words}"
+def _complain(contenders: Sequence[Contender]) -> None:
+    """End with an error where ours did not run, or a system did only in some rounds."""
+    wrong = [f"{each.system.name} {what}" for each in contenders for what in each.failures]
+    wrong += [
+        f"ours {each.skipped}" for each in contenders if each.system.name == "ours" and each.skipped
+    ]
+    if wrong:
+        raise RunError("; ".join(wrong))
 
 
 def _cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""What both sides of the benchmark share: the model, the prompts, and how a child is run."""
+"""What all sides of the benchmark share: the model, the prompts, and how a child is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from profiles.files import read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 # Part of the limit that is left to page cache and kernel: both count, and neither is ours to plan.
 RESERVE = 0.03
-TIMEOUT_S = 3600
+TIMEOUT_S = 3600.0
+# The first token is prefill's, so that decode needs a second one to be timed.
+LEAST = {"num_prompts": 1, "prompt_len": 1, "gen_len": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +42,19 @@ class Bench:
     folder: Path
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "prompt_len", "gen_len"):
-            if getattr(self, name) < 1:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
                 flag = f"--{name.replace('_', '-')}"
-                raise InputError(flag, got=getattr(self, name), allowed="1 or more")
+                raise InputError(flag, got=getattr(self, name), allowed=f"{least} or more")
 
     @property
     def checkpoint(self) -> Path:
-        """Folder of the model that both read."""
+        """Folder of the model that all read."""
         return self.folder / f"{self.model.name}-seed-{self.seed}"
 
     @property
     def prompts(self) -> Path:
-        """File of the prompts that both read."""
+        """File of the prompts, as lines with ``prompt_ids``."""
         return self.folder / "prompts.jsonl"
 
     @property
@@ -64,6 +66,11 @@ class Bench:
     def num_tokens(self) -> int:
         """Tokens that a run generates."""
         return self.num_prompts * self.gen_len
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the checkpoint's weights."""
+        return sum(path.stat().st_size for path in self.checkpoint.glob("*.safetensors"))
 
     @property
     def cache_bytes(self) -> int:
@@ -87,9 +94,9 @@ class Bench:
                 handle.write(json.dumps({"prompt_ids": ids}) + "\n")
 
     @contextlib.contextmanager
-    def offload_folder(self) -> Iterator[Path]:
-        """Make the folder that a run offloads to, empty, and remove it with what it holds."""
-        folder = self.folder / "offload"
+    def offload_folder(self, name: str) -> Iterator[Path]:
+        """Make the folder that a system offloads to, empty; remove it with what it holds."""
+        folder = self.folder / f"offload-{name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
@@ -104,21 +111,29 @@ class Runs:
 
     bench: Bench
 
+    @property
+    def num_threads(self) -> int:
+        """Threads that every system computes with."""
+        return len(os.sched_getaffinity(0))
+
     @cached_property
     def environment(self) -> dict[str, str]:
         """Environment of every child."""
-        threads = str(len(os.sched_getaffinity(0)))
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return os.environ | {
-            "OMP_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": str(self.num_threads),
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONPATH": os.pathsep.join(paths),
             "HF_HUB_OFFLINE": "1",
         }
 
+    def log(self, name: str) -> Path:
+        """File that takes what a child prints; its errors are beside it in ``.log.err``."""
+        return self.bench.folder / f"{name}.log"
+
     def free(self, name: str, *words: str) -> None:
         """Run one of our commands outside the limit."""
-        out, err = (self.bench.folder / f"{name}.log{suffix}" for suffix in ("", ".err"))
+        out, err = self.log(name), self.log(name).with_suffix(".log.err")
         with out.open("wb") as stdout, err.open("wb") as stderr:
             status = subprocess.run(
                 [sys.executable, *words],
@@ -127,15 +142,23 @@ class Runs:
         if status:
             raise RunError(f"{name} ended with status {status}: {last_line(err)}")
 
-    def limited(self, name: str, *words: str, timeout_s: float = TIMEOUT_S) -> Ended:
+    def limited(self, name: str, *words: str, timeout_s: float) -> Ended:
         """Run a command under the limit, with cold files."""
         _drop_from_page_cache(self.bench.folder)
         with MemoryCgroup(self.bench.limit_bytes) as group:
             return group.run(
-                [sys.executable, *words],
-                env=self.environment, folder=ROOT,
-                log=self.bench.folder / f"{name}.log", timeout_s=timeout_s,
-            )  # fmt: skip
+                words, env=self.environment, folder=ROOT, log=self.log(name), timeout_s=timeout_s
+            )
+
+    def rates(self, ended: Ended, prefill_s: float, decode_s: float) -> dict[str, float | None]:
+        """Count the same way for all: tokens over both phases; what loads is in ``process_s``."""
+        return {
+            "prefill_s": prefill_s,
+            "decode_s": decode_s,
+            "tok_per_s": self.bench.num_tokens / (prefill_s + decode_s),
+            "process_s": ended.wall_s,
+            "cgroup_peak_bytes": ended.peak_bytes,
+        }
 
 
 def _drop_from_page_cache(folder: Path) -> None:

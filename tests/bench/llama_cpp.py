@@ -1,0 +1,152 @@
+"""The peer: llama.cpp's own benchmark of many sequences at once, over a file that is mapped.
+
+Its source comes in the package ``llama-cpp-python``. The tool draws tokens at random where others
+take the likeliest, and reads the whole model once before its clock starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from contest import Attempt
+from memory_cgroup import last_line
+from workload_run import Runs, say
+
+from profiles.errors import RunError
+
+SOURCE = "llama-cpp-python==0.3.36"
+TOOL = "llama-batched-bench"
+MAX_SEQUENCES = 256
+# The tool may end before its log's thread has written the figures, unless it is told to wait.
+LAST_CALL = "llama_perf_context_print(ctx);"
+FLUSH = "common_log_flush(common_log_main());"
+# Tokens of one pass through the weights; whether sequences share one cache, or have one each,
+# padded to 256 tokens.
+SETTINGS = (
+    {"ubatch": 512, "unified_cache": False},
+    {"ubatch": 2048, "unified_cache": False},
+    {"ubatch": 512, "unified_cache": True},
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class LlamaCpp:
+    """The batched bench; ``tool`` is built from the package's source where none is given."""
+
+    runs: Runs
+    tool: Path | None = None
+    name: str = "llama.cpp"
+
+    def why_not(self) -> str | None:
+        """Say what llama.cpp itself refuses, before minutes of building."""
+        bench = self.runs.bench
+        if bench.model.family == "opt":
+            return "llama.cpp has no OPT"
+        if bench.num_prompts > MAX_SEQUENCES:
+            return f"llama.cpp takes at most {MAX_SEQUENCES} sequences"
+        return None
+
+    @property
+    def _model(self) -> Path:
+        # Beside the shards, so that it goes when they are made anew.
+        return self.runs.bench.checkpoint / "model.gguf"
+
+    def prepare(self) -> None:
+        """Build the tool and write the model, unless they are there."""
+        if find_spec("gguf") is None:
+            raise RunError("the package gguf is missing; try: pip install '.[bench]'")
+        if self.tool is None:
+            self.tool = build_tool(self.runs.bench.folder)
+        if not self._model.exists():
+            from gguf_file import write_gguf  # needs the package that was just asked for
+
+            say("writing the model as GGUF")
+            write_gguf(self.runs.bench.checkpoint, self.runs.bench.model, self._model)
+
+    def settings(self) -> Sequence[Mapping[str, Any]]:
+        """List what may be fastest; the defaults come first."""
+        return SETTINGS
+
+    def run(self, setting: Mapping[str, Any], timeout_s: float) -> Attempt:
+        """Prefill all prompts, then decode one token less: the first is prefill's."""
+        bench, threads = self.runs.bench, str(self.runs.num_threads)
+        length = bench.prompt_len + bench.gen_len
+        ended = self.runs.limited(
+            self.name, str(self.tool), "-m", str(self._model),
+            "-c", str(bench.num_prompts * length), "-npl", str(bench.num_prompts),
+            "-npp", str(bench.prompt_len), "-ntg", str(bench.gen_len - 1),
+            "-ub", str(setting["ubatch"]), "-b", "2048", "-t", threads, "-tb", threads,
+            *(["--kv-unified"] if setting["unified_cache"] else []),
+            "--output-format", "jsonl", timeout_s=timeout_s,
+        )  # fmt: skip
+        found = _figures(self.runs.log(self.name)) if ended.is_good else None
+        if found is None:
+            return Attempt(ended=ended)
+        return Attempt(ended=ended, figures=self.runs.rates(ended, found["t_pp"], found["t_tg"]))
+
+    def version(self) -> str:
+        """Ask the tool; it knows nothing of the package that its source came in."""
+        command = [str(self.tool), "--version"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = (asked.stdout + asked.stderr).splitlines()
+        said = next((line for line in lines if line.startswith("version")), "unknown version")
+        return f"llama.cpp {said}"
+
+
+def build_tool(folder: Path) -> Path:
+    """Fetch the source and compile the tool for this processor into ``folder``; takes minutes."""
+    tool, scratch = folder / TOOL, folder / "llama.cpp"
+    if tool.exists():
+        return tool
+    if shutil.which("cmake") is None:
+        raise RunError("llama.cpp needs cmake and a C++ compiler; try: --llama-batched-bench PATH")
+    say(f"building {TOOL} from {SOURCE}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    _step(scratch, "fetch", sys.executable, "-m", "pip", "download", "--no-deps",
+          "--no-binary", ":all:", "--dest", ".", SOURCE)  # fmt: skip
+    with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
+        archive.extractall(scratch, filter="data")
+    source = next(scratch.glob("*/vendor/llama.cpp"))
+    code = source / "tools/batched-bench/batched-bench.cpp"
+    text = code.read_text(encoding="utf-8")
+    assert text.count(LAST_CALL) == 1
+    code.write_text(text.replace(LAST_CALL, f"{LAST_CALL} {FLUSH}"), encoding="utf-8")
+    _step(scratch, "configure", "cmake", "-S", str(source), "-B", "build",
+          "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_OPENSSL=OFF",
+          "-DBUILD_SHARED_LIBS=OFF")  # fmt: skip
+    jobs = str(len(os.sched_getaffinity(0)))
+    _step(scratch, "build", "cmake", "--build", "build", "--target", TOOL, "--parallel", jobs)
+    (scratch / "build" / "bin" / TOOL).replace(tool)
+    shutil.rmtree(scratch)
+    return tool
+
+
+def _step(folder: Path, name: str, *command: str) -> None:
+    log = folder / f"{name}.log"
+    with log.open("wb") as out:
+        status = subprocess.run(
+            command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if status:
+        raise RunError(f"{name} of llama.cpp ended with status {status}: {last_line(log)}")
+
+
+def _figures(log: Path) -> dict[str, Any] | None:
+    """Return the seconds of both phases; the tool prints none where the context is too small."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found if math.isfinite(found["t"]) else None
+    return None

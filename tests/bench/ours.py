@@ -1,0 +1,108 @@
+"""Our side: measured, searched, and run under the limit by ``executor.bench``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from contest import Attempt
+from memory_cgroup import last_line
+from workload_run import Runs, say
+
+from profiles.hardware import HardwareProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ours:
+    """One policy for all rounds, priced in each on the machine as it was measured just before.
+
+    The folder with the weights at rest is kept between rounds, so that only the first one builds
+    it: that is part of ``process_s`` and of neither phase.
+    """
+
+    runs: Runs
+    quick_profile: bool = False
+    name: str = "ours"
+
+    def why_not(self) -> str | None:
+        """An infeasible workload is the search's to tell."""
+        return None
+
+    @property
+    def _offload(self) -> Path:
+        return self.runs.bench.folder / "offload-ours"
+
+    @property
+    def _policy(self) -> Path:
+        return self.runs.bench.folder / "policy.json"
+
+    def prepare(self) -> None:
+        """Forget what an earlier command left."""
+        shutil.rmtree(self._offload, ignore_errors=True)
+        self._offload.mkdir()
+        self._policy.unlink(missing_ok=True)
+
+    def settings(self) -> Sequence[Mapping[str, Any]]:
+        """The search chooses."""
+        return [{}]
+
+    def run(self, setting: Mapping[str, Any], timeout_s: float) -> Attempt:
+        """Measure and search outside the limit, run under it."""
+        bench = self.runs.bench
+        profile = self._measure()
+        if not self._policy.exists():
+            self._search(profile)
+        ended = self.runs.limited(
+            self.name, sys.executable, "-m", "executor.bench", "--policy", str(self._policy),
+            "--hardware", str(profile), "--model", str(bench.checkpoint),
+            "--num-prompts", str(bench.num_prompts), "--seed", str(bench.seed),
+            "--offload-dir", str(self._offload), timeout_s=timeout_s,
+        )  # fmt: skip
+        if not ended.is_good:
+            return Attempt(ended=ended)
+        report = json.loads(last_line(self.runs.log(self.name)))
+        found = HardwareProfile.load(profile)
+        figures = {
+            **report,
+            **self.runs.rates(ended, report["prefill_s"], report["decode_s"]),
+            "resident_peak_bytes": report["peak_bytes"]["cpu"],
+            "estimated_peak_bytes": report["predicted_peak_bytes"]["cpu"],
+            "disk_read_bytes_per_s": max(found.disk.read.rates),
+            "memory_bytes_per_s": found.cpu.memory_bytes_per_s,
+        }
+        return Attempt(ended=ended, figures=figures)
+
+    def _measure(self) -> Path:
+        bench, profile = self.runs.bench, self.runs.bench.folder / "profile.json"
+        say("measuring the machine")
+        # With the whole limit: what a process takes by itself differs a little from measurement
+        # to measurement, and a policy that was made for the budget must fit in all rounds.
+        self.runs.free(
+            "measure", "-m", "profiles.measure", "--cpu-memory", str(bench.limit_bytes),
+            "--offload-dir", str(self._offload), "--output", str(profile),
+            *(["--quick"] if self.quick_profile else []),
+        )  # fmt: skip
+        return profile
+
+    def _search(self, profile: Path) -> None:
+        bench = self.runs.bench
+        say("searching")
+        self.runs.free(
+            "search", "-m", "costmodel.search", "--hardware", str(profile),
+            "--model", str(bench.checkpoint), "--num-prompts", str(bench.num_prompts),
+            "--prompt-len", str(bench.prompt_len), "--gen-len", str(bench.gen_len),
+            "--cpu-memory", str(bench.budget_bytes), "--output", str(self._policy),
+        )  # fmt: skip
+
+    def version(self) -> str:
+        """Run from the checkout, it need not be installed."""
+        try:
+            return f"zigzag-llm {version('zigzag-llm')}"
+        except PackageNotFoundError:
+            return "zigzag-llm, not installed"
