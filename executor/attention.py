@@ -1,4 +1,4 @@
-"""Attention of both phases, and which slots of the cache it may look at. No placement.
+"""Attention of prefill (that of decode is among ``profiles.kernels``). No placement.
 
 Prompts of different lengths are padded on the right to the longest: sequence ``i`` has its
 prompt in slots ``[0, length_i)``, nothing in ``[length_i, prompt_len)``, and its generated
@@ -47,45 +47,3 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
         )
         out[i].view(split).copy_(attended.permute(2, 0, 1, 3))
     return out.flatten(2)
-
-
-def decode_attention(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor | None
-) -> torch.Tensor:
-    """Attend with one token per sequence to the cache so far.
-
-    Parameters
-    ----------
-    q
-        [rows, group, head_dim]: a row is one key head of one sequence, its queries those of the
-        heads that share it.
-    keys, values
-        [rows, slots, head_dim], any strides: views of a cache [slots, 2, rows, head_dim].
-    valid
-        bool [rows, slots], true where a row may look; ``None`` where it may look everywhere.
-
-    Returns
-    -------
-    torch.Tensor
-        [rows, group, head_dim].
-    """
-    mask = None if valid is None else valid[:, None, None, :]
-    attended = F.scaled_dot_product_attention(
-        q[:, None], keys[:, None], values[:, None], attn_mask=mask
-    )
-    return attended[:, 0]
-
-
-def valid_slots(
-    lengths: torch.Tensor, prompt_len: int, num_slots: int, num_kv_heads: int
-) -> torch.Tensor | None:
-    """Return which slots each row may look at: bool [batch * num_kv_heads, num_slots].
-
-    ``lengths`` holds the tokens of each prompt, int64 [batch]. ``None`` means all slots, where
-    every prompt is ``prompt_len`` long.
-    """
-    if bool((lengths == prompt_len).all()):
-        return None
-    slots = torch.arange(num_slots, device=lengths.device)
-    valid = (slots < lengths[:, None]) | (slots >= prompt_len)
-    return valid.repeat_interleave(num_kv_heads, dim=0)

@@ -14,7 +14,7 @@ from costmodel.schedule import num_weight_pieces
 from costmodel.tasks import Task
 from executor import layers
 from executor.activations import HiddenStates
-from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.attention import prefill_attention
 from executor.embedding import EmbeddingTable
 from executor.engine import Handler
 from executor.families import DecoderConfig
@@ -22,6 +22,7 @@ from executor.kv_cache import KVCache
 from executor.machine import Machine
 from executor.sampling import Sampler
 from executor.weights import WeightStore
+from profiles import kernels
 
 
 class Batch:
@@ -55,6 +56,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def uneven_lengths(self, device: torch.device) -> torch.Tensor | None:
+        """Return the tokens of each prompt, int32 [batch]; ``None`` where none is padded."""
+        if bool((self.lengths == self.prompt_ids.shape[1]).all()):
+            return None
+        return self.lengths.to(device, torch.int32)
 
     def token_ids(self, token: int) -> torch.Tensor:
         """Return what goes into the model at a pass: int64 [batch, tokens]."""
@@ -101,6 +108,8 @@ class Block:
         self.sampler = sampler
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
         self.batches: list[Batch] = []
+        # Where attention takes place -> for each batch, see ``Batch.uneven_lengths``.
+        self._lengths: dict[str, list[torch.Tensor | None]] = {}
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
@@ -114,6 +123,10 @@ class Block:
     def start(self, batches: list[Batch]) -> None:
         """Take up a new block."""
         self.batches = batches
+        self._lengths = {
+            place: [batch.uneven_lengths(device) for batch in batches]
+            for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))
+        }
         sizes = [len(batch) for batch in batches]
         prompt_len = batches[0].prompt_ids.shape[1]
         self.stores.weights.num_pieces = num_weight_pieces(len(batches))
@@ -257,20 +270,18 @@ class Block:
         ``projected`` are queries [batch, 1, heads, head_dim], keys and values; ``out`` is
         [rows, group, head_dim]. Returns the rows that were filled.
         """
-        q, k, v = (t.flatten(0, 2) for t in projected)
-        q = q.unflatten(0, (-1, self.spec.group_size))
-        batch = self.batches[task.batch]
+        q, k, v = projected
+        k, v = k.flatten(0, 2), v.flatten(0, 2)
+        prompt_len = self.batches[task.batch].prompt_ids.shape[1]
         filled = []
         for segment, context in self.stores.cache.attended_at(task, place):
             rows = slice(segment.first_row, segment.end_row)
             context[-1, 0].copy_(k[rows])
             context[-1, 1].copy_(v[rows])
-            valid = valid_slots(
-                batch.lengths, batch.prompt_ids.shape[1], len(context), self.spec.num_kv_heads
-            )
-            valid = None if valid is None else valid[rows].to(out.device)
-            keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
-            out[rows] = decode_attention(q[rows], keys, values, valid)
+            kernels.decode_attention(
+                q[:, 0], context, out[rows], first_row=segment.first_row,
+                lengths=self._lengths[place][task.batch], prompt_len=prompt_len,
+            )  # fmt: skip
             filled.append(rows)
         return filled
 

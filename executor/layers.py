@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from costmodel.model_spec import ModelSpec
 from executor.families import DecoderConfig, Rope
+from profiles import kernels
 
 # Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one.
 LayerWeights = Mapping[str, Sequence[torch.Tensor]]
@@ -69,16 +70,13 @@ def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfi
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Divide ``x`` by its root mean square, in float32; then round, then scale by ``weight``.
+    """Divide ``x`` [..., hidden] by its root mean square, and scale by ``weight``.
 
-    Temporaries at the peak: a float32 copy of ``x`` (none where ``x`` is float32) and the result.
+    Temporaries at the peak: the result; without native kernels a float32 copy of ``x`` too.
     """
-    wide = x.float()
-    # The norm, unlike the mean of squares, needs no second float32 tensor.
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    scaled = wide * scale if wide is x else wide.mul_(scale)
-    return scaled.to(x.dtype).mul_(weight)
+    out = torch.empty_like(x)
+    kernels.rms_norm(x.view(-1, 1, x.shape[-1]), weight, eps, out.view(-1, 1, x.shape[-1]))
+    return out
 
 
 @lru_cache(maxsize=8)
@@ -141,14 +139,15 @@ def project_qkv(
         for part in torch.split(qkv, [spec.query_size, spec.kv_size, spec.kv_size], dim=-1)
     )
     if config.qk_norm:
-        q.copy_(rms_norm(q, weights["q_norm.weight"][0], config.norm_eps))
-        k.copy_(rms_norm(k, weights["k_norm.weight"][0], config.norm_eps))
+        for heads, name in ((q, "q_norm.weight"), (k, "k_norm.weight")):
+            by_token = heads.flatten(0, 1)
+            kernels.rms_norm(by_token, weights[name][0], config.norm_eps, by_token)
     if config.rope is not None:
         frequencies = rotary_frequencies(config.rope, spec.head_dim, x.device)
-        angles = positions[..., None, None].float() * frequencies
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        _rotate(q, cos, sin)
-        _rotate(k, cos, sin)
+        angles = positions.reshape(-1, 1).float() * frequencies
+        cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        kernels.rotate(q.flatten(0, 1), cosines, sines)
+        kernels.rotate(k.flatten(0, 1), cosines, sines)
     return q, k, v
 
 
@@ -177,8 +176,8 @@ def finish_layer(
     normed = norm(x, weights, "mlp_norm", config)
     if spec.is_gated:
         gate, up = split_rows(weights["gate_up.weight"], spec.ffn_size)
-        inner = _activate(linear(normed, gate), config)
-        inner.mul_(linear(normed, up))
+        inner = linear(normed, gate)
+        _gate(inner, linear(normed, up), config)
     else:
         inner = _activate(linear(normed, weights["up.weight"], _bias(weights, "up")), config)
     del normed
@@ -200,12 +199,12 @@ def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
     return None if found is None else found[0]
 
 
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Rotate [..., heads, head_dim] in place; the pairs are (i, i + head_dim / 2)."""
-    left, right = heads.chunk(2, dim=-1)
-    right_part, left_part = right * sin, left * sin
-    left.mul_(cos).sub_(right_part)
-    right.mul_(cos).add_(left_part)
+def _gate(gate: torch.Tensor, up: torch.Tensor, config: DecoderConfig) -> None:
+    """Replace ``gate`` [..., ffn] by its activation times ``up``."""
+    if config.activation == "silu":
+        kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
+    else:
+        _activate(gate, config).mul_(up)
 
 
 def _activate(x: torch.Tensor, config: DecoderConfig) -> torch.Tensor:

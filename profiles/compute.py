@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from profiles import kernels
 from profiles.hardware import ComputeRates, RateCurve
 from profiles.sampling import Sampler
 from profiles.task_overhead import measure_task_overhead
@@ -197,11 +198,12 @@ def decode_attention(
         for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
     ]
     turns = itertools.cycle(caches)
-    query = _noise(device, dtype, rows, 1, GROUP_SIZE, HEAD_DIM)
+    query = _noise(device, dtype, rows, GROUP_SIZE, HEAD_DIM)
+    out = torch.empty_like(query)
 
     def attend() -> torch.Tensor:
-        keys, values = (part.transpose(0, 1)[:, None] for part in next(turns).unbind(1))
-        return F.scaled_dot_product_attention(query, keys, values)
+        kernels.decode_attention(query, next(turns), out)
+        return out
 
     return attend, float(cache_bytes)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from costmodel.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
 from executor import layers
-from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.attention import prefill_attention
 from executor.checkpoint import WeightSource
 from executor.layers import LayerWeights
 from profiles.compute import DTYPES
@@ -109,14 +109,17 @@ class ReferenceModel:
     ) -> torch.Tensor:
         spec = self.spec
         x = self._embed(tokens[:, None], positions[:, None])
-        valid = valid_slots(lengths, prompt_len, slot + 1, spec.num_kv_heads)
+        slots = torch.arange(slot + 1)
+        is_void = (slots >= lengths[:, None]) & (slots < prompt_len)
         for weights, cache in zip(self.decoders, caches, strict=True):
             q, k, v = layers.project_qkv(x, weights, positions[:, None], spec, self.config)
             cache[slot, 0], cache[slot, 1] = k.flatten(0, 2), v.flatten(0, 2)
-            context = cache[: slot + 1].permute(1, 2, 0, 3)
-            queries = q.reshape(-1, spec.group_size, spec.head_dim)
-            attended = decode_attention(queries, context[0], context[1], valid)
-            attended = attended.reshape(len(tokens), 1, spec.query_size)
+            context = cache[: slot + 1].unflatten(2, (len(tokens), -1)).permute(1, 2, 3, 0, 4)
+            keys, values = context
+            queries = q.reshape(len(tokens), -1, spec.group_size, spec.head_dim)
+            scores = queries @ keys.transpose(2, 3) / spec.head_dim**0.5
+            scores.masked_fill_(is_void[:, None, None], -torch.inf)
+            attended = (scores.softmax(-1) @ values).reshape(len(tokens), 1, spec.query_size)
             layers.finish_layer(x, attended, weights, spec, self.config)
         return self._head(x[:, 0]).argmax(-1)
 

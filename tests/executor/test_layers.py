@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from executor.attention import decode_attention, prefill_attention, valid_slots
+from executor.attention import prefill_attention
 from executor.checkpoint import Checkpoint
 from executor.families import Rope
 from executor.layers import (
@@ -133,27 +133,6 @@ def test_prefill_attention_matches_explicit_softmax() -> None:
     scores.masked_fill_(torch.ones(5, 5).triu(1).bool(), -torch.inf)
     expected = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
     torch.testing.assert_close(prefill_attention(q, k, v), expected)
-
-
-def test_decode_attention_reads_a_strided_cache_where_it_may() -> None:
-    cache = torch.randn(7, 2, 3, 8)
-    q, valid = torch.randn(3, 2, 8), torch.rand(3, 7) > 0.4
-    valid[:, 6] = True
-    keys, values = cache.permute(1, 2, 0, 3)
-    expected = torch.stack(
-        [
-            ((q[r] @ keys[r, valid[r]].T) / 8**0.5).softmax(-1) @ values[r, valid[r]]
-            for r in range(3)
-        ]
-    )
-    torch.testing.assert_close(decode_attention(q, keys, values, valid), expected)
-
-
-def test_valid_slots_leave_the_gap_out() -> None:
-    valid = valid_slots(torch.tensor([3, 1]), 3, 5, 2)
-    assert valid is not None
-    assert valid.int().tolist() == [[1, 1, 1, 1, 1]] * 2 + [[1, 0, 0, 1, 1]] * 2
-    assert valid_slots(torch.tensor([3, 3]), 3, 5, 2) is None
 
 
 @pytest.mark.parametrize("case", ["opt", "qwen3"])

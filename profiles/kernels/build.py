@@ -1,0 +1,99 @@
+"""Builds the native kernels with the system's compiler, once for each source, compiler and CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
+    "-fPIC", "-Wno-psabi",
+)  # fmt: skip
+
+
+@cache
+def load_library() -> ctypes.CDLL | None:
+    """Return the kernels as a library, built now if need be.
+
+    ``None``, with a warning that says why, where there is no compiler or it fails; the plain-torch
+    twins serve then, several times slower. ``ZIGZAG_COMPILER`` names another compiler than
+    ``c++``; empty, it forbids native kernels.
+    """
+    compiler = os.environ.get("ZIGZAG_COMPILER", "c++")
+    if not compiler:
+        return None
+    try:
+        _share_torch_threads()
+        path = _cache_folder() / f"kernels-{_key(compiler)}.so"
+        if not path.exists():
+            build(compiler, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        logger.warning(
+            "no native CPU kernels, attention on the CPU will be several times slower: %s",
+            reason.strip().partition("\n")[0],
+        )
+        return None
+
+
+def _share_torch_threads() -> None:
+    """Make torch's own OpenMP serve the kernels too.
+
+    A second copy of the runtime would keep threads of its own, which spin beside torch's.
+    """
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        path = line.partition("/")[2]
+        if Path(path).name.startswith("libgomp"):
+            ctypes.CDLL(f"/{path}", mode=ctypes.RTLD_GLOBAL)
+            return
+    raise OSError("torch was built without GNU OpenMP")
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "zigzag"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(compiler: str) -> str:
+    found = shutil.which(compiler)
+    if found is None:
+        raise OSError(f"no compiler {compiler}")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    parts = (SOURCE.read_text(encoding="utf-8"), FLAGS, version.stdout, _cpu_features())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    """Describe the CPU for which ``-march=native`` compiles."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    found = {line for line in lines if line.startswith(wanted)}
+    return "\n".join([platform.machine(), *sorted(found)])
+
+
+def build(compiler: str, path: Path, flags: Sequence[str] = FLAGS) -> None:
+    """Compile the kernels to ``path``, which appears whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="kernels-") as name:
+        # Linked apart from compiling: -fopenmp would link the system's OpenMP.
+        compiled, linked = Path(name) / "cpu.o", Path(name) / path.name
+        compile_it = [*flags, "-c", str(SOURCE), "-o", str(compiled)]
+        link_it = ["-shared", str(compiled), "-o", str(linked)]
+        for words in (compile_it, link_it):
+            subprocess.run([compiler, *words], capture_output=True, text=True, check=True)
+        # Whole or not at all, also where two processes build at once.
+        linked.replace(path)

@@ -1,0 +1,505 @@
+// CPU kernels for what torch leaves slow: attention of one decode step over a cache as it lies,
+// RMSNorm, rotary embedding and SwiGLU. Every function has a plain-torch twin in twins.py.
+//
+// Arithmetic is in float32, on vectors of 16 that the compiler lowers to what the machine has;
+// with AVX-512 bf16 the dot products of attention take the instructions made for them. Results do
+// not depend on the number of threads: a row is always computed by one, in the same order.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+constexpr long kLanes = 16;
+constexpr long kTile = 16;     // Tokens whose scores are known before their values are added.
+constexpr long kQuad = 4;      // Tokens whose values are added at once.
+constexpr long kAhead = 2;     // Tokens that are fetched ahead.
+constexpr long kQueries = 48;  // Whose running sums stay in a thread's first-level cache.
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+struct Bfloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
+
+Floats splat(float x) { return x - Floats{}; }
+
+template <class V, class T>
+V load_raw(const T* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+
+Floats load(const float* from) { return load_raw<Floats>(from); }
+Floats load(const Bfloat16* from) {
+  return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Bits) << 16);
+}
+Floats load(const Float16* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps(load_raw<__m256i>(from));
+#else
+  Floats v;
+  for (long i = 0; i < kLanes; ++i) {
+    const uint32_t h = from[i].bits, sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
+    uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
+                                    : sign | ((rest << 13) + 0x38000000u);
+    float x;
+    std::memcpy(&x, &bits, 4);
+    // Subnormals: the exponent is that of the smallest normal, without the implied one.
+    if (rest < 0x400u) x = std::copysign(float(rest) * 0x1p-24f, x);
+    v[i] = x;
+  }
+  return v;
+#endif
+}
+
+void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
+void store(Bfloat16* to, Floats v) {
+  const Bits bits = (Bits)v;
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Rounding must not carry the mantissa of a NaN into its sign.
+  const Bits is_nan = (Bits)(v != v);
+  const Halves h = __builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), Halves);
+  std::memcpy(to, &h, sizeof h);
+}
+void store(Float16* to, Floats v) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(to, &h, sizeof h);
+#else
+  for (long i = 0; i < kLanes; ++i) {
+    uint32_t bits;
+    float x = v[i];
+    std::memcpy(&bits, &x, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    uint32_t h;
+    if (bits > 0x7f800000u) h = 0x7e00u;
+    else if (bits >= 0x477ff000u) h = 0x7c00u;
+    else if (bits < 0x38800000u) h = uint32_t(std::nearbyint(std::fabs(x) * 0x1p24f));
+    else h = (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13;
+    to[i].bits = uint16_t(sign | h);
+  }
+#endif
+}
+
+// Running sums are kept in whole pairs of vectors.
+constexpr long padded(long dim) { return (dim + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes; }
+
+// The end of a run whose length is no multiple of a vector.
+template <class T>
+Floats load_part(const T* from, long count) {
+  if (count >= kLanes) return load(from);
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+void store_part(T* to, Floats v, long count) {
+  if (count >= kLanes) return store(to, v);
+  T padded[kLanes];
+  store(padded, v);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+template <class T>
+Floats rounded(Floats v) { T kept[kLanes]; store(kept, v); return load(kept); }
+template <>
+Floats rounded<float>(Floats v) { return v; }
+
+template <class Fold>
+float reduce(Floats v, Fold fold) {
+  v = fold(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = fold(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = fold(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+  return fold(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0))[0];
+}
+float sum(Floats v) { return reduce(v, [](Floats a, Floats b) { return a + b; }); }
+
+// exp by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of the Taylor series;
+// relative error below 2e-7). What is below the smallest normal number is zero.
+Floats exp_of(Floats x) {
+  const Ints is_tiny = x < splat(-87.0f), is_nan = x != x;
+  x = is_tiny ? Floats{} : x > splat(88.0f) ? splat(88.0f) : x;
+  const Floats shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number.
+  const Floats n = (x * 1.44269504f + shifter) - shifter;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = splat(1.0f / 5040);
+  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+  const Ints power = __builtin_convertvector(n, Ints) << 23;
+  return is_nan ? x : is_tiny ? Floats{} : (Floats)((Ints)p + power);
+}
+
+// Vectors a and b: their partial sums, interleaved. Four steps make of 16 vectors their 16 sums.
+template <int kStep>
+Floats fold(Floats a, Floats b) {
+  if constexpr (kStep == 0)
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+           __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  else if constexpr (kStep == 1)
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  else
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+Floats sums_of(const Floats* v) {
+  Floats four[4];
+  for (long i = 0; i < 4; ++i, v += 4)
+    four[i] = fold<1>(fold<0>(v[0], v[1]), fold<0>(v[2], v[3]));
+  return fold<2>(fold<2>(four[0], four[1]), fold<2>(four[2], four[3]));
+}
+
+// The arithmetic of attention, in float32. `kQuad` tokens of the values are added at once, so that
+// the running sums are loaded and stored less often.
+template <class T>
+struct Wide {
+  using Query = float;
+  using Share = float;
+  static constexpr long kSharesPerQuad = kQuad;
+
+  static void copy_query(const T* q, long dim, float* to) {
+    for (long d = 0; d < dim; d += kLanes) store_part(to + d, load_part(q + d, dim - d), dim - d);
+  }
+  // One vector of partial sums for each of the queries that share the key.
+  static void score(const T* key, const float* q, long group, long dim, Floats* dots) {
+    for (long g = 0; g < group; ++g) {
+      dots[g] = Floats{};
+      for (long d = 0; d < dim; d += kLanes)
+        dots[g] += load_part(key + d, dim - d) * load_part(q + g * dim + d, dim - d);
+    }
+  }
+  // Shares of kQuad tokens for 16 queries; `width` apart.
+  static void pack(const Floats* p, float* to, long width) {
+    for (long t = 0; t < kQuad; ++t) store(to + t * width, p[t]);
+  }
+  static void add(const T* const* values, const float* shares, long width, long group, long dim,
+                  float* sums) {
+    for (long d = 0; d < dim; d += kLanes) {
+      Floats v[kQuad];
+      for (long t = 0; t < kQuad; ++t) v[t] = load_part(values[t] + d, dim - d);
+      for (long g = 0; g < group; ++g) {
+        float* mine = sums + g * padded(dim) + d;
+        Floats kept = load(mine);
+        for (long t = 0; t < kQuad; ++t) kept += v[t] * shares[t * width + g];
+        store(mine, kept);
+      }
+    }
+  }
+  static void finish(const float* sums, float scale, long dim, T* out) {
+    for (long d = 0; d < dim; d += kLanes)
+      store_part(out + d, load(sums + d) * scale, dim - d);
+  }
+};
+
+#if defined(__AVX512BF16__)
+__m512bh load_pairs(const Bfloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+
+// Pairs of bfloat16 are multiplied and added in one instruction. Needs whole vectors of 32. The
+// sums of 32 dimensions lie as the interleaving of two tokens leaves them: dimensions 8i to 8i + 3
+// in one vector, 8i + 4 to 8i + 7 in the other.
+struct Pairs {
+  using Query = Bfloat16;
+  using Share = uint32_t;
+  static constexpr long kSharesPerQuad = kQuad / 2;
+
+  static void copy_query(const Bfloat16* q, long dim, Bfloat16* to) {
+    std::memcpy(to, q, dim * sizeof *q);
+  }
+  template <long kVectors>
+  static void score_dim(const Bfloat16* key, const Bfloat16* q, long group, Floats* dots) {
+    __m512bh k[kVectors];
+    for (long j = 0; j < kVectors; ++j) k[j] = load_pairs(key + j * 32);
+    for (long g = 0; g < group; ++g) {
+      __m512 dot = _mm512_setzero_ps();
+      for (long j = 0; j < kVectors; ++j)
+        dot = _mm512_dpbf16_ps(dot, load_pairs(q + (g * kVectors + j) * 32), k[j]);
+      dots[g] = (Floats)dot;
+    }
+  }
+  static void score(const Bfloat16* key, const Bfloat16* q, long group, long dim, Floats* dots) {
+    switch (dim / 32) {
+      case 2: return score_dim<2>(key, q, group, dots);
+      case 3: return score_dim<3>(key, q, group, dots);
+      case 4: return score_dim<4>(key, q, group, dots);
+      case 8: return score_dim<8>(key, q, group, dots);
+    }
+    for (long g = 0; g < group; ++g) {
+      dots[g] = Floats{};
+      for (long d = 0; d < dim; d += 32)
+        dots[g] = (Floats)_mm512_dpbf16_ps((__m512)dots[g], load_pairs(key + d),
+                                           load_pairs(q + g * dim + d));
+    }
+  }
+  static void pack(const Floats* p, uint32_t* to, long width) {
+    for (long t = 0; t < kQuad; t += 2) {
+      const __m256i a = (__m256i)_mm512_cvtneps_pbh((__m512)p[t]);
+      const __m256i b = (__m256i)_mm512_cvtneps_pbh((__m512)p[t + 1]);
+      const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
+                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+      _mm512_storeu_si512(to + t / 2 * width, both);
+    }
+  }
+  static void add(const Bfloat16* const* values, const uint32_t* shares, long width, long group,
+                  long dim, float* sums) {
+    for (long d = 0; d < dim; d += 32) {
+      __m512bh low[kQuad / 2], high[kQuad / 2];
+      for (long t = 0; t < kQuad; t += 2) {
+        const __m512i a = _mm512_loadu_si512(values[t] + d), b = _mm512_loadu_si512(values[t + 1] + d);
+        low[t / 2] = (__m512bh)_mm512_unpacklo_epi16(a, b);
+        high[t / 2] = (__m512bh)_mm512_unpackhi_epi16(a, b);
+      }
+      for (long g = 0; g < group; ++g) {
+        float* mine = sums + g * padded(dim) + d;
+        __m512 l = _mm512_loadu_ps(mine), h = _mm512_loadu_ps(mine + kLanes);
+        for (long t = 0; t < kQuad / 2; ++t) {
+          const __m512bh w = (__m512bh)_mm512_set1_epi32(int(shares[t * width + g]));
+          l = _mm512_dpbf16_ps(l, low[t], w);
+          h = _mm512_dpbf16_ps(h, high[t], w);
+        }
+        _mm512_storeu_ps(mine, l);
+        _mm512_storeu_ps(mine + kLanes, h);
+      }
+    }
+  }
+  static void finish(const float* sums, float scale, long dim, Bfloat16* out) {
+    for (long d = 0; d < dim; d += 32) {
+      const Floats l = load(sums + d) * scale, h = load(sums + d + kLanes) * scale;
+      store(out + d,
+            __builtin_shufflevector(l, h, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23));
+      store(out + d + kLanes, __builtin_shufflevector(l, h, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13,
+                                                      14, 15, 28, 29, 30, 31));
+    }
+  }
+};
+#endif
+
+// Views are described in elements. A row is one key head of one sequence.
+struct Attention {
+  const void* q;        // Row r: sequence r / kv_heads, queries (r % kv_heads) * group on.
+  long sequence_stride;
+  long kv_heads, group, dim;
+  const void* context;  // [tokens, 2, rows, dim], tokens token_stride apart.
+  long token_stride, tokens, rows;
+  long first_row;       // The context's first row, among those of q.
+  const int32_t* lengths;  // Of each sequence's prompt; slots from there to prompt_len are void.
+  long prompt_len;
+  float scale;
+  void* out;            // [rows, group, dim]
+};
+
+// Some rows of the cache, attended by one thread. Tokens come in tiles; within one, the keys of
+// all rows of a token are read where they lie side by side, then the values. Softmax is computed
+// online, 16 queries to a vector.
+template <class T, class Ops>
+class Rows {
+ public:
+  Rows(const Attention& a, long begin, long end)
+      : a_(a), begin_(begin), count_(end - begin), queries_(count_ * a.group),
+        width_((queries_ + kLanes - 1) / kLanes * kLanes), q_(queries_ * a.dim), lengths_(width_),
+        dots_(width_), scores_(kTile * width_), shares_(kTile / kQuad * Ops::kSharesPerQuad * width_),
+        largest_(width_, kMinusInfinity), total_(width_), sums_(queries_ * padded(a.dim)) {
+    for (long i = 0; i < width_; ++i) {
+      const long row = begin + a.first_row + std::min(i, queries_ - 1) / a.group;
+      const long sequence = row / a.kv_heads, head = row % a.kv_heads * a.group + i % a.group;
+      lengths_[i] = a.lengths ? a.lengths[sequence] : int(a.prompt_len);
+      if (i < queries_)
+        Ops::copy_query(static_cast<const T*>(a.q) + sequence * a.sequence_stride + head * a.dim,
+                        a.dim, &q_[i * a.dim]);
+    }
+  }
+
+  void attend() {
+    const T* keys = static_cast<const T*>(a_.context) + begin_ * a_.dim;
+    for (long first = 0; first < a_.tokens; first += kTile) {
+      const long count = std::min(kTile, a_.tokens - first);
+      for (long t = 0; t < count; ++t) {
+        const T* token = keys + (first + t) * a_.token_stride;
+        fetch(token + std::min(kAhead, a_.tokens - 1 - first - t) * a_.token_stride);
+        fetch(token + a_.rows * a_.dim);
+        score(token, &scores_[t * width_]);
+      }
+      share(first, count);
+      for (long t = 0; t < count; t += kQuad) {
+        const T* tokens[kQuad];
+        // What is missing from a quad has no share; the last token stands in.
+        for (long i = 0; i < kQuad; ++i)
+          tokens[i] = keys + (first + std::min(t + i, count - 1)) * a_.token_stride + a_.rows * a_.dim;
+        add(tokens, &shares_[t / kQuad * Ops::kSharesPerQuad * width_]);
+      }
+    }
+    for (long i = 0; i < queries_; ++i)
+      Ops::finish(&sums_[i * padded(a_.dim)], 1.0f / total_[i], a_.dim,
+                  static_cast<T*>(a_.out) + (begin_ * a_.group + i) * a_.dim);
+  }
+
+ private:
+  void fetch(const T* token) const {
+    for (long d = 0; d < count_ * a_.dim; d += 64 / long(sizeof(T))) __builtin_prefetch(token + d);
+  }
+
+  void score(const T* token, float* scores) {
+    for (long r = 0; r < count_; ++r)
+      Ops::score(token + r * a_.dim, &q_[r * a_.group * a_.dim], a_.group, a_.dim,
+                 &dots_[r * a_.group]);
+    for (long i = 0; i < width_; i += kLanes) store(scores + i, sums_of(&dots_[i]) * a_.scale);
+  }
+
+  // Turns the tile's scores into shares, and fits what was summed so far to the new maximum.
+  void share(long first, long count) {
+    for (long i = 0; i < width_; i += kLanes) {
+      const Ints length = load_raw<Ints>(&lengths_[i]);
+      Floats p[kTile];
+      const Floats before = load(&largest_[i]);
+      Floats now = before;
+      for (long t = 0; t < count; ++t) {
+        const int slot = int(first + t);
+        p[t] = load(&scores_[t * width_ + i]);
+        if (slot < a_.prompt_len) p[t] = length > slot ? p[t] : splat(kMinusInfinity);
+        now = now > p[t] ? now : p[t];
+      }
+      // Nothing was seen yet where the maximum is still minus infinity.
+      const Floats origin = now == splat(kMinusInfinity) ? Floats{} : now;
+      const Floats kept = exp_of(before - origin);
+      Floats total = load(&total_[i]) * kept;
+      for (long t = 0; t < kTile; ++t) {
+        p[t] = t < count ? exp_of(p[t] - origin) : Floats{};
+        total += p[t];
+      }
+      for (long t = 0; t < kTile; t += kQuad)
+        Ops::pack(p + t, &shares_[t / kQuad * Ops::kSharesPerQuad * width_ + i], width_);
+      store(&largest_[i], now);
+      store(&total_[i], total);
+      rescale(i, kept);
+    }
+  }
+
+  void rescale(long first, Floats kept) {
+    const long width = padded(a_.dim);
+    for (long i = first; i < std::min(first + kLanes, queries_); ++i)
+      if (kept[i - first] != 1.0f)
+        for (long d = i * width; d < (i + 1) * width; d += kLanes)
+          store(&sums_[d], load(&sums_[d]) * kept[i - first]);
+  }
+
+  void add(const T* const* tokens, const typename Ops::Share* shares) {
+    for (long r = 0; r < count_; ++r) {
+      const T* values[kQuad];
+      for (long t = 0; t < kQuad; ++t) values[t] = tokens[t] + r * a_.dim;
+      Ops::add(values, shares + r * a_.group, width_, a_.group, a_.dim,
+               &sums_[r * a_.group * padded(a_.dim)]);
+    }
+  }
+
+  const Attention& a_;
+  const long begin_, count_, queries_, width_;
+  std::vector<typename Ops::Query> q_;
+  std::vector<int32_t> lengths_;
+  std::vector<Floats> dots_;
+  std::vector<float> scores_;
+  std::vector<typename Ops::Share> shares_;
+  std::vector<float> largest_, total_, sums_;
+};
+
+template <class T, class Ops>
+void attend(const Attention& a, int threads) {
+  // As many chunks for every thread, all alike.
+  const long wanted = (a.rows * a.group + kQueries - 1) / kQueries;
+  const long chunks = std::min(a.rows, (wanted + threads - 1) / threads * threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long c = 0; c < chunks; ++c)
+    Rows<T, Ops>(a, c * a.rows / chunks, (c + 1) * a.rows / chunks).attend();
+}
+
+// Runs `outer` times `inner`, `dim` elements each.
+template <class T>
+void norm(const T* x, long outer, long outer_stride, long inner, long inner_stride, long dim,
+          const T* weight, float eps, T* out, long out_outer, long out_inner, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+  for (long o = 0; o < outer; ++o)
+    for (long i = 0; i < inner; ++i) {
+      const T* from = x + o * outer_stride + i * inner_stride;
+      T* to = out + o * out_outer + i * out_inner;
+      Floats squares{};
+      for (long d = 0; d < dim; d += kLanes) {
+        const Floats v = load_part(from + d, dim - d);
+        squares += v * v;
+      }
+      const float scale = 1.0f / std::sqrt(sum(squares) / dim + eps);
+      for (long d = 0; d < dim; d += kLanes) {
+        const Floats v = rounded<T>(load_part(from + d, dim - d) * scale);
+        store_part(to + d, v * load_part(weight + d, dim - d), dim - d);
+      }
+    }
+}
+
+template <class T>
+void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T* cosines,
+            const T* sines, int threads) {
+  const long half = dim / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long t = 0; t < tokens; ++t)
+    for (long h = 0; h < heads; ++h)
+      for (long d = 0; d < half; d += kLanes) {
+        T *left = x + t * token_stride + h * dim + d, *right = left + half;
+        const long count = half - d;
+        const Floats l = load_part(left, count), r = load_part(right, count);
+        const Floats c = load_part(cosines + t * half + d, count);
+        const Floats s = load_part(sines + t * half + d, count);
+        store_part(left, rounded<T>(l * c) - rounded<T>(r * s), count);
+        store_part(right, rounded<T>(r * c) + rounded<T>(l * s), count);
+      }
+}
+
+template <class T>
+void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up_stride,
+            int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long r = 0; r < rows; ++r)
+    for (long d = 0; d < dim; d += kLanes) {
+      T* to = gate + r * gate_stride + d;
+      const Floats x = load_part(to, dim - d);
+      const Floats silu = rounded<T>(x / (1.0f + exp_of(-x)));
+      store_part(to, silu * load_part(up + r * up_stride + d, dim - d), dim - d);
+    }
+}
+
+}  // namespace
+
+#define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
+
+#define EXPORT(T, NAME)                                                                        \
+  extern "C" void rms_norm_##NAME(const T* x, long outer, long outer_stride, long inner,       \
+                                  long inner_stride, long dim, const T* weight, float eps,     \
+                                  T* out, long out_outer, long out_inner, int threads) {       \
+    norm(x, outer, outer_stride, inner, inner_stride, dim, weight, eps, out, out_outer,        \
+         out_inner, threads);                                                                  \
+  }                                                                                            \
+  extern "C" void rotate_##NAME(T* x, long tokens, long token_stride, long heads, long dim,    \
+                                const T* cosines, const T* sines, int threads) {               \
+    rotate(x, tokens, token_stride, heads, dim, cosines, sines, threads);                      \
+  }                                                                                            \
+  extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
+                                long up_stride, int threads) {                                 \
+    swiglu(gate, up, rows, dim, gate_stride, up_stride, threads);                              \
+  }
+FOR_DTYPES(EXPORT)
+
+extern "C" void decode_attention_float32(const Attention* a, int threads) {
+  attend<float, Wide<float>>(*a, threads);
+}
+extern "C" void decode_attention_float16(const Attention* a, int threads) {
+  attend<Float16, Wide<Float16>>(*a, threads);
+}
+extern "C" void decode_attention_bfloat16(const Attention* a, int threads) {
+#if defined(__AVX512BF16__)
+  if (a->dim % 32 == 0) return attend<Bfloat16, Pairs>(*a, threads);
+#endif
+  attend<Bfloat16, Wide<Bfloat16>>(*a, threads);
+}

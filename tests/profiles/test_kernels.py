@@ -1,0 +1,212 @@
+"""The native kernels against plain arithmetic in float64, and against their twins."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from profiles import kernels
+from profiles.kernels import build, twins
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3}
+DTYPES = list(TOLERANCE)
+
+
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels for any CPU of this kind, whatever this one could do."""
+    build.load_library()
+    path = tmp_path_factory.mktemp("kernels") / "portable.so"
+    build.build("c++", path, [flag for flag in build.FLAGS if flag != "-march=native"])
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(params=["native", "portable", "twin"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a test with each of the implementations."""
+    kind: str = request.param
+    if kind == "portable":
+        found = request.getfixturevalue("portable")
+        monkeypatch.setattr("profiles.kernels.load_library", lambda: found)
+    elif kind == "twin":
+        monkeypatch.setattr("profiles.kernels.load_library", lambda: None)
+    else:
+        assert build.load_library() is not None
+    yield kind
+
+
+# Batch, key heads, group, head_dim, tokens: whole tiles and parts, whole vectors and parts.
+SHAPES = [
+    (3, 2, 4, 128, 37), (5, 1, 1, 64, 16), (2, 3, 8, 80, 50), (4, 2, 3, 16, 7), (2, 2, 2, 8, 33),
+    (2, 2, 6, 256, 20), (2, 2, 2, 96, 20), (2, 1, 71, 64, 5), (40, 4, 1, 32, 3),
+]  # fmt: skip
+
+
+def _attend_slowly(
+    q: torch.Tensor, context: torch.Tensor, kv_heads: int, void: torch.Tensor, first_row: int
+) -> torch.Tensor:
+    """Attend row by row in float64; ``void`` is bool [batch, tokens]."""
+    group = q.shape[1] // kv_heads
+    out = []
+    for row in range(context.shape[2]):
+        sequence, head = divmod(row + first_row, kv_heads)
+        keys, values = context[~void[sequence], :, row].double().unbind(1)
+        queries = q[sequence, head * group : (head + 1) * group].double()
+        out.append((queries @ keys.T / q.shape[2] ** 0.5).softmax(-1) @ values)
+    return torch.stack(out)
+
+
+def _inputs(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, first_row: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make queries, a cache and the output, with strides as runs have them."""
+    batch, kv_heads, group, head_dim, tokens = shape
+    stacked = torch.randn(batch, kv_heads * (group + 2), head_dim).to(dtype)
+    rows = batch * kv_heads - first_row
+    used = 2 * rows * head_dim
+    padded = torch.full((tokens, used + 32), torch.nan, dtype=dtype)
+    padded[:, :used] = torch.randn(tokens, used).to(dtype)
+    context = padded[:, :used].unflatten(1, (2, rows, head_dim))
+    return stacked[:, : kv_heads * group], context, torch.empty(rows, group, head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("first_row", [0, 1])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_decode_attention(
+    library: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    first_row: int,
+    is_padded: bool,
+) -> None:
+    batch, kv_heads, _, _, tokens = shape
+    q, context, out = _inputs(shape, dtype, first_row)
+    prompt_len = tokens - 1 if is_padded else 0
+    lengths = torch.randint(1, tokens, (batch,), dtype=torch.int32) if is_padded else None
+    void = torch.zeros(batch, tokens, dtype=torch.bool)
+    if lengths is not None:
+        void = (torch.arange(tokens) >= lengths[:, None]) & (torch.arange(tokens) < prompt_len)
+    kernels.decode_attention(
+        q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len
+    )
+    expected = _attend_slowly(q, context, kv_heads, void, first_row)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores_neither_overflow_nor_vanish(library: str, dtype: torch.dtype) -> None:
+    q, context, out = _inputs((2, 2, 2, 64, 40), dtype, 0)
+    # One token that gets everything; scores far beyond where exp overflows.
+    context[:, 0] *= 0
+    context[23, 0] = 100.0
+    q.copy_(torch.full_like(q, 10.0))
+    kernels.decode_attention(q, context, out)
+    expected = context[23, 1][:, None].expand_as(out)
+    torch.testing.assert_close(out, expected)
+
+
+def test_attention_does_not_depend_on_threads_nor_on_what_it_is_cut_into() -> None:
+    q, context, whole = _inputs((9, 4, 3, 64, 45), torch.bfloat16, 0)
+    threads = torch.get_num_threads()
+    kernels.decode_attention(q, context, whole)
+    try:
+        torch.set_num_threads(1)
+        alone = torch.empty_like(whole)
+        kernels.decode_attention(q, context, alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole, alone)
+    for first in (0, 7):
+        part = torch.empty_like(whole[first:])
+        kernels.decode_attention(q, context[:, :, first:].contiguous(), part, first_row=first)
+        assert torch.equal(whole[first:], part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_a_nan_in_the_cache_is_not_lost(library: str, dtype: torch.dtype, place: str) -> None:
+    q, context, out = _inputs((2, 2, 2, 64, 20), dtype, 0)
+    context[11, int(place == "value"), 1, 5] = torch.nan
+    kernels.decode_attention(q, context, out)
+    assert out[1].isnan().any()
+    assert not out[[0, 2, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 100, 3072])
+def test_rms_norm(library: str, dtype: torch.dtype, dim: int) -> None:
+    stacked = torch.randn(5, 4, dim).to(dtype) * 3
+    x, weight = stacked[:, :3], torch.randn(dim).to(dtype)
+    wide = x.double()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
+    expected = (wide * scale).to(dtype).double() * weight.double()
+    kernels.rms_norm(x, weight, 1e-5, x)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(x.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [8, 64, 80])
+def test_rotate(library: str, dtype: torch.dtype, head_dim: int) -> None:
+    stacked = torch.randn(6, 5, head_dim).to(dtype)
+    heads, angles = stacked[:, :3], torch.randn(6, head_dim // 2)
+    cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
+    pairs = torch.complex(*heads.double().chunk(2, dim=-1))
+    turned = pairs * torch.complex(cosines.double(), sines.double())[:, None]
+    untouched = stacked[:, 3:].clone()
+    kernels.rotate(heads, cosines, sines)
+    expected = torch.cat([turned.real, turned.imag], dim=-1)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(heads.double(), expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(stacked[:, 3:], untouched)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ffn", [16, 100])
+def test_swiglu(library: str, dtype: torch.dtype, ffn: int) -> None:
+    gate, up = (torch.randn(7, 2 * ffn).to(dtype) * 20).chunk(2, dim=1)
+    wide = gate.double()
+    expected = (wide * wide.sigmoid()).to(dtype).double() * up.double()
+    kernels.swiglu(gate, up)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(gate.double(), expected, rtol=2 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_native_and_twin_round_alike(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(9, 1, 96).to(dtype), torch.randn(96).to(dtype)
+    ours, theirs = torch.empty_like(x), torch.empty_like(x)
+    kernels.rms_norm(x, weight, 1e-6, ours)
+    twins.rms_norm(x, weight, 1e-6, theirs)
+    same = (ours == theirs).float().mean()
+    # The order of summation may part a rounding here and there.
+    assert same > (0.5 if dtype == torch.float32 else 0.99)
+
+
+def test_is_built_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load = build.load_library.__wrapped__
+    assert load() is not None
+    (built,) = (tmp_path / "zigzag").iterdir()
+    changed = built.stat().st_mtime_ns
+    assert load() is not None
+    assert [built] == list((tmp_path / "zigzag").iterdir())
+    assert built.stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_the_twins_serve_and_it_is_told(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ZIGZAG_COMPILER", compiler)
+    assert build.load_library.__wrapped__() is None
+    assert "no native CPU kernels" in caplog.text
+    assert list((tmp_path / "zigzag").iterdir()) == []
