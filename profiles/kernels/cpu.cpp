@@ -23,9 +23,9 @@ typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 constexpr long kLanes = 16;
-constexpr long kTile = 16;     // Tokens whose scores are known before their values are added.
+constexpr long kTile = 32;     // Tokens whose scores are known before their values are added.
 constexpr long kQuad = 4;      // Tokens whose values are added at once.
-constexpr long kAhead = 2;     // Tokens that are fetched ahead.
+constexpr long kAhead = 4;     // Tokens that are fetched ahead.
 constexpr long kQueries = 48;  // Whose running sums stay in a thread's first-level cache.
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
@@ -321,9 +321,8 @@ class Rows {
       const long count = std::min(kTile, a_.tokens - first);
       for (long t = 0; t < count; ++t) {
         const T* token = keys + (first + t) * a_.token_stride;
-        fetch(token + std::min(kAhead, a_.tokens - 1 - first - t) * a_.token_stride);
-        fetch(token + a_.rows * a_.dim);
-        score(token, &scores_[t * width_]);
+        score(token, token + std::min(kAhead, a_.tokens - 1 - first - t) * a_.token_stride,
+              &scores_[t * width_]);
       }
       share(first, count);
       for (long t = 0; t < count; t += kQuad) {
@@ -331,7 +330,9 @@ class Rows {
         // What is missing from a quad has no share; the last token stands in.
         for (long i = 0; i < kQuad; ++i)
           tokens[i] = keys + (first + std::min(t + i, count - 1)) * a_.token_stride + a_.rows * a_.dim;
-        add(tokens, &shares_[t / kQuad * Ops::kSharesPerQuad * width_]);
+        const long left = std::max(0L, a_.tokens - 1 - first - t - kQuad);
+        add(tokens, tokens[0] + (kQuad + std::min(left, 0L)) * a_.token_stride,
+            &shares_[t / kQuad * Ops::kSharesPerQuad * width_]);
       }
     }
     for (long i = 0; i < queries_; ++i)
@@ -340,14 +341,17 @@ class Rows {
   }
 
  private:
-  void fetch(const T* token) const {
-    for (long d = 0; d < count_ * a_.dim; d += 64 / long(sizeof(T))) __builtin_prefetch(token + d);
+  // What is needed soon is fetched row by row, beside the arithmetic and not before it.
+  void fetch(const T* row) const {
+    for (long d = 0; d < a_.dim; d += 64 / long(sizeof(T))) __builtin_prefetch(row + d);
   }
 
-  void score(const T* token, float* scores) {
-    for (long r = 0; r < count_; ++r)
+  void score(const T* token, const T* next, float* scores) {
+    for (long r = 0; r < count_; ++r) {
+      fetch(next + r * a_.dim);
       Ops::score(token + r * a_.dim, &q_[r * a_.group * a_.dim], a_.group, a_.dim,
                  &dots_[r * a_.group]);
+    }
     for (long i = 0; i < width_; i += kLanes) store(scores + i, sums_of(&dots_[i]) * a_.scale);
   }
 
@@ -388,9 +392,10 @@ class Rows {
           store(&sums_[d], load(&sums_[d]) * kept[i - first]);
   }
 
-  void add(const T* const* tokens, const typename Ops::Share* shares) {
+  void add(const T* const* tokens, const T* next, const typename Ops::Share* shares) {
     for (long r = 0; r < count_; ++r) {
       const T* values[kQuad];
+      for (long t = 0; t < kQuad; ++t) fetch(next + t * a_.token_stride + r * a_.dim);
       for (long t = 0; t < kQuad; ++t) values[t] = tokens[t] + r * a_.dim;
       Ops::add(values, shares + r * a_.group, width_, a_.group, a_.dim,
                &sums_[r * a_.group * padded(a_.dim)]);

@@ -33,7 +33,7 @@ from llama_cpp import LlamaCpp
 from memory_cgroup import MemoryCgroup
 from ours import Ours
 from transformers_peers import Accelerate, Transformers
-from workload_run import Bench, Runs, say
+from workload_run import Bench, Runs, cpu_name, say
 
 from costmodel.model_spec import load_model_spec
 from profiles.command import Parser, run
@@ -152,7 +152,7 @@ def _result(
             name: speedups(ours, peer) for name, peer in medians.items() if ours and name != "ours"
         },
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_bytes": psutil.virtual_memory().total,
             "kernel": platform.release(),
@@ -189,12 +189,6 @@ def _complain(contenders: Sequence[Contender]) -> None:
     ]
     if wrong:
         raise RunError("; ".join(wrong))
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), platform.machine())
 
 
 if __name__ == "__main__":

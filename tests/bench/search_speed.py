@@ -31,6 +31,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from workload_run import cpu_name
+
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
@@ -130,7 +132,7 @@ def compare(flexgen_python: str, rounds: int, folder: Path) -> dict[str, Any]:
         "models": models,
         # Part of flexgen_process_s: mostly torch and transformers, which ours never imports.
         "flexgen_import_s": _median(imports),
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("pulp", "highspy", "numpy")},
@@ -205,12 +207,6 @@ def _run(command: Sequence[str], folder: Path) -> str:
 
 def _median(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(seconds), "runs": list(seconds)}
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), platform.machine())
 
 
 def format_table(result: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -172,3 +173,10 @@ def _drop_from_page_cache(folder: Path) -> None:
 def say(line: str) -> None:
     """Tell what is being done, beside the result."""
     print(line, file=sys.stderr, flush=True)
+
+
+def cpu_name() -> str:
+    """Return the processor's name, or its architecture where it has none."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.machine())

@@ -1,0 +1,141 @@
+"""Attention of one decode step on the CPU, held against the memory's read rate and torch's own.
+
+Rounds take turns: memory, ours, torch, memory, ... so that a machine whose memory is shared with
+others counts the same for all; medians of the rounds' ratios are told. Progress goes to stderr,
+one JSON line with every figure to stdout.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from workload_run import cpu_name
+
+from profiles import kernels
+from profiles.command import Parser, run
+from profiles.compute import DTYPES
+from profiles.errors import InputError
+from profiles.files import write_json
+from profiles.units import MIB
+
+HEAD_DIM = 128
+STREAM_BYTES = 256 * MIB
+COLD_BYTES = 128 * MIB
+GROUPS = (1, 4, 8)
+# Sequences, key heads, tokens so far.
+SHAPES = ((64, 8, 144), (16, 8, 576), (4, 8, 2048), (8, 32, 512))
+WINDOW_S = 0.05
+
+
+def main(arguments: list[str]) -> None:
+    """Measure every shape, print the table and the line."""
+    flags = _parser().parse_args(arguments)
+    if flags.rounds < 3:
+        raise InputError("--rounds", got=flags.rounds, allowed="3 or more")
+    with torch.inference_mode():
+        cases = [
+            measure(flags.dtype, shape, group, flags.rounds) for shape in SHAPES for group in GROUPS
+        ]
+    result = {
+        "benchmark": "attention of one decode step",
+        "dtype": flags.dtype,
+        "rounds": flags.rounds,
+        "cases": cases,
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {"torch": version("torch")},
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "tests/bench/decode_attention.py", *sys.argv[1:]]),
+    }
+    if flags.result is not None:
+        write_json(flags.result, result)
+    print(json.dumps(result))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="tests.bench.decode_attention",
+        description=(__doc__ or "").partition("\n")[0],
+        example="python tests/bench/decode_attention.py"
+        " --result tests/bench/results/decode-attention.json",
+    )
+    parser.prog = "python tests/bench/decode_attention.py"
+    add = parser.add_argument
+    add("--dtype", default="bfloat16", choices=list(DTYPES), help="(bfloat16)")
+    add("--rounds", type=int, default=15, help="of which the median counts (15)")
+    add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
+    return parser
+
+
+def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) -> dict[str, Any]:
+    """Time one shape; rates are bytes of cache, or of memory, per second."""
+    batch, kv_heads, tokens = shape
+    cache_bytes = tokens * 2 * batch * kv_heads * HEAD_DIM * DTYPES[dtype].itemsize
+    caches = [
+        torch.randn(tokens, 2, batch * kv_heads, HEAD_DIM).to(DTYPES[dtype])
+        for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
+    ]
+    turns = itertools.cycle(caches)
+    q = torch.randn(batch, kv_heads * group, HEAD_DIM).to(DTYPES[dtype])
+    out = torch.empty(batch * kv_heads, group, HEAD_DIM, dtype=DTYPES[dtype])
+    stream = torch.ones(STREAM_BYTES // 4)
+
+    def attend() -> None:
+        kernels.decode_attention(q, next(turns), out)
+
+    def attend_with_torch() -> torch.Tensor:
+        keys, values = (
+            part.unflatten(1, (batch, kv_heads)).permute(1, 2, 0, 3)
+            for part in next(turns).unbind(1)
+        )
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, enable_gqa=group > 1)
+
+    memory: list[float] = []
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(rounds):
+        memory.append(_rate(stream.sum, STREAM_BYTES))
+        ours.append(_rate(attend, cache_bytes))
+        theirs.append(_rate(attend_with_torch, cache_bytes))
+    case = {
+        "batch": batch, "kv_heads": kv_heads, "tokens": tokens, "group": group,
+        "memory_bytes_per_s": statistics.median(memory),
+        "ours_bytes_per_s": statistics.median(ours),
+        "torch_bytes_per_s": statistics.median(theirs),
+        "of_memory": statistics.median(o / m for o, m in zip(ours, memory, strict=True)),
+        "speedup": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
+    }  # fmt: skip
+    print(
+        f"{batch:>4} sequences {kv_heads:>3} key heads x {group} {tokens:>5} tokens:"
+        f" {case['ours_bytes_per_s'] / 1e9:5.1f} GB/s, {case['of_memory']:.2f} of memory's"
+        f" {case['memory_bytes_per_s'] / 1e9:5.1f}; {case['speedup']:5.1f} x torch",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return case
+
+
+def _rate(work: Callable[[], object], num_bytes: int) -> float:
+    """Repeat for a window, and return bytes per second."""
+    work()
+    start, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < WINDOW_S:
+        work()
+        count += 1
+    return count * num_bytes / passed
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    run(main)
