@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# One work folder, so that the model and llama.cpp are made once.
+OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
 .PHONY: demo test lint bench clean
 
@@ -24,7 +26,11 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(RUN) tests/bench/search_speed.py
-	$(RUN) tests/bench/offload.py
+	$(RUN) tests/bench/decode_attention.py
+	$(OFFLOAD) --prompt-len 128 --gen-len 32
+	$(OFFLOAD) --prompt-len 32 --gen-len 128
+	$(OFFLOAD) --only ours --num-prompts 4
+	$(OFFLOAD) --only ours --prompt-len 256 --gen-len 2
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench-work

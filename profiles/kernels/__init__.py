@@ -14,6 +14,7 @@ import torch
 from profiles.kernels import twins
 from profiles.kernels.build import load_library
 
+_long = ctypes.c_long
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -146,6 +147,3 @@ def _call(name: str, tensor: torch.Tensor, *arguments: object) -> None:
 
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
-
-
-_long = ctypes.c_long

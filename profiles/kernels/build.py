@@ -74,7 +74,8 @@ def _key(compiler: str) -> str:
     if found is None:
         raise OSError(f"no compiler {compiler}")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-    parts = (SOURCE.read_text(encoding="utf-8"), FLAGS, version.stdout, _cpu_features())
+    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    parts = (texts, FLAGS, version.stdout, _cpu_features())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
-import shlex
 import statistics
 import sys
 import time
@@ -22,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from workload_run import cpu_name
+from workload_run import command_line, cpu_name
 
 from profiles import kernels
 from profiles.command import Parser, run
@@ -57,7 +55,7 @@ def main(arguments: list[str]) -> None:
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {"torch": version("torch")},
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tests/bench/decode_attention.py", *sys.argv[1:]]),
+        "command": command_line("decode_attention.py", arguments),
     }
     if flags.result is not None:
         write_json(flags.result, result)
@@ -137,5 +135,4 @@ def _rate(work: Callable[[], object], num_bytes: int) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     run(main)

@@ -19,7 +19,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from llama_cpp import LlamaCpp
 from memory_cgroup import MemoryCgroup
 from ours import Ours
 from transformers_peers import Accelerate, Transformers
-from workload_run import Bench, Runs, cpu_name, say
+from workload_run import Bench, Runs, command_line, cpu_name, say
 
 from costmodel.model_spec import load_model_spec
 from profiles.command import Parser, run
@@ -160,16 +159,10 @@ def _result(
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in VERSIONED},
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tests/bench/offload.py", *map(_named, arguments)]),
+        "command": command_line("offload.py", arguments),
     }
     named: dict[str, Any] = _without(str(bench.folder), result)
     return named
-
-
-def _named(word: str) -> str:
-    """Keep of a path its name: where the folders lie says nothing about the figures."""
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return flag + equals + (Path(value).name if "/" in value else value)
 
 
 def _without(folder: str, value: Any) -> Any:

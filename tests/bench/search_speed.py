@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workload_run import cpu_name
+from workload_run import command_line, cpu_name
 
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
@@ -139,7 +139,7 @@ def compare(flexgen_python: str, rounds: int, folder: Path) -> dict[str, Any]:
         },
         "flexgen_versions": versions,
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tests/bench/search_speed.py", *sys.argv[1:]]),
+        "command": command_line("search_speed.py", sys.argv[1:]),
     }
 
 

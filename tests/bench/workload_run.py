@@ -7,10 +7,11 @@ import json
 import os
 import platform
 import random
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,3 +181,13 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), platform.machine())
+
+
+def command_line(script: str, arguments: Sequence[str]) -> str:
+    """Return the command as a result keeps it: of paths the names, where they lie says nothing."""
+    return shlex.join(["python", f"tests/bench/{script}", *map(_without_folders, arguments)])
+
+
+def _without_folders(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if "/" in value else value)

@@ -1,0 +1,146 @@
+// Vectors of 16 floats, loaded from and rounded to what a model computes in. The compiler lowers
+// them to what the machine has; AVX-512 is named only where it cannot find the instruction itself.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+constexpr long kLanes = 16;
+
+struct Bfloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
+
+Floats splat(float x) { return x - Floats{}; }
+
+template <class V, class T>
+V load_raw(const T* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+
+Floats load(const float* from) { return load_raw<Floats>(from); }
+Floats load(const Bfloat16* from) {
+  return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Bits) << 16);
+}
+Floats load(const Float16* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps(load_raw<__m256i>(from));
+#else
+  Floats v;
+  for (long i = 0; i < kLanes; ++i) {
+    const uint32_t h = from[i].bits, sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
+    uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
+                                    : sign | ((rest << 13) + 0x38000000u);
+    float x;
+    std::memcpy(&x, &bits, 4);
+    // Subnormals: the exponent is that of the smallest normal, without the implied one.
+    if (rest < 0x400u) x = std::copysign(float(rest) * 0x1p-24f, x);
+    v[i] = x;
+  }
+  return v;
+#endif
+}
+
+void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
+void store(Bfloat16* to, Floats v) {
+  const Bits bits = (Bits)v;
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Rounding must not carry the mantissa of a NaN into its sign.
+  const Bits is_nan = (Bits)(v != v);
+  const Halves h = __builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), Halves);
+  std::memcpy(to, &h, sizeof h);
+}
+void store(Float16* to, Floats v) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(to, &h, sizeof h);
+#else
+  for (long i = 0; i < kLanes; ++i) {
+    uint32_t bits;
+    float x = v[i];
+    std::memcpy(&bits, &x, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    uint32_t h;
+    if (bits > 0x7f800000u) h = 0x7e00u;
+    else if (bits >= 0x477ff000u) h = 0x7c00u;
+    else if (bits < 0x38800000u) h = uint32_t(std::nearbyint(std::fabs(x) * 0x1p24f));
+    else h = (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13;
+    to[i].bits = uint16_t(sign | h);
+  }
+#endif
+}
+
+// Running sums are kept in whole pairs of vectors.
+constexpr long padded(long dim) { return (dim + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes; }
+
+// The end of a run whose length is no multiple of a vector.
+template <class T>
+Floats load_part(const T* from, long count) {
+  if (count >= kLanes) return load(from);
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+template <class T>
+void store_part(T* to, Floats v, long count) {
+  if (count >= kLanes) return store(to, v);
+  T padded[kLanes];
+  store(padded, v);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+template <class T>
+Floats rounded(Floats v) { T kept[kLanes]; store(kept, v); return load(kept); }
+template <>
+Floats rounded<float>(Floats v) { return v; }
+
+float sum(Floats v) {
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1);
+  return v[0] + v[1];
+}
+
+// exp by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of the Taylor series;
+// relative error below 2e-7). What is below the smallest normal number is zero.
+Floats exp_of(Floats x) {
+  const Ints is_tiny = x < splat(-87.0f), is_nan = x != x;
+  x = is_tiny ? Floats{} : x > splat(88.0f) ? splat(88.0f) : x;
+  const Floats shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number.
+  const Floats n = (x * 1.44269504f + shifter) - shifter;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = splat(1.0f / 5040);
+  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+  const Ints power = __builtin_convertvector(n, Ints) << 23;
+  return is_nan ? x : is_tiny ? Floats{} : (Floats)((Ints)p + power);
+}
+
+// Vectors a and b: their partial sums, interleaved. Four steps make of 16 vectors their 16 sums.
+template <int kStep>
+Floats fold(Floats a, Floats b) {
+  if constexpr (kStep == 0)
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+           __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  else if constexpr (kStep == 1)
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  else
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+Floats sums_of(const Floats* v) {
+  Floats four[4];
+  for (long i = 0; i < 4; ++i, v += 4)
+    four[i] = fold<1>(fold<0>(v[0], v[1]), fold<0>(v[2], v[3]));
+  return fold<2>(fold<2>(four[0], four[1]), fold<2>(four[2], four[3]));
+}
+
+}  // namespace
