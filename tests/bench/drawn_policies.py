@@ -1,0 +1,124 @@
+"""Policies drawn at random for real models: some by the search, some that nobody would choose."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from costmodel.memory import with_capacities
+from costmodel.model_spec import ModelSpec, load_model_spec
+from costmodel.optimum import search
+from costmodel.policy import Placement, Policy
+from costmodel.price import estimate
+from costmodel.rounding import round_policy
+from costmodel.workload import Workload
+from profiles.emulate import with_emulated_gpu
+from profiles.errors import InfeasibleError
+from profiles.hardware import HardwareProfile
+from profiles.units import GIB, MIB
+
+MODELS = ("opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "opt-1.3b")
+KINDS = ("searched", "by hand", "searched", "by hand", "searched, GPU", "by hand, GPU")
+LONGEST_S = 6.0
+MOST_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A policy with the machine that it is to keep to, and how it came about."""
+
+    policy: Policy
+    kind: str
+    predicted_bytes: int
+
+
+def draw_policies(rng: random.Random, hardware: HardwareProfile) -> Iterator[Drawn]:
+    """Yield policies without end: searched, by hand, searched and by hand with an emulated GPU.
+
+    Each carries the machine with budgets that it just fits, so that the executor's own watch over
+    its budgets is tried as well.
+    """
+    while True:
+        for kind in KINDS:
+            drawn = None
+            while drawn is None:
+                draw = _search_one if kind.startswith("searched") else _draw_one
+                drawn = draw(rng, hardware, kind)
+            yield drawn
+
+
+def _draw_work(rng: random.Random) -> tuple[ModelSpec, Workload]:
+    spec = load_model_spec(rng.choice(MODELS)).with_dtype(rng.choice(("bfloat16", "float32")))
+    spec = replace(spec, num_layers=rng.randint(2, spec.num_layers))
+    return spec, Workload(
+        prompt_len=rng.randint(16, 512), gen_len=rng.randint(2, 16), num_prompts=rng.randint(4, 64)
+    )
+
+
+def _with_gpu(rng: random.Random, hardware: HardwareProfile, kind: str) -> HardwareProfile:
+    if "GPU" not in kind:
+        return hardware
+    return with_emulated_gpu(
+        hardware, memory_bytes=rng.randint(200, 1500) * MIB, link_bytes_per_s=8e9
+    )
+
+
+def _search_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn | None:
+    """Search under a budget between what hardly suffices and what is ample."""
+    spec, work = _draw_work(rng)
+    budget = hardware.cpu.runtime_bytes + rng.randint(100, 3000) * MIB
+    hardware = _with_gpu(rng, hardware, kind)
+    try:
+        found = search(hardware.with_budget(cpu_memory=budget), spec, work)
+    except InfeasibleError:
+        return None
+    return _check(found.policy, found.hardware, kind)
+
+
+def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn | None:
+    """Draw batch sizes, placements and the attention's place without asking whether it is wise."""
+    spec, work = _draw_work(rng)
+    hardware = _with_gpu(rng, hardware, kind)
+    has_gpu = hardware.has_gpu
+    gpu_batch_size = rng.randint(1, 32)
+    policy = Policy(
+        model=spec,
+        workload=work,
+        gpu_batch_size=gpu_batch_size,
+        num_gpu_batches=rng.randint(1, 4),
+        prefill_batch_size=rng.randint(1, gpu_batch_size),
+        weights=_draw_placement(rng, has_gpu=has_gpu),
+        cache=_draw_placement(rng, has_gpu=has_gpu),
+        activations=_draw_placement(rng, has_gpu=has_gpu),
+        cpu_attention=rng.choice((0.0, 0.5, 1.0)) if has_gpu else 1.0,
+        weight_bits=spec.full_bits,
+        cache_bits=spec.full_bits,
+    )
+    rounded = round_policy(policy, has_gpu=has_gpu)
+    peaks = estimate(rounded, hardware).peak_bytes
+    return _check(rounded, with_capacities(hardware, peaks), kind)
+
+
+def _draw_placement(rng: random.Random, *, has_gpu: bool) -> Placement:
+    # Every second share is zero, so that tiers which hold nothing are common.
+    shares = [rng.random() * rng.randint(0, 1) for _ in range(3)]
+    shares[0] *= has_gpu
+    total = sum(shares)
+    if total == 0:
+        return Placement(cpu=1)
+    gpu, disk = shares[0] / total, shares[2] / total
+    return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)
+
+
+def _check(policy: Policy, hardware: HardwareProfile, kind: str) -> Drawn | None:
+    """Leave out what takes too long, or more memory than a small machine has."""
+    # One block, as full as the policy allows: that is what its memory was set aside for.
+    work = replace(policy.workload, num_prompts=None)
+    policy = replace(policy, workload=work, hardware=replace(hardware, measurements=()))
+    prediction = estimate(policy, hardware)
+    tiers = ("cpu", "gpu") if hardware.has_gpu else ("cpu",)
+    predicted_bytes = sum(prediction.peak_bytes[tier] for tier in tiers)
+    if prediction.latency_s > LONGEST_S or predicted_bytes > MOST_BYTES:
+        return None
+    return Drawn(policy=policy, kind=kind, predicted_bytes=predicted_bytes)
