@@ -24,6 +24,7 @@ from executor.embedding import EmbeddingTable
 from executor.engine import Completion, Engine
 from executor.kv_cache import KVCache
 from executor.machine import Machine
+from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
 from executor.offload_folder import check_offload_folder, remove_orphans
 from executor.sampling import Sampler
 from executor.scratch_file import ScratchFile
@@ -115,7 +116,8 @@ class Runner:
 
     def __enter__(self) -> Runner:
         try:
-            self._open()
+            with out_of_memory_told(self.hardware):
+                self._open()
         except BaseException:
             self._stack.close()
             raise
@@ -132,7 +134,9 @@ class Runner:
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for first in range(0, len(order), self.policy.block_size):
-            yield self._run_block(prompts, order[first : first + self.policy.block_size])
+            with out_of_memory_told(self.hardware):
+                block = self._run_block(prompts, order[first : first + self.policy.block_size])
+            yield block
 
     @property
     def disk_bytes(self) -> int:
@@ -142,11 +146,18 @@ class Runner:
     def _tell(self, span: Span) -> None:
         if span.task.kind in ("compute", "finish"):
             self.progress.computed(span.task)
+            self._watch.check()
+
+    def _tell_loaded(self, num_bytes: int) -> None:
+        self.progress.loaded(num_bytes)
+        self._watch.check()
 
     def _open(self) -> None:
         keep_freed_memory()
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
+        check_available(policy, self.hardware)
+        self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
         file = None
         if policy.weights.disk > 0:
@@ -163,8 +174,8 @@ class Runner:
             cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
         self.progress.loading(missing + self.weights.resident_bytes)
         if file:
-            file.build(self.weights.cuts, self.progress.loaded)
-        self.weights.load(self.source, self.progress.loaded)
+            file.build(self.weights.cuts, self._tell_loaded)
+        self.weights.load(self.source, self._tell_loaded)
         tied = policy.model.tied_embeddings
         tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
         positions = None

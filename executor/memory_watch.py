@@ -1,0 +1,115 @@
+"""Watches that a run keeps to its budgets, and says so in one line before the system ends it.
+
+Arenas account for homes and staging; what torch and the libraries take for themselves passes by
+them, so the process is held against its budget as the system counts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from costmodel.policy import Policy
+from costmodel.price import estimate
+from profiles.errors import InfeasibleError, RunError
+from profiles.hardware import HardwareProfile
+from profiles.memory_limits import cgroup_limit_bytes
+from profiles.units import format_bytes
+
+# Predictions may be too small by so much; beyond it something was not predicted at all.
+TOLERANCE = 0.03
+
+
+class MemoryWatch:
+    """Holds this process to a machine's budgets. A context manager; any thread may check.
+
+    CPU memory is looked at between tasks; CUDA is told not to hand out more than its budget. A
+    process that held more when the run began than the profile's empty one, such as a notebook with
+    other libraries, may go on holding that much more.
+    """
+
+    def __init__(self, hardware: HardwareProfile) -> None:
+        self.budget_bytes = hardware.cpu.memory_bytes
+        self._cuda_bytes: int | None = None
+        if hardware.gpu is not None and hardware.gpu.emulated:
+            # Both tiers are this process's memory then.
+            self.budget_bytes += hardware.gpu.memory_bytes
+        elif hardware.gpu is not None:
+            self._cuda_bytes = hardware.gpu.memory_bytes
+        foreign_bytes = max(0, sum(_resident_bytes()) - hardware.cpu.runtime_bytes)
+        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + foreign_bytes
+
+    def __enter__(self) -> MemoryWatch:
+        if self._cuda_bytes is not None:
+            _, total = torch.cuda.mem_get_info()
+            allowed = self._cuda_bytes * (1 + TOLERANCE)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda_bytes is not None:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+    def check(self) -> None:
+        """Raise ``RunError`` where the process holds more CPU memory than it may."""
+        held = sum(_resident_bytes())
+        if held > self.allowed_bytes:
+            raise RunError(
+                f"cpu memory: the process holds {format_bytes(held)}; allowed:"
+                f" {format_bytes(self.allowed_bytes)}, for a budget of"
+                f" {format_bytes(self.budget_bytes)}; try: search again with a smaller --cpu-memory"
+                " than is there, which leaves room for what was not predicted"
+            )
+
+
+def check_available(policy: Policy, hardware: HardwareProfile) -> None:
+    """Refuse a policy whose predicted peak is more than this process can have now.
+
+    Buffers are physical only once touched, so that the run would else end in the middle.
+
+    Raises
+    ------
+    InfeasibleError
+        With what is needed, what is there, and what would do.
+    """
+    peaks = estimate(policy, hardware).peak_bytes
+    needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0)
+    # What the process holds already is part of the peak; but for pages of files, which count as
+    # available, it is no longer there.
+    own, _ = _resident_bytes()
+    limits = [psutil.virtual_memory().available + own, cgroup_limit_bytes()]
+    usable = min(limit for limit in limits if limit is not None)
+    if needed > usable:
+        raise InfeasibleError(
+            f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory, and"
+            f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
+            f" with --cpu-memory {usable}"
+        )
+
+
+@contextlib.contextmanager
+def out_of_memory_told(hardware: HardwareProfile) -> Iterator[None]:
+    """Turn CUDA's refusal into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        budget = hardware.gpu.memory_bytes if hardware.gpu else 0
+        raise RunError(
+            f"gpu memory: the run needs more than its budget of {format_bytes(budget)}, or than"
+            " other programs leave of it; try: search again with a smaller --gpu-memory"
+        ) from error
+
+
+def _resident_bytes() -> tuple[int, int]:
+    """Return what is resident of this process: its own memory, and pages shared or of files.
+
+    See proc(5), ``statm``. Reading it takes some microseconds.
+    """
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    resident, shared = (int(field) * mmap.PAGESIZE for field in fields[1:3])
+    return resident - shared, shared

@@ -1,0 +1,152 @@
+"""Budgets watched: what is not there is refused at the start, what grows too much on the way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from costmodel.policy import Policy
+from costmodel.price import estimate
+from costmodel.tasks import Task
+from executor import memory_watch
+from executor.block import Block
+from executor.dummy import DummyCheckpoint
+from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
+from executor.runner import Runner
+from profiles.errors import InfeasibleError, RunError
+from profiles.hardware import HardwareProfile
+from profiles.units import GIB, MIB
+from tests.executor.test_memory import LLAMA
+from tests.executor.tiny_machines import make_hardware, make_policy
+
+# Far more than whatever else this process may give back meanwhile.
+LEAK_BYTES = 128 * MIB
+POLICY = make_policy(LLAMA, prompt_len=11, gen_len=5)
+
+
+def with_cpu_memory(hardware: HardwareProfile, num_bytes: int) -> HardwareProfile:
+    return hardware.with_budget(cpu_memory=num_bytes)
+
+
+def real_gpu(num_bytes: int) -> HardwareProfile:
+    emulated = make_hardware(gpu=True)
+    assert emulated.gpu is not None
+    return replace(emulated, gpu=replace(emulated.gpu, emulated=False, memory_bytes=num_bytes))
+
+
+def test_what_a_process_held_before_is_not_counted() -> None:
+    watch = MemoryWatch(with_cpu_memory(make_hardware(), 64 * MIB))
+    watch.check()
+    kept = b"\1" * LEAK_BYTES
+    with pytest.raises(RunError, match=r"^cpu memory: the process holds .*--cpu-memory.*$"):
+        watch.check()
+    del kept
+
+
+def test_a_process_that_began_small_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = make_hardware()
+    hardware = replace(hardware, cpu=replace(hardware.cpu, runtime_bytes=GIB, memory_bytes=2 * GIB))
+    held = [GIB // 2]
+    monkeypatch.setattr(memory_watch, "_resident_bytes", lambda: (held[-1], 0))
+    watch = MemoryWatch(hardware)
+    held.append(2 * GIB + GIB // 20)
+    watch.check()
+    held.append(2 * GIB + GIB // 10)
+    with pytest.raises(RunError):
+        watch.check()
+
+
+def test_both_tiers_of_an_emulated_gpu_count() -> None:
+    hardware = make_hardware(gpu=True)
+    assert hardware.gpu is not None
+    assert MemoryWatch(hardware).budget_bytes == (
+        hardware.cpu.memory_bytes + hardware.gpu.memory_bytes
+    )
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_run_that_grows_ends_in_one_line(
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = replace(POLICY, cpu_attention=0.0 if gpu else 1.0)
+    hardware = fitting(policy, make_hardware(gpu=gpu))
+    compute, leak = Block.compute, list[bytes]()
+
+    def leaking(self: Block, task: Task) -> int:
+        leak.append(b"\1" * LEAK_BYTES)
+        return compute(self, task)
+
+    monkeypatch.setattr(Block, "compute", leaking)
+    source = DummyCheckpoint(spec=LLAMA)
+    with Runner(policy, hardware, source, tmp_path) as runner, pytest.raises(RunError) as caught:
+        list(runner.run([[1] * 11] * policy.block_size))
+    assert "\n" not in str(caught.value)
+    assert "cpu memory" in str(caught.value)
+    assert len(leak) <= 3
+    assert not {thread.name for thread in threading.enumerate()} & {"cpu_compute", "gpu_compute"}
+
+
+def fitting(policy: Policy, hardware: HardwareProfile) -> HardwareProfile:
+    peaks = estimate(policy, hardware).peak_bytes
+    return hardware.with_budget(cpu_memory=peaks["cpu"], gpu_memory=peaks.get("gpu"))
+
+
+def test_memory_that_others_hold_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A policy with a block too large for what is left, made when there was more.
+    policy = replace(POLICY, num_gpu_batches=100_000)
+    hardware = with_cpu_memory(make_hardware(), 64 * GIB)
+    needed = estimate(policy, hardware).peak_bytes["cpu"]
+    own, _ = memory_watch._resident_bytes()
+    assert needed > 2 * own
+
+    def offer(num_bytes: int) -> None:
+        memory = SimpleNamespace(available=num_bytes)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    monkeypatch.setattr(memory_watch, "cgroup_limit_bytes", lambda: None)
+    offer(needed)
+    check_available(policy, hardware)
+    offer(needed - 2 * own)
+    with pytest.raises(InfeasibleError, match=r"^the policy does not fit now: .*--cpu-memory \d+$"):
+        Runner(policy, hardware, DummyCheckpoint(spec=LLAMA), tmp_path).__enter__()
+    offer(needed)
+    monkeypatch.setattr(memory_watch, "cgroup_limit_bytes", lambda: needed - 1)
+    with pytest.raises(InfeasibleError):
+        check_available(policy, hardware)
+
+
+def test_cuda_is_capped_while_a_run_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GIB, 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    with MemoryWatch(real_gpu(4 * GIB)):
+        assert fractions == [pytest.approx(0.5 * 1.03)]
+    assert fractions[1:] == [1.0]
+    fractions.clear()
+    with MemoryWatch(real_gpu(8 * GIB)), MemoryWatch(make_hardware(gpu=True)):
+        assert fractions == [1.0]
+
+
+def test_cuda_out_of_memory_is_one_line() -> None:
+    with pytest.raises(RunError) as caught, out_of_memory_told(real_gpu(GIB)):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+    assert str(caught.value).startswith(
+        "gpu memory: the run needs more than its budget of 1.00 GiB"
+    )
+
+
+@pytest.mark.gpu
+def test_cuda_refuses_more_than_the_budget() -> None:
+    torch.cuda.empty_cache()
+    hardware = real_gpu(64 * MIB)
+    with pytest.raises(RunError), out_of_memory_told(hardware), MemoryWatch(hardware):
+        torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
