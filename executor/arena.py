@@ -16,8 +16,8 @@ _MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 class Arena:
     """Buffers of one tier.
 
-    CPU buffers are anonymous maps: page-aligned, as direct I/O needs, exactly as large as asked,
-    and physical only once touched. With ``pins`` they are registered with CUDA at that size
+    CPU buffers are private anonymous maps: page-aligned, as direct I/O needs, exactly as large as
+    asked, and physical only once touched. With ``pins`` they are registered with CUDA at that size
     (torch's own pinned allocator rounds up to a power of two).
 
     Parameters
@@ -54,7 +54,8 @@ class Arena:
             return torch.empty(0, dtype=torch.uint8, device=self.device)
         if self.device.type == "cuda":
             return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
-        region = mmap.mmap(-1, num_bytes)
+        # Python's default is shared memory, for which most systems ignore the advice below.
+        region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if _MADV_HUGEPAGE is not None and num_bytes >= 2**22:
             region.madvise(_MADV_HUGEPAGE)
         buffer = torch.frombuffer(region, dtype=torch.uint8)

@@ -31,6 +31,7 @@ from executor.scratch_file import ScratchFile
 from executor.trace import Span, Trace
 from executor.weight_file import WeightFile
 from executor.weights import WeightStore
+from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
@@ -157,6 +158,8 @@ class Runner:
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
         check_available(policy, self.hardware)
+        # Where the kernels are not built yet, the compiler must not run beside the weights.
+        kernels.is_native(torch.empty(0))
         self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
         file = None

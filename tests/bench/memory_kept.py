@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> None:
     if flags.runs < 1:
         raise InputError("--runs", got=flags.runs, allowed="1 or more")
     machine = recorded_profile(MACHINE)
-    # A compiler under the first run's limit would be no part of what the run needs.
-    kernels.is_native(torch.ones(1))
+    # Else the first run would hold a compiler too.
+    kernels.is_native(torch.empty(0))
     runtime_bytes = measure_runtime_bytes()
     hardware = replace(machine, cpu=replace(machine.cpu, runtime_bytes=runtime_bytes))
     say(f"an empty process holds {format_bytes(runtime_bytes)}")
