@@ -53,8 +53,8 @@ MODEL = ModelSpec(
 # Narrow beside its heads, so that attention outweighs the products as it does in long contexts,
 # without the prefill of one.
 NARROW_MODEL = replace(
-    MODEL, name="llama-narrow", num_layers=6, hidden_size=256, ffn_size=512, num_heads=8,
-    head_dim=128, vocab_size=4096,
+    MODEL, name="llama-narrow", num_layers=8, hidden_size=256, ffn_size=512, num_kv_heads=16,
+    head_dim=128, vocab_size=2048,
 )  # fmt: skip
 
 
@@ -191,8 +191,8 @@ DISK = Policy(
     weights=Placement(disk=1), cache=ON_GPU, activations=ON_CPU,
 )  # fmt: skip
 ATTENTION = Policy(
-    model=NARROW_MODEL, workload=Workload(prompt_len=32, gen_len=128),
-    gpu_batch_size=128, num_gpu_batches=3, prefill_batch_size=16,
+    model=NARROW_MODEL, workload=Workload(prompt_len=16, gen_len=192),
+    gpu_batch_size=80, num_gpu_batches=2, prefill_batch_size=16,
     weights=ON_GPU, cache=ON_CPU, activations=ON_GPU,
 )  # fmt: skip
 COMPUTE = Policy(
