@@ -1,14 +1,16 @@
 """Keys and values of a block, on their home tiers and in the staging buffers between them.
 
-One token of one segment is one run of bytes, ``[2, rows, head_dim]``: its keys, then its values
-(on disk rounded up to whole pages). The context of a segment is ``[tokens, 2, rows, head_dim]``,
-so that a new token is appended with one contiguous write, and the context so far is one
-contiguous read. A row is one key head of one sequence (see ``costmodel.rounding.Segment``).
+A row is one key head of one sequence (see ``costmodel.rounding.Segment``). The context of a
+segment is ``[tokens, 2, rows, head_dim]``: keys, then values. What moves lies token by token, so
+that a new token is appended with one contiguous write, and the context so far is one contiguous
+read (a token on disk is rounded up to whole pages). What the CPU attends where it lives lies row
+by row, ``[rows, 2, tokens, head_dim]``, because attention reads it so at the memory's own rate;
+views make both look the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -204,6 +206,10 @@ class KVCache:
 
     def _as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
         model = self.model
+        if _lies_by_row(segment):
+            rows = segment.token_bytes // (2 * model.head_dim * model.dtype_bytes)
+            by_row = buffer.view(DTYPES[model.dtype]).view(rows, 2, -1, model.head_dim)
+            return by_row[: segment.num_rows].permute(2, 1, 0, 3)
         used = 2 * segment.num_rows * model.head_dim * model.dtype_bytes
         tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(DTYPES[model.dtype])
         context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, model.head_dim))
@@ -220,8 +226,25 @@ class KVCache:
             else:
                 below = self._home(task, segment)
             above = self._gpu_staged(task, segment, in_prefill=task.is_prefill)
-            part = slice(tokens.start * segment.token_bytes, tokens.stop * segment.token_bytes)
             source, target = (above, below) if down else (below, above)
-            target[part].copy_(source[part], non_blocking=True)
-            moved += target[part].numel()
+            for run, to in zip(
+                self._runs(segment, source, tokens), self._runs(segment, target, tokens),
+                strict=True,
+            ):  # fmt: skip
+                to.copy_(run, non_blocking=True)
+                moved += to.numel() * to.element_size()
         return moved
+
+    def _runs(
+        self, segment: Segment, buffer: torch.Tensor, tokens: slice
+    ) -> Sequence[torch.Tensor]:
+        """Return the contiguous runs that some tokens of a segment are; CUDA copies no other."""
+        if _lies_by_row(segment):
+            by_row = self._as_context(segment, buffer)[tokens].permute(2, 1, 0, 3)
+            return by_row.flatten(0, 1).unbind(0)
+        return [buffer[tokens.start * segment.token_bytes : tokens.stop * segment.token_bytes]]
+
+
+def _lies_by_row(segment: Segment) -> bool:
+    """Whether the context of each row lies in one run, where it lives and on its way there."""
+    return segment.home == "cpu" and segment.attended == "cpu"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from profiles import kernels
+from profiles.aligned_io import aligned_buffer
 from profiles.hardware import ComputeRates, RateCurve
 from profiles.sampling import Sampler
 from profiles.task_overhead import measure_task_overhead
@@ -188,13 +189,12 @@ def decode_attention(
 ) -> tuple[Callable[[], torch.Tensor], float]:
     """Return one decode step of attention, and the bytes of cache that it reads.
 
-    The cache is ``[tokens, 2, rows, head_dim]``, a row being a key head of a sequence, so that a
-    step appends one contiguous run; ``GROUP_SIZE`` query heads share each key head.
+    A row of the cache is a key head of a sequence; ``GROUP_SIZE`` query heads share it.
     """
     rows, tokens = plan.num_cache_rows, plan.context_len
     cache_bytes = tokens * 2 * rows * HEAD_DIM * DTYPES[dtype].itemsize
     caches = [
-        _noise(device, dtype, tokens, 2, rows, HEAD_DIM)
+        cache_at_home(device, _noise(device, dtype, rows, 2, tokens, HEAD_DIM))
         for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
     ]
     turns = itertools.cycle(caches)
@@ -206,6 +206,15 @@ def decode_attention(
         return out
 
     return attend, float(cache_bytes)
+
+
+def cache_at_home(device: str, by_row: torch.Tensor) -> torch.Tensor:
+    """Lay a cache [rows, 2, tokens, head_dim] out as it lies where it is attended, and return it
+    as [tokens, 2, rows, head_dim]: row by row and in huge pages on the CPU, else token by token."""
+    if device != "cpu":
+        return by_row.permute(2, 1, 0, 3).contiguous()
+    home = torch.frombuffer(aligned_buffer(by_row.nbytes), dtype=by_row.dtype).view(by_row.shape)
+    return home.copy_(by_row).permute(2, 1, 0, 3)
 
 
 def _measure_unpacking(device: str, plan: ComputePlan, sampler: Sampler) -> float:

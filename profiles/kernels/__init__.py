@@ -29,6 +29,8 @@ class _Attention(ctypes.Structure):
         ("dim", ctypes.c_long),
         ("context", ctypes.c_void_p),
         ("token_stride", ctypes.c_long),
+        ("value_stride", ctypes.c_long),
+        ("row_stride", ctypes.c_long),
         ("tokens", ctypes.c_long),
         ("rows", ctypes.c_long),
         ("first_row", ctypes.c_long),
@@ -62,8 +64,8 @@ def decode_attention(
     q
         [batch, heads, head_dim], dense but for the stride of the batch.
     context
-        The cache so far, [tokens, 2, rows, head_dim]: keys, then values; dense but for the stride
-        of the tokens.
+        The cache so far, [tokens, 2, rows, head_dim]: keys, then values; dense in its last
+        dimension. Read fastest where the tokens of a row lie side by side.
     out
         [rows, group, head_dim], dense; is filled.
     first_row
@@ -79,11 +81,12 @@ def decode_attention(
         return
     head_dim = q.shape[2]
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
-    assert context.stride()[1:] == (context.shape[2] * head_dim, head_dim, 1)
+    assert context.stride(3) == 1
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
         group=out.shape[1], dim=head_dim, context=context.data_ptr(),
-        token_stride=context.stride(0), tokens=context.shape[0], rows=context.shape[2],
+        token_stride=context.stride(0), value_stride=context.stride(1),
+        row_stride=context.stride(2), tokens=context.shape[0], rows=context.shape[2],
         first_row=first_row, lengths=None if lengths is None else lengths.data_ptr(),
         prompt_len=prompt_len, scale=head_dim**-0.5, out=out.data_ptr(),
     )  # fmt: skip

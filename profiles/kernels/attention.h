@@ -1,6 +1,7 @@
-// Attention of one decode step over a cache as it lies. With AVX-512 bf16 the dot products take the
-// instructions made for them. Results do not depend on the number of threads: a row is always
-// computed by one, in the same order.
+// Attention of one decode step over a cache as it lies. A row is one key head of one sequence, and
+// is attended by one thread, tile of tokens by tile: its keys are scored against all queries that
+// share them, then its values are added with the sums in registers. Results depend neither on the
+// number of threads nor on strides. Fastest where the tokens of a row lie side by side.
 #pragma once
 
 #include <algorithm>
@@ -11,123 +12,103 @@
 
 namespace {
 
-constexpr long kTile = 32;     // Tokens whose scores are known before their values are added.
-constexpr long kQuad = 4;      // Tokens whose values are added at once.
-constexpr long kAhead = 4;     // Tokens that are fetched ahead.
-constexpr long kQueries = 48;  // Whose running sums stay in a thread's first-level cache.
+// Tokens whose scores are known before their values are added: one vector of scores for a query.
+constexpr long kTile = kLanes;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// The arithmetic of attention, in float32. `kQuad` tokens of the values are added at once, so that
-// the running sums are loaded and stored less often.
+// The next tile is fetched beside the arithmetic of this one, to the second-level cache: the first
+// is not asked for more than it can wait for at once.
+template <class T>
+void fetch(const T* from, long count) {
+  for (long d = 0; d < count; d += 64 / long(sizeof(T))) __builtin_prefetch(from + d, 0, 2);
+}
+
+// Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.
+template <class T>
+struct Tokens {
+  const T* first;
+  long stride, last;
+  const T* operator[](long t) const { return first + std::min(t, last) * stride; }
+};
+
+// The arithmetic of attention, in float32.
 template <class T>
 struct Wide {
   using Query = float;
   using Share = float;
-  static constexpr long kSharesPerQuad = kQuad;
+  static constexpr long kDims = kLanes;  // The sums of so many dimensions are kept together.
+  static constexpr long kTogether = 1;   // Tokens whose values are added by one instruction.
+  static constexpr long kVectors = 1;    // Vectors of sums for them.
 
-  static void copy_query(const T* q, long dim, float* to) {
-    for (long d = 0; d < dim; d += kLanes) store_part(to + d, load_part(q + d, dim - d), dim - d);
-  }
-  // One vector of partial sums for each of the queries that share the key.
-  static void score(const T* key, const float* q, long group, long dim, Floats* dots) {
-    for (long g = 0; g < group; ++g) {
-      dots[g] = Floats{};
+  static long padded(long dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
+  static const float* queries(const T* q, long group, long dim, float* kept) {
+    for (long g = 0; g < group; ++g)
       for (long d = 0; d < dim; d += kLanes)
-        dots[g] += load_part(key + d, dim - d) * load_part(q + g * dim + d, dim - d);
-    }
+        store(kept + g * padded(dim) + d, load_part(q + g * dim + d, dim - d));
+    return kept;
   }
-  // Shares of kQuad tokens for 16 queries; `width` apart.
-  static void pack(const Floats* p, float* to, long width) {
-    for (long t = 0; t < kQuad; ++t) store(to + t * width, p[t]);
+  // Adds kDims dimensions of the products of kTokens keys and kQueries queries to their sums.
+  template <long kQueries, long kTokens>
+  INLINE static void multiply(const T* const* keys, const float* q, long d, long dim,
+                              Floats* dots) {
+    repeat<kTokens>([&](auto t) INLINE {
+      const Floats key = load_part(keys[t] + d, dim - d);
+      repeat<kQueries>([&](auto g) INLINE {
+        dots[g * kTokens + t] += key * load(q + g * padded(dim) + d);
+      });
+    });
   }
-  static void add(const T* const* values, const float* shares, long width, long group, long dim,
-                  float* sums) {
-    for (long d = 0; d < dim; d += kLanes) {
-      Floats v[kQuad];
-      for (long t = 0; t < kQuad; ++t) v[t] = load_part(values[t] + d, dim - d);
-      for (long g = 0; g < group; ++g) {
-        float* mine = sums + g * padded(dim) + d;
-        Floats kept = load(mine);
-        for (long t = 0; t < kQuad; ++t) kept += v[t] * shares[t * width + g];
-        store(mine, kept);
-      }
-    }
+  static void keep(float* to, Floats shares) { store(to, shares); }
+  template <long kQueries>
+  INLINE static void add(const T* value, const T*, long d, long dim, const float* shares,
+                         Floats* sums) {
+    const Floats v = load_part(value + d, dim - d);
+    repeat<kQueries>([&](auto g) INLINE { sums[g] += v * shares[g * kTile]; });
   }
   static void finish(const float* sums, float scale, long dim, T* out) {
-    for (long d = 0; d < dim; d += kLanes)
-      store_part(out + d, load(sums + d) * scale, dim - d);
+    for (long d = 0; d < dim; d += kLanes) store_part(out + d, load(sums + d) * scale, dim - d);
   }
 };
 
 #if defined(__AVX512BF16__)
 __m512bh load_pairs(const Bfloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
 
-// Pairs of bfloat16 are multiplied and added in one instruction. Needs whole vectors of 32. The
-// sums of 32 dimensions lie as the interleaving of two tokens leaves them: dimensions 8i to 8i + 3
-// in one vector, 8i + 4 to 8i + 7 in the other.
+// Pairs of bfloat16 are multiplied and added in one instruction: neighbouring dimensions of a key,
+// and of the values two tokens interleaved. Needs whole vectors of 32. The sums of 32 dimensions
+// lie as the interleaving leaves them: dimensions 8i to 8i + 3 in one vector, 8i + 4 to 8i + 7 in
+// the other.
 struct Pairs {
   using Query = Bfloat16;
-  using Share = uint32_t;
-  static constexpr long kSharesPerQuad = kQuad / 2;
+  using Share = Bfloat16;
+  static constexpr long kDims = 2 * kLanes, kTogether = 2, kVectors = 2;
 
-  static void copy_query(const Bfloat16* q, long dim, Bfloat16* to) {
-    std::memcpy(to, q, dim * sizeof *q);
+  static long padded(long dim) { return dim; }
+  static const Bfloat16* queries(const Bfloat16* q, long, long, Bfloat16*) { return q; }
+  template <long kQueries, long kTokens>
+  INLINE static void multiply(const Bfloat16* const* keys, const Bfloat16* q, long d, long dim,
+                              Floats* dots) {
+    repeat<kTokens>([&](auto t) INLINE {
+      const __m512bh key = load_pairs(keys[t] + d);
+      repeat<kQueries>([&](auto g) INLINE {
+        Floats& dot = dots[g * kTokens + t];
+        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, load_pairs(q + g * dim + d), key);
+      });
+    });
   }
-  template <long kVectors>
-  static void score_dim(const Bfloat16* key, const Bfloat16* q, long group, Floats* dots) {
-    __m512bh k[kVectors];
-    for (long j = 0; j < kVectors; ++j) k[j] = load_pairs(key + j * 32);
-    for (long g = 0; g < group; ++g) {
-      __m512 dot = _mm512_setzero_ps();
-      for (long j = 0; j < kVectors; ++j)
-        dot = _mm512_dpbf16_ps(dot, load_pairs(q + (g * kVectors + j) * 32), k[j]);
-      dots[g] = (Floats)dot;
-    }
+  static void keep(Bfloat16* to, Floats shares) {
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)shares));
   }
-  static void score(const Bfloat16* key, const Bfloat16* q, long group, long dim, Floats* dots) {
-    switch (dim / 32) {
-      case 2: return score_dim<2>(key, q, group, dots);
-      case 3: return score_dim<3>(key, q, group, dots);
-      case 4: return score_dim<4>(key, q, group, dots);
-      case 8: return score_dim<8>(key, q, group, dots);
-    }
-    for (long g = 0; g < group; ++g) {
-      dots[g] = Floats{};
-      for (long d = 0; d < dim; d += 32)
-        dots[g] = (Floats)_mm512_dpbf16_ps((__m512)dots[g], load_pairs(key + d),
-                                           load_pairs(q + g * dim + d));
-    }
-  }
-  static void pack(const Floats* p, uint32_t* to, long width) {
-    for (long t = 0; t < kQuad; t += 2) {
-      const __m256i a = (__m256i)_mm512_cvtneps_pbh((__m512)p[t]);
-      const __m256i b = (__m256i)_mm512_cvtneps_pbh((__m512)p[t + 1]);
-      const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-      _mm512_storeu_si512(to + t / 2 * width, both);
-    }
-  }
-  static void add(const Bfloat16* const* values, const uint32_t* shares, long width, long group,
-                  long dim, float* sums) {
-    for (long d = 0; d < dim; d += 32) {
-      __m512bh low[kQuad / 2], high[kQuad / 2];
-      for (long t = 0; t < kQuad; t += 2) {
-        const __m512i a = _mm512_loadu_si512(values[t] + d), b = _mm512_loadu_si512(values[t + 1] + d);
-        low[t / 2] = (__m512bh)_mm512_unpacklo_epi16(a, b);
-        high[t / 2] = (__m512bh)_mm512_unpackhi_epi16(a, b);
-      }
-      for (long g = 0; g < group; ++g) {
-        float* mine = sums + g * padded(dim) + d;
-        __m512 l = _mm512_loadu_ps(mine), h = _mm512_loadu_ps(mine + kLanes);
-        for (long t = 0; t < kQuad / 2; ++t) {
-          const __m512bh w = (__m512bh)_mm512_set1_epi32(int(shares[t * width + g]));
-          l = _mm512_dpbf16_ps(l, low[t], w);
-          h = _mm512_dpbf16_ps(h, high[t], w);
-        }
-        _mm512_storeu_ps(mine, l);
-        _mm512_storeu_ps(mine + kLanes, h);
-      }
-    }
+  template <long kQueries>
+  INLINE static void add(const Bfloat16* value, const Bfloat16* next, long d, long,
+                         const Bfloat16* shares, Floats* sums) {
+    const __m512i a = _mm512_loadu_si512(value + d), b = _mm512_loadu_si512(next + d);
+    const __m512bh low = (__m512bh)_mm512_unpacklo_epi16(a, b);
+    const __m512bh high = (__m512bh)_mm512_unpackhi_epi16(a, b);
+    repeat<kQueries>([&](auto g) INLINE {
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(load_raw<int>(shares + g * kTile));
+      sums[2 * g] = (Floats)_mm512_dpbf16_ps((__m512)sums[2 * g], low, both);
+      sums[2 * g + 1] = (Floats)_mm512_dpbf16_ps((__m512)sums[2 * g + 1], high, both);
+    });
   }
   static void finish(const float* sums, float scale, long dim, Bfloat16* out) {
     for (long d = 0; d < dim; d += 32) {
@@ -141,13 +122,14 @@ struct Pairs {
 };
 #endif
 
-// Views are described in elements. A row is one key head of one sequence.
+// Views are described in elements.
 struct Attention {
   const void* q;        // Row r: sequence r / kv_heads, queries (r % kv_heads) * group on.
   long sequence_stride;
   long kv_heads, group, dim;
-  const void* context;  // [tokens, 2, rows, dim], tokens token_stride apart.
-  long token_stride, tokens, rows;
+  const void* context;  // [tokens, 2, rows, dim]: keys, then values.
+  long token_stride, value_stride, row_stride;
+  long tokens, rows;
   long first_row;       // The context's first row, among those of q.
   const int32_t* lengths;  // Of each sequence's prompt; slots from there to prompt_len are void.
   long prompt_len;
@@ -155,134 +137,149 @@ struct Attention {
   void* out;            // [rows, group, dim]
 };
 
-// Some rows of the cache, attended by one thread. Tokens come in tiles; within one, the keys of
-// all rows of a token are read where they lie side by side, then the values. Softmax is computed
-// online, 16 queries to a vector.
 template <class T, class Ops>
-class Rows {
+class Row {
  public:
-  Rows(const Attention& a, long begin, long end)
-      : a_(a), begin_(begin), count_(end - begin), queries_(count_ * a.group),
-        width_((queries_ + kLanes - 1) / kLanes * kLanes), q_(queries_ * a.dim), lengths_(width_),
-        dots_(width_), scores_(kTile * width_), shares_(kTile / kQuad * Ops::kSharesPerQuad * width_),
-        largest_(width_, kMinusInfinity), total_(width_), sums_(queries_ * padded(a.dim)) {
-    for (long i = 0; i < width_; ++i) {
-      const long row = begin + a.first_row + std::min(i, queries_ - 1) / a.group;
-      const long sequence = row / a.kv_heads, head = row % a.kv_heads * a.group + i % a.group;
-      lengths_[i] = a.lengths ? a.lengths[sequence] : int(a.prompt_len);
-      if (i < queries_)
-        Ops::copy_query(static_cast<const T*>(a.q) + sequence * a.sequence_stride + head * a.dim,
-                        a.dim, &q_[i * a.dim]);
-    }
-  }
+  explicit Row(const Attention& a)
+      : a_(a), width_(Ops::padded(a.dim)), kept_(a.group * width_), scores_(a.group * kTile),
+        shares_(a.group * kTile), largest_(a.group), sums_(a.group * width_), total_(a.group) {}
 
-  void attend() {
-    const T* keys = static_cast<const T*>(a_.context) + begin_ * a_.dim;
+  void attend(long row, bool is_last) {
+    const long sequence = (a_.first_row + row) / a_.kv_heads;
+    const long head = (a_.first_row + row) % a_.kv_heads;
+    q_ = Ops::queries(static_cast<const T*>(a_.q) + sequence * a_.sequence_stride +
+                          head * a_.group * a_.dim,
+                      a_.group, a_.dim, kept_.data());
+    const long void_from = a_.lengths ? a_.lengths[sequence] : a_.prompt_len;
+    std::fill(largest_.begin(), largest_.end(), kMinusInfinity);
+    std::fill(total_.begin(), total_.end(), Floats{});
+    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    const T* keys = static_cast<const T*>(a_.context) + row * a_.row_stride;
     for (long first = 0; first < a_.tokens; first += kTile) {
-      const long count = std::min(kTile, a_.tokens - first);
-      for (long t = 0; t < count; ++t) {
-        const T* token = keys + (first + t) * a_.token_stride;
-        score(token, token + std::min(kAhead, a_.tokens - 1 - first - t) * a_.token_stride,
-              &scores_[t * width_]);
-      }
-      share(first, count);
-      for (long t = 0; t < count; t += kQuad) {
-        const T* tokens[kQuad];
-        // What is missing from a quad has no share; the last token stands in.
-        for (long i = 0; i < kQuad; ++i)
-          tokens[i] = keys + (first + std::min(t + i, count - 1)) * a_.token_stride + a_.rows * a_.dim;
-        const bool has_next = first + t + 2 * kQuad <= a_.tokens;
-        add(tokens, tokens[0] + (has_next ? kQuad : 0) * a_.token_stride,
-            &shares_[t / kQuad * Ops::kSharesPerQuad * width_]);
-      }
+      const T* tile = keys + first * a_.token_stride;
+      count_ = std::min(kTile, a_.tokens - first);
+      keys_ = {tile, a_.token_stride, count_ - 1};
+      values_ = {tile + a_.value_stride, a_.token_stride, count_ - 1};
+      next_ = first + kTile < a_.tokens ? tile + kTile * a_.token_stride
+                                        : keys + (is_last ? 0 : a_.row_stride);
+      const Ints slot = kIota + int(first);
+      is_seen_ = (kIota < int(count_)) & ((slot < int(void_from)) | (slot >= int(a_.prompt_len)));
+      in_blocks([&](auto size, long g) { score<size.value>(g); });
+      for (long g = 0; g < a_.group; ++g) share(g);
+      in_blocks([&](auto size, long g) { add<size.value>(g); });
     }
-    for (long i = 0; i < queries_; ++i)
-      Ops::finish(&sums_[i * padded(a_.dim)], 1.0f / total_[i], a_.dim,
-                  static_cast<T*>(a_.out) + (begin_ * a_.group + i) * a_.dim);
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    for (long g = 0; g < a_.group; ++g)
+      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.dim, out + g * a_.dim);
   }
 
  private:
-  // What is needed soon is fetched row by row, beside the arithmetic and not before it.
-  void fetch(const T* row) const {
-    for (long d = 0; d < a_.dim; d += 64 / long(sizeof(T))) __builtin_prefetch(row + d);
+  // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in
+  // registers.
+  template <class F>
+  void in_blocks(F&& work) const {
+    long g = 0;
+    for (; g + 8 <= a_.group; g += 8) work(std::integral_constant<long, 8>(), g);
+    if (a_.group & 4) work(std::integral_constant<long, 4>(), g), g += 4;
+    if (a_.group & 2) work(std::integral_constant<long, 2>(), g), g += 2;
+    if (a_.group & 1) work(std::integral_constant<long, 1>(), g);
   }
 
-  void score(const T* token, const T* next, float* scores) {
-    for (long r = 0; r < count_; ++r) {
-      fetch(next + r * a_.dim);
-      Ops::score(token + r * a_.dim, &q_[r * a_.group * a_.dim], a_.group, a_.dim,
-                 &dots_[r * a_.group]);
-    }
-    for (long i = 0; i < width_; i += kLanes) store(scores + i, sums_of(&dots_[i]) * a_.scale);
-  }
-
-  // Turns the tile's scores into shares, and fits what was summed so far to the new maximum.
-  void share(long first, long count) {
-    for (long i = 0; i < width_; i += kLanes) {
-      const Ints length = load_raw<Ints>(&lengths_[i]);
-      Floats p[kTile];
-      const Floats before = load(&largest_[i]);
-      Floats now = before;
-      for (long t = 0; t < count; ++t) {
-        const int slot = int(first + t);
-        p[t] = load(&scores_[t * width_ + i]);
-        if (slot < a_.prompt_len) p[t] = length > slot ? p[t] : splat(kMinusInfinity);
-        now = now > p[t] ? now : p[t];
-      }
-      // Nothing was seen yet where the maximum is still minus infinity.
-      const Floats origin = now == splat(kMinusInfinity) ? Floats{} : now;
-      const Floats kept = exp_of(before - origin);
-      Floats total = load(&total_[i]) * kept;
-      for (long t = 0; t < kTile; ++t) {
-        p[t] = t < count ? exp_of(p[t] - origin) : Floats{};
-        total += p[t];
-      }
-      for (long t = 0; t < kTile; t += kQuad)
-        Ops::pack(p + t, &shares_[t / kQuad * Ops::kSharesPerQuad * width_ + i], width_);
-      store(&largest_[i], now);
-      store(&total_[i], total);
-      rescale(i, kept);
+  // Sixteen scores at a time: of kQueries queries and as many tokens as that leaves.
+  template <long kQueries>
+  void score(long g) {
+    constexpr long kTokens = kLanes / kQueries;
+    const typename Ops::Query* q = q_ + g * width_;
+    for (long t = 0; t < count_; t += kTokens) {
+      const T* keys[kTokens];
+      repeat<kTokens>([&](auto i) INLINE { keys[i] = keys_[t + i]; });
+      for (long i = 0; g == 0 && i < kTokens; ++i)
+        fetch(next_ + (t + i) * a_.token_stride, a_.dim);
+      Floats dots[kLanes] = {};
+      for (long d = 0; d < a_.dim; d += Ops::kDims)
+        Ops::template multiply<kQueries, kTokens>(keys, q, d, a_.dim, dots);
+      const Floats scores = sums_of(dots) * a_.scale;
+      for (long i = 0; i < kQueries; ++i)
+        std::memcpy(&scores_[(g + i) * kTile + t],
+                    reinterpret_cast<const float*>(&scores) + i * kTokens, kTokens * sizeof(float));
     }
   }
 
-  void rescale(long first, Floats kept) {
-    const long width = padded(a_.dim);
-    for (long i = first; i < std::min(first + kLanes, queries_); ++i)
-      if (kept[i - first] != 1.0f)
-        for (long d = i * width; d < (i + 1) * width; d += kLanes)
-          store(&sums_[d], load(&sums_[d]) * kept[i - first]);
+  // Turns the tile's scores of a query into shares. Where one exceeds all before it, what was
+  // summed is fitted to it.
+  void share(long g) {
+    const Floats scores = is_seen_ ? load(&scores_[g * kTile]) : splat(kMinusInfinity);
+    if (any_above(scores, largest_[g])) {
+      const float before = largest_[g], now = largest(scores);
+      const float kept = exp_of(splat(before - now))[0];
+      largest_[g] = now;
+      total_[g] *= kept;
+      for (long d = g * width_; d < (g + 1) * width_; d += kLanes)
+        store(&sums_[d], load(&sums_[d]) * kept);
+    }
+    // Nothing was seen yet where the maximum is still minus infinity.
+    const float origin = largest_[g] == kMinusInfinity ? 0.0f : largest_[g];
+    const Floats shares = exp_of(scores - origin);
+    Ops::keep(&shares_[g * kTile], shares);
+    total_[g] += shares;
   }
 
-  void add(const T* const* tokens, const T* next, const typename Ops::Share* shares) {
-    for (long r = 0; r < count_; ++r) {
-      const T* values[kQuad];
-      for (long t = 0; t < kQuad; ++t) {
-        fetch(next + t * a_.token_stride + r * a_.dim);
-        values[t] = tokens[t] + r * a_.dim;
-      }
-      Ops::add(values, shares + r * a_.group, width_, a_.group, a_.dim,
-               &sums_[r * a_.group * padded(a_.dim)]);
+  // The sums of some dimensions stay in registers for the tile.
+  template <long kQueries>
+  void add(long g) {
+    constexpr long kBlocks = kQueries > 4 ? 1 : kQueries > 2 ? 2 : 4;
+    long d = 0;
+    for (; d + (kBlocks - 1) * Ops::kDims < a_.dim; d += kBlocks * Ops::kDims)
+      add_dims<kQueries, kBlocks>(g, d);
+    for (; d < a_.dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
+  }
+
+  template <long kQueries, long kBlocks>
+  void add_dims(long g, long first_dim) {
+    constexpr long kVectors = Ops::kVectors;
+    constexpr long kSums = kQueries * kVectors;
+    Floats sums[kBlocks * kSums];
+    const auto home = [&](long i) INLINE {
+      const long block = i / kSums, query = g + i % kSums / kVectors;
+      return &sums_[query * width_ + first_dim + block * Ops::kDims + i % kVectors * kLanes];
+    };
+    repeat<kBlocks * kSums>([&](auto i) INLINE { sums[i] = load(home(i)); });
+    for (long t = 0; t < count_; t += Ops::kTogether) {
+      const T *value = values_[t], *following = values_[t + 1];
+      for (long i = 0; g == 0 && i < Ops::kTogether; ++i)
+        fetch(next_ + a_.value_stride + (t + i) * a_.token_stride + first_dim,
+              kBlocks * Ops::kDims);
+      repeat<kBlocks>([&](auto b) INLINE {
+        Ops::template add<kQueries>(value, following, first_dim + b * Ops::kDims, a_.dim,
+                                    &shares_[g * kTile + t], sums + b * kSums);
+      });
     }
+    repeat<kBlocks * kSums>([&](auto i) INLINE { store(home(i), sums[i]); });
   }
 
   const Attention& a_;
-  const long begin_, count_, queries_, width_;
-  std::vector<typename Ops::Query> q_;
-  std::vector<int32_t> lengths_;
-  std::vector<Floats> dots_;
+  const long width_;
+  const typename Ops::Query* q_ = nullptr;
+  // The tile: its tokens, those that are not void, keys and values.
+  long count_ = 0;
+  Ints is_seen_{};
+  Tokens<T> keys_{}, values_{};
+  const T* next_ = nullptr;  // The keys of the next tile.
+  std::vector<typename Ops::Query> kept_;
   std::vector<float> scores_;
   std::vector<typename Ops::Share> shares_;
-  std::vector<float> largest_, total_, sums_;
+  std::vector<float> largest_, sums_;
+  std::vector<Floats> total_;
 };
 
 template <class T, class Ops>
 void attend(const Attention& a, int threads) {
-  // As many chunks for every thread, all alike.
-  const long wanted = (a.rows * a.group + kQueries - 1) / kQueries;
-  const long chunks = std::min(a.rows, (wanted + threads - 1) / threads * threads);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long c = 0; c < chunks; ++c)
-    Rows<T, Ops>(a, c * a.rows / chunks, (c + 1) * a.rows / chunks).attend();
+#pragma omp parallel num_threads(threads)
+  {
+    Row<T, Ops> row(a);
+#pragma omp for schedule(static)
+    for (long r = 0; r < a.rows; ++r) row.attend(r, r + 1 == a.rows);
+  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -17,9 +18,21 @@ typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 constexpr long kLanes = 16;
+const Ints kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 struct Bfloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
+
+#define INLINE __attribute__((always_inline))
+
+template <class F, long... i>
+INLINE inline void repeat(F& work, std::integer_sequence<long, i...>) {
+  (work(std::integral_constant<long, i>()), ...);
+}
+// Calls `work` with every constant below kCount: arrays that are indexed by them are registers,
+// where a loop that the compiler unrolls late would leave them in memory.
+template <long kCount, class F>
+INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long, kCount>()); }
 
 Floats splat(float x) { return x - Floats{}; }
 
@@ -79,9 +92,6 @@ void store(Float16* to, Floats v) {
 #endif
 }
 
-// Running sums are kept in whole pairs of vectors.
-constexpr long padded(long dim) { return (dim + 2 * kLanes - 1) / (2 * kLanes) * 2 * kLanes; }
-
 // The end of a run whose length is no multiple of a vector.
 template <class T>
 Floats load_part(const T* from, long count) {
@@ -102,11 +112,25 @@ Floats rounded(Floats v) { T kept[kLanes]; store(kept, v); return load(kept); }
 template <>
 Floats rounded<float>(Floats v) { return v; }
 
-float sum(Floats v) {
-  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
-  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1);
-  return v[0] + v[1];
+// Halves are combined with halves until one lane is left.
+template <class F>
+float reduce(Floats v, F combine) {
+  v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
+  v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
+  return v[0];
+}
+Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+float sum(Floats v) { return reduce(v, [](Floats a, Floats b) { return a + b; }); }
+float largest(Floats v) { return reduce(v, larger); }
+
+bool any_above(Floats v, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+#else
+  return largest(v) > limit;
+#endif
 }
 
 // exp by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of the Taylor series;

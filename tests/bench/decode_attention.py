@@ -1,8 +1,8 @@
 """Attention of one decode step on the CPU, held against the memory's read rate and torch's own.
 
 Rounds take turns: memory, ours, torch, memory, ... so that a machine whose memory is shared with
-others counts the same for all; medians of the rounds' ratios are told. Progress goes to stderr,
-one JSON line with every figure to stdout.
+others counts the same for all; medians of the rounds' ratios are told. The cache lies as a run
+has it in CPU memory. Progress goes to stderr, one JSON line with every figure to stdout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workload_run import command_line, cpu_name
 
 from profiles import kernels
 from profiles.command import Parser, run
-from profiles.compute import DTYPES
+from profiles.compute import DTYPES, cache_at_home
 from profiles.errors import InputError
 from profiles.files import write_json
 from profiles.units import MIB
@@ -82,7 +82,9 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     batch, kv_heads, tokens = shape
     cache_bytes = tokens * 2 * batch * kv_heads * HEAD_DIM * DTYPES[dtype].itemsize
     caches = [
-        torch.randn(tokens, 2, batch * kv_heads, HEAD_DIM).to(DTYPES[dtype])
+        cache_at_home(
+            "cpu", torch.randn(batch * kv_heads, 2, tokens, HEAD_DIM).to(DTYPES[dtype])
+        )
         for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
     ]
     turns = itertools.cycle(caches)
