@@ -8,7 +8,6 @@ wait, not its thread.
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
@@ -29,7 +28,6 @@ QUEUE_LENGTH = 64
 # Who submits tasks is busy in Python for milliseconds, while a worker that was just woken waits
 # for the interpreter; with Python's default of 5 ms that came before every token.
 SWITCH_INTERVAL_S = 0.0002
-LOWEST_PRIORITY = 19
 
 
 class Completion:
@@ -70,21 +68,16 @@ class Throttle:
 
 
 class Channel:
-    """A queue of tasks and the thread that works through it in order.
-
-    With ``gives_way``, the thread and those that it starts leave the cores to all others.
-    """
+    """A queue of tasks and the thread that works through it in order."""
 
     def __init__(
         self,
         name: str,
         *,
-        gives_way: bool = False,
         stream: torch.cuda.Stream | None = None,
         throttle: Throttle | None = None,
     ) -> None:
         self.name = name
-        self.gives_way = gives_way
         self.stream = stream
         self.throttle = throttle
         self.jobs: queue.Queue[tuple[Task, list[Completion], Completion] | None] = queue.Queue(
@@ -187,9 +180,6 @@ class Engine:
             raise self._failure
 
     def _work(self, channel: Channel) -> None:
-        if channel.gives_way:
-            # On Linux each thread has its own priority, and hands it on to those that it starts.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         context = torch.cuda.stream(channel.stream) if channel.stream else nullcontext()
         with torch.inference_mode(), context:
             while (job := channel.jobs.get()) is not None:

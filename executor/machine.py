@@ -36,11 +36,8 @@ class Machine:
 
     def make_channels(self) -> list[Channel]:
         """Make one channel for each that the schedule may use."""
+        channels = [Channel("disk_read"), Channel("disk_write"), Channel("cpu_compute")]
         gpu = self.hardware.gpu
-        # Beside a GPU, attention takes all cores for milliseconds, and whoever feeds the GPU needs
-        # one for microseconds.
-        attention = Channel("cpu_compute", gives_way=gpu is not None)
-        channels = [Channel("disk_read"), Channel("disk_write"), attention]
         if gpu is None:
             return channels
         rates = {"h2d": gpu.h2d.pinned_bytes_per_s, "d2h": gpu.d2h.pinned_bytes_per_s}
