@@ -82,9 +82,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     batch, kv_heads, tokens = shape
     cache_bytes = tokens * 2 * batch * kv_heads * HEAD_DIM * DTYPES[dtype].itemsize
     caches = [
-        cache_at_home(
-            "cpu", torch.randn(batch * kv_heads, 2, tokens, HEAD_DIM).to(DTYPES[dtype])
-        )
+        cache_at_home("cpu", torch.randn(batch * kv_heads, 2, tokens, HEAD_DIM).to(DTYPES[dtype]))
         for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
     ]
     turns = itertools.cycle(caches)
