@@ -46,6 +46,7 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
         ]
         for name, shape in _shapes(shards):
             target = names.get_name(name, try_suffixes=SUFFIXES)
+            assert target is not None, name
             dtype = "float32" if len(shape) == 1 else spec.dtype
             element = np.dtype(np.float32 if dtype == "float32" else np.uint16)
             raw_type = gguf.GGMLQuantizationType[TYPES[dtype]]
