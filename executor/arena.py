@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import defaultdict
 
 import torch
 
+from profiles.aligned_io import aligned_buffer
 from profiles.errors import RunError
 from profiles.units import format_bytes
-
-_MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class Arena:
     """Buffers of one tier.
 
-    CPU buffers are private anonymous maps: page-aligned, as direct I/O needs, exactly as large as
-    asked, and physical only once touched. With ``pins`` they are registered with CUDA at that size
-    (torch's own pinned allocator rounds up to a power of two).
+    CPU buffers are page-aligned, as direct I/O needs, and exactly as large as asked. With ``pins``
+    they are registered with CUDA at that size (torch's own pinned allocator rounds up to a power of
+    two).
 
     Parameters
     ----------
@@ -54,10 +52,14 @@ class Arena:
             return torch.empty(0, dtype=torch.uint8, device=self.device)
         if self.device.type == "cuda":
             return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
-        # Python's default is shared memory, for which most systems ignore the advice below.
-        region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if _MADV_HUGEPAGE is not None and num_bytes >= 2**22:
-            region.madvise(_MADV_HUGEPAGE)
+        try:
+            # Physical now, so that neither the first block's time nor an end in the middle pays.
+            region = aligned_buffer(num_bytes, populate=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.tier} memory: no {format_bytes(num_bytes)} for {name}: {error.strerror};"
+                " search again with the memory that is really there"
+            ) from error
         buffer = torch.frombuffer(region, dtype=torch.uint8)
         if self.pins:
             self._pin(buffer)

@@ -68,7 +68,10 @@ class Throttle:
 
 
 class Channel:
-    """A queue of tasks and the thread that works through it in order."""
+    """A queue of tasks and the thread that works through it in order.
+
+    ``decode_threads`` are those that its tasks of decode compute with; ``None`` for all.
+    """
 
     def __init__(
         self,
@@ -76,8 +79,10 @@ class Channel:
         *,
         stream: torch.cuda.Stream | None = None,
         throttle: Throttle | None = None,
+        decode_threads: int | None = None,
     ) -> None:
         self.name = name
+        self.decode_threads = decode_threads
         self.stream = stream
         self.throttle = throttle
         self.jobs: queue.Queue[tuple[Task, list[Completion], Completion] | None] = queue.Queue(
@@ -181,12 +186,18 @@ class Engine:
 
     def _work(self, channel: Channel) -> None:
         context = torch.cuda.stream(channel.stream) if channel.stream else nullcontext()
+        all_threads = torch.get_num_threads()
         with torch.inference_mode(), context:
             while (job := channel.jobs.get()) is not None:
                 picked_s = time.perf_counter()
                 task, waits, completion = job
                 try:
                     if not self._failed.is_set():
+                        if channel.decode_threads is not None:
+                            # Of this worker; others keep theirs.
+                            torch.set_num_threads(
+                                all_threads if task.is_prefill else channel.decode_threads
+                            )
                         for wait in waits:
                             wait.wait(channel.stream)
                         self._run(channel, task, completion, picked_s)

@@ -34,17 +34,30 @@ class Machine:
         """The arenas by tier."""
         return {"cpu": self.cpu, "gpu": self.compute} if self.has_gpu else {"cpu": self.cpu}
 
-    def make_channels(self) -> list[Channel]:
-        """Make one channel for each that the schedule may use."""
-        channels = [Channel("disk_read"), Channel("disk_write"), Channel("cpu_compute")]
+    def make_channels(self, *, attends_on_cpu: bool) -> list[Channel]:
+        """Make one channel for each that the schedule may use.
+
+        An emulated GPU computes on the CPU's cores: where the CPU attends beside it, in decode,
+        each has its half of them, because two teams of threads on the same cores slow down both.
+        """
         gpu = self.hardware.gpu
+        decode_threads = None
+        if gpu is not None and gpu.emulated and attends_on_cpu:
+            decode_threads = max(1, torch.get_num_threads() // 2)
+        channels = [
+            Channel("disk_read"),
+            Channel("disk_write"),
+            Channel("cpu_compute", decode_threads=decode_threads),
+        ]
         if gpu is None:
             return channels
         rates = {"h2d": gpu.h2d.pinned_bytes_per_s, "d2h": gpu.d2h.pinned_bytes_per_s}
         for name in ("h2d", "d2h", "gpu_compute"):
             stream = torch.cuda.Stream() if self.uses_cuda else None
             throttle = Throttle(rates[name]) if gpu.emulated and name in rates else None
-            channels.append(Channel(name, stream=stream, throttle=throttle))
+            channels.append(
+                Channel(name, stream=stream, throttle=throttle, decode_threads=decode_threads)
+            )
         return channels
 
     def __enter__(self) -> Machine:

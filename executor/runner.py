@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,10 @@ from executor.weights import WeightStore
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+
+
+# Tasks that are made while the token before them is computed.
+TASKS_AHEAD = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +195,8 @@ class Runner:
         )  # fmt: skip
         self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
         self.machine = machine
-        self.engine = enter(Engine(machine.make_channels(), self.block.handlers(), self.trace))
+        channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
+        self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
 
     def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
         gen_len = self.policy.workload.gen_len
@@ -216,10 +222,13 @@ class Runner:
         """Submit the tasks token by token; returns when each token was done."""
         ends_s: list[float] = []
         last: Completion | None = None
-        for task in schedule:
+        tasks = iter(schedule)
+        while (task := next(tasks, None)) is not None:
             if task.token > len(ends_s) and task.channel == self.route.compute_channel:
-                # The next token needs this one anyway; its first loads are under way already.
+                # The next token needs this one anyway; its first loads are under way already, and
+                # its next tasks are made before the workers want the interpreter.
                 assert last is not None
+                tasks = itertools.chain(list(itertools.islice(tasks, TASKS_AHEAD)), tasks)
                 self.engine.wait(last)
                 ends_s.append(time.perf_counter())
                 self.engine.forget_done()

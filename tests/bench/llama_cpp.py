@@ -46,6 +46,7 @@ class LlamaCpp:
 
     runs: Runs
     tool: Path | None = None
+    ubatch: int | None = None
     name: str = "llama.cpp"
 
     def why_not(self) -> str | None:
@@ -76,6 +77,8 @@ class LlamaCpp:
 
     def settings(self) -> Sequence[Mapping[str, Any]]:
         """List what may be fastest; the defaults come first."""
+        if self.ubatch is not None:
+            return [{"ubatch": self.ubatch, "unified_cache": False}]
         return SETTINGS
 
     def run(self, setting: Mapping[str, Any], timeout_s: float) -> Attempt:

@@ -97,6 +97,8 @@ def _parser() -> Parser:
     keeps = "keeps the model and the tool for the next command; default: a temporary one"
     add("--work-dir", type=Path, metavar="DIR", help=keeps)
     parser.add_bytes("--peer-memory", help="accelerate's max_memory; default: its best of several")
+    batched = "tokens of one pass of llama.cpp, each sequence with its own cache; default: its best"
+    add("--llama-ubatch", type=int, metavar="N", help=batched)
     built = "llama.cpp's tool; default: built in the work folder, in some minutes"
     add("--llama-batched-bench", type=Path, metavar="PATH", help=built)
     add("--quick-profile", action="store_true", help="measure ours with --quick: for rehearsals")
@@ -123,7 +125,7 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         Ours(runs=runs, quick_profile=flags.quick_profile),
         Transformers(runs=runs),
         Accelerate(runs=runs, max_memory=flags.peer_memory),
-        LlamaCpp(runs=runs, tool=flags.llama_batched_bench),
+        LlamaCpp(runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch),
     ]
     return [system for system in systems if not flags.only or system.name in flags.only]
 
