@@ -36,7 +36,6 @@ from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
-
 # Tasks that are made while the token before them is computed.
 TASKS_AHEAD = 256
 
