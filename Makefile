@@ -30,7 +30,9 @@ bench: $(VENV)/installed
 	$(OFFLOAD) --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --prompt-len 32 --gen-len 128
 	$(OFFLOAD) --only ours --num-prompts 4
-	$(OFFLOAD) --only ours --prompt-len 256 --gen-len 2
+	$(OFFLOAD) --only ours --num-prompts 24 --prompt-len 256 --gen-len 2
+	$(RUN) tests/bench/emulated_gpu.py
+	$(RUN) tests/bench/memory_kept.py
 
 clean:
 	rm -rf $(VENV) demo bench-work

@@ -168,7 +168,7 @@ def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iter
         )
         attend_bytes = shares.attended * _attended_bytes(problem, stage)
     multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
-    flop_s = _matmul_seconds(problem, stage, cpu.compute)
+    flop_s = sum(_matmul_seconds(problem, stage, cpu.compute))
     unpack = _unpack_weights_seconds(problem, stage, cpu.compute)
     loaded = _per_block(shares, stage)
     if problem.unpacks_per_batch:
@@ -216,10 +216,8 @@ def _layer_seconds(
     ``here`` of the weights are multiplied and ``attended`` of the cache is attended on the
     device, which unpacks ``loaded`` of the weights.
     """
-    decoder = _decoder(problem)
-    first = sum(t.num_elements for t in decoder.tensors if t.name == "qkv.weight")
-    share = first / decoder.num_matrix_elements
-    matmul = here * _matmul_seconds(problem, stage, rates)
+    share = _projected_elements(problem) / _decoder(problem).num_matrix_elements
+    projected_s, finished_s = _matmul_seconds(problem, stage, rates)
     unpack = loaded * _unpack_weights_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
@@ -228,8 +226,8 @@ def _layer_seconds(
     if stage.is_prefill:
         attention = whole * _attention_seconds(problem, stage, rates)
     return {
-        "project": (matmul + unpack) * share + attention,
-        "finish": (matmul + unpack) * (1 - share) + overhead,
+        "project": here * projected_s + unpack * share + attention,
+        "finish": here * finished_s + unpack * (1 - share) + overhead,
     }
 
 
@@ -237,10 +235,20 @@ def _decoder(problem: Problem) -> LayerLayout:
     return next(layer for layer in problem.layers if layer.kind == "decoder")
 
 
-def _matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of all matrix products of the decoder layers."""
-    elements = _decoder(problem).num_matrix_elements * problem.model.num_layers
-    return 2 * elements * stage.tokens / rates.matmul[problem.model.dtype].at(stage.matmul_rows)
+def _projected_elements(problem: Problem) -> int:
+    """Elements of a layer that are multiplied before its attention."""
+    return sum(t.num_elements for t in _decoder(problem).tensors if t.name == "qkv.weight")
+
+
+def _matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
+    """Seconds of the matrix products of all decoder layers, before and behind their attention."""
+    layers, first = problem.model.num_layers, _projected_elements(problem)
+    second = _decoder(problem).num_matrix_elements - first
+    tokens = layers * stage.tokens
+    # In prefill the head takes each prompt's last token, and the last layer finishes no other.
+    finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
+    rate = rates.matmul[problem.model.dtype].at(stage.matmul_rows)
+    return 2 * first * tokens / rate, 2 * second * finished / rate
 
 
 def _unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:

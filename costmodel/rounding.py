@@ -87,7 +87,10 @@ def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segmen
         # are cut between, others not at all.
         if unit * row_bytes % PAGE_BYTES:
             unit = rows - cpu_end
-        attended_from = min(rows, cpu_end + round((attended_from - cpu_end) / unit) * unit)
+        fetched = attended_from - cpu_end
+        fewer = fetched // unit * unit
+        more = min(fewer + unit, rows - cpu_end)
+        attended_from = cpu_end + (fewer if fetched - fewer < more - fetched else more)
     bounds = [("gpu", 0, gpu_end), ("cpu", gpu_end, cpu_end), ("disk", cpu_end, rows)]
     segments = []
     for home, start, end in bounds:

@@ -4,7 +4,8 @@ The module ``generate`` is the command; ``Runner`` is what it drives.
 """
 
 from executor.checkpoint import Checkpoint
-from executor.runner import BlockResult, Progress, Runner
+from executor.results import BlockResult, Progress
+from executor.runner import Runner
 from executor.sampling import Sampler
 
 __all__ = ["BlockResult", "Checkpoint", "Progress", "Runner", "Sampler"]

@@ -15,6 +15,7 @@ from costmodel.tasks import Task
 from executor import layers
 from executor.activations import HiddenStates
 from executor.attention import prefill_attention
+from executor.batch import Batch
 from executor.embedding import EmbeddingTable
 from executor.engine import Handler
 from executor.families import DecoderConfig
@@ -23,55 +24,6 @@ from executor.machine import Machine
 from executor.sampling import Sampler
 from executor.weights import WeightStore
 from profiles import kernels
-
-
-class Batch:
-    """Sequences computed at once: prompts padded on the right, and what was generated.
-
-    Parameters
-    ----------
-    prompts
-        Token ids, at most ``prompt_len`` each.
-    sequence_ids
-        Index of each prompt among all; seeds its sampling.
-    prompt_len, gen_len
-        Tokens that every prompt is padded to, and tokens to generate.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sequence_ids: Sequence[int],
-        *,
-        prompt_len: int,
-        gen_len: int,
-    ) -> None:
-        self.sequence_ids = list(sequence_ids)
-        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
-        for row, prompt in zip(self.prompt_ids, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
-        self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
-        self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def uneven_lengths(self, device: torch.device) -> torch.Tensor | None:
-        """Return the tokens of each prompt, int32 [batch]; ``None`` where none is padded."""
-        if bool((self.lengths == self.prompt_ids.shape[1]).all()):
-            return None
-        return self.lengths.to(device, torch.int32)
-
-    def token_ids(self, token: int) -> torch.Tensor:
-        """Return what goes into the model at a pass: int64 [batch, tokens]."""
-        return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
-
-    def positions(self, token: int) -> torch.Tensor:
-        """Return the positions of those tokens: int64 [batch, tokens]."""
-        if token == 0:
-            return torch.arange(self.prompt_ids.shape[1]).expand_as(self.prompt_ids)
-        return self.lengths[:, None] + (token - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +60,8 @@ class Block:
         self.sampler = sampler
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
         self.batches: list[Batch] = []
-        # Where attention takes place -> for each batch, see ``Batch.uneven_lengths``.
-        self._lengths: dict[str, list[torch.Tensor | None]] = {}
+        # By place, for each batch the tokens of each prompt, int32 [batch]: copied once a block.
+        self._lengths: dict[str, list[torch.Tensor]] = {}
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
@@ -124,7 +76,7 @@ class Block:
         """Take up a new block."""
         self.batches = batches
         self._lengths = {
-            place: [batch.uneven_lengths(device) for batch in batches]
+            place: [batch.lengths.to(device, torch.int32) for batch in batches]
             for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))
         }
         sizes = [len(batch) for batch in batches]
@@ -187,17 +139,19 @@ class Block:
         return 0
 
     def return_queries(self, task: Task) -> int:
-        """Copy queries, keys and values to the CPU, for the rows that are attended there."""
-        down = tuple(t.to("cpu", non_blocking=True) for t in self._projected[task.slot])
+        """Copy queries, keys and values to the CPU, from the first sequence attended there on."""
+        first = self._first_on_cpu(task)
+        down = tuple(t[first:].to("cpu", non_blocking=True) for t in self._projected[task.slot])
         self._returned[task.slot] = down
         return sum(t.numel() * t.element_size() for t in down)
 
     def attend(self, task: Task) -> int:
         """Attend on the CPU to what lies in its memory."""
-        q = self._returned[task.slot][0]
-        out = self._empty_rows(q)
-        rows = self._attend_rows(task, "cpu", self._returned[task.slot], out)
-        self._attended[task.slot] = [(r, out[r]) for r in rows]
+        out = self._empty_rows(self._returned[task.slot][0])
+        first = self._first_on_cpu(task)
+        self._attended[task.slot] = self._attend_rows(
+            task, "cpu", self._returned[task.slot], out, first
+        )
         return 0
 
     def send_attended(self, task: Task) -> int:
@@ -217,6 +171,10 @@ class Block:
         self.stores.hidden.hand_back(task)
         return 0
 
+    def _first_on_cpu(self, task: Task) -> int:
+        """Return the first sequence of a batch that has a row attended on the CPU."""
+        return self.stores.cache.first_row_attended_at(task, "cpu") // self.spec.num_kv_heads
+
     def _empty_rows(self, q: torch.Tensor) -> torch.Tensor:
         return q.new_empty(
             len(q) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
@@ -229,7 +187,7 @@ class Block:
     def _embed(self, task: Task, hidden: torch.Tensor) -> None:
         batch = self.batches[task.batch]
         step = self.policy.prefill_batch_size if task.is_prefill else len(batch)
-        ids, positions = batch.token_ids(task.token), batch.positions(task.token)
+        ids, positions = batch.token_ids(task.token), self._positions(task, "cpu")
         for first in range(0, len(batch), step):
             part = slice(first, first + step)
             hidden[part] = self.stores.tokens.gather(ids[part])
@@ -243,7 +201,15 @@ class Block:
             self.stores.cache.write_prompt(task, first, k, v)
             attended = prefill_attention(q, k, v)
             del q, k, v
-            self._finish(task, hidden[part], attended)
+            if self.kinds[task.layer + 1] != "head":
+                self._finish(task, hidden[part], attended)
+                continue
+            # Of the last layer, the head takes each prompt's last token alone.
+            last = self._last_tokens(task)[part]
+            rows = torch.arange(len(last), device=last.device)
+            picked = hidden[part][rows, last][:, None]
+            self._finish(task, picked, attended[rows, last][:, None])
+            hidden[part][rows, last] = picked[:, 0]
 
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         projected = self._project(task, hidden, slice(None))
@@ -256,41 +222,59 @@ class Block:
     def _project(
         self, task: Task, hidden: torch.Tensor, sequences: slice
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        positions = self.batches[task.batch].positions(task.token)[sequences].to(self.device)
+        positions = self._positions(task, "gpu")[sequences]
         return layers.project_qkv(hidden, self._weights(task), positions, self.spec, self.config)
+
+    def _positions(self, task: Task, place: str) -> torch.Tensor:
+        """Return the positions of the tokens of this pass: [batch, tokens], on a place's device."""
+        lengths = self._lengths[place][task.batch]
+        if not task.is_prefill:
+            return lengths[:, None].long() + (task.token - 1)
+        num_tokens = self.batches[task.batch].prompt_ids.shape[1]
+        return torch.arange(num_tokens, device=lengths.device).expand(len(lengths), -1)
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         layers.finish_layer(hidden, attended, self._weights(task), self.spec, self.config)
 
     def _attend_rows(
-        self, task: Task, place: str, projected: Sequence[torch.Tensor], out: torch.Tensor
-    ) -> list[slice]:
+        self,
+        task: Task,
+        place: str,
+        projected: Sequence[torch.Tensor],
+        out: torch.Tensor,
+        first_sequence: int = 0,
+    ) -> list[tuple[slice, torch.Tensor]]:
         """Append the new token to each segment attended at ``place`` and attend to it.
 
-        ``projected`` are queries [batch, 1, heads, head_dim], keys and values; ``out`` is
-        [rows, group, head_dim]. Returns the rows that were filled.
+        ``projected`` are queries [sequences, 1, heads, head_dim], keys and values of the batch from
+        ``first_sequence`` on; ``out`` is [rows, group, head_dim], of the same sequences. Returns
+        which of the batch's rows were filled, each with its part of ``out``.
         """
         q, k, v = projected
         k, v = k.flatten(0, 2), v.flatten(0, 2)
-        prompt_len = self.batches[task.batch].prompt_ids.shape[1]
+        batch = self.batches[task.batch]
+        lengths = self._lengths[place][task.batch] if batch.is_padded else None
         filled = []
+        if lengths is not None:
+            lengths = lengths[first_sequence:]
+        before = first_sequence * self.spec.num_kv_heads
         for segment, context in self.stores.cache.attended_at(task, place):
-            rows = slice(segment.first_row, segment.end_row)
+            rows = slice(segment.first_row - before, segment.end_row - before)
             context[-1, 0].copy_(k[rows])
             context[-1, 1].copy_(v[rows])
             kernels.decode_attention(
-                q[:, 0], context, out[rows], first_row=segment.first_row,
-                lengths=self._lengths[place][task.batch], prompt_len=prompt_len,
+                q[:, 0], context, out[rows], first_row=rows.start,
+                lengths=lengths, prompt_len=batch.prompt_ids.shape[1],
             )  # fmt: skip
-            filled.append(rows)
+            filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled
 
     def _compute_head(self, task: Task) -> None:
         batch, weights = self.batches[task.batch], self._weights(task)
         if self.kinds[task.layer - 1] != "head":
             hidden = self.stores.hidden.gather(task)
-            last = batch.lengths - 1 if task.is_prefill else torch.zeros_like(batch.lengths)
-            picked = hidden[torch.arange(len(batch)), last.to(hidden.device)]
+            last = self._last_tokens(task)
+            picked = hidden[torch.arange(len(batch), device=last.device), last]
             self._head_inputs[task.batch] = layers.final_norm(picked, weights, self.config)
             self._logits[task.batch] = picked.new_empty(
                 len(batch), self.spec.vocab_size, dtype=torch.float32
@@ -307,6 +291,11 @@ class Block:
             logits = self._logits.pop(task.batch)
             del self._head_inputs[task.batch]
             self._choose(task, batch, logits)
+
+    def _last_tokens(self, task: Task) -> torch.Tensor:
+        """Return the index of each sequence's last token in this pass: int64 [batch]."""
+        lengths = self._lengths["gpu"][task.batch]
+        return lengths.long() - 1 if task.is_prefill else torch.zeros_like(lengths).long()
 
     def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
         ids = self.sampler.sample(logits, batch.sequence_ids, task.token).cpu()

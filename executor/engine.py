@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -114,6 +114,7 @@ class Engine:
         self._pending: dict[int, Completion] = {}
         self._timers: dict[str, StreamTimer] = {}
         self._switch_interval_s = 0.0
+        self._num_threads = torch.get_num_threads()
         self._threads = [
             threading.Thread(target=self._work, args=(channel,), name=channel.name, daemon=True)
             for channel in self._channels.values()
@@ -143,7 +144,15 @@ class Engine:
                     self._drop_one(channel)
         for thread in self._threads:
             thread.join()
+        for channel in self._channels.values():
+            if channel.stream is not None:
+                # Copies that were queued before a failure still use the run's memory.
+                with suppress(RuntimeError):
+                    channel.stream.synchronize()
         sys.setswitchinterval(self._switch_interval_s)
+        if any(channel.decode_threads is not None for channel in self._channels.values()):
+            # What a worker sets for itself is what threads begin with that come after it.
+            torch.set_num_threads(self._num_threads)
 
     def submit(self, task: Task) -> Completion:
         """Queue one task; blocks while its channel's queue is full. Raises what a worker raised."""
@@ -186,18 +195,12 @@ class Engine:
 
     def _work(self, channel: Channel) -> None:
         context = torch.cuda.stream(channel.stream) if channel.stream else nullcontext()
-        all_threads = torch.get_num_threads()
         with torch.inference_mode(), context:
             while (job := channel.jobs.get()) is not None:
                 picked_s = time.perf_counter()
                 task, waits, completion = job
                 try:
                     if not self._failed.is_set():
-                        if channel.decode_threads is not None:
-                            # Of this worker; others keep theirs.
-                            torch.set_num_threads(
-                                all_threads if task.is_prefill else channel.decode_threads
-                            )
                         for wait in waits:
                             wait.wait(channel.stream)
                         self._run(channel, task, completion, picked_s)
@@ -211,6 +214,10 @@ class Engine:
         # A wait that a failure ended must not let its task run on half-written buffers.
         if self._failed.is_set():
             return
+        if channel.decode_threads is not None:
+            wanted = self._num_threads if task.is_prefill else channel.decode_threads
+            if torch.get_num_threads() != wanted:
+                torch.set_num_threads(wanted)
         timer = self._timers.get(channel.name)
         began = timer.mark() if timer else None
         start_s = time.perf_counter()

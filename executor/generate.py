@@ -18,7 +18,7 @@ from executor.checkpoint import Checkpoint
 from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.report import Report, format_report
-from executor.runner import BlockResult
+from executor.results import BlockResult
 from executor.sampling import Sampler
 from executor.text import load_eos_token_ids, load_tokenizer
 from profiles.command import Parser, run

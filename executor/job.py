@@ -21,7 +21,8 @@ from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
 from executor.recorder import open_recorder
 from executor.report import Report, policies_of_blocks
-from executor.runner import BlockResult, Runner, check_runnable
+from executor.results import BlockResult
+from executor.runner import Runner, check_runnable
 from executor.sampling import Sampler
 from profiles.command import Parser
 from profiles.errors import InputError

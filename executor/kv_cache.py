@@ -103,6 +103,12 @@ class KVCache:
             if segment.attended == place:
                 yield segment, context[:num_tokens]
 
+    def first_row_attended_at(self, task: Task, place: str) -> int:
+        """Return the first of a batch's rows attended at ``place``; behind the last if none is."""
+        segments = self._batch_segments[task.batch]
+        firsts = [s.first_row for s in segments if s.attended == place]
+        return min(firsts, default=max(s.end_row for s in segments))
+
     def read(self, task: Task) -> int:
         """Read the context so far of the rows on disk into CPU staging."""
         moved = 0

@@ -37,8 +37,8 @@ class Machine:
     def make_channels(self, *, attends_on_cpu: bool) -> list[Channel]:
         """Make one channel for each that the schedule may use.
 
-        An emulated GPU computes on the CPU's cores: where the CPU attends beside it, in decode,
-        each has its half of them, because two teams of threads on the same cores slow down both.
+        An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, in decode,
+        each has half of them: two teams of threads on the same cores wait for each other's turns.
         """
         gpu = self.hardware.gpu
         decode_threads = None

@@ -41,8 +41,7 @@ class MemoryWatch:
             self.budget_bytes += hardware.gpu.memory_bytes
         elif hardware.gpu is not None:
             self._cuda_bytes = hardware.gpu.memory_bytes
-        foreign_bytes = max(0, sum(_resident_bytes()) - hardware.cpu.runtime_bytes)
-        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + foreign_bytes
+        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + _foreign_bytes(hardware)
 
     def __enter__(self) -> MemoryWatch:
         if self._cuda_bytes is not None:
@@ -70,7 +69,7 @@ class MemoryWatch:
 def check_available(policy: Policy, hardware: HardwareProfile) -> None:
     """Refuse a policy whose predicted peak is more than this process can have now.
 
-    Buffers are physical only once touched, so that the run would else end in the middle.
+    The system might else end the process while it takes its memory, without a word.
 
     Raises
     ------
@@ -81,14 +80,14 @@ def check_available(policy: Policy, hardware: HardwareProfile) -> None:
     needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0)
     # What the process holds already is part of the peak; but for pages of files, which count as
     # available, it is no longer there.
-    own, _ = _resident_bytes()
+    own = max(0, _resident_bytes()[0] - _foreign_bytes(hardware))
     limits = [psutil.virtual_memory().available + own, cgroup_limit_bytes()]
     usable = min(limit for limit in limits if limit is not None)
     if needed > usable:
         raise InfeasibleError(
             f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory, and"
             f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
-            f" with --cpu-memory {usable}"
+            f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}"
         )
 
 
@@ -103,6 +102,11 @@ def out_of_memory_told(hardware: HardwareProfile) -> Iterator[None]:
             f"gpu memory: the run needs more than its budget of {format_bytes(budget)}, or than"
             " other programs leave of it; try: search again with a smaller --gpu-memory"
         ) from error
+
+
+def _foreign_bytes(hardware: HardwareProfile) -> int:
+    """Return what this process holds beyond an empty one, before a run has taken anything."""
+    return max(0, sum(_resident_bytes()) - hardware.cpu.runtime_bytes)
 
 
 def _resident_bytes() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
@@ -45,7 +46,8 @@ class PageChecksums:
     def write(self, descriptor: int, pages: memoryview, position: int) -> None:
         """Write the checksums of what lies at ``position``."""
         sums = page_checksums(pages)
-        os.pwrite(descriptor, sums, self._place(position))
+        if os.pwrite(descriptor, sums, self._place(position)) < len(sums):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def were_checked(self, position: int, num_bytes: int) -> bool:
         """Whether all pages that the range touches have been found right."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from costmodel.layout import model_layers
 from costmodel.policy import Policy, Prediction
 from costmodel.tasks import Task
-from executor.runner import Progress
+from executor.results import Progress
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 

@@ -14,7 +14,7 @@ from costmodel.chrome_trace import TraceFile, open_trace
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
 from costmodel.timeline import simulate
-from executor.runner import BlockResult
+from executor.results import BlockResult
 from executor.trace import Span
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile

@@ -12,7 +12,8 @@ import torch
 from costmodel.job import blocks_of
 from costmodel.policy import Policy, Prediction
 from executor.memory_peak import gpu_peak_bytes
-from executor.runner import BlockResult, Runner
+from executor.results import BlockResult
+from executor.runner import Runner
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.runtime import peak_resident_bytes

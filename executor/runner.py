@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from costmodel.schedule import ZigzagSchedule
 from costmodel.tasks import Task
 from executor.activations import HiddenStates
 from executor.allocator import keep_freed_memory
-from executor.block import Batch, Block, Stores
+from executor.batch import Batch
+from executor.block import Block, Stores
 from executor.checkpoint import WeightSource
 from executor.embedding import EmbeddingTable
 from executor.engine import Completion, Engine
@@ -27,6 +28,7 @@ from executor.kv_cache import KVCache
 from executor.machine import Machine
 from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
 from executor.offload_folder import check_offload_folder, remove_orphans
+from executor.results import BlockResult, Progress, collect
 from executor.sampling import Sampler
 from executor.scratch_file import ScratchFile
 from executor.trace import Span, Trace
@@ -38,40 +40,6 @@ from profiles.hardware import HardwareProfile
 
 # Tasks that are made while the token before them is computed.
 TASKS_AHEAD = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockResult:
-    """What one block generated, and its seconds; ``start_s`` is on the run's clock.
-
-    ``output_ids`` holds the generated tokens of each prompt, by the prompt's index, up to and
-    without an end-of-sequence token; ``stopped`` the prompts that met one.
-    """
-
-    output_ids: dict[int, tuple[int, ...]]
-    stopped: frozenset[int]
-    num_batches: int
-    prompt_len: int
-    num_tokens: int
-    start_s: float
-    prefill_s: float
-    decode_s: float
-
-
-class Progress:
-    """What a run tells while it works. This one tells nobody; subclasses show it."""
-
-    def loading(self, num_bytes: int) -> None:
-        """So many bytes of weights will be written to disk and read into memory."""
-
-    def loaded(self, num_bytes: int) -> None:
-        """So many of them are there now."""
-
-    def started(self, num_batches: int) -> None:
-        """A block begins."""
-
-    def computed(self, task: Task) -> None:
-        """One layer was computed for one batch; called from a worker's thread."""
 
 
 class Runner:
@@ -130,6 +98,8 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        # The trace outlives the run, and knows the runner: its memory must not.
+        del self.weights, self.block, self.engine
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
         """Generate for every prompt, given as token ids; yields each block as it ends.
@@ -163,7 +133,7 @@ class Runner:
         policy, enter = self.policy, self._stack.enter_context
         check_available(policy, self.hardware)
         # Where the kernels are not built yet, the compiler must not run beside the weights.
-        kernels.is_native(torch.empty(0))
+        kernels.load_library()
         self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
         file = None
@@ -193,7 +163,6 @@ class Runner:
             hidden=hidden,
         )  # fmt: skip
         self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
-        self.machine = machine
         channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
         self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
 
@@ -215,19 +184,20 @@ class Runner:
         )
         start_s = time.perf_counter()
         ends_s = self._run_schedule(schedule)
-        return _collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
+        return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
 
     def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
         """Submit the tasks token by token; returns when each token was done."""
         ends_s: list[float] = []
         last: Completion | None = None
         tasks = iter(schedule)
-        while (task := next(tasks, None)) is not None:
+        ahead: deque[Task] = deque()
+        while (task := ahead.popleft() if ahead else next(tasks, None)) is not None:
             if task.token > len(ends_s) and task.channel == self.route.compute_channel:
                 # The next token needs this one anyway; its first loads are under way already, and
                 # its next tasks are made before the workers want the interpreter.
                 assert last is not None
-                tasks = itertools.chain(list(itertools.islice(tasks, TASKS_AHEAD)), tasks)
+                ahead.extend(itertools.islice(tasks, TASKS_AHEAD - len(ahead)))
                 self.engine.wait(last)
                 ends_s.append(time.perf_counter())
                 self.engine.forget_done()
@@ -264,30 +234,3 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
             allowed=f"the GPU of {hardware.name}, for which the policy was made",
             hint="searching again with this machine's profile",
         )
-
-
-def _collect(
-    batches: list[Batch],
-    eos_ids: frozenset[int],
-    prompt_len: int,
-    start_s: float,
-    ends_s: list[float],
-) -> BlockResult:
-    output_ids, stopped = {}, set()
-    for batch in batches:
-        for index, row in zip(batch.sequence_ids, batch.generated.tolist(), strict=True):
-            ids = row[: len(ends_s)]
-            end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
-            output_ids[index] = tuple(ids[:end])
-            if end is not None:
-                stopped.add(index)
-    return BlockResult(
-        output_ids=output_ids,
-        stopped=frozenset(stopped),
-        num_batches=len(batches),
-        prompt_len=prompt_len,
-        num_tokens=len(ends_s),
-        start_s=start_s,
-        prefill_s=ends_s[0] - start_s,
-        decode_s=ends_s[-1] - ends_s[0],
-    )

@@ -14,7 +14,8 @@ def with_emulated_gpu(
 ) -> HardwareProfile:
     """Set aside part of a machine's CPU memory as a GPU tier behind throttled links.
 
-    It computes as fast as the CPU does, and its memory is taken off the CPU tier.
+    It computes as fast as the CPU does, on the CPU's cores, of which each has half where the CPU
+    attends beside it. Its memory is taken off the CPU tier.
 
     Parameters
     ----------

@@ -14,6 +14,10 @@ import torch
 from profiles.kernels import twins
 from profiles.kernels.build import load_library
 
+__all__ = [
+    "decode_attention", "is_native", "load_library", "rms_norm", "rotate", "swiglu",
+]  # fmt: skip
+
 _long = ctypes.c_long
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -82,6 +86,7 @@ def decode_attention(
     head_dim = q.shape[2]
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
     assert context.stride(3) == 1
+    assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
         group=out.shape[1], dim=head_dim, context=context.data_ptr(),

@@ -41,10 +41,12 @@ def load_library() -> ctypes.CDLL | None:
             build(compiler, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[0])
         logger.warning(
-            "no native CPU kernels, attention on the CPU will be several times slower: %s",
-            reason.strip().partition("\n")[0],
+            "no native CPU kernels, attention on the CPU will be many times slower: %s; try: g++ 12"
+            " or newer, or name a compiler in ZIGZAG_COMPILER",
+            reason,
         )
         return None
 

@@ -7,31 +7,26 @@ has it in CPU memory. Progress goes to stderr, one JSON line with every figure t
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from workload_run import command_line, cpu_name
+from workload_run import BenchParser, circumstances
 
 from profiles import kernels
-from profiles.command import Parser, run
-from profiles.compute import DTYPES, cache_at_home
+from profiles.command import run
+from profiles.compute import COLD_BYTES, DTYPES, HEAD_DIM, cache_at_home
 from profiles.errors import InputError
 from profiles.files import write_json
 from profiles.units import MIB
 
-HEAD_DIM = 128
 STREAM_BYTES = 256 * MIB
-COLD_BYTES = 128 * MIB
 GROUPS = (1, 4, 8)
 # Sequences, key heads, tokens so far.
 SHAPES = ((64, 8, 144), (16, 8, 576), (4, 8, 2048), (8, 32, 512))
@@ -52,28 +47,22 @@ def main(arguments: list[str]) -> None:
         "dtype": flags.dtype,
         "rounds": flags.rounds,
         "cases": cases,
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {"torch": version("torch")},
-        "date": datetime.date.today().isoformat(),
-        "command": command_line("decode_attention.py", arguments),
+        **circumstances("decode_attention.py", arguments, "torch"),
     }
     if flags.result is not None:
         write_json(flags.result, result)
     print(json.dumps(result))
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="tests.bench.decode_attention",
+def _parser() -> BenchParser:
+    parser = BenchParser(
+        "decode_attention.py",
         description=(__doc__ or "").partition("\n")[0],
-        example="python tests/bench/decode_attention.py"
-        " --result tests/bench/results/decode-attention.json",
+        example="--result tests/bench/results/decode-attention.json",
     )
-    parser.prog = "python tests/bench/decode_attention.py"
     add = parser.add_argument
     add("--dtype", default="bfloat16", choices=list(DTYPES), help="(bfloat16)")
     add("--rounds", type=int, default=15, help="of which the median counts (15)")
-    add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
     return parser
 
 

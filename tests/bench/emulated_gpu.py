@@ -13,18 +13,15 @@ stdout.
 
 from __future__ import annotations
 
-import datetime
 import json
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from workload_run import command_line, cpu_name, say
+from workload_run import BenchParser, circumstances, say
 
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import TIERS, Placement, Policy
@@ -32,15 +29,14 @@ from costmodel.timeline import simulate
 from costmodel.workload import Workload
 from executor.dummy import DummyCheckpoint
 from executor.runner import Runner
-from profiles.command import Parser, run
+from profiles.command import run
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
-from profiles.hardware import HardwareProfile
+from profiles.hardware import CHANNELS, HardwareProfile
 from profiles.recorded import recorded_profile
 from profiles.units import GIB
 
-CHANNELS = ("disk_read", "disk_write", "h2d", "d2h", "gpu_compute", "cpu_compute")
 MACHINE = "cpu-2core"
 GPU_BYTES = 2 * GIB
 ON_GPU, ON_CPU = Placement(gpu=1), Placement(cpu=1)
@@ -86,10 +82,7 @@ def main(arguments: list[str]) -> None:
         "benchmark": "time of a block over its busiest channel's",
         "rounds": flags.rounds,
         "cases": cases,
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {"torch": version("torch")},
-        "date": datetime.date.today().isoformat(),
-        "command": command_line("emulated_gpu.py", arguments),
+        **circumstances("emulated_gpu.py", arguments, "torch"),
     }
     if flags.result is not None:
         write_json(flags.result, result)
@@ -101,18 +94,16 @@ def main(arguments: list[str]) -> None:
             )
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="tests.bench.emulated_gpu",
+def _parser() -> BenchParser:
+    parser = BenchParser(
+        "emulated_gpu.py",
         description=(__doc__ or "").partition("\n")[0],
-        example="python tests/bench/emulated_gpu.py --result tests/bench/results/emulated-gpu.json",
+        example="--result tests/bench/results/emulated-gpu.json",
     )
-    parser.prog = "python tests/bench/emulated_gpu.py"
     add = parser.add_argument
     add("--rounds", type=int, default=3, help="of which the median counts (3)")
     names = [case.bound_by for case in CASES]
     add("--only", action="append", choices=names, help="leave others out; may be repeated")
-    add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
     return parser
 
 

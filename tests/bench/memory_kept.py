@@ -15,7 +15,6 @@ JSON line with every figure to stdout.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import random
@@ -24,17 +23,15 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from drawn_policies import Drawn, draw_policies
 from memory_cgroup import Ended, MemoryCgroup, last_line
-from workload_run import ROOT, command_line, cpu_name, say
+from workload_run import ROOT, BenchParser, circumstances, say
 
 from profiles import kernels
-from profiles.command import Parser, run
+from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import to_json, write_json
 from profiles.recorded import recorded_profile
@@ -54,7 +51,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("--runs", got=flags.runs, allowed="1 or more")
     machine = recorded_profile(MACHINE)
     # Else the first run would hold a compiler too.
-    kernels.is_native(torch.empty(0))
+    kernels.load_library()
     runtime_bytes = measure_runtime_bytes()
     hardware = replace(machine, cpu=replace(machine.cpu, runtime_bytes=runtime_bytes))
     say(f"an empty process holds {format_bytes(runtime_bytes)}")
@@ -73,10 +70,7 @@ def main(arguments: list[str]) -> None:
         "ratio_max": max(ratios, default=None),
         "ratio_min": min(ratios, default=None),
         "cases": cases,
-        "machine": {"cpu": cpu_name()},
-        "versions": {"torch": version("torch")},
-        "date": datetime.date.today().isoformat(),
-        "command": command_line("memory_kept.py", arguments),
+        **circumstances("memory_kept.py", arguments, "torch"),
     }
     if flags.result is not None:
         write_json(flags.result, result)
@@ -86,17 +80,15 @@ def main(arguments: list[str]) -> None:
         raise RunError("; ".join(wrong))
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="tests.bench.memory_kept",
+def _parser() -> BenchParser:
+    parser = BenchParser(
+        "memory_kept.py",
         description=(__doc__ or "").strip(),
-        example="python tests/bench/memory_kept.py --result tests/bench/results/memory-kept.json",
+        example="--result tests/bench/results/memory-kept.json",
     )
-    parser.prog = "python tests/bench/memory_kept.py"
     add = parser.add_argument
     add("--runs", type=int, default=20, help="policies to draw and run (20)")
     add("--seed", type=int, default=0, help="of the policies and the prompts (0)")
-    add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
     return parser
 
 

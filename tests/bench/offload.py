@@ -15,27 +15,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from contest import Contender, System, speedups
 from llama_cpp import LlamaCpp
 from memory_cgroup import MemoryCgroup
 from ours import Ours
 from transformers_peers import Accelerate, Transformers
-from workload_run import Bench, Runs, command_line, cpu_name, say
+from workload_run import Bench, BenchParser, Runs, circumstances, say
 
 from costmodel.model_spec import load_model_spec
-from profiles.command import Parser, run
+from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
 
@@ -78,14 +74,12 @@ def main(arguments: list[str]) -> None:
     _complain(contenders)
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="tests.bench.offload",
+def _parser() -> BenchParser:
+    parser = BenchParser(
+        "offload.py",
         description=(__doc__ or "").strip(),
-        example="python tests/bench/offload.py --gen-len 32 --work-dir bench"
-        " --result tests/bench/results/offload.json",
+        example="--gen-len 32 --work-dir bench --result tests/bench/results/offload.json",
     )
-    parser.prog = "python tests/bench/offload.py"
     add = parser.add_argument
     add("--preset", default="llama-3.2-3b", help="shape: a preset or a config.json (llama-3.2-3b)")
     parser.add_bytes("--memory", default=4 * 10**9, help="limit for each run (4GB)")
@@ -103,7 +97,6 @@ def _parser() -> Parser:
     add("--llama-batched-bench", type=Path, metavar="PATH", help=built)
     add("--quick-profile", action="store_true", help="measure ours with --quick: for rehearsals")
     add("--seed", type=int, default=0, help="of weights and prompts (0)")
-    add("--result", type=Path, metavar="FILE", help="keep the JSON here too")
     return parser
 
 
@@ -152,16 +145,7 @@ def _result(
         "speedup_of_medians": {
             name: speedups(ours, peer) for name, peer in medians.items() if ours and name != "ours"
         },
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_bytes": psutil.virtual_memory().total,
-            "kernel": platform.release(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in VERSIONED},
-        "date": datetime.date.today().isoformat(),
-        "command": command_line("offload.py", arguments),
+        **circumstances("offload.py", arguments, *VERSIONED),
     }
     named: dict[str, Any] = _without(str(bench.folder), result)
     return named

@@ -15,10 +15,7 @@ table goes to stdout, progress to stderr; the figures are printed, never judged.
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 import shlex
 import shutil
 import statistics
@@ -27,17 +24,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workload_run import command_line, cpu_name
+from workload_run import BenchParser, circumstances
 
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
 from costmodel.workload import Workload
-from profiles.command import Parser, run
+from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
 from profiles.recorded import recorded_profile
@@ -71,21 +67,18 @@ def main(arguments: list[str]) -> None:
     print(format_table(result))
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="tests.bench.search_speed",
+def _parser() -> BenchParser:
+    parser = BenchParser(
+        "search_speed.py",
         description=(__doc__ or "").partition("\n")[0],
-        example="python tests/bench/search_speed.py --flexgen-python flexgen-venv/bin/python"
-        " --result tests/bench/results/search-speed.json",
+        example="--flexgen-python flexgen/bin/python --result tests/bench/results/search.json",
     )
-    parser.prog = "python tests/bench/search_speed.py"
     add = parser.add_argument
     add(
         "--flexgen-python", default=sys.executable, metavar="PATH",
         help=f"a Python that has flexgen {FLEXGEN_VERSION}; default: this one",
     )  # fmt: skip
     add("--rounds", type=int, default=3, help="runs of each, of which the median counts (3)")
-    add("--result", type=Path, metavar="FILE", help="keep every figure here, as JSON")
     return parser
 
 
@@ -132,14 +125,8 @@ def compare(flexgen_python: str, rounds: int, folder: Path) -> dict[str, Any]:
         "models": models,
         # Part of flexgen_process_s: mostly torch and transformers, which ours never imports.
         "flexgen_import_s": _median(imports),
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("pulp", "highspy", "numpy")},
-        },
         "flexgen_versions": versions,
-        "date": datetime.date.today().isoformat(),
-        "command": command_line("search_speed.py", sys.argv[1:]),
+        **circumstances("search_speed.py", sys.argv[1:], "pulp", "highspy", "numpy"),
     }
 
 

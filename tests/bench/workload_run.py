@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import platform
@@ -14,12 +15,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
 from costmodel.model_spec import ModelSpec
 from executor.dummy import hf_config, write_random_checkpoint
+from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, write_json
 
@@ -181,6 +186,34 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), platform.machine())
+
+
+class BenchParser(Parser):
+    """The parser of a script in this folder, with the flag that keeps its result."""
+
+    def __init__(self, script: str, *, description: str, example: str) -> None:
+        super().__init__(
+            prog="tests.bench", description=description,
+            example=f"python tests/bench/{script} {example}",
+        )  # fmt: skip
+        self.prog = f"python tests/bench/{script}"
+        self.add_argument("--result", type=Path, metavar="FILE", help="keep the JSON here too")
+
+
+def circumstances(script: str, arguments: Sequence[str], *packages: str) -> dict[str, Any]:
+    """Return what a result says of how it came about: machine, versions, date and command."""
+    return {
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": psutil.virtual_memory().total,
+            "kernel": platform.release(),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
+        "date": datetime.date.today().isoformat(),
+        "command": command_line(script, arguments),
+    }
 
 
 def command_line(script: str, arguments: Sequence[str]) -> str:

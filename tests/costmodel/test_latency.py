@@ -32,6 +32,10 @@ SEQUENCES, PROMPT, STEPS = 8, 16, 4
 CONTEXT = 16 + 17 + 18 + 19
 LAYERS = 8
 TOKEN = CACHE_TOKEN_BYTES * LAYERS
+# Of the last layer, only each prompt's last token is multiplied by what follows attention: all but
+# the stacked projections, 512 rows of 256.
+LAYER_FLOP = 2 * (DECODER_BYTES / 2 - 2 * 256)
+PREFILL_FLOP = PROMPT * LAYERS * LAYER_FLOP - (PROMPT - 1) * (LAYER_FLOP - 2 * 512 * 256)
 
 
 def _price(machine: HardwareProfile, **changes: object) -> Prediction:
@@ -53,7 +57,7 @@ def test_the_first_layer_passes_disk_and_link_before_the_gpu_begins() -> None:
     parts = Placement(gpu=0.5, cpu=0.25, disk=0.25)
     predicted = _price(machine, weights=parts, cache=ON_GPU, activations=ON_GPU)
     fill_s = 0.25 * DECODER_BYTES / 1e8 + 0.5 * DECODER_BYTES / 4e8
-    flop = 2 * (PROMPT * LAYERS * (DECODER_BYTES / 2 - 2 * 256) + HEAD_BYTES / 2 - 256)
+    flop = PREFILL_FLOP + 2 * (HEAD_BYTES / 2 - 256)
     square = 4 * PROMPT**2 * 256 * LAYERS
     computed_s = SEQUENCES * (flop + square) / 1e9
     assert computed_s > 0.25 * SMALL_BYTES / 1e8
@@ -112,7 +116,7 @@ def test_products_count_two_flop_an_element_and_the_head_once_a_pass() -> None:
     flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256)
     head = 2 * (HEAD_BYTES / 2 - 256)
     predicted = _price(make_machine(cpu=make_compute(flop=1e6)))
-    assert predicted.prefill_s == pytest.approx(SEQUENCES * (PROMPT * flop + head) / 1e6)
+    assert predicted.prefill_s == pytest.approx(SEQUENCES * (PREFILL_FLOP + head) / 1e6)
     assert predicted.decode_s == pytest.approx(SEQUENCES * STEPS * (flop + head) / 1e6)
 
 
@@ -124,7 +128,7 @@ def test_rates_depend_on_the_rows_of_each_phase() -> None:
     predicted = _price(make_machine(cpu=slow))
     flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256)
     head = 2 * (HEAD_BYTES / 2 - 256)
-    assert predicted.prefill_s == pytest.approx(SEQUENCES * (PROMPT * flop / 1e9 + head / 1e6))
+    assert predicted.prefill_s == pytest.approx(SEQUENCES * (PREFILL_FLOP / 1e9 + head / 1e6))
     assert predicted.decode_s == pytest.approx(SEQUENCES * STEPS * (flop + head) / 1e6)
 
 
@@ -214,14 +218,14 @@ def test_weights_multiplied_in_place_are_neither_sent_nor_multiplied_twice() -> 
     exchanged = SEQUENCES * 2 * LAYERS * 256 * 2 * (PROMPT + STEPS)
     # The head is the GPU's and is always sent.
     sent = (0.75 + STEPS * 0.25) * LAYERS * DECODER_BYTES + (1 + STEPS) * HEAD_BYTES
-    share = 0.25 * PROMPT + 0.75 * STEPS
+    flop = {"prefill": PREFILL_FLOP, "decode": STEPS * layers_flop}
     assert predicted.channel_s["h2d"] == pytest.approx((sent + exchanged) / 1e6)
     assert predicted.channel_s["d2h"] == pytest.approx(exchanged / 1e6)
     assert predicted.channel_s["cpu_compute"] == pytest.approx(
-        SEQUENCES * share * layers_flop / 1e7
+        SEQUENCES * (0.25 * flop["prefill"] + 0.75 * flop["decode"]) / 1e7
     )
     assert predicted.channel_s["gpu_compute"] == pytest.approx(
-        SEQUENCES * ((PROMPT + STEPS - share) * layers_flop + 5 * head_flop) / 1e8
+        SEQUENCES * (0.75 * flop["prefill"] + 0.25 * flop["decode"] + 5 * head_flop) / 1e8
     )
 
 

@@ -60,6 +60,14 @@ def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy
 
 
 @given(policies())
+def test_all_or_nothing_is_attended_where_asked(policy: Policy) -> None:
+    for share, place in ((0.0, "gpu"), (1.0, "cpu")):
+        asked = replace(policy, cpu_attention=share)
+        for segment in cut_cache(asked, policy.gpu_batch_size, has_gpu=True):
+            assert segment.home == "gpu" or segment.attended == place
+
+
+@given(policies())
 def test_without_a_gpu_everything_is_attended_where_it_computes(policy: Policy) -> None:
     cpu_only = make_policy(model=policy.model, cache=Placement(cpu=0.5, disk=0.5))
     for segment in cut_cache(cpu_only, 4, has_gpu=False):

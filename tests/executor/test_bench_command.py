@@ -15,7 +15,8 @@ from costmodel.policy import Placement, Policy
 from executor import bench
 from executor.dummy import hf_config
 from executor.kv_cache import KVCache
-from executor.runner import BlockResult, Runner
+from executor.results import BlockResult
+from executor.runner import Runner
 from profiles.errors import RunError
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command

@@ -57,6 +57,30 @@ def test_one_channel_works_in_order() -> None:
         assert done == list(range(5 * QUEUE_LENGTH))
 
 
+def test_a_channel_computes_decode_with_its_own_threads() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def work(task: Task) -> int:
+        seen.append(torch.get_num_threads())
+        return 0
+
+    torch.set_num_threads(4)
+    try:
+        channel = Channel("cpu_compute", decode_threads=1)
+        with Engine([channel], {"work": work}, Trace()) as engine:
+            for token in (0, 1, 2, 0):
+                engine.submit(make_task(token, "cpu_compute", token=token))
+            engine.drain()
+        assert seen == [4, 1, 1, 4]
+        late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        late.start()
+        late.join()
+        assert torch.get_num_threads() == seen[-1] == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_task_waits_for_other_channels() -> None:
     release = threading.Event()
     done: list[str] = []

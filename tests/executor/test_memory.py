@@ -72,7 +72,9 @@ def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None
     problem, shares = problem_of(rounded, hardware), shares_of(rounded)
     peaks = peak_bytes(problem, shares)
     with Runner(policy, hardware, DummyCheckpoint(spec=policy.model), folder) as runner:
-        used = {tier: dict(arena.used_bytes) for tier, arena in runner.machine.arenas.items()}
+        used = {
+            tier: dict(arena.used_bytes) for tier, arena in runner.weights.machine.arenas.items()
+        }
         disk_bytes = runner.disk_bytes
     for tier, rows in memory_rows(problem, shares).items():
         if tier == "disk":

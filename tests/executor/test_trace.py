@@ -212,8 +212,8 @@ def test_cuda_tasks_are_timed_by_their_stream(monkeypatch: pytest.MonkeyPatch) -
     """Handlers return at once, so only the events know how long the work took."""
     passed, stream = [True], FakeStream()
 
-    def make_event(*, enable_timing: bool) -> FakeEvent:
-        assert enable_timing
+    def make_event(*, enable_timing: bool, blocking: bool) -> FakeEvent:
+        assert enable_timing and blocking
         return FakeEvent(passed)
 
     def work(task: Task) -> int:

@@ -11,7 +11,8 @@ from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy
 from costmodel.workload import Workload
 from executor.checkpoint import WeightSource
-from executor.runner import BlockResult, Runner
+from executor.results import BlockResult
+from executor.runner import Runner
 from executor.sampling import Sampler
 from profiles import ComputeRates, Cpu, Disk, HardwareProfile, RateCurve, with_emulated_gpu
 from profiles.units import GIB

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from profiles import aligned_io
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
+from profiles.units import MIB
 
 
 def _noise(num_bytes: int, seed: int = 0) -> memoryview:
@@ -168,3 +171,17 @@ def test_missing_file_and_closed_twice(tmp_path: Path) -> None:
     file = DirectFile(tmp_path / "file", writable=True)
     file.close()
     file.close()
+
+
+def test_populated_memory_is_physical_at_once() -> None:
+    def resident_bytes() -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    before = resident_bytes()
+    lazy = aligned_buffer(64 * MIB)
+    assert resident_bytes() - before < 8 * MIB
+    populated = aligned_buffer(64 * MIB, populate=True)
+    release = tuple(int(part) for part in platform.release().split(".")[:2])
+    # Older systems do not know the advice, and wait until memory is touched.
+    assert (resident_bytes() - before > 56 * MIB) == (release >= (5, 14))
+    assert len(lazy) == len(populated)

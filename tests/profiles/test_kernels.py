@@ -61,9 +61,10 @@ def _attend_slowly(
 
 
 def _inputs(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, first_row: int
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, first_row: int, by_row: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Make queries, a cache and the output, with strides as runs have them."""
+    """Make queries, a cache and the output, with strides as runs have them: token by token, or
+    row by row with room for more tokens."""
     batch, kv_heads, group, head_dim, tokens = shape
     stacked = torch.randn(batch, kv_heads * (group + 2), head_dim).to(dtype)
     rows = batch * kv_heads - first_row
@@ -71,6 +72,9 @@ def _inputs(
     padded = torch.full((tokens, used + 32), torch.nan, dtype=dtype)
     padded[:, :used] = torch.randn(tokens, used).to(dtype)
     context = padded[:, :used].unflatten(1, (2, rows, head_dim))
+    if by_row:
+        longer = torch.full((rows, 2, tokens + 3, head_dim), torch.nan, dtype=dtype)
+        context = longer[:, :, :tokens].copy_(context.permute(2, 1, 0, 3)).permute(2, 1, 0, 3)
     return stacked[:, : kv_heads * group], context, torch.empty(rows, group, head_dim, dtype=dtype)
 
 
@@ -78,15 +82,17 @@ def _inputs(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("first_row", [0, 1])
 @pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
 def test_decode_attention(
     library: str,
     shape: tuple[int, int, int, int, int],
     dtype: torch.dtype,
     first_row: int,
     is_padded: bool,
+    by_row: bool,
 ) -> None:
     batch, kv_heads, _, _, tokens = shape
-    q, context, out = _inputs(shape, dtype, first_row)
+    q, context, out = _inputs(shape, dtype, first_row, by_row)
     prompt_len = tokens - 1 if is_padded else 0
     lengths = torch.randint(1, tokens, (batch,), dtype=torch.int32) if is_padded else None
     void = torch.zeros(batch, tokens, dtype=torch.bool)
@@ -110,6 +116,16 @@ def test_large_scores_neither_overflow_nor_vanish(library: str, dtype: torch.dty
     kernels.decode_attention(q, context, out)
     expected = context[23, 1][:, None].expand_as(out)
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_does_not_depend_on_strides(dtype: torch.dtype) -> None:
+    q, context, out = _inputs((3, 4, 3, 96, 50), dtype, 1)
+    by_row = context.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    again = torch.empty_like(out)
+    kernels.decode_attention(q, context, out, first_row=1)
+    kernels.decode_attention(q, by_row, again, first_row=1)
+    assert torch.equal(out, again)
 
 
 def test_attention_does_not_depend_on_threads_nor_on_what_it_is_cut_into() -> None:

@@ -1,0 +1,49 @@
+"""Sequences that are computed at once, as token ids: what went in and what was generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Batch:
+    """Sequences computed at once: prompts padded on the right, and what was generated.
+
+    Parameters
+    ----------
+    prompts
+        Token ids, at most ``prompt_len`` each.
+    sequence_ids
+        Index of each prompt among all; seeds its sampling.
+    prompt_len, gen_len
+        Tokens that every prompt is padded to, and tokens to generate.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sequence_ids: Sequence[int],
+        *,
+        prompt_len: int,
+        gen_len: int,
+    ) -> None:
+        self.sequence_ids = list(sequence_ids)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
+        for row, prompt in zip(self.prompt_ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
+        self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some prompt is shorter than the longest."""
+        return bool((self.lengths < self.prompt_ids.shape[1]).any())
+
+    def token_ids(self, token: int) -> torch.Tensor:
+        """Return what goes into the model at a pass: int64 [batch, tokens]."""
+        return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
