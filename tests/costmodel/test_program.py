@@ -39,6 +39,8 @@ from tests.costmodel.machines import (
 )
 
 WORK = Workload(prompt_len=16, gen_len=5)
+# Elements of a layer that are multiplied before its attention.
+PROJECTED = 512 * 256
 MOST_POINTS = 300
 
 
@@ -118,7 +120,9 @@ def test_weights_are_multiplied_where_link_gpu_and_cpu_end_together(gpu_flop: fl
         machine, {"gpu": math.ceil(max(sum(t.values()) for t in rows.values())), "disk": 0}
     )
     found = _solve(replace(problem, hardware=machine), 1)
-    flop = 2 * 8 * (DECODER_BYTES / 2 - 2 * 256)
+    decoder = DECODER_BYTES / 2 - 2 * 256
+    # One token in decode; in prefill two, of which the last layer finishes one.
+    flop = {n: 2 * (n * 8 * decoder - (n - 1) * (decoder - PROJECTED)) for n in (1, 2)}
     head_s = 2 * 1000 * 256 / gpu_flop
     exchanged_s = 2 * 8 * 256 * 2 / 1e7
 
@@ -128,9 +132,9 @@ def test_weights_are_multiplied_where_link_gpu_and_cpu_end_together(gpu_flop: fl
     def seconds(share: float, tokens: int, resident: float) -> float:
         return max(
             ((1 - resident) * SMALL_BYTES - share * 8 * DECODER_BYTES) / 1e7 + tokens * exchanged_s,
-            (1 - share) * tokens * flop / gpu_flop + head_s + fill_s[tokens],
+            (1 - share) * flop[tokens] / gpu_flop + head_s + fill_s[tokens],
             # The one batch in series: its part on the CPU, the head, and what passes the link.
-            share * tokens * flop / 2e6 + head_s + tokens * exchanged_s,
+            share * flop[tokens] / 2e6 + head_s + tokens * exchanged_s,
         )
 
     def both(prefill: float, decode: float) -> float:
@@ -153,8 +157,9 @@ def test_where_all_fits_latency_is_flop_over_rate() -> None:
     """Nothing moves, so every sequence costs its own arithmetic whatever the block."""
     machine = make_machine(cpu=make_compute(flop=1e9))
     decoder, head = DECODER_BYTES // 2 - 2 * 256, 1000 * 256
-    # 16 prompt tokens and 4 decode steps pass through 8 layers; the head sees 1 + 4 tokens.
-    flop = 2 * ((16 + 4) * 8 * decoder + 5 * head)
+    # 16 prompt tokens and 4 decode steps pass through 8 layers, but for what follows attention in
+    # the last one, which sees 1 + 4 tokens as the head does.
+    flop = 2 * ((16 + 4) * 8 * decoder - 15 * (decoder - PROJECTED) + 5 * head)
     for block_size in (None, 4, 64):
         found = _solve(_problem(machine), block_size)
         assert found.latency_per_sequence_s == pytest.approx(flop / 1e9, rel=1e-6)

@@ -187,6 +187,9 @@ class FakeStream:
 
     clock_ms: float = 0.0
 
+    def synchronize(self) -> None:
+        """Nothing is ever under way."""
+
 
 @dataclass
 class FakeEvent:
