@@ -30,6 +30,7 @@ from drawn_policies import Drawn, draw_policies
 from memory_cgroup import Ended, MemoryCgroup, last_line
 from workload_run import ROOT, BenchParser, circumstances, say
 
+from executor.memory_watch import TOLERANCE
 from profiles import kernels
 from profiles.command import run
 from profiles.errors import InputError, RunError
@@ -38,7 +39,6 @@ from profiles.recorded import recorded_profile
 from profiles.runtime import measure_runtime_bytes
 from profiles.units import format_bytes
 
-TOLERANCE = 0.03
 # Rates decide what the search likes, and nothing about bytes: any recorded machine will do.
 MACHINE = "cpu-2core"
 TIMEOUT_S = 300.0
