@@ -29,6 +29,8 @@ PHASES = ("prefill", "decode")
 # own modules and the threads of the channels hold some 10 MB beyond an empty process.
 ALLOCATOR_SHARE = 0.25
 LIBRARY_BYTES = 24 * MIB
+# cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
+CUDA_LIBRARY_BYTES = 40 * MIB
 
 Terms = dict[str, Quantity]
 
@@ -212,7 +214,9 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * (model.dtype_bytes + LOGIT_BYTES)
     needed = max(layer_bytes, head_bytes) + _unpacked_bytes(problem, phase)
-    return round(needed * (1 + ALLOCATOR_SHARE)) + LIBRARY_BYTES
+    uses_cuda = problem.hardware.has_gpu and not problem.hardware.is_emulated
+    library_bytes = CUDA_LIBRARY_BYTES if uses_cuda else LIBRARY_BYTES
+    return round(needed * (1 + ALLOCATOR_SHARE)) + library_bytes
 
 
 def _unpacked_bytes(problem: Problem, phase: str) -> int:

@@ -29,12 +29,19 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
 
     Notes
     -----
-    Goes sequence by sequence, so that the heads of a group can share one key as a view: with a
-    batch dimension in the way, the keys would have to be repeated in memory. Temporaries beside
-    the result: that of one sequence, [heads, tokens, head_dim], and the kernel's own tiles.
+    Goes sequence by sequence where torch's kernel knows no groups (on the CPU, and in float32),
+    so that the heads of a group can share one key as a view: with a batch dimension in the way,
+    the keys would have to be repeated in memory. Temporaries beside the result: that of one
+    sequence, [heads, tokens, head_dim], and the kernel's own tiles.
     """
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k.shape[2]
+    if q.is_cuda and (heads == kv_heads or q.dtype != torch.float32):
+        attended = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+            is_causal=True, enable_gqa=heads != kv_heads,
+        )  # fmt: skip
+        return attended.transpose(1, 2).flatten(2)
     out = q.new_empty(batch, tokens, heads, head_dim)
     group = heads // kv_heads
     grouped, split = (kv_heads, group, tokens, head_dim), (tokens, kv_heads, group, head_dim)

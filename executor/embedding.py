@@ -68,16 +68,22 @@ class EmbeddingTable:
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""
         flat = ids.flatten()
-        out = torch.empty(len(flat), self._width, dtype=self._dtype, device=self._device)
+        below = torch.empty(len(flat), self._width, dtype=self._dtype)
         for first, rows in self._runs:
-            found = ((flat >= first) & (flat < first + len(rows))).nonzero().squeeze(1)
-            if len(found):
-                picked = rows[(flat[found] - first).to(rows.device)]
-                out[found.to(self._device)] = picked.to(self._device)
+            found = _between(flat, first, first + len(rows))
+            if len(found) and rows.device.type == "cpu":
+                below[found] = rows[flat[found] - first]
         for first, end, position in self._disk:
-            found = ((flat >= first) & (flat < end)).nonzero().squeeze(1)
+            found = _between(flat, first, end)
             if len(found):
-                out[found.to(self._device)] = self._read(flat[found] - first, position)
+                below[found] = self._read(flat[found] - first, position)
+        # One copy up, because each waits for whatever the link is busy with.
+        out = below.to(self._device)
+        for first, rows in self._runs:
+            found = _between(flat, first, first + len(rows))
+            if len(found) and rows.device.type != "cpu":
+                places, wanted = torch.stack((found, flat[found] - first)).to(self._device)
+                out[places] = rows[wanted]
         return out.view(*ids.shape, self._width)
 
     def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
@@ -88,4 +94,9 @@ class EmbeddingTable:
         raw = table.view(torch.uint8).numpy()
         for i, row in enumerate(wanted.tolist()):
             self._file.read_row(raw[i].data, position + row * row_bytes)
-        return table[places].to(self._device)
+        return table[places]
+
+
+def _between(ids: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Return which of ``ids`` are in [first, end): int64 indices."""
+    return ((ids >= first) & (ids < end)).nonzero().squeeze(1)

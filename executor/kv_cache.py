@@ -10,7 +10,7 @@ views make both look the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ from costmodel.rounding import Segment, cut_cache
 from costmodel.tasks import Task
 from executor.machine import Machine
 from executor.scratch_file import ScratchFile
+from executor.strided_copy import copy_runs
 from profiles.compute import DTYPES
 
 
@@ -233,22 +234,17 @@ class KVCache:
                 below = self._home(task, segment)
             above = self._gpu_staged(task, segment, in_prefill=task.is_prefill)
             source, target = (above, below) if down else (below, above)
-            for run, to in zip(
-                self._runs(segment, source, tokens), self._runs(segment, target, tokens),
-                strict=True,
-            ):  # fmt: skip
-                to.copy_(run, non_blocking=True)
-                moved += to.numel() * to.element_size()
+            runs = (self._runs(segment, buffer, tokens) for buffer in (target, source))
+            moved += copy_runs(*runs)
         return moved
 
-    def _runs(
-        self, segment: Segment, buffer: torch.Tensor, tokens: slice
-    ) -> Sequence[torch.Tensor]:
-        """Return the contiguous runs that some tokens of a segment are; CUDA copies no other."""
+    def _runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """Return some tokens of a segment as the runs that they are in memory: [runs, elements]."""
         if _lies_by_row(segment):
             by_row = self._as_context(segment, buffer)[tokens].permute(2, 1, 0, 3)
-            return by_row.flatten(0, 1).unbind(0)
-        return [buffer[tokens.start * segment.token_bytes : tokens.stop * segment.token_bytes]]
+            return by_row.flatten(0, 1).flatten(1)
+        size = segment.token_bytes
+        return buffer[tokens.start * size : tokens.stop * size][None]
 
 
 def _lies_by_row(segment: Segment) -> bool:

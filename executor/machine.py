@@ -7,6 +7,7 @@ import torch
 from executor.arena import Arena
 from executor.engine import Channel, Throttle
 from profiles.hardware import HardwareProfile
+from profiles.kernels import without_cudnn_attention
 
 
 class Machine:
@@ -26,6 +27,8 @@ class Machine:
         budget = hardware.cpu.memory_bytes - hardware.cpu.runtime_bytes
         self.cpu = Arena("cpu", budget, cpu, pins=self.uses_cuda)
         self.compute = self.cpu
+        if self.uses_cuda:
+            without_cudnn_attention()
         if hardware.gpu is not None:
             self.compute = Arena("gpu", hardware.gpu.memory_bytes, device)
 

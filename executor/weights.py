@@ -26,6 +26,8 @@ from profiles.compute import DTYPES
 from profiles.units import MIB
 
 LOAD_PIECE_BYTES = 16 * MIB
+# What is copied to the GPU at once: other copies wait for its end, whatever their stream.
+SEND_PIECE_BYTES = 16 * MIB
 
 
 class WeightStore:
@@ -115,7 +117,7 @@ class WeightStore:
         target = self._staging["gpu"][task.slot]
         cpu = self._resident["cpu"][task.layer]
         first, end = (len(cpu) * (task.batch + i) // self.num_pieces for i in (0, 1))
-        target[first:end].copy_(cpu[first:end], non_blocking=True)
+        self._queue_copy(target[first:end], cpu[first:end])
         moved = end - first
         if cut.disk_bytes:
             window = page_floor(cut.cpu_end)
@@ -123,9 +125,16 @@ class WeightStore:
             first, end = max(first, cut.cpu_end), min(end, cut.num_bytes)
             if first < end:
                 staged = self._staging["cpu"][task.slot][first - window : end - window]
-                target[first - cut.gpu_end : end - cut.gpu_end].copy_(staged, non_blocking=True)
+                self._queue_copy(target[first - cut.gpu_end : end - cut.gpu_end], staged)
                 moved += end - first
         return moved
+
+    @staticmethod
+    def _queue_copy(target: torch.Tensor, source: torch.Tensor) -> None:
+        for to, piece in zip(
+            target.split(SEND_PIECE_BYTES), source.split(SEND_PIECE_BYTES), strict=True
+        ):
+            to.copy_(piece, non_blocking=True)
 
     def layer(self, index: int, slot: int) -> LayerWeights:
         """Return a layer's tensors, each as the row chunks that it is cut into."""

@@ -23,6 +23,7 @@ from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError
 from profiles.files import to_json
 from profiles.hardware import Cpu, Gpu, HardwareProfile
+from profiles.kernels import without_cudnn_attention
 from profiles.links import measure_links
 from profiles.memory_limits import usable_memory_bytes
 from profiles.runtime import measure_runtime_bytes
@@ -85,6 +86,7 @@ def measure_profile(
 
 
 def _measure_gpu(plan: compute.ComputePlan, sampler: Sampler) -> Gpu:
+    without_cudnn_attention()
     # A GPU needs more work than a CPU before it shows its speed.
     plan = replace(plan, out_features=11008, num_prompts=8, num_heads=32, num_cache_rows=1024)
     free_bytes, _ = torch.cuda.mem_get_info()

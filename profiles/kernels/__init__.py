@@ -16,6 +16,7 @@ from profiles.kernels.build import load_library
 
 __all__ = [
     "decode_attention", "is_native", "load_library", "rms_norm", "rotate", "swiglu",
+    "without_cudnn_attention",
 ]  # fmt: skip
 
 _long = ctypes.c_long
@@ -43,6 +44,12 @@ class _Attention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
     )
+
+
+def without_cudnn_attention() -> None:
+    """Keep torch from attending with cuDNN, which prepares itself again, for some 30 ms, whenever
+    the context has grown by a token. For the whole process, as torch has it."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def is_native(tensor: torch.Tensor) -> bool:
