@@ -27,10 +27,15 @@ bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(RUN) tests/bench/search_speed.py
 	$(RUN) tests/bench/decode_attention.py
+	$(RUN) tests/bench/packed.py
+	$(RUN) tests/bench/quality.py
 	$(OFFLOAD) --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --prompt-len 32 --gen-len 128
 	$(OFFLOAD) --only ours --num-prompts 4
 	$(OFFLOAD) --only ours --num-prompts 24 --prompt-len 256 --gen-len 2
+	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k
+	$(RUN) -m profiles.measure --output bench-work/profile.json
+	$(RUN) tests/bench/precisions.py --hardware bench-work/profile.json
 	$(RUN) tests/bench/emulated_gpu.py
 	$(RUN) tests/bench/memory_kept.py
 

@@ -1,55 +1,94 @@
-"""What is enumerated outside the program: batch sizes, precision, and what must be allowed."""
+"""What is enumerated outside the program: batch sizes and precision, within what is permitted."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from costmodel.model_spec import ModelSpec
 from costmodel.problem import Problem
 from costmodel.workload import Workload
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.packing import BITS, DEFAULT_GROUP_SIZE, GROUP_SIZES
 
 # Without a number of prompts, a block may be this large.
 MAX_BLOCK_SIZE = 4096
 # Rows of a matrix product in prefill: more run faster and take more memory.
 PREFILL_ROWS = (8192, 2048, 512)
-# What changes a model's outputs, or what the executor cannot run yet, is only offered by name.
-ALLOWABLE = {
-    "weights-8bit": "weights in 8 bits, in groups of 64",
-    "weights-4bit": "weights in 4 bits, in groups of 64",
-    "cache-8bit": "KV cache in 8 bits, in groups of 64",
-    "cache-4bit": "KV cache in 4 bits, in groups of 64",
-    "sparse-attention": "decode reads a tenth of the values, those with the largest scores",
-    "cpu-weights": "beside a GPU, the CPU multiplies part of the weights where they lie",
-}
-SPARSITY = 0.1
+FULL_BITS = 16
 
 
-def check_allowed(names: frozenset[str], hardware: HardwareProfile) -> None:
-    """Refuse names that are not known, and quantization where its cost is not."""
-    if unknown := sorted(names - ALLOWABLE.keys()):
-        raise InputError("--allow", got=unknown[0], allowed=", ".join(ALLOWABLE))
-    if any("bit" in name for name in names) and not hardware.knows_unpacking:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permitted:
+    """What the search may choose among, where a choice changes a model's outputs.
+
+    Parameters
+    ----------
+    weight_bits, cache_bits
+        Out of 16 (the model's own dtype, whatever that is), 8 and 4.
+    group_size
+        Elements that share a scale where they are quantized.
+    sparsity
+        Fraction of the keys that each query of decode may leave it at; 1 is dense attention.
+    cpu_weights
+        Beside a GPU, the CPU may multiply part of the weights where they lie. Changes no output,
+        and cannot be run yet.
+    """
+
+    weight_bits: tuple[int, ...] = (FULL_BITS,)
+    cache_bits: tuple[int, ...] = (FULL_BITS,)
+    group_size: int = DEFAULT_GROUP_SIZE
+    sparsity: float = 1.0
+    cpu_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "cache_bits"):
+            wrong = [bits for bits in getattr(self, name) if bits not in (FULL_BITS, *BITS)]
+            if wrong or not getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(flag, got=wrong[0] if wrong else "none", allowed="16, 8, 4")
+        if self.group_size not in GROUP_SIZES:
+            allowed = ", ".join(str(size) for size in GROUP_SIZES)
+            raise InputError("--group-size", got=self.group_size, allowed=allowed)
+        if not 0 < self.sparsity <= 1:
+            raise InputError("--sparsity", got=self.sparsity, allowed="a fraction in (0, 1]")
+
+    @property
+    def packs(self) -> bool:
+        """Whether anything may be quantized."""
+        return min(*self.weight_bits, *self.cache_bits) < FULL_BITS
+
+    def bits(self, model: ModelSpec, kind: str) -> list[int]:
+        """The precisions to compare: of those below full, more bits cost as much to unpack."""
+        permitted: tuple[int, ...] = getattr(self, f"{kind}_bits")
+        full = [model.full_bits] if FULL_BITS in permitted else []
+        return full + [bits for bits in (4, 8) if bits in permitted][:1]
+
+
+DEFAULT_PERMITTED = Permitted()
+
+
+def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
+    """Refuse quantization where its cost is not known."""
+    if permitted.packs and not hardware.knows_unpacking:
         raise InputError(
-            "--allow",
-            got=next(iter(sorted(n for n in names if "bit" in n))),
-            allowed=f"no quantization, because {hardware.name} lacks the rate of unpacking",
+            "--weight-bits and --cache-bits",
+            got="less than 16",
+            allowed=f"16, because {hardware.name} lacks the rate of unpacking",
             hint="python -m profiles.measure",
         )
 
 
 def problems_of(
-    hardware: HardwareProfile, model: ModelSpec, workload: Workload, allowed: frozenset[str]
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
     """Yield every problem that the search compares."""
-    cpu_weights = [False, True] if "cpu-weights" in allowed and hardware.has_gpu else [False]
-    # Fewer values never cost more in this model, so what is allowed is taken.
-    sparsity = SPARSITY if "sparse-attention" in allowed else 1.0
-    for batch, in_place, in_cpu, weight_bits, cache_bits in itertools.product(
-        batch_sizes(workload), (True, False), cpu_weights,
-        _bits(model, "weights", allowed), _bits(model, "cache", allowed),
+    cpu_weights = [False, True] if permitted.cpu_weights and hardware.has_gpu else [False]
+    for batch, in_place, in_cpu, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), (True, False), cpu_weights, permitted.bits(model, "weight"),
+        permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
     ):  # fmt: skip
         sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
         for prefill_batch_size in sorted(sizes):
@@ -63,23 +102,25 @@ def problems_of(
                 cpu_weights=in_cpu,
                 weight_bits=weight_bits,
                 cache_bits=cache_bits,
+                group_size=permitted.group_size,
                 attention_sparsity=sparsity,
             )
 
 
 def smallest_problem(
-    hardware: HardwareProfile, model: ModelSpec, workload: Workload, allowed: frozenset[str]
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Problem:
     """Return the problem that needs the least memory: one sequence at a time, in the fewest bits
-    allowed."""
+    permitted."""
     return Problem(
         hardware=hardware,
         model=model,
         workload=workload,
         gpu_batch_size=1,
         prefill_batch_size=1,
-        weight_bits=min(_bits(model, "weights", allowed)),
-        cache_bits=min(_bits(model, "cache", allowed)),
+        weight_bits=min(permitted.bits(model, "weight")),
+        cache_bits=min(permitted.bits(model, "cache")),
+        group_size=permitted.group_size,
     )
 
 
@@ -91,12 +132,6 @@ def batch_sizes(workload: Workload) -> list[int]:
     if workload.num_prompts is not None:
         sizes |= {-(-workload.num_prompts // parts) for parts in range(1, 9)}
     return sorted(size for size in sizes if size <= most)
-
-
-def _bits(model: ModelSpec, kind: str, allowed: frozenset[str]) -> list[int]:
-    """Full precision, and the fewest bits allowed: more of them cost as much to unpack."""
-    packed = [bits for bits in (4, 8) if f"{kind}-{bits}bit" in allowed]
-    return [model.full_bits, *packed[:1]]
 
 
 def _even_part(size: int, most: int) -> int:

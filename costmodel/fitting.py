@@ -98,6 +98,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy
         cpu_weights=CpuWeights(**multiplied) if problem.cpu_weights else CpuWeights(),
         weight_bits=problem.weight_bits or problem.model.full_bits,
         cache_bits=problem.cache_bits or problem.model.full_bits,
+        group_size=problem.group_size,
         attention_sparsity=problem.attention_sparsity,
     )
 

@@ -1,20 +1,21 @@
-"""Flags of every command that searches: the machine, the model, the work, and what is allowed."""
+"""Flags of every command that searches: the machine, the model, the work, and what is permitted."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.choices import ALLOWABLE
+from costmodel.choices import Permitted
 from costmodel.model_spec import ModelSpec, load_model_spec
 from costmodel.optimum import DEFAULT_MARGIN
 from costmodel.workload import Workload
 from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.packing import DEFAULT_GROUP_SIZE, GROUP_SIZES
 from profiles.recorded import find_profile
 
 # FlexGen's main workload (ICML 2023, table 2).
@@ -32,7 +33,7 @@ class Question:
     model: ModelSpec
     workload: Workload
     margin: float
-    allowed: frozenset[str]
+    permitted: Permitted
 
 
 def add_question_flags(parser: Parser) -> None:
@@ -66,14 +67,51 @@ def add_question_flags(parser: Parser) -> None:
         metavar="SHARE",
         help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
     )
-    add(
-        "--allow",
-        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
-        default=[],
-        metavar="NAMES",
-        help="what changes outputs or cannot be run yet, with commas between: "
-        + "; ".join(f"{name} ({what})" for name, what in ALLOWABLE.items()),
+    add_permitted_flags(parser)
+    priced = "price what cannot be run yet: beside a GPU, the CPU multiplies weights where they lie"
+    add("--cpu-weights", action="store_true", help=priced)
+
+
+def add_permitted_flags(parser: Parser) -> None:
+    """Add the flags that ``read_permitted`` reads: what changes a model's outputs."""
+    add = parser.add_argument
+    bits = "choose among 16 (the model's own), 8 and 4, such as 16,4; 8 yields to 4"
+    add("--weight-bits", metavar="BITS", help=f"of the weights: {bits} (16)")
+    add("--cache-bits", metavar="BITS", help=f"of the KV cache: {bits} (16)")
+    sizes = ", ".join(str(size) for size in GROUP_SIZES)
+    shared = f"elements that share a scale: {sizes} ({DEFAULT_GROUP_SIZE})"
+    add("--group-size", type=int, metavar="N", help=shared)
+    sparse = "share of the keys that each query may leave it at, those of the largest scores (1)"
+    add("--sparsity", type=float, metavar="SHARE", help=sparse)
+
+
+def read_permitted(flags: argparse.Namespace) -> Permitted:
+    """Return what the flags permit; those that are not given permit what keeps outputs."""
+    given = {
+        "weight_bits": _numbers("--weight-bits", flags.weight_bits),
+        "cache_bits": _numbers("--cache-bits", flags.cache_bits),
+        "group_size": flags.group_size,
+        "sparsity": flags.sparsity,
+    }
+    permitted = replace(
+        Permitted(cpu_weights=getattr(flags, "cpu_weights", False)),
+        **{name: value for name, value in given.items() if value is not None},
     )
+    if flags.group_size is not None and not permitted.packs:
+        raise InputError(
+            "--group-size", got="nothing that is quantized", allowed="it with fewer bits than 16",
+            hint="--weight-bits 16,4",
+        )  # fmt: skip
+    return permitted
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(flag, got=text, allowed="16, 8, 4, with commas between") from None
 
 
 def read_question(flags: argparse.Namespace) -> Question:
@@ -90,7 +128,7 @@ def read_question(flags: argparse.Namespace) -> Question:
             prompt_len=flags.prompt_len, gen_len=flags.gen_len, num_prompts=flags.num_prompts
         ),
         margin=flags.margin,
-        allowed=frozenset(flags.allow),
+        permitted=read_permitted(flags),
     )
 
 

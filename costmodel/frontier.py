@@ -102,7 +102,7 @@ def _search(question: Question, max_latency_s: float | None) -> SearchResult:
         question.workload,
         max_latency_s=max_latency_s,
         margin=question.margin,
-        allowed=question.allowed,
+        permitted=question.permitted,
     )
 
 

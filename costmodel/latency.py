@@ -11,15 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from costmodel.layout import LayerLayout
+from costmodel.arithmetic import (
+    attended_bytes,
+    attention_seconds,
+    decoder_layer,
+    head_seconds,
+    matmul_seconds,
+    multiplied_bytes,
+    projected_elements,
+    unpack_weights_seconds,
+    unpacking_bytes,
+)
 from costmodel.problem import Problem, Quantity, Shares
 from costmodel.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.hardware import ComputeRates
 
-# Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
-LOGIT_BYTES = 4
-SAMPLING_PASSES = 3
 # The CPU's part of a layer takes the hidden states and returns what is added to them, once for
 # attention and once for the MLP.
 EXCHANGES = 2
@@ -59,7 +66,7 @@ def _disk_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]
     padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
     hidden = shares.activations_disk * _hidden_moves(problem, stage)
     weights = shares.weights_disk * _loaded_bytes(problem, stage)
-    read = shares.cache_disk * (padded * stage.context_tokens * _read_share(problem))
+    read = shares.cache_disk * (padded * stage.context_tokens)
     written = shares.cache_disk * (padded * stage.stored_tokens)
     # Small pieces move at the disk's rate for small requests.
     batch_bytes = problem.cache_token_bytes * problem.gpu_batch_size
@@ -92,18 +99,13 @@ def _loaded_bytes(problem: Problem, stage: Stage) -> float:
 
 def _decoder_bytes(problem: Problem, stage: Stage) -> float:
     """Bytes of the decoder layers, for all passes of the stage."""
-    num_bytes = _decoder(problem).num_bytes * problem.model.num_layers
+    num_bytes = decoder_layer(problem).num_bytes * problem.model.num_layers
     return num_bytes * stage.passes * problem.loads_per_block
 
 
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
     return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
-
-
-def _read_share(problem: Problem) -> float:
-    """Share of the cache that is read: all keys, and the values that sparse attention picks."""
-    return (1 + problem.attention_sparsity) / 2
 
 
 def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
@@ -123,7 +125,7 @@ def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]
     queries, stored = shares.attended * 0.0, off_gpu
     if not stage.is_prefill:
         queries, stored = shares.attended, fetched
-    fetched_bytes = fetched * (token_bytes * stage.context_tokens * _read_share(problem))
+    fetched_bytes = fetched * (token_bytes * stage.context_tokens)
     exchanged = shares.whole * (
         EXCHANGES * problem.cpu_weights * layers * stage.tokens * problem.hidden_token_bytes
     )
@@ -151,7 +153,7 @@ def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
         loaded = here * (1 / stage.sequences_at_once)
     attended = shares.whole - shares.attended
     seconds = _layer_seconds(problem, stage, gpu.compute, shares.whole, here, attended, loaded)
-    head = _head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s, shares.whole)
+    head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
     return (
         *(Work(kind, "gpu_compute", value) for kind, value in seconds.items()),
         Work("head", "gpu_compute", head),
@@ -162,14 +164,14 @@ def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iter
     cpu, layers = problem.hardware.cpu, problem.model.num_layers
     attend, attend_bytes = shares.attended * 0.0, shares.attended * 0.0
     if not stage.is_prefill:
-        attend = shares.attended * _attention_seconds(problem, stage, cpu.compute)
+        attend = shares.attended * attention_seconds(problem, stage, cpu.compute)
         attend = attend + shares.attended * (
             layers * stage.passes * cpu.compute.task_overhead_s / stage.sequences_at_once
         )
-        attend_bytes = shares.attended * _attended_bytes(problem, stage)
+        attend_bytes = shares.attended * attended_bytes(problem, stage)
     multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
-    flop_s = sum(_matmul_seconds(problem, stage, cpu.compute))
-    unpack = _unpack_weights_seconds(problem, stage, cpu.compute)
+    flop_s = sum(matmul_seconds(problem, stage, cpu.compute))
+    unpack = unpack_weights_seconds(problem, stage, cpu.compute)
     loaded = _per_block(shares, stage)
     if problem.unpacks_per_batch:
         loaded = multiplied * (1 / stage.sequences_at_once)
@@ -191,10 +193,12 @@ def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
         loaded = whole * (1 / stage.sequences_at_once)
     seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, whole, loaded)
     memory_bytes = {
-        "project": whole * (_attended_bytes(problem, stage)),
-        "finish": whole * (problem.staged_weight_bytes * stage.passes / stage.sequences_at_once),
+        "project": whole * (attended_bytes(problem, stage)),
+        "finish": whole
+        * (multiplied_bytes(problem, stage) * stage.passes / stage.sequences_at_once)
+        + loaded * unpacking_bytes(problem, stage),
     }
-    head = _head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s, whole)
+    head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
     return (
         *(Work(k, "cpu_compute", value, memory_bytes[k]) for k, value in seconds.items()),
         Work("head", "cpu_compute", head),
@@ -216,79 +220,16 @@ def _layer_seconds(
     ``here`` of the weights are multiplied and ``attended`` of the cache is attended on the
     device, which unpacks ``loaded`` of the weights.
     """
-    share = _projected_elements(problem) / _decoder(problem).num_matrix_elements
-    projected_s, finished_s = _matmul_seconds(problem, stage, rates)
-    unpack = loaded * _unpack_weights_seconds(problem, stage, rates)
+    share = projected_elements(problem) / decoder_layer(problem).num_matrix_elements
+    projected_s, finished_s = matmul_seconds(problem, stage, rates)
+    unpack = loaded * unpack_weights_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
-    attention = attended * _attention_seconds(problem, stage, rates)
+    attention = attended * attention_seconds(problem, stage, rates)
     if stage.is_prefill:
-        attention = whole * _attention_seconds(problem, stage, rates)
+        attention = whole * attention_seconds(problem, stage, rates)
     return {
         "project": here * projected_s + unpack * share + attention,
         "finish": here * finished_s + unpack * (1 - share) + overhead,
     }
-
-
-def _decoder(problem: Problem) -> LayerLayout:
-    return next(layer for layer in problem.layers if layer.kind == "decoder")
-
-
-def _projected_elements(problem: Problem) -> int:
-    """Elements of a layer that are multiplied before its attention."""
-    return sum(t.num_elements for t in _decoder(problem).tensors if t.name == "qkv.weight")
-
-
-def _matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
-    """Seconds of the matrix products of all decoder layers, before and behind their attention."""
-    layers, first = problem.model.num_layers, _projected_elements(problem)
-    second = _decoder(problem).num_matrix_elements - first
-    tokens = layers * stage.tokens
-    # In prefill the head takes each prompt's last token, and the last layer finishes no other.
-    finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
-    rate = rates.matmul[problem.model.dtype].at(stage.matmul_rows)
-    return 2 * first * tokens / rate, 2 * second * finished / rate
-
-
-def _unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking all weights once in every pass, where they are quantized."""
-    if not problem.packs_weights:
-        return 0.0
-    elements = sum(layer.num_matrix_elements for layer in problem.layers if layer.kind != "embed")
-    num_bytes = elements * problem.model.dtype_bytes * problem.loads_per_block
-    return num_bytes * stage.passes / rates.unpack_bytes_per_s
-
-
-def _attended_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the cache, as it lies, that attention reads for one sequence."""
-    token_bytes = problem.cache_token_bytes * problem.model.num_layers
-    return token_bytes * stage.context_tokens * _read_share(problem)
-
-
-def _attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    model = problem.model
-    packed_s = 0.0
-    if problem.packs_cache:
-        # What is new is packed, what is read is unpacked.
-        tokens = stage.stored_tokens + stage.context_tokens * _read_share(problem)
-        packed_bytes = problem.unpacked_token_bytes * model.num_layers * tokens
-        packed_s = packed_bytes / rates.unpack_bytes_per_s
-    if stage.is_prefill:
-        square = 4 * stage.tokens**2 * model.query_size * model.num_layers
-        return packed_s + square / rates.attention_prefill[model.dtype]
-    token_bytes = problem.unpacked_token_bytes * model.num_layers
-    read_bytes = token_bytes * stage.context_tokens * _read_share(problem)
-    return packed_s + read_bytes / rates.attention_decode[model.dtype]
-
-
-def _head_seconds(
-    problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float, whole: Quantity
-) -> Quantity:
-    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt."""
-    model, batch = problem.model, problem.gpu_batch_size
-    flop = 2 * model.vocab_size * model.hidden_size * stage.passes
-    sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
-    overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    seconds = flop / rates.matmul[model.dtype].at(batch) + sampled_bytes / memory_rate + overhead_s
-    return whole * seconds

@@ -13,6 +13,7 @@ from costmodel.layout import round_up
 from costmodel.problem import Problem, Quantity, Shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
+from profiles.packing import UNPACKED_AT_ONCE_BYTES
 from profiles.units import MIB
 
 # A layer's weights are read into one buffer while the layer before is computed from another;
@@ -86,6 +87,7 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         "fetched": (off_gpu - shares.attended_per_block)
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }
+    unpacked = shares.per_block * _unpacked_weight_bytes(problem)
     multiplied = {
         "prefill": shares.multiplied_prefill_per_block,
         "decode": shares.multiplied_decode_per_block,
@@ -93,11 +95,12 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     return {
         f"{phase}, {moment} cache": home
         | {
-            # The largest layer is cut at the row nearest to the fraction.
+            # The largest layer is cut near the fraction.
             "weight staging": (staged - multiplied[phase])
             * (NUM_BUFFERS * problem.largest_layer_bytes)
-            + shares.per_block * (NUM_BUFFERS * problem.longest_row_bytes),
+            + shares.per_block * (NUM_BUFFERS * problem.longest_cut_bytes),
             "cache staging": cache,
+            "unpacked weights": unpacked,
             "workspace": shares.per_block * workspace_bytes(problem, phase),
         }
         for phase in PHASES
@@ -106,8 +109,8 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
 
 
 def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
-    # A buffer of disk bytes begins at the row nearest to the fraction, and on whole pages.
-    edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_row_bytes)
+    # A buffer of disk bytes begins near the fraction, and on whole pages.
+    edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_cut_bytes)
     home: Terms = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
         "weights": shares.weights_cpu * problem.weight_bytes,
@@ -121,6 +124,7 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     }
     if not problem.hardware.has_gpu:
         home |= _head_terms(problem, shares)
+        home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
         return {
             phase: home | {"workspace": shares.per_block * workspace_bytes(problem, phase)}
             for phase in PHASES
@@ -213,22 +217,30 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     # One chunk of the head makes its logits in the model's dtype, then in float32.
     head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * (model.dtype_bytes + LOGIT_BYTES)
-    needed = max(layer_bytes, head_bytes) + _unpacked_bytes(problem, phase)
+    needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     uses_cuda = problem.hardware.has_gpu and not problem.hardware.is_emulated
     library_bytes = CUDA_LIBRARY_BYTES if uses_cuda else LIBRARY_BYTES
     return round(needed * (1 + ALLOCATOR_SHARE)) + library_bytes
 
 
-def _unpacked_bytes(problem: Problem, phase: str) -> int:
-    """Count what is unpacked at once: a layer's or a matrix's weights, and a batch's cache."""
-    unpacked = 0
-    if problem.packs_weights:
-        staged = [layer for layer in problem.layers if layer.kind != "embed"]
-        elements = max(layer.num_matrix_elements for layer in staged)
-        if problem.unpacks_per_batch:
-            elements = max(t.num_elements for layer in staged for t in layer.tensors)
-        unpacked += elements * problem.model.dtype_bytes
-    if problem.packs_cache and phase == "decode":
-        tokens = problem.gpu_batch_size * problem.workload.context_len
-        unpacked += tokens * problem.unpacked_token_bytes
-    return unpacked
+def _unpacked_weight_bytes(problem: Problem) -> int:
+    """Count what holds the matrices of the layer that is computed, where they are packed."""
+    if not problem.packs_weights:
+        return 0
+    staged = [layer for layer in problem.layers if layer.kind != "embed"]
+    elements = max(layer.num_matrix_elements for layer in staged)
+    if problem.unpacks_per_batch:
+        elements = max(t.num_elements for layer in staged for t in layer.tensors)
+    return elements * problem.model.dtype_bytes
+
+
+def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
+    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache;
+    the CPU's kernels read it as it lies."""
+    is_plain = not problem.packs_cache and problem.attention_sparsity == 1
+    if is_plain or phase == "prefill" or not problem.hardware.has_gpu:
+        return 0
+    model, context = problem.model, problem.workload.context_len
+    # One row is attended to whole, whatever it takes.
+    row_bytes = 2 * context * (model.head_dim + 3 * model.group_size) * LOGIT_BYTES
+    return max(UNPACKED_AT_ONCE_BYTES, row_bytes)

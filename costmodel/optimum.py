@@ -13,7 +13,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from costmodel.choices import MAX_BLOCK_SIZE, check_allowed, problems_of, smallest_problem
+from costmodel.choices import (
+    DEFAULT_PERMITTED,
+    MAX_BLOCK_SIZE,
+    Permitted,
+    check_permitted,
+    problems_of,
+    smallest_problem,
+)
 from costmodel.fitting import fit
 from costmodel.job import job_throughput
 from costmodel.layout import model_layers
@@ -129,7 +136,7 @@ def search(
     *,
     max_latency_s: float | None = None,
     margin: float = DEFAULT_MARGIN,
-    allowed: frozenset[str] = frozenset(),
+    permitted: Permitted = DEFAULT_PERMITTED,
 ) -> SearchResult:
     """Return the policy with the highest predicted throughput over the whole job.
 
@@ -139,8 +146,8 @@ def search(
         Limit on the latency of one block.
     margin
         Share of every capacity that is left free.
-    allowed
-        Names out of ``costmodel.choices.ALLOWABLE``.
+    permitted
+        What it may choose among that changes a model's outputs.
 
     Raises
     ------
@@ -148,20 +155,20 @@ def search(
         When nothing fits: which tier is short, by how many bytes, and what would do.
     """
     check_work(model, workload, hardware)
-    check_allowed(allowed, hardware)
+    check_permitted(permitted, hardware)
     usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
     machine = with_capacities(hardware, usable)
     tree = _Tree(max_latency_s)
-    tree.plant(problems_of(machine, model, workload, allowed))
+    tree.plant(problems_of(machine, model, workload, permitted))
     if machine.has_gpu and not machine.is_emulated:
         # A GPU with little memory can be worse than none; seldom is it worth asking.
         alone = with_capacities(machine, {"gpu": 0})
         if _least_seconds(alone, model, workload) < tree.best_s:
-            tree.plant(problems_of(alone, model, workload, allowed))
+            tree.plant(problems_of(alone, model, workload, permitted))
     if not tree.found:
-        smallest = smallest_problem(hardware, model, workload, allowed)
+        smallest = smallest_problem(hardware, model, workload, permitted)
         raise _reason_of(
-            smallest, problems_of(machine, model, workload, allowed), max_latency_s, margin
+            smallest, problems_of(machine, model, workload, permitted), max_latency_s, margin
         )
     best = tree.choose()
     used = hardware if best.problem.hardware.has_gpu else with_capacities(hardware, {"gpu": 0})

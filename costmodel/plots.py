@@ -81,7 +81,7 @@ def throughput_over_memory(
                 question.model,
                 question.workload,
                 margin=question.margin,
-                allowed=question.allowed,
+                permitted=question.permitted,
             )
         except InfeasibleError:
             continue

@@ -12,6 +12,7 @@ from costmodel.workload import Workload
 from profiles.errors import InputError
 from profiles.files import from_json, read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
+from profiles.packing import DEFAULT_GROUP_SIZE, GROUP_SIZES
 
 SCHEMA_VERSION = 1
 TIERS = ("gpu", "cpu", "disk")
@@ -115,11 +116,14 @@ class Policy:
         Fractions of the weights in CPU memory that the CPU multiplies where they lie.
     weight_bits, cache_bits
         Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
+    group_size
+        Elements that share a scale and a minimum where they are quantized: of a matrix along its
+        rows, of the cache along the head dimension.
     unpacks_per_batch
         Quantized weights are unpacked one matrix at a time for every batch, as FlexGen does,
         instead of a layer at once for every load, which takes more memory and less time.
     attention_sparsity
-        Fraction of values read per query; 1 is dense attention.
+        Fraction of the keys that each query of decode attends to; 1 is dense attention.
     hardware
         The machine and the budgets that the policy was made for, without raw measurements.
     """
@@ -136,6 +140,7 @@ class Policy:
     cpu_weights: CpuWeights = CpuWeights()
     weight_bits: int = 16
     cache_bits: int = 16
+    group_size: int = DEFAULT_GROUP_SIZE
     unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
     hardware: HardwareProfile | None = None
@@ -163,6 +168,12 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
                 )
+        if self.group_size not in GROUP_SIZES:
+            raise InputError(
+                "policy.group_size",
+                got=self.group_size,
+                allowed=", ".join(str(size) for size in GROUP_SIZES),
+            )
         full = self.model.full_bits
         for name in ("weight_bits", "cache_bits"):
             if getattr(self, name) not in (full, 8, 4):
@@ -176,6 +187,12 @@ class Policy:
     def block_size(self) -> int:
         """Sequences that share one load of the weights."""
         return self.gpu_batch_size * self.num_gpu_batches
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it computes something else than the model in its own dtype."""
+        bits = min(self.weight_bits, self.cache_bits)
+        return bits < self.model.full_bits or self.attention_sparsity < 1
 
     def save(self, path: Path) -> None:
         """Write the policy as JSON, whole or not at all."""

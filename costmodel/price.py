@@ -131,25 +131,23 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
 
 def check_executable(policy: Policy) -> None:
     """Refuse what can be priced and not yet be run."""
-    full_bits = policy.model.full_bits
-    _require("weight_bits", policy.weight_bits, full_bits)
-    _require("cache_bits", policy.cache_bits, full_bits)
-    _require("attention_sparsity", policy.attention_sparsity, 1)
+    _require("unpacks_per_batch", policy.unpacks_per_batch, False, "false in the policy")
     check_simulable(policy)
 
 
 def check_simulable(policy: Policy) -> None:
     """Refuse what the schedule has no tasks for."""
-    _require("cpu_weights", max(policy.cpu_weights.prefill, policy.cpu_weights.decode), 0)
+    used = max(policy.cpu_weights.prefill, policy.cpu_weights.decode)
+    _require("cpu_weights", used, 0, "searching again without --cpu-weights")
 
 
-def _require(name: str, got: float, allowed: float) -> None:
+def _require(name: str, got: float, allowed: float, hint: str) -> None:
     if got != allowed:
         raise InputError(
             f"policy.{name}",
             got=got,
             allowed=f"{allowed}: anything else can be priced, but not run yet",
-            hint="searching again without --allow",
+            hint=hint,
         )
 
 

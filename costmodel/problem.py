@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from costmodel.layout import LayerLayout, model_layers, packed_bytes, round_up
+from costmodel.layout import CUT_ROWS, LayerLayout, model_layers, packed_bytes, round_up
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy
 from costmodel.workload import Workload
 from profiles.aligned_io import PAGE_BYTES
-from profiles.hardware import HardwareProfile
+from profiles.hardware import ComputeRates, HardwareProfile
+from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
 
 # A number or a numpy array: formulas use ``+`` and ``*`` only.
 Quantity = Any
@@ -31,10 +32,12 @@ class Problem:
         heads and of the MLP's rows in every layer, whose outputs are added to the GPU's.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
+    group_size
+        Elements that share a scale where they are quantized.
     unpacks_per_batch
         Quantized weights are unpacked for every batch instead of once for every load.
     attention_sparsity
-        Fraction of the values that a decode step reads.
+        Fraction of the keys that a query of decode attends to.
     loads_per_block
         Loads of the weights that a block's share of a job pays for: above 1 where the job's last
         block is partly filled.
@@ -49,6 +52,7 @@ class Problem:
     cpu_weights: bool = False
     weight_bits: int | None = None
     cache_bits: int | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
     unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
     loads_per_block: float = 1.0
@@ -56,7 +60,7 @@ class Problem:
     @cached_property
     def layers(self) -> tuple[LayerLayout, ...]:
         """Layouts of all layers, embedding and head included."""
-        return model_layers(self.model, self.weight_bits)
+        return model_layers(self.model, self.weight_bits, self.group_size)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -74,9 +78,10 @@ class Problem:
         return max(layer.num_bytes for layer in self.layers if layer.kind != "embed")
 
     @cached_property
-    def longest_row_bytes(self) -> int:
-        """Bytes of the longest row that a cut may fall beside."""
-        return max(tensor.row_bytes for layer in self.layers for tensor in layer.tensors)
+    def longest_cut_bytes(self) -> int:
+        """Bytes of the rows that a cut keeps together, where they are longest."""
+        tensors = (tensor for layer in self.layers for tensor in layer.tensors)
+        return max(tensor.row_bytes * min(CUT_ROWS, tensor.num_rows) for tensor in tensors)
 
     @cached_property
     def num_head_chunks(self) -> int:
@@ -88,6 +93,11 @@ class Problem:
         """Whether weights are quantized and unpacked for every load."""
         return (self.weight_bits or self.model.full_bits) < self.model.full_bits
 
+    def multiplies_packed(self, rates: ComputeRates) -> bool:
+        """Whether decode multiplies packed weights as they lie, on a device with these rates."""
+        few = self.weight_bits == 4 and self.gpu_batch_size <= DIRECT_ROWS
+        return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
+
     @property
     def packs_cache(self) -> bool:
         """Whether the KV cache is quantized and unpacked for every read."""
@@ -96,7 +106,8 @@ class Problem:
     @cached_property
     def cache_row_bytes(self) -> int:
         """Bytes of the key and the value of one token, key head and layer."""
-        return 2 * packed_bytes(self.model.head_dim, self.cache_bits or self.model.full_bits)
+        bits = self.cache_bits or self.model.full_bits
+        return 2 * packed_bytes(self.model.head_dim, bits, self.group_size)
 
     @property
     def cache_token_bytes(self) -> int:
@@ -218,6 +229,7 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         cpu_weights=policy.cpu_weights.is_used,
         weight_bits=policy.weight_bits,
         cache_bits=policy.cache_bits,
+        group_size=policy.group_size,
         unpacks_per_batch=policy.unpacks_per_batch,
         attention_sparsity=policy.attention_sparsity,
     )

@@ -47,7 +47,11 @@ def _link(link: Link, factor: float) -> Link:
 
 
 def _matmul(rates: ComputeRates, factor: float) -> ComputeRates:
-    return replace(rates, matmul={d: _curve(c, factor) for d, c in rates.matmul.items()})
+    return replace(
+        rates,
+        matmul={d: _curve(c, factor) for d, c in rates.matmul.items()},
+        packed_matmul={d: _curve(c, factor) for d, c in rates.packed_matmul.items()},
+    )
 
 
 def _attention(rates: ComputeRates, factor: float) -> ComputeRates:
@@ -55,6 +59,8 @@ def _attention(rates: ComputeRates, factor: float) -> ComputeRates:
         rates,
         attention_prefill=_all(rates.attention_prefill, factor),
         attention_decode=_all(rates.attention_decode, factor),
+        packed_attention_bytes_per_s=rates.packed_attention_bytes_per_s * factor,
+        sparse_attention_bytes_per_s=rates.sparse_attention_bytes_per_s * factor,
     )
 
 

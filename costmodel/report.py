@@ -66,7 +66,7 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     if (policy.weight_bits, policy.cache_bits) != (full, full):
         lines.append(f"  weights in {policy.weight_bits} bits, cache in {policy.cache_bits} bits")
     if policy.attention_sparsity < 1:
-        lines.append(f"  decode reads {policy.attention_sparsity:.0%} of the values")
+        lines.append(f"  in decode, a query attends to {policy.attention_sparsity:.0%} of the keys")
     return lines
 
 

@@ -1,6 +1,6 @@
 """From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
 
-Weights are cut in every layer at the row boundary nearest to the fraction. The cache of a batch
+Weights are cut in every layer between the rows nearest to the fraction. The cache of a batch
 is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are attended
 on the CPU are the last ones. Hidden states are cut between sequences.
 """
@@ -64,7 +64,7 @@ def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
 
 
 def _row_bytes(policy: Policy) -> int:
-    return 2 * packed_bytes(policy.model.head_dim, policy.cache_bits)
+    return 2 * packed_bytes(policy.model.head_dim, policy.cache_bits, policy.group_size)
 
 
 def _disk_unit(policy: Policy) -> int:
@@ -136,7 +136,7 @@ def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
 
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
-    layers = model_layers(policy.model, policy.weight_bits)
+    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
     # All decoder layers are one object: cut each layout once.
     layouts = {id(layer): layer for layer in layers}
     cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from costmodel.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.flags import PICTURES, Question, add_question_flags, check_output, read_question
 from costmodel.optimum import SearchResult, search
 from costmodel.report import format_explanation, format_prediction
 from costmodel.whatif import what_would_change
 from profiles.command import Parser, run
 from profiles.files import to_json
+from profiles.units import format_figure
 
 
 def _parser() -> Parser:
@@ -42,10 +44,12 @@ def main(arguments: list[str]) -> None:
         question.workload,
         max_latency_s=flags.max_latency,
         margin=question.margin,
-        allowed=question.allowed,
+        permitted=question.permitted,
     )
     result.policy.save(flags.output)
     print(format_prediction(result.policy, result.hardware, result.predicted))
+    if question.permitted == DEFAULT_PERMITTED:
+        _tell_of_four_bits(question, result, flags.max_latency)
     if flags.explain:
         _explain(question, result, flags.max_latency)
     if flags.plot is not None:
@@ -55,13 +59,40 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(to_json(result.policy)))
 
 
+def _tell_of_four_bits(
+    question: Question, result: SearchResult, max_latency_s: float | None
+) -> None:
+    """Say what quantization would yield, which is not done unasked: it changes outputs."""
+    if not question.hardware.knows_unpacking:
+        return
+    # What full precision is permitted to, four bits can at worst leave as it is.
+    other = search(
+        question.hardware,
+        question.model,
+        question.workload,
+        max_latency_s=max_latency_s,
+        margin=question.margin,
+        permitted=Permitted(weight_bits=(16, 4), cache_bits=(16, 4)),
+    )
+    policy = other.policy
+    if not policy.is_compressed:
+        print("\nfewer bits would not be faster")
+        return
+    ratio = other.job_tok_per_s / result.job_tok_per_s
+    print(
+        f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache"
+        f" {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits 16,4"
+        " --cache-bits 16,4; executor.evaluate tells what that does to outputs"
+    )
+
+
 def _explain(question: Question, result: SearchResult, max_latency_s: float | None) -> None:
     changes = what_would_change(
         question.hardware,
         result,
         max_latency_s=max_latency_s,
         margin=question.margin,
-        allowed=question.allowed,
+        permitted=question.permitted,
     )
     print()
     print(format_explanation(result, changes))

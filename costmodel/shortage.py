@@ -61,7 +61,7 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
     # Where nothing is short, it is the rounding that finds no room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
     # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.
-    edges = len(problem.layers) * (PAGE_BYTES + problem.longest_row_bytes)
+    edges = len(problem.layers) * (PAGE_BYTES + problem.longest_cut_bytes)
     budgets = {
         tier: int((limits[tier] + count) * (1 + margin)) + edges for tier, count in short.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from costmodel.choices import Permitted
 from costmodel.memory import capacities, with_capacities
 from costmodel.optimum import SearchResult, search
 from costmodel.rates import RATES
@@ -34,7 +35,7 @@ def what_would_change(
     *,
     max_latency_s: float | None,
     margin: float,
-    allowed: frozenset[str],
+    permitted: Permitted,
 ) -> list[Change]:
     """Search again with 8 GiB more of each memory and with twice each rate, one at a time."""
     changes = []
@@ -45,7 +46,7 @@ def what_would_change(
             result.policy.workload,
             max_latency_s=max_latency_s,
             margin=margin,
-            allowed=allowed,
+            permitted=permitted,
         )
         changes.append(Change(what=what, job_tok_per_s=other.job_tok_per_s))
     return changes

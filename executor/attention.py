@@ -36,7 +36,7 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     """
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    if q.is_cuda and (heads == kv_heads or q.dtype != torch.float32):
+    if q.is_cuda and (heads == kv_heads or _knows_groups(q)):
         attended = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
             is_causal=True, enable_gqa=heads != kv_heads,
@@ -54,3 +54,8 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
         )
         out[i].view(split).copy_(attended.permute(2, 0, 1, 3))
     return out.flatten(2)
+
+
+def _knows_groups(q: torch.Tensor) -> bool:
+    """Whether torch's flash attention, which alone lets heads share keys, takes this tensor."""
+    return q.dtype != torch.float32 and torch.cuda.get_device_capability(q.device) >= (8, 0)

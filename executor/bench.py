@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodel.flags import DEFAULT_GEN_LEN, DEFAULT_PROMPT_LEN, choose_dtype
+from costmodel.flags import (
+    DEFAULT_GEN_LEN,
+    DEFAULT_PROMPT_LEN,
+    choose_dtype,
+    read_permitted,
+)
 from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
 from costmodel.policy import Policy
 from costmodel.report import format_prediction
@@ -84,7 +89,7 @@ def _plan(flags: argparse.Namespace) -> Job:
             gen_len=DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len,
             num_prompts=flags.num_prompts,
         )
-        policy, hardware = search_policy(hardware, spec, workload)
+        policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
     num_prompts = flags.num_prompts or _one_block(policy)
     policy = replace(policy, workload=replace(policy.workload, num_prompts=num_prompts))
     return Job(

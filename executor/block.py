@@ -21,7 +21,7 @@ from executor.engine import Handler
 from executor.families import DecoderConfig
 from executor.kv_cache import KVCache
 from executor.machine import Machine
-from executor.sampling import Sampler
+from executor.sampling import Chooser
 from executor.weights import WeightStore
 from profiles import kernels
 
@@ -49,7 +49,7 @@ class Block:
         config: DecoderConfig,
         machine: Machine,
         stores: Stores,
-        sampler: Sampler,
+        sampler: Chooser,
         eos_ids: frozenset[int],
     ) -> None:
         self.policy = policy
@@ -181,8 +181,7 @@ class Block:
         )
 
     def _weights(self, task: Task) -> layers.LayerWeights:
-        staged_visit = task.token * self._last_layer + task.layer - 1
-        return self.stores.weights.layer(task.layer, staged_visit % NUM_BUFFERS)
+        return self.stores.weights.layer(task)
 
     def _embed(self, task: Task, hidden: torch.Tensor) -> None:
         batch = self.batches[task.batch]
@@ -260,11 +259,11 @@ class Block:
         before = first_sequence * self.spec.num_kv_heads
         for segment, context in self.stores.cache.attended_at(task, place):
             rows = slice(segment.first_row - before, segment.end_row - before)
-            context[-1, 0].copy_(k[rows])
-            context[-1, 1].copy_(v[rows])
+            self.stores.cache.append(context, k[rows], v[rows])
             kernels.decode_attention(
                 q[:, 0], context, out[rows], first_row=rows.start,
                 lengths=lengths, prompt_len=batch.prompt_ids.shape[1],
+                packing=self.stores.cache.packing, sparsity=self.policy.attention_sparsity,
             )  # fmt: skip
             filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled
@@ -282,11 +281,11 @@ class Block:
         chunks = weights["head.weight"]
         first = self.stores.weights.layers[task.layer].first_row
         for chunk in chunks:
-            columns = slice(first, first + len(chunk))
+            columns = slice(first, first + chunk.shape[0])
             self._logits[task.batch][:, columns] = layers.logits(
                 self._head_inputs[task.batch], [chunk]
             )
-            first += len(chunk)
+            first += chunk.shape[0]
         if task.layer == self._last_layer:
             logits = self._logits.pop(task.batch)
             del self._head_inputs[task.batch]

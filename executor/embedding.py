@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from costmodel.layout import LayerLayout
+from costmodel.layout import LayerLayout, TensorLayout
 from executor.weight_file import WeightFile
 from executor.weights import WeightStore
+from profiles.kernels import unpack_rows
+from profiles.units import MIB
+
+# Rows that are brought together in CPU memory and copied up at once.
+GATHERED_AT_ONCE_BYTES = 8 * MIB
 
 
 class EmbeddingTable:
@@ -30,12 +35,18 @@ class EmbeddingTable:
         self._device = weights.machine.compute.device
         self._dtype = weights.dtype
         self._file = file
-        self._width = 0
-        for index, layout in enumerate(weights.layers):
-            for tensor in layout.tensors:
-                if tensor.name == name:
-                    self._width = tensor.shape[1]
-                    self._add(weights, file, index, layout, name)
+        found = [
+            (index, layout, tensor)
+            for index, layout in enumerate(weights.layers)
+            for tensor in layout.tensors
+            if tensor.name == name
+        ]
+        self._tensor = found[0][2]
+        # Rows are gathered as bytes, in words where every row begins on one.
+        in_words = all(t.row_bytes % 4 == 0 for layer in weights.layers for t in layer.tensors)
+        self._word = torch.int32 if in_words else torch.uint8
+        for index, layout, tensor in found:
+            self._add(weights, file, index, layout, tensor)
 
     def _add(
         self,
@@ -43,16 +54,15 @@ class EmbeddingTable:
         file: WeightFile | None,
         index: int,
         layout: LayerLayout,
-        name: str,
+        tensor: TensorLayout,
     ) -> None:
-        tensor = next(t for t in layout.tensors if t.name == name)
         start, end = tensor.offset_bytes, tensor.end_bytes
         for offset, run in weights.resident_runs(index):
             low, high = max(start, offset), min(end, offset + len(run))
             if low < high:
-                rows = run[low - offset : high - offset].view(self._dtype).view(-1, self._width)
+                rows = run[low - offset : high - offset].view(-1, tensor.row_bytes)
                 first = layout.first_row + (low - start) // tensor.row_bytes
-                self._runs.append((first, rows))
+                self._runs.append((first, rows.view(self._word)))
         low = max(start, weights.cuts[index].cpu_end)
         if low < end and weights.cuts[index].disk_bytes:
             assert file is not None
@@ -67,33 +77,48 @@ class EmbeddingTable:
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""
-        flat = ids.flatten()
-        below = torch.empty(len(flat), self._width, dtype=self._dtype)
+        step = max(1, GATHERED_AT_ONCE_BYTES // self._tensor.row_bytes)
+        parts = [self._gather(part) for part in ids.flatten().split(step)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*ids.shape, -1)
+
+    def _gather(self, flat: torch.Tensor) -> torch.Tensor:
+        raw = self._empty_rows(len(flat))
         for first, rows in self._runs:
             found = _between(flat, first, first + len(rows))
             if len(found) and rows.device.type == "cpu":
-                below[found] = rows[flat[found] - first]
+                raw[found] = rows[flat[found] - first]
         for first, end, position in self._disk:
             found = _between(flat, first, end)
             if len(found):
-                below[found] = self._read(flat[found] - first, position)
+                raw[found] = self._read(flat[found] - first, position)
         # One copy up, because each waits for whatever the link is busy with.
-        out = below.to(self._device)
+        raw = raw.to(self._device)
         for first, rows in self._runs:
             found = _between(flat, first, first + len(rows))
             if len(found) and rows.device.type != "cpu":
                 places, wanted = torch.stack((found, flat[found] - first)).to(self._device)
-                out[places] = rows[wanted]
-        return out.view(*ids.shape, self._width)
+                raw[places] = rows[wanted]
+        return self._elements(raw)
+
+    def _empty_rows(self, count: int) -> torch.Tensor:
+        return torch.empty(count, self._tensor.row_bytes, dtype=torch.uint8).view(self._word)
+
+    def _elements(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return gathered rows as elements [rows, hidden_size], unpacked if they were packed."""
+        if self._tensor.packing is None:
+            return raw.view(self._dtype)
+        width = self._tensor.shape[1]
+        out = torch.empty(1, len(raw), width, dtype=self._dtype, device=raw.device)
+        unpack_rows(raw.view(torch.uint8)[None], self._tensor.packing, out)
+        return out[0]
 
     def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
         assert self._file is not None
         wanted, places = rows.unique(return_inverse=True)
-        table = torch.empty(len(wanted), self._width, dtype=self._dtype)
-        row_bytes = self._width * table.element_size()
+        table = self._empty_rows(len(wanted))
         raw = table.view(torch.uint8).numpy()
         for i, row in enumerate(wanted.tolist()):
-            self._file.read_row(raw[i].data, position + row * row_bytes)
+            self._file.read_row(raw[i].data, position + row * self._tensor.row_bytes)
         return table[places]
 
 

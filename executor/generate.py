@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from costmodel.flags import DEFAULT_GEN_LEN, choose_dtype
+from costmodel.flags import DEFAULT_GEN_LEN, choose_dtype, read_permitted
 from costmodel.policy import Policy, Prediction
 from costmodel.report import format_prediction
 from costmodel.workload import Workload
@@ -127,7 +127,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
         source = Checkpoint.open(flags.model, dtype=spec.dtype)
         longest = max(len(record.prompt_ids) for record in records)
         workload = Workload(prompt_len=longest, gen_len=gen_len, num_prompts=len(records))
-        policy, hardware = search_policy(hardware, source.spec, workload)
+        policy, hardware = search_policy(hardware, source.spec, workload, read_permitted(flags))
     job = Job(
         policy=policy,
         hardware=hardware,

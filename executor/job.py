@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from costmodel.flags import DEFAULT_GEN_LEN, check_output
+from costmodel.choices import Permitted
+from costmodel.flags import DEFAULT_GEN_LEN, add_permitted_flags, check_output
 from costmodel.model_spec import ModelSpec
 from costmodel.optimum import search
 from costmodel.policy import Policy, Prediction
@@ -23,14 +24,17 @@ from executor.recorder import open_recorder
 from executor.report import Report, policies_of_blocks
 from executor.results import BlockResult
 from executor.runner import Runner, check_runnable
-from executor.sampling import Sampler
+from executor.sampling import Chooser
 from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 
 # What a policy was made for, and cannot be told again.
-PLANNED = ("gen_len", "dtype", "gpu_memory", "cpu_memory", "disk")
+PLANNED = (
+    "gen_len", "dtype", "gpu_memory", "cpu_memory", "disk", "weight_bits", "cache_bits",
+    "group_size", "sparsity",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Job:
     hardware: HardwareProfile
     source: WeightSource
     prompts: Sequence[Sequence[int]]
-    sampler: Sampler
+    sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -103,14 +107,15 @@ class Job:
         return report
 
 
-def add_job_flags(parser: Parser) -> None:
-    """Add the flags that the two commands share."""
+def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> None:
+    """Add the flags that the commands share; ``gen_len`` says what it is by default."""
     add = parser.add_argument
     add("--policy", type=Path, help="from costmodel.search; without it, one is searched now")
     add("--hardware", help="profile to run under, in place of the policy's or this machine's own")
     add("--offload-dir", type=Path, default=Path(), metavar="DIR", help="default: this folder")
-    add("--gen-len", type=int, help=f"tokens to generate, without --policy ({DEFAULT_GEN_LEN})")
+    add("--gen-len", type=int, help=f"tokens to generate, without --policy ({gen_len})")
     add("--dtype", help="float32, float16 or bfloat16, without --policy; default: the model's")
+    add_permitted_flags(parser)
     parser.add_bytes("--gpu-memory", help="budget, without --policy")
     parser.add_bytes("--cpu-memory", help="budget, without --policy")
     parser.add_bytes("--disk", help="budget, without --policy")
@@ -154,8 +159,8 @@ def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> Hardwar
 
 
 def search_policy(
-    hardware: HardwareProfile, spec: ModelSpec, workload: Workload
+    hardware: HardwareProfile, spec: ModelSpec, workload: Workload, permitted: Permitted
 ) -> tuple[Policy, HardwareProfile]:
     """Search, and return the policy with the machine that it uses: the GPU may be left out."""
-    result = search(hardware, spec, workload)
+    result = search(hardware, spec, workload, permitted=permitted)
     return result.policy, result.hardware

@@ -3,9 +3,10 @@
 A row is one key head of one sequence (see ``costmodel.rounding.Segment``). The context of a
 segment is ``[tokens, 2, rows, head_dim]``: keys, then values. What moves lies token by token, so
 that a new token is appended with one contiguous write, and the context so far is one contiguous
-read (a token on disk is rounded up to whole pages). What the CPU attends where it lives lies row
-by row, ``[rows, 2, tokens, head_dim]``, because attention reads it so at the memory's own rate;
-views make both look the same.
+read (a token on disk is rounded up to whole pages). With few bits, the key or value of each row
+is packed by itself when it comes, and lies as bytes, ``[tokens, 2, rows, row_bytes]``. What the CPU
+attends where it lives lies row by row, ``[rows, 2, tokens, head_dim]``, because attention reads it
+so at the memory's own rate; views make both look the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from costmodel.layout import row_packing
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.rounding import Segment, cut_cache
@@ -23,6 +25,8 @@ from executor.machine import Machine
 from executor.scratch_file import ScratchFile
 from executor.strided_copy import copy_runs
 from profiles.compute import DTYPES
+from profiles.errors import RunError
+from profiles.kernels import pack_rows
 
 
 class KVCache:
@@ -44,6 +48,10 @@ class KVCache:
         self.machine = machine
         self.file: ScratchFile | None = None
         self.context_len = policy.workload.context_len
+        # How a key or value of one row is packed, if it is.
+        self.packing = row_packing(policy.model.head_dim, policy.cache_bits, policy.group_size)
+        self._dtype = torch.uint8 if self.packing else DTYPES[policy.model.dtype]
+        self._width = self.packing.row_bytes if self.packing else policy.model.head_dim
         self.segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=machine.has_gpu)
         self._batch_segments: list[tuple[Segment, ...]] = []
         self._prompt_len = 0
@@ -86,7 +94,7 @@ class KVCache:
         """Store the keys and values [batch, tokens, heads, head_dim] of some of the sequences."""
         heads = self.model.num_kv_heads
         first, end = first_sequence * heads, (first_sequence + keys.shape[0]) * heads
-        by_token = [t.transpose(0, 1).flatten(1, 2) for t in (keys, values)]
+        by_token = [self._at_rest(t).transpose(0, 1).flatten(1, 2) for t in (keys, values)]
         num_tokens = keys.shape[1]
         for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
@@ -95,6 +103,14 @@ class KVCache:
             rows = slice(start - segment.first_row, stop - segment.first_row)
             for kind, source in enumerate(by_token):
                 context[:num_tokens, kind, rows].copy_(source[:, start - first : stop - first])
+
+    def append(self, context: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill the last token of a context with keys and values [rows, head_dim]."""
+        for place, new in zip(context[-1], (keys, values), strict=True):
+            if self.packing is None:
+                place.copy_(new)
+            else:
+                self._pack(new[None], place[None])
 
     def attended_at(self, task: Task, place: str) -> Iterator[tuple[Segment, torch.Tensor]]:
         """Yield the segments attended at ``place`` with their context up to and including the
@@ -212,15 +228,31 @@ class KVCache:
             yield segment, self._as_context(segment, buffer)
 
     def _as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
-        model = self.model
+        row_bytes = self._width * self._dtype.itemsize
         if _lies_by_row(segment):
-            rows = segment.token_bytes // (2 * model.head_dim * model.dtype_bytes)
-            by_row = buffer.view(DTYPES[model.dtype]).view(rows, 2, -1, model.head_dim)
+            rows = segment.token_bytes // (2 * row_bytes)
+            by_row = buffer.view(self._dtype).view(rows, 2, -1, self._width)
             return by_row[: segment.num_rows].permute(2, 1, 0, 3)
-        used = 2 * segment.num_rows * model.head_dim * model.dtype_bytes
-        tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(DTYPES[model.dtype])
-        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, model.head_dim))
+        used = 2 * segment.num_rows * row_bytes
+        tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(self._dtype)
+        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, self._width))
         return context
+
+    def _at_rest(self, x: torch.Tensor) -> torch.Tensor:
+        """Return keys or values [batch, tokens, heads, head_dim] as they lie, packed or not."""
+        if self.packing is None:
+            return x
+        packed = x.new_empty(*x.shape[:3], self._width, dtype=torch.uint8)
+        self._pack(x.flatten(0, 1), packed.flatten(0, 1))
+        return packed
+
+    def _pack(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        assert self.packing is not None
+        if not pack_rows(x, self.packing, out):
+            raise RunError(
+                "a key or value is not a finite number, and cannot be quantized; try computing in"
+                " bfloat16 or float32, or check the checkpoint"
+            )
 
     def _copy_off_gpu(self, task: Task, tokens: slice, *, down: bool) -> int:
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,39 +18,60 @@ from torch.nn import functional as F
 from costmodel.model_spec import ModelSpec
 from executor.families import DecoderConfig, Rope
 from profiles import kernels
+from profiles.packing import Packing
 
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a matrix that is multiplied as it lies packed: uint8 [rows, row_bytes]."""
+
+    rows: torch.Tensor
+    packing: Packing
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and elements of the matrix."""
+        return len(self.rows), self.packing.num_elements
+
+    def __getitem__(self, part: slice) -> PackedRows:
+        """Return some of the rows, as a view."""
+        return PackedRows(self.rows[part], self.packing)
+
+
+Matrix = torch.Tensor | PackedRows
 # Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one.
-LayerWeights = Mapping[str, Sequence[torch.Tensor]]
+LayerWeights = Mapping[str, Sequence[Matrix]]
 
 
 def linear(
-    x: torch.Tensor, chunks: Sequence[torch.Tensor], bias: torch.Tensor | None = None
+    x: torch.Tensor, chunks: Sequence[Matrix], bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
 
     Allocates the result only: every chunk's product is written to its columns in place.
     """
-    if len(chunks) == 1:
+    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
         return F.linear(x, chunks[0], bias)
     rows = x.reshape(-1, x.shape[-1])
     out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
     first = 0
     for chunk in chunks:
         columns = slice(first, first + chunk.shape[0])
-        if bias is None:
+        added = None if bias is None else bias[columns]
+        if isinstance(chunk, PackedRows):
+            kernels.multiply_rows(rows, chunk.rows, chunk.packing, out[:, columns], added)
+        elif added is None:
             torch.mm(rows, chunk.t(), out=out[:, columns])
         else:
-            torch.addmm(bias[columns], rows, chunk.t(), out=out[:, columns])
+            torch.addmm(added, rows, chunk.t(), out=out[:, columns])
         first += chunk.shape[0]
     return out.view(*x.shape[:-1], first)
 
 
-def split_rows(
-    chunks: Sequence[torch.Tensor], row: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:
     """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
-    before: list[torch.Tensor] = []
-    behind: list[torch.Tensor] = []
+    before: list[Matrix] = []
+    behind: list[Matrix] = []
     for chunk in chunks:
         kept = min(max(row, 0), chunk.shape[0])
         if kept:
@@ -62,7 +84,7 @@ def split_rows(
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] by LayerNorm where ``name`` has a bias, else by RMSNorm."""
-    weight = weights[f"{name}.weight"][0]
+    weight = vector(weights, f"{name}.weight")
     bias = _bias(weights, name)
     if bias is None:
         return rms_norm(x, weight, config.norm_eps)
@@ -141,7 +163,7 @@ def project_qkv(
     if config.qk_norm:
         for heads, name in ((q, "q_norm.weight"), (k, "k_norm.weight")):
             by_token = heads.flatten(0, 1)
-            kernels.rms_norm(by_token, weights[name][0], config.norm_eps, by_token)
+            kernels.rms_norm(by_token, vector(weights, name), config.norm_eps, by_token)
     if config.rope is not None:
         frequencies = rotary_frequencies(config.rope, spec.head_dim, x.device)
         angles = positions.reshape(-1, 1).float() * frequencies
@@ -189,14 +211,20 @@ def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) ->
     return norm(x, weights, "final_norm", config)
 
 
-def logits(x: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tensor:
+def logits(x: torch.Tensor, chunks: Sequence[Matrix]) -> torch.Tensor:
     """Multiply normed hidden states [batch, hidden] by rows of the head: float32 [batch, rows]."""
     return linear(x, chunks).float()
 
 
+def vector(weights: LayerWeights, name: str) -> torch.Tensor:
+    """Return a tensor of one dimension, which is never cut or packed."""
+    (found,) = weights[name]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
 def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
-    found = weights.get(f"{name}.bias")
-    return None if found is None else found[0]
+    return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None
 
 
 def _gate(gate: torch.Tensor, up: torch.Tensor, config: DecoderConfig) -> None:

@@ -28,8 +28,9 @@ from executor.kv_cache import KVCache
 from executor.machine import Machine
 from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
 from executor.offload_folder import check_offload_folder, remove_orphans
+from executor.quantized import QuantizedSource
 from executor.results import BlockResult, Progress, collect
-from executor.sampling import Sampler
+from executor.sampling import Chooser, Sampler
 from executor.scratch_file import ScratchFile
 from executor.trace import Span, Trace
 from executor.weight_file import WeightFile
@@ -68,7 +69,7 @@ class Runner:
         source: WeightSource,
         offload_dir: Path,
         *,
-        sampler: Sampler | None = None,
+        sampler: Chooser | None = None,
         eos_ids: frozenset[int] = frozenset(),
         progress: Progress | None = None,
         on_span: Callable[[Span], None] | None = None,
@@ -76,12 +77,13 @@ class Runner:
         check_runnable(policy, hardware, source)
         self.policy = policy
         self.hardware = hardware
-        self.source = source
+        packs = policy.weight_bits < policy.model.full_bits
+        self.source = QuantizedSource(source=source) if packs else source
         self.offload_dir = offload_dir
-        self.sampler = sampler or Sampler()
+        self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids
         self.progress = progress or Progress()
-        self.layers = model_layers(policy.model)
+        self.layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
         self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
         self.trace = Trace([self._tell, on_span] if on_span else [self._tell])
         self._stack = ExitStack()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ from profiles.errors import InputError, RunError
 MAX_SEED = 2**64 - 1
 # Logits that are drawn from at once; each costs up to 36 bytes for as long.
 DRAWN_LOGITS = 2**18
+
+
+class Chooser(Protocol):
+    """Whoever says how each sequence goes on."""
+
+    def sample(
+        self, logits: torch.Tensor, sequence_ids: Sequence[int] | torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """Return one token for each sequence (see ``Sampler.sample``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,14 @@ import torch
 from costmodel.layout import LayerLayout, TensorLayout, round_up
 from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
+from costmodel.problem import problem_of
 from costmodel.rounding import cut_layer
 from costmodel.schedule import num_weight_pieces
 from costmodel.tasks import Task
 from executor.checkpoint import WeightSource
 from executor.layers import LayerWeights
 from executor.machine import Machine
+from executor.unpacked import PackedLayer, UnpackedMatrices
 from executor.weight_file import Progress, WeightFile, page_floor
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute import DTYPES
@@ -74,7 +76,12 @@ class WeightStore:
             tier: [machine.arenas[tier].allocate("weight staging", n) for _ in range(NUM_BUFFERS)]
             for tier, n in sizes.items()
         }
-        self._views: dict[tuple[int, int], LayerWeights] = {}
+        self._views: dict[tuple[int, int], dict[str, tuple[torch.Tensor, ...]]] = {}
+        self._unpacked: UnpackedMatrices | None = None
+        if any(tensor.packing for layer in layers for tensor in layer.tensors):
+            self._unpacked = UnpackedMatrices(layers, self.dtype, machine.compute)
+        problem = problem_of(policy, machine.hardware)
+        self._multiplies_packed = problem.multiplies_packed(machine.hardware.compute)
 
     def load(self, source: WeightSource, progress: Progress) -> None:
         """Read what is resident from the checkpoint, in pieces; ``progress`` counts bytes."""
@@ -136,13 +143,22 @@ class WeightStore:
         ):
             to.copy_(piece, non_blocking=True)
 
-    def layer(self, index: int, slot: int) -> LayerWeights:
-        """Return a layer's tensors, each as the row chunks that it is cut into."""
-        key = (index, slot)
+    def layer(self, task: Task) -> LayerWeights:
+        """Return the tensors of the layer that a task computes, each as the row chunks that it is
+        cut into; a packed matrix is whole, and unpacked when it is first asked for, unless few
+        rows are multiplied with it."""
+        # The embedding takes no turn in the staging buffers.
+        visit = task.token * (len(self.layers) - 1) + task.layer - 1
+        key = (task.layer, visit % NUM_BUFFERS)
+        layout = self.layers[task.layer]
         if key not in self._views:
-            layout = self.layers[index]
-            self._views[key] = {t.name: self._chunks(index, slot, t) for t in layout.tensors}
-        return self._views[key]
+            self._views[key] = {t.name: self._chunks(*key, t) for t in layout.tensors}
+        if self._unpacked is None:
+            return self._views[key]
+        return PackedLayer(
+            layout, self._views[key], self._unpacked, task.layer,
+            is_direct=self._multiplies_packed and not task.is_prefill,
+        )  # fmt: skip
 
     def resident_runs(self, index: int) -> list[tuple[int, torch.Tensor]]:
         """Return a layer's resident runs of bytes with the offset at which each begins."""
@@ -184,4 +200,6 @@ class WeightStore:
         start, end = tensor.offset_bytes, tensor.end_bytes
         middle = min(max(border, start), end)
         runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
+        if tensor.packing is not None:
+            return tuple(run.view(-1, tensor.row_bytes) for run in runs if len(run))
         return tuple(run.view(self.dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from profiles import kernels
 from profiles.aligned_io import aligned_buffer
 from profiles.hardware import ComputeRates, RateCurve
+from profiles.packing import DIRECT_ROWS, Packing
 from profiles.sampling import Sampler
 from profiles.task_overhead import measure_task_overhead
 from profiles.units import MIB
-from profiles.unpacking import GROUP_SIZE as UNPACK_GROUP_SIZE
-from profiles.unpacking import unpack_groups
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Weights and caches of one figure take turns, so that none is found in a processor's cache.
@@ -77,6 +76,9 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
                 device, f"{_prefix(device)}.task_overhead", sampler
             ),
             unpack_bytes_per_s=_measure_unpacking(device, plan, sampler),
+            packed_attention_bytes_per_s=_measure_packed_decode(device, plan, sampler),
+            sparse_attention_bytes_per_s=_measure_sparse_decode(device, plan, sampler),
+            packed_matmul=_measure_packed_matmul(plan, sampler) if device == "cpu" else {},
         )
 
 
@@ -185,24 +187,32 @@ def _measure_decode(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
 
 
 def decode_attention(
-    device: str, dtype: str, plan: ComputePlan
+    device: str, dtype: str, plan: ComputePlan, *, bits: int | None = None, sparsity: float = 1.0
 ) -> tuple[Callable[[], torch.Tensor], float]:
     """Return one decode step of attention, and the bytes of cache that it reads.
 
-    A row of the cache is a key head of a sequence; ``GROUP_SIZE`` query heads share it.
+    A row of the cache is a key head of a sequence; ``GROUP_SIZE`` query heads share it. With
+    ``bits`` the cache is packed, and the bytes are those that it would have unpacked.
     """
     rows, tokens = plan.num_cache_rows, plan.context_len
     cache_bytes = tokens * 2 * rows * HEAD_DIM * DTYPES[dtype].itemsize
-    caches = [
-        cache_at_home(device, _noise(device, dtype, rows, 2, tokens, HEAD_DIM))
-        for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
-    ]
+    packing = Packing(num_elements=HEAD_DIM, bits=bits) if bits else None
+    by_row = _noise(device, dtype, rows, 2, tokens, HEAD_DIM)
+    held_bytes = cache_bytes
+    if packing is not None:
+        plain = by_row.flatten(0, 1)
+        packed = torch.empty(
+            *plain.shape[:2], packing.row_bytes, dtype=torch.uint8, device=plain.device
+        )
+        kernels.pack_rows(plain, packing, packed)
+        by_row, held_bytes = packed.unflatten(0, (rows, 2)), packed.nbytes
+    caches = [cache_at_home(device, by_row) for _ in range(max(2, -(-COLD_BYTES // held_bytes)))]
     turns = itertools.cycle(caches)
     query = _noise(device, dtype, rows, GROUP_SIZE, HEAD_DIM)
     out = torch.empty_like(query)
 
     def attend() -> torch.Tensor:
-        kernels.decode_attention(query, next(turns), out)
+        kernels.decode_attention(query, next(turns), out, packing=packing, sparsity=sparsity)
         return out
 
     return attend, float(cache_bytes)
@@ -219,13 +229,55 @@ def cache_at_home(device: str, by_row: torch.Tensor) -> torch.Tensor:
 
 def _measure_unpacking(device: str, plan: ComputePlan, sampler: Sampler) -> float:
     """Measure unpacking a 4-bit weight matrix, in bytes of bfloat16 output per second."""
-    num_groups = plan.out_features * plan.in_features // UNPACK_GROUP_SIZE
-    shape = (num_groups, UNPACK_GROUP_SIZE // 2)
-    packed = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    scale, zero = (_noise(device, "bfloat16", num_groups, 1) for _ in range(2))
+    rows, width = plan.out_features, plan.in_features
+    packing = Packing(num_elements=width, bits=4)
+    packed = torch.randint(0, 256, (1, rows, packing.row_bytes), dtype=torch.uint8, device=device)
+    out = torch.empty(1, rows, width, dtype=torch.bfloat16, device=device)
 
-    def unpack() -> torch.Tensor:
-        return unpack_groups(packed, scale, zero)
+    def unpack() -> None:
+        kernels.unpack_rows(packed, packing, out)
 
-    output_bytes = num_groups * UNPACK_GROUP_SIZE * scale.itemsize
-    return _measure_rate(device, "unpack.4bit", "bytes_per_s", unpack, output_bytes, sampler)
+    return _measure_rate(device, "unpack.4bit", "bytes_per_s", unpack, out.nbytes, sampler)
+
+
+def _measure_packed_decode(device: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure one decode step of attention over a 4-bit cache, in bytes of the bfloat16 cache."""
+    attend, cache_bytes = decode_attention(device, "bfloat16", plan, bits=4)
+    name = "attention_decode.4bit"
+    return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
+
+
+def _measure_sparse_decode(device: str, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure one decode step in which each query attends to a tenth of the keys."""
+    attend, cache_bytes = decode_attention(device, "bfloat16", plan, sparsity=0.1)
+    name = "attention_decode.sparse"
+    return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
+
+
+def _measure_packed_matmul(plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
+    """Measure products of few rows with 4-bit weights on the CPU, where a kernel does them."""
+    dtype = "bfloat16"
+    rows, width = plan.out_features, plan.in_features
+    packing = Packing(num_elements=width, bits=4)
+    count = max(2, -(-COLD_BYTES // (rows * packing.row_bytes)))
+    turns = itertools.cycle(
+        [torch.randint(0, 256, (rows, packing.row_bytes), dtype=torch.uint8) for _ in range(count)]
+    )
+    sizes = [size for size in plan.rows if size <= DIRECT_ROWS]
+    rates = []
+    for size in sizes:
+        x = _noise("cpu", dtype, size, width)
+        if not kernels.is_native(x):
+            return {}
+        out = x.new_empty(size, rows)
+        multiply = partial(_multiply_packed, x, turns, packing, out)
+        name = f"packed_matmul.{dtype}.rows{size}"
+        flop = 2.0 * size * rows * width
+        rates.append(_measure_rate("cpu", name, "flop_per_s", multiply, flop, sampler))
+    return {dtype: RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))}
+
+
+def _multiply_packed(
+    x: torch.Tensor, weights: Iterator[torch.Tensor], packing: Packing, out: torch.Tensor
+) -> None:
+    kernels.multiply_rows(x, next(weights), packing, out)

@@ -90,6 +90,15 @@ class ComputeRates:
     unpack_bytes_per_s
         Bytes of 16-bit output per second when 4-bit groups are unpacked; packing is counted at
         the same rate. 0 where it is not known.
+    packed_attention_bytes_per_s
+        What ``attention_decode`` is for a cache in 4-bit groups, in the bytes of the 16-bit cache
+        that it stands for. 0 where it is not known: it is priced as unpacked first.
+    sparse_attention_bytes_per_s
+        What ``attention_decode`` is where each query attends to a tenth of the keys, in bytes of
+        the whole cache. 0 where it is not known: what is not read is priced as saved.
+    packed_matmul
+        What ``matmul`` is for few rows and weights in 4-bit groups, multiplied as they lie. Where a
+        dtype is not here, weights are unpacked first.
     """
 
     matmul: Mapping[str, RateCurve]
@@ -97,6 +106,9 @@ class ComputeRates:
     attention_decode: Mapping[str, float]
     task_overhead_s: float = 0.0
     unpack_bytes_per_s: float = 0.0
+    packed_attention_bytes_per_s: float = 0.0
+    sparse_attention_bytes_per_s: float = 0.0
+    packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.matmul:
@@ -112,7 +124,10 @@ class ComputeRates:
             for dtype, rate in rates.items():
                 _require_positive(f"{name}.{dtype}", rate)
         _require_not_negative("task_overhead_s", self.task_overhead_s)
-        _require_not_negative("unpack_bytes_per_s", self.unpack_bytes_per_s)
+        for name in (
+            "unpack_bytes_per_s", "packed_attention_bytes_per_s", "sparse_attention_bytes_per_s",
+        ):  # fmt: skip
+            _require_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

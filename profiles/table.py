@@ -101,6 +101,19 @@ class _Table:
         if rates.unpack_bytes_per_s > 0:
             unpack = format_rate(rates.unpack_bytes_per_s)
             rows.append(_row("unpack 4 bits", self._with_spread(unpack, f"{prefix}.unpack.4bit")))
+        for dtype, curve in rates.packed_matmul.items():
+            for size in curve.sizes:
+                name = f"{prefix}.packed_matmul.{dtype}.rows{size:.0f}"
+                label = f"4 bits, {size:.0f} rows"
+                rows.append(_row(label, self._curve_cell(curve, size, name)))
+        if rates.packed_attention_bytes_per_s > 0:
+            packed = format_rate(rates.packed_attention_bytes_per_s)
+            name = f"{prefix}.attention_decode.4bit"
+            rows.append(_row("attention, 4 bits", self._with_spread(packed, name)))
+        if rates.sparse_attention_bytes_per_s > 0:
+            sparse = format_rate(rates.sparse_attention_bytes_per_s)
+            name = f"{prefix}.attention_decode.sparse"
+            rows.append(_row("attention, a tenth", self._with_spread(sparse, name)))
         return rows
 
     def disk(self, read: RateCurve, write: RateCurve) -> list[str]:

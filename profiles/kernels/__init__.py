@@ -13,14 +13,16 @@ import torch
 
 from profiles.kernels import twins
 from profiles.kernels.build import load_library
+from profiles.kernels.call import call_kernel, is_native, pointer
+from profiles.kernels.groups import multiply_rows, pack_rows, unpack_rows
+from profiles.packing import Packing
 
 __all__ = [
-    "decode_attention", "is_native", "load_library", "rms_norm", "rotate", "swiglu",
-    "without_cudnn_attention",
+    "decode_attention", "is_native", "load_library", "multiply_rows", "pack_rows", "rms_norm",
+    "rotate", "swiglu", "unpack_rows", "without_cudnn_attention",
 ]  # fmt: skip
 
 _long = ctypes.c_long
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 class _Attention(ctypes.Structure):
@@ -43,6 +45,9 @@ class _Attention(ctypes.Structure):
         ("prompt_len", ctypes.c_long),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
+        ("group_size", ctypes.c_long),
+        ("bits", ctypes.c_int),
+        ("sparsity", ctypes.c_double),
     )
 
 
@@ -50,11 +55,6 @@ def without_cudnn_attention() -> None:
     """Keep torch from attending with cuDNN, which prepares itself again, for some 30 ms, whenever
     the context has grown by a token. For the whole process, as torch has it."""
     torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def is_native(tensor: torch.Tensor) -> bool:
-    """Whether the kernels for this tensor's device are our own."""
-    return tensor.device.type == "cpu" and load_library() is not None
 
 
 def decode_attention(
@@ -65,6 +65,8 @@ def decode_attention(
     first_row: int = 0,
     lengths: torch.Tensor | None = None,
     prompt_len: int = 0,
+    packing: Packing | None = None,
+    sparsity: float = 1.0,
 ) -> None:
     """Attend with one token per sequence to some rows of the cache.
 
@@ -84,15 +86,24 @@ def decode_attention(
     lengths
         Tokens of each prompt, int32 [batch] on the device. Slots from a prompt's length up to
         ``prompt_len`` are not looked at. ``None``: all are.
+    packing
+        Of the rows of a packed context, uint8 [tokens, 2, rows, row_bytes]. It is attended as if
+        it had been unpacked to the dtype of ``q``.
+    sparsity
+        Each query attends to this fraction of the slots that it sees, rounded up: those with the
+        largest scores (and any whose score equals the least of these). They keep the shares that
+        they have among all, as in FlexGen; shares that sum to one again cost twice the quality.
     """
     if not is_native(q):
         twins.decode_attention(
-            q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len
-        )
+            q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len,
+            packing=packing, sparsity=sparsity,
+        )  # fmt: skip
         return
     head_dim = q.shape[2]
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
     assert context.stride(3) == 1
+    assert context.dtype == (torch.uint8 if packing else q.dtype)
     assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
@@ -101,8 +112,10 @@ def decode_attention(
         row_stride=context.stride(2), tokens=context.shape[0], rows=context.shape[2],
         first_row=first_row, lengths=None if lengths is None else lengths.data_ptr(),
         prompt_len=prompt_len, scale=head_dim**-0.5, out=out.data_ptr(),
+        group_size=packing.group_size if packing else 1, bits=packing.bits if packing else 0,
+        sparsity=sparsity,
     )  # fmt: skip
-    _call("decode_attention", q, ctypes.byref(arguments))
+    call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
@@ -114,10 +127,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
         twins.rms_norm(x, weight, eps, out)
         return
     assert x.stride(2) == out.stride(2) == 1
-    _call(
-        "rms_norm", x, _pointer(x), _long(x.shape[0]), _long(x.stride(0)), _long(x.shape[1]),
-        _long(x.stride(1)), _long(x.shape[2]), _pointer(weight), ctypes.c_float(eps),
-        _pointer(out), _long(out.stride(0)), _long(out.stride(1)),
+    call_kernel(
+        "rms_norm", x.dtype, pointer(x), _long(x.shape[0]), _long(x.stride(0)), _long(x.shape[1]),
+        _long(x.stride(1)), _long(x.shape[2]), pointer(weight), ctypes.c_float(eps),
+        pointer(out), _long(out.stride(0)), _long(out.stride(1)),
     )  # fmt: skip
 
 
@@ -132,9 +145,9 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
         return
     tokens, num_heads, head_dim = heads.shape
     assert heads.stride()[1:] == (head_dim, 1)
-    _call(
-        "rotate", heads, _pointer(heads), _long(tokens), _long(heads.stride(0)),
-        _long(num_heads), _long(head_dim), _pointer(cosines), _pointer(sines),
+    call_kernel(
+        "rotate", heads.dtype, pointer(heads), _long(tokens), _long(heads.stride(0)),
+        _long(num_heads), _long(head_dim), pointer(cosines), pointer(sines),
     )  # fmt: skip
 
 
@@ -145,20 +158,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
         twins.swiglu(gate, up)
         return
     assert gate.stride(1) == up.stride(1) == 1
-    _call(
-        "swiglu", gate, _pointer(gate), _pointer(up), _long(gate.shape[0]), _long(gate.shape[1]),
-        _long(gate.stride(0)), _long(up.stride(0)),
+    call_kernel(
+        "swiglu", gate.dtype, pointer(gate), pointer(up), _long(gate.shape[0]),
+        _long(gate.shape[1]), _long(gate.stride(0)), _long(up.stride(0)),
     )  # fmt: skip
-
-
-def _call(name: str, tensor: torch.Tensor, *arguments: object) -> None:
-    library = load_library()
-    assert library is not None
-    function = getattr(library, f"{name}_{_NAMES[tensor.dtype]}")
-    function.restype = None
-    # ctypes lets go of Python's lock, so that other channels' threads go on.
-    function(*arguments, ctypes.c_int(torch.get_num_threads()))
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -1,8 +1,12 @@
-// CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding
-// and SwiGLU, for every dtype. Every function has a plain-torch twin in twins.py. Arithmetic is in
+// CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding,
+// SwiGLU, and groups of few bits, for every dtype. Every function has a plain-torch twin in twins.py. Arithmetic is in
 // float32.
 
 #include "attention.h"
+#include "groups.h"
+#include "packed_pairs.h"
+#include "product.h"
+#include "sparse_attention.h"
 #include "vectors.h"
 
 namespace {
@@ -78,18 +82,65 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \
     swiglu(gate, up, rows, dim, gate_stride, up_stride, threads);                              \
+  }                                                                                            \
+  extern "C" void pack_rows_##NAME(const T* from, long outer, long inner, long outer_stride,   \
+                                   long inner_stride, long dim, long group, int bits,          \
+                                   uint8_t* to, long out_outer, long out_inner, long* bad,     \
+                                   int threads) {                                              \
+    *bad = !pack_rows(from, {outer, inner, outer_stride, inner_stride}, {dim, group, bits},    \
+                      to, out_outer, out_inner, threads);                                      \
+  }                                                                                            \
+  extern "C" void unpack_rows_##NAME(const uint8_t* from, long outer, long inner,              \
+                                     long outer_stride, long inner_stride, long dim,           \
+                                     long group, int bits, T* to, long out_outer,              \
+                                     long out_inner, int threads) {                            \
+    unpack_rows(from, {outer, inner, outer_stride, inner_stride}, {dim, group, bits}, to,      \
+                out_outer, out_inner, threads);                                                \
   }
 FOR_DTYPES(EXPORT)
 
+#define EXPORT_PRODUCT(T, NAME, MULTIPLY)                                                        \
+  extern "C" void multiply_rows_##NAME(const T* x, long rows, const uint8_t* packed,           \
+                                       long outputs, long packed_stride, long dim, long group, \
+                                       int bits, const T* bias, T* out, long out_stride,       \
+                                       int threads) {                                          \
+    const Factors<T> f{x, rows, packed, outputs, packed_stride, bias, out, out_stride};        \
+    MULTIPLY(f, {dim, group, bits}, threads);                                                  \
+  }
+void multiply_bfloat16(const Factors<Bfloat16>& f, const Packing& p, int threads) {
+#if defined(__AVX512BF16__)
+  if (p.dim % 32 == 0) return multiply_rows<Bfloat16, Pairs>(f, p, threads);
+#endif
+  multiply_rows<Bfloat16, Wide<Bfloat16>>(f, p, threads);
+}
+EXPORT_PRODUCT(float, float32, (multiply_rows<float, Wide<float>>))
+EXPORT_PRODUCT(Bfloat16, bfloat16, multiply_bfloat16)
+EXPORT_PRODUCT(Float16, float16, (multiply_rows<Float16, Wide<Float16>>))
+
+template <class T, class Ops>
+void decode_attention(const Attention& a, int threads) {
+  if (a.sparsity < 1) {
+    if (a.bits) return attend_rows<SparseRow<T, Ops, PackedCache<T>>>(a, threads);
+    return attend_rows<SparseRow<T, Ops, PlainCache<T>>>(a, threads);
+  }
+  if (a.bits) return attend_rows<Row<T, Ops, PackedCache<T>>>(a, threads);
+  attend_rows<Row<T, Ops, PlainCache<T>>>(a, threads);
+}
+
 extern "C" void decode_attention_float32(const Attention* a, int threads) {
-  attend<float, Wide<float>>(*a, threads);
+  decode_attention<float, Wide<float>>(*a, threads);
 }
 extern "C" void decode_attention_float16(const Attention* a, int threads) {
-  attend<Float16, Wide<Float16>>(*a, threads);
+  decode_attention<Float16, Wide<Float16>>(*a, threads);
 }
 extern "C" void decode_attention_bfloat16(const Attention* a, int threads) {
-#if defined(__AVX512BF16__)
-  if (a->dim % 32 == 0) return attend<Bfloat16, Pairs>(*a, threads);
+#if defined(HAS_TABLE)
+  if (a->bits == 4 && a->group_size == PackedPairs::kGroup && a->dim % PackedPairs::kGroup == 0 &&
+      a->sparsity == 1)
+    return attend_rows<Row<Bfloat16, PackedPairs, PlainCache<uint8_t>>>(*a, threads);
 #endif
-  attend<Bfloat16, Wide<Bfloat16>>(*a, threads);
+#if defined(__AVX512BF16__)
+  if (a->dim % 32 == 0) return decode_attention<Bfloat16, Pairs>(*a, threads);
+#endif
+  decode_attention<Bfloat16, Wide<Bfloat16>>(*a, threads);
 }

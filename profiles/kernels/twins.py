@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from profiles.kernels.groups import unpack_rows
+from profiles.packing import UNPACKED_AT_ONCE_BYTES, Packing
+
 
 def decode_attention(
     q: torch.Tensor,
@@ -14,22 +17,91 @@ def decode_attention(
     first_row: int,
     lengths: torch.Tensor | None,
     prompt_len: int,
+    packing: Packing | None,
+    sparsity: float,
 ) -> None:
     """See ``profiles.kernels.decode_attention``."""
-    tokens, _, rows, head_dim = context.shape
-    kv_heads = q.shape[1] // out.shape[1]
-    queries = q.reshape(-1, out.shape[1], head_dim)[first_row : first_row + rows]
-    mask = None
+    tokens, _, rows, _ = context.shape
+    group, head_dim = out.shape[1:]
+    queries = q.reshape(-1, group, head_dim)[first_row : first_row + rows]
+    seen = None
     if lengths is not None:
         slots = torch.arange(tokens, device=q.device)
         valid = (slots < lengths[:, None]) | (slots >= prompt_len)
-        mask = valid.repeat_interleave(kv_heads, dim=0)[first_row : first_row + rows]
-        mask = mask[:, None, None, :]
+        kv_heads = q.shape[1] // group
+        seen = valid.repeat_interleave(kv_heads, dim=0)[first_row : first_row + rows]
+    step = _rows_at_once(out, tokens, packing, sparsity)
+    for first in range(0, rows, step):
+        part = slice(first, first + step)
+        _attend_part(
+            queries[part], context[:, :, part], None if seen is None else seen[part],
+            packing, sparsity, out[part],
+        )  # fmt: skip
+
+
+def _rows_at_once(out: torch.Tensor, tokens: int, packing: Packing | None, sparsity: float) -> int:
+    """Return how many rows' temporaries are held at once."""
+    rows, group, head_dim = out.shape
+    row_bytes = 2 * tokens * head_dim * out.element_size() if packing else 0
+    if sparsity < 1:
+        # Keys and values in float32, one after the other, and three tensors of scores.
+        row_bytes += 4 * tokens * (head_dim + 3 * group)
+    return max(1, UNPACKED_AT_ONCE_BYTES // row_bytes) if row_bytes else rows
+
+
+def _attend_part(
+    queries: torch.Tensor,
+    context: torch.Tensor,
+    seen: torch.Tensor | None,
+    packing: Packing | None,
+    sparsity: float,
+    out: torch.Tensor,
+) -> None:
+    """Attend to some rows; their temporaries go when it returns."""
+    context = _unpacked(context, packing, queries.dtype)
+    if sparsity < 1:
+        out.copy_(_attend_sparsely(queries, context, seen, sparsity))
+    else:
+        out.copy_(_attend(queries, context, seen))
+
+
+def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype) -> torch.Tensor:
+    if packing is None:
+        return context
+    tokens, _, rows, _ = context.shape
+    whole = torch.empty(tokens * 2, rows, packing.num_elements, dtype=dtype, device=context.device)
+    unpack_rows(context.flatten(0, 1), packing, whole)
+    return whole.view(tokens, 2, rows, -1)
+
+
+def _attend(
+    queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None
+) -> torch.Tensor:
+    """Attend with [rows, group, head_dim] to [tokens, 2, rows, head_dim]."""
     keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
+    mask = None if seen is None else seen[:, None, None, :]
     attended = F.scaled_dot_product_attention(
         queries[:, None], keys[:, None], values[:, None], attn_mask=mask
     )
-    out.copy_(attended[:, 0])
+    return attended[:, 0]
+
+
+def _attend_sparsely(
+    queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None, sparsity: float
+) -> torch.Tensor:
+    keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
+    scores = queries.float() @ keys.float().transpose(1, 2) * queries.shape[-1] ** -0.5
+    counts = torch.tensor([scores.shape[-1]], device=scores.device)
+    if seen is not None:
+        scores = scores.masked_fill(~seen[:, None], -torch.inf)
+        counts = seen.sum(-1)
+    # Rounded up, whatever the product lost.
+    kept = (counts.double() * sparsity - 1e-9).ceil().long().clamp(min=1)
+    largest = scores.topk(int(kept.max()), dim=-1).values
+    least = largest.gather(2, (kept - 1)[:, None, None].expand(*scores.shape[:2], 1))
+    shares = scores.softmax(-1).masked_fill(scores < least, 0)
+    attended: torch.Tensor = shares @ values.float()
+    return attended.to(queries.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:

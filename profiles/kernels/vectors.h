@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <utility>
+#include <vector>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -35,6 +37,23 @@ template <long kCount, class F>
 INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long, kCount>()); }
 
 Floats splat(float x) { return x - Floats{}; }
+
+// Elements from the start of a cache line on: whole vectors of them never lie across two.
+template <class T>
+class LineAligned {
+ public:
+  explicit LineAligned(long size) : held_(size + 64 / sizeof(T)) {
+    void* start = held_.data();
+    size_t space = held_.size() * sizeof(T);
+    first_ = static_cast<T*>(std::align(64, size * sizeof(T), start, space));
+  }
+  T* data() { return first_; }
+  const T* data() const { return first_; }
+
+ private:
+  std::vector<T> held_;
+  T* first_;
+};
 
 template <class V, class T>
 V load_raw(const T* from) { V v; std::memcpy(&v, from, sizeof v); return v; }

@@ -93,9 +93,9 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(rounds):
-        memory.append(_rate(stream.sum, STREAM_BYTES))
-        ours.append(_rate(attend, cache_bytes))
-        theirs.append(_rate(attend_with_torch, cache_bytes))
+        memory.append(measure_rate(stream.sum, STREAM_BYTES))
+        ours.append(measure_rate(attend, cache_bytes))
+        theirs.append(measure_rate(attend_with_torch, cache_bytes))
     case = {
         "batch": batch, "kv_heads": kv_heads, "tokens": tokens, "group": group,
         "memory_bytes_per_s": statistics.median(memory),
@@ -113,7 +113,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     return case
 
 
-def _rate(work: Callable[[], object], num_bytes: int) -> float:
+def measure_rate(work: Callable[[], object], num_bytes: int) -> float:
     """Repeat for a window, and return bytes per second."""
     work()
     start, count = time.perf_counter(), 0

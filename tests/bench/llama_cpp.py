@@ -27,6 +27,7 @@ from profiles.errors import RunError
 
 SOURCE = "llama-cpp-python==0.3.36"
 TOOL = "llama-batched-bench"
+QUANTIZER = "llama-quantize"
 MAX_SEQUENCES = 256
 # The tool may end before its log's thread has written the figures, unless it is told to wait.
 LAST_CALL = "llama_perf_context_print(ctx);"
@@ -42,11 +43,15 @@ SETTINGS = (
 
 @dataclass(slots=True, kw_only=True)
 class LlamaCpp:
-    """The batched bench; ``tool`` is built from the package's source where none is given."""
+    """The batched bench; ``tool`` is built from the package's source where none is given.
+
+    ``quantization`` is a type of llama.cpp's own quantizer, such as ``Q4_K``.
+    """
 
     runs: Runs
     tool: Path | None = None
     ubatch: int | None = None
+    quantization: str | None = None
     name: str = "llama.cpp"
 
     def why_not(self) -> str | None:
@@ -59,21 +64,32 @@ class LlamaCpp:
         return None
 
     @property
-    def _model(self) -> Path:
+    def _plain_model(self) -> Path:
         # Beside the shards, so that it goes when they are made anew.
         return self.runs.bench.checkpoint / "model.gguf"
+
+    @property
+    def _model(self) -> Path:
+        if self.quantization is None:
+            return self._plain_model
+        return self._plain_model.with_name(f"model-{self.quantization}.gguf")
 
     def prepare(self) -> None:
         """Build the tool and write the model, unless they are there."""
         if find_spec("gguf") is None:
             raise RunError("the package gguf is missing; try: pip install '.[bench]'")
         if self.tool is None:
-            self.tool = build_tool(self.runs.bench.folder)
-        if not self._model.exists():
+            self.tool = build_tool(self.runs.bench.folder, TOOL)
+        if not self._plain_model.exists():
             from gguf_file import write_gguf  # needs the package that was just asked for
 
             say("writing the model as GGUF")
-            write_gguf(self.runs.bench.checkpoint, self.runs.bench.model, self._model)
+            write_gguf(self.runs.bench.checkpoint, self.runs.bench.model, self._plain_model)
+        if self.quantization is not None and not self._model.exists():
+            quantizer = build_tool(self.runs.bench.folder, QUANTIZER)
+            say(f"quantizing the model to {self.quantization}")
+            _step(self.runs.bench.folder, "quantize", str(quantizer), str(self._plain_model),
+                  str(self._model), self.quantization)  # fmt: skip
 
     def settings(self) -> Sequence[Mapping[str, Any]]:
         """List what may be fastest; the defaults come first."""
@@ -107,14 +123,14 @@ class LlamaCpp:
         return f"llama.cpp {said}"
 
 
-def build_tool(folder: Path) -> Path:
-    """Fetch the source and compile the tool for this processor into ``folder``; takes minutes."""
-    tool, scratch = folder / TOOL, folder / "llama.cpp"
+def build_tool(folder: Path, name: str) -> Path:
+    """Fetch the source and compile a tool for this processor into ``folder``; takes minutes."""
+    tool, scratch = folder / name, folder / "llama.cpp"
     if tool.exists():
         return tool
     if shutil.which("cmake") is None:
         raise RunError("llama.cpp needs cmake and a C++ compiler; try: --llama-batched-bench PATH")
-    say(f"building {TOOL} from {SOURCE}")
+    say(f"building {name} from {SOURCE}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     _step(scratch, "fetch", sys.executable, "-m", "pip", "download", "--no-deps",
@@ -130,8 +146,10 @@ def build_tool(folder: Path) -> Path:
           "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_OPENSSL=OFF",
           "-DBUILD_SHARED_LIBS=OFF")  # fmt: skip
     jobs = str(len(os.sched_getaffinity(0)))
-    _step(scratch, "build", "cmake", "--build", "build", "--target", TOOL, "--parallel", jobs)
-    (scratch / "build" / "bin" / TOOL).replace(tool)
+    _step(scratch, "build", "cmake", "--build", "build", "--target", TOOL, QUANTIZER,
+          "--parallel", jobs)  # fmt: skip
+    for built in (TOOL, QUANTIZER):
+        (scratch / "build" / "bin" / built).replace(folder / built)
     shutil.rmtree(scratch)
     return tool
 

@@ -35,7 +35,10 @@ from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
 
+# Those that run unless others are asked for, and those in fewer bits.
 NAMES = ("ours", "transformers", "accelerate", "llama.cpp")
+IN_FOUR_BITS = ("ours-4bit", "llama.cpp-q4k")
+SPEEDUPS = {"speedup_of_medians": "ours", "speedup_of_medians_in_four_bits": "ours-4bit"}
 VERSIONED = ("torch", "transformers", "accelerate", "numpy")
 
 
@@ -58,7 +61,8 @@ def main(arguments: list[str]) -> None:
         with MemoryCgroup(bench.limit_bytes):
             pass
         bench.make_inputs()
-        stack.callback(shutil.rmtree, folder / "offload-ours", ignore_errors=True)
+        for name in SPEEDUPS.values():
+            stack.callback(shutil.rmtree, folder / f"offload-{name}", ignore_errors=True)
         contenders = [Contender(system=system) for system in _systems(Runs(bench), flags)]
         for contender in contenders:
             contender.prepare()
@@ -87,7 +91,8 @@ def _parser() -> BenchParser:
     add("--prompt-len", type=int, default=128, help="(128)")
     add("--gen-len", type=int, default=32, help="tokens for each prompt, the first included (32)")
     add("--rounds", type=int, default=3, help="how often each system runs (3)")
-    add("--only", action="append", choices=NAMES, help="leave others out; may be repeated")
+    chosen = f"leave others out; may be repeated (all but {' and '.join(IN_FOUR_BITS)})"
+    add("--only", action="append", choices=NAMES + IN_FOUR_BITS, help=chosen)
     keeps = "keeps the model and the tool for the next command; default: a temporary one"
     add("--work-dir", type=Path, metavar="DIR", help=keeps)
     parser.add_bytes("--peer-memory", help="accelerate's max_memory; default: its best of several")
@@ -119,15 +124,19 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         Transformers(runs=runs),
         Accelerate(runs=runs, max_memory=flags.peer_memory),
         LlamaCpp(runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch),
-    ]
-    return [system for system in systems if not flags.only or system.name in flags.only]
+        Ours(runs=runs, quick_profile=flags.quick_profile, weight_bits=4, name="ours-4bit"),
+        LlamaCpp(
+            runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch,
+            quantization="Q4_K", name="llama.cpp-q4k",
+        ),
+    ]  # fmt: skip
+    return [system for system in systems if system.name in (flags.only or NAMES)]
 
 
 def _result(
     bench: Bench, contenders: Sequence[Contender], rounds: int, arguments: Sequence[str]
 ) -> dict[str, Any]:
     medians = {each.system.name: each.medians for each in contenders if each.medians}
-    ours = medians.get("ours")
     result = {
         "benchmark": "offload under a memory limit",
         "workload": {
@@ -142,8 +151,10 @@ def _result(
         "budget_of_ours_bytes": bench.budget_bytes,
         "rounds": rounds,
         "systems": {each.system.name: each.as_json() for each in contenders},
-        "speedup_of_medians": {
-            name: speedups(ours, peer) for name, peer in medians.items() if ours and name != "ours"
+        **{
+            key: {n: speedups(medians[ours], m) for n, m in medians.items() if n != ours}
+            for key, ours in SPEEDUPS.items()
+            if ours in medians
         },
         **circumstances("offload.py", arguments, *VERSIONED),
     }
@@ -164,7 +175,9 @@ def _complain(contenders: Sequence[Contender]) -> None:
     """End with an error where ours did not run, or a system did only in some rounds."""
     wrong = [f"{each.system.name} {what}" for each in contenders for what in each.failures]
     wrong += [
-        f"ours {each.skipped}" for each in contenders if each.system.name == "ours" and each.skipped
+        f"{each.system.name} {each.skipped}"
+        for each in contenders
+        if each.skipped and each.system.name in SPEEDUPS.values()
     ]
     if wrong:
         raise RunError("; ".join(wrong))

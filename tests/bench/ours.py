@@ -28,6 +28,7 @@ class Ours:
 
     runs: Runs
     quick_profile: bool = False
+    weight_bits: int | None = None
     name: str = "ours"
 
     def why_not(self) -> str | None:
@@ -36,11 +37,11 @@ class Ours:
 
     @property
     def _offload(self) -> Path:
-        return self.runs.bench.folder / "offload-ours"
+        return self.runs.bench.folder / f"offload-{self.name}"
 
     @property
     def _policy(self) -> Path:
-        return self.runs.bench.folder / "policy.json"
+        return self.runs.bench.folder / f"policy-{self.name}.json"
 
     def prepare(self) -> None:
         """Forget what an earlier command left."""
@@ -98,6 +99,7 @@ class Ours:
             "--model", str(bench.checkpoint), "--num-prompts", str(bench.num_prompts),
             "--prompt-len", str(bench.prompt_len), "--gen-len", str(bench.gen_len),
             "--cpu-memory", str(bench.budget_bytes), "--output", str(self._policy),
+            *(["--weight-bits", str(self.weight_bits)] if self.weight_bits else []),
         )  # fmt: skip
 
     def version(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,15 +65,26 @@ def test_explanation_and_json_line(tmp_path: Path) -> None:
         assert said in done.stdout
 
 
-def test_allowed_names_reach_the_policy_and_are_told(tmp_path: Path) -> None:
+def test_what_four_bits_would_yield_is_told_and_not_done(tmp_path: Path) -> None:
+    done = _search(tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "64")
+    assert (done.returncode, done.stderr) == (0, "")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert not policy.is_compressed and policy.predicted is not None
+    told = re.search(r"with 4 bits for weights .* token/s \((\S+) x\)", done.stdout)
+    assert told is not None and float(told[1]) > 1
+    assert "--weight-bits 16,4" in done.stdout
+
+
+def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> None:
     done = _search(
         tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "64", "--margin", "0.1",
-        "--allow", "weights-4bit, sparse-attention",
+        "--weight-bits", "16,4", "--sparsity", "0.1", "--group-size", "32",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
-    assert (policy.weight_bits, policy.cache_bits, policy.attention_sparsity) == (4, 16, 0.1)
-    assert "weights in 4 bits" in done.stdout and "10% of the values" in done.stdout
+    assert (policy.weight_bits, policy.cache_bits, policy.group_size) == (4, 16, 32)
+    assert "weights in 4 bits" in done.stdout
+    assert (policy.attention_sparsity < 1) == ("10% of the keys" in done.stdout)
     assert policy.predicted is not None and policy.hardware is not None
     for tier, capacity in capacities(policy.hardware).items():
         assert policy.predicted.peak_bytes[tier] <= 0.9 * capacity
@@ -182,7 +194,9 @@ def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path
         (("--hardware", "cpu-2core", "--num-prompts", "0"), 2, "num_prompts"),
         (("--hardware", "cpu-2core", "--speed", "9"), 2, "--speed"),
         (("--hardware", "cpu-2core", "--margin", "1"), 2, "--margin"),
-        (("--hardware", "cpu-2core", "--allow", "weights-2bit"), 2, "weights-4bit"),
+        (("--hardware", "cpu-2core", "--weight-bits", "2"), 2, "16, 8, 4"),
+        (("--hardware", "cpu-2core", "--sparsity", "0"), 2, "--sparsity"),
+        (("--hardware", "cpu-2core", "--group-size", "32"), 2, "--weight-bits"),
         (("--hardware", "cpu-2core", "--plot", "no/such/plot.png"), 2, "--plot"),
         (("--hardware", "t4-flexgen", "--cpu-memory", "0"), 3, "--cpu-memory"),
         ((), 2, "--hardware"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.choices import MAX_BLOCK_SIZE, problems_of
+from costmodel.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.job import job_throughput
 from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import load_model_spec
@@ -62,7 +62,7 @@ def _relaxed_tok_per_s(case: str, hardware: HardwareProfile) -> float:
     """Solve every problem once with its block size free: the bound before any branching."""
     _, workload = _asked(case)
     best = 0.0
-    for problem in problems_of(hardware, load_model_spec(CASES[case][1]), workload, frozenset()):
+    for problem in problems_of(hardware, load_model_spec(CASES[case][1]), workload, Permitted()):
         most = -(-(workload.num_prompts or MAX_BLOCK_SIZE) // problem.gpu_batch_size)
         sizes = (problem.gpu_batch_size, most * problem.gpu_batch_size)
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.choices import ALLOWABLE, MAX_BLOCK_SIZE, problems_of
+from costmodel.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.fitting import fit
 from costmodel.job import job_throughput
 from costmodel.layout import model_layers
@@ -39,6 +39,16 @@ MACHINES = ("a100-80gb", "cpu-2core", "rtx3090-pc", "rtx4090-pc", "t4-flexgen")
 SHARES = (0.1, 0.3, 0.6, 1.0, 2.0)
 
 
+PERMITTED = (
+    Permitted(weight_bits=(16, 8)),
+    Permitted(weight_bits=(16, 4)),
+    Permitted(cache_bits=(16, 8)),
+    Permitted(cache_bits=(16, 4)),
+    Permitted(sparsity=0.1),
+    Permitted(cpu_weights=True),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What one search is asked."""
@@ -47,14 +57,14 @@ class Case:
     hardware: HardwareProfile
     model: ModelSpec
     workload: Workload
-    allowed: frozenset[str]
+    permitted: Permitted
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{t} {c / 1e9:.1f} GB" for t, c in capacities(self.hardware).items())
         return (
             f"case {self.seed}: {self.model.name} on {self.hardware.name} ({sizes}),"
             f" {self.workload.prompt_len}/{self.workload.gen_len} x {self.workload.num_prompts},"
-            f" {sorted(self.allowed)}"
+            f" {self.permitted}"
         )
 
 
@@ -89,15 +99,15 @@ def _case(seed: int) -> Case:
         gen_len=rng.choice((1, 8, 32, 100)),
         num_prompts=rng.choice((None, 1, 5, 16, 50, 64, 200)),
     )
-    allowed = frozenset(rng.sample(sorted(ALLOWABLE), rng.choice((0, 0, 1))))
-    return Case(seed=seed, hardware=hardware, model=model, workload=workload, allowed=allowed)
+    permitted = rng.choice(PERMITTED) if rng.random() < 1 / 3 else Permitted()
+    return Case(seed=seed, hardware=hardware, model=model, workload=workload, permitted=permitted)
 
 
 @functools.cache
 def _found(seed: int) -> SearchResult | InfeasibleError:
     case = _case(seed)
     try:
-        return search(case.hardware, case.model, case.workload, allowed=case.allowed)
+        return search(case.hardware, case.model, case.workload, permitted=case.permitted)
     except InfeasibleError as error:
         return error
 
@@ -114,7 +124,7 @@ def _split(rng: random.Random, tiers: tuple[str, ...], steps: int) -> Placement:
 
 def _grid(case: Case, rng: random.Random) -> list[Policy]:
     """Draw points of the grid of placements and block sizes at the batch sizes tried."""
-    problems = list(problems_of(case.hardware, case.model, case.workload, case.allowed))
+    problems = list(problems_of(case.hardware, case.model, case.workload, case.permitted))
     tiers = ("gpu", "cpu", "disk") if case.hardware.has_gpu else ("cpu", "disk")
     points = []
     for _ in range(GRID_POINTS):
@@ -181,11 +191,11 @@ def _fits(policy: Policy, hardware: HardwareProfile) -> bool:
 
 
 def _nothing_fits(case: Case) -> bool:
-    """Ask the program itself, for a block of one sequence of every precision allowed."""
+    """Ask the program itself, for a block of one sequence of every precision permitted."""
     usable = {t: int(c * (1 - DEFAULT_MARGIN)) for t, c in capacities(case.hardware).items()}
     machine = with_capacities(case.hardware, usable)
     one = replace(case.workload, num_prompts=1)
-    problems = problems_of(machine, case.model, one, case.allowed)
+    problems = problems_of(machine, case.model, one, case.permitted)
     return all(fit(problem, 1, max_latency_s=None) is None for problem in problems)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from costmodel.choices import Permitted
 from costmodel.job import blocks_of, job_throughput
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
@@ -179,7 +180,7 @@ def test_following_the_advice_makes_it_feasible(
     check_fits(search(more, spec, work).predicted, more)
 
 
-def test_advice_counts_bytes_in_the_precision_that_is_allowed() -> None:
+def test_advice_counts_bytes_in_the_precision_that_is_permitted() -> None:
     """In 8 bits the model misses memory by a few GB; in 16 it would miss it by 73."""
     hardware = recorded_profile("rtx3090-pc").with_budget(cpu_memory=50 * 10**9, disk=0)
     assert hardware.gpu is not None
@@ -187,12 +188,12 @@ def test_advice_counts_bytes_in_the_precision_that_is_allowed() -> None:
     cpu = replace(hardware.cpu, compute=replace(hardware.cpu.compute, unpack_bytes_per_s=1e10))
     hardware = replace(hardware, gpu=gpu, cpu=cpu)
     spec, work = load_model_spec("llama-3-70b"), Workload(prompt_len=16, gen_len=100)
-    allowed = frozenset({"weights-8bit"})
+    permitted = Permitted(weight_bits=(16, 8))
     with pytest.raises(InfeasibleError, match="is short by") as caught:
-        search(hardware, spec, work, allowed=allowed)
+        search(hardware, spec, work, permitted=permitted)
     advised = int(re.search(r"--disk (\d+)B", str(caught.value))[1])  # type: ignore[index]
     assert advised < 10 * 10**9
-    search(hardware.with_budget(disk=advised), spec, work, allowed=allowed)
+    search(hardware.with_budget(disk=advised), spec, work, permitted=permitted)
 
 
 # Budgets that once stood a hair's breadth from feasibility: the solver could not decide them, or

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from costmodel.choices import Permitted
 from costmodel.job import job_throughput
 from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import ModelSpec, load_model_spec
@@ -72,8 +73,8 @@ def _peers(
 )
 def test_no_peer_is_faster(name: str, preset: str, work: str, bits: int | None) -> None:
     machine, model, workload = _machine(name), load_model_spec(preset), WORKLOADS[work]
-    allowed = frozenset({"cpu-weights"} if bits is None else {"cpu-weights", f"weights-{bits}bit"})
-    found = search(machine, model, workload, allowed=allowed)
+    permitted = Permitted(cpu_weights=True, weight_bits=(16,) if bits is None else (16, bits))
+    found = search(machine, model, workload, permitted=permitted)
     tried = 0
     for peer, policy in _peers(machine, model, workload, bits):
         tried += 1
@@ -105,10 +106,9 @@ def test_no_published_policy_of_flexgen_is_faster(row: int) -> None:
     limits = capacities(machine)
     machine = with_capacities(machine, {t: max(limits[t], needed[t]) for t in limits})
     assert peers.fits(policy, machine, margin=DEFAULT_MARGIN)
-    allowed = set()
-    for kind, bits in (("weights", policy.weight_bits), ("cache", policy.cache_bits)):
-        if bits < policy.model.full_bits:
-            allowed.add(f"{kind}-{bits}bit")
-    found = search(machine, policy.model, policy.workload, allowed=frozenset(allowed))
+    permitted = Permitted(
+        weight_bits=tuple({16, policy.weight_bits}), cache_bits=tuple({16, policy.cache_bits})
+    )
+    found = search(machine, policy.model, policy.workload, permitted=permitted)
     rate = estimate(policy, machine).throughput_tok_per_s
     assert rate <= found.job_tok_per_s * (1 + TOLERANCE)

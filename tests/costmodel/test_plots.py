@@ -10,6 +10,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
+from costmodel.choices import Permitted
 from costmodel.flags import Question
 from costmodel.frontier import FrontierPoint, frontier
 from costmodel.memory import capacities
@@ -33,7 +34,7 @@ QUESTION = Question(
     model=load_model_spec("llama-3.1-8b"),
     workload=Workload(prompt_len=256, gen_len=32),
     margin=0.01,
-    allowed=frozenset(),
+    permitted=Permitted(),
 )
 
 

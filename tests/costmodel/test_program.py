@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel.layout import CUT_ROWS
 from costmodel.limits import stage_limits
 from costmodel.memory import capacities, memory_rows, with_capacities, workspace_bytes
 from costmodel.policy import CpuWeights, Placement
@@ -66,7 +67,7 @@ def test_weights_fill_memory_and_the_rest_is_read() -> None:
     hidden = 8 * 16 * 256 * 2
     logits = 8 * 256 * 2 + 4 * 1000 * 4
     workspace = workspace_bytes(_problem(make_machine()), "prefill")
-    edges = 2 * (2 * 4096 + 512 * 2)
+    edges = 2 * (2 * 4096 + CUT_ROWS * 512 * 2)
     cache = 8 * CACHE_TOKEN_BYTES * 8 * 20
     # Disk costs time for the cache too, so the cache stays in memory.
     fixed = hidden + logits + workspace + edges + cache
@@ -276,7 +277,8 @@ def _random_problem(seed: int) -> Problem:
         "cpu_weights": rng.random() < 0.5,
     }
     # What no placement can save: temporaries, and staging of layers.
-    least = workspace_bytes(_problem(make_machine(), **changes), "prefill") + 3_000_000
+    like_it = make_machine(gpu_memory=1 if has_gpu else None)
+    least = workspace_bytes(_problem(like_it, **changes), "prefill") + 3_000_000
     machine = make_machine(
         gpu_memory=int(rate(4e6)) + least if has_gpu else None,
         cpu_memory=int(rate(8e6)) + least,

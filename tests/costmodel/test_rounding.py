@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from costmodel.job import job_throughput
-from costmodel.layout import model_layers
+from costmodel.layout import CUT_ROWS, model_layers
 from costmodel.memory import peak_bytes
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
@@ -27,8 +27,8 @@ def test_weights_are_cut_where_they_should_be(placement: Placement) -> None:
     layer = model_layers(make_model())[1]
     cut = cut_layer(layer, placement)
     assert 0 <= cut.gpu_end <= cut.cpu_end <= layer.num_bytes == cut.num_bytes
-    # Half of the longest row (a matrix of 512 columns), and half of a vector.
-    slack = 512
+    # Half of the rows of 512 columns that are kept together, and half of a vector.
+    slack = CUT_ROWS * 512
     assert abs(cut.gpu_end - placement.gpu * layer.num_bytes) <= slack
     assert abs(cut.disk_bytes - placement.disk * layer.num_bytes) <= slack
 
@@ -86,8 +86,8 @@ def test_rounding_a_rounded_policy_changes_nothing(policy: Policy) -> None:
     once = round_policy(policy, has_gpu=True)
     twice = round_policy(once, has_gpu=True)
     layers = model_layers(policy.model)
-    # Layers of different shapes may round one fraction to either side, by a row at most.
-    row = max(t.row_bytes for layer in layers for t in layer.tensors) * len(layers)
+    # Layers of different shapes may round one fraction to either side, by one cut at most.
+    row = CUT_ROWS * max(t.row_bytes for layer in layers for t in layer.tensors) * len(layers)
     row_share = row / sum(layer.num_bytes for layer in layers)
     for kind, slack in (("weights", row_share), ("cache", 1e-9), ("activations", 1e-9)):
         for tier in ("gpu", "cpu", "disk"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from costmodel.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.memory import capacities, with_capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
@@ -35,7 +36,7 @@ class Case:
     model: str
     workload: Workload
     budget: dict[str, int] = field(default_factory=dict)
-    allowed: frozenset[str] = frozenset()
+    permitted: Permitted = DEFAULT_PERMITTED
     contention: tuple[Contention, ...] = ()
 
 
@@ -67,10 +68,10 @@ CASES = {
         machine="rtx3090-pc",
         model="qwen3-32b",
         workload=Workload(prompt_len=100, gen_len=100, num_prompts=4),
-        allowed=frozenset({"cpu-weights"}),
+        permitted=Permitted(cpu_weights=True),
     ),
     "in place, large": Case(
-        machine="t4-flexgen", model="opt-30b", workload=PAPER, allowed=frozenset({"cpu-weights"})
+        machine="t4-flexgen", model="opt-30b", workload=PAPER, permitted=Permitted(cpu_weights=True)
     ),
     "full disk": Case(
         machine="t4-flexgen",
@@ -87,7 +88,7 @@ CASES = {
         machine="rtx4090-pc",
         model="llama-3.1-70b",
         workload=Workload(prompt_len=256, gen_len=64, num_prompts=64),
-        allowed=frozenset({"weights-4bit", "cache-8bit"}),
+        permitted=Permitted(weight_bits=(16, 4), cache_bits=(16, 8)),
     ),
 }
 
@@ -105,7 +106,7 @@ def _solved(name: str) -> tuple[Problem, Solution]:
     case = CASES[name]
     hardware = replace(recorded_profile(case.machine), contention=case.contention)
     hardware = with_capacities(_knows_unpacking(hardware), case.budget)
-    found = search(hardware, load_model_spec(case.model), case.workload, allowed=case.allowed)
+    found = search(hardware, load_model_spec(case.model), case.workload, permitted=case.permitted)
     # The solution before a reserve was set aside for rounding.
     problem, policy = found.problem, found.policy
     return problem, solve(problem, Limits(block_sizes=(policy.block_size, policy.block_size)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -11,8 +13,11 @@ from costmodel.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
 from executor import layers
 from executor.attention import prefill_attention
 from executor.checkpoint import WeightSource
-from executor.layers import LayerWeights
 from profiles.compute import DTYPES
+from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
+from profiles.packing import Packing
+
+Tensors = Mapping[str, Sequence[torch.Tensor]]
 
 
 def view_layer(
@@ -30,6 +35,28 @@ def view_layer(
     return weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """What is lost: bits of weights and cache (``None`` keeps the dtype), and values not read."""
+
+    weight_bits: int | None = None
+    cache_bits: int | None = None
+    group_size: int = 64
+    sparsity: float = 1.0
+
+    def of(self, x: torch.Tensor, bits: int | None) -> torch.Tensor:
+        """Return what is left of ``x`` [..., elements] after a round trip through groups."""
+        if bits is None:
+            return x
+        packing = Packing(num_elements=x.shape[-1], bits=bits, group_size=self.group_size)
+        rows = x.reshape(1, -1, x.shape[-1])
+        packed = torch.empty(1, rows.shape[1], packing.row_bytes, dtype=torch.uint8)
+        pack_rows_twin(rows, packing, packed)
+        out = torch.empty_like(rows)
+        unpack_rows_twin(packed, packing, out)
+        return out.view(x.shape)
+
+
 class ReferenceModel:
     """All weights in memory, one batch, no schedule.
 
@@ -37,20 +64,30 @@ class ReferenceModel:
     must not depend on it.
     """
 
-    def __init__(self, source: WeightSource, *, cut: float = 0.0) -> None:
+    def __init__(
+        self, source: WeightSource, *, cut: float = 0.0, compression: Compression | None = None
+    ) -> None:
         self.spec, self.config = source.spec, source.config
+        self.compression = compression or Compression()
         self.dtype = DTYPES[source.spec.dtype]
         weights = []
         for index, layout in enumerate(model_layers(source.spec)):
             buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
             source.read_range(index, layout, 0, buffer)
             at = layout.cut_near(cut * layout.num_bytes)
-            weights.append(view_layer(buffer, layout, self.dtype, at))
+            weights.append(self._lossy(view_layer(buffer, layout, self.dtype, at)))
         count = source.spec.num_layers
         self.embedding, self.decoders = weights[0], weights[1 : count + 1]
         self.head = weights[count + 1 :]
         chunks = [chunk for part in self.head for chunk in part["head.weight"]]
         self.tokens = chunks if source.spec.tied_embeddings else self.embedding["tokens.weight"]
+
+    def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
+        bits = self.compression.weight_bits
+        return {
+            name: [self.compression.of(c, bits) if c.dim() == 2 else c for c in chunks]
+            for name, chunks in weights.items()
+        }
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -94,7 +131,8 @@ class ReferenceModel:
             q, k, v = layers.project_qkv(x, weights, positions, self.spec, self.config)
             if caches is not None:
                 for kind, part in enumerate((k, v)):
-                    caches[i][: ids.shape[1], kind] = part.transpose(0, 1).flatten(1, 2)
+                    kept = self.compression.of(part, self.compression.cache_bits)
+                    caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
             layers.finish_layer(x, prefill_attention(q, k, v), weights, self.spec, self.config)
         return x
 
@@ -113,15 +151,30 @@ class ReferenceModel:
         is_void = (slots >= lengths[:, None]) & (slots < prompt_len)
         for weights, cache in zip(self.decoders, caches, strict=True):
             q, k, v = layers.project_qkv(x, weights, positions[:, None], spec, self.config)
-            cache[slot, 0], cache[slot, 1] = k.flatten(0, 2), v.flatten(0, 2)
+            bits = self.compression.cache_bits
+            for kind, part in enumerate((k, v)):
+                cache[slot, kind] = self.compression.of(part.flatten(0, 2), bits)
             context = cache[: slot + 1].unflatten(2, (len(tokens), -1)).permute(1, 2, 3, 0, 4)
             keys, values = context
             queries = q.reshape(len(tokens), -1, spec.group_size, spec.head_dim)
             scores = queries @ keys.transpose(2, 3) / spec.head_dim**0.5
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
-            attended = (scores.softmax(-1) @ values).reshape(len(tokens), 1, spec.query_size)
+            shares = self._without_small(scores, (~is_void).sum(1))
+            attended = (shares @ values).reshape(len(tokens), 1, spec.query_size)
             layers.finish_layer(x, attended, weights, spec, self.config)
         return self._head(x[:, 0]).argmax(-1)
+
+    def _without_small(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Return each query's shares, without those of small scores; sequence ``i`` sees
+        ``seen[i]``."""
+        shares = scores.softmax(-1)
+        if self.compression.sparsity == 1:
+            return shares
+        for found, rows, count in zip(shares, scores, seen.tolist(), strict=True):
+            kept = max(1, math.ceil(count * self.compression.sparsity - 1e-9))
+            least = rows.sort(dim=-1, descending=True).values[..., kept - 1 : kept]
+            found.masked_fill_(rows < least, 0)
+        return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
         normed = layers.final_norm(x, self.head[0], self.config)
@@ -146,7 +199,7 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
     return out
 
 
-def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors) -> torch.Tensor:
     """Add learned positions, where the family has them, to embedded tokens in place.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``

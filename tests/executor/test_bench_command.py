@@ -17,6 +17,7 @@ from executor.dummy import hf_config
 from executor.kv_cache import KVCache
 from executor.results import BlockResult
 from executor.runner import Runner
+from executor.sampling import Sampler
 from profiles.errors import RunError
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
@@ -114,7 +115,8 @@ def test_prompts_are_drawn_with_the_seed_at_full_length(
 
     def spy(runner: Runner, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
         drawn.append(prompts)
-        assert not runner.eos_ids and runner.sampler.is_greedy
+        assert not runner.eos_ids
+        assert isinstance(runner.sampler, Sampler) and runner.sampler.is_greedy
         return original(runner, prompts)
 
     monkeypatch.setattr(Runner, "run", spy)

@@ -13,7 +13,7 @@ from costmodel.workload import Workload
 from executor.checkpoint import WeightSource
 from executor.results import BlockResult
 from executor.runner import Runner
-from executor.sampling import Sampler
+from executor.sampling import Chooser
 from profiles import ComputeRates, Cpu, Disk, HardwareProfile, RateCurve, with_emulated_gpu
 from profiles.units import GIB
 
@@ -21,12 +21,17 @@ DTYPES = ("float32", "bfloat16")
 ON_GPU, ON_CPU, ON_DISK = Placement(gpu=1), Placement(cpu=1), Placement(disk=1)
 
 
-def make_hardware(*, gpu: bool = False, disk_bytes: int = GIB) -> HardwareProfile:
-    """Make a profile with ample memory; with ``gpu``, an emulated one behind fast links."""
+def make_hardware(
+    *, gpu: bool = False, disk_bytes: int = GIB, direct: bool = False
+) -> HardwareProfile:
+    """Make a profile with ample memory; with ``gpu``, an emulated one behind fast links. With
+    ``direct``, few rows are multiplied with packed weights as they lie."""
     rates = ComputeRates(
         matmul={dtype: RateCurve.constant(1e11) for dtype in DTYPES},
         attention_prefill=dict.fromkeys(DTYPES, 1e11),
         attention_decode=dict.fromkeys(DTYPES, 1e10),
+        unpack_bytes_per_s=1e10,
+        packed_matmul={dtype: RateCurve.constant(1e11) for dtype in DTYPES if direct},
     )
     rate = RateCurve.constant(1e9)
     cpu = Cpu(
@@ -99,7 +104,7 @@ class Case:
         policy: Policy,
         hardware: HardwareProfile,
         *,
-        sampler: Sampler | None = None,
+        sampler: Chooser | None = None,
         eos_ids: frozenset[int] = frozenset(),
     ) -> list[list[int]]:
         """Return the tokens of every prompt, in order."""
@@ -112,7 +117,7 @@ class Case:
         policy: Policy,
         hardware: HardwareProfile,
         *,
-        sampler: Sampler | None = None,
+        sampler: Chooser | None = None,
         eos_ids: frozenset[int] = frozenset(),
     ) -> list[BlockResult]:
         """Run all blocks."""

@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from profiles import ComputeRates, RateCurve
 from profiles.compute import ComputePlan, measure_compute
@@ -17,7 +15,6 @@ from profiles.contention import LEAST_KEPT, Work, measure_contention, rates_toge
 from profiles.disk import DiskPlan
 from profiles.sampling import Effort, Sampler
 from profiles.units import MIB
-from profiles.unpacking import GROUP_SIZE, unpack_groups
 
 EFFORT = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0, window_s=0.02)
 PLAN = ComputePlan(rows=(1,), out_features=256, in_features=256)
@@ -133,28 +130,6 @@ def test_failing_work_ends_the_others() -> None:
         rates_together(works, 60.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_unpacked_groups_match_a_reference_by_hand(dtype: torch.dtype) -> None:
-    generator = np.random.default_rng(0)
-    codes = generator.integers(0, 16, (5, GROUP_SIZE), dtype=np.uint8)
-    codes[0] = np.arange(GROUP_SIZE) % 16
-    # Quarters below 8 are exact in both dtypes, products and sums too.
-    scale = generator.integers(1, 3, (5, 1)) / 4
-    zero = generator.integers(-16, 1, (5, 1)) / 4
-    packed = np.empty((5, GROUP_SIZE // 2), dtype=np.uint8)
-    expected = np.empty((5, GROUP_SIZE))
-    for group in range(5):
-        for i in range(GROUP_SIZE // 2):
-            packed[group, i] = codes[group, i] + 16 * codes[group, i + GROUP_SIZE // 2]
-        for i in range(GROUP_SIZE):
-            expected[group, i] = codes[group, i] * scale[group, 0] + zero[group, 0]
-    unpacked = unpack_groups(
-        torch.from_numpy(packed), torch.tensor(scale, dtype=dtype), torch.tensor(zero, dtype=dtype)
-    )
-    assert unpacked.dtype == dtype
-    np.testing.assert_array_equal(unpacked.double().numpy(), expected)
-
-
 def test_unpacking_is_measured_in_bytes_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 2.0
     monkeypatch.setattr(
@@ -164,4 +139,6 @@ def test_unpacking_is_measured_in_bytes_of_output(monkeypatch: pytest.MonkeyPatc
     rates = measure_compute("cpu", PLAN, sampler)
     # A matrix of 256 x 256 in 16 bits.
     assert rates.unpack_bytes_per_s == pytest.approx(256 * 256 * 2 / seconds)
-    assert "cpu.unpack.4bit" in {m.name for m in sampler.measurements}
+    assert rates.packed_attention_bytes_per_s == pytest.approx(rates.attention_decode["bfloat16"])
+    names = {m.name for m in sampler.measurements}
+    assert {"cpu.unpack.4bit", "cpu.attention_decode.4bit"} <= names

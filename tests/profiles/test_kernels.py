@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,29 +12,6 @@ from profiles.kernels import build, twins
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3}
 DTYPES = list(TOLERANCE)
-
-
-@pytest.fixture(scope="session")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels for any CPU of this kind, whatever this one could do."""
-    build.load_library()
-    path = tmp_path_factory.mktemp("kernels") / "portable.so"
-    build.build("c++", path, [flag for flag in build.FLAGS if flag != "-march=native"])
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture(params=["native", "portable", "twin"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run a test with each of the implementations."""
-    kind: str = request.param
-    if kind == "portable":
-        found = request.getfixturevalue("portable")
-        monkeypatch.setattr("profiles.kernels.load_library", lambda: found)
-    elif kind == "twin":
-        monkeypatch.setattr("profiles.kernels.load_library", lambda: None)
-    else:
-        assert build.load_library() is not None
-    yield kind
 
 
 # Batch, key heads, group, head_dim, tokens: whole tiles and parts, whole vectors and parts.

@@ -1,0 +1,135 @@
+"""Seconds of arithmetic on one device, per sequence of the block, for all passes of a stage.
+
+No placement: how much of it a device does is for ``latency`` to say.
+"""
+
+from __future__ import annotations
+
+from costmodel.layout import LayerLayout
+from costmodel.problem import Problem
+from costmodel.stages import Stage
+from profiles.hardware import ComputeRates
+
+# Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
+LOGIT_BYTES = 4
+SAMPLING_PASSES = 3
+# Of an element, in rates of unpacking: whatever dtype it is unpacked to.
+UNPACKED_BYTES = 2
+
+
+def decoder_layer(problem: Problem) -> LayerLayout:
+    """Return the layout that all decoder layers share."""
+    return next(layer for layer in problem.layers if layer.kind == "decoder")
+
+
+def projected_elements(problem: Problem) -> int:
+    """Elements of a layer that are multiplied before its attention."""
+    return sum(t.num_elements for t in decoder_layer(problem).tensors if t.name == "qkv.weight")
+
+
+def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
+    """Seconds of the matrix products of all decoder layers, before and behind their attention."""
+    layers, first = problem.model.num_layers, projected_elements(problem)
+    second = decoder_layer(problem).num_matrix_elements - first
+    tokens = layers * stage.tokens
+    # In prefill the head takes each prompt's last token, and the last layer finishes no other.
+    finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
+    rate = _matmul_rate(problem, stage, rates, stage.matmul_rows)
+    return 2 * first * tokens / rate, 2 * second * finished / rate
+
+
+def _matmul_rate(problem: Problem, stage: Stage, rates: ComputeRates, rows: float) -> float:
+    curves = rates.packed_matmul if _is_direct(problem, stage, rates) else rates.matmul
+    return curves[problem.model.dtype].at(rows)
+
+
+def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
+    """Whether weights are multiplied as they lie packed."""
+    return not stage.is_prefill and problem.multiplies_packed(rates)
+
+
+def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of unpacking all weights once in every pass, where they are quantized."""
+    if not problem.packs_weights or _is_direct(problem, stage, rates):
+        return 0.0
+    num_bytes = _staged_elements(problem) * UNPACKED_BYTES * problem.loads_per_block
+    return num_bytes * stage.passes / rates.unpack_bytes_per_s
+
+
+def multiplied_bytes(problem: Problem, stage: Stage) -> int:
+    """Bytes of the weights as the CPU multiplies them, in all layers but the embedding."""
+    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
+        return problem.staged_weight_bytes
+    return _staged_elements(problem) * problem.model.dtype_bytes
+
+
+def unpacking_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes that unpacking all weights once in every pass reads and writes."""
+    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
+        return 0.0
+    num_bytes = problem.staged_weight_bytes + multiplied_bytes(problem, stage)
+    return num_bytes * stage.passes * problem.loads_per_block
+
+
+def _staged_elements(problem: Problem) -> int:
+    return sum(layer.num_matrix_elements for layer in problem.layers if layer.kind != "embed")
+
+
+def attended_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the cache, as it lies, that the CPU's attention reads for one sequence."""
+    token_bytes = problem.cache_token_bytes * problem.model.num_layers
+    share = _read_share(problem, problem.hardware.cpu.compute)
+    return token_bytes * stage.context_tokens * share
+
+
+def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of attention in all layers, and of packing what is new where the cache is packed."""
+    model = problem.model
+    token_bytes = problem.unpacked_token_bytes * model.num_layers
+    # What is new is packed.
+    packed_s = 0.0
+    if problem.packs_cache:
+        elements = token_bytes / model.dtype_bytes
+        packed_s = elements * UNPACKED_BYTES * stage.stored_tokens / rates.unpack_bytes_per_s
+    if stage.is_prefill:
+        square = 4 * stage.tokens**2 * model.query_size * model.num_layers
+        return packed_s + square / rates.attention_prefill[model.dtype]
+    read_bytes = token_bytes * stage.context_tokens * _read_share(problem, rates)
+    return packed_s + read_bytes / _decode_rate(problem, rates)
+
+
+def _decode_rate(problem: Problem, rates: ComputeRates) -> float:
+    """Bytes per second of the cache as attention computes with it, however it lies."""
+    rate = rates.attention_decode[problem.model.dtype]
+    if problem.packs_cache:
+        # Without a kernel that reads it as it lies, it is unpacked first.
+        unpacked_first = 1 / (1 / rate + 1 / rates.unpack_bytes_per_s)
+        rate = rates.packed_attention_bytes_per_s or unpacked_first
+    if problem.attention_sparsity < 1 and rates.sparse_attention_bytes_per_s:
+        rate = min(rate, rates.sparse_attention_bytes_per_s)
+    return rate
+
+
+def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
+    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt."""
+    model, batch = problem.model, problem.gpu_batch_size
+    flop = 2 * model.vocab_size * model.hidden_size * stage.passes
+    sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
+    overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
+    rate = _matmul_rate(problem, stage, rates, batch)
+    return flop / rate + sampled_bytes / memory_rate + overhead_s
+
+
+def _read_share(problem: Problem, rates: ComputeRates) -> float:
+    """Share of the cache that attention reads where it is computed: all keys, and the values that
+    some query of those which share them picks, as if queries picked independently.
+
+    What moves between tiers moves whole, and so does a GPU read it.
+    """
+    gpu = problem.hardware.gpu
+    on_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
+    # A rate that was measured is of the whole cache.
+    if on_gpu or rates.sparse_attention_bytes_per_s:
+        return 1.0
+    picked = 1 - (1 - problem.attention_sparsity) ** problem.model.group_size
+    return (1 + picked) / 2

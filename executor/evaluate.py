@@ -1,0 +1,243 @@
+"""The command ``python -m executor.evaluate``: what compression does to a model's quality.
+
+A text is cut into windows. The first tokens of each are its prompt; behind them the engine
+generates as it always does, but goes on with the text's own tokens, whatever the model would have
+chosen. Scores begin with the second of them: they come from decode, with weights and cache as the
+policy keeps them. The first comes from prefill, which attends to keys that are not packed yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from costmodel.choices import DEFAULT_PERMITTED, Permitted
+from costmodel.flags import choose_dtype, read_permitted
+from costmodel.policy import Policy
+from costmodel.workload import Workload
+from executor.checkpoint import Checkpoint
+from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.sampling import Sampler
+from executor.text import load_tokenizer
+from profiles.command import Parser, run
+from profiles.errors import InfeasibleError, InputError
+from profiles.files import to_json
+from profiles.hardware import HardwareProfile
+
+DEFAULT_PROMPT_LEN = 16
+DEFAULT_WINDOWS = 64
+# Of models with longer contexts, so much is evaluated unless more is asked for.
+MOST_TOKENS = 2048
+# Logits whose probabilities are made at once.
+SCORED_LOGITS = 2**20
+
+
+class Scorer:
+    """Goes on with the text's own tokens, and keeps what the model made of them.
+
+    Parameters
+    ----------
+    targets
+        int64 [windows, gen_len]: the tokens that follow each prompt.
+    """
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        self.targets = targets
+        # Log probability of each target in nats, and the likeliest token in its place.
+        self.log_probs = torch.zeros(targets.shape, dtype=torch.float64)
+        self.likeliest = torch.zeros_like(targets)
+
+    def sample(
+        self, logits: torch.Tensor, sequence_ids: Sequence[int] | torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """Return the text's tokens [batch]; ``logits`` are float32 [batch, vocabulary]."""
+        ids = torch.as_tensor(sequence_ids)
+        targets = self.targets[ids, step].to(logits.device)
+        self.likeliest[ids, step] = logits.argmax(-1).cpu()
+        rows = max(1, SCORED_LOGITS // logits.shape[1])
+        found = [
+            part.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+            for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+        ]
+        self.log_probs[ids, step] = torch.cat(found).double().cpu()
+        return targets
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss in nats per token of decode."""
+        return float((-self.log_probs[:, 1:].mean()).exp())
+
+    def agreement(self, other: Scorer) -> float:
+        """Return the share of places in which both find the same token likeliest."""
+        return float((self.likeliest == other.likeliest)[:, 1:].double().mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """A policy's scores beside those of the uncompressed model on the same tokens.
+
+    ``agreement`` is the share of places in which both find the same token likeliest. What needs the
+    uncompressed model is ``None`` where that does not fit.
+    """
+
+    weight_bits: int
+    cache_bits: int
+    group_size: int
+    sparsity: float
+    num_tokens: int
+    perplexity: float
+    uncompressed_perplexity: float | None = None
+    ratio: float | None = None
+    agreement: float | None = None
+
+
+def score(
+    job: Job, offload_dir: Path, targets: torch.Tensor, *, trace: Path | None = None
+) -> Scorer:
+    """Run a job over its prompts and score ``targets``, int64 [windows, gen_len]."""
+    scorer = Scorer(targets)
+    replace(job, sampler=scorer).run(offload_dir, planned=job.predict(), trace=trace)
+    return scorer
+
+
+def compare(policy: Policy, found: Scorer, uncompressed: Scorer | None) -> Quality:
+    """Put a policy's scores beside the uncompressed model's."""
+    quality = Quality(
+        weight_bits=policy.weight_bits,
+        cache_bits=policy.cache_bits,
+        group_size=policy.group_size,
+        sparsity=policy.attention_sparsity,
+        num_tokens=found.targets[:, 1:].numel(),
+        perplexity=found.perplexity,
+    )
+    if uncompressed is None:
+        return quality
+    return replace(
+        quality,
+        uncompressed_perplexity=uncompressed.perplexity,
+        ratio=found.perplexity / uncompressed.perplexity,
+        agreement=found.agreement(uncompressed),
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Plan both runs, score, print."""
+    flags = _parser().parse_args(arguments)
+    check_job_flags(flags, "prompt_len")
+    job, uncompressed, targets = _plan(flags)
+    found = score(job, flags.offload_dir, targets, trace=flags.trace)
+    reference = score(uncompressed, flags.offload_dir, targets) if uncompressed else None
+    quality = compare(job.policy, found, reference)
+    line = f"{quality.num_tokens} tokens of {flags.text}: perplexity {quality.perplexity:.3f}"
+    if reference is not None:
+        line += (
+            f", uncompressed {quality.uncompressed_perplexity:.3f} (ratio {quality.ratio:.4f});"
+            f" the same token is likeliest in {quality.agreement:.1%} of the places"
+        )
+    print(line)
+    if flags.json:
+        print(json.dumps(to_json(quality)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="executor.evaluate",
+        description="Score a text with a policy's arithmetic and with the uncompressed model.",
+        example="python -m executor.evaluate --model models/kjv --text models/held_out.txt"
+        " --weight-bits 4 --cache-bits 4",
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="checkpoint folder")
+    add("--text", type=Path, required=True, help="UTF-8 text")
+    add("--prompt-len", type=int, help=f"tokens before the first that is scored, without --policy"
+        f" ({DEFAULT_PROMPT_LEN})")  # fmt: skip
+    add("--num-prompts", type=int, default=DEFAULT_WINDOWS, help=f"windows ({DEFAULT_WINDOWS})")
+    add_job_flags(parser, gen_len=f"the rest of the model's context, up to {MOST_TOKENS} in all")
+    add("--json", action="store_true", help="end with the figures in one line")
+    return parser
+
+
+def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
+    """Return the job, the uncompressed one if that fits, and the tokens to score."""
+    policy = Policy.load(flags.policy) if flags.policy else None
+    source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
+    hardware = choose_hardware(flags, policy)
+    if policy is None:
+        spec = choose_dtype(source.spec, hardware, flags.dtype)
+        source = Checkpoint.open(flags.model, dtype=spec.dtype)
+    if flags.num_prompts < 1:
+        raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")
+    workload = policy.workload if policy else _workload(flags, source)
+    windows = read_windows(flags.text, flags.model, workload, flags.num_prompts)
+    if policy is None:
+        job = plan_job(hardware, source, workload, windows, read_permitted(flags))
+    else:
+        policy = replace(policy, workload=replace(workload, num_prompts=len(windows)))
+        job = _job(policy, hardware, source, windows)
+    uncompressed = None
+    try:
+        uncompressed = plan_job(hardware, source, workload, windows, DEFAULT_PERMITTED)
+    except InfeasibleError as error:
+        print(f"note: not beside the uncompressed model, which does not fit: {error}",
+              file=sys.stderr)  # fmt: skip
+    if not job.policy.is_compressed:
+        print("note: this policy compresses nothing", file=sys.stderr)
+    return job, uncompressed, windows[:, workload.prompt_len :]
+
+
+def plan_job(
+    hardware: HardwareProfile,
+    source: Checkpoint,
+    workload: Workload,
+    windows: torch.Tensor,
+    permitted: Permitted,
+) -> Job:
+    """Search for the policy that runs the prompts of ``windows``, int64 [windows, tokens]."""
+    workload = replace(workload, num_prompts=len(windows))
+    policy, machine = search_policy(hardware, source.spec, workload, permitted)
+    return _job(policy, machine, source, windows)
+
+
+def _job(
+    policy: Policy, hardware: HardwareProfile, source: Checkpoint, windows: torch.Tensor
+) -> Job:
+    prompts = windows[:, : policy.workload.prompt_len].tolist()
+    return Job(policy=policy, hardware=hardware, source=source, prompts=prompts, sampler=Sampler())
+
+
+def _workload(flags: argparse.Namespace, source: Checkpoint) -> Workload:
+    prompt_len = DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len
+    context = min(source.spec.max_positions, MOST_TOKENS)
+    gen_len = context - prompt_len if flags.gen_len is None else flags.gen_len
+    return Workload(prompt_len=prompt_len, gen_len=gen_len)
+
+
+def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torch.Tensor:
+    """Cut a text into at most so many windows: int64 [windows, prompt_len + gen_len]."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--text {path}", got=error, allowed="UTF-8 text") from error
+    tokenizer = load_tokenizer(model)
+    # Every window begins as the model's texts do.
+    begin = tokenizer.encode("")
+    ids = torch.tensor(tokenizer.encode(text)[len(begin) :])
+    size = workload.prompt_len + workload.gen_len - len(begin)
+    if len(ids) < size:
+        raise InputError(
+            f"--text {path}", got=f"{len(ids)} tokens", allowed=f"{size} or more",
+            hint="a smaller --gen-len",
+        )  # fmt: skip
+    count = min(len(ids) // size, most)
+    begins = torch.tensor(begin, dtype=torch.int64).expand(count, -1)
+    return torch.cat([begins, ids[: count * size].view(count, size)], dim=1)
+
+
+if __name__ == "__main__":
+    run(main)

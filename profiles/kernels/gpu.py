@@ -1,0 +1,112 @@
+"""The kernels of groups on a GPU, in Triton. Imported only where they are called."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from profiles.packing import Packing
+
+
+def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
+    """See ``profiles.kernels.pack_rows``; what is not finite is not refused."""
+    out[..., -(-packing.num_elements * packing.bits // 8) : packing.code_bytes] = 0
+    grid = (x.shape[0] * x.shape[1], packing.num_groups)
+    _pack[grid](
+        x, out, x.shape[1], x.stride(0), x.stride(1), out.stride(0), out.stride(1),
+        DIM=packing.num_elements, GROUP=packing.group_size, BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes,
+    )  # fmt: skip
+
+
+def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
+    """See ``profiles.kernels.unpack_rows``."""
+    block = min(1024, triton.next_power_of_2(packing.num_elements))
+    grid = (packed.shape[0] * packed.shape[1], triton.cdiv(packing.num_elements, block))
+    _unpack[grid](
+        packed, out, packed.shape[1], packed.stride(0), packed.stride(1), out.stride(0),
+        out.stride(1), DIM=packing.num_elements, GROUP=packing.group_size, BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes, BLOCK=block,
+    )  # fmt: skip
+
+
+@triton.jit
+def _rounded_out(x):
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _pack(
+    x, out, inner, x_outer, x_inner, out_outer, out_inner,
+    DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
+):  # fmt: skip
+    outer, within = tl.program_id(0).to(tl.int64) // inner, tl.program_id(0) % inner
+    g = tl.program_id(1)
+    x += outer * x_outer + within * x_inner + g * GROUP
+    out += outer * out_outer + within * out_inner
+    count = tl.minimum(GROUP, DIM - g * GROUP)
+    i = tl.arange(0, GROUP)
+    # The first element stands in for those that a short group lacks: it widens no range.
+    values = tl.load(x + tl.where(i < count, i, 0)).to(tl.float32)
+    least, most = tl.min(values, 0), tl.max(values, 0)
+    inwards = (least.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    base = tl.where(least < 0, _rounded_out(least), inwards)
+    TOP: tl.constexpr = (1 << BITS) - 1
+    half = tl.where(most - base < float("inf"), 1.0, 0.5)
+    step = _rounded_out((most * half - base * half) / TOP / half)
+    shared = (out + CODE_BYTES + 4 * g).to(tl.pointer_type(tl.bfloat16))
+    tl.store(shared, step.to(tl.bfloat16))
+    tl.store(shared + 1, base.to(tl.bfloat16))
+    divisor = tl.where(step > 0, step * half, 1.0)
+    if BITS == 8:
+        codes = ((values * half - base * half) / divisor + 0.5).to(tl.int32)
+        codes = tl.where(step > 0, tl.minimum(codes, TOP), 0)
+        tl.store(out + g * GROUP + i, codes.to(tl.uint8), mask=i < count)
+    else:
+        pairs = (count + 1) // 2
+        j = tl.arange(0, GROUP // 2)
+        low = tl.load(x + tl.where(j < pairs, j, 0)).to(tl.float32)
+        high = tl.load(x + tl.where(j + pairs < count, j + pairs, 0)).to(tl.float32)
+        low_codes = ((low * half - base * half) / divisor + 0.5).to(tl.int32)
+        high_codes = ((high * half - base * half) / divisor + 0.5).to(tl.int32)
+        low_codes = tl.where(step > 0, tl.minimum(low_codes, TOP), 0)
+        high_codes = tl.where(step > 0, tl.minimum(high_codes, TOP), 0)
+        high_codes = tl.where(j + pairs < count, high_codes, 0)
+        codes = (low_codes | (high_codes << 4)).to(tl.uint8)
+        tl.store(out + g * (GROUP // 2) + j, codes, mask=j < pairs)
+
+
+@triton.jit
+def _elements(row, cols, mask, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
+              CODE_BYTES: tl.constexpr):  # fmt: skip
+    """Read elements in float32: ``row`` are pointers to packed rows, ``cols`` elements of them."""
+    g, within = cols // GROUP, cols % GROUP
+    if BITS == 4:
+        pairs = (tl.minimum(GROUP, DIM - g * GROUP) + 1) // 2
+        is_high = within >= pairs
+        place = g * (GROUP // 2) + tl.where(is_high, within - pairs, within)
+        both = tl.load(row + place, mask=mask, other=0)
+        codes = tl.where(is_high, both >> 4, both & 15)
+    else:
+        codes = tl.load(row + cols, mask=mask, other=0)
+    shared = (row + CODE_BYTES + 4 * g).to(tl.pointer_type(tl.bfloat16))
+    step = tl.load(shared, mask=mask, other=0.0).to(tl.float32)
+    base = tl.load(shared + 1, mask=mask, other=0.0).to(tl.float32)
+    # Halved in between, because a group may span more than the largest float.
+    return (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
+
+
+@triton.jit
+def _unpack(
+    packed, out, inner, packed_outer, packed_inner, out_outer, out_inner,
+    DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    outer, within = tl.program_id(0).to(tl.int64) // inner, tl.program_id(0) % inner
+    row = packed + outer * packed_outer + within * packed_inner
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    values = _elements(row, cols, cols < DIM, DIM, GROUP, BITS, CODE_BYTES)
+    target = out + outer * out_outer + within * out_inner + cols
+    tl.store(target, values.to(out.dtype.element_ty), mask=cols < DIM)

@@ -1,0 +1,96 @@
+"""Rows into groups of 4 or 8 bits and back (see ``profiles.packing`` for the layout)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch.nn import functional as F
+
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
+from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
+from profiles.packing import Packing
+
+_long = ctypes.c_long
+
+
+def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> bool:
+    """Pack the rows of ``x`` into ``out``.
+
+    Parameters
+    ----------
+    x
+        [outer, inner, num_elements], dense in its last dimension; float32, bfloat16 or float16.
+    out
+        uint8 [outer, inner, row_bytes], dense in its last dimension.
+
+    Returns
+    -------
+    bool
+        Whether every value is finite; what is packed has no meaning where one is not. On a GPU this
+        is not looked for, because who looks at a result there waits for it.
+    """
+    assert x.shape[2] == packing.num_elements and out.shape == (*x.shape[:2], packing.row_bytes)
+    assert x.stride(2) == out.stride(2) == 1 and out.dtype == torch.uint8
+    if x.is_cuda:
+        kernels = gpu_kernels()
+        (kernels.pack_rows if kernels else pack_rows_twin)(x, packing, out)
+        return True
+    if not is_native(x):
+        pack_rows_twin(x, packing, out)
+        return bool(x.isfinite().all())
+    bad = ctypes.c_long(0)
+    call_kernel(
+        "pack_rows", x.dtype, pointer(x), *_rows(x), *_shape(packing),
+        pointer(out), _long(out.stride(0)), _long(out.stride(1)), ctypes.byref(bad),
+    )  # fmt: skip
+    return bad.value == 0
+
+
+def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
+    """Fill ``out`` [outer, inner, num_elements] with what uint8 [outer, inner, row_bytes] holds:
+    in float32, rounded once to the dtype of ``out``; both dense in their last dimension."""
+    assert out.shape == (*packed.shape[:2], packing.num_elements)
+    assert packed.shape[2] == packing.row_bytes and packed.stride(2) == out.stride(2) == 1
+    if out.is_cuda:
+        kernels = gpu_kernels()
+        (kernels.unpack_rows if kernels else unpack_rows_twin)(packed, packing, out)
+    elif is_native(out):
+        call_kernel(
+            "unpack_rows", out.dtype, pointer(packed), *_rows(packed), *_shape(packing),
+            pointer(out), _long(out.stride(0)), _long(out.stride(1)),
+        )  # fmt: skip
+    else:
+        unpack_rows_twin(packed, packing, out)
+
+
+def multiply_rows(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    packing: Packing,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> None:
+    """Fill ``out`` [rows, outputs] with ``x`` [rows, num_elements] times a packed matrix, uint8
+    [outputs, row_bytes], as if that had been unpacked to the dtype of ``x``; ``bias`` [outputs] is
+    added before rounding. All are dense in their last dimension. Fast for few rows."""
+    assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
+    if not is_native(x):
+        matrix = x.new_empty(1, len(packed), packing.num_elements)
+        unpack_rows(packed[None], packing, matrix)
+        out.copy_(F.linear(x, matrix[0], bias))
+        return
+    x = x.contiguous()
+    call_kernel(
+        "multiply_rows", x.dtype, pointer(x), _long(len(x)), pointer(packed), _long(len(packed)),
+        _long(packed.stride(0)), *_shape(packing), None if bias is None else pointer(bias),
+        pointer(out), _long(out.stride(0)),
+    )  # fmt: skip
+
+
+def _rows(x: torch.Tensor) -> tuple[ctypes.c_long, ...]:
+    return _long(x.shape[0]), _long(x.shape[1]), _long(x.stride(0)), _long(x.stride(1))
+
+
+def _shape(packing: Packing) -> tuple[object, ...]:
+    return (_long(packing.num_elements), _long(packing.group_size), ctypes.c_int(packing.bits))

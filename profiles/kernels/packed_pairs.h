@@ -1,0 +1,52 @@
+// The arithmetic of attention straight over 4-bit groups of 64: a group's sixteen values are looked up
+// in registers, and are those that unpacking it would have stored.
+#pragma once
+
+#include "arithmetic.h"
+#include "groups.h"
+
+namespace {
+
+#if defined(HAS_TABLE)
+struct PackedPairs : Pairs {
+  static constexpr long kGroup = 64, kKeyDims = kGroup;
+
+  static __m512i codes(const uint8_t* row, long group) {
+    return _mm512_cvtepu8_epi16(load_raw<__m256i>((const __m256i*)(row + group * kGroup / 2)));
+  }
+  static __m512i values(const uint8_t* row, long group, long dim) {
+    return values_of(row + dim / 2 + group * 4);
+  }
+
+  template <long kQueries, long kTokens>
+  INLINE static void multiply(const uint8_t* const* keys, const Bfloat16* q, long d, long dim,
+                              Floats* dots) {
+    repeat<kTokens>([&](auto t) INLINE {
+      const __m512i both = codes(keys[t], d / kGroup), table = values(keys[t], d / kGroup, dim);
+      const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(both, table);
+      const __m512bh high =
+          (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
+      repeat<kQueries>([&](auto g) INLINE {
+        __m512 dot = (__m512)dots[g * kTokens + t];
+        dot = _mm512_dpbf16_ps(dot, load_pairs(q + g * dim + d), low);
+        dots[g * kTokens + t] =
+            (Floats)_mm512_dpbf16_ps(dot, load_pairs(q + g * dim + d + kGroup / 2), high);
+      });
+    });
+  }
+  template <long kQueries>
+  INLINE static void add(const uint8_t* value, const uint8_t* next, long d, long dim,
+                         const Bfloat16* shares, Floats* sums) {
+    const long group = d / kGroup;
+    // Of a group, one half of its elements at a time.
+    const __m128i shift = _mm_cvtsi32_si128(d % kGroup ? 4 : 0);
+    const auto half = [&](const uint8_t* row) INLINE {
+      return _mm512_permutexvar_epi16(_mm512_srl_epi16(codes(row, group), shift),
+                                      values(row, group, dim));
+    };
+    Pairs::add<kQueries>(half(value), half(next), shares, sums);
+  }
+};
+#endif
+
+}  // namespace

@@ -1,0 +1,83 @@
+// Products of few rows with packed weights, straight from how they lie: some weights are unpacked to
+// the first-level cache and multiplied with all rows before the next.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "arithmetic.h"
+#include "groups.h"
+
+namespace {
+
+template <class T>
+struct Factors {
+  const T* x;  // [rows, dim], dense.
+  long rows;
+  const uint8_t* packed;  // [outputs, bytes of a row]
+  long outputs, packed_stride;
+  const T* bias;  // [outputs], or null.
+  T* out;         // [rows, outputs]
+  long out_stride;
+};
+
+// Weights and rows of x whose products are summed at once, in one register each.
+constexpr long kWeights = 4, kRows = kLanes / kWeights;
+
+template <class T, class Ops>
+class Product {
+ public:
+  Product(const Factors<T>& f, const Packing& p, const typename Ops::Query* x)
+      : f_(f), p_(p), x_(x), width_(Ops::padded(p.dim)), weights_(kWeights * width_) {}
+
+  // Multiplies all rows with the weights from `first` on.
+  void multiply(long first) {
+    count_ = std::min(kWeights, f_.outputs - first);
+    for (long w = 0; w < kWeights; ++w)
+      unpack_row(p_, f_.packed + (first + std::min(w, count_ - 1)) * f_.packed_stride,
+                 weights_.data() + w * width_);
+    long row = 0;
+    for (; row + kRows <= f_.rows; row += kRows) block<kRows>(first, row);
+    if (f_.rows - row >= 2) block<2>(first, row), row += 2;
+    if (f_.rows - row >= 1) block<1>(first, row);
+  }
+
+ private:
+  template <long kCount>
+  void block(long first, long row) {
+    const T* weights[kWeights];
+    for (long w = 0; w < kWeights; ++w) weights[w] = weights_.data() + w * width_;
+    Floats dots[kLanes] = {};
+    for (long d = 0; d < p_.dim; d += Ops::kKeyDims)
+      Ops::template multiply<kCount, kWeights>(weights, x_ + row * width_, d, p_.dim, dots);
+    float sums[kLanes];
+    store(sums, sums_of(dots));
+    for (long r = 0; r < kCount; ++r)
+      for (long w = 0; w < count_; ++w) {
+        const float bias = f_.bias ? load_part(f_.bias + first + w, 1)[0] : 0.0f;
+        store_part(f_.out + (row + r) * f_.out_stride + first + w,
+                   splat(sums[r * kWeights + w] + bias), 1);
+      }
+  }
+
+  const Factors<T>& f_;
+  const Packing p_;
+  const typename Ops::Query* x_;
+  const long width_;
+  long count_ = 0;
+  LineAligned<T> weights_;
+};
+
+template <class T, class Ops>
+void multiply_rows(const Factors<T>& f, const Packing& p, int threads) {
+  std::vector<typename Ops::Query> kept(f.rows * Ops::padded(p.dim));
+  const typename Ops::Query* x = Ops::queries(f.x, f.rows, p.dim, kept.data());
+#pragma omp parallel num_threads(threads)
+  {
+    Product<T, Ops> product(f, p, x);
+#pragma omp for schedule(static)
+    for (long first = 0; first < f.outputs; first += kWeights) product.multiply(first);
+  }
+}
+
+}  // namespace

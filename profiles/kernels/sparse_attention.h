@@ -1,0 +1,114 @@
+// Attention of one decode step in which each query attends to the keys with the largest scores, so
+// that of the values only those are read.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+
+namespace {
+
+// Floats as whole numbers of the same order.
+inline Ints ordered(Floats x) {
+  const Ints bits = (Ints)x;
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+// Returns a number that `kept` of the values reach, or more where several equal the least of them.
+// Bisects over all floats: each step is a pass over values that lie in the first-level cache.
+inline int least_of_largest(const std::vector<Ints>& values, long kept, int most) {
+  int64_t low = INT32_MIN, high = most;
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    Ints counts{};
+    for (const Ints& v : values) counts -= v >= int(middle);
+    const long reached = long(sum(__builtin_convertvector(counts, Floats)));
+    if (reached == kept) return int(middle);
+    if (reached > kept) low = middle;
+    else high = middle - 1;
+  }
+  return int(low);
+}
+
+template <class T, class Ops, class Cache>
+class SparseRow : Scorer<T, Ops, Cache> {
+  using Base = Scorer<T, Ops, Cache>;
+  using Base::a_, Base::cache_, Base::width_;
+
+ public:
+  explicit SparseRow(const Attention& a)
+      : Base(a), tiles_((a.tokens + kTile - 1) / kTile), shares_(a.group * tiles_ * kTile),
+        sums_(a.group * Wide<T>::padded(a.dim)), total_(a.group), order_(tiles_) {}
+
+  void attend(long row, bool is_last) {
+    Base::start(row, is_last);
+    const long stride = tiles_ * kTile, width = Wide<T>::padded(a_.dim);
+    long seen = 0;
+    for (long first = 0; first < a_.tokens; first += kTile) {
+      const long count = std::min(kTile, a_.tokens - first);
+      cache_.take_keys(first, count);
+      Base::score_tile(count, &shares_[first], stride);
+      const Ints is_seen = Base::seen(first, count);
+      for (long i = 0; i < kLanes; ++i) seen -= is_seen[i];
+      for (long g = 0; g < a_.group; ++g) {
+        float* scores = &shares_[g * stride + first];
+        store(scores, is_seen ? load(scores) : splat(kMinusInfinity));
+      }
+    }
+    for (long g = 0; g < a_.group; ++g) total_[g] = choose(&shares_[g * stride], seen);
+    add(stride, width);
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    for (long g = 0; g < a_.group; ++g)
+      Wide<T>::finish(&sums_[g * width], 1.0f / total_[g], a_.dim, out + g * a_.dim);
+  }
+
+ private:
+  // Turns the scores of a query into shares, zero but for the largest; returns the sum of all, of
+  // which those that are left keep their part.
+  float choose(float* scores, long seen) {
+    // Rounded up, whatever the product lost.
+    const long wanted = long(std::ceil(double(seen) * a_.sparsity - 1e-9));
+    const long kept = std::min(std::max(wanted, 1L), seen);
+    Floats most = splat(kMinusInfinity), total{};
+    for (long i = 0; i < tiles_; ++i) {
+      const Floats v = load(scores + i * kTile);
+      most = larger(most, v);
+      order_[i] = ordered(v);
+    }
+    const float origin = largest(most);
+    const int least = least_of_largest(order_, kept, ordered(splat(origin))[0]);
+    for (long i = 0; i < tiles_; ++i) {
+      const Floats shares = exp_of(load(scores + i * kTile) - origin);
+      const Floats chosen = order_[i] >= least ? shares : Floats{};
+      store(scores + i * kTile, chosen);
+      total += shares;
+    }
+    return sum(total);
+  }
+
+  void add(long stride, long width) {
+    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    for (long t = 0; t < a_.tokens; ++t) {
+      bool is_chosen = false;
+      for (long g = 0; g < a_.group; ++g) is_chosen |= shares_[g * stride + t] > 0;
+      if (!is_chosen) continue;
+      const T* value = cache_.value(t);
+      for (long g = 0; g < a_.group; ++g) {
+        const float share = shares_[g * stride + t];
+        if (share == 0) continue;
+        float* sums = &sums_[g * width];
+        for (long d = 0; d < a_.dim; d += kLanes)
+          store(sums + d, load(sums + d) + load_part(value + d, a_.dim - d) * share);
+      }
+    }
+  }
+
+  const long tiles_;
+  std::vector<float> shares_;  // [group, tiles x tokens]; the scores, before one chooses.
+  std::vector<float> sums_, total_;
+  std::vector<Ints> order_;
+};
+
+}  // namespace

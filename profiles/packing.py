@@ -1,0 +1,57 @@
+"""How rows of elements lie in few bits. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiles.units import MIB
+
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+DEFAULT_GROUP_SIZE = 64
+# A group's scale and its minimum, bfloat16 each.
+SHARED_BYTES = 4
+# Up to so many rows are multiplied with packed weights straight; more share what is unpacked once.
+DIRECT_ROWS = 64
+# Where no kernel reads a packed cache as it lies, at most so much of it is unpacked at once.
+UNPACKED_AT_ONCE_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Rows of ``num_elements``, whose groups of ``group_size`` share a scale and a minimum.
+
+    Element ``i`` of a group is ``minimum + scale * code[i]``, with codes of ``bits`` bits. The last
+    group of a row may be shorter. One row is, byte by byte:
+
+    - the codes of all groups, one group behind the other. With 8 bits, byte ``i`` of a group is
+      code ``i``. With 4 bits, byte ``i`` of a group of ``n`` holds code ``i`` in its low half and
+      code ``i + ceil(n / 2)`` in its high half (0 where there is none), so that halves unpack to
+      runs. Zeros follow up to a whole number of 4 bytes;
+    - for each group its scale, then its minimum, bfloat16 with the low byte first.
+
+    The minimum is rounded down and the scale up, so that they span the group whatever is lost to
+    bfloat16: no element is further than half a scale from its code's value.
+    """
+
+    num_elements: int
+    bits: int
+    group_size: int = DEFAULT_GROUP_SIZE
+
+    def __post_init__(self) -> None:
+        assert self.bits in BITS and self.group_size in GROUP_SIZES and self.num_elements > 0
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of a row, the last one perhaps shorter."""
+        return -(-self.num_elements // self.group_size)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a row's codes, with the zeros behind them."""
+        return -(-self.num_elements * self.bits // 32) * 4
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.code_bytes + self.num_groups * SHARED_BYTES
