@@ -5,8 +5,8 @@ The text is in the public domain. On Debian: ``apt-get install bible-kjv bible-k
 
     python models/train_kjv.py --text kjv.txt --output models/kjv --minutes 40
 
-Every twentieth chapter is held out. The checkpoint with the lowest held-out loss is kept, in
-Hugging Face format, weights in bfloat16.
+Every twentieth chapter is held out, and written beside the checkpoint's folder. The checkpoint
+with the lowest held-out loss is kept, in Hugging Face format, weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     chapters = read_chapters(args.text)
     held_out = chapters[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    args.output.with_name("held_out.txt").write_text("\n\n".join(held_out), encoding="utf-8")
     seen = [c for i, c in enumerate(chapters) if (i + 1) % HELD_OUT_EVERY]
     tokenizer = train_tokenizer(seen)
     tokenizer.save_pretrained(args.output)
