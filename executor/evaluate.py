@@ -177,6 +177,10 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     windows = read_windows(flags.text, flags.model, workload, flags.num_prompts)
     if policy is None:
         job = plan_job(hardware, source, workload, windows, read_permitted(flags))
+        if flags.sparsity is not None:
+            # Asked for to be scored, also where the search finds that it saves no time.
+            policy = replace(job.policy, attention_sparsity=flags.sparsity)
+            job = replace(job, policy=policy)
     else:
         policy = replace(policy, workload=replace(workload, num_prompts=len(windows)))
         job = _job(policy, hardware, source, windows)
