@@ -99,7 +99,7 @@ def read_permitted(flags: argparse.Namespace) -> Permitted:
     )
     if flags.group_size is not None and not permitted.packs:
         raise InputError(
-            "--group-size", got="nothing that is quantized", allowed="it with fewer bits than 16",
+            "--group-size", got="16 bits everywhere, which have no groups", allowed="8 or 4 bits",
             hint="--weight-bits 16,4",
         )  # fmt: skip
     return permitted

@@ -80,9 +80,9 @@ def _tell_of_four_bits(
         return
     ratio = other.job_tok_per_s / result.job_tok_per_s
     print(
-        f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache"
-        f" {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits 16,4"
-        " --cache-bits 16,4; executor.evaluate tells what that does to outputs"
+        f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache it"
+        f" would be {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits"
+        " 16,4 --cache-bits 16,4; executor.evaluate tells what that does to outputs"
     )
 
 

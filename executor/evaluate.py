@@ -174,7 +174,14 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     if flags.num_prompts < 1:
         raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")
     workload = policy.workload if policy else _workload(flags, source)
+    if workload.gen_len < 2:
+        raise InputError(
+            "tokens behind a window's prompt", got=workload.gen_len,
+            allowed="2 or more: the first comes from prefill and is not scored",
+        )  # fmt: skip
     windows = read_windows(flags.text, flags.model, workload, flags.num_prompts)
+    if len(windows) < flags.num_prompts:
+        print(f"note: the text holds {len(windows)} windows", file=sys.stderr)
     if policy is None:
         job = plan_job(hardware, source, workload, windows, read_permitted(flags))
         if flags.sparsity is not None:
@@ -219,6 +226,8 @@ def _workload(flags: argparse.Namespace, source: Checkpoint) -> Workload:
     prompt_len = DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len
     context = min(source.spec.max_positions, MOST_TOKENS)
     gen_len = context - prompt_len if flags.gen_len is None else flags.gen_len
+    if gen_len < 1:
+        raise InputError("--prompt-len", got=prompt_len, allowed=f"less than {context}")
     return Workload(prompt_len=prompt_len, gen_len=gen_len)
 
 
@@ -226,7 +235,9 @@ def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torc
     """Cut a text into at most so many windows: int64 [windows, prompt_len + gen_len]."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"--text {path}", got=error.strerror, allowed="a file of text") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"--text {path}", got=error, allowed="UTF-8 text") from error
     tokenizer = load_tokenizer(model)
     # Every window begins as the model's texts do.
@@ -236,7 +247,7 @@ def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torc
     if len(ids) < size:
         raise InputError(
             f"--text {path}", got=f"{len(ids)} tokens", allowed=f"{size} or more",
-            hint="a smaller --gen-len",
+            hint="a smaller --gen-len or --prompt-len",
         )  # fmt: skip
     count = min(len(ids) // size, most)
     begins = torch.tensor(begin, dtype=torch.int64).expand(count, -1)

@@ -72,7 +72,7 @@ def test_what_four_bits_would_yield_is_told_and_not_done(tmp_path: Path) -> None
     assert not policy.is_compressed and policy.predicted is not None
     told = re.search(r"with 4 bits for weights .* token/s \((\S+) x\)", done.stdout)
     assert told is not None and float(told[1]) > 1
-    assert "--weight-bits 16,4" in done.stdout
+    assert "--cache-bits 16,4" in done.stdout
 
 
 def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> None:

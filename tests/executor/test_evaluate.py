@@ -93,3 +93,16 @@ def test_where_the_whole_model_does_not_fit_perplexity_is_told_alone(
     monkeypatch.setattr(evaluate_module, "plan_job", refuse)
     found = _figures(capsys, text, "--weight-bits", "4")
     assert found["perplexity"] > 1 and found["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--gen-len", "1"), "2 or more"),
+        (("--prompt-len", "600"), "less than 512"),
+        (("--text", "missing.txt"), "No such file"),
+    ],
+)
+def test_mistakes_are_told(text: Path, flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        main(["--model", str(MODEL), "--text", str(text), "--hardware", "cpu-2core", *flags])
