@@ -1,4 +1,4 @@
-"""What ``generate`` and ``bench`` share: flags, a job that was checked, its run and report."""
+"""What the commands that run share: flags, a job that was checked, its run and report."""
 
 from __future__ import annotations
 

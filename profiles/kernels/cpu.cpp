@@ -1,6 +1,6 @@
 // CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding,
-// SwiGLU, and groups of few bits, for every dtype. Every function has a plain-torch twin in twins.py. Arithmetic is in
-// float32.
+// SwiGLU, and groups of few bits, for every dtype. Every function has a plain-torch twin, in twins.py
+// or group_twins.py. Arithmetic is in float32.
 
 #include "attention.h"
 #include "groups.h"
