@@ -24,6 +24,7 @@ NUM_BUFFERS = 2
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Logits are sampled from in float32 whatever the model computes in.
 LOGIT_BYTES = 4
+SUM_BYTES = 4
 PHASES = ("prefill", "decode")
 # Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
 # Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
@@ -119,6 +120,8 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         "cache": shares.cache_cpu * problem.cache_sequence_bytes,
         "cache staging": shares.cache_disk_per_block
         * (_batch_cache_bytes(problem, problem.workload.context_len) * problem.disk_cache_padding),
+        "value sums": (shares.attended if problem.hardware.has_gpu else shares.whole)
+        * _value_sum_bytes(problem),
         "hidden states": shares.activations_cpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
@@ -178,6 +181,13 @@ def _hidden_staging_bytes(problem: Problem) -> int:
 
 def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
     return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.cache_token_bytes
+
+
+def _value_sum_bytes(problem: Problem) -> int:
+    """Count the float32 sums of a sequence's values that sparse attention on the CPU keeps."""
+    if problem.attention_sparsity == 1:
+        return 0
+    return problem.model.num_layers * problem.model.kv_size * SUM_BYTES
 
 
 def _attention_token_bytes(problem: Problem) -> int:

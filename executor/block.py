@@ -264,6 +264,7 @@ class Block:
                 q[:, 0], context, out[rows], first_row=rows.start,
                 lengths=lengths, prompt_len=batch.prompt_ids.shape[1],
                 packing=self.stores.cache.packing, sparsity=self.policy.attention_sparsity,
+                value_sums=self.stores.cache.value_sums(task, segment), begins=task.token == 1,
             )  # fmt: skip
             filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled

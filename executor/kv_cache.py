@@ -66,6 +66,17 @@ class KVCache:
             ]
             for tier, arena in machine.arenas.items()
         }
+        # Of the rows that are attended sparsely on the CPU, [rows, head_dim] for each unit.
+        self._value_sums = machine.arenas["cpu"].allocate(
+            "value sums", self._value_sum_bytes * self._num_units
+        )
+
+    @property
+    def _value_sum_bytes(self) -> int:
+        if self.policy.attention_sparsity == 1:
+            return 0
+        rows = sum(s.num_rows for s in self.segments if s.attended == "cpu")
+        return rows * self.model.head_dim * torch.float32.itemsize
 
     @property
     def _num_units(self) -> int:
@@ -119,6 +130,16 @@ class KVCache:
         for segment, context in self._views(task, appends_prompt=False):
             if segment.attended == place:
                 yield segment, context[:num_tokens]
+
+    def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
+        """Return where the sums of a segment's values are kept, float32 [rows, head_dim], if it is
+        attended sparsely on the CPU."""
+        if not self._value_sum_bytes or segment.attended != "cpu":
+            return None
+        start = self._unit(task) * self._value_sum_bytes
+        unit = self._value_sums[start : start + self._value_sum_bytes].view(torch.float32)
+        first = sum(s.num_rows for s in self._before(segment) if s.attended == "cpu")
+        return unit.view(-1, self.model.head_dim)[first : first + segment.num_rows]
 
     def first_row_attended_at(self, task: Task, place: str) -> int:
         """Return the first of a batch's rows attended at ``place``; behind the last if none is."""

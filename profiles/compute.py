@@ -210,9 +210,12 @@ def decode_attention(
     turns = itertools.cycle(caches)
     query = _noise(device, dtype, rows, GROUP_SIZE, HEAD_DIM)
     out = torch.empty_like(query)
+    sums = torch.zeros(rows, HEAD_DIM, device=device) if sparsity < 1 else None
 
     def attend() -> torch.Tensor:
-        kernels.decode_attention(query, next(turns), out, packing=packing, sparsity=sparsity)
+        kernels.decode_attention(
+            query, next(turns), out, packing=packing, sparsity=sparsity, value_sums=sums
+        )
         return out
 
     return attend, float(cache_bytes)

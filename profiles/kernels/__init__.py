@@ -48,6 +48,8 @@ class _Attention(ctypes.Structure):
         ("group_size", ctypes.c_long),
         ("bits", ctypes.c_int),
         ("sparsity", ctypes.c_double),
+        ("value_sums", ctypes.c_void_p),
+        ("begins", ctypes.c_int),
     )
 
 
@@ -67,6 +69,8 @@ def decode_attention(
     prompt_len: int = 0,
     packing: Packing | None = None,
     sparsity: float = 1.0,
+    value_sums: torch.Tensor | None = None,
+    begins: bool = False,
 ) -> None:
     """Attend with one token per sequence to some rows of the cache.
 
@@ -92,7 +96,13 @@ def decode_attention(
     sparsity
         Each query attends to this fraction of the slots that it sees, rounded up: those with the
         largest scores (and any whose score equals the least of these). They keep the shares that
-        they have among all, as in FlexGen; shares that sum to one again cost twice the quality.
+        they have among all; what the others had goes to the mean of all values seen (Ribar et al.
+        2024, SparQ Attention).
+    value_sums
+        With ``sparsity`` below one, where the caller keeps the sums of the values seen from step
+        to step, float32 [rows, head_dim]: the newest is added. Without, all values are read.
+    begins
+        Nothing is in ``value_sums`` yet, which happens to be the first step.
     """
     if not is_native(q):
         twins.decode_attention(
@@ -104,6 +114,7 @@ def decode_attention(
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
     assert context.stride(3) == 1
     assert context.dtype == (torch.uint8 if packing else q.dtype)
+    assert value_sums is None or (value_sums.dtype == torch.float32 and value_sums.is_contiguous())
     assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
@@ -113,7 +124,8 @@ def decode_attention(
         first_row=first_row, lengths=None if lengths is None else lengths.data_ptr(),
         prompt_len=prompt_len, scale=head_dim**-0.5, out=out.data_ptr(),
         group_size=packing.group_size if packing else 1, bits=packing.bits if packing else 0,
-        sparsity=sparsity,
+        sparsity=sparsity, value_sums=None if value_sums is None else value_sums.data_ptr(),
+        begins=begins,
     )  # fmt: skip
     call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))
 

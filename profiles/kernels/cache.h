@@ -26,6 +26,8 @@ struct Attention {
   long group_size;      // Of a packed context, whose rows are those of groups.h.
   int bits;             // 0 where it is not packed.
   double sparsity;      // Fraction of the slots seen that a query attends to.
+  float* value_sums;    // [rows, dim] of the slots seen before, or null: they are summed anew.
+  int begins;           // Nothing has been summed yet.
 };
 
 // The next tile is fetched beside the arithmetic of this one, to the second-level cache: the first

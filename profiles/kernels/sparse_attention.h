@@ -1,5 +1,5 @@
 // Attention of one decode step in which each query attends to the keys with the largest scores, so
-// that of the values only those are read.
+// that of the values only those are read, and the newest. The mean of all stands for the others.
 #pragma once
 
 #include <algorithm>
@@ -40,7 +40,8 @@ class SparseRow : Scorer<T, Ops, Cache> {
  public:
   explicit SparseRow(const Attention& a)
       : Base(a), tiles_((a.tokens + kTile - 1) / kTile), shares_(a.group * tiles_ * kTile),
-        sums_(a.group * Wide<T>::padded(a.dim)), total_(a.group), order_(tiles_) {}
+        sums_(a.group * Wide<T>::padded(a.dim)), dropped_(a.group), total_(a.group),
+        all_(a.dim), order_(tiles_) {}
 
   void attend(long row, bool is_last) {
     Base::start(row, is_last);
@@ -57,21 +58,21 @@ class SparseRow : Scorer<T, Ops, Cache> {
         store(scores, is_seen ? load(scores) : splat(kMinusInfinity));
       }
     }
-    for (long g = 0; g < a_.group; ++g) total_[g] = choose(&shares_[g * stride], seen);
+    for (long g = 0; g < a_.group; ++g) choose(g, &shares_[g * stride], seen);
     add(stride, width);
+    add_mean(sum_values(row), seen, width);
     T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
     for (long g = 0; g < a_.group; ++g)
       Wide<T>::finish(&sums_[g * width], 1.0f / total_[g], a_.dim, out + g * a_.dim);
   }
 
  private:
-  // Turns the scores of a query into shares, zero but for the largest; returns the sum of all, of
-  // which those that are left keep their part.
-  float choose(float* scores, long seen) {
+  // Turns the scores of a query into shares, zero but for the largest.
+  void choose(long g, float* scores, long seen) {
     // Rounded up, whatever the product lost.
     const long wanted = long(std::ceil(double(seen) * a_.sparsity - 1e-9));
     const long kept = std::min(std::max(wanted, 1L), seen);
-    Floats most = splat(kMinusInfinity), total{};
+    Floats most = splat(kMinusInfinity), chosen{}, dropped{};
     for (long i = 0; i < tiles_; ++i) {
       const Floats v = load(scores + i * kTile);
       most = larger(most, v);
@@ -81,11 +82,13 @@ class SparseRow : Scorer<T, Ops, Cache> {
     const int least = least_of_largest(order_, kept, ordered(splat(origin))[0]);
     for (long i = 0; i < tiles_; ++i) {
       const Floats shares = exp_of(load(scores + i * kTile) - origin);
-      const Floats chosen = order_[i] >= least ? shares : Floats{};
-      store(scores + i * kTile, chosen);
-      total += shares;
+      const Ints is_chosen = order_[i] >= least;
+      store(scores + i * kTile, is_chosen ? shares : Floats{});
+      chosen += is_chosen ? shares : Floats{};
+      dropped += is_chosen ? Floats{} : shares;
     }
-    return sum(total);
+    dropped_[g] = sum(dropped);
+    total_[g] = sum(chosen) + dropped_[g];
   }
 
   void add(long stride, long width) {
@@ -105,9 +108,30 @@ class SparseRow : Scorer<T, Ops, Cache> {
     }
   }
 
+  // Returns the sum of the values seen, to which only the newest is new but in the first step.
+  const float* sum_values(long row) {
+    const bool is_new = a_.begins || !a_.value_sums;
+    float* to = a_.value_sums ? a_.value_sums + row * a_.dim : all_.data();
+    if (is_new) std::fill(to, to + a_.dim, 0.0f);
+    for (long t = is_new ? 0 : a_.tokens - 1; t < a_.tokens; ++t) {
+      if (t >= Base::void_from_ && t < a_.prompt_len) continue;
+      const T* value = cache_.value(t);
+      for (long d = 0; d < a_.dim; d += kLanes)
+        store_part(to + d, load_part(to + d, a_.dim - d) + load_part(value + d, a_.dim - d),
+                   a_.dim - d);
+    }
+    return to;
+  }
+
+  void add_mean(const float* all, long seen, long width) {
+    for (long g = 0; g < a_.group; ++g)
+      for (long d = 0; d < a_.dim; ++d) sums_[g * width + d] += dropped_[g] / seen * all[d];
+  }
+
   const long tiles_;
   std::vector<float> shares_;  // [group, tiles x tokens]; the scores, before one chooses.
-  std::vector<float> sums_, total_;
+  std::vector<float> sums_, dropped_, total_;
+  std::vector<float> all_;
   std::vector<Ints> order_;
 };
 

@@ -99,7 +99,11 @@ def _attend_sparsely(
     kept = (counts.double() * sparsity - 1e-9).ceil().long().clamp(min=1)
     largest = scores.topk(int(kept.max()), dim=-1).values
     least = largest.gather(2, (kept - 1)[:, None, None].expand(*scores.shape[:2], 1))
-    shares = scores.softmax(-1).masked_fill(scores < least, 0)
+    whole = scores.softmax(-1)
+    shares = whole.masked_fill(scores < least, 0)
+    # What the others had goes to the mean of all that are seen.
+    spread = (1 - shares.sum(-1, keepdim=True)) / counts.view(-1, 1, 1)
+    shares += spread if seen is None else spread * seen[:, None]
     attended: torch.Tensor = shares @ values.float()
     return attended.to(queries.dtype)
 

@@ -159,21 +159,23 @@ class ReferenceModel:
             queries = q.reshape(len(tokens), -1, spec.group_size, spec.head_dim)
             scores = queries @ keys.transpose(2, 3) / spec.head_dim**0.5
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
-            shares = self._without_small(scores, (~is_void).sum(1))
+            shares = self._without_small(scores, ~is_void)
             attended = (shares @ values).reshape(len(tokens), 1, spec.query_size)
             layers.finish_layer(x, attended, weights, spec, self.config)
         return self._head(x[:, 0]).argmax(-1)
 
     def _without_small(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Return each query's shares, without those of small scores; sequence ``i`` sees
-        ``seen[i]``."""
+        """Return each query's shares, those of small scores shared out among all that are
+        ``seen``, [sequences, slots]."""
         shares = scores.softmax(-1)
         if self.compression.sparsity == 1:
             return shares
-        for found, rows, count in zip(shares, scores, seen.tolist(), strict=True):
+        for found, rows, is_seen in zip(shares, scores, seen, strict=True):
+            count = int(is_seen.sum())
             kept = max(1, math.ceil(count * self.compression.sparsity - 1e-9))
             least = rows.sort(dim=-1, descending=True).values[..., kept - 1 : kept]
             found.masked_fill_(rows < least, 0)
+            found += (1 - found.sum(-1, keepdim=True)) / count * is_seen
         return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:

@@ -157,8 +157,8 @@ def test_random_policies(
 def test_packed_bytes_stay_inside_every_term(name: str, machine: str, tmp_path: Path) -> None:
     rng = random.Random(f"{name} {machine}")
     base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
-    for bits in (4, 8):
-        packed = replace(base, weight_bits=bits, cache_bits=bits)
+    for bits, sparsity in ((4, 1.0), (8, 0.3)):
+        packed = replace(base, weight_bits=bits, cache_bits=bits, attention_sparsity=sparsity)
         policy = draw_policy(packed, rng, gpu=machine == "gpu")
         check_terms(policy, MACHINES[machine], tmp_path)
 

@@ -100,7 +100,8 @@ def test_the_twin_takes_rows_in_parts(
 def _attend_sparsely(
     q: torch.Tensor, context: torch.Tensor, void: torch.Tensor, sparsity: float
 ) -> torch.Tensor:
-    """Attend query by query in float64, to the best keys of those that are not void."""
+    """Attend query by query in float64, to the best keys of those that are not void; the mean of
+    all values stands for the others."""
     kv_heads = context.shape[2] // len(q)
     group = q.shape[1] // kv_heads
     out = torch.empty(context.shape[2], group, q.shape[2], dtype=torch.float64)
@@ -110,7 +111,8 @@ def _attend_sparsely(
         for g in range(group):
             scores = keys @ q[sequence, head * group + g].double() / math.sqrt(q.shape[2])
             best = scores.argsort(descending=True)[: math.ceil(len(keys) * sparsity)]
-            out[row, g] = scores.softmax(-1)[best] @ values[best]
+            shares = scores.softmax(-1)[best]
+            out[row, g] = shares @ values[best] + (1 - shares.sum()) * values.mean(0)
     return out
 
 
@@ -132,6 +134,29 @@ def test_sparse_attention_takes_the_keys_with_the_largest_scores(
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_sums_of_values_kept_from_step_to_step_do_not_change_what_is_attended(
+    library: str, shape: tuple[int, ...], bits: int | None
+) -> None:
+    batch, kv_heads, group, head_dim, tokens = shape
+    packing = Packing(num_elements=head_dim, bits=bits, group_size=32) if bits else None
+    q, context = _queries(shape, torch.float32), _cache(shape, torch.float32, packing)
+    lengths, prompt_len, _ = _void(batch, tokens)
+    kept, anew = (torch.empty(batch * kv_heads, group, head_dim) for _ in range(2))
+    sums = torch.full((batch * kv_heads, head_dim), torch.nan)
+    for end in range(max(1, prompt_len), tokens + 1):
+        arguments: dict[str, Any] = {
+            "lengths": lengths, "prompt_len": prompt_len, "packing": packing, "sparsity": 0.2,
+        }  # fmt: skip
+        kernels.decode_attention(q, context[:end], anew, **arguments)
+        kernels.decode_attention(
+            q, context[:end], kept, **arguments,
+            value_sums=sums, begins=end == max(1, prompt_len),
+        )  # fmt: skip
+        torch.testing.assert_close(kept, anew, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_of_ten_slots_a_tenth_is_one(library: str, dtype: torch.dtype) -> None:
     """The share is rounded up, but not because a product is a hair above a whole number."""
@@ -140,6 +165,7 @@ def test_of_ten_slots_a_tenth_is_one(library: str, dtype: torch.dtype) -> None:
     out = torch.empty(1, 1, 16, dtype=dtype)
     kernels.decode_attention(q, context, out, sparsity=0.1)
     shares = (context[:, 0, 0].double() @ q[0, 0].double() / 4).softmax(-1)
-    expected = shares.max() * context[shares.argmax(), 1, 0].double()
+    values = context[:, 1, 0].double()
+    expected = shares.max() * values[shares.argmax()] + (1 - shares.max()) * values.mean(0)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(out[0, 0].double(), expected, rtol=tolerance, atol=tolerance)
