@@ -31,6 +31,8 @@ EFFICIENCIES: Mapping[str, tuple[str, ...]] = {
     "gpu_unpack": ("gpu_unpack",),
     "cpu_matmul": ("cpu_matmul",),
     "cpu_attention": ("cpu_attention",),
+    "cpu_unpack": ("cpu_unpack",),
+    "cpu_memory": ("cpu_memory",),
 }
 UNHIDDEN = "unhidden_share"
 # A factor of e away from the profile weighs as much as a prediction that is so far off: a rate
@@ -141,10 +143,29 @@ def _residuals(
 ) -> Vector:
     from_profile = x.copy()
     from_profile[-1] -= hardware.unhidden_share
-    return np.concatenate([_log_errors(_apply(hardware, names, x), runs), TRUST * from_profile])
+    return np.concatenate([_phase_errors(_apply(hardware, names, x), runs), TRUST * from_profile])
 
 
 def _log_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
-    predicted = [estimate(run.policy, hardware).throughput_tok_per_s for run in runs]
+    predicted = [estimate(run.policy, run.machine(hardware)).throughput_tok_per_s for run in runs]
     measured = [run.throughput_tok_per_s for run in runs]
     return np.asarray(np.log(np.array(predicted) / np.array(measured)), dtype=np.float64)
+
+
+def _phase_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
+    """Return the logarithms by phase, each weighed by the root of its share of the run, or of the
+    whole run where the phases were not measured apart: then a run counts the same either way."""
+    errors = []
+    for run in runs:
+        found = estimate(run.policy, run.machine(hardware))
+        if not run.prefill_s:
+            errors.append(np.log(found.throughput_tok_per_s / run.throughput_tok_per_s))
+            continue
+        pairs = ((found.prefill_s, run.prefill_s), (found.decode_s, run.decode_s))
+        whole_s = run.prefill_s + run.decode_s
+        errors += [
+            np.log(measured / predicted) * (measured / whole_s) ** 0.5
+            for predicted, measured in pairs
+            if measured
+        ]
+    return np.asarray(errors, dtype=np.float64)

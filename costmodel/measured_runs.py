@@ -1,8 +1,9 @@
-"""Measured runs as a table: one policy and its throughput a row."""
+"""Measured runs as a table: one policy and what a run of it took, a row."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,36 +12,78 @@ import pandas as pd
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.workload import Workload
+from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError
+from profiles.files import atomic_writer
+from profiles.hardware import HardwareProfile
+from profiles.packing import DEFAULT_GROUP_SIZE
 
 COLUMNS = (
     "model", "prompt_len", "gen_len", "gpu_batch_size", "num_gpu_batches", "weights_gpu",
     "weights_cpu", "cache_gpu", "cache_cpu", "activations_gpu", "activations_cpu", "weight_bits",
     "cache_bits", "cpu_attention", "throughput_tok_per_s",
 )  # fmt: skip
+# Fractions of a table carry few digits.
+FRACTION_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulatedGpu:
+    """The GPU tier that a run emulated in CPU memory: its size and the rate of its link."""
+
+    memory_bytes: int
+    link_bytes_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
-    """A policy and the throughput that a run of it reached, in generated token/s."""
+    """A policy and what one block of it took.
+
+    Parameters
+    ----------
+    throughput_tok_per_s
+        Generated tokens over the seconds of both phases.
+    prefill_s, decode_s
+        Seconds of the phases; 0 where they were not measured apart.
+    emulated
+        The GPU tier, where it was emulated on a machine without a GPU.
+    """
 
     policy: Policy
     throughput_tok_per_s: float
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    emulated: EmulatedGpu | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.throughput_tok_per_s < float("inf"):
             raise InputError(
                 "throughput_tok_per_s", got=self.throughput_tok_per_s, allowed="above 0"
             )
+        for name in ("prefill_s", "decode_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(name, got=getattr(self, name), allowed="0 or more")
+
+    def machine(self, hardware: HardwareProfile) -> HardwareProfile:
+        """Return the machine that it ran on: ``hardware``, with its emulated GPU if it had one."""
+        if self.emulated is None:
+            return hardware
+        return with_emulated_gpu(
+            hardware,
+            memory_bytes=self.emulated.memory_bytes,
+            link_bytes_per_s=self.emulated.link_bytes_per_s,
+        )
 
 
 def read_runs(path: Path) -> list[MeasuredRun]:
-    """Read a CSV file with the columns ``COLUMNS``; others are ignored.
+    """Read a CSV file with the columns ``COLUMNS``, and others that it may have.
 
-    Fractions not on the GPU or the CPU are on disk. An optional column ``prefill_batch_size``
-    says how many sequences were prefilled at once; without it, whole batches were. Another,
-    ``unpacks_per_batch``, is 0 for runs that unpack quantized weights once for every load;
-    without it, they unpack for every batch, as FlexGen does.
+    Fractions not on the GPU or the CPU are on disk. Columns that may be missing, or empty in a row:
+    ``dtype`` (else the model's own), ``prefill_batch_size`` (else whole batches were prefilled at
+    once), ``group_size`` (64), ``attention_sparsity`` (1), ``prefill_s`` and ``decode_s`` (else
+    both phases count as one), ``emulated_gpu_bytes`` and ``emulated_link_bytes_per_s``, and
+    ``unpacks_per_batch``: 0 for runs that unpack quantized weights once for every load; without it
+    they unpack for every batch, as FlexGen does. All others are ignored.
 
     Raises
     ------
@@ -62,7 +105,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     runs = []
     for number, row in enumerate(table.to_dict("records"), start=2):
         try:
-            runs.append(_run_of(row))
+            runs.append(_Row({str(name): value for name, value in row.items()}).as_run())
         except InputError as error:
             raise error.inside(f"runs {path}, line {number}") from None
         except (TypeError, ValueError) as error:
@@ -70,44 +113,105 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     return runs
 
 
-def _run_of(row: dict[object, object]) -> MeasuredRun:
-    values = {str(name): value for name, value in row.items()}
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows as a CSV file that ``read_runs`` reads, whole or not at all."""
+    with atomic_writer(path) as handle:
+        pd.DataFrame(list(rows)).to_csv(handle, index=False)
 
-    def number(name: str) -> float:
-        value = float(str(values[name]))
+
+def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
+    """Return a run as a row; ``model`` is a preset, a checkpoint folder or a ``config.json``
+    (by default the name in the policy, which must be a preset then)."""
+    policy = run.policy
+    placements = {
+        f"{kind}_{tier}": round(getattr(getattr(policy, kind), tier), FRACTION_DIGITS)
+        for kind in ("weights", "cache", "activations")
+        for tier in ("gpu", "cpu")
+    }
+    return {
+        "model": model or policy.model.name,
+        "dtype": policy.model.dtype,
+        "prompt_len": policy.workload.prompt_len,
+        "gen_len": policy.workload.gen_len,
+        "gpu_batch_size": policy.gpu_batch_size,
+        "num_gpu_batches": policy.num_gpu_batches,
+        "prefill_batch_size": policy.prefill_batch_size,
+        **placements,
+        "weight_bits": policy.weight_bits,
+        "cache_bits": policy.cache_bits,
+        "group_size": policy.group_size,
+        "unpacks_per_batch": int(policy.unpacks_per_batch),
+        "attention_sparsity": policy.attention_sparsity,
+        "cpu_attention": policy.cpu_attention,
+        "emulated_gpu_bytes": run.emulated and run.emulated.memory_bytes,
+        "emulated_link_bytes_per_s": run.emulated and run.emulated.link_bytes_per_s,
+        "throughput_tok_per_s": run.throughput_tok_per_s,
+        "prefill_s": run.prefill_s,
+        "decode_s": run.decode_s,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of a table, and its values as what they stand for."""
+
+    values: Mapping[str, object]
+
+    def as_run(self) -> MeasuredRun:
+        emulated = None
+        if self._is_given("emulated_gpu_bytes"):
+            emulated = EmulatedGpu(
+                memory_bytes=self._count("emulated_gpu_bytes"),
+                link_bytes_per_s=self._number("emulated_link_bytes_per_s"),
+            )
+        return MeasuredRun(
+            policy=self._policy(),
+            throughput_tok_per_s=self._number("throughput_tok_per_s"),
+            prefill_s=self._number("prefill_s", default=0.0),
+            decode_s=self._number("decode_s", default=0.0),
+            emulated=emulated,
+        )
+
+    def _policy(self) -> Policy:
+        model = load_model_spec(str(self.values["model"]))
+        if self._is_given("dtype"):
+            model = model.with_dtype(str(self.values["dtype"]))
+        batch = self._count("gpu_batch_size")
+        return Policy(
+            model=model,
+            workload=Workload(prompt_len=self._count("prompt_len"), gen_len=self._count("gen_len")),
+            gpu_batch_size=batch,
+            num_gpu_batches=self._count("num_gpu_batches"),
+            prefill_batch_size=self._count("prefill_batch_size", default=batch),
+            weights=self._placement("weights"),
+            cache=self._placement("cache"),
+            activations=self._placement("activations"),
+            weight_bits=self._count("weight_bits"),
+            cache_bits=self._count("cache_bits"),
+            group_size=self._count("group_size", default=DEFAULT_GROUP_SIZE),
+            unpacks_per_batch=self._number("unpacks_per_batch", default=1) > 0,
+            attention_sparsity=self._number("attention_sparsity", default=1.0),
+            cpu_attention=self._number("cpu_attention"),
+        )
+
+    def _is_given(self, name: str) -> bool:
+        return name in self.values and not pd.isna(self.values[name])  # type: ignore[call-overload]
+
+    def _number(self, name: str, *, default: float | None = None) -> float:
+        if default is not None and not self._is_given(name):
+            return default
+        value = float(str(self.values[name]))
         if not math.isfinite(value):
             raise InputError(name, got=value, allowed="a finite number")
         return value
 
-    def is_given(name: str) -> bool:
-        return name in values and not pd.isna(values[name])  # type: ignore[call-overload]
-
-    def count(name: str) -> int:
-        value = number(name)
+    def _count(self, name: str, *, default: int | None = None) -> int:
+        value = self._number(name, default=default)
         if value != int(value):
             raise InputError(name, got=value, allowed="a whole number")
         return int(value)
 
-    def placement(kind: str) -> Placement:
-        gpu, cpu = number(f"{kind}_gpu"), number(f"{kind}_cpu")
-        # Fractions of a table carry few digits.
-        return Placement(gpu=gpu, cpu=cpu, disk=max(0.0, round(1 - gpu - cpu, 9)))
-
-    batch = count("gpu_batch_size")
-    prefill = count("prefill_batch_size") if is_given("prefill_batch_size") else batch
-    per_batch = not is_given("unpacks_per_batch") or number("unpacks_per_batch") > 0
-    policy = Policy(
-        model=load_model_spec(str(values["model"])),
-        workload=Workload(prompt_len=count("prompt_len"), gen_len=count("gen_len")),
-        gpu_batch_size=batch,
-        num_gpu_batches=count("num_gpu_batches"),
-        prefill_batch_size=prefill,
-        weights=placement("weights"),
-        cache=placement("cache"),
-        activations=placement("activations"),
-        cpu_attention=number("cpu_attention"),
-        weight_bits=count("weight_bits"),
-        cache_bits=count("cache_bits"),
-        unpacks_per_batch=per_batch,
-    )
-    return MeasuredRun(policy=policy, throughput_tok_per_s=number("throughput_tok_per_s"))
+    def _placement(self, kind: str) -> Placement:
+        gpu, cpu = self._number(f"{kind}_gpu"), self._number(f"{kind}_cpu")
+        disk = max(0.0, round(1 - gpu - cpu, FRACTION_DIGITS))
+        return Placement(gpu=gpu, cpu=cpu, disk=disk)

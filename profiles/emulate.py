@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from profiles.errors import InputError
-from profiles.hardware import Gpu, HardwareProfile, Link
+from profiles.hardware import Contention, Gpu, HardwareProfile, Link
 from profiles.units import format_bytes, format_rate
 
 
@@ -54,4 +54,17 @@ def with_emulated_gpu(
         emulated=True,
     )
     cpu = replace(profile.cpu, memory_bytes=profile.cpu.memory_bytes - memory_bytes)
-    return replace(profile, name=f"{profile.name} + {gpu.name}", gpu=gpu, cpu=cpu)
+    # What slows the CPU down does so whichever tier it computes for; both at once take turns.
+    contention = (
+        *profile.contention,
+        *(_as_gpu(pair) for pair in profile.contention),
+        Contention(first="gpu_compute", second="cpu_compute", first_keeps=0.5, second_keeps=0.5),
+    )
+    return replace(
+        profile, name=f"{profile.name} + {gpu.name}", gpu=gpu, cpu=cpu, contention=contention
+    )
+
+
+def _as_gpu(pair: Contention) -> Contention:
+    names = {name: name.replace("cpu_", "gpu_") for name in (pair.first, pair.second)}
+    return replace(pair, first=names[pair.first], second=names[pair.second])

@@ -11,6 +11,7 @@ constexpr long kTile = kLanes;
 // The arithmetic of attention, in float32.
 template <class T>
 struct Wide {
+  using Element = T;  // Of the keys, and of weights.
   using Query = float;
   using Share = float;
   static constexpr long kDims = kLanes;  // The sums of so many dimensions are kept together.
@@ -56,6 +57,7 @@ __m512bh load_pairs(const Bfloat16* from) { return (__m512bh)_mm512_loadu_si512(
 // lie as the interleaving leaves them: dimensions 8i to 8i + 3 in one vector, 8i + 4 to 8i + 7 in
 // the other.
 struct Pairs {
+  using Element = Bfloat16;
   using Query = Bfloat16;
   using Share = Bfloat16;
   static constexpr long kDims = 2 * kLanes, kKeyDims = kDims, kTogether = 2, kVectors = 2;

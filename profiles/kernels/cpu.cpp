@@ -108,6 +108,10 @@ FOR_DTYPES(EXPORT)
     MULTIPLY(f, {dim, group, bits}, threads);                                                  \
   }
 void multiply_bfloat16(const Factors<Bfloat16>& f, const Packing& p, int threads) {
+#if defined(HAS_TABLE)
+  if (f.rows <= kRows && PackedPairs::takes(p))
+    return multiply_rows<Bfloat16, PackedPairs>(f, p, threads);
+#endif
 #if defined(__AVX512BF16__)
   if (p.dim % 32 == 0) return multiply_rows<Bfloat16, Pairs>(f, p, threads);
 #endif
@@ -135,8 +139,7 @@ extern "C" void decode_attention_float16(const Attention* a, int threads) {
 }
 extern "C" void decode_attention_bfloat16(const Attention* a, int threads) {
 #if defined(HAS_TABLE)
-  if (a->bits == 4 && a->group_size == PackedPairs::kGroup && a->dim % PackedPairs::kGroup == 0 &&
-      a->sparsity == 1)
+  if (PackedPairs::takes({a->dim, a->group_size, a->bits}) && a->sparsity == 1)
     return attend_rows<Row<Bfloat16, PackedPairs, PlainCache<uint8_t>>>(*a, threads);
 #endif
 #if defined(__AVX512BF16__)

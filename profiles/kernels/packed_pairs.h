@@ -1,4 +1,4 @@
-// The arithmetic of attention straight over 4-bit groups of 64: a group's sixteen values are looked up
+// Arithmetic straight over 4-bit groups of 64: a group's sixteen values are looked up
 // in registers, and are those that unpacking it would have stored.
 #pragma once
 
@@ -9,7 +9,12 @@ namespace {
 
 #if defined(HAS_TABLE)
 struct PackedPairs : Pairs {
+  using Element = uint8_t;
   static constexpr long kGroup = 64, kKeyDims = kGroup;
+
+  static bool takes(const Packing& p) {
+    return p.bits == 4 && p.group == kGroup && p.dim % kGroup == 0;
+  }
 
   static __m512i codes(const uint8_t* row, long group) {
     return _mm512_cvtepu8_epi16(load_raw<__m256i>((const __m256i*)(row + group * kGroup / 2)));

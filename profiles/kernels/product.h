@@ -1,5 +1,6 @@
 // Products of few rows with packed weights, straight from how they lie: some weights are unpacked to
-// the first-level cache and multiplied with all rows before the next.
+// the first-level cache and multiplied with all rows before the next. For a single block of rows they
+// are looked up in registers instead, where the machine can.
 #pragma once
 
 #include <algorithm>
@@ -28,28 +29,37 @@ template <class T, class Ops>
 class Product {
  public:
   Product(const Factors<T>& f, const Packing& p, const typename Ops::Query* x)
-      : f_(f), p_(p), x_(x), width_(Ops::padded(p.dim)), weights_(kWeights * width_) {}
+      : f_(f), p_(p), x_(x), width_(Ops::padded(p.dim)), unpacked_(kWeights * width_) {}
 
   // Multiplies all rows with the weights from `first` on.
   void multiply(long first) {
     count_ = std::min(kWeights, f_.outputs - first);
     for (long w = 0; w < kWeights; ++w)
-      unpack_row(p_, f_.packed + (first + std::min(w, count_ - 1)) * f_.packed_stride,
-                 weights_.data() + w * width_);
+      take(w, f_.packed + (first + std::min(w, count_ - 1)) * f_.packed_stride);
     long row = 0;
     for (; row + kRows <= f_.rows; row += kRows) block<kRows>(first, row);
-    if (f_.rows - row >= 2) block<2>(first, row), row += 2;
-    if (f_.rows - row >= 1) block<1>(first, row);
+    if (f_.rows - row == 3) block<3>(first, row);
+    if (f_.rows - row == 2) block<2>(first, row);
+    if (f_.rows - row == 1) block<1>(first, row);
   }
 
  private:
+  using Element = typename Ops::Element;
+
+  void take(long w, const uint8_t* packed) {
+    if constexpr (std::is_same_v<Element, uint8_t>) {
+      weights_[w] = packed;
+    } else {
+      weights_[w] = unpacked_.data() + w * width_;
+      unpack_row(p_, packed, unpacked_.data() + w * width_);
+    }
+  }
+
   template <long kCount>
   void block(long first, long row) {
-    const T* weights[kWeights];
-    for (long w = 0; w < kWeights; ++w) weights[w] = weights_.data() + w * width_;
     Floats dots[kLanes] = {};
     for (long d = 0; d < p_.dim; d += Ops::kKeyDims)
-      Ops::template multiply<kCount, kWeights>(weights, x_ + row * width_, d, p_.dim, dots);
+      Ops::template multiply<kCount, kWeights>(weights_, x_ + row * width_, d, p_.dim, dots);
     float sums[kLanes];
     store(sums, sums_of(dots));
     for (long r = 0; r < kCount; ++r)
@@ -65,7 +75,8 @@ class Product {
   const typename Ops::Query* x_;
   const long width_;
   long count_ = 0;
-  LineAligned<T> weights_;
+  const Element* weights_[kWeights];
+  LineAligned<T> unpacked_;
 };
 
 template <class T, class Ops>

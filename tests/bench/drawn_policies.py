@@ -88,9 +88,9 @@ def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn
         gpu_batch_size=gpu_batch_size,
         num_gpu_batches=rng.randint(1, 4),
         prefill_batch_size=rng.randint(1, gpu_batch_size),
-        weights=_draw_placement(rng, has_gpu=has_gpu),
-        cache=_draw_placement(rng, has_gpu=has_gpu),
-        activations=_draw_placement(rng, has_gpu=has_gpu),
+        weights=draw_placement(rng, has_gpu=has_gpu),
+        cache=draw_placement(rng, has_gpu=has_gpu),
+        activations=draw_placement(rng, has_gpu=has_gpu),
         cpu_attention=rng.choice((0.0, 0.5, 1.0)) if has_gpu else 1.0,
         weight_bits=spec.full_bits,
         cache_bits=spec.full_bits,
@@ -100,10 +100,12 @@ def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn
     return _check(rounded, with_capacities(hardware, peaks), kind)
 
 
-def _draw_placement(rng: random.Random, *, has_gpu: bool) -> Placement:
+def draw_placement(rng: random.Random, *, has_gpu: bool, has_disk: bool = True) -> Placement:
+    """Draw fractions on the tiers that may be used."""
     # Every second share is zero, so that tiers which hold nothing are common.
     shares = [rng.random() * rng.randint(0, 1) for _ in range(3)]
     shares[0] *= has_gpu
+    shares[2] *= has_disk
     total = sum(shares)
     if total == 0:
         return Placement(cpu=1)

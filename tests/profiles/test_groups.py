@@ -136,16 +136,17 @@ def test_rows_may_lie_apart(library: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [32, 64])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize(
     ("rows", "outputs", "num_elements"),
-    [(1, 1, 64), (2, 7, 128), (3, 33, 77), (7, 16, 200), (64, 5, 96)],
+    [(1, 1, 64), (2, 7, 128), (3, 33, 77), (3, 10, 192), (4, 9, 64), (7, 16, 200), (64, 5, 96)],
 )
 def test_products_are_those_of_the_unpacked_matrix(
-    library: str, dtype: torch.dtype, bits: int, has_bias: bool, rows: int, outputs: int,
-    num_elements: int,
+    library: str, dtype: torch.dtype, bits: int, has_bias: bool, group_size: int, rows: int,
+    outputs: int, num_elements: int,
 ) -> None:  # fmt: skip
-    packing = Packing(num_elements=num_elements, bits=bits, group_size=32)
+    packing = Packing(num_elements=num_elements, bits=bits, group_size=group_size)
     packed = torch.empty(1, outputs, packing.row_bytes, dtype=torch.uint8)
     pack_rows(torch.randn(1, outputs, num_elements), packing, packed)
     matrix = torch.empty(1, outputs, num_elements, dtype=dtype)

@@ -1,0 +1,49 @@
+"""Two rates of the machine, sampled in a moment: is it as it was when its profile was measured?"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from profiles.compute import QUICK_PLAN, matrix_product
+from profiles.hardware import HardwareProfile
+from profiles.timing import seconds_of
+
+ROWS = 256
+DTYPE = "bfloat16"
+SAMPLES = 5
+# Of the profile's rate; less is another machine's work, more a profile that was disturbed itself.
+LEAST, MOST = 0.8, 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """A rate of matrix products in FLOP/s, and of reading memory in bytes/s."""
+
+    matmul_flop_per_s: float
+    memory_bytes_per_s: float
+
+    def is_calm(self, hardware: HardwareProfile) -> bool:
+        """Whether both are near the profile's."""
+        expected = hardware.cpu.compute.matmul[DTYPE].at(ROWS), hardware.cpu.memory_bytes_per_s
+        found = self.matmul_flop_per_s, self.memory_bytes_per_s
+        return all(LEAST <= f / e <= MOST for f, e in zip(found, expected, strict=True))
+
+
+@torch.inference_mode()
+def measure_pulse() -> Pulse:
+    """Take both samples, in about half a second."""
+    multiply, flop = matrix_product("cpu", DTYPE, ROWS, QUICK_PLAN)
+    source = _source()
+    multiply_s, read_s = (
+        statistics.median(seconds_of(work, repeats=SAMPLES)) for work in (multiply, source.sum)
+    )
+    return Pulse(matmul_flop_per_s=flop / multiply_s, memory_bytes_per_s=source.nbytes / read_s)
+
+
+@cache
+def _source() -> torch.Tensor:
+    return torch.ones(QUICK_PLAN.stream_bytes // 4)
