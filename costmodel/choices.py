@@ -11,7 +11,7 @@ from costmodel.problem import Problem
 from costmodel.workload import Workload
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
-from profiles.packing import BITS, DEFAULT_GROUP_SIZE, GROUP_SIZES
+from profiles.packing import BITS, DEFAULT_GROUP_SIZE, check_group_size
 
 # Without a number of prompts, a block may be this large.
 MAX_BLOCK_SIZE = 4096
@@ -49,9 +49,7 @@ class Permitted:
             if wrong or not getattr(self, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(flag, got=wrong[0] if wrong else "none", allowed="16, 8, 4")
-        if self.group_size not in GROUP_SIZES:
-            allowed = ", ".join(str(size) for size in GROUP_SIZES)
-            raise InputError("--group-size", got=self.group_size, allowed=allowed)
+        check_group_size("--group-size", self.group_size)
         if not 0 < self.sparsity <= 1:
             raise InputError("--sparsity", got=self.sparsity, allowed="a fraction in (0, 1]")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
@@ -90,22 +89,17 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     InputError
         With the file's row, when a column is missing or a value out of place.
     """
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise InputError(f"runs {path}", got="no such file", allowed="a CSV file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
-    if missing := [name for name in COLUMNS if name not in table.columns]:
+    rows = read_rows(path)
+    if not rows:
+        raise InputError(f"runs {path}", got="no rows", allowed="one run a row")
+    if missing := [name for name in COLUMNS if name not in rows[0]]:
         raise InputError(
             f"runs {path}", got=f"no column {missing[0]!r}", allowed=", ".join(COLUMNS)
         )
-    if table.empty:
-        raise InputError(f"runs {path}", got="no rows", allowed="one run a row")
     runs = []
-    for number, row in enumerate(table.to_dict("records"), start=2):
+    for number, row in enumerate(rows, start=2):
         try:
-            runs.append(_Row({str(name): value for name, value in row.items()}).as_run())
+            runs.append(_Row(row).as_run())
         except InputError as error:
             raise error.inside(f"runs {path}, line {number}") from None
         except (TypeError, ValueError) as error:
@@ -113,10 +107,24 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     return runs
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write rows as a CSV file that ``read_runs`` reads, whole or not at all."""
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file with a header; raises ``InputError`` where there is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return list(csv.DictReader(handle, strict=True, restval=""))
+    except FileNotFoundError:
+        raise InputError(f"runs {path}", got="no such file", allowed="a CSV file") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as a CSV file that ``read_rows`` reads, whole or not at all."""
+    columns = dict.fromkeys(name for row in rows for name in row)
     with atomic_writer(path) as handle:
-        pd.DataFrame(list(rows)).to_csv(handle, index=False)
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
@@ -155,7 +163,7 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
 class _Row:
     """A row of a table, and its values as what they stand for."""
 
-    values: Mapping[str, object]
+    values: Mapping[str, str]
 
     def as_run(self) -> MeasuredRun:
         emulated = None
@@ -173,9 +181,9 @@ class _Row:
         )
 
     def _policy(self) -> Policy:
-        model = load_model_spec(str(self.values["model"]))
+        model = load_model_spec(self.values["model"])
         if self._is_given("dtype"):
-            model = model.with_dtype(str(self.values["dtype"]))
+            model = model.with_dtype(self.values["dtype"])
         batch = self._count("gpu_batch_size")
         return Policy(
             model=model,
@@ -195,12 +203,12 @@ class _Row:
         )
 
     def _is_given(self, name: str) -> bool:
-        return name in self.values and not pd.isna(self.values[name])  # type: ignore[call-overload]
+        return bool(self.values.get(name))
 
     def _number(self, name: str, *, default: float | None = None) -> float:
         if default is not None and not self._is_given(name):
             return default
-        value = float(str(self.values[name]))
+        value = float(self.values[name])
         if not math.isfinite(value):
             raise InputError(name, got=value, allowed="a finite number")
         return value

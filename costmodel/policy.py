@@ -12,7 +12,7 @@ from costmodel.workload import Workload
 from profiles.errors import InputError
 from profiles.files import from_json, read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
-from profiles.packing import DEFAULT_GROUP_SIZE, GROUP_SIZES
+from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
 
 SCHEMA_VERSION = 1
 TIERS = ("gpu", "cpu", "disk")
@@ -168,12 +168,7 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
                 )
-        if self.group_size not in GROUP_SIZES:
-            raise InputError(
-                "policy.group_size",
-                got=self.group_size,
-                allowed=", ".join(str(size) for size in GROUP_SIZES),
-            )
+        check_group_size("policy.group_size", self.group_size)
         full = self.model.full_bits
         for name in ("weight_bits", "cache_bits"):
             if getattr(self, name) not in (full, 8, 4):

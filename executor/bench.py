@@ -22,7 +22,14 @@ from costmodel.report import format_prediction
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint, WeightSource
 from executor.dummy import DummyCheckpoint
-from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.job import (
+    Job,
+    add_job_flags,
+    check_job_flags,
+    choose_hardware,
+    search_policy,
+    uses_own_profile,
+)
 from executor.report import format_report
 from executor.sampling import Sampler
 from profiles.command import Parser, run
@@ -81,7 +88,7 @@ def _plan(flags: argparse.Namespace) -> Job:
     # Also refuses a seed that is out of range.
     sampler = Sampler(seed=flags.seed)
     policy = Policy.load(flags.policy) if flags.policy else None
-    hardware = choose_hardware(flags, policy)
+    hardware, is_kept = choose_hardware(flags, policy), uses_own_profile(flags, policy)
     if policy is None:
         spec = choose_dtype(_source(flags, None).spec, hardware, flags.dtype)
         workload = Workload(
@@ -98,6 +105,7 @@ def _plan(flags: argparse.Namespace) -> Job:
         source=_source(flags, policy.model),
         prompts=_draw_prompts(policy, num_prompts, flags.seed),
         sampler=sampler,
+        is_kept=is_kept,
     )
 
 

@@ -15,7 +15,14 @@ from costmodel.policy import Policy, Prediction
 from costmodel.report import format_prediction
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
-from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.job import (
+    Job,
+    add_job_flags,
+    check_job_flags,
+    choose_hardware,
+    search_policy,
+    uses_own_profile,
+)
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.report import Report, format_report
 from executor.results import BlockResult
@@ -121,7 +128,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
     )
     tokenizer = cache(partial(load_tokenizer, flags.model))
     records = read_prompts(flags.prompts, limits, tokenizer)
-    hardware = choose_hardware(flags, policy)
+    hardware, is_kept = choose_hardware(flags, policy), uses_own_profile(flags, policy)
     if policy is None:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
         source = Checkpoint.open(flags.model, dtype=spec.dtype)
@@ -134,6 +141,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
         source=source,
         prompts=[record.prompt_ids for record in records],
         sampler=sampler,
+        is_kept=is_kept,
         eos_ids=frozenset() if flags.ignore_eos else load_eos_token_ids(flags.model),
     )
     _check_prompts(policy, records)

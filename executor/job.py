@@ -16,7 +16,7 @@ from costmodel.policy import Policy, Prediction
 from costmodel.price import check_fits, estimate
 from costmodel.workload import Workload
 from executor.checkpoint import WeightSource
-from executor.machine_profile import machine_profile
+from executor.machine_profile import keep_run, machine_profile
 from executor.memory_peak import reset_peaks
 from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
@@ -39,7 +39,10 @@ PLANNED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that was checked before the first weight is read."""
+    """Everything that was checked before the first weight is read.
+
+    Where ``is_kept``, the run's figures go beside this machine's own profile, to calibrate it.
+    """
 
     policy: Policy
     hardware: HardwareProfile
@@ -47,6 +50,7 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
+    is_kept: bool = False
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -79,8 +83,9 @@ class Job:
         policies = policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
         predictions = [estimate(policy, self.hardware) for policy in policies]
         report = Report(
-            policy=self.policy, hardware=self.hardware, planned=planned, predictions=predictions
-        )
+            policy=self.policy, hardware=self.hardware, planned=planned, policies=policies,
+            predictions=predictions,
+        )  # fmt: skip
         bar = ProgressBar(predictions, self.policy, num_prompts=len(self.prompts))
         with ExitStack() as stack:
             recorder = None
@@ -104,6 +109,8 @@ class Job:
             # The run has given its memory back by now.
             if recorder:
                 recorder.add_simulated(report.blocks)
+        if self.is_kept:
+            keep_run(report)
         return report
 
 
@@ -142,6 +149,11 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
                 allowed="what the policy was made for",
                 hint=f"costmodel.search {flag}",
             )
+
+
+def uses_own_profile(flags: argparse.Namespace, policy: Policy | None) -> bool:
+    """Whether a run is planned with the profile that this machine keeps of itself."""
+    return flags.hardware is None and (policy is None or policy.hardware is None)
 
 
 def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> HardwareProfile:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from costmodel.job import blocks_of
+from costmodel.measured_runs import MeasuredRun
 from costmodel.policy import Policy, Prediction
 from executor.memory_peak import gpu_peak_bytes
 from executor.results import BlockResult
@@ -36,9 +37,10 @@ class Report:
 
     policy: Policy
     hardware: HardwareProfile
-    # The policy's own prediction: what memory was set aside for. Then one for each block that
-    # the prompts really fill.
+    # The policy's own prediction: what memory was set aside for.
     planned: Prediction
+    # Of each block that the prompts really fill.
+    policies: list[Policy]
     predictions: list[Prediction]
     blocks: list[BlockResult] = field(default_factory=list)
     num_tokens: int = 0
@@ -111,6 +113,24 @@ class Report:
         computed = sum(len(block.output_ids) for block in self.blocks)
         latency_s = sum(prediction.latency_s for prediction in self.predictions)
         return computed * self.policy.workload.gen_len / latency_s
+
+    @property
+    def busy_shares(self) -> dict[str, float]:
+        """Share of the run in which each channel was busy."""
+        seconds = self.prefill_s + self.decode_s
+        return {channel: busy / seconds for channel, busy in self.busy_s.items()}
+
+    def first_block(self) -> MeasuredRun:
+        """Return the first block, with as many tokens as it generated, as a measured run."""
+        block, policy = self.blocks[0], self.policies[0]
+        work = replace(policy.workload, gen_len=block.num_tokens, num_prompts=None)
+        seconds = block.prefill_s + block.decode_s
+        return MeasuredRun(
+            policy=replace(policy, workload=work),
+            throughput_tok_per_s=len(block.output_ids) * block.num_tokens / seconds,
+            prefill_s=block.prefill_s,
+            decode_s=block.decode_s,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return every figure under its name."""

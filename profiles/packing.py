@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from profiles.errors import InputError
 from profiles.units import MIB
 
 BITS = (4, 8)
@@ -15,6 +16,13 @@ SHARED_BYTES = 4
 DIRECT_ROWS = 64
 # Where no kernel reads a packed cache as it lies, at most so much of it is unpacked at once.
 UNPACKED_AT_ONCE_BYTES = 64 * MIB
+
+
+def check_group_size(what: str, size: int) -> None:
+    """Raise ``InputError`` for a size that no kernel takes."""
+    if size not in GROUP_SIZES:
+        allowed = ", ".join(str(allowed) for allowed in GROUP_SIZES)
+        raise InputError(what, got=size, allowed=allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,13 +30,6 @@ struct Attention {
   int begins;           // Nothing has been summed yet.
 };
 
-// The next tile is fetched beside the arithmetic of this one, to the second-level cache: the first
-// is not asked for more than it can wait for at once.
-INLINE inline void fetch(const void* from, long num_bytes) {
-  for (long d = 0; d < num_bytes; d += 64)
-    __builtin_prefetch(static_cast<const char*>(from) + d, 0, 2);
-}
-
 // Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.
 template <class T>
 struct Tokens {

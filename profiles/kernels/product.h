@@ -47,6 +47,7 @@ class Product {
   using Element = typename Ops::Element;
 
   void take(long w, const uint8_t* packed) {
+    fetch(packed + kWeights * f_.packed_stride, p_.row_bytes());
     if constexpr (std::is_same_v<Element, uint8_t>) {
       weights_[w] = packed;
     } else {

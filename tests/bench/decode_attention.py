@@ -8,7 +8,6 @@ has it in CPU memory. Progress goes to stderr, one JSON line with every figure t
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -17,13 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from workload_run import BenchParser, circumstances
+from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
 from profiles.command import run
 from profiles.compute import COLD_BYTES, DTYPES, HEAD_DIM, cache_at_home
 from profiles.errors import InputError
-from profiles.files import write_json
 from profiles.units import MIB
 
 STREAM_BYTES = 256 * MIB
@@ -49,9 +47,7 @@ def main(arguments: list[str]) -> None:
         "cases": cases,
         **circumstances("decode_attention.py", arguments, "torch"),
     }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
 
 
 def _parser() -> BenchParser:

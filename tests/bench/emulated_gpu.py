@@ -13,7 +13,6 @@ stdout.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload_run import BenchParser, circumstances, say
+from workload_run import BenchParser, circumstances, keep_result, say
 
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import TIERS, Placement, Policy
@@ -32,7 +31,6 @@ from executor.runner import Runner
 from profiles.command import run
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError, RunError
-from profiles.files import write_json
 from profiles.hardware import CHANNELS, HardwareProfile
 from profiles.recorded import recorded_profile
 from profiles.units import GIB
@@ -84,9 +82,7 @@ def main(arguments: list[str]) -> None:
         "cases": cases,
         **circumstances("emulated_gpu.py", arguments, "torch"),
     }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
     for case in cases:
         if case["busiest"] != case["bound_by"]:
             raise RunError(

@@ -28,13 +28,13 @@ from typing import Any
 
 from drawn_policies import Drawn, draw_policies
 from memory_cgroup import Ended, MemoryCgroup, last_line
-from workload_run import ROOT, BenchParser, circumstances, say
+from workload_run import ROOT, BenchParser, circumstances, keep_result, say
 
 from executor.memory_watch import TOLERANCE
 from profiles import kernels
 from profiles.command import run
 from profiles.errors import InputError, RunError
-from profiles.files import to_json, write_json
+from profiles.files import to_json
 from profiles.recorded import recorded_profile
 from profiles.runtime import measure_runtime_bytes
 from profiles.units import format_bytes
@@ -72,9 +72,7 @@ def main(arguments: list[str]) -> None:
         "cases": cases,
         **circumstances("memory_kept.py", arguments, "torch"),
     }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
     wrong = [f"run {i}: {_describe(c)}" for i, c in enumerate(cases, 1) if not _is_good(c)]
     if wrong:
         raise RunError("; ".join(wrong))

@@ -9,20 +9,18 @@ stdout.
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 from typing import Any
 
 import torch
 from decode_attention import GROUPS, SHAPES, measure_rate
-from workload_run import BenchParser, circumstances
+from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
 from profiles.command import run
 from profiles.compute import COLD_BYTES, HEAD_DIM, cache_at_home
 from profiles.errors import InputError
-from profiles.files import write_json
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
 # Rows and columns of a matrix of a model of three billion parameters, and matrices in turn.
@@ -47,9 +45,7 @@ def main(arguments: list[str]) -> None:
             ],
             **circumstances("packed.py", arguments, "torch"),
         }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
 
 
 def _parser() -> BenchParser:

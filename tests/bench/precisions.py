@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_cgroup import last_line
-from workload_run import BenchParser, circumstances, say
+from workload_run import BenchParser, circumstances, keep_result, say
 
 from costmodel.choices import Permitted
 from costmodel.model_spec import load_model_spec
@@ -27,7 +27,6 @@ from costmodel.optimum import search
 from costmodel.workload import Workload
 from profiles.command import run
 from profiles.errors import InfeasibleError, RunError
-from profiles.files import write_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 
@@ -87,9 +86,7 @@ def main(arguments: list[str]) -> None:
         "cases": cases,
         **circumstances("precisions.py", arguments, "torch"),
     }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
 
 
 def measure(

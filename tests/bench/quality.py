@@ -6,20 +6,19 @@ JSON line with every figure to stdout.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from workload_run import BenchParser, circumstances
+from workload_run import BenchParser, circumstances, keep_result
 
 from costmodel.choices import Permitted
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.evaluate import compare, plan_job, read_windows, score
 from profiles.command import run
-from profiles.files import to_json, write_json
+from profiles.files import to_json
 from profiles.recorded import recorded_profile
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -69,9 +68,7 @@ def main(arguments: list[str]) -> None:
         "cases": cases,
         **circumstances("quality.py", arguments, "torch"),
     }
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from machine_pulse import Pulse, measure_pulse
 from memory_cgroup import last_line
 from validation_cases import Case, draw_cases, machine_of
 from validation_report import Outcome, summarize, table_of
-from workload_run import ROOT, BenchParser, circumstances, say
+from workload_run import ROOT, BenchParser, circumstances, keep_result, say
 
 from costmodel.measured_runs import write_rows
 from profiles.command import run
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("--cases", got=flags.cases, allowed="1 or more")
     folder: Path = flags.work_dir
     (folder / "cases").mkdir(parents=True, exist_ok=True)
-    hardware = _profile(folder, "profile")
+    hardware = profile_in(folder, "profile")
     outcomes = []
     for case in draw_cases(flags.seed, flags.cases):
         path = folder / "cases" / f"{flags.seed}-{case.number:03}.json"
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
             write_json(path, run_case(case, hardware, folder))
         outcomes.append(Outcome(case=case, figures=read_json(path, "case")))
         say(f"{case.number + 1:>3} of {flags.cases}: {outcomes[-1].describe(hardware)}")
-    again = _profile(folder, "profile-again") if flags.again else None
+    again = profile_in(folder, "profile-again") if flags.again else None
     result = {
         "benchmark": "predicted against measured",
         "cases": len(outcomes),
@@ -63,9 +63,7 @@ def main(arguments: list[str]) -> None:
     }
     if flags.table is not None:
         write_rows(flags.table, table_of(outcomes, hardware))
-    if flags.result is not None:
-        write_json(flags.result, result)
-    print(json.dumps(result))
+    keep_result(flags, result)
     if failed := [outcome.case.number for outcome in outcomes if not outcome.has_ended]:
         raise RunError(f"cases {', '.join(map(str, failed))} did not end; see {folder}/cases")
 
@@ -85,13 +83,13 @@ def _parser() -> BenchParser:
     return parser
 
 
-def _profile(folder: Path, name: str) -> HardwareProfile:
+def profile_in(folder: Path, name: str) -> HardwareProfile:
     """Return the profile that is kept under a name, measured now if there is none."""
     path = folder / f"{name}.json"
     if not path.exists():
         say("measuring the machine")
         words = ["profiles.measure", "--offload-dir", str(folder), "--output", str(path)]
-        _run_module(words, folder / f"{name}.log")
+        run_module(words, folder / f"{name}.log")
     return HardwareProfile.load(path)
 
 
@@ -108,7 +106,7 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
     log = folder / "run.log"
     kept: dict[str, Any] = {"pulse": to_json(pulse), "disturbed": not pulse.is_calm(hardware)}
     try:
-        kept["report"] = json.loads(_run_module(words, log))
+        kept["report"] = json.loads(run_module(words, log))
     except RunError as error:
         kept["error"] = str(error)
     return kept
@@ -124,7 +122,7 @@ def _wait_for_calm(hardware: HardwareProfile) -> Pulse:
     return pulse
 
 
-def _run_module(words: list[str], log: Path) -> str:
+def run_module(words: list[str], log: Path) -> str:
     """Run one of our commands and return its last line."""
     with log.open("wb") as err:
         done = subprocess.run(

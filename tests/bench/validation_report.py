@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from validation_cases import TIERS, Case, machine_of
 
-from costmodel.calibration import calibrate
+from costmodel.calibration import Fit, calibrate
 from costmodel.measured_runs import MeasuredRun, row_of
 from costmodel.policy import Prediction
 from costmodel.price import estimate
@@ -96,11 +96,10 @@ def summarize(
     """Judge the held-out cases: with the profile as measured, and calibrated by the others."""
     ended = [outcome for outcome in outcomes if outcome.has_ended]
     held_out = [outcome for outcome in ended if outcome.case.is_held_out]
-    runs = [outcome.as_run() for outcome in ended if not outcome.case.is_held_out]
     result: dict[str, Any] = {"disturbed": sum(o.figures["disturbed"] for o in ended)}
     profiles = {"profile": hardware} | ({"profile_again": again} if again else {})
     for name, profile in profiles.items():
-        fit = calibrate(profile, runs, source="validation")
+        fit = fit_to(outcomes, profile)
         result[name] = {
             "date": profile.date,
             "measured": judge(held_out, profile),
@@ -108,6 +107,12 @@ def summarize(
             "factors": dict(fit.factors),
         }
     return result
+
+
+def fit_to(outcomes: Iterable[Outcome], hardware: HardwareProfile) -> Fit:
+    """Calibrate a profile by the cases that are not held out."""
+    runs = [o.as_run() for o in outcomes if o.has_ended and not o.case.is_held_out]
+    return calibrate(hardware, runs, source="validation")
 
 
 def judge(outcomes: Sequence[Outcome], hardware: HardwareProfile) -> dict[str, Any]:
@@ -138,10 +143,13 @@ def judge(outcomes: Sequence[Outcome], hardware: HardwareProfile) -> dict[str, A
 
 
 def table_of(outcomes: Iterable[Outcome], hardware: HardwareProfile) -> list[dict[str, object]]:
-    """Return the cases that ended as rows, predicted with the profile as it was measured."""
+    """Return the cases that ended as rows, with what the profile said, as measured and fitted."""
     rows: list[dict[str, object]] = []
+    outcomes = list(outcomes)
+    fitted = fit_to(outcomes, hardware).hardware
     for outcome in filter(lambda o: o.has_ended, outcomes):
         found, report = outcome.predict(hardware), outcome.report
+        calibrated = outcome.predict(fitted)
         predicted, measured, is_clear = outcome.busiest(hardware)
         rows.append(
             {
@@ -154,6 +162,9 @@ def table_of(outcomes: Iterable[Outcome], hardware: HardwareProfile) -> list[dic
                 "predicted_tok_per_s": found.throughput_tok_per_s,
                 "predicted_prefill_s": found.prefill_s,
                 "predicted_decode_s": found.decode_s,
+                "calibrated_tok_per_s": calibrated.throughput_tok_per_s,
+                "calibrated_prefill_s": calibrated.prefill_s,
+                "calibrated_decode_s": calibrated.decode_s,
                 "lower_bound_s": found.lower_bound_s,
                 "memory_error": outcome.memory_error(hardware),
                 "busiest_predicted": predicted,

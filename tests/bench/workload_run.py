@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -198,6 +199,13 @@ class BenchParser(Parser):
         )  # fmt: skip
         self.prog = f"python tests/bench/{script}"
         self.add_argument("--result", type=Path, metavar="FILE", help="keep the JSON here too")
+
+
+def keep_result(flags: argparse.Namespace, result: Mapping[str, Any]) -> None:
+    """Print a result as one line, and keep it where ``--result`` says."""
+    if flags.result is not None:
+        write_json(flags.result, result)
+    print(json.dumps(result))
 
 
 def circumstances(script: str, arguments: Sequence[str], *packages: str) -> dict[str, Any]:

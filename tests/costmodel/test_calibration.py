@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from costmodel.calibration import calibrate, leave_one_out, mean_error
-from costmodel.measured_runs import MeasuredRun, read_runs
+from costmodel.measured_runs import EmulatedGpu, MeasuredRun, read_runs, row_of, write_rows
+from costmodel.model_spec import load_model_spec
+from costmodel.policy import Placement, Policy
 from costmodel.price import estimate
 from costmodel.rates import RATES
+from costmodel.workload import Workload
 from profiles import HardwareProfile, InputError, recorded_profile
+from profiles.units import GIB
 
 PAPER = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"
 
@@ -38,6 +42,60 @@ def test_factors_that_made_the_runs_are_found_again() -> None:
     assert fit.factors["cpu_attention"] == pytest.approx(0.5, rel=0.2)
     assert fit.factors["unhidden_share"] == pytest.approx(0.3, abs=0.1)
     assert fit.factors["gpu_matmul"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_phases_measured_apart_are_both_mended() -> None:
+    """A machine slower in prefill and faster in decode, so that the whole hides both; behind an
+    emulated GPU, too."""
+    profile = recorded_profile("cpu-2core")
+    truth = RATES["cpu_matmul"].scale(profile, 0.7)
+    cpu = truth.cpu
+    decode = {dtype: 20 * rate for dtype, rate in cpu.compute.attention_decode.items()}
+    truth = replace(truth, cpu=replace(cpu, compute=replace(cpu.compute, attention_decode=decode)))
+    policy = Policy(
+        model=load_model_spec("opt-1.3b").with_dtype("bfloat16"),
+        workload=Workload(prompt_len=300, gen_len=200), gpu_batch_size=64, num_gpu_batches=1,
+        prefill_batch_size=4, weights=Placement(cpu=1), cache=Placement(cpu=1),
+        activations=Placement(cpu=1),
+    )  # fmt: skip
+    runs = []
+    for emulated in (None, EmulatedGpu(memory_bytes=4 * GIB, link_bytes_per_s=1e12)):
+        run = MeasuredRun(policy=policy, throughput_tok_per_s=1.0, emulated=emulated)
+        found = estimate(policy, run.machine(truth))
+        whole, prefill_s, decode_s = found.throughput_tok_per_s, found.prefill_s, found.decode_s
+        runs.append(
+            replace(run, throughput_tok_per_s=whole, prefill_s=prefill_s, decode_s=decode_s)
+        )
+
+    def phase_errors(machine: HardwareProfile) -> list[float]:
+        errors = []
+        for run in runs:
+            found = estimate(run.policy, run.machine(machine))
+            errors += [abs(found.prefill_s / run.prefill_s - 1)]
+            errors += [abs(found.decode_s / run.decode_s - 1)]
+        return errors
+
+    whole = [replace(run, prefill_s=0.0, decode_s=0.0) for run in runs]
+    assert max(phase_errors(profile)) > 0.2
+    assert max(phase_errors(calibrate(profile, whole, source="made up").hardware)) > 0.1
+    assert max(phase_errors(calibrate(profile, runs, source="made up").hardware)) < 0.06
+
+
+def test_a_run_survives_its_table(tmp_path: Path) -> None:
+    policy = Policy(
+        model=load_model_spec("opt-125m").with_dtype("bfloat16"),
+        workload=Workload(prompt_len=20, gen_len=4), gpu_batch_size=6, num_gpu_batches=2,
+        prefill_batch_size=3, weights=Placement(gpu=0.25, cpu=0.5, disk=0.25),
+        cache=Placement(cpu=0.3, disk=0.7), activations=Placement(gpu=1), cpu_attention=0.5,
+        weight_bits=4, cache_bits=8, group_size=32, attention_sparsity=0.1,
+    )  # fmt: skip
+    emulated = EmulatedGpu(memory_bytes=2 * GIB, link_bytes_per_s=2.5e9)
+    runs = [
+        MeasuredRun(policy=policy, throughput_tok_per_s=3.25, prefill_s=1.5, decode_s=2.0),
+        MeasuredRun(policy=policy, throughput_tok_per_s=7.0, emulated=emulated),
+    ]
+    write_rows(tmp_path / "runs.csv", [row_of(run) for run in runs])
+    assert read_runs(tmp_path / "runs.csv") == runs
 
 
 def test_what_no_run_depends_on_stays() -> None:

@@ -18,6 +18,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from costmodel.layout import model_layers
+from costmodel.measured_runs import read_runs
 from costmodel.optimum import search
 from costmodel.policy import Policy
 from costmodel.price import estimate
@@ -206,12 +207,53 @@ def test_searches_by_itself(desk: Desk) -> None:
     assert {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]} == {1, 2}
 
 
-def test_uses_the_kept_profile_of_this_machine(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_profile, "_cache_path", lambda: desk.profile)
-    monkeypatch.setattr(machine_profile, "_measure", lambda folder: pytest.fail("measured again"))
+@pytest.fixture
+def kept(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which this machine's profile was kept."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    monkeypatch.setattr(machine_profile, "_kept", lambda what, suffix: folder / f"{what}.{suffix}")
+    (folder / "profile.json").write_bytes(desk.profile.read_bytes())
+    return folder
+
+
+def test_uses_the_kept_profile_of_this_machine(desk: Desk, kept: Path) -> None:
+    before = (kept / "profile.json").read_bytes()
     ended = desk.generate("--gen-len", GEN_LEN, policy=False)
     assert (ended.status, ended.err) == (0, "")
     assert [output["output_ids"] for output in desk.outputs()] == desk.expected()
+    assert (kept / "profile.json").read_bytes() == before
+
+
+def test_runs_are_kept_and_calibrate_the_next(
+    desk: Desk, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_profile, "SHORTEST_S", 0.0)
+    monkeypatch.setattr(machine_profile, "LEAST_RUNS", 2)
+    monkeypatch.setattr(machine_profile, "MOST_RUNS", 2)
+    for number in range(3):
+        ended = desk.generate("--gen-len", GEN_LEN, "--json", policy=False)
+        assert ended.status == 0, ended.err
+        report = json.loads(ended.out.splitlines()[-1])
+        assert len(read_runs(kept / "runs.csv")) == min(number + 1, 2)
+        # The third is planned with what the first two told.
+        assert (kept / "calibrated.json").exists() == (number == 2)
+    last = read_runs(kept / "runs.csv")[-1]
+    assert last.decode_s == pytest.approx(report["decode_s"], rel=1e-9)
+    assert (last.policy.gpu_batch_size, last.policy.weights.cpu) == (
+        report["gpu_batch_size"], report["weights"]["cpu"],
+    )  # fmt: skip
+    calibrated = HardwareProfile.load(kept / "calibrated.json")
+    assert [record.source for record in calibrated.calibrations] == ["runs.csv"]
+
+
+def test_runs_with_another_profile_are_not_kept(
+    desk: Desk, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_profile, "SHORTEST_S", 0.0)
+    flags = ("--hardware", "cpu-2core", "--gen-len", GEN_LEN)
+    assert desk.generate(*flags, policy=False).status == 0
+    assert not (kept / "runs.csv").exists()
 
 
 def test_sampling_repeats_with_its_seed(desk: Desk) -> None:
