@@ -33,6 +33,11 @@ class EmulatedGpu:
     memory_bytes: int
     link_bytes_per_s: float
 
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "link_bytes_per_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"emulated GPU {name}", got=getattr(self, name), allowed="above 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
@@ -62,6 +67,12 @@ class MeasuredRun:
         for name in ("prefill_s", "decode_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(name, got=getattr(self, name), allowed="0 or more")
+        is_apart = self.prefill_s > 0, self.decode_s > 0
+        if any(is_apart) and is_apart != (True, self.policy.workload.gen_len > 1):
+            raise InputError(
+                "prefill_s and decode_s", got=f"{self.prefill_s} and {self.decode_s}",
+                allowed="both, or neither; with one token to generate, prefill_s alone",
+            )  # fmt: skip
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine that it ran on: ``hardware``, with its emulated GPU if it had one."""
@@ -208,6 +219,8 @@ class _Row:
     def _number(self, name: str, *, default: float | None = None) -> float:
         if default is not None and not self._is_given(name):
             return default
+        if not self._is_given(name):
+            raise InputError(name, got="nothing", allowed="a number")
         value = float(self.values[name])
         if not math.isfinite(value):
             raise InputError(name, got=value, allowed="a finite number")

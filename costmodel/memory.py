@@ -24,6 +24,7 @@ NUM_BUFFERS = 2
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Logits are sampled from in float32 whatever the model computes in.
 LOGIT_BYTES = 4
+# Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
 # Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.

@@ -39,10 +39,12 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
             problem.hidden_token_bytes * workload.prompt_len * policy.block_size,
         ),
     }
-    emulated = " (the GPU is emulated)" if hardware.is_emulated else ""
+    known_as = " (the GPU is emulated)" if hardware.is_emulated else ""
+    if hardware.calibrations:
+        known_as += f", its rates fitted to {hardware.calibrations[-1].source}"
     count = f"{workload.num_prompts} prompts" if workload.num_prompts else "any number of prompts"
     lines = [
-        f"{policy.model.name} in {policy.model.dtype} on {hardware.name}{emulated}",
+        f"{policy.model.name} in {policy.model.dtype} on {hardware.name}{known_as}",
         f"{count} of {workload.prompt_len} tokens, {workload.gen_len} generated for each",
         f"block of {policy.block_size} sequences: {policy.num_gpu_batches} batches of"
         f" {policy.gpu_batch_size}, prefilled {policy.prefill_batch_size} at a time",

@@ -30,6 +30,7 @@ from executor.job import (
     search_policy,
     uses_own_profile,
 )
+from executor.machine_profile import keep_run
 from executor.report import format_report
 from executor.sampling import Sampler
 from profiles.command import Parser, run
@@ -63,7 +64,9 @@ def main(arguments: list[str]) -> None:
     print(text, end="\n\n", file=sys.stderr, flush=True)
     report = job.run(flags.offload_dir, planned=planned, trace=flags.trace)
     print(format_report(report), file=sys.stderr)
-    print(json.dumps(report.as_json()))
+    print(json.dumps(report.as_json()), flush=True)
+    if uses_own_profile(flags, job.policy):
+        keep_run(report)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
@@ -88,7 +91,7 @@ def _plan(flags: argparse.Namespace) -> Job:
     # Also refuses a seed that is out of range.
     sampler = Sampler(seed=flags.seed)
     policy = Policy.load(flags.policy) if flags.policy else None
-    hardware, is_kept = choose_hardware(flags, policy), uses_own_profile(flags, policy)
+    hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(_source(flags, None).spec, hardware, flags.dtype)
         workload = Workload(
@@ -105,7 +108,6 @@ def _plan(flags: argparse.Namespace) -> Job:
         source=_source(flags, policy.model),
         prompts=_draw_prompts(policy, num_prompts, flags.seed),
         sampler=sampler,
-        is_kept=is_kept,
     )
 
 

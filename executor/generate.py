@@ -23,6 +23,7 @@ from executor.job import (
     search_policy,
     uses_own_profile,
 )
+from executor.machine_profile import keep_run
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.report import Report, format_report
 from executor.results import BlockResult
@@ -95,7 +96,9 @@ def main(arguments: list[str]) -> None:
     print(format_report(report))
     print(f"\n{len(outputs.done)} continuations written to {flags.output}")
     if flags.json:
-        print(json.dumps(report.as_json()))
+        print(json.dumps(report.as_json()), flush=True)
+    if uses_own_profile(flags, job.policy):
+        keep_run(report)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
@@ -128,7 +131,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
     )
     tokenizer = cache(partial(load_tokenizer, flags.model))
     records = read_prompts(flags.prompts, limits, tokenizer)
-    hardware, is_kept = choose_hardware(flags, policy), uses_own_profile(flags, policy)
+    hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
         source = Checkpoint.open(flags.model, dtype=spec.dtype)
@@ -141,7 +144,6 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
         source=source,
         prompts=[record.prompt_ids for record in records],
         sampler=sampler,
-        is_kept=is_kept,
         eos_ids=frozenset() if flags.ignore_eos else load_eos_token_ids(flags.model),
     )
     _check_prompts(policy, records)

@@ -16,7 +16,7 @@ from costmodel.policy import Policy, Prediction
 from costmodel.price import check_fits, estimate
 from costmodel.workload import Workload
 from executor.checkpoint import WeightSource
-from executor.machine_profile import keep_run, machine_profile
+from executor.machine_profile import machine_profile
 from executor.memory_peak import reset_peaks
 from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
@@ -39,10 +39,7 @@ PLANNED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that was checked before the first weight is read.
-
-    Where ``is_kept``, the run's figures go beside this machine's own profile, to calibrate it.
-    """
+    """Everything that was checked before the first weight is read."""
 
     policy: Policy
     hardware: HardwareProfile
@@ -50,7 +47,6 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
-    is_kept: bool = False
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -109,8 +105,6 @@ class Job:
             # The run has given its memory back by now.
             if recorder:
                 recorder.add_simulated(report.blocks)
-        if self.is_kept:
-            keep_run(report)
         return report
 
 
@@ -151,9 +145,9 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
             )
 
 
-def uses_own_profile(flags: argparse.Namespace, policy: Policy | None) -> bool:
-    """Whether a run is planned with the profile that this machine keeps of itself."""
-    return flags.hardware is None and (policy is None or policy.hardware is None)
+def uses_own_profile(flags: argparse.Namespace, policy: Policy) -> bool:
+    """Whether a run's policy was priced with the profile that this machine keeps of itself."""
+    return flags.hardware is None and (flags.policy is None or policy.hardware is None)
 
 
 def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> HardwareProfile:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from costmodel.layout import row_packing
-from costmodel.memory import NUM_BUFFERS
+from costmodel.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.policy import Policy
 from costmodel.rounding import Segment, cut_cache
 from costmodel.tasks import Task
@@ -76,7 +76,7 @@ class KVCache:
         if self.policy.attention_sparsity == 1:
             return 0
         rows = sum(s.num_rows for s in self.segments if s.attended == "cpu")
-        return rows * self.model.head_dim * torch.float32.itemsize
+        return rows * self.model.head_dim * SUM_BYTES
 
     @property
     def _num_units(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -44,23 +46,27 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
 
 
 def keep_run(report: Report) -> None:
-    """Keep the first block of a run that was planned with this machine's own profile.
+    """Keep a run that was planned with this machine's own profile: the policy and the seconds of
+    its first block, and for what share of the whole run each channel was busy.
 
-    Its policy, its seconds and the shares of its channels go into a table that
-    ``costmodel.calibrate --runs`` reads.
+    The table is one that ``costmodel.calibrate --runs`` reads.
     """
+    if report.hardware.has_gpu != torch.cuda.is_available():
+        # It ran beside a GPU that it left alone, and says nothing of runs that do not.
+        return
     block = report.first_block()
     if block.prefill_s + block.decode_s < SHORTEST_S:
         return
-    path, model = _kept("runs", "csv"), block.policy.model
-    config = path.parent / "models" / f"{model.name}-{model.num_layers}x{model.hidden_size}.json"
-    row = row_of(block, model=str(config)) | {
+    path, shapes = _kept("runs", "csv"), hf_config(block.policy.model)
+    key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]
+    model = path.parent / "models" / f"{block.policy.model.name}-{key}"
+    row = row_of(block, model=str(model)) | {
         f"{channel}_busy_share": share for channel, share in report.busy_shares.items()
     }
     try:
         kept = read_rows(path) if path.exists() else []
-        config.parent.mkdir(parents=True, exist_ok=True)
-        write_json(config, hf_config(model))
+        model.mkdir(parents=True, exist_ok=True)
+        write_json(model / "config.json", shapes)
         write_rows(path, [*kept, row][-MOST_RUNS:])
     except (OSError, ZigzagError) as error:
         # The run itself is done, and its outputs are written.
@@ -69,16 +75,21 @@ def keep_run(report: Report) -> None:
 
 def _calibrated(path: Path) -> HardwareProfile:
     """Return the profile kept at ``path``, fitted to the runs if there are enough of them."""
+    measured = HardwareProfile.load(path)
     runs, fitted = _kept("runs", "csv"), _kept("calibrated", "json")
-    if not runs.exists() or len(read_rows(runs)) < LEAST_RUNS:
-        return HardwareProfile.load(path)
-    newest_ns = max(path.stat().st_mtime_ns, runs.stat().st_mtime_ns)
-    if not fitted.exists() or fitted.stat().st_mtime_ns < newest_ns:
-        words = ["--hardware", str(path), "--runs", str(runs), "--output", str(fitted)]
-        if not _run_module("costmodel.calibrate", *words):
-            logger.warning("the profile is used as it was measured; to mend it, remove %s", runs)
-            return HardwareProfile.load(path)
-    return HardwareProfile.load(fitted)
+    try:
+        if not runs.exists() or len(read_rows(runs)) < LEAST_RUNS:
+            return measured
+        newest_ns = max(source.stat().st_mtime_ns for source in (path, runs))
+        if not fitted.exists() or fitted.stat().st_mtime_ns < newest_ns:
+            print("calibrating this machine's profile by its runs", file=sys.stderr, flush=True)
+            words = ["--hardware", str(path), "--runs", str(runs), "--output", str(fitted)]
+            if not _run_module("costmodel.calibrate", *words):
+                raise RunError("costmodel.calibrate failed")
+        return HardwareProfile.load(fitted)
+    except ZigzagError as error:
+        logger.warning("the profile is used as it was measured: %s; try: rm %s", error, runs)
+        return measured
 
 
 def _with_current_capacities(profile: HardwareProfile, offload_dir: Path) -> HardwareProfile:

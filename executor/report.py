@@ -116,7 +116,7 @@ class Report:
 
     @property
     def busy_shares(self) -> dict[str, float]:
-        """Share of the run in which each channel was busy."""
+        """Share of the whole run in which each channel was busy."""
         seconds = self.prefill_s + self.decode_s
         return {channel: busy / seconds for channel, busy in self.busy_s.items()}
 
@@ -127,7 +127,7 @@ class Report:
         seconds = block.prefill_s + block.decode_s
         return MeasuredRun(
             policy=replace(policy, workload=work),
-            throughput_tok_per_s=len(block.output_ids) * block.num_tokens / seconds,
+            throughput_tok_per_s=policy.block_size * block.num_tokens / seconds,
             prefill_s=block.prefill_s,
             decode_s=block.decode_s,
         )

@@ -54,10 +54,15 @@ def with_emulated_gpu(
         emulated=True,
     )
     cpu = replace(profile.cpu, memory_bytes=profile.cpu.memory_bytes - memory_bytes)
-    # What slows the CPU down does so whichever tier it computes for; both at once take turns.
+    # What slows the CPU down does so whichever tier it computes for. Both at once are priced as if
+    # they took turns; where one is idle, its half of the cores is, too, and that has no price.
     contention = (
         *profile.contention,
-        *(_as_gpu(pair) for pair in profile.contention),
+        *(
+            _as_gpu(pair)
+            for pair in profile.contention
+            if "cpu_compute" in (pair.first, pair.second)
+        ),
         Contention(first="gpu_compute", second="cpu_compute", first_keeps=0.5, second_keeps=0.5),
     )
     return replace(
@@ -66,5 +71,7 @@ def with_emulated_gpu(
 
 
 def _as_gpu(pair: Contention) -> Contention:
-    names = {name: name.replace("cpu_", "gpu_") for name in (pair.first, pair.second)}
-    return replace(pair, first=names[pair.first], second=names[pair.second])
+    first, second = (
+        name.replace("cpu_compute", "gpu_compute") for name in (pair.first, pair.second)
+    )
+    return replace(pair, first=first, second=second)

@@ -102,7 +102,7 @@ def decode_attention(
         With ``sparsity`` below one, where the caller keeps the sums of the values seen from step
         to step, float32 [rows, head_dim]: the newest is added. Without, all values are read.
     begins
-        Nothing is in ``value_sums`` yet, which happens to be the first step.
+        The first step: what is in ``value_sums`` is ignored, and all values are summed.
     """
     if not is_native(q):
         twins.decode_attention(
@@ -114,7 +114,9 @@ def decode_attention(
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
     assert context.stride(3) == 1
     assert context.dtype == (torch.uint8 if packing else q.dtype)
-    assert value_sums is None or (value_sums.dtype == torch.float32 and value_sums.is_contiguous())
+    if value_sums is not None:
+        assert value_sums.shape == (context.shape[2], head_dim)
+        assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
     assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],

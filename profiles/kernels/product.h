@@ -29,7 +29,8 @@ template <class T, class Ops>
 class Product {
  public:
   Product(const Factors<T>& f, const Packing& p, const typename Ops::Query* x)
-      : f_(f), p_(p), x_(x), width_(Ops::padded(p.dim)), unpacked_(kWeights * width_) {}
+      : f_(f), p_(p), x_(x), width_(Ops::padded(p.dim)),
+        unpacked_(kIsPacked ? 0 : kWeights * width_) {}
 
   // Multiplies all rows with the weights from `first` on.
   void multiply(long first) {
@@ -45,10 +46,12 @@ class Product {
 
  private:
   using Element = typename Ops::Element;
+  // Weights are looked up as they lie.
+  static constexpr bool kIsPacked = std::is_same_v<Element, uint8_t>;
 
   void take(long w, const uint8_t* packed) {
     fetch(packed + kWeights * f_.packed_stride, p_.row_bytes());
-    if constexpr (std::is_same_v<Element, uint8_t>) {
+    if constexpr (kIsPacked) {
       weights_[w] = packed;
     } else {
       weights_[w] = unpacked_.data() + w * width_;

@@ -1,5 +1,6 @@
 // Attention of one decode step in which each query attends to the keys with the largest scores, so
-// that of the values only those are read, and the newest. The mean of all stands for the others.
+// that of the values only those are read, and the newest. The mean of all stands for the others; where
+// nobody keeps their sum, all are read for it.
 #pragma once
 
 #include <algorithm>

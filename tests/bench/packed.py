@@ -114,11 +114,13 @@ def measure_attention(shape: tuple[int, int, int], group: int, rounds: int) -> d
         turns[form] = itertools.cycle([cache_at_home("cpu", whole) for _ in range(count)])
     q = torch.randn(batch, kv_heads * group, HEAD_DIM).bfloat16()
     out = torch.empty(batch * kv_heads, group, HEAD_DIM, dtype=torch.bfloat16)
+    sums = torch.zeros(batch * kv_heads, HEAD_DIM)
 
     def attend(form: str, how: Packing | None, sparsity: float = 1.0) -> float:
+        kept = sums if sparsity < 1 else None
         return measure_rate(
             lambda: kernels.decode_attention(
-                q, next(turns[form]), out, packing=how, sparsity=sparsity
+                q, next(turns[form]), out, packing=how, sparsity=sparsity, value_sums=kept
             ),
             by_row.nbytes,
         )

@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from validate import profile_in, run_module
-from workload_run import BenchParser, circumstances, keep_result, say
+from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
 from costmodel.job import job_throughput
 from costmodel.memory import capacities
@@ -31,7 +30,7 @@ from costmodel.rounding import round_policy
 from costmodel.workload import Workload
 from profiles.command import run
 from profiles.emulate import with_emulated_gpu
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
 
@@ -102,11 +101,10 @@ def main(arguments: list[str]) -> None:
     flags = parser.parse_args(arguments)
     if flags.policies < 1:
         raise InputError("--policies", got=flags.policies, allowed="1 or more")
-    (flags.work_dir / "runs").mkdir(parents=True, exist_ok=True)
-    hardware = profile_in(flags.work_dir, "profile")
-    cases = [
-        measure(name, hardware, flags.policies, flags.work_dir) for name in flags.only or TRIPLES
-    ]
+    folder = flags.work_dir.resolve()
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    hardware = profile_in(folder)
+    cases = [measure(name, hardware, flags.policies, folder) for name in flags.only or TRIPLES]
     regrets = [case["regret"] for case in cases]
     result = {
         "benchmark": "regret of the searched policy",
@@ -146,6 +144,7 @@ def measure(name: str, hardware: HardwareProfile, count: int, folder: Path) -> d
         **to_json(triple),
         "regret": regret,
         "searched_tok_per_s": medians[0],
+        "searched_spread": (max(rates[0]) - min(rates[0])) / 2 / medians[0],
         "best_tok_per_s": medians[best],
         "best": best,
         "policies": [
@@ -174,15 +173,17 @@ class _Runner:
         if not kept.exists():
             policy.save(self.folder / "policy.json")
             self.machine.save(self.folder / "machine.json")
-            line = run_module(
-                [
-                    "executor.bench", "--policy", str(self.folder / "policy.json"), "--hardware",
-                    str(self.folder / "machine.json"), "--dummy-weights", "--num-prompts",
-                    str(policy.workload.num_prompts), "--offload-dir", str(self.folder),
-                ],
-                self.folder / "run.log",
-            )  # fmt: skip
-            write_json(kept, json.loads(line))
+            words = [
+                "executor.bench", "--policy", str(self.folder / "policy.json"), "--hardware",
+                str(self.folder / "machine.json"), "--dummy-weights", "--num-prompts",
+                str(policy.workload.num_prompts), "--offload-dir", str(self.folder),
+            ]  # fmt: skip
+            try:
+                report = json.loads(run_module(words, self.folder / "run.log"))
+            except RunError as error:
+                say(f"  {error}")
+                return 0.0
+            write_json(kept, report)
         rate = float(read_json(kept, "run")["measured_tok_per_s"])
         say(f"  {rate:8.2f} token/s, predicted {job_throughput(policy, self.machine):8.2f}")
         return rate

@@ -3,31 +3,28 @@
 Half of the cases may calibrate the profile, half are held out and judge it. Every case that ends
 is kept in the work folder, so that the command resumes where it stopped; the policies are drawn
 for a recorded machine and are the same everywhere. All are predicted with one profile, measured
-at the start unless it is there. With ``--again`` it is measured a second time after the last case.
+at the start unless it is there; with ``--again`` by a second one as well, measured at the end
+unless that is there.
 
-Before each case two rates are sampled for a moment. Where they are far from the profile's, the
-machine is busy with something else: the case waits, at most a minute, and is marked. Progress goes
-to stderr, one JSON line to stdout; ``--table`` keeps the cases as CSV, which
-``costmodel.calibrate --runs`` reads.
+Before and after each case two rates are sampled for a moment. Where they are far from those of the
+profile, the machine is busy with something else: the case waits, at most a minute, and is marked.
+Marked cases do not calibrate; errors are told with and without them. Progress goes to stderr, one
+JSON line to stdout; ``--table`` keeps the cases as CSV for ``costmodel.calibrate --runs``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from machine_pulse import Pulse, measure_pulse
-from memory_cgroup import last_line
 from validation_cases import Case, draw_cases, machine_of
-from validation_report import Outcome, summarize, table_of
-from workload_run import ROOT, BenchParser, circumstances, keep_result, say
+from validation_report import Outcome, fit_to, summarize, table_of
+from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
+from costmodel.flags import check_output
 from costmodel.measured_runs import write_rows
 from profiles.command import run
 from profiles.errors import InputError, RunError
@@ -35,34 +32,37 @@ from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
 
 TIMEOUT_S = 300.0
+# Below, a tier may have nothing that is held out.
+LEAST_CASES = 12
 WAIT_S, MOST_WAITS = 10.0, 6
 
 
 def main(arguments: list[str]) -> None:
     """Measure, run what has not run yet, judge, print."""
     flags = _parser().parse_args(arguments)
-    if flags.cases < 1:
-        raise InputError("--cases", got=flags.cases, allowed="1 or more")
-    folder: Path = flags.work_dir
+    if flags.cases < LEAST_CASES:
+        raise InputError("--cases", got=flags.cases, allowed=f"{LEAST_CASES} or more")
+    check_output("--table", flags.table)
+    check_output("--result", flags.result)
+    folder = flags.work_dir.resolve()
     (folder / "cases").mkdir(parents=True, exist_ok=True)
-    hardware = profile_in(folder, "profile")
+    hardware = profile_in(folder)
     outcomes = []
     for case in draw_cases(flags.seed, flags.cases):
-        path = folder / "cases" / f"{flags.seed}-{case.number:03}.json"
-        if not path.exists():
-            write_json(path, run_case(case, hardware, folder))
-        outcomes.append(Outcome(case=case, figures=read_json(path, "case")))
+        outcomes.append(Outcome(case=case, figures=_figures(case, hardware, folder)))
         say(f"{case.number + 1:>3} of {flags.cases}: {outcomes[-1].describe(hardware)}")
     again = profile_in(folder, "profile-again") if flags.again else None
+    fit = fit_to(outcomes, hardware)
     result = {
         "benchmark": "predicted against measured",
         "cases": len(outcomes),
         "seed": flags.seed,
-        **summarize(outcomes, hardware, again),
+        **summarize(outcomes, hardware, fit),
+        **({"again": summarize(outcomes, again, fit_to(outcomes, again))} if again else {}),
         **circumstances("validate.py", arguments, "torch"),
     }
     if flags.table is not None:
-        write_rows(flags.table, table_of(outcomes, hardware))
+        write_rows(flags.table, table_of(outcomes, hardware, fit))
     keep_result(flags, result)
     if failed := [outcome.case.number for outcome in outcomes if not outcome.has_ended]:
         raise RunError(f"cases {', '.join(map(str, failed))} did not end; see {folder}/cases")
@@ -83,19 +83,22 @@ def _parser() -> BenchParser:
     return parser
 
 
-def profile_in(folder: Path, name: str) -> HardwareProfile:
-    """Return the profile that is kept under a name, measured now if there is none."""
-    path = folder / f"{name}.json"
-    if not path.exists():
-        say("measuring the machine")
-        words = ["profiles.measure", "--offload-dir", str(folder), "--output", str(path)]
-        run_module(words, folder / f"{name}.log")
-    return HardwareProfile.load(path)
+def _figures(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, Any]:
+    """Return what is kept of a case; run it where nothing is, or it did not end, or its policy was
+    another, because what draws them has changed."""
+    path = folder / "cases" / f"{case.seed}-{case.number:03}.json"
+    drawn = {"policy": to_json(case.policy), "emulated": to_json(case.emulated)}
+    if path.exists():
+        kept = read_json(path, "case")
+        if "report" in kept and kept["drawn"] == drawn:
+            return kept
+    figures = {"drawn": drawn} | run_case(case, hardware, folder)
+    write_json(path, figures)
+    return figures
 
 
 def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, Any]:
-    """Run one case, and return its report or why there is none, beside the pulse before it."""
-    pulse = _wait_for_calm(hardware)
+    """Run one case; return its report or why there is none, and the machine's pulse around it."""
     policy, machine = folder / "policy.json", folder / "machine.json"
     case.policy.save(policy)
     machine_of(case, hardware).save(machine)
@@ -103,13 +106,15 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
         "executor.bench", "--policy", str(policy), "--hardware", str(machine), "--dummy-weights",
         "--offload-dir", str(folder),
     ]  # fmt: skip
-    log = folder / "run.log"
-    kept: dict[str, Any] = {"pulse": to_json(pulse), "disturbed": not pulse.is_calm(hardware)}
+    kept: dict[str, Any] = {}
+    before = _wait_for_calm(hardware)
     try:
-        kept["report"] = json.loads(run_module(words, log))
+        kept["report"] = json.loads(run_module(words, folder / "run.log", TIMEOUT_S))
     except RunError as error:
         kept["error"] = str(error)
-    return kept
+    after = measure_pulse()
+    is_calm = before.is_calm(hardware) and after.is_calm(hardware)
+    return kept | {"pulses": to_json((before, after)), "disturbed": not is_calm}
 
 
 def _wait_for_calm(hardware: HardwareProfile) -> Pulse:
@@ -120,23 +125,6 @@ def _wait_for_calm(hardware: HardwareProfile) -> Pulse:
         time.sleep(WAIT_S)
         pulse = measure_pulse()
     return pulse
-
-
-def run_module(words: list[str], log: Path) -> str:
-    """Run one of our commands and return its last line."""
-    with log.open("wb") as err:
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=ROOT, env=_environment(), stdout=subprocess.PIPE,
-            stderr=err, check=False, timeout=TIMEOUT_S, text=True,
-        )  # fmt: skip
-    if done.returncode:
-        raise RunError(f"{words[0]} ended with status {done.returncode}: {last_line(log)}")
-    return done.stdout.splitlines()[-1]
-
-
-def _environment() -> Mapping[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from drawn_policies import draw_placement
@@ -41,6 +40,7 @@ class Case:
     ``is_held_out`` says whether it judges predictions or may help to calibrate them.
     """
 
+    seed: int
     number: int
     tier: str
     kind: str
@@ -57,18 +57,18 @@ def draw_cases(seed: int, count: int) -> list[Case]:
         tier = TIERS[number % len(TIERS)]
         # Of two rounds over the tiers one is searched; of two such pairs one is held out.
         kind = ("searched", "by hand")[number // len(TIERS) % 2]
-        policy, emulated = next(_draw(rng, tier, kind))
+        policy, emulated = _draw(rng, tier, kind)
         held_out = number // (2 * len(TIERS)) % 2 == 1
         cases.append(
             Case(
-                number=number, tier=tier, kind=kind, policy=policy, emulated=emulated,
+                seed=seed, number=number, tier=tier, kind=kind, policy=policy, emulated=emulated,
                 is_held_out=held_out,
             )
         )  # fmt: skip
     return cases
 
 
-def _draw(rng: random.Random, tier: str, kind: str) -> Iterator[tuple[Policy, EmulatedGpu | None]]:
+def _draw(rng: random.Random, tier: str, kind: str) -> tuple[Policy, EmulatedGpu | None]:
     draw = _search if kind == "searched" else _draw_by_hand
     while True:
         emulated = None
@@ -81,7 +81,7 @@ def _draw(rng: random.Random, tier: str, kind: str) -> Iterator[tuple[Policy, Em
         if emulated is not None:
             peak = _predict(policy, emulated).peak_bytes["gpu"]
             emulated = replace(emulated, memory_bytes=peak)
-        yield policy, emulated
+        return policy, emulated
 
 
 def _emulate(machine: HardwareProfile, emulated: EmulatedGpu) -> HardwareProfile:
@@ -116,9 +116,11 @@ def _search(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -> Poli
         budget = _emulate(machine, replace(emulated, memory_bytes=gpu_bytes))
         budget = budget.with_budget(cpu_memory=MOST_BYTES - gpu_bytes)
     try:
-        return search(budget, spec, work, permitted=permitted).policy
+        policy = search(budget, spec, work, permitted=permitted).policy
     except InfeasibleError:
         return None
+    # One block, and as full as its policy allows: that is what is predicted.
+    return replace(policy, workload=replace(work, num_prompts=None), hardware=None, predicted=None)
 
 
 def _need_bytes(name: str, work: Workload, permitted: Permitted) -> int:

@@ -33,6 +33,11 @@ class Outcome:
         return "report" in self.figures
 
     @property
+    def is_calm(self) -> bool:
+        """Whether it ended, and the machine was as its profile says before and after it."""
+        return self.has_ended and not self.figures["disturbed"]
+
+    @property
     def report(self) -> Mapping[str, Any]:
         """The figures of the run."""
         report: Mapping[str, Any] = self.figures["report"]
@@ -70,10 +75,11 @@ class Outcome:
         return float((peaks["cpu"] + peaks.get("gpu", 0)) / measured - 1)
 
     def busiest(self, hardware: HardwareProfile) -> tuple[str, str, bool]:
-        """Return the busiest channel, predicted and measured, and whether its lead is clear."""
+        """Return the busiest channel, predicted and measured, and whether its lead is clear and
+        there were others at all."""
         predicted, measured = self.predict(hardware).channel_s, self.report["busy_s"]
-        first, second = sorted(measured.values(), reverse=True)[:2]
-        is_clear = second < first * (1 - CLEAR_LEAD)
+        first, *others = sorted((s for s in measured.values() if s > 0), reverse=True)
+        is_clear = bool(others) and others[0] < first * (1 - CLEAR_LEAD)
         return _largest(predicted), _largest(measured), is_clear
 
     def describe(self, hardware: HardwareProfile) -> str:
@@ -90,29 +96,23 @@ class Outcome:
         return f"{words}: {errors}, memory {memory:+.1%}, bound by {channel}{mark}"
 
 
-def summarize(
-    outcomes: Sequence[Outcome], hardware: HardwareProfile, again: HardwareProfile | None
-) -> dict[str, Any]:
-    """Judge the held-out cases: with the profile as measured, and calibrated by the others."""
-    ended = [outcome for outcome in outcomes if outcome.has_ended]
-    held_out = [outcome for outcome in ended if outcome.case.is_held_out]
-    result: dict[str, Any] = {"disturbed": sum(o.figures["disturbed"] for o in ended)}
-    profiles = {"profile": hardware} | ({"profile_again": again} if again else {})
-    for name, profile in profiles.items():
-        fit = fit_to(outcomes, profile)
-        result[name] = {
-            "date": profile.date,
-            "measured": judge(held_out, profile),
-            "calibrated": judge(held_out, fit.hardware),
-            "factors": dict(fit.factors),
-        }
-    return result
-
-
 def fit_to(outcomes: Iterable[Outcome], hardware: HardwareProfile) -> Fit:
-    """Calibrate a profile by the cases that are not held out."""
-    runs = [o.as_run() for o in outcomes if o.has_ended and not o.case.is_held_out]
-    return calibrate(hardware, runs, source="validation")
+    """Calibrate a profile by the calm cases that are not held out."""
+    known = (o for o in outcomes if o.is_calm and not o.case.is_held_out)
+    return calibrate(hardware, [outcome.as_run() for outcome in known], source="validation")
+
+
+def summarize(outcomes: Sequence[Outcome], hardware: HardwareProfile, fit: Fit) -> dict[str, Any]:
+    """Judge the held-out cases: with the profile as measured, and as calibrated by the others."""
+    held_out = [o for o in outcomes if o.has_ended and o.case.is_held_out]
+    calm = [outcome for outcome in held_out if outcome.is_calm]
+    return {
+        "profile_date": hardware.date,
+        "factors": dict(fit.factors),
+        "measured": judge(held_out, hardware),
+        "calibrated": judge(held_out, fit.hardware),
+        "calibrated_and_calm": judge(calm, fit.hardware) if calm else None,
+    }
 
 
 def judge(outcomes: Sequence[Outcome], hardware: HardwareProfile) -> dict[str, Any]:
@@ -121,12 +121,12 @@ def judge(outcomes: Sequence[Outcome], hardware: HardwareProfile) -> dict[str, A
     memory = [outcome.memory_error(hardware) for outcome in outcomes]
     channels = [outcome.busiest(hardware) for outcome in outcomes]
     clear = [predicted == measured for predicted, measured, is_clear in channels if is_clear]
+    tiers = {tier: [o for o in outcomes if o.case.tier == tier] for tier in TIERS}
     signed = {
-        f"{tier} {phase}": _mean(
-            e[phase] for e, o in zip(errors, outcomes, strict=True) if o.case.tier == tier
-        )
-        for tier in TIERS
+        f"{tier} {phase}": _mean(o.errors(hardware)[phase] for o in cases)
+        for tier, cases in tiers.items()
         for phase in ("throughput", *PHASES)
+        if cases
     }
     throughput = np.abs([e["throughput"] for e in errors])
     return {
@@ -142,14 +142,14 @@ def judge(outcomes: Sequence[Outcome], hardware: HardwareProfile) -> dict[str, A
     }
 
 
-def table_of(outcomes: Iterable[Outcome], hardware: HardwareProfile) -> list[dict[str, object]]:
+def table_of(
+    outcomes: Iterable[Outcome], hardware: HardwareProfile, fit: Fit
+) -> list[dict[str, object]]:
     """Return the cases that ended as rows, with what the profile said, as measured and fitted."""
     rows: list[dict[str, object]] = []
-    outcomes = list(outcomes)
-    fitted = fit_to(outcomes, hardware).hardware
     for outcome in filter(lambda o: o.has_ended, outcomes):
         found, report = outcome.predict(hardware), outcome.report
-        calibrated = outcome.predict(fitted)
+        calibrated = outcome.predict(fit.hardware)
         predicted, measured, is_clear = outcome.busiest(hardware)
         rows.append(
             {

@@ -28,6 +28,7 @@ from executor.dummy import hf_config, write_random_checkpoint
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, write_json
+from profiles.hardware import HardwareProfile
 
 ROOT = Path(__file__).resolve().parents[2]
 # Part of the limit that is left to page cache and kernel: both count, and neither is ours to plan.
@@ -199,6 +200,34 @@ class BenchParser(Parser):
         )  # fmt: skip
         self.prog = f"python tests/bench/{script}"
         self.add_argument("--result", type=Path, metavar="FILE", help="keep the JSON here too")
+
+
+def run_module(words: Sequence[str], log: Path, timeout_s: float = TIMEOUT_S) -> str:
+    """Run one of our commands without a GPU and return the last line on its stdout; its errors go
+    to ``log``."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        with log.open("wb") as err:
+            done = subprocess.run(
+                [sys.executable, "-m", *words], cwd=ROOT, env=os.environ | environment,
+                stdout=subprocess.PIPE, stderr=err, check=False, timeout=timeout_s, text=True,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{words[0]} took more than {timeout_s:.0f} s") from None
+    if done.returncode:
+        raise RunError(f"{words[0]} ended with status {done.returncode}: {last_line(log)}")
+    return done.stdout.splitlines()[-1]
+
+
+def profile_in(folder: Path, name: str = "profile") -> HardwareProfile:
+    """Return the profile that is kept in a folder, measured now if there is none."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        say("measuring the machine")
+        words = ["profiles.measure", "--offload-dir", str(folder), "--output", str(path)]
+        run_module(words, folder / f"{name}.log")
+    return HardwareProfile.load(path)
 
 
 def keep_result(flags: argparse.Namespace, result: Mapping[str, Any]) -> None:

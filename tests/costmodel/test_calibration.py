@@ -45,40 +45,28 @@ def test_factors_that_made_the_runs_are_found_again() -> None:
 
 
 def test_phases_measured_apart_are_both_mended() -> None:
-    """A machine slower in prefill and faster in decode, so that the whole hides both; behind an
-    emulated GPU, too."""
+    """A machine that multiplies more slowly than its profile and reads its disk faster: prefill and
+    decode tell it, of which the whole hides a part; behind an emulated GPU, too."""
     profile = recorded_profile("cpu-2core")
-    truth = RATES["cpu_matmul"].scale(profile, 0.7)
-    cpu = truth.cpu
-    decode = {dtype: 20 * rate for dtype, rate in cpu.compute.attention_decode.items()}
-    truth = replace(truth, cpu=replace(cpu, compute=replace(cpu.compute, attention_decode=decode)))
+    truth = RATES["disk_read"].scale(RATES["cpu_matmul"].scale(profile, 0.7), 1.6)
     policy = Policy(
         model=load_model_spec("opt-1.3b").with_dtype("bfloat16"),
-        workload=Workload(prompt_len=300, gen_len=200), gpu_batch_size=64, num_gpu_batches=1,
-        prefill_batch_size=4, weights=Placement(cpu=1), cache=Placement(cpu=1),
+        workload=Workload(prompt_len=512, gen_len=24), gpu_batch_size=8, num_gpu_batches=1,
+        prefill_batch_size=4, weights=Placement(disk=1), cache=Placement(cpu=1),
         activations=Placement(cpu=1),
     )  # fmt: skip
     runs = []
     for emulated in (None, EmulatedGpu(memory_bytes=4 * GIB, link_bytes_per_s=1e12)):
         run = MeasuredRun(policy=policy, throughput_tok_per_s=1.0, emulated=emulated)
         found = estimate(policy, run.machine(truth))
-        whole, prefill_s, decode_s = found.throughput_tok_per_s, found.prefill_s, found.decode_s
-        runs.append(
-            replace(run, throughput_tok_per_s=whole, prefill_s=prefill_s, decode_s=decode_s)
-        )
-
-    def phase_errors(machine: HardwareProfile) -> list[float]:
-        errors = []
-        for run in runs:
-            found = estimate(run.policy, run.machine(machine))
-            errors += [abs(found.prefill_s / run.prefill_s - 1)]
-            errors += [abs(found.decode_s / run.decode_s - 1)]
-        return errors
-
+        run = replace(run, throughput_tok_per_s=found.throughput_tok_per_s)
+        runs.append(replace(run, prefill_s=found.prefill_s, decode_s=found.decode_s))
+    fit = calibrate(profile, runs, source="made up")
+    assert fit.factors["cpu_matmul"] == pytest.approx(0.7, rel=0.1)
+    assert fit.factors["disk"] == pytest.approx(1.6, rel=0.1)
     whole = [replace(run, prefill_s=0.0, decode_s=0.0) for run in runs]
-    assert max(phase_errors(profile)) > 0.2
-    assert max(phase_errors(calibrate(profile, whole, source="made up").hardware)) > 0.1
-    assert max(phase_errors(calibrate(profile, runs, source="made up").hardware)) < 0.06
+    blurred = calibrate(profile, whole, source="made up").factors
+    assert abs(blurred["disk"] - 1.6) > 2 * abs(fit.factors["disk"] - 1.6)
 
 
 def test_a_run_survives_its_table(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The peer: transformers with accelerate's CPU offload and empty weights, in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import dispatch_model, infer_auto_device_map
+from transformers_run import FirstTokenClock
+
+from costmodel.model_spec import load_model_spec
+from executor.dummy import hf_config
+
+
+def main() -> None:
+    """Place the model, generate greedily in one batch, write the seconds."""
+    parser = argparse.ArgumentParser(description="Run a peer of tests/bench/gpu.py.")
+    add = parser.add_argument
+    add("--model", required=True, help="preset")
+    add("--gpu-memory", type=int, required=True, help="bytes")
+    add("--batch", type=int, required=True)
+    add("--prompt-len", type=int, required=True)
+    add("--gen-len", type=int, required=True)
+    add("--output", type=Path, required=True)
+    flags = parser.parse_args()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, flags.gpu_memory / total))
+    spec = load_model_spec(flags.model)
+    # The cache lies on the GPU with what a layer computes; the rest of the cap may hold weights.
+    context = flags.batch * (flags.prompt_len + flags.gen_len)
+    cache_bytes = context * 2 * spec.num_layers * spec.kv_size * spec.dtype_bytes
+    room = max(0, flags.gpu_memory - 2 * cache_bytes - 2**30)
+    settings = hf_config(spec)
+    family = settings.pop("model_type")
+    config = transformers.AutoConfig.for_model(family, **settings)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.to_empty(device="cpu")
+    for weight in model.parameters():
+        weight.data.zero_()
+    model.tie_weights()
+    places = infer_auto_device_map(
+        model, max_memory={0: room, "cpu": 10**12}, no_split_module_classes=model._no_split_modules
+    )
+    model = dispatch_model(model, places, main_device=0, offload_buffers=True)
+    ids = torch.full((flags.batch, flags.prompt_len), 5, device="cuda")
+    clock = FirstTokenClock()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    model.generate(
+        ids, attention_mask=torch.ones_like(ids), min_new_tokens=flags.gen_len,
+        max_new_tokens=flags.gen_len, do_sample=False, pad_token_id=0,
+        logits_processor=transformers.LogitsProcessorList([clock]),
+    )  # fmt: skip
+    torch.cuda.synchronize()
+    end = time.perf_counter()
+    assert clock.first_s is not None
+    figures = {
+        "prefill_s": clock.first_s - start,
+        "decode_s": end - clock.first_s,
+        "gpu_peak_bytes": torch.cuda.max_memory_allocated(),
+        "modules_on_gpu": sum(place == 0 for place in places.values()),
+        "modules": len(places),
+    }
+    flags.output.write_text(json.dumps(figures), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
