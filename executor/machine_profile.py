@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def keep_run(report: Report) -> None:
         f"{channel}_busy_share": share for channel, share in report.busy_shares.items()
     }
     try:
-        kept = read_rows(path) if path.exists() else []
+        kept: list[Mapping[str, object]] = [*read_rows(path)] if path.exists() else []
         model.mkdir(parents=True, exist_ok=True)
         write_json(model / "config.json", shapes)
         write_rows(path, [*kept, row][-MOST_RUNS:])

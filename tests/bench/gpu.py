@@ -9,7 +9,6 @@ weights. Each case is one JSON line on stdout, and is appended to ``--result``. 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -171,11 +170,9 @@ class GpuBench:
         return measured.throughput_tok_per_s * (1 + fit.errors_after[0])
 
     def _peers(self, name: str, case: GpuCase) -> Iterator[dict[str, Any]]:
-        settings = itertools.chain(
-            (("flexgen", policy) for policy in case.flexgen),
-            (("accelerate", batch) for batch in case.accelerate_batches),
-        )
-        for system, setting in settings:
+        settings: list[FlexGenPolicy | int] = [*case.flexgen, *case.accelerate_batches]
+        for setting in settings:
+            system = "flexgen" if isinstance(setting, FlexGenPolicy) else "accelerate"
             try:
                 figures = self._run_peer(system, case, setting)
             except RunError as error:
