@@ -42,6 +42,7 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
     except ZigzagError:
         # None was kept, or an older version wrote it: measuring again mends both.
         path.parent.mkdir(parents=True, exist_ok=True)
+        print("measuring this machine, some 20 s", file=sys.stderr, flush=True)
         _measure(offload_dir, path)
     return _with_current_capacities(_calibrated(path), offload_dir)
 
@@ -89,7 +90,7 @@ def _calibrated(path: Path) -> HardwareProfile:
                 raise RunError("costmodel.calibrate failed")
         return HardwareProfile.load(fitted)
     except ZigzagError as error:
-        logger.warning("the profile is used as it was measured: %s; try: rm %s", error, runs)
+        logger.warning("the profile is used as measured: %s; mend or remove %s", error, runs)
         return measured
 
 
