@@ -286,10 +286,19 @@ def test_profile_without_contention_still_loads(t4_json: dict[str, Any], tmp_pat
     assert format_profile(profile).count("unpack 4 bits") == 1
 
 
-def test_emulated_gpu_keeps_the_contention() -> None:
+def test_an_emulated_gpu_contends_as_the_cpu_does_and_with_it() -> None:
     profile = replace(recorded_profile("cpu-2core"), contention=_profile_with_fits().contention)
     emulated = with_emulated_gpu(profile, memory_bytes=2**30, link_bytes_per_s=8e9)
-    assert emulated.contention == profile.contention
+    own = [pair for pair in profile.contention if "cpu_compute" in (pair.first, pair.second)]
+    assert own
+    assert emulated.contention[: len(profile.contention)] == profile.contention
+    *copied, shared = emulated.contention[len(profile.contention) :]
+    assert [(pair.first_keeps, pair.second_keeps) for pair in copied] == [
+        (pair.first_keeps, pair.second_keeps) for pair in own
+    ]
+    assert all("gpu_compute" in (pair.first, pair.second) for pair in copied)
+    assert {shared.first, shared.second} == {"gpu_compute", "cpu_compute"}
+    assert shared.first_keeps == shared.second_keeps == 0.5
 
 
 def test_table_shows_contention_and_fits() -> None:
