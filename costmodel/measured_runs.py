@@ -38,6 +38,12 @@ class EmulatedGpu:
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"emulated GPU {name}", got=getattr(self, name), allowed="above 0")
 
+    def beside(self, hardware: HardwareProfile) -> HardwareProfile:
+        """Return a machine without a GPU with this one as its GPU tier."""
+        return with_emulated_gpu(
+            hardware, memory_bytes=self.memory_bytes, link_bytes_per_s=self.link_bytes_per_s
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
@@ -76,13 +82,7 @@ class MeasuredRun:
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine that it ran on: ``hardware``, with its emulated GPU if it had one."""
-        if self.emulated is None:
-            return hardware
-        return with_emulated_gpu(
-            hardware,
-            memory_bytes=self.emulated.memory_bytes,
-            link_bytes_per_s=self.emulated.link_bytes_per_s,
-        )
+        return self.emulated.beside(hardware) if self.emulated else hardware
 
 
 def read_runs(path: Path) -> list[MeasuredRun]:

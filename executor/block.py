@@ -147,7 +147,8 @@ class Block:
 
     def attend(self, task: Task) -> int:
         """Attend on the CPU to what lies in its memory."""
-        out = self._empty_rows(self._returned[task.slot][0])
+        # Pinned memory is sent at the link's rate, and without holding up who sends it.
+        out = self._empty_rows(self._returned[task.slot][0], pins=self.device.type == "cuda")
         first = self._first_on_cpu(task)
         self._attended[task.slot] = self._attend_rows(
             task, "cpu", self._returned[task.slot], out, first
@@ -175,10 +176,9 @@ class Block:
         """Return the first sequence of a batch that has a row attended on the CPU."""
         return self.stores.cache.first_row_attended_at(task, "cpu") // self.spec.num_kv_heads
 
-    def _empty_rows(self, q: torch.Tensor) -> torch.Tensor:
-        return q.new_empty(
-            len(q) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
-        )
+    def _empty_rows(self, q: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
+        shape = len(q) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
+        return q.new_empty(shape, pin_memory=pins)
 
     def _weights(self, task: Task) -> layers.LayerWeights:
         return self.stores.weights.layer(task)

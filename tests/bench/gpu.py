@@ -2,8 +2,9 @@
 
 Parts, each to be done in minutes: ``profile`` measures the machine, ``tests`` runs those marked
 ``gpu``, and every case searches, runs, and lets the peers run under the same caps with dummy
-weights. Each case is one JSON line on stdout, and is appended to ``--result``. Without a GPU,
-``--rehearse`` takes the same way with small models on an emulated one, and without peers.
+weights. Each case is one JSON line on stdout, and is appended to ``--result``; a last line says how
+well each is predicted by a profile fitted to the others. Without a GPU, ``--rehearse`` takes the
+same way with small models on an emulated one, and without peers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,13 @@ from gpu_cases import CASES, REHEARSALS, FlexGenPolicy, GpuCase
 from memory_cgroup import last_line
 from workload_run import ROOT, BenchParser, circumstances, say
 
-from costmodel.calibration import calibrate
+from costmodel.calibration import calibrate, leave_one_out
 from costmodel.choices import Permitted
-from costmodel.measured_runs import MeasuredRun
+from costmodel.measured_runs import EmulatedGpu, MeasuredRun, row_of
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
-from costmodel.policy import Policy
 from costmodel.workload import Workload
 from profiles.command import run
-from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
@@ -59,11 +58,9 @@ def main(arguments: list[str]) -> None:
     if "tests" in parts and not flags.rehearse:
         bench.run_tests()
     for name in (part for part in parts if part in cases):
-        line = json.dumps(bench.run_case(name, cases[name]) | circumstances("gpu.py", arguments))
-        print(line, flush=True)
-        if flags.result is not None:
-            with flags.result.open("a", encoding="utf-8") as handle:
-                handle.write(line + "\n")
+        bench.emit(bench.run_case(name, cases[name]) | circumstances("gpu.py", arguments))
+    if len(bench.runs) > 1:
+        bench.emit(bench.calibrated())
 
 
 def _parser() -> BenchParser:
@@ -80,6 +77,7 @@ def _parser() -> BenchParser:
     add("--num-prompts", type=int, help="in all; default: what a block wants")
     add("--timeout", type=int, default=240, help="seconds for one run (240)")
     add("--no-peers", action="store_true", help="ours alone")
+    add("--trace", action="store_true", help="keep a timeline of each case in the work folder")
     add("--rehearse", action="store_true", help="small models on an emulated GPU")
     return parser
 
@@ -90,6 +88,16 @@ class GpuBench:
 
     folder: Path
     flags: argparse.Namespace
+    # What ended so far, by the case's name.
+    runs: dict[str, MeasuredRun] = field(default_factory=dict)
+
+    def emit(self, result: Mapping[str, Any]) -> None:
+        """Print a result as one line, and keep it where ``--result`` says."""
+        line = json.dumps(result)
+        print(line, flush=True)
+        if self.flags.result is not None:
+            with self.flags.result.open("a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
 
     @property
     def profile(self) -> Path:
@@ -106,7 +114,7 @@ class GpuBench:
 
     def run_tests(self) -> None:
         """Run the tests marked gpu; those that fail end the command."""
-        self._run("tests", "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests"))
+        self._run("tests", "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests/executor"))
         say(last_line(self.folder / "tests.out"))
 
     def run_case(self, name: str, case: GpuCase) -> dict[str, Any]:
@@ -122,9 +130,14 @@ class GpuBench:
         policy = self.folder / "policy.json"
         found.policy.save(policy)
         say(f"{name}: predicted {found.job_tok_per_s:.4g} token/s")
-        report = self._run_ours(policy)
+        report = self._run_ours(name, policy)
         say(f"{name}: {report['measured_tok_per_s']:.4g} token/s,"
             f" attainment {report['attainment']:.2f}")  # fmt: skip
+        self.runs[name] = MeasuredRun(
+            policy=found.policy, throughput_tok_per_s=report["measured_tok_per_s"],
+            prefill_s=report["prefill_s"], decode_s=report["decode_s"],
+            emulated=self._emulated(case),
+        )  # fmt: skip
         peers = [] if self.flags.no_peers or self.flags.rehearse else [*self._peers(name, case)]
         best = {
             system: max((p["tok_per_s"] for p in peers if p["system"] == system), default=None)
@@ -135,39 +148,49 @@ class GpuBench:
             "case": name,
             **to_json(replace(case, flexgen=())),
             "gpu": machine.gpu.name if machine.gpu else None,
+            "run": row_of(self.runs[name]),
             "ours": report,
-            "calibrated_tok_per_s": self._calibrated(found.policy, machine, report),
             "peers": peers,
             "speedup": {k: report["measured_tok_per_s"] / v for k, v in best.items() if v},
         }
 
+    def calibrated(self) -> dict[str, Any]:
+        """Return the errors of all cases as measured, fitted, and fitted to the others alone."""
+        machine, runs = HardwareProfile.load(self.profile), [*self.runs.values()]
+        fit = calibrate(machine, runs, source="gpu.py")
+        return {
+            "benchmark": "predictions of the GPU's cases",
+            "cases": [*self.runs],
+            "factors": dict(fit.factors),
+            "errors_before": fit.errors_before,
+            "errors_fitted": fit.errors_after,
+            "errors_left_out": leave_one_out(machine, runs, source="gpu.py"),
+        }
+
     def _machine(self, case: GpuCase) -> HardwareProfile:
         measured = HardwareProfile.load(self.profile)
-        if self.flags.rehearse:
+        if emulated := self._emulated(case):
             total = case.gpu_memory + case.cpu_memory
-            return with_emulated_gpu(
-                measured.with_budget(cpu_memory=total), memory_bytes=case.gpu_memory,
-                link_bytes_per_s=LINK_BYTES_PER_S,
-            )  # fmt: skip
+            return emulated.beside(measured.with_budget(cpu_memory=total))
         return measured.with_budget(gpu_memory=case.gpu_memory, cpu_memory=case.cpu_memory)
 
-    def _run_ours(self, policy: Path) -> dict[str, Any]:
-        words = ["-m", "executor.bench", "--policy", str(policy), "--dummy-weights"]
-        count = ["--num-prompts", str(n)] if (n := self.flags.num_prompts) else []
-        self._run("ours", *words, "--offload-dir", str(self.folder), *count)
+    def _emulated(self, case: GpuCase) -> EmulatedGpu | None:
+        if not self.flags.rehearse:
+            return None
+        return EmulatedGpu(memory_bytes=case.gpu_memory, link_bytes_per_s=LINK_BYTES_PER_S)
+
+    def _run_ours(self, name: str, policy: Path) -> dict[str, Any]:
+        words = [
+            "-m", "executor.bench", "--policy", str(policy), "--dummy-weights", "--offload-dir",
+            str(self.folder),
+        ]  # fmt: skip
+        if self.flags.num_prompts:
+            words += ["--num-prompts", str(self.flags.num_prompts)]
+        if self.flags.trace:
+            words += ["--trace", str(self.folder / f"{name.replace(' ', '-')}-trace.json")]
+        self._run("ours", *words)
         report: dict[str, Any] = json.loads(last_line(self.folder / "ours.out"))
         return report
-
-    def _calibrated(
-        self, policy: Policy, machine: HardwareProfile, report: Mapping[str, Any]
-    ) -> float:
-        """Predict the run again with the profile calibrated by it: how much a few rates explain."""
-        measured = MeasuredRun(
-            policy=policy, throughput_tok_per_s=report["measured_tok_per_s"],
-            prefill_s=report["prefill_s"], decode_s=report["decode_s"],
-        )  # fmt: skip
-        fit = calibrate(machine, [measured], source="gpu.py")
-        return measured.throughput_tok_per_s * (1 + fit.errors_after[0])
 
     def _peers(self, name: str, case: GpuCase) -> Iterator[dict[str, Any]]:
         settings: list[FlexGenPolicy | int] = [*case.flexgen, *case.accelerate_batches]

@@ -21,6 +21,7 @@ from typing import Any
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
 from costmodel.job import job_throughput
+from costmodel.measured_runs import EmulatedGpu
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
@@ -29,7 +30,6 @@ from costmodel.price import estimate
 from costmodel.rounding import round_policy
 from costmodel.workload import Workload
 from profiles.command import run
-from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
@@ -50,17 +50,14 @@ class Triple:
     prompt_len: int
     gen_len: int
     cpu_memory: int
-    gpu_memory: int = 0
-    link_bytes_per_s: float = 0.0
+    emulated: EmulatedGpu | None = None
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine with the budget."""
-        machine = hardware.with_budget(cpu_memory=self.cpu_memory + self.gpu_memory)
-        if not self.gpu_memory:
-            return machine
-        return with_emulated_gpu(
-            machine, memory_bytes=self.gpu_memory, link_bytes_per_s=self.link_bytes_per_s
-        )
+        if self.emulated is None:
+            return hardware.with_budget(cpu_memory=self.cpu_memory)
+        total = self.cpu_memory + self.emulated.memory_bytes
+        return self.emulated.beside(hardware.with_budget(cpu_memory=total))
 
 
 GB = 10**9
@@ -82,7 +79,7 @@ TRIPLES = {
     ),
     "emulated GPU": Triple(
         model="qwen2.5-0.5b", num_prompts=32, prompt_len=64, gen_len=24, cpu_memory=6 * GB,
-        gpu_memory=600 * 10**6, link_bytes_per_s=2e9,
+        emulated=EmulatedGpu(memory_bytes=600 * 10**6, link_bytes_per_s=2e9),
     ),
 }  # fmt: skip
 

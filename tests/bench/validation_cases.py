@@ -16,7 +16,6 @@ from costmodel.price import estimate
 from costmodel.problem import Problem
 from costmodel.rounding import round_policy
 from costmodel.workload import Workload
-from profiles.emulate import with_emulated_gpu
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.recorded import recorded_profile
@@ -84,12 +83,6 @@ def _draw(rng: random.Random, tier: str, kind: str) -> tuple[Policy, EmulatedGpu
         return policy, emulated
 
 
-def _emulate(machine: HardwareProfile, emulated: EmulatedGpu) -> HardwareProfile:
-    return with_emulated_gpu(
-        machine, memory_bytes=emulated.memory_bytes, link_bytes_per_s=emulated.link_bytes_per_s
-    )
-
-
 def _draw_sizes(rng: random.Random) -> dict[str, int]:
     """Draw lengths and sequences, every order of magnitude as likely."""
     bounds = {"prompt_len": (16, 1024), "gen_len": (8, 256), "sequences": (4, 300)}
@@ -113,7 +106,7 @@ def _search(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -> Poli
         budget = machine.with_budget(cpu_memory=machine.cpu.runtime_bytes + part_bytes)
     elif emulated is not None:
         gpu_bytes = min(part_bytes, MOST_GPU_BYTES)
-        budget = _emulate(machine, replace(emulated, memory_bytes=gpu_bytes))
+        budget = replace(emulated, memory_bytes=gpu_bytes).beside(machine)
         budget = budget.with_budget(cpu_memory=MOST_BYTES - gpu_bytes)
     try:
         policy = search(budget, spec, work, permitted=permitted).policy
@@ -174,9 +167,9 @@ def _is_wanted(policy: Policy, tier: str, emulated: EmulatedGpu | None) -> bool:
 
 def _predict(policy: Policy, emulated: EmulatedGpu | None) -> Prediction:
     machine = recorded_profile(DRAWN_FOR)
-    return estimate(policy, machine if emulated is None else _emulate(machine, emulated))
+    return estimate(policy, emulated.beside(machine) if emulated else machine)
 
 
 def machine_of(case: Case, hardware: HardwareProfile) -> HardwareProfile:
     """Return today's machine, with the case's GPU tier."""
-    return hardware if case.emulated is None else _emulate(hardware, case.emulated)
+    return case.emulated.beside(hardware) if case.emulated else hardware
