@@ -8,7 +8,7 @@ from __future__ import annotations
 from costmodel.layout import LayerLayout
 from costmodel.problem import Problem
 from costmodel.stages import Stage
-from profiles.hardware import ComputeRates
+from profiles.compute_rates import ComputeRates
 
 # Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
 LOGIT_BYTES = 4
@@ -22,25 +22,37 @@ def decoder_layer(problem: Problem) -> LayerLayout:
     return next(layer for layer in problem.layers if layer.kind == "decoder")
 
 
-def projected_elements(problem: Problem) -> int:
-    """Elements of a layer that are multiplied before its attention."""
-    return sum(t.num_elements for t in decoder_layer(problem).tensors if t.name == "qkv.weight")
-
-
 def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
     """Seconds of the matrix products of all decoder layers, before and behind their attention."""
-    layers, first = problem.model.num_layers, projected_elements(problem)
-    second = decoder_layer(problem).num_matrix_elements - first
-    tokens = layers * stage.tokens
+    tokens = problem.model.num_layers * stage.tokens
     # In prefill the head takes each prompt's last token, and the last layer finishes no other.
     finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
-    rate = _matmul_rate(problem, stage, rates, stage.matmul_rows)
-    return 2 * first * tokens / rate, 2 * second * finished / rate
+    first_s = second_s = 0.0
+    for tensor in decoder_layer(problem).tensors:
+        if len(tensor.shape) < 2:
+            continue
+        rate = _matmul_rate(problem, stage, rates, stage.matmul_rows, tensor.shape[1])
+        if tensor.name == "qkv.weight":
+            first_s += 2 * tensor.num_elements * tokens / rate
+        else:
+            second_s += 2 * tensor.num_elements * finished / rate
+    return first_s, second_s
 
 
-def _matmul_rate(problem: Problem, stage: Stage, rates: ComputeRates, rows: float) -> float:
-    curves = rates.packed_matmul if _is_direct(problem, stage, rates) else rates.matmul
-    return curves[problem.model.dtype].at(rows)
+def projected_share(problem: Problem) -> float:
+    """Share of a layer's matrices that is multiplied before its attention."""
+    layer = decoder_layer(problem)
+    first = sum(t.num_elements for t in layer.tensors if t.name == "qkv.weight")
+    return first / layer.num_matrix_elements
+
+
+def _matmul_rate(
+    problem: Problem, stage: Stage, rates: ComputeRates, rows: float, width: int
+) -> float:
+    dtype = problem.model.dtype
+    if _is_direct(problem, stage, rates):
+        return rates.packed_matmul[dtype].at(rows)
+    return rates.matmul_at(dtype, rows, width)
 
 
 def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
@@ -53,7 +65,7 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
     num_bytes = _staged_elements(problem) * UNPACKED_BYTES * problem.loads_per_block
-    return num_bytes * stage.passes / rates.unpack_bytes_per_s
+    return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
 
 
 def multiplied_bytes(problem: Problem, stage: Stage) -> int:
@@ -90,7 +102,8 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
     packed_s = 0.0
     if problem.packs_cache:
         elements = token_bytes / model.dtype_bytes
-        packed_s = elements * UNPACKED_BYTES * stage.stored_tokens / rates.unpack_bytes_per_s
+        rate = rates.unpack_rate(problem.cache_bits)
+        packed_s = elements * UNPACKED_BYTES * stage.stored_tokens / rate
     if stage.is_prefill:
         square = 4 * stage.tokens**2 * model.query_size * model.num_layers
         return packed_s + square / rates.attention_prefill[model.dtype]
@@ -103,8 +116,8 @@ def _decode_rate(problem: Problem, rates: ComputeRates) -> float:
     rate = rates.attention_decode[problem.model.dtype]
     if problem.packs_cache:
         # Without a kernel that reads it as it lies, it is unpacked first.
-        unpacked_first = 1 / (1 / rate + 1 / rates.unpack_bytes_per_s)
-        rate = rates.packed_attention_bytes_per_s or unpacked_first
+        unpacked_first = 1 / (1 / rate + 1 / rates.unpack_rate(problem.cache_bits))
+        rate = rates.packed_attention_rate(problem.cache_bits) or unpacked_first
     if problem.attention_sparsity < 1 and rates.sparse_attention_bytes_per_s:
         rate = min(rate, rates.sparse_attention_bytes_per_s)
     return rate
@@ -116,7 +129,7 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     flop = 2 * model.vocab_size * model.hidden_size * stage.passes
     sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
     overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    rate = _matmul_rate(problem, stage, rates, batch)
+    rate = _matmul_rate(problem, stage, rates, batch, model.hidden_size)
     return flop / rate + sampled_bytes / memory_rate + overhead_s
 
 

@@ -18,14 +18,14 @@ from costmodel.arithmetic import (
     head_seconds,
     matmul_seconds,
     multiplied_bytes,
-    projected_elements,
+    projected_share,
     unpack_weights_seconds,
     unpacking_bytes,
 )
 from costmodel.problem import Problem, Quantity, Shares
 from costmodel.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
-from profiles.hardware import ComputeRates
+from profiles.compute_rates import ComputeRates
 
 # The CPU's part of a layer takes the hidden states and returns what is added to them, once for
 # attention and once for the MLP.
@@ -220,7 +220,7 @@ def _layer_seconds(
     ``here`` of the weights are multiplied and ``attended`` of the cache is attended on the
     device, which unpacks ``loaded`` of the weights.
     """
-    share = projected_elements(problem) / decoder_layer(problem).num_matrix_elements
+    share = projected_share(problem)
     projected_s, finished_s = matmul_seconds(problem, stage, rates)
     unpack = loaded * unpack_weights_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.

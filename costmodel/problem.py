@@ -11,7 +11,8 @@ from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy
 from costmodel.workload import Workload
 from profiles.aligned_io import PAGE_BYTES
-from profiles.hardware import ComputeRates, HardwareProfile
+from profiles.compute_rates import ComputeRates
+from profiles.hardware import HardwareProfile
 from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
 
 # A number or a numpy array: formulas use ``+`` and ``*`` only.

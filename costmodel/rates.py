@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from profiles.hardware import ComputeRates, HardwareProfile, Link, RateCurve
+from profiles.compute_rates import ComputeRates, RateCurve
+from profiles.hardware import HardwareProfile, Link
 
 Scale = Callable[[HardwareProfile, float], HardwareProfile]
 
@@ -51,6 +52,7 @@ def _matmul(rates: ComputeRates, factor: float) -> ComputeRates:
         rates,
         matmul={d: _curve(c, factor) for d, c in rates.matmul.items()},
         packed_matmul={d: _curve(c, factor) for d, c in rates.packed_matmul.items()},
+        narrow_matmul={d: _curve(c, factor) for d, c in rates.narrow_matmul.items()},
     )
 
 
@@ -60,12 +62,17 @@ def _attention(rates: ComputeRates, factor: float) -> ComputeRates:
         attention_prefill=_all(rates.attention_prefill, factor),
         attention_decode=_all(rates.attention_decode, factor),
         packed_attention_bytes_per_s=rates.packed_attention_bytes_per_s * factor,
+        packed_attention_8bit_bytes_per_s=rates.packed_attention_8bit_bytes_per_s * factor,
         sparse_attention_bytes_per_s=rates.sparse_attention_bytes_per_s * factor,
     )
 
 
 def _unpacking(rates: ComputeRates, factor: float) -> ComputeRates:
-    return replace(rates, unpack_bytes_per_s=rates.unpack_bytes_per_s * factor)
+    return replace(
+        rates,
+        unpack_bytes_per_s=rates.unpack_bytes_per_s * factor,
+        unpack_8bit_bytes_per_s=rates.unpack_8bit_bytes_per_s * factor,
+    )
 
 
 def _on_gpu(change: Callable[[ComputeRates, float], ComputeRates]) -> Scale:

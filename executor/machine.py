@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from executor.arena import Arena
 from executor.engine import Channel, Throttle
 from profiles.hardware import HardwareProfile
 from profiles.kernels import without_cudnn_attention
+
+# One thread of so many feeds the GPU while the others attend.
+FEEDING_SHARE = 8
+
+
+@cache
+def _stream(channel: str) -> torch.cuda.Stream:
+    """Return the process's stream of a channel: cuBLAS keeps a workspace, of 32 MiB on some GPUs,
+    for every stream that it ever worked on."""
+    return torch.cuda.Stream()
 
 
 class Machine:
@@ -42,24 +54,27 @@ class Machine:
 
         An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, in decode,
         each has half of them: two teams of threads on the same cores wait for each other's turns.
+        Beside a real one, the CPU's attention leaves some to the threads that feed the GPU.
         """
         gpu = self.hardware.gpu
-        decode_threads = None
-        if gpu is not None and gpu.emulated and attends_on_cpu:
-            decode_threads = max(1, torch.get_num_threads() // 2)
+        num_threads = torch.get_num_threads()
+        cpu_threads = gpu_threads = None
+        if gpu is not None and attends_on_cpu:
+            gpu_threads = num_threads // 2 if gpu.emulated else num_threads // FEEDING_SHARE
+            cpu_threads, gpu_threads = num_threads - gpu_threads, max(1, gpu_threads)
         channels = [
             Channel("disk_read"),
             Channel("disk_write"),
-            Channel("cpu_compute", decode_threads=decode_threads),
+            Channel("cpu_compute", decode_threads=cpu_threads),
         ]
         if gpu is None:
             return channels
         rates = {"h2d": gpu.h2d.pinned_bytes_per_s, "d2h": gpu.d2h.pinned_bytes_per_s}
         for name in ("h2d", "d2h", "gpu_compute"):
-            stream = torch.cuda.Stream() if self.uses_cuda else None
+            stream = _stream(name) if self.uses_cuda else None
             throttle = Throttle(rates[name]) if gpu.emulated and name in rates else None
             channels.append(
-                Channel(name, stream=stream, throttle=throttle, decode_threads=decode_threads)
+                Channel(name, stream=stream, throttle=throttle, decode_threads=gpu_threads)
             )
         return channels
 

@@ -190,6 +190,8 @@ class Runner:
 
     def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
         """Submit the tasks token by token; returns when each token was done."""
+        # This thread computes nothing now, and its team would slow down the workers'.
+        kernels.end_idle_threads()
         ends_s: list[float] = []
         last: Completion | None = None
         tasks = iter(schedule)

@@ -1,17 +1,16 @@
 """What a machine can do: measured, stored, loaded. Imports without torch."""
 
+from profiles.compute_rates import ComputeRates, RateCurve
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InfeasibleError, InputError, RunError, ZigzagError
 from profiles.hardware import (
     Calibration,
-    ComputeRates,
     Contention,
     Cpu,
     Disk,
     Gpu,
     HardwareProfile,
     Link,
-    RateCurve,
 )
 from profiles.recorded import recorded_names, recorded_profile
 from profiles.timing import Measurement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from profiles import kernels
 from profiles.aligned_io import aligned_buffer
-from profiles.hardware import ComputeRates, RateCurve
+from profiles.compute_rates import NARROW_WIDTH, WIDTH, ComputeRates, RateCurve
 from profiles.packing import DIRECT_ROWS, Packing
 from profiles.sampling import Sampler
 from profiles.task_overhead import measure_task_overhead
@@ -24,6 +24,8 @@ COLD_BYTES = 128 * MIB
 HEAD_DIM = 128
 GROUP_SIZE = 4
 FEW_ROWS = 64
+# Rows of the products with narrow weights.
+NARROW_ROWS = (4, 64, 256)
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
 NUM_LAUNCHES = 16
 
@@ -48,7 +50,7 @@ class ComputePlan:
 
     rows: tuple[int, ...]
     out_features: int
-    in_features: int = 4096
+    in_features: int = WIDTH
     prompt_len: int = 512
     num_prompts: int = 2
     num_heads: int = 16
@@ -75,10 +77,13 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
             task_overhead_s=measure_task_overhead(
                 device, f"{_prefix(device)}.task_overhead", sampler
             ),
-            unpack_bytes_per_s=_measure_unpacking(device, plan, sampler),
-            packed_attention_bytes_per_s=_measure_packed_decode(device, plan, sampler),
+            unpack_bytes_per_s=_measure_unpacking(device, 4, plan, sampler),
+            packed_attention_bytes_per_s=_measure_packed_decode(device, 4, plan, sampler),
             sparse_attention_bytes_per_s=_measure_sparse_decode(device, plan, sampler),
             packed_matmul=_measure_packed_matmul(plan, sampler) if device == "cpu" else {},
+            narrow_matmul=_measure_narrow(device, plan, sampler),
+            unpack_8bit_bytes_per_s=_measure_unpacking(device, 8, plan, sampler),
+            packed_attention_8bit_bytes_per_s=_measure_packed_decode(device, 8, plan, sampler),
         )
 
 
@@ -123,7 +128,19 @@ def _noise(device: str, dtype: str, *shape: int) -> torch.Tensor:
     return seed.repeat(repeats, *(1 for _ in shape[1:]))[: shape[0]].contiguous()
 
 
-def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler) -> RateCurve:
+def _measure_narrow(device: str, plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
+    """Measure a few sizes with narrow weights; how narrow matters little where rows are many."""
+    rows = tuple(size for size in plan.rows if size in NARROW_ROWS)
+    narrow = replace(plan, rows=rows, in_features=NARROW_WIDTH)
+    return {
+        dtype: _measure_matmul(device, dtype, narrow, sampler, name="matmul.narrow")
+        for dtype in (DTYPES if rows else ())
+    }
+
+
+def _measure_matmul(
+    device: str, dtype: str, plan: ComputePlan, sampler: Sampler, *, name: str = "matmul"
+) -> RateCurve:
     out_features, in_features = plan.out_features, plan.in_features
     turns = _cold_weights(device, dtype, plan)
     sizes: list[float] = []
@@ -135,8 +152,8 @@ def _measure_matmul(device: str, dtype: str, plan: ComputePlan, sampler: Sampler
         if rows > FEW_ROWS and not sampler.affords(num_calls * flop / rates[-1]):
             break
         multiply = partial(_multiply, _noise(device, dtype, rows, in_features), turns)
-        name = f"matmul.{dtype}.rows{rows}"
-        rates.append(_measure_rate(device, name, "flop_per_s", multiply, flop, sampler))
+        figure = f"{name}.{dtype}.rows{rows}"
+        rates.append(_measure_rate(device, figure, "flop_per_s", multiply, flop, sampler))
         sizes.append(float(rows))
     return RateCurve(sizes=tuple(sizes), rates=tuple(rates))
 
@@ -230,23 +247,23 @@ def cache_at_home(device: str, by_row: torch.Tensor) -> torch.Tensor:
     return home.copy_(by_row).permute(2, 1, 0, 3)
 
 
-def _measure_unpacking(device: str, plan: ComputePlan, sampler: Sampler) -> float:
-    """Measure unpacking a 4-bit weight matrix, in bytes of bfloat16 output per second."""
+def _measure_unpacking(device: str, bits: int, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure unpacking a weight matrix, in bytes of bfloat16 output per second."""
     rows, width = plan.out_features, plan.in_features
-    packing = Packing(num_elements=width, bits=4)
+    packing = Packing(num_elements=width, bits=bits)
     packed = torch.randint(0, 256, (1, rows, packing.row_bytes), dtype=torch.uint8, device=device)
     out = torch.empty(1, rows, width, dtype=torch.bfloat16, device=device)
 
     def unpack() -> None:
         kernels.unpack_rows(packed, packing, out)
 
-    return _measure_rate(device, "unpack.4bit", "bytes_per_s", unpack, out.nbytes, sampler)
+    return _measure_rate(device, f"unpack.{bits}bit", "bytes_per_s", unpack, out.nbytes, sampler)
 
 
-def _measure_packed_decode(device: str, plan: ComputePlan, sampler: Sampler) -> float:
-    """Measure one decode step of attention over a 4-bit cache, in bytes of the bfloat16 cache."""
-    attend, cache_bytes = decode_attention(device, "bfloat16", plan, bits=4)
-    name = "attention_decode.4bit"
+def _measure_packed_decode(device: str, bits: int, plan: ComputePlan, sampler: Sampler) -> float:
+    """Measure one decode step of attention over a packed cache, in bytes of the bfloat16 cache."""
+    attend, cache_bytes = decode_attention(device, "bfloat16", plan, bits=bits)
+    name = f"attention_decode.{bits}bit"
     return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
 
 

@@ -16,8 +16,9 @@ import torch
 
 from profiles.aligned_io import DirectFile
 from profiles.compute import ComputePlan, decode_attention, matrix_product
+from profiles.compute_rates import ComputeRates
 from profiles.disk import DiskPlan, noise_file
-from profiles.hardware import ComputeRates, Contention
+from profiles.hardware import Contention
 from profiles.links import BUFFER_BYTES, link_copy
 from profiles.sampling import Sampler
 from profiles.units import MIB

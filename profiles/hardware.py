@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from profiles.compute_rates import ComputeRates, RateCurve, require_not_negative, require_positive
 from profiles.errors import InputError
 from profiles.files import from_json, read_json, to_json, write_json
 from profiles.timing import Measurement
@@ -15,119 +15,6 @@ from profiles.timing import Measurement
 SCHEMA_VERSION = 1
 # Each works in order; all work at once.
 CHANNELS = ("h2d", "d2h", "disk_read", "disk_write", "gpu_compute", "cpu_compute")
-
-
-def _require_positive(what: str, value: float) -> None:
-    if not math.isfinite(value) or value <= 0:
-        raise InputError(what, got=value, allowed="a finite number above zero")
-
-
-def _require_not_negative(what: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise InputError(what, got=value, allowed="a finite number, zero or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateCurve:
-    """A rate measured at several sizes of work.
-
-    Parameters
-    ----------
-    sizes
-        Increasing; rows of a matrix product, or bytes of one request.
-    rates
-        FLOP/s or bytes/s at each size.
-    """
-
-    sizes: tuple[float, ...]
-    rates: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.sizes or len(self.sizes) != len(self.rates):
-            got = f"{len(self.sizes)} sizes and {len(self.rates)} rates"
-            raise InputError("rate curve", got=got, allowed="as many sizes as rates, at least one")
-        for value in (*self.sizes, *self.rates):
-            _require_positive("rate curve", value)
-        if any(a >= b for a, b in zip(self.sizes, self.sizes[1:], strict=False)):
-            raise InputError("rate curve sizes", got=list(self.sizes), allowed="increasing sizes")
-
-    @classmethod
-    def constant(cls, rate: float) -> RateCurve:
-        """Make a curve with one rate at every size."""
-        return cls(sizes=(1.0,), rates=(rate,))
-
-    def at(self, size: float) -> float:
-        """Interpolate the log rate over log size; constant beyond the ends."""
-        if size <= self.sizes[0]:
-            return self.rates[0]
-        if size >= self.sizes[-1]:
-            return self.rates[-1]
-        i = bisect.bisect_right(self.sizes, size)
-        low, high = self.sizes[i - 1], self.sizes[i]
-        share = math.log(size / low) / math.log(high / low)
-        return math.exp((1 - share) * math.log(self.rates[i - 1]) + share * math.log(self.rates[i]))
-
-    @property
-    def peak(self) -> float:
-        """The highest rate measured."""
-        return max(self.rates)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeRates:
-    """Arithmetic rates of one device, by dtype name (``bfloat16``, ``float16``, ``float32``).
-
-    Parameters
-    ----------
-    matmul
-        FLOP/s of a matrix product over its number of rows (tokens).
-    attention_prefill
-        FLOP/s of causal attention over a prompt, counting the full square.
-    attention_decode
-        Bytes of KV cache per second that one decode step of attention reads.
-    task_overhead_s
-        Seconds that computing one layer costs beside its arithmetic: launching its operators.
-    unpack_bytes_per_s
-        Bytes of 16-bit output per second when 4-bit groups are unpacked; packing is counted at
-        the same rate. 0 where it is not known.
-    packed_attention_bytes_per_s
-        What ``attention_decode`` is for a cache in 4-bit groups, in the bytes of the 16-bit cache
-        that it stands for. 0 where it is not known: it is priced as unpacked first.
-    sparse_attention_bytes_per_s
-        What ``attention_decode`` is where each query attends to a tenth of the keys, in bytes of
-        the whole cache. 0 where it is not known: what is not read is priced as saved.
-    packed_matmul
-        What ``matmul`` is for few rows and weights in 4-bit groups, multiplied as they lie. Where a
-        dtype is not here, weights are unpacked first.
-    """
-
-    matmul: Mapping[str, RateCurve]
-    attention_prefill: Mapping[str, float]
-    attention_decode: Mapping[str, float]
-    task_overhead_s: float = 0.0
-    unpack_bytes_per_s: float = 0.0
-    packed_attention_bytes_per_s: float = 0.0
-    sparse_attention_bytes_per_s: float = 0.0
-    packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.matmul:
-            raise InputError("matmul rates", got="none", allowed="at least one dtype")
-        for name, rates in (
-            ("attention_prefill", self.attention_prefill),
-            ("attention_decode", self.attention_decode),
-        ):
-            if set(rates) != set(self.matmul):
-                raise InputError(
-                    name, got=sorted(rates), allowed=f"the dtypes of matmul: {sorted(self.matmul)}"
-                )
-            for dtype, rate in rates.items():
-                _require_positive(f"{name}.{dtype}", rate)
-        _require_not_negative("task_overhead_s", self.task_overhead_s)
-        for name in (
-            "unpack_bytes_per_s", "packed_attention_bytes_per_s", "sparse_attention_bytes_per_s",
-        ):  # fmt: skip
-            _require_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +28,7 @@ class Link:
 
     def __post_init__(self) -> None:
         for name in ("pinned_bytes_per_s", "pageable_bytes_per_s", "opposed_bytes_per_s"):
-            _require_positive(f"link.{name}", getattr(self, name))
+            require_positive(f"link.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +44,8 @@ class Gpu:
     emulated: bool = False
 
     def __post_init__(self) -> None:
-        _require_not_negative("gpu.memory_bytes", self.memory_bytes)
-        _require_positive("gpu.memory_bytes_per_s", self.memory_bytes_per_s)
+        require_not_negative("gpu.memory_bytes", self.memory_bytes)
+        require_positive("gpu.memory_bytes_per_s", self.memory_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +60,10 @@ class Cpu:
     compute: ComputeRates
 
     def __post_init__(self) -> None:
-        _require_positive("cpu.num_cores", self.num_cores)
-        _require_not_negative("cpu.memory_bytes", self.memory_bytes)
-        _require_positive("cpu.memory_bytes_per_s", self.memory_bytes_per_s)
-        _require_not_negative("cpu.runtime_bytes", self.runtime_bytes)
+        require_positive("cpu.num_cores", self.num_cores)
+        require_not_negative("cpu.memory_bytes", self.memory_bytes)
+        require_positive("cpu.memory_bytes_per_s", self.memory_bytes_per_s)
+        require_not_negative("cpu.runtime_bytes", self.runtime_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +75,7 @@ class Disk:
     write: RateCurve
 
     def __post_init__(self) -> None:
-        _require_not_negative("disk.free_bytes", self.free_bytes)
+        require_not_negative("disk.free_bytes", self.free_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +125,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name, factor in self.factors.items():
-            _require_not_negative(f"calibration.{name}", factor)
+            require_not_negative(f"calibration.{name}", factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from profiles.hardware import ComputeRates, HardwareProfile, Link, RateCurve
+from collections.abc import Mapping
+
+from profiles.compute_rates import ComputeRates, RateCurve
+from profiles.hardware import HardwareProfile, Link
 from profiles.units import format_bytes, format_flop_rate, format_rate, format_seconds
 
 # Spreads beyond this are marked: the machine was busy, or its clock moves.
@@ -78,13 +81,8 @@ class _Table:
             _row("cost of a layer", self._with_spread(overhead, f"{prefix}.task_overhead")),
             _row("", *rates.matmul),
         ]
-        sizes = sorted({size for curve in rates.matmul.values() for size in curve.sizes})
-        for size in sizes:
-            cells = [
-                self._curve_cell(curve, size, f"{prefix}.matmul.{dtype}.rows{size:.0f}")
-                for dtype, curve in rates.matmul.items()
-            ]
-            rows.append(_row(f"matmul, {size:.0f} rows", *cells))
+        rows += self._products(prefix, "matmul", "matmul", rates.matmul)
+        rows += self._products(prefix, "matmul.narrow", "narrow", rates.narrow_matmul)
         prefill = [
             self._with_spread(
                 format_flop_rate(rates.attention_prefill[d]), f"{prefix}.attention_prefill.{d}"
@@ -98,23 +96,32 @@ class _Table:
             for d in rates.matmul
         ]
         rows += [_row("attention, prefill", *prefill), _row("attention, decode", *decode)]
-        if rates.unpack_bytes_per_s > 0:
-            unpack = format_rate(rates.unpack_bytes_per_s)
-            rows.append(_row("unpack 4 bits", self._with_spread(unpack, f"{prefix}.unpack.4bit")))
-        for dtype, curve in rates.packed_matmul.items():
-            for size in curve.sizes:
-                name = f"{prefix}.packed_matmul.{dtype}.rows{size:.0f}"
-                label = f"4 bits, {size:.0f} rows"
-                rows.append(_row(label, self._curve_cell(curve, size, name)))
-        if rates.packed_attention_bytes_per_s > 0:
-            packed = format_rate(rates.packed_attention_bytes_per_s)
-            name = f"{prefix}.attention_decode.4bit"
-            rows.append(_row("attention, 4 bits", self._with_spread(packed, name)))
-        if rates.sparse_attention_bytes_per_s > 0:
-            sparse = format_rate(rates.sparse_attention_bytes_per_s)
-            name = f"{prefix}.attention_decode.sparse"
-            rows.append(_row("attention, a tenth", self._with_spread(sparse, name)))
+        for label, figure, rate in (
+            ("unpack 4 bits", "unpack.4bit", rates.unpack_bytes_per_s),
+            ("unpack 8 bits", "unpack.8bit", rates.unpack_8bit_bytes_per_s),
+            ("attention, 4 bits", "attention_decode.4bit", rates.packed_attention_bytes_per_s),
+            ("attention, 8 bits", "attention_decode.8bit", rates.packed_attention_8bit_bytes_per_s),
+            ("attention, a tenth", "attention_decode.sparse", rates.sparse_attention_bytes_per_s),
+        ):
+            if rate > 0:
+                cell = self._with_spread(format_rate(rate), f"{prefix}.{figure}")
+                rows.append(_row(label, cell))
+        rows += self._products(prefix, "packed_matmul", "4 bits", rates.packed_matmul)
         return rows
+
+    def _products(
+        self, prefix: str, figure: str, label: str, curves: Mapping[str, RateCurve]
+    ) -> list[str]:
+        return [
+            _row(
+                f"{label}, {size:.0f} rows",
+                *(
+                    self._curve_cell(curve, size, f"{prefix}.{figure}.{dtype}.rows{size:.0f}")
+                    for dtype, curve in curves.items()
+                ),
+            )
+            for size in sorted({size for curve in curves.values() for size in curve.sizes})
+        ]
 
     def disk(self, read: RateCurve, write: RateCurve) -> list[str]:
         rows = [_row("", "read", "write")]

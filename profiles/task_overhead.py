@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from profiles import kernels
 from profiles.sampling import Sampler
 
-# Width of tensors that cost nothing to compute with.
-TINY = 16
+# A layer so small that its arithmetic takes no time, and wide enough for operators to call all
+# threads, which takes some.
+HEADS, HEAD_DIM = 2, 128
+HIDDEN = HEADS * HEAD_DIM
+CONTEXT = 4
 
 
 def measure_task_overhead(device: str, name: str, sampler: Sampler) -> float:
     """Measure the seconds that computing a layer costs beside its arithmetic.
 
-    It is handed to a thread, and launches its operators, here on tensors too small to take time
-    themselves.
+    It is handed to a thread, and launches its operators.
     """
     tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
-    x = torch.ones(1, 1, TINY, device=device)
-    weight = torch.ones(TINY, TINY, device=device)
+    layer = _SmallLayer.on(device)
 
     def work_off() -> None:
         with torch.inference_mode():
             while (done := tasks.get()) is not None:
-                _launch_layer(x, weight)
+                layer.launch()
                 if device != "cpu":
                     torch.cuda.synchronize()
                 done.set()
@@ -39,6 +42,8 @@ def measure_task_overhead(device: str, name: str, sampler: Sampler) -> float:
 
     worker = threading.Thread(target=work_off, name="task-overhead")
     worker.start()
+    # As in a run, where this thread hands out tasks and computes nothing.
+    kernels.end_idle_threads()
     try:
         return sampler.measure_seconds(name, hand_over).median
     finally:
@@ -46,21 +51,42 @@ def measure_task_overhead(device: str, name: str, sampler: Sampler) -> float:
         worker.join()
 
 
-def _launch_layer(x: torch.Tensor, weight: torch.Tensor) -> None:
-    """Launch about the operators of one decoder layer: norms, rotation, attention, products."""
-    for _ in range(2):
-        wide = x.float()
-        x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1.0)).mul_(weight[0])
-    query, key, value = (F.linear(x, weight) for _ in range(3))
-    for heads in (query, key):
-        left, right = heads.chunk(2, dim=-1)
-        rotated = left * weight[0, :1], right * weight[0, :1]
-        left.mul_(2.0).sub_(rotated[1])
-        right.mul_(2.0).add_(rotated[0])
-    cache = weight.clone()
-    cache[0].copy_(key[0, 0])
-    cache[1].copy_(value[0, 0])
-    attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])
-    x = x + F.linear(attended[:, 0], weight)
-    gate, up = F.linear(x, weight), F.linear(x, weight)
-    x.add_(F.linear(F.silu(gate).mul_(up), weight))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SmallLayer:
+    """About the operators of one decoder layer: norms, rotation, attention, products."""
+
+    x: torch.Tensor
+    matrix: torch.Tensor
+    vector: torch.Tensor
+    angles: torch.Tensor
+    cache: torch.Tensor
+
+    @classmethod
+    def on(cls, device: str) -> _SmallLayer:
+        def ones(*shape: int) -> torch.Tensor:
+            return torch.ones(shape, dtype=torch.bfloat16, device=device)
+
+        return cls(
+            x=ones(1, HIDDEN), matrix=ones(HIDDEN, HIDDEN), vector=ones(HIDDEN),
+            angles=ones(1, HEAD_DIM // 2), cache=ones(CONTEXT, 2, HEADS, HEAD_DIM),
+        )  # fmt: skip
+
+    def launch(self) -> None:
+        normed = self._normed()
+        query, key, value = (F.linear(normed, self.matrix) for _ in range(3))
+        for heads in (query, key):
+            kernels.rotate(heads.view(1, HEADS, HEAD_DIM), self.angles, self.angles)
+        self.cache[-1, 0].copy_(key.view(HEADS, HEAD_DIM))
+        self.cache[-1, 1].copy_(value.view(HEADS, HEAD_DIM))
+        attended = torch.empty_like(query).view(HEADS, 1, HEAD_DIM)
+        kernels.decode_attention(query.view(1, HEADS, HEAD_DIM), self.cache, attended)
+        self.x.add_(F.linear(attended.view(1, HIDDEN), self.matrix))
+        normed = self._normed()
+        gate, up = F.linear(normed, self.matrix), F.linear(normed, self.matrix)
+        kernels.swiglu(gate, up)
+        self.x.add_(F.linear(gate, self.matrix))
+
+    def _normed(self) -> torch.Tensor:
+        out = torch.empty_like(self.x)
+        kernels.rms_norm(self.x[:, None], self.vector, 1e-5, out[:, None])
+        return out

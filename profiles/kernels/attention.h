@@ -173,7 +173,8 @@ void attend_rows(const Attention& a, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Worker worker(a);
-#pragma omp for schedule(static)
+    // Few at a time: whoever loses its core to another channel's thread must not hold up the rest.
+#pragma omp for schedule(dynamic, 4)
     for (long r = 0; r < a.rows; ++r) worker.attend(r, r + 1 == a.rows);
   }
 }

@@ -21,6 +21,8 @@ FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
     "-fPIC", "-Wno-psabi",
 )  # fmt: skip
+# omp_pause_soft of OpenMP 5.0: settings are kept.
+_PAUSE_SOFT = 1
 
 
 @cache
@@ -56,12 +58,29 @@ def _share_torch_threads() -> None:
 
     A second copy of the runtime would keep threads of its own, which spin beside torch's.
     """
+    if _torch_openmp() is None:
+        raise OSError("torch was built without GNU OpenMP")
+
+
+@cache
+def _torch_openmp() -> ctypes.CDLL | None:
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         path = line.partition("/")[2]
         if Path(path).name.startswith("libgomp"):
-            ctypes.CDLL(f"/{path}", mode=ctypes.RTLD_GLOBAL)
-            return
-    raise OSError("torch was built without GNU OpenMP")
+            return ctypes.CDLL(f"/{path}", mode=ctypes.RTLD_GLOBAL)
+    return None
+
+
+def end_idle_threads() -> None:
+    """End the threads that OpenMP keeps for its next use by the calling thread.
+
+    Every thread that ever computed has a team of its own. While there are more of them than cores,
+    GNU OpenMP lets threads that wait for work sleep at once instead of spinning, and every
+    operator of every thread begins some ten microseconds later.
+    """
+    openmp = _torch_openmp()
+    if openmp is not None and hasattr(openmp, "omp_pause_resource_all"):
+        openmp.omp_pause_resource_all(_PAUSE_SOFT)
 
 
 def _cache_folder() -> Path:

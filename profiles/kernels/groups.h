@@ -91,8 +91,22 @@ inline Floats element(Floats code, float step, float base) {
   return (code * (step * 0.5f) + base * 0.5f) * 2.0f;
 }
 
+inline Floats codes_as_floats(const uint8_t* codes) {
+#if defined(__AVX512F__)
+  // GCC 12 would take the bytes one by one.
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_raw<__m128i>(codes)));
+#else
+  return __builtin_convertvector(load_raw<Bytes>(codes), Floats);
+#endif
+}
+
 template <class T>
 void unpack_group(const uint8_t* codes, long count, int bits, float step, float base, T* to) {
+  if (bits == 8 && count % kLanes == 0) {
+    for (long i = 0; i < count; i += kLanes)
+      store(to + i, element(codes_as_floats(codes + i), step, base));
+    return;
+  }
   uint8_t code[kMaxGroup + kLanes];
   if (bits == 8) {
     std::memcpy(code, codes, count);
@@ -103,10 +117,8 @@ void unpack_group(const uint8_t* codes, long count, int bits, float step, float 
       code[i + pairs] = codes[i] >> 4;
     }
   }
-  for (long i = 0; i < count; i += kLanes) {
-    const Floats steps = __builtin_convertvector(load_raw<Bytes>(code + i), Floats);
-    store_part(to + i, element(steps, step, base), count - i);
-  }
+  for (long i = 0; i < count; i += kLanes)
+    store_part(to + i, element(codes_as_floats(code + i), step, base), count - i);
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -293,6 +293,9 @@ def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
             slot = task.hidden_slot if kind.endswith("hidden") else task.slot
             buffers[tier][slot].fill_(255)
         moved = handler(task)
+        if block.device.type == "cuda":
+            # What was queued reads the buffers later; only then are they poisoned.
+            torch.cuda.current_stream().synchronize()
         if kind == "send_weights":
             _poison_sent_piece(block, task)
         if kind in ("compute", "finish") and task.batch == len(block.batches) - 1:
