@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import torch
 
@@ -70,7 +72,8 @@ class Throttle:
 class Channel:
     """A queue of tasks and the thread that works through it in order.
 
-    ``decode_threads`` are those that its tasks of decode compute with; ``None`` for all.
+    Its tasks compute with ``num_threads``; ``None`` for as many as torch has. Channels that compute
+    on the same cores share ``cores``, one thread that does their tasks in turn.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Channel:
         *,
         stream: torch.cuda.Stream | None = None,
         throttle: Throttle | None = None,
-        decode_threads: int | None = None,
+        num_threads: int | None = None,
+        cores: Executor | None = None,
     ) -> None:
         self.name = name
-        self.decode_threads = decode_threads
+        self.cores = cores
+        self.num_threads = num_threads
         self.stream = stream
         self.throttle = throttle
         self.jobs: queue.Queue[tuple[Task, list[Completion], Completion] | None] = queue.Queue(
@@ -150,9 +155,8 @@ class Engine:
                 with suppress(RuntimeError):
                     channel.stream.synchronize()
         sys.setswitchinterval(self._switch_interval_s)
-        if any(channel.decode_threads is not None for channel in self._channels.values()):
-            # What a worker sets for itself is what threads begin with that come after it.
-            torch.set_num_threads(self._num_threads)
+        # What a worker sets for itself is what threads begin with that come after it.
+        torch.set_num_threads(self._num_threads)
 
     def submit(self, task: Task) -> Completion:
         """Queue one task; blocks while its channel's queue is full. Raises what a worker raised."""
@@ -195,7 +199,7 @@ class Engine:
 
     def _work(self, channel: Channel) -> None:
         context = torch.cuda.stream(channel.stream) if channel.stream else nullcontext()
-        with torch.inference_mode(), context:
+        with context:
             while (job := channel.jobs.get()) is not None:
                 picked_s = time.perf_counter()
                 task, waits, completion = job
@@ -214,14 +218,13 @@ class Engine:
         # A wait that a failure ended must not let its task run on half-written buffers.
         if self._failed.is_set():
             return
-        if channel.decode_threads is not None:
-            wanted = self._num_threads if task.is_prefill else channel.decode_threads
-            if torch.get_num_threads() != wanted:
-                torch.set_num_threads(wanted)
+        wanted = channel.num_threads or self._num_threads
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
         timer = self._timers.get(channel.name)
         began = timer.mark() if timer else None
-        start_s = time.perf_counter()
-        num_bytes = self._handlers[task.kind](task)
+        do = partial(self._do, task)
+        start_s, num_bytes = channel.cores.submit(do).result() if channel.cores else do()
         if channel.throttle is not None:
             channel.throttle.hold(num_bytes, start_s)
         if timer and began:
@@ -234,6 +237,12 @@ class Engine:
             blocked_s=start_s - picked_s,
         )  # fmt: skip
         self._trace.record(span)
+
+    def _do(self, task: Task) -> tuple[float, int]:
+        """Do a task; returns when it began and the bytes that it moved."""
+        start_s = time.perf_counter()
+        with torch.inference_mode():
+            return start_s, self._handlers[task.kind](task)
 
     @staticmethod
     def _drop_one(channel: Channel) -> None:

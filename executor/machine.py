@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 
 import torch
@@ -11,7 +13,7 @@ from executor.engine import Channel, Throttle
 from profiles.hardware import HardwareProfile
 from profiles.kernels import without_cudnn_attention
 
-# One thread of so many feeds the GPU while the others attend.
+# One core in so many is left to the threads that feed a GPU.
 FEEDING_SHARE = 8
 
 
@@ -39,6 +41,7 @@ class Machine:
         budget = hardware.cpu.memory_bytes - hardware.cpu.runtime_bytes
         self.cpu = Arena("cpu", budget, cpu, pins=self.uses_cuda)
         self.compute = self.cpu
+        self._stack = ExitStack()
         if self.uses_cuda:
             without_cudnn_attention()
         if hardware.gpu is not None:
@@ -52,20 +55,21 @@ class Machine:
     def make_channels(self, *, attends_on_cpu: bool) -> list[Channel]:
         """Make one channel for each that the schedule may use.
 
-        An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, in decode,
-        each has half of them: two teams of threads on the same cores wait for each other's turns.
-        Beside a real one, the CPU's attention leaves some to the threads that feed the GPU.
+        An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, they take
+        turns: two teams of threads on the same cores wait for each other in the middle of their
+        work. A real one is fed by one thread a channel; the CPU's attention leaves them some cores.
         """
         gpu = self.hardware.gpu
-        num_threads = torch.get_num_threads()
-        cpu_threads = gpu_threads = None
-        if gpu is not None and attends_on_cpu:
-            gpu_threads = num_threads // 2 if gpu.emulated else num_threads // FEEDING_SHARE
-            cpu_threads, gpu_threads = num_threads - gpu_threads, max(1, gpu_threads)
+        cores = cpu_threads = None
+        if self.uses_cuda:
+            num_threads = torch.get_num_threads()
+            cpu_threads = num_threads - num_threads // FEEDING_SHARE
+        elif attends_on_cpu and gpu is not None:
+            cores = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cores"))
         channels = [
             Channel("disk_read"),
             Channel("disk_write"),
-            Channel("cpu_compute", decode_threads=cpu_threads),
+            Channel("cpu_compute", num_threads=cpu_threads, cores=cores),
         ]
         if gpu is None:
             return channels
@@ -73,8 +77,10 @@ class Machine:
         for name in ("h2d", "d2h", "gpu_compute"):
             stream = _stream(name) if self.uses_cuda else None
             throttle = Throttle(rates[name]) if gpu.emulated and name in rates else None
+            turns = cores if name == "gpu_compute" else None
+            feeders = 1 if self.uses_cuda else None
             channels.append(
-                Channel(name, stream=stream, throttle=throttle, decode_threads=gpu_threads)
+                Channel(name, stream=stream, throttle=throttle, num_threads=feeders, cores=turns)
             )
         return channels
 
@@ -82,4 +88,5 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stack.close()
         self.cpu.__exit__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_one_channel_works_in_order() -> None:
         assert done == list(range(5 * QUEUE_LENGTH))
 
 
-def test_a_channel_computes_decode_with_its_own_threads() -> None:
+def test_a_channel_computes_with_its_own_threads() -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
 
@@ -67,18 +68,39 @@ def test_a_channel_computes_decode_with_its_own_threads() -> None:
 
     torch.set_num_threads(4)
     try:
-        channel = Channel("cpu_compute", decode_threads=1)
-        with Engine([channel], {"work": work}, Trace()) as engine:
-            for token in (0, 1, 2, 0):
-                engine.submit(make_task(token, "cpu_compute", token=token))
+        channels = [Channel("cpu_compute", num_threads=1), Channel("disk_read")]
+        with Engine(channels, {"work": work}, Trace()) as engine:
+            for index, name in enumerate(("cpu_compute", "disk_read", "cpu_compute", "disk_read")):
+                engine.submit(make_task(index, name, *range(index)))
             engine.drain()
-        assert seen == [4, 1, 1, 4]
+        assert seen == [1, 4, 1, 4]
         late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         late.start()
         late.join()
         assert torch.get_num_threads() == seen[-1] == 4
     finally:
         torch.set_num_threads(before)
+
+
+def test_channels_that_share_cores_take_turns() -> None:
+    threads: list[int] = []
+    busy = threading.Lock()
+
+    def work(task: Task) -> int:
+        assert busy.acquire(blocking=False)
+        threads.append(threading.get_ident())
+        time.sleep(0.001)
+        busy.release()
+        return task.index
+
+    trace = Trace()
+    with ThreadPoolExecutor(1) as cores:
+        channels = [Channel(name, cores=cores) for name in CHANNELS[:2]]
+        with Engine(channels, {"work": work}, trace) as engine:
+            submit_all(engine, (make_task(i, CHANNELS[i % 2]) for i in range(20)))
+            engine.drain()
+    assert len(threads) == 20 and len(set(threads)) == 1
+    assert sum(trace.moved_bytes.values()) == sum(range(20))
 
 
 def test_a_task_waits_for_other_channels() -> None:
