@@ -49,10 +49,8 @@ def projected_share(problem: Problem) -> float:
 def _matmul_rate(
     problem: Problem, stage: Stage, rates: ComputeRates, rows: float, width: int
 ) -> float:
-    dtype = problem.model.dtype
-    if _is_direct(problem, stage, rates):
-        return rates.packed_matmul[dtype].at(rows)
-    return rates.matmul_at(dtype, rows, width)
+    packed = _is_direct(problem, stage, rates)
+    return rates.matmul_rate(problem.model.dtype, rows, width, packed=packed)
 
 
 def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:

@@ -53,6 +53,7 @@ def _matmul(rates: ComputeRates, factor: float) -> ComputeRates:
         matmul={d: _curve(c, factor) for d, c in rates.matmul.items()},
         packed_matmul={d: _curve(c, factor) for d, c in rates.packed_matmul.items()},
         narrow_matmul={d: _curve(c, factor) for d, c in rates.narrow_matmul.items()},
+        narrow_packed_matmul={d: _curve(c, factor) for d, c in rates.narrow_packed_matmul.items()},
     )
 
 

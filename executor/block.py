@@ -191,7 +191,9 @@ class Block:
             part = slice(first, first + step)
             hidden[part] = self.stores.tokens.gather(ids[part])
             if self.stores.positions is not None:
-                hidden[part] += self.stores.positions.gather(positions[part] + OPT_POSITION_OFFSET)
+                # Prompts all begin at the first position.
+                wanted = positions[:1] if task.is_prefill else positions[part]
+                hidden[part] += self.stores.positions.gather(wanted + OPT_POSITION_OFFSET)
 
     def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):

@@ -18,7 +18,7 @@ FEEDING_SHARE = 8
 
 
 @cache
-def _stream(channel: str) -> torch.cuda.Stream:
+def _stream_of(channel: str) -> torch.cuda.Stream:
     """Return the process's stream of a channel: cuBLAS keeps a workspace, of 32 MiB on some GPUs,
     for every stream that it ever worked on."""
     return torch.cuda.Stream()
@@ -57,13 +57,16 @@ class Machine:
 
         An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, they take
         turns: two teams of threads on the same cores wait for each other in the middle of their
-        work. A real one is fed by one thread a channel; the CPU's attention leaves them some cores.
+        work. Beside a real one, its attention leaves some to the threads that feed the GPU. Links
+        are copies, which want no team of threads: every team beyond the cores slows down all (see
+        ``kernels.end_idle_threads``).
         """
         gpu = self.hardware.gpu
-        cores = cpu_threads = None
+        cores = cpu_threads = gpu_threads = None
         if self.uses_cuda:
             num_threads = torch.get_num_threads()
-            cpu_threads = num_threads - num_threads // FEEDING_SHARE
+            gpu_threads = max(1, num_threads // FEEDING_SHARE)
+            cpu_threads = max(1, num_threads - gpu_threads)
         elif attends_on_cpu and gpu is not None:
             cores = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cores"))
         channels = [
@@ -73,16 +76,19 @@ class Machine:
         ]
         if gpu is None:
             return channels
-        rates = {"h2d": gpu.h2d.pinned_bytes_per_s, "d2h": gpu.d2h.pinned_bytes_per_s}
-        for name in ("h2d", "d2h", "gpu_compute"):
-            stream = _stream(name) if self.uses_cuda else None
-            throttle = Throttle(rates[name]) if gpu.emulated and name in rates else None
-            turns = cores if name == "gpu_compute" else None
-            feeders = 1 if self.uses_cuda else None
-            channels.append(
-                Channel(name, stream=stream, throttle=throttle, num_threads=feeders, cores=turns)
+        compute = Channel("gpu_compute", stream=self._stream("gpu_compute"),
+                          num_threads=gpu_threads, cores=cores)  # fmt: skip
+        links = [
+            Channel(
+                name, stream=self._stream(name), num_threads=1,
+                throttle=Throttle(link.pinned_bytes_per_s) if gpu.emulated else None,
             )
-        return channels
+            for name, link in (("h2d", gpu.h2d), ("d2h", gpu.d2h))
+        ]  # fmt: skip
+        return [*channels, *links, compute]
+
+    def _stream(self, channel: str) -> torch.cuda.Stream | None:
+        return _stream_of(channel) if self.uses_cuda else None
 
     def __enter__(self) -> Machine:
         return self

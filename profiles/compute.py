@@ -25,7 +25,7 @@ HEAD_DIM = 128
 GROUP_SIZE = 4
 FEW_ROWS = 64
 # Rows of the products with narrow weights.
-NARROW_ROWS = (4, 64, 256)
+NARROW_ROWS = (1, 4, 16, 64, 256)
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
 NUM_LAUNCHES = 16
 
@@ -80,8 +80,11 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
             unpack_bytes_per_s=_measure_unpacking(device, 4, plan, sampler),
             packed_attention_bytes_per_s=_measure_packed_decode(device, 4, plan, sampler),
             sparse_attention_bytes_per_s=_measure_sparse_decode(device, plan, sampler),
-            packed_matmul=_measure_packed_matmul(plan, sampler) if device == "cpu" else {},
+            packed_matmul=_measure_packed_matmul(device, plan, sampler),
             narrow_matmul=_measure_narrow(device, plan, sampler),
+            narrow_packed_matmul=_measure_packed_matmul(
+                device, _narrow(plan), sampler, name="packed_matmul.narrow"
+            ),
             unpack_8bit_bytes_per_s=_measure_unpacking(device, 8, plan, sampler),
             packed_attention_8bit_bytes_per_s=_measure_packed_decode(device, 8, plan, sampler),
         )
@@ -128,13 +131,17 @@ def _noise(device: str, dtype: str, *shape: int) -> torch.Tensor:
     return seed.repeat(repeats, *(1 for _ in shape[1:]))[: shape[0]].contiguous()
 
 
-def _measure_narrow(device: str, plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
-    """Measure a few sizes with narrow weights; how narrow matters little where rows are many."""
+def _narrow(plan: ComputePlan) -> ComputePlan:
+    """Return a few sizes with narrow weights; how narrow matters little where rows are many."""
     rows = tuple(size for size in plan.rows if size in NARROW_ROWS)
-    narrow = replace(plan, rows=rows, in_features=NARROW_WIDTH)
+    return replace(plan, rows=rows, in_features=NARROW_WIDTH)
+
+
+def _measure_narrow(device: str, plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
+    narrow = _narrow(plan)
     return {
         dtype: _measure_matmul(device, dtype, narrow, sampler, name="matmul.narrow")
-        for dtype in (DTYPES if rows else ())
+        for dtype in (DTYPES if narrow.rows else ())
     }
 
 
@@ -274,26 +281,28 @@ def _measure_sparse_decode(device: str, plan: ComputePlan, sampler: Sampler) -> 
     return _measure_rate(device, name, "bytes_per_s", attend, cache_bytes, sampler)
 
 
-def _measure_packed_matmul(plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
-    """Measure products of few rows with 4-bit weights on the CPU, where a kernel does them."""
+def _measure_packed_matmul(
+    device: str, plan: ComputePlan, sampler: Sampler, *, name: str = "packed_matmul"
+) -> dict[str, RateCurve]:
+    """Measure products of few rows with 4-bit weights, where a kernel does them."""
     dtype = "bfloat16"
+    sizes = [size for size in plan.rows if size <= DIRECT_ROWS]
+    if not sizes or not kernels.is_native(_noise(device, dtype, 1, 1)):
+        return {}
     rows, width = plan.out_features, plan.in_features
     packing = Packing(num_elements=width, bits=4)
     count = max(2, -(-COLD_BYTES // (rows * packing.row_bytes)))
     turns = itertools.cycle(
         [torch.randint(0, 256, (rows, packing.row_bytes), dtype=torch.uint8) for _ in range(count)]
     )
-    sizes = [size for size in plan.rows if size <= DIRECT_ROWS]
     rates = []
     for size in sizes:
-        x = _noise("cpu", dtype, size, width)
-        if not kernels.is_native(x):
-            return {}
+        x = _noise(device, dtype, size, width)
         out = x.new_empty(size, rows)
         multiply = partial(_multiply_packed, x, turns, packing, out)
-        name = f"packed_matmul.{dtype}.rows{size}"
+        figure = f"{name}.{dtype}.rows{size}"
         flop = 2.0 * size * rows * width
-        rates.append(_measure_rate("cpu", name, "flop_per_s", multiply, flop, sampler))
+        rates.append(_measure_rate(device, figure, "flop_per_s", multiply, flop, sampler))
     return {dtype: RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))}
 
 

@@ -97,8 +97,8 @@ class ComputeRates:
     packed_matmul
         What ``matmul`` is for few rows and weights in 4-bit groups, multiplied as they lie. Where a
         dtype is not here, weights are unpacked first.
-    narrow_matmul
-        What ``matmul`` is for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
+    narrow_matmul, narrow_packed_matmul
+        The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
         The same as above for groups of 8 bits. 0 where they are not known: those of 4 bits serve.
     """
@@ -112,6 +112,7 @@ class ComputeRates:
     sparse_attention_bytes_per_s: float = 0.0
     packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
     narrow_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
+    narrow_packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
     unpack_8bit_bytes_per_s: float = 0.0
     packed_attention_8bit_bytes_per_s: float = 0.0
 
@@ -135,16 +136,19 @@ class ComputeRates:
         ):  # fmt: skip
             require_not_negative(name, getattr(self, name))
 
-    def matmul_at(self, dtype: str, rows: float, width: int) -> float:
+    def matmul_rate(self, dtype: str, rows: float, width: int, *, packed: bool = False) -> float:
         """Return the FLOP/s of a product of ``rows`` with weights [any, ``width``].
 
         An element of the result costs its ``width`` products and something besides, so that
         seconds per FLOP are linear in ``1 / width``; two widths were measured.
         """
-        wide_s = 1 / self.matmul[dtype].at(rows)
-        if dtype not in self.narrow_matmul:
+        wide, narrow = self.matmul, self.narrow_matmul
+        if packed:
+            wide, narrow = self.packed_matmul, self.narrow_packed_matmul
+        wide_s = 1 / wide[dtype].at(rows)
+        if dtype not in narrow:
             return 1 / wide_s
-        added_s = max(0.0, 1 / self.narrow_matmul[dtype].at(rows) - wide_s)
+        added_s = max(0.0, 1 / narrow[dtype].at(rows) - wide_s)
         share = (1 / width - 1 / WIDTH) / (1 / NARROW_WIDTH - 1 / WIDTH)
         return 1 / (wide_s + added_s * max(0.0, share))
 

@@ -106,7 +106,9 @@ class _Table:
             if rate > 0:
                 cell = self._with_spread(format_rate(rate), f"{prefix}.{figure}")
                 rows.append(_row(label, cell))
-        rows += self._products(prefix, "packed_matmul", "4 bits", rates.packed_matmul)
+        packed, narrow = rates.packed_matmul, rates.narrow_packed_matmul
+        rows += self._products(prefix, "packed_matmul", "4 bits", packed)
+        rows += self._products(prefix, "packed_matmul.narrow", "4 bits narrow", narrow)
         return rows
 
     def _products(
