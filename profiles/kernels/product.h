@@ -37,6 +37,10 @@ class Product {
     count_ = std::min(kWeights, f_.outputs - first);
     for (long w = 0; w < kWeights; ++w)
       take(w, f_.packed + (first + std::min(w, count_ - 1)) * f_.packed_stride);
+    if (f_.bias) {
+      const Floats b = load_part(f_.bias + first, count_);
+      bias_ = __builtin_shufflevector(b, b, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    }
     long row = 0;
     for (; row + kRows <= f_.rows; row += kRows) block<kRows>(first, row);
     if (f_.rows - row == 3) block<3>(first, row);
@@ -64,14 +68,14 @@ class Product {
     Floats dots[kLanes] = {};
     for (long d = 0; d < p_.dim; d += Ops::kKeyDims)
       Ops::template multiply<kCount, kWeights>(weights_, x_ + row * width_, d, p_.dim, dots);
-    float sums[kLanes];
-    store(sums, sums_of(dots));
-    for (long r = 0; r < kCount; ++r)
-      for (long w = 0; w < count_; ++w) {
-        const float bias = f_.bias ? load_part(f_.bias + first + w, 1)[0] : 0.0f;
-        store_part(f_.out + (row + r) * f_.out_stride + first + w,
-                   splat(sums[r * kWeights + w] + bias), 1);
-      }
+    T sums[kLanes];
+    store(sums, sums_of(dots) + bias_);
+    T* out = f_.out + row * f_.out_stride + first;
+    for (long r = 0; r < kCount; ++r, out += f_.out_stride)
+      if (count_ == kWeights)
+        std::memcpy(out, sums + r * kWeights, kWeights * sizeof(T));
+      else
+        std::memcpy(out, sums + r * kWeights, count_ * sizeof(T));
   }
 
   const Factors<T>& f_;
@@ -79,6 +83,7 @@ class Product {
   const typename Ops::Query* x_;
   const long width_;
   long count_ = 0;
+  Floats bias_{};  // Of kWeights outputs, once for each row of a block.
   const Element* weights_[kWeights];
   LineAligned<T> unpacked_;
 };
