@@ -29,9 +29,10 @@ SUM_BYTES = 4
 PHASES = ("prefill", "decode")
 # Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
 # Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
-# own modules and the threads of the channels hold some 10 MB beyond an empty process.
+# own modules and the threads of the channels hold some 10 MB beyond an empty process, what packs or
+# makes up weights up to 20 MB.
 ALLOCATOR_SHARE = 0.25
-LIBRARY_BYTES = 24 * MIB
+LIBRARY_BYTES = 32 * MIB
 # cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
 CUDA_LIBRARY_BYTES = 40 * MIB
 
@@ -225,12 +226,11 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     mlp = 2 * model.hidden_size + (3 if model.is_gated else 2) * model.ffn_size
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
     layer_bytes = tokens * max(attention, mlp, norm) * model.dtype_bytes
-    # One chunk of the head makes its logits in the model's dtype, then in float32.
+    # One chunk of the head makes its logits in the model's dtype, before they go where all are.
     head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
-    head_bytes = problem.gpu_batch_size * head_rows * (model.dtype_bytes + LOGIT_BYTES)
+    head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
-    uses_cuda = problem.hardware.has_gpu and not problem.hardware.is_emulated
-    library_bytes = CUDA_LIBRARY_BYTES if uses_cuda else LIBRARY_BYTES
+    library_bytes = CUDA_LIBRARY_BYTES if problem.hardware.uses_cuda else LIBRARY_BYTES
     return round(needed * (1 + ALLOCATOR_SHARE)) + library_bytes
 
 
@@ -249,7 +249,7 @@ def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
     """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache;
     the CPU's kernels read it as it lies."""
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
-    if is_plain or phase == "prefill" or not problem.hardware.has_gpu:
+    if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
     model, context = problem.model, problem.workload.context_len
     # One row is attended to whole, whatever it takes.

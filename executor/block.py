@@ -285,7 +285,7 @@ class Block:
         first = self.stores.weights.layers[task.layer].first_row
         for chunk in chunks:
             columns = slice(first, first + chunk.shape[0])
-            self._logits[task.batch][:, columns] = layers.logits(
+            self._logits[task.batch][:, columns] = layers.linear(
                 self._head_inputs[task.batch], [chunk]
             )
             first += chunk.shape[0]

@@ -185,4 +185,4 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
 @lru_cache(maxsize=4)
 def _pattern(seed: int, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(PATTERN_LENGTH, generator=generator) * STANDARD_DEVIATION).to(dtype)
+    return torch.randn(PATTERN_LENGTH, generator=generator).mul_(STANDARD_DEVIATION).to(dtype)

@@ -211,11 +211,6 @@ def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) ->
     return norm(x, weights, "final_norm", config)
 
 
-def logits(x: torch.Tensor, chunks: Sequence[Matrix]) -> torch.Tensor:
-    """Multiply normed hidden states [batch, hidden] by rows of the head: float32 [batch, rows]."""
-    return linear(x, chunks).float()
-
-
 def vector(weights: LayerWeights, name: str) -> torch.Tensor:
     """Return a tensor of one dimension, which is never cut or packed."""
     (found,) = weights[name]

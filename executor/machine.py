@@ -34,7 +34,7 @@ class Machine:
     def __init__(self, hardware: HardwareProfile) -> None:
         self.hardware = hardware
         self.has_gpu = hardware.has_gpu
-        self.uses_cuda = hardware.has_gpu and not hardware.is_emulated
+        self.uses_cuda = hardware.uses_cuda
         cpu = torch.device("cpu")
         device = torch.device("cuda") if self.uses_cuda else cpu
         # What the process holds before it loads anything is part of the budget.

@@ -17,7 +17,7 @@ from profiles.kernels import pack_rows
 from profiles.units import MIB
 
 # Elements in the model's own dtype that are held at once.
-PIECE_BYTES = 8 * MIB
+PIECE_BYTES = 2 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,7 +231,7 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
             )
     check_machine(policy, hardware)
     check_executable(policy)
-    if hardware.has_gpu and not hardware.is_emulated and not torch.cuda.is_available():
+    if hardware.uses_cuda and not torch.cuda.is_available():
         raise InputError(
             "machine",
             got="no CUDA device",

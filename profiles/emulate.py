@@ -8,14 +8,19 @@ from profiles.errors import InputError
 from profiles.hardware import Contention, Gpu, HardwareProfile, Link
 from profiles.units import format_bytes, format_rate
 
+# Bytes of memory that a copied byte takes.
+COPIED_BYTES = 2
+# Of the rate of computing beside a link as fast as the memory.
+LEAST_LEFT = 0.25
+
 
 def with_emulated_gpu(
     profile: HardwareProfile, *, memory_bytes: int, link_bytes_per_s: float
 ) -> HardwareProfile:
     """Set aside part of a machine's CPU memory as a GPU tier behind throttled links.
 
-    It computes as fast as the CPU does, on the CPU's cores, of which each has half where the CPU
-    attends beside it. Its memory is taken off the CPU tier.
+    It computes as fast as the CPU does, on the CPU's cores, where it takes turns with the CPU's
+    attention. Its memory is taken off the CPU tier.
 
     Parameters
     ----------
@@ -54,8 +59,9 @@ def with_emulated_gpu(
         emulated=True,
     )
     cpu = replace(profile.cpu, memory_bytes=profile.cpu.memory_bytes - memory_bytes)
-    # What slows the CPU down does so whichever tier it computes for. Both at once are priced as if
-    # they took turns; where one is idle, its half of the cores is, too, and that has no price.
+    # What passes the link is read from the memory that the cores compute from, and written to it.
+    left = 1 - COPIED_BYTES * link_bytes_per_s / profile.cpu.memory_bytes_per_s
+    # What slows the CPU down does so whichever tier it computes for.
     contention = (
         *profile.contention,
         *(
@@ -64,7 +70,14 @@ def with_emulated_gpu(
             if "cpu_compute" in (pair.first, pair.second)
         ),
         Contention(first="gpu_compute", second="cpu_compute", first_keeps=0.5, second_keeps=0.5),
-    )
+        *(
+            Contention(
+                first="gpu_compute", second=name, first_keeps=max(LEAST_LEFT, left),
+                second_keeps=1.0,
+            )
+            for name in ("h2d", "d2h")
+        ),
+    )  # fmt: skip
     return replace(
         profile, name=f"{profile.name} + {gpu.name}", gpu=gpu, cpu=cpu, contention=contention
     )

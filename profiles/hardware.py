@@ -188,6 +188,11 @@ class HardwareProfile:
         return self.gpu is not None and self.gpu.emulated
 
     @property
+    def uses_cuda(self) -> bool:
+        """Whether there is a GPU tier, and a real one."""
+        return self.gpu is not None and not self.gpu.emulated
+
+    @property
     def compute(self) -> ComputeRates:
         """Rates of the device that computes: the GPU where there is one, else the CPU."""
         return self.cpu.compute if self.gpu is None else self.gpu.compute

@@ -35,7 +35,7 @@ from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
 
 # Run again: so many of the fastest, so often.
-FINALISTS, FINALS = 3, 4
+FINALISTS, FINALS = 3, 3
 # What is predicted to take so much longer is not worth its run.
 PATIENCE = 3.0
 ATTEMPTS = 2000

@@ -180,7 +180,9 @@ class ReferenceModel:
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
         normed = layers.final_norm(x, self.head[0], self.config)
-        return torch.cat([layers.logits(normed, part["head.weight"]) for part in self.head], -1)
+        return torch.cat(
+            [layers.linear(normed, part["head.weight"]).float() for part in self.head], -1
+        )
 
 
 def _until(ids: list[int], eos: frozenset[int]) -> list[int]:

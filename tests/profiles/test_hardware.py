@@ -73,7 +73,7 @@ def test_recorded_machine_unpacks_slower_than_its_memory(name: str) -> None:
         rates.append((profile.gpu.compute.unpack_bytes_per_s, profile.gpu.memory_bytes_per_s))
     for unpack, memory in rates:
         # Its output is written at least once, a quarter of that is read, and scale and zero.
-        assert 1.3 * unpack < memory
+        assert 1.2 * unpack < memory
 
 
 def test_recorded_names_are_all_known() -> None:
