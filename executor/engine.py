@@ -218,12 +218,9 @@ class Engine:
         # A wait that a failure ended must not let its task run on half-written buffers.
         if self._failed.is_set():
             return
-        wanted = channel.num_threads or self._num_threads
-        if torch.get_num_threads() != wanted:
-            torch.set_num_threads(wanted)
         timer = self._timers.get(channel.name)
         began = timer.mark() if timer else None
-        do = partial(self._do, task)
+        do = partial(self._do, task, channel.num_threads or self._num_threads)
         start_s, num_bytes = channel.cores.submit(do).result() if channel.cores else do()
         if channel.throttle is not None:
             channel.throttle.hold(num_bytes, start_s)
@@ -238,9 +235,12 @@ class Engine:
         )  # fmt: skip
         self._trace.record(span)
 
-    def _do(self, task: Task) -> tuple[float, int]:
+    def _do(self, task: Task, num_threads: int) -> tuple[float, int]:
         """Do a task; returns when it began and the bytes that it moved."""
         start_s = time.perf_counter()
+        # Each thread has its own number, and begins with what any other has set last.
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
         with torch.inference_mode():
             return start_s, self._handlers[task.kind](task)
 

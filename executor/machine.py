@@ -39,9 +39,9 @@ class Machine:
         device = torch.device("cuda") if self.uses_cuda else cpu
         # What the process holds before it loads anything is part of the budget.
         budget = hardware.cpu.memory_bytes - hardware.cpu.runtime_bytes
-        self.cpu = Arena("cpu", budget, cpu, pins=self.uses_cuda)
-        self.compute = self.cpu
         self._stack = ExitStack()
+        self.cpu = self._stack.enter_context(Arena("cpu", budget, cpu, pins=self.uses_cuda))
+        self.compute = self.cpu
         if self.uses_cuda:
             without_cudnn_attention()
         if hardware.gpu is not None:
@@ -63,11 +63,11 @@ class Machine:
         """
         gpu = self.hardware.gpu
         cores = cpu_threads = gpu_threads = None
-        if self.uses_cuda:
+        if attends_on_cpu and self.uses_cuda:
             num_threads = torch.get_num_threads()
             gpu_threads = max(1, num_threads // FEEDING_SHARE)
             cpu_threads = max(1, num_threads - gpu_threads)
-        elif attends_on_cpu and gpu is not None:
+        elif attends_on_cpu and self.has_gpu:
             cores = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cores"))
         channels = [
             Channel("disk_read"),
@@ -95,4 +95,3 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self.cpu.__exit__()

@@ -16,7 +16,7 @@ from profiles.errors import InputError
 from profiles.kernels import pack_rows
 from profiles.units import MIB
 
-# Elements in the model's own dtype that are held at once.
+# Of elements in the model's own dtype that are held at once.
 PIECE_BYTES = 2 * MIB
 
 

@@ -148,7 +148,9 @@ class ComputeRates:
         wide_s = 1 / wide[dtype].at(rows)
         if dtype not in narrow:
             return 1 / wide_s
-        added_s = max(0.0, 1 / narrow[dtype].at(rows) - wide_s)
+        # Where narrow weights were not measured with so many rows, the most that were count.
+        known = min(rows, narrow[dtype].sizes[-1])
+        added_s = max(0.0, 1 / narrow[dtype].at(known) - 1 / wide[dtype].at(known))
         share = (1 / width - 1 / WIDTH) / (1 / NARROW_WIDTH - 1 / WIDTH)
         return 1 / (wide_s + added_s * max(0.0, share))
 

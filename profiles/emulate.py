@@ -8,9 +8,9 @@ from profiles.errors import InputError
 from profiles.hardware import Contention, Gpu, HardwareProfile, Link
 from profiles.units import format_bytes, format_rate
 
-# Bytes of memory that a copied byte takes.
+# What the memory moves for a copied byte: it is read once and written once.
 COPIED_BYTES = 2
-# Of the rate of computing beside a link as fast as the memory.
+# Share of its rate that computing keeps beside a link as fast as the memory: a guess.
 LEAST_LEFT = 0.25
 
 

@@ -168,14 +168,17 @@ class Row : Scorer<T, Ops, Cache> {
   std::vector<Floats> total_;
 };
 
+// Few at a time: whoever loses its core to another channel's thread must not hold up the rest.
+constexpr long kRowsAtOnce = 4;
+
 template <class Worker>
 void attend_rows(const Attention& a, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Worker worker(a);
-    // Few at a time: whoever loses its core to another channel's thread must not hold up the rest.
-#pragma omp for schedule(dynamic, 4)
-    for (long r = 0; r < a.rows; ++r) worker.attend(r, r + 1 == a.rows);
+#pragma omp for schedule(dynamic, kRowsAtOnce)
+    for (long r = 0; r < a.rows; ++r)
+      worker.attend(r, r % kRowsAtOnce == kRowsAtOnce - 1 || r + 1 == a.rows);
   }
 }
 

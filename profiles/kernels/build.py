@@ -79,8 +79,10 @@ def end_idle_threads() -> None:
     operator of every thread begins some ten microseconds later.
     """
     openmp = _torch_openmp()
-    if openmp is not None and hasattr(openmp, "omp_pause_resource_all"):
-        openmp.omp_pause_resource_all(_PAUSE_SOFT)
+    if openmp is None or not hasattr(openmp, "omp_pause_resource_all"):
+        logger.info("this OpenMP keeps its threads; operators of small models begin later")
+    elif openmp.omp_pause_resource_all(_PAUSE_SOFT):
+        logger.info("OpenMP did not end its threads")
 
 
 def _cache_folder() -> Path:

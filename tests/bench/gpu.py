@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     for name in (part for part in parts if part in cases):
         bench.emit(bench.run_case(name, cases[name]) | circumstances("gpu.py", arguments))
     if len(bench.runs) > 1:
-        bench.emit(bench.calibrated())
+        bench.emit(bench.calibrated() | circumstances("gpu.py", arguments))
 
 
 def _parser() -> BenchParser:
@@ -118,7 +118,7 @@ class GpuBench:
         say(last_line(self.folder / "tests.out"))
 
     def run_case(self, name: str, case: GpuCase) -> dict[str, Any]:
-        """Search, run, calibrate on the run, and let the peers run."""
+        """Search, run one block, and let the peers run."""
         spec = load_model_spec(case.model).with_dtype(DTYPE)
         work = Workload(
             prompt_len=self.flags.prompt_len, gen_len=self.flags.gen_len,
@@ -133,6 +133,8 @@ class GpuBench:
         report = self._run_ours(name, policy)
         say(f"{name}: {report['measured_tok_per_s']:.4g} token/s,"
             f" attainment {report['attainment']:.2f}")  # fmt: skip
+        if report["num_blocks"] > 1 or report["block_size"] != report["num_prompts"]:
+            raise RunError(f"{name}: not one full block, by which predictions are held to runs")
         self.runs[name] = MeasuredRun(
             policy=found.policy, throughput_tok_per_s=report["measured_tok_per_s"],
             prefill_s=report["prefill_s"], decode_s=report["decode_s"],

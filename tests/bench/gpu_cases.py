@@ -47,8 +47,8 @@ class GpuCase:
 
 PAPER = "table 2 of the paper"
 CPU_MEMORY = 110 * GIB
-# Prompts are as many for all sides, so few that a case takes minutes: the block that the memory
-# would hold is two to three times as large.
+# Ours and FlexGen take as many prompts in one block, so few that a case takes minutes: the memory
+# would hold a block two to three times as large.
 CASES = {
     "opt-6.7b": GpuCase(
         model="opt-6.7b", gpu_memory=4 * GIB, cpu_memory=CPU_MEMORY, num_prompts=160,

@@ -133,6 +133,8 @@ def measure(name: str, hardware: HardwareProfile, count: int, folder: Path) -> d
     # Of those that won the first round by luck, the later ones alone count.
     medians = {i: statistics.median(rates[i][1:]) for i in finalists}
     best = max(medians, key=lambda i: medians[i])
+    if not medians[0]:
+        raise RunError(f"{name}: the searched policy did not run")
     regret = 1 - medians[0] / medians[best]
     say(f"{name}: {medians[0]:.4g} token/s, best of {len(policies)} {medians[best]:.4g}"
         f" (regret {regret:.1%})")  # fmt: skip

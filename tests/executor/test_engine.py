@@ -103,6 +103,28 @@ def test_channels_that_share_cores_take_turns() -> None:
     assert sum(trace.moved_bytes.values()) == sum(range(20))
 
 
+def test_shared_cores_compute_with_all_threads_whatever_a_link_does() -> None:
+    before = torch.get_num_threads()
+    seen: dict[str, int] = {}
+
+    def work(task: Task) -> int:
+        seen[task.channel] = torch.get_num_threads()
+        return 0
+
+    torch.set_num_threads(4)
+    try:
+        with ThreadPoolExecutor(1) as cores:
+            channels = [Channel("cpu_compute", cores=cores), Channel("disk_read", num_threads=1)]
+            with Engine(channels, {"work": work}, Trace()) as engine:
+                # The shared thread computes for the first time when another has set its own.
+                engine.submit(make_task(0, "disk_read"))
+                engine.submit(make_task(1, "cpu_compute", 0))
+                engine.drain()
+        assert seen == {"disk_read": 1, "cpu_compute": 4}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_task_waits_for_other_channels() -> None:
     release = threading.Event()
     done: list[str] = []

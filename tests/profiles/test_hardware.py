@@ -26,6 +26,7 @@ from profiles import (
     recorded_profile,
     with_emulated_gpu,
 )
+from profiles.emulate import LEAST_LEFT
 from profiles.files import from_json, to_json
 from profiles.table import format_profile
 
@@ -73,7 +74,8 @@ def test_recorded_machine_unpacks_slower_than_its_memory(name: str) -> None:
         rates.append((profile.gpu.compute.unpack_bytes_per_s, profile.gpu.memory_bytes_per_s))
     for unpack, memory in rates:
         # Its output is written at least once, a quarter of that is read, and scale and zero.
-        assert 1.2 * unpack < memory
+        # Caches may help by a tenth.
+        assert 1.28 * unpack < 1.1 * memory
 
 
 def test_recorded_names_are_all_known() -> None:
@@ -294,13 +296,20 @@ def test_an_emulated_gpu_contends_as_the_cpu_does_and_with_it() -> None:
     own = [pair for pair in profile.contention if "cpu_compute" in (pair.first, pair.second)]
     assert own
     assert emulated.contention[: len(profile.contention)] == profile.contention
-    *copied, shared = emulated.contention[len(profile.contention) :]
+    *copied, shared, up, down = emulated.contention[len(profile.contention) :]
     assert [(pair.first_keeps, pair.second_keeps) for pair in copied] == [
         (pair.first_keeps, pair.second_keeps) for pair in own
     ]
     assert all("gpu_compute" in (pair.first, pair.second) for pair in copied)
     assert {shared.first, shared.second} == {"gpu_compute", "cpu_compute"}
     assert shared.first_keeps == shared.second_keeps == 0.5
+    # What passes the link is read and written by the memory that all compute from.
+    left = 1 - 2 * 8e9 / profile.cpu.memory_bytes_per_s
+    for pair, name in ((up, "h2d"), (down, "d2h")):
+        assert (pair.first, pair.second) == ("gpu_compute", name)
+        assert pair.first_keeps == pytest.approx(left) and pair.second_keeps == 1
+    fast = with_emulated_gpu(profile, memory_bytes=2**30, link_bytes_per_s=1e12)
+    assert fast.contention[-1].first_keeps == LEAST_LEFT
 
 
 def test_table_shows_contention_and_fits() -> None:

@@ -1,0 +1,69 @@
+"""Rates of products between the widths and rows that were measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiles import ComputeRates, RateCurve
+from profiles.compute_rates import NARROW_WIDTH, WIDTH
+
+DTYPE = "bfloat16"
+
+
+def _rates(**others: object) -> ComputeRates:
+    wide = RateCurve(sizes=(1.0, 4.0, 1024.0), rates=(10.0, 20.0, 80.0))
+    given: dict[str, object] = {
+        "matmul": {DTYPE: wide},
+        "attention_prefill": {DTYPE: 1.0},
+        "attention_decode": {DTYPE: 1.0},
+        "narrow_matmul": {DTYPE: RateCurve(sizes=(1.0, 4.0), rates=(5.0, 16.0))},
+    }  # fmt: skip
+    return ComputeRates(**(given | others))  # type: ignore[arg-type]
+
+
+def test_measured_widths_have_their_rates() -> None:
+    rates = _rates()
+    assert rates.matmul_rate(DTYPE, 4, WIDTH) == pytest.approx(20)
+    assert rates.matmul_rate(DTYPE, 4, NARROW_WIDTH) == pytest.approx(16)
+
+
+def test_seconds_are_linear_in_one_over_the_width() -> None:
+    # With one row: 1/10 s a FLOP at 4096, 1/5 at 1024, so 1/30 more for each 1/4096 more.
+    rates = _rates()
+    assert rates.matmul_rate(DTYPE, 1, 2048) == pytest.approx(1 / (1 / 10 + 1 / 30))
+    assert rates.matmul_rate(DTYPE, 1, 512) == pytest.approx(1 / (1 / 10 + 7 / 30))
+    # Wider weights than were measured are no faster.
+    assert rates.matmul_rate(DTYPE, 1, 10 * WIDTH) == pytest.approx(10)
+
+
+def test_more_rows_than_were_measured_narrow_are_no_cost_of_narrowness() -> None:
+    rates = _rates()
+    added_s = 1 / 16 - 1 / 20
+    assert rates.matmul_rate(DTYPE, 1024, NARROW_WIDTH) == pytest.approx(1 / (1 / 80 + added_s))
+
+
+def test_narrow_weights_that_were_faster_or_not_measured_cost_nothing_more() -> None:
+    faster = {DTYPE: RateCurve.constant(100.0)}
+    for rates in (_rates(narrow_matmul=faster), _rates(narrow_matmul={})):
+        assert rates.matmul_rate(DTYPE, 4, 64) == pytest.approx(20)
+
+
+def test_packed_products_have_their_own_widths() -> None:
+    rates = _rates(
+        packed_matmul={DTYPE: RateCurve.constant(40.0)},
+        narrow_packed_matmul={DTYPE: RateCurve.constant(30.0)},
+    )
+    assert rates.matmul_rate(DTYPE, 4, WIDTH, packed=True) == pytest.approx(40)
+    assert rates.matmul_rate(DTYPE, 4, NARROW_WIDTH, packed=True) == pytest.approx(30)
+
+
+def test_eight_bits_have_their_own_rates_or_those_of_four() -> None:
+    rates = _rates(unpack_bytes_per_s=3.0, packed_attention_bytes_per_s=7.0)
+    assert rates.unpack_rate(8) == rates.unpack_rate(4) == 3
+    assert rates.packed_attention_rate(8) == rates.packed_attention_rate(4) == 7
+    rates = _rates(
+        unpack_bytes_per_s=3.0, unpack_8bit_bytes_per_s=2.0, packed_attention_bytes_per_s=7.0,
+        packed_attention_8bit_bytes_per_s=5.0,
+    )  # fmt: skip
+    assert (rates.unpack_rate(8), rates.unpack_rate(4)) == (2, 3)
+    assert (rates.packed_attention_rate(8), rates.packed_attention_rate(4)) == (5, 7)
