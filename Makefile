@@ -32,12 +32,15 @@ bench: $(VENV)/installed
 	$(OFFLOAD) --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --prompt-len 32 --gen-len 128
 	$(OFFLOAD) --only ours --num-prompts 4
-	$(OFFLOAD) --only ours --num-prompts 24 --prompt-len 256 --gen-len 2
-	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k
+	$(OFFLOAD) --only ours --num-prompts 16 --prompt-len 256 --gen-len 2
+	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 128 --gen-len 32
+	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 32 --gen-len 128
 	$(RUN) -m profiles.measure --output bench-work/profile.json
 	$(RUN) tests/bench/precisions.py --hardware bench-work/profile.json
 	$(RUN) tests/bench/emulated_gpu.py
 	$(RUN) tests/bench/memory_kept.py
+	$(RUN) tests/bench/validate.py --work-dir bench-work/validation
+	$(RUN) tests/bench/regret.py --work-dir bench-work/validation
 
 clean:
 	rm -rf $(VENV) demo bench-work

@@ -6,12 +6,12 @@ No placement: how much of it a device does is for ``latency`` to say.
 from __future__ import annotations
 
 from costmodel.layout import LayerLayout
+from costmodel.memory import LOGIT_BYTES
 from costmodel.problem import Problem
 from costmodel.stages import Stage
 from profiles.compute_rates import ComputeRates
 
 # Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
-LOGIT_BYTES = 4
 SAMPLING_PASSES = 3
 # Of an element, in rates of unpacking: whatever dtype it is unpacked to.
 UNPACKED_BYTES = 2

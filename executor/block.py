@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from costmodel.layout import OPT_POSITION_OFFSET
-from costmodel.memory import NUM_BUFFERS
+from costmodel.memory import LOGIT_BYTES, NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.schedule import num_weight_pieces
 from costmodel.tasks import Task
@@ -65,7 +66,12 @@ class Block:
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
-        self._logits: dict[int, torch.Tensor] = {}
+        # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
+        # and the next ones lie behind it. Where the head has one chunk, batches take turns.
+        count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
+        shape = count, policy.gpu_batch_size, self.spec.vocab_size
+        raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
+        self._logits = raw.view(torch.float32).view(shape)
         # What passes between the GPU and the CPU's attention, by staging slot.
         self._projected: list[tuple[torch.Tensor, ...]] = [()] * NUM_BUFFERS
         self._returned: list[tuple[torch.Tensor, ...]] = [()] * NUM_BUFFERS
@@ -278,19 +284,14 @@ class Block:
             last = self._last_tokens(task)
             picked = hidden[torch.arange(len(batch), device=last.device), last]
             self._head_inputs[task.batch] = layers.final_norm(picked, weights, self.config)
-            self._logits[task.batch] = picked.new_empty(
-                len(batch), self.spec.vocab_size, dtype=torch.float32
-            )
+        logits = self._logits[task.batch % len(self._logits), : len(batch)]
         chunks = weights["head.weight"]
         first = self.stores.weights.layers[task.layer].first_row
         for chunk in chunks:
             columns = slice(first, first + chunk.shape[0])
-            self._logits[task.batch][:, columns] = layers.linear(
-                self._head_inputs[task.batch], [chunk]
-            )
+            logits[:, columns] = layers.linear(self._head_inputs[task.batch], [chunk])
             first += chunk.shape[0]
         if task.layer == self._last_layer:
-            logits = self._logits.pop(task.batch)
             del self._head_inputs[task.batch]
             self._choose(task, batch, logits)
 

@@ -28,9 +28,16 @@ class Pulse:
 
     def is_calm(self, hardware: HardwareProfile) -> bool:
         """Whether both are near the profile's."""
+        return all(LEAST <= share <= MOST for share in self._shares(hardware))
+
+    def is_busy(self, hardware: HardwareProfile) -> bool:
+        """Whether one is far below the profile's."""
+        return any(share < LEAST for share in self._shares(hardware))
+
+    def _shares(self, hardware: HardwareProfile) -> list[float]:
         expected = hardware.cpu.compute.matmul[DTYPE].at(ROWS), hardware.cpu.memory_bytes_per_s
         found = self.matmul_flop_per_s, self.memory_bytes_per_s
-        return all(LEAST <= f / e <= MOST for f, e in zip(found, expected, strict=True))
+        return [f / e for f, e in zip(found, expected, strict=True)]
 
 
 @torch.inference_mode()

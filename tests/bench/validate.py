@@ -6,10 +6,11 @@ for a recorded machine and are the same everywhere. All are predicted with one p
 at the start unless it is there; with ``--again`` by a second one as well, measured at the end
 unless that is there.
 
-Before and after each case two rates are sampled for a moment. Where they are far from those of the
-profile, the machine is busy with something else: the case waits, at most a minute, and is marked.
-Marked cases do not calibrate; errors are told with and without them. Progress goes to stderr, one
-JSON line to stdout; ``--table`` keeps the cases as CSV for ``costmodel.calibrate --runs``.
+Before and after each case two rates are sampled for a moment. Where one is far below the profile's,
+the machine is busy with something else, and the case waits, at most a minute; where one is far off
+either way, the case is marked. Marked cases do not calibrate; errors are told with and without
+them. Progress goes to stderr, one JSON line to stdout; ``--table`` keeps the cases as CSV for
+``costmodel.calibrate --runs``.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
         "--offload-dir", str(folder),
     ]  # fmt: skip
     kept: dict[str, Any] = {}
-    before = _wait_for_calm(hardware)
+    before = _wait_while_busy(hardware)
     try:
         kept["report"] = json.loads(run_module(words, folder / "run.log", TIMEOUT_S))
     except RunError as error:
@@ -117,10 +118,10 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
     return kept | {"pulses": to_json((before, after)), "disturbed": not is_calm}
 
 
-def _wait_for_calm(hardware: HardwareProfile) -> Pulse:
+def _wait_while_busy(hardware: HardwareProfile) -> Pulse:
     pulse = measure_pulse()
     for _ in range(MOST_WAITS):
-        if pulse.is_calm(hardware):
+        if not pulse.is_busy(hardware):
             break
         time.sleep(WAIT_S)
         pulse = measure_pulse()

@@ -27,7 +27,7 @@ from tests.executor.tiny_machines import (
 )
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
-TEMPORARY = {"runtime", "workspace", "head input", "logits", "attention staging"}
+TEMPORARY = {"runtime", "workspace", "head input", "attention staging"}
 LLAMA = ModelSpec(
     name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=160, num_heads=4,
     num_kv_heads=2, head_dim=16, vocab_size=900, max_positions=128, tied_embeddings=False,
