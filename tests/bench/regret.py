@@ -35,9 +35,9 @@ from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
 
 # Run again: so many of the fastest, so often.
-FINALISTS, FINALS = 3, 3
+FINALISTS, FINALS = 2, 3
 # What is predicted to take so much longer is not worth its run.
-PATIENCE = 3.0
+PATIENCE = 1.6
 ATTEMPTS = 2000
 
 
@@ -63,23 +63,23 @@ class Triple:
 GB = 10**9
 TRIPLES = {
     "all in memory": Triple(
-        model="llama-3.2-1b", num_prompts=64, prompt_len=64, gen_len=24, cpu_memory=6 * GB
+        model="qwen2.5-0.5b", num_prompts=24, prompt_len=48, gen_len=16, cpu_memory=3 * GB
     ),
     "weights on disk": Triple(
-        model="llama-3.2-1b", num_prompts=32, prompt_len=64, gen_len=12, cpu_memory=1600 * 10**6
+        model="qwen2.5-0.5b", num_prompts=24, prompt_len=48, gen_len=12, cpu_memory=900 * 10**6
     ),
     "few sequences on disk": Triple(
-        model="opt-1.3b", num_prompts=4, prompt_len=64, gen_len=12, cpu_memory=1800 * 10**6
+        model="opt-1.3b", num_prompts=4, prompt_len=24, gen_len=8, cpu_memory=1800 * 10**6
     ),
     "cache on disk": Triple(
-        model="opt-125m", num_prompts=64, prompt_len=512, gen_len=12, cpu_memory=1300 * 10**6
+        model="opt-125m", num_prompts=48, prompt_len=256, gen_len=12, cpu_memory=700 * 10**6
     ),
     "long prompts": Triple(
-        model="qwen2.5-0.5b", num_prompts=12, prompt_len=768, gen_len=32, cpu_memory=2 * GB
+        model="opt-125m", num_prompts=8, prompt_len=768, gen_len=32, cpu_memory=2 * GB
     ),
     "emulated GPU": Triple(
-        model="qwen2.5-0.5b", num_prompts=32, prompt_len=64, gen_len=24, cpu_memory=6 * GB,
-        emulated=EmulatedGpu(memory_bytes=600 * 10**6, link_bytes_per_s=2e9),
+        model="qwen2.5-0.5b", num_prompts=16, prompt_len=48, gen_len=12, cpu_memory=3 * GB,
+        emulated=EmulatedGpu(memory_bytes=500 * 10**6, link_bytes_per_s=2e9),
     ),
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ class Outcome:
 
     @property
     def is_calm(self) -> bool:
-        """Whether it ended, and the machine was as its profile says before and after it."""
+        """Whether it ended, and the machine was as fast as its profile before and after it."""
         return self.has_ended and not self.figures["disturbed"]
 
     @property
