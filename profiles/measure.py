@@ -31,6 +31,11 @@ from profiles.sampling import FULL, QUICK, Sampler
 from profiles.table import format_profile
 from profiles.units import format_seconds
 
+# From tests/bench/validate.py, on two cores.
+QUICK_WARNING = (
+    "quick: few sizes and samples. Once calibrated, predictions were off by 10.1 % on average with"
+    " such a profile, by 8.6 % with a full one; a tenth of them by more than 20 %, and 15 %"
+)
 VERSIONED = ("torch", "numpy", "tokenizers", "safetensors")
 
 
@@ -205,6 +210,8 @@ def main(arguments: list[str]) -> None:
     print(format_profile(profile))
     seconds = time.perf_counter() - start
     print(f"\nmeasured in {format_seconds(seconds)}, written to {flags.output}")
+    if flags.quick:
+        print(QUICK_WARNING)
     if flags.json:
         summary = to_json(replace(profile, measurements=()))
         print(json.dumps({"output": str(flags.output), "measured_s": seconds, "profile": summary}))
