@@ -13,6 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from costmodel.memory import LIBRARY_BYTES
 from profiles.command import Parser, run
 from profiles.errors import RunError
 from profiles.hardware import HardwareProfile
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "kjv"
 PROMPTS = ROOT / "models" / "demo_prompts.jsonl"
 # Beside what a process holds anyway: less than the weights, the cache and the workspace want.
-MEMORY_BYTES = 35 * MIB
+MEMORY_BYTES = LIBRARY_BYTES + 11 * MIB
 PROMPT_LEN = 20
 GEN_LEN = 48
 NUM_SHOWN = 8
