@@ -111,11 +111,9 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
 
 def _decode_rate(problem: Problem, rates: ComputeRates) -> float:
     """Bytes per second of the cache as attention computes with it, however it lies."""
-    rate = rates.attention_decode[problem.model.dtype]
-    if problem.packs_cache:
-        # Without a kernel that reads it as it lies, it is unpacked first.
-        unpacked_first = 1 / (1 / rate + 1 / rates.unpack_rate(problem.cache_bits))
-        rate = rates.packed_attention_rate(problem.cache_bits) or unpacked_first
+    model = problem.model
+    bits = problem.cache_bits if problem.packs_cache else None
+    rate = rates.attention_rate(model.dtype, bits, model.group_size, model.head_dim)
     if problem.attention_sparsity < 1 and rates.sparse_attention_bytes_per_s:
         rate = min(rate, rates.sparse_attention_bytes_per_s)
     return rate

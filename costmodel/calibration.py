@@ -33,6 +33,8 @@ EFFICIENCIES: Mapping[str, tuple[str, ...]] = {
     "cpu_attention": ("cpu_attention",),
     "cpu_unpack": ("cpu_unpack",),
     "cpu_memory": ("cpu_memory",),
+    "gpu_tasks": ("gpu_tasks",),
+    "cpu_tasks": ("cpu_tasks",),
 }
 UNHIDDEN = "unhidden_share"
 # A factor of e away from the profile weighs as much as a prediction that is so far off: a rate

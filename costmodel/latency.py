@@ -191,7 +191,11 @@ def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
     loaded = shares.per_block
     if problem.unpacks_per_batch:
         loaded = whole * (1 / stage.sequences_at_once)
-    seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, whole, loaded)
+    seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, shares.cache_cpu, loaded)
+    if not stage.is_prefill:
+        # What comes from disk lies token by token.
+        moved_s = attention_seconds(problem, stage, cpu.compute.over_tokens())
+        seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
     memory_bytes = {
         "project": whole * (attended_bytes(problem, stage)),
         "finish": whole

@@ -11,7 +11,7 @@ from pathlib import Path
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.workload import Workload
-from profiles.emulate import with_emulated_gpu
+from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError
 from profiles.files import atomic_writer
 from profiles.hardware import HardwareProfile
@@ -24,25 +24,6 @@ COLUMNS = (
 )  # fmt: skip
 # Fractions of a table carry few digits.
 FRACTION_DIGITS = 9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmulatedGpu:
-    """The GPU tier that a run emulated in CPU memory: its size and the rate of its link."""
-
-    memory_bytes: int
-    link_bytes_per_s: float
-
-    def __post_init__(self) -> None:
-        for name in ("memory_bytes", "link_bytes_per_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"emulated GPU {name}", got=getattr(self, name), allowed="above 0")
-
-    def beside(self, hardware: HardwareProfile) -> HardwareProfile:
-        """Return a machine without a GPU with this one as its GPU tier."""
-        return with_emulated_gpu(
-            hardware, memory_bytes=self.memory_bytes, link_bytes_per_s=self.link_bytes_per_s
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from profiles.compute_rates import ComputeRates, RateCurve
+from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile, Link
+from profiles.rate_curve import RateCurve
 
 Scale = Callable[[HardwareProfile, float], HardwareProfile]
 
@@ -76,6 +77,10 @@ def _unpacking(rates: ComputeRates, factor: float) -> ComputeRates:
     )
 
 
+def _tasks(rates: ComputeRates, factor: float) -> ComputeRates:
+    return replace(rates, task_overhead_s=rates.task_overhead_s / factor)
+
+
 def _on_gpu(change: Callable[[ComputeRates, float], ComputeRates]) -> Scale:
     def scale(hardware: HardwareProfile, factor: float) -> HardwareProfile:
         if hardware.gpu is None:
@@ -139,6 +144,14 @@ def _arithmetic(value: Callable[[HardwareProfile], float], scale: Scale) -> Rate
     return Rate(unit="TFLOP/s", unit_size=1e12, value=value, scale=scale)
 
 
+def _tasks_per_s(value: Callable[[HardwareProfile], ComputeRates | None], scale: Scale) -> Rate:
+    def rate(hardware: HardwareProfile) -> float:
+        rates = value(hardware)
+        return 1 / rates.task_overhead_s if rates and rates.task_overhead_s else 0.0
+
+    return Rate(unit="layers/s", unit_size=1.0, value=rate, scale=scale)
+
+
 RATES: Mapping[str, Rate] = {
     "disk_read": _bandwidth(lambda h: h.disk.read.peak, _of_disk("read")),
     "disk_write": _bandwidth(lambda h: h.disk.write.peak, _of_disk("write")),
@@ -153,4 +166,7 @@ RATES: Mapping[str, Rate] = {
     "cpu_matmul": _arithmetic(lambda h: _best_matmul(h.cpu.compute), _on_cpu(_matmul)),
     "cpu_attention": _bandwidth(lambda h: _best_attention(h.cpu.compute), _on_cpu(_attention)),
     "cpu_unpack": _bandwidth(lambda h: h.cpu.compute.unpack_bytes_per_s, _on_cpu(_unpacking)),
+    # Of layers so small that only their fixed cost counts.
+    "gpu_tasks": _tasks_per_s(_gpu_compute, _on_gpu(_tasks)),
+    "cpu_tasks": _tasks_per_s(lambda h: h.cpu.compute, _on_cpu(_tasks)),
 }

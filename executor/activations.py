@@ -17,7 +17,7 @@ from costmodel.tasks import Task
 from executor.machine import Machine
 from executor.scratch_file import ScratchFile
 from profiles.aligned_io import PAGE_BYTES
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 
 
 class HiddenStates:

@@ -23,7 +23,7 @@ from executor.safetensors_file import (
     open_safetensors,
     read_into,
 )
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.errors import InputError
 from profiles.files import read_json
 

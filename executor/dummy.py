@@ -23,7 +23,7 @@ from costmodel.model_spec import ModelSpec, spec_from_config
 from executor.checkpoint import INDEX_NAME, TensorPart, layer_parts, overlaps
 from executor.families import PREFIXES, DecoderConfig, default_decoder_config
 from executor.safetensors_file import LENGTH_BYTES
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.files import write_json
 from profiles.units import GIB
 

@@ -24,7 +24,7 @@ from costmodel.tasks import Task
 from executor.machine import Machine
 from executor.scratch_file import ScratchFile
 from executor.strided_copy import copy_runs
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.errors import RunError
 from profiles.kernels import pack_rows
 

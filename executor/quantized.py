@@ -11,7 +11,7 @@ from costmodel.layout import LayerLayout, TensorLayout, unpacked_layout
 from costmodel.model_spec import ModelSpec
 from executor.checkpoint import WeightSource
 from executor.families import DecoderConfig
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.errors import InputError
 from profiles.kernels import pack_rows
 from profiles.units import MIB

@@ -24,7 +24,7 @@ from executor.machine import Machine
 from executor.unpacked import PackedLayer, UnpackedMatrices
 from executor.weight_file import Progress, WeightFile, page_floor
 from profiles.aligned_io import PAGE_BYTES
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.units import MIB
 
 LOAD_PIECE_BYTES = 16 * MIB

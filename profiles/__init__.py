@@ -1,6 +1,6 @@
 """What a machine can do: measured, stored, loaded. Imports without torch."""
 
-from profiles.compute_rates import ComputeRates, RateCurve
+from profiles.compute_rates import ComputeRates
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InfeasibleError, InputError, RunError, ZigzagError
 from profiles.hardware import (
@@ -12,6 +12,7 @@ from profiles.hardware import (
     HardwareProfile,
     Link,
 )
+from profiles.rate_curve import RateCurve
 from profiles.recorded import recorded_names, recorded_profile
 from profiles.timing import Measurement
 

@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from profiles.errors import InputError
+from profiles.rate_curve import RateCurve, require_not_negative, require_positive
 
 # Width of the weights (``in_features``) that matrix products are measured with, and of narrow ones.
 WIDTH, NARROW_WIDTH = 4096, 1024
-
-
-def require_positive(what: str, value: float) -> None:
-    """Raise ``InputError`` unless ``value`` is a finite number above zero."""
-    if not math.isfinite(value) or value <= 0:
-        raise InputError(what, got=value, allowed="a finite number above zero")
-
-
-def require_not_negative(what: str, value: float) -> None:
-    """Raise ``InputError`` unless ``value`` is a finite number, zero or more."""
-    if not math.isfinite(value) or value < 0:
-        raise InputError(what, got=value, allowed="a finite number, zero or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateCurve:
-    """A rate measured at several sizes of work.
-
-    Parameters
-    ----------
-    sizes
-        Increasing; rows of a matrix product, or bytes of one request.
-    rates
-        FLOP/s or bytes/s at each size.
-    """
-
-    sizes: tuple[float, ...]
-    rates: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.sizes or len(self.sizes) != len(self.rates):
-            got = f"{len(self.sizes)} sizes and {len(self.rates)} rates"
-            raise InputError("rate curve", got=got, allowed="as many sizes as rates, at least one")
-        for value in (*self.sizes, *self.rates):
-            require_positive("rate curve", value)
-        if any(a >= b for a, b in zip(self.sizes, self.sizes[1:], strict=False)):
-            raise InputError("rate curve sizes", got=list(self.sizes), allowed="increasing sizes")
-
-    @classmethod
-    def constant(cls, rate: float) -> RateCurve:
-        """Make a curve with one rate at every size."""
-        return cls(sizes=(1.0,), rates=(rate,))
-
-    def at(self, size: float) -> float:
-        """Interpolate the log rate over log size; constant beyond the ends."""
-        if size <= self.sizes[0]:
-            return self.rates[0]
-        if size >= self.sizes[-1]:
-            return self.rates[-1]
-        i = bisect.bisect_right(self.sizes, size)
-        low, high = self.sizes[i - 1], self.sizes[i]
-        share = math.log(size / low) / math.log(high / low)
-        return math.exp((1 - share) * math.log(self.rates[i - 1]) + share * math.log(self.rates[i]))
-
-    @property
-    def peak(self) -> float:
-        """The highest rate measured."""
-        return max(self.rates)
+# What decode attention is measured with: query heads that share a key head, and elements of a head;
+# and with more queries for every element.
+GROUP_SIZE, HEAD_DIM = 4, 128
+MANY_QUERIES, SHORT_HEAD_DIM = 8, 64
+# Of a cache that is not packed, where rates go by its bits.
+FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +48,11 @@ class ComputeRates:
         The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
         The same as above for groups of 8 bits. 0 where they are not known: those of 4 bits serve.
+    attention_many_queries, attention_by_token
+        Shares of its rate, above 0 to 1, that attention of decode keeps where ``MANY_QUERIES``
+        heads share a key head of ``SHORT_HEAD_DIM``, and where the cache lies token by token, as
+        it does where it moves, instead of row by row. By bits of the cache: ``full``, ``8``, ``4``;
+        what is not there keeps all.
     """
 
     matmul: Mapping[str, RateCurve]
@@ -115,6 +67,8 @@ class ComputeRates:
     narrow_packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
     unpack_8bit_bytes_per_s: float = 0.0
     packed_attention_8bit_bytes_per_s: float = 0.0
+    attention_many_queries: Mapping[str, float] = field(default_factory=dict)
+    attention_by_token: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.matmul:
@@ -135,6 +89,8 @@ class ComputeRates:
             "unpack_8bit_bytes_per_s", "packed_attention_8bit_bytes_per_s",
         ):  # fmt: skip
             require_not_negative(name, getattr(self, name))
+        for name in ("attention_many_queries", "attention_by_token"):
+            _check_shares(name, getattr(self, name))
 
     def matmul_rate(self, dtype: str, rows: float, width: int, *, packed: bool = False) -> float:
         """Return the FLOP/s of a product of ``rows`` with weights [any, ``width``].
@@ -148,8 +104,9 @@ class ComputeRates:
         wide_s = 1 / wide[dtype].at(rows)
         if dtype not in narrow:
             return 1 / wide_s
-        # Where narrow weights were not measured with so many rows, the most that were count.
-        known = min(rows, narrow[dtype].sizes[-1])
+        # Where narrow weights were not measured with so few or many rows, the nearest count.
+        sizes = narrow[dtype].sizes
+        known = min(max(rows, sizes[0]), sizes[-1])
         added_s = max(0.0, 1 / narrow[dtype].at(known) - 1 / wide[dtype].at(known))
         share = (1 / width - 1 / WIDTH) / (1 / NARROW_WIDTH - 1 / WIDTH)
         return 1 / (wide_s + added_s * max(0.0, share))
@@ -159,7 +116,38 @@ class ComputeRates:
         eight = self.unpack_8bit_bytes_per_s if bits == 8 else 0.0
         return eight or self.unpack_bytes_per_s
 
-    def packed_attention_rate(self, bits: int | None) -> float:
-        """Return the rate of attention over a cache of ``bits``; 0 where it is not known."""
-        eight = self.packed_attention_8bit_bytes_per_s if bits == 8 else 0.0
-        return eight or self.packed_attention_bytes_per_s
+    def attention_rate(self, dtype: str, bits: int | None, group_size: int, head_dim: int) -> float:
+        """Return the rate of decode attention over a cache of ``bits``, ``None`` where it is not
+        packed, in the bytes that it has unpacked.
+
+        The queries of each element cost arithmetic, so that seconds per byte are linear in
+        ``group_size / head_dim``, from the shape on that the rate was measured with.
+        """
+        rate = self.attention_decode[dtype]
+        if bits is not None:
+            eight = self.packed_attention_8bit_bytes_per_s if bits == 8 else 0.0
+            packed = eight or self.packed_attention_bytes_per_s
+            # Without a kernel that reads it as it lies, it is unpacked first.
+            rate = packed or 1 / (1 / rate + 1 / self.unpack_rate(bits))
+        few, many = GROUP_SIZE / HEAD_DIM, MANY_QUERIES / SHORT_HEAD_DIM
+        more = max(0.0, (group_size / head_dim - few) / (many - few))
+        kept = self.attention_many_queries.get(str(bits or FULL), 1.0)
+        return rate / (1 + more * (1 / kept - 1))
+
+    def over_tokens(self) -> ComputeRates:
+        """Return these rates, with attention over a cache that lies token by token."""
+        kept = {bits: self.attention_by_token.get(bits, 1.0) for bits in (FULL, "8", "4")}
+        return replace(
+            self,
+            attention_decode={d: rate * kept[FULL] for d, rate in self.attention_decode.items()},
+            sparse_attention_bytes_per_s=self.sparse_attention_bytes_per_s * kept[FULL],
+            packed_attention_bytes_per_s=self.packed_attention_bytes_per_s * kept["4"],
+            packed_attention_8bit_bytes_per_s=self.packed_attention_8bit_bytes_per_s * kept["8"],
+            attention_by_token={},
+        )
+
+
+def _check_shares(name: str, shares: Mapping[str, float]) -> None:
+    for bits, share in shares.items():
+        if not 0 < share <= 1:
+            raise InputError(f"{name}.{bits}", got=share, allowed="above 0, at most 1")

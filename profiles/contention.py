@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from profiles.aligned_io import DirectFile
-from profiles.compute import ComputePlan, decode_attention, matrix_product
+from profiles.attention import decode_attention
+from profiles.compute import matrix_product
+from profiles.compute_plan import ComputePlan
 from profiles.compute_rates import ComputeRates
 from profiles.disk import DiskPlan, noise_file
 from profiles.hardware import Contention

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
-from profiles.compute_rates import RateCurve
 from profiles.errors import InputError
 from profiles.hardware import Disk
+from profiles.rate_curve import RateCurve
 from profiles.sampling import Sampler
 from profiles.timing import Measurement, seconds_of
 from profiles.units import KIB, MIB, format_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from profiles.errors import InputError
 from profiles.hardware import Contention, Gpu, HardwareProfile, Link
@@ -12,6 +12,25 @@ from profiles.units import format_bytes, format_rate
 COPIED_BYTES = 2
 # Share of its rate that computing keeps beside a link as fast as the memory: a guess.
 LEAST_LEFT = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulatedGpu:
+    """The GPU tier that a run emulated in CPU memory: its size and the rate of its link."""
+
+    memory_bytes: int
+    link_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "link_bytes_per_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"emulated GPU {name}", got=getattr(self, name), allowed="above 0")
+
+    def beside(self, hardware: HardwareProfile) -> HardwareProfile:
+        """Return a machine without a GPU with this one as its GPU tier."""
+        return with_emulated_gpu(
+            hardware, memory_bytes=self.memory_bytes, link_bytes_per_s=self.link_bytes_per_s
+        )
 
 
 def with_emulated_gpu(
@@ -53,7 +72,8 @@ def with_emulated_gpu(
         name=f"emulated GPU ({format_bytes(memory_bytes)}, {format_rate(link_bytes_per_s)})",
         memory_bytes=memory_bytes,
         memory_bytes_per_s=profile.cpu.memory_bytes_per_s,
-        compute=profile.cpu.compute,
+        # What lies there moves, or came from elsewhere.
+        compute=profile.cpu.compute.over_tokens(),
         h2d=link,
         d2h=link,
         emulated=True,

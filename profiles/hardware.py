@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from profiles.compute_rates import ComputeRates, RateCurve, require_not_negative, require_positive
+from profiles.compute_rates import ComputeRates
 from profiles.errors import InputError
 from profiles.files import from_json, read_json, to_json, write_json
+from profiles.rate_curve import RateCurve, require_not_negative, require_positive
 from profiles.timing import Measurement
 
 SCHEMA_VERSION = 1

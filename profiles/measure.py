@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from profiles import compute, disk
+from profiles import compute, compute_plan, disk
 from profiles.command import Parser, run
 from profiles.contention import measure_contention
 from profiles.emulate import with_emulated_gpu
@@ -64,7 +64,7 @@ def measure_profile(
     progress("cpu.runtime")
     runtime_bytes = measure_runtime_bytes()
     sampler = Sampler(QUICK if quick else FULL, progress)
-    plan = compute.QUICK_PLAN if quick else compute.FULL_PLAN
+    plan = compute_plan.QUICK_PLAN if quick else compute_plan.FULL_PLAN
     disk_plan = disk.QUICK_PLAN if quick else disk.FULL_PLAN
     cpu = Cpu(
         name=_cpu_name(),
@@ -90,7 +90,7 @@ def measure_profile(
     )
 
 
-def _measure_gpu(plan: compute.ComputePlan, sampler: Sampler) -> Gpu:
+def _measure_gpu(plan: compute_plan.ComputePlan, sampler: Sampler) -> Gpu:
     without_cudnn_attention()
     # A GPU needs more work than a CPU before it shows its speed.
     plan = replace(plan, out_features=11008, num_prompts=8, num_heads=32, num_cache_rows=1024)

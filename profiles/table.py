@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from profiles.compute_rates import ComputeRates, RateCurve
+from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile, Link
+from profiles.rate_curve import RateCurve
 from profiles.units import format_bytes, format_flop_rate, format_rate, format_seconds
 
 # Spreads beyond this are marked: the machine was busy, or its clock moves.
@@ -106,6 +107,12 @@ class _Table:
             if rate > 0:
                 cell = self._with_spread(format_rate(rate), f"{prefix}.{figure}")
                 rows.append(_row(label, cell))
+        for label, shares in (
+            ("many queries keep", rates.attention_many_queries),
+            ("token by token keeps", rates.attention_by_token),
+        ):
+            if shares:
+                rows.append(_row(label, *(f"{bits}: {kept:.0%}" for bits, kept in shares.items())))
         packed, narrow = rates.packed_matmul, rates.narrow_packed_matmul
         rows += self._products(prefix, "packed_matmul", "4 bits", packed)
         rows += self._products(prefix, "packed_matmul.narrow", "4 bits narrow", narrow)

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
+from profiles.attention import cache_by_row
 from profiles.command import run
-from profiles.compute import COLD_BYTES, DTYPES, HEAD_DIM, cache_at_home
+from profiles.compute_plan import COLD_BYTES, DTYPES
+from profiles.compute_rates import HEAD_DIM
 from profiles.errors import InputError
 from profiles.units import MIB
 
@@ -67,7 +69,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     batch, kv_heads, tokens = shape
     cache_bytes = tokens * 2 * batch * kv_heads * HEAD_DIM * DTYPES[dtype].itemsize
     caches = [
-        cache_at_home("cpu", torch.randn(batch * kv_heads, 2, tokens, HEAD_DIM).to(DTYPES[dtype]))
+        cache_by_row(torch.randn(batch * kv_heads, 2, tokens, HEAD_DIM).to(DTYPES[dtype]))
         for _ in range(max(2, -(-COLD_BYTES // cache_bytes)))
     ]
     turns = itertools.cycle(caches)

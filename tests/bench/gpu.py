@@ -27,11 +27,12 @@ from workload_run import ROOT, BenchParser, circumstances, say
 
 from costmodel.calibration import calibrate, leave_one_out
 from costmodel.choices import Permitted
-from costmodel.measured_runs import EmulatedGpu, MeasuredRun, row_of
+from costmodel.measured_runs import MeasuredRun, row_of
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
 from costmodel.workload import Workload
 from profiles.command import run
+from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile

@@ -8,7 +8,8 @@ from functools import cache
 
 import torch
 
-from profiles.compute import QUICK_PLAN, matrix_product
+from profiles.compute import matrix_product
+from profiles.compute_plan import QUICK_PLAN
 from profiles.hardware import HardwareProfile
 from profiles.timing import seconds_of
 

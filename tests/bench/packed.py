@@ -18,8 +18,10 @@ from decode_attention import GROUPS, SHAPES, measure_rate
 from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
+from profiles.attention import cache_by_row
 from profiles.command import run
-from profiles.compute import COLD_BYTES, HEAD_DIM, cache_at_home
+from profiles.compute_plan import COLD_BYTES
+from profiles.compute_rates import HEAD_DIM
 from profiles.errors import InputError
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
@@ -111,7 +113,7 @@ def measure_attention(shape: tuple[int, int, int], group: int, rounds: int) -> d
     for form, cache in (("plain", by_row), ("packed", packed)):
         count = max(2, -(-COLD_BYTES // cache.nbytes))
         whole = cache.unflatten(0, (batch * kv_heads, 2))
-        turns[form] = itertools.cycle([cache_at_home("cpu", whole) for _ in range(count)])
+        turns[form] = itertools.cycle([cache_by_row(whole) for _ in range(count)])
     q = torch.randn(batch, kv_heads * group, HEAD_DIM).bfloat16()
     out = torch.empty(batch * kv_heads, group, HEAD_DIM, dtype=torch.bfloat16)
     sums = torch.zeros(batch * kv_heads, HEAD_DIM)

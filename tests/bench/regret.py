@@ -21,7 +21,6 @@ from typing import Any
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
 from costmodel.job import job_throughput
-from costmodel.measured_runs import EmulatedGpu
 from costmodel.memory import capacities
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
@@ -30,6 +29,7 @@ from costmodel.price import estimate
 from costmodel.rounding import round_policy
 from costmodel.workload import Workload
 from profiles.command import run
+from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile

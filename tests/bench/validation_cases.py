@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from drawn_policies import draw_placement
 
 from costmodel.choices import Permitted
-from costmodel.measured_runs import EmulatedGpu
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
 from costmodel.policy import Policy, Prediction
@@ -16,6 +15,7 @@ from costmodel.price import estimate
 from costmodel.problem import Problem
 from costmodel.rounding import round_policy
 from costmodel.workload import Workload
+from profiles.emulate import EmulatedGpu
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.recorded import recorded_profile

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from costmodel.calibration import calibrate, leave_one_out, mean_error
-from costmodel.measured_runs import EmulatedGpu, MeasuredRun, read_runs, row_of, write_rows
+from costmodel.measured_runs import MeasuredRun, read_runs, row_of, write_rows
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.price import estimate
 from costmodel.rates import RATES
 from costmodel.workload import Workload
 from profiles import HardwareProfile, InputError, recorded_profile
+from profiles.emulate import EmulatedGpu
 from profiles.units import GIB
 
 PAPER = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"

@@ -139,6 +139,23 @@ def test_attention_of_both_phases() -> None:
     assert predicted.decode_s == pytest.approx(SEQUENCES * TOKEN * CONTEXT / 1e5)
 
 
+def test_cache_from_disk_is_attended_as_it_lies_there() -> None:
+    """Half of the cache is on disk and comes token by token; only attention costs anything."""
+    rates = replace(make_compute(decode=1e5), attention_by_token={"full": 0.25})
+    # Batches so large that half of their rows fill whole pages.
+    half = {"cache": Placement(cpu=0.5, disk=0.5), "gpu_batch_size": 8 * 4}
+    by_row_s = SEQUENCES * TOKEN * CONTEXT / 1e5
+    predicted = _price(make_machine(cpu=rates), **half)
+    assert predicted.decode_s == pytest.approx(8 * (0.5 + 0.5 / 0.25) * by_row_s)
+
+
+def test_many_queries_for_each_element_slow_attention_down() -> None:
+    by_row_s = SEQUENCES * TOKEN * CONTEXT / 1e5
+    many = replace(make_compute(decode=1e5), attention_many_queries={"full": 0.5})
+    model = make_model(head_dim=64, num_heads=16, num_kv_heads=2)
+    assert _price(make_machine(cpu=many), model=model).decode_s == pytest.approx(2 * by_row_s)
+
+
 def test_every_task_costs_its_overhead() -> None:
     predicted = _price(make_machine(cpu=make_compute(overhead_s=1.0)))
     # Two batches of 4. Prefill computes each in two parts and launches the operators of the

@@ -13,7 +13,7 @@ from costmodel.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
 from executor import layers
 from executor.attention import prefill_attention
 from executor.checkpoint import WeightSource
-from profiles.compute import DTYPES
+from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from profiles import ComputeRates, RateCurve
-from profiles.compute_rates import NARROW_WIDTH, WIDTH
+from profiles import ComputeRates, InputError, RateCurve
+from profiles.compute_rates import (
+    GROUP_SIZE,
+    HEAD_DIM,
+    MANY_QUERIES,
+    NARROW_WIDTH,
+    SHORT_HEAD_DIM,
+    WIDTH,
+)
 
 DTYPE = "bfloat16"
 
@@ -60,10 +67,41 @@ def test_packed_products_have_their_own_widths() -> None:
 def test_eight_bits_have_their_own_rates_or_those_of_four() -> None:
     rates = _rates(unpack_bytes_per_s=3.0, packed_attention_bytes_per_s=7.0)
     assert rates.unpack_rate(8) == rates.unpack_rate(4) == 3
-    assert rates.packed_attention_rate(8) == rates.packed_attention_rate(4) == 7
+    assert _attention(rates, 8) == _attention(rates, 4) == pytest.approx(7)
     rates = _rates(
         unpack_bytes_per_s=3.0, unpack_8bit_bytes_per_s=2.0, packed_attention_bytes_per_s=7.0,
         packed_attention_8bit_bytes_per_s=5.0,
     )  # fmt: skip
     assert (rates.unpack_rate(8), rates.unpack_rate(4)) == (2, 3)
-    assert (rates.packed_attention_rate(8), rates.packed_attention_rate(4)) == (5, 7)
+    assert (_attention(rates, 8), _attention(rates, 4)) == pytest.approx((5, 7))
+
+
+def _attention(rates: ComputeRates, bits: int | None) -> float:
+    return rates.attention_rate(DTYPE, bits, GROUP_SIZE, HEAD_DIM)
+
+
+def test_queries_beyond_those_measured_first_cost_seconds_in_proportion() -> None:
+    rates = _rates(attention_decode={DTYPE: 12.0}, attention_many_queries={"full": 0.5})
+    assert rates.attention_rate(DTYPE, None, MANY_QUERIES, SHORT_HEAD_DIM) == pytest.approx(6)
+    # 4 of 64 lie a third of the way from 4 of 128 to 8 of 64.
+    assert rates.attention_rate(DTYPE, None, 4, 64) == pytest.approx(12 / (1 + 1 / 3))
+    assert rates.attention_rate(DTYPE, None, 1, HEAD_DIM) == pytest.approx(12)
+    packed = _rates(unpack_bytes_per_s=4.0, attention_decode={DTYPE: 12.0})
+    assert packed.attention_rate(DTYPE, 4, MANY_QUERIES, SHORT_HEAD_DIM) == pytest.approx(3)
+
+
+def test_each_precision_has_its_own_rate_token_by_token() -> None:
+    rates = _rates(
+        attention_decode={DTYPE: 10.0}, packed_attention_bytes_per_s=8.0,
+        packed_attention_8bit_bytes_per_s=6.0,
+        attention_by_token={"full": 0.9, "8": 0.5, "4": 0.25},
+    ).over_tokens()  # fmt: skip
+    measured = [_attention(rates, bits) for bits in (None, 8, 4)]
+    assert measured == pytest.approx([9, 3, 2])
+    assert rates.over_tokens() == rates
+
+
+def test_a_share_of_a_rate_is_at_most_all_of_it() -> None:
+    for share in (0.0, 1.5):
+        with pytest.raises(InputError, match=r"attention_by_token\.4"):
+            _rates(attention_by_token={"4": share})

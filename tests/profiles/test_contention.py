@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from profiles import ComputeRates, RateCurve
-from profiles.compute import ComputePlan, measure_compute
+from profiles.compute import measure_compute
+from profiles.compute_plan import ComputePlan
 from profiles.contention import LEAST_KEPT, Work, measure_contention, rates_together
 from profiles.disk import DiskPlan
 from profiles.sampling import Effort, Sampler

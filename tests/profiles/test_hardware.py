@@ -220,7 +220,7 @@ def test_emulated_gpu_takes_its_memory_from_the_cpu() -> None:
     assert "emulated" in emulated.gpu.name and "emulated" in emulated.name
     assert emulated.cpu.memory_bytes + emulated.gpu.memory_bytes == profile.cpu.memory_bytes
     assert emulated.gpu.h2d.pinned_bytes_per_s == 8e9
-    assert emulated.compute == profile.cpu.compute
+    assert emulated.compute == profile.cpu.compute.over_tokens()
     with pytest.raises(InputError, match="--emulate-gpu"):
         with_emulated_gpu(emulated, memory_bytes=1, link_bytes_per_s=8e9)
     with pytest.raises(InputError, match="less than the CPU memory"):
