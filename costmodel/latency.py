@@ -153,6 +153,12 @@ def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
         loaded = here * (1 / stage.sequences_at_once)
     attended = shares.whole - shares.attended
     seconds = _layer_seconds(problem, stage, gpu.compute, shares.whole, here, attended, loaded)
+    if not stage.is_prefill:
+        # Where the CPU attends, a layer is cut in two.
+        cut = stage.passes * problem.model.num_layers / stage.sequences_at_once
+        seconds["project"] = seconds["project"] + shares.attended * (
+            cut * gpu.compute.task_overhead_s
+        )
     head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
     return (
         *(Work(kind, "gpu_compute", value) for kind, value in seconds.items()),

@@ -15,6 +15,7 @@ from costmodel.problem import problem_of
 from costmodel.workload import Workload
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
 from tests.costmodel.machines import (
+    AMPLE,
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
     HEAD_BYTES,
@@ -162,6 +163,14 @@ def test_every_task_costs_its_overhead() -> None:
     # embedding and of a layer for each; the head, in one chunk, takes a batch at once.
     assert predicted.prefill_s == pytest.approx(2 * (2 * (1 + LAYERS) + 1))
     assert predicted.decode_s == pytest.approx(STEPS * 2 * (1 + LAYERS + 1))
+
+
+def test_a_layer_that_hands_attention_down_is_two_tasks() -> None:
+    machine = make_machine(gpu_memory=AMPLE, gpu=make_compute(overhead_s=1.0))
+    predicted = _price(machine, activations=ON_GPU, cpu_attention=1.0)
+    assert predicted.decode_s == pytest.approx(STEPS * 2 * (1 + 2 * LAYERS + 1))
+    # Prefill attends on the GPU.
+    assert predicted.prefill_s == pytest.approx(2 * (2 * (1 + LAYERS) + 1))
 
 
 def test_every_chunk_of_the_head_is_a_task() -> None:
