@@ -33,6 +33,7 @@ from executor.results import BlockResult, Progress, collect
 from executor.sampling import Chooser, Sampler
 from executor.scratch_file import ScratchFile
 from executor.trace import Span, Trace
+from executor.warm_up import compile_kernels
 from executor.weight_file import WeightFile
 from executor.weights import WeightStore
 from profiles import kernels
@@ -160,6 +161,8 @@ class Runner:
         positions = None
         if self.source.config.rope is None:
             positions = EmbeddingTable(self.weights, file, "positions.weight")
+        if self.hardware.uses_cuda:
+            compile_kernels(policy, self.layers, cache, machine.compute.device)
         stores = Stores(
             weights=self.weights, tokens=tokens, positions=positions, cache=cache,
             hidden=hidden,

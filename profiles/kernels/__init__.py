@@ -13,7 +13,7 @@ import torch
 
 from profiles.kernels import twins
 from profiles.kernels.build import end_idle_threads, load_library
-from profiles.kernels.call import call_kernel, is_native, pointer
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.groups import multiply_rows, pack_rows, unpack_rows
 from profiles.packing import Packing
 
@@ -104,6 +104,13 @@ def decode_attention(
     begins
         The first step: what is in ``value_sums`` is ignored, and all values are summed.
     """
+    gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
+    if gpu is not None and gpu.attends_packed(packing):
+        gpu.decode_attention(
+            q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len,
+            packing=packing,
+        )  # fmt: skip
+        return
     if not is_native(q):
         twins.decode_attention(
             q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len,

@@ -1,4 +1,5 @@
-"""The kernels of groups on a GPU, in Triton. Imported only where they are called."""
+"""Kernels on a GPU, in Triton: groups of few bits, and attention to them as they lie. Imported
+only where they are called."""
 
 from __future__ import annotations
 
@@ -8,26 +9,65 @@ import triton.language as tl
 
 from profiles.packing import Packing
 
+# Elements that one program packs or unpacks: rows of a cache are far too short to fill one.
+PROGRAM_ELEMENTS = 1024
+# Bytes of codes that attention unpacks at once, and the warps that do it.
+TILE_CODES, ATTENTION_WARPS = 1024, 1
+
 
 def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
     """See ``profiles.kernels.pack_rows``; what is not finite is not refused."""
-    out[..., -(-packing.num_elements * packing.bits // 8) : packing.code_bytes] = 0
-    grid = (x.shape[0] * x.shape[1], packing.num_groups)
-    _pack[grid](
-        x, out, x.shape[1], x.stride(0), x.stride(1), out.stride(0), out.stride(1),
+    used_bytes = -(-packing.num_elements * packing.bits // 8)
+    if used_bytes < packing.code_bytes:
+        out[..., used_bytes : packing.code_bytes] = 0
+    num_rows, rows = x.shape[0] * x.shape[1], PROGRAM_ELEMENTS // packing.group_size
+    _pack[(triton.cdiv(num_rows, rows), packing.num_groups)](
+        x, out, num_rows, x.shape[1], x.stride(0), x.stride(1), out.stride(0), out.stride(1),
         DIM=packing.num_elements, GROUP=packing.group_size, BITS=packing.bits,
-        CODE_BYTES=packing.code_bytes,
+        CODE_BYTES=packing.code_bytes, ROWS=rows,
     )  # fmt: skip
 
 
 def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
     """See ``profiles.kernels.unpack_rows``."""
-    block = min(1024, triton.next_power_of_2(packing.num_elements))
-    grid = (packed.shape[0] * packed.shape[1], triton.cdiv(packing.num_elements, block))
-    _unpack[grid](
-        packed, out, packed.shape[1], packed.stride(0), packed.stride(1), out.stride(0),
-        out.stride(1), DIM=packing.num_elements, GROUP=packing.group_size, BITS=packing.bits,
-        CODE_BYTES=packing.code_bytes, BLOCK=block,
+    block = min(PROGRAM_ELEMENTS, triton.next_power_of_2(packing.num_elements))
+    num_rows, rows = packed.shape[0] * packed.shape[1], PROGRAM_ELEMENTS // block
+    _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(packing.num_elements, block))](
+        packed, out, num_rows, packed.shape[1], packed.stride(0), packed.stride(1),
+        out.stride(0), out.stride(1), DIM=packing.num_elements, GROUP=packing.group_size,
+        BITS=packing.bits, CODE_BYTES=packing.code_bytes, BLOCK=block, ROWS=rows,
+    )  # fmt: skip
+
+
+def attends_packed(packing: Packing) -> bool:
+    """Whether ``decode_attention`` takes rows packed like this: all their groups are alike."""
+    return packing.num_elements % min(packing.group_size, packing.num_elements) == 0
+
+
+def decode_attention(
+    q: torch.Tensor,
+    context: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    first_row: int,
+    lengths: torch.Tensor | None,
+    prompt_len: int,
+    packing: Packing,
+) -> None:
+    """See ``profiles.kernels.decode_attention``: over a packed context, to all of it, which is
+    unpacked a few tokens at a time and never lies in memory."""
+    tokens, _, rows, _ = context.shape
+    group, dim = out.shape[1:]
+    codes = dim * packing.bits // 8
+    cols = triton.next_power_of_2(codes)
+    # Programs of one row lie side by side, so that it comes from memory once.
+    _attend[(rows * group,)](
+        q, context, out, lengths, tokens, first_row, prompt_len, dim**-0.5, q.stride(0),
+        context.stride(0), context.stride(1), context.stride(2), KV_HEADS=q.shape[1] // group,
+        QUERIES=group, DIM=dim, GROUP=min(packing.group_size, dim), BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes, CODES=codes, COLS=cols,
+        HAS_LENGTHS=lengths is not None, TOKENS=max(1, TILE_CODES // cols),
+        num_warps=ATTENTION_WARPS,
     )  # fmt: skip
 
 
@@ -37,45 +77,53 @@ def _rounded_out(x):
     return ((bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+# What changes from call to call must not have it compiled again.
+@triton.jit(
+    do_not_specialize=[
+        "num_rows", "inner", "x_outer", "x_inner", "out_outer", "out_inner",
+    ],
+    do_not_specialize_on_alignment=["x", "out"],
+)  # fmt: skip
 def _pack(
-    x, out, inner, x_outer, x_inner, out_outer, out_inner,
+    x, out, num_rows, inner, x_outer, x_inner, out_outer, out_inner,
     DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    outer, within = tl.program_id(0).to(tl.int64) // inner, tl.program_id(0) % inner
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row, outer, within = (row < num_rows)[:, None], row // inner, row % inner
     g = tl.program_id(1)
-    x += outer * x_outer + within * x_inner + g * GROUP
-    out += outer * out_outer + within * out_inner
+    x += (outer * x_outer + within * x_inner)[:, None] + g * GROUP
+    out += (outer * out_outer + within * out_inner)[:, None]
     count = tl.minimum(GROUP, DIM - g * GROUP)
-    i = tl.arange(0, GROUP)
+    i = tl.arange(0, GROUP)[None, :]
     # The first element stands in for those that a short group lacks: it widens no range.
-    values = tl.load(x + tl.where(i < count, i, 0)).to(tl.float32)
-    least, most = tl.min(values, 0), tl.max(values, 0)
+    values = tl.load(x + tl.where(i < count, i, 0), mask=is_row, other=0.0).to(tl.float32)
+    least, most = tl.min(values, 1)[:, None], tl.max(values, 1)[:, None]
     inwards = (least.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     base = tl.where(least < 0, _rounded_out(least), inwards)
     TOP: tl.constexpr = (1 << BITS) - 1
     half = tl.where(most - base < float("inf"), 1.0, 0.5)
     step = _rounded_out((most * half - base * half) / TOP / half)
     shared = (out + CODE_BYTES + 4 * g).to(tl.pointer_type(tl.bfloat16))
-    tl.store(shared, step.to(tl.bfloat16))
-    tl.store(shared + 1, base.to(tl.bfloat16))
+    tl.store(shared, step.to(tl.bfloat16), mask=is_row)
+    tl.store(shared + 1, base.to(tl.bfloat16), mask=is_row)
     divisor = tl.where(step > 0, step * half, 1.0)
     if BITS == 8:
         codes = ((values * half - base * half) / divisor + 0.5).to(tl.int32)
         codes = tl.where(step > 0, tl.minimum(codes, TOP), 0)
-        tl.store(out + g * GROUP + i, codes.to(tl.uint8), mask=i < count)
+        tl.store(out + g * GROUP + i, codes.to(tl.uint8), mask=is_row & (i < count))
     else:
         pairs = (count + 1) // 2
-        j = tl.arange(0, GROUP // 2)
-        low = tl.load(x + tl.where(j < pairs, j, 0)).to(tl.float32)
-        high = tl.load(x + tl.where(j + pairs < count, j + pairs, 0)).to(tl.float32)
+        j = tl.arange(0, GROUP // 2)[None, :]
+        low = tl.load(x + tl.where(j < pairs, j, 0), mask=is_row, other=0.0).to(tl.float32)
+        is_high = is_row & (j + pairs < count)
+        high = tl.load(x + j + pairs, mask=is_high, other=0.0).to(tl.float32)
         low_codes = ((low * half - base * half) / divisor + 0.5).to(tl.int32)
         high_codes = ((high * half - base * half) / divisor + 0.5).to(tl.int32)
         low_codes = tl.where(step > 0, tl.minimum(low_codes, TOP), 0)
-        high_codes = tl.where(step > 0, tl.minimum(high_codes, TOP), 0)
-        high_codes = tl.where(j + pairs < count, high_codes, 0)
+        high_codes = tl.where(is_high & (step > 0), tl.minimum(high_codes, TOP), 0)
         codes = (low_codes | (high_codes << 4)).to(tl.uint8)
-        tl.store(out + g * (GROUP // 2) + j, codes, mask=j < pairs)
+        tl.store(out + g * (GROUP // 2) + j, codes, mask=is_row & (j < pairs))
 
 
 @triton.jit
@@ -98,15 +146,103 @@ def _elements(row, cols, mask, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.
     return (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "inner", "packed_outer", "out_outer"])
 def _unpack(
-    packed, out, inner, packed_outer, packed_inner, out_outer, out_inner,
+    packed, out, num_rows, inner, packed_outer, packed_inner, out_outer, out_inner,
     DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    outer, within = tl.program_id(0).to(tl.int64) // inner, tl.program_id(0) % inner
-    row = packed + outer * packed_outer + within * packed_inner
-    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    values = _elements(row, cols, cols < DIM, DIM, GROUP, BITS, CODE_BYTES)
-    target = out + outer * out_outer + within * out_inner + cols
-    tl.store(target, values.to(out.dtype.element_ty), mask=cols < DIM)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    outer, within = row // inner, row % inner
+    source = packed + (outer * packed_outer + within * packed_inner)[:, None]
+    target = out + (outer * out_outer + within * out_inner)[:, None]
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (row < num_rows)[:, None] & (cols < DIM)
+    values = _elements(source, cols, mask, DIM, GROUP, BITS, CODE_BYTES)
+    tl.store(target + cols, values.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tokens", "first_row", "prompt_len", "q_stride", "token_stride", "value_stride",
+        "row_stride",
+    ],
+    do_not_specialize_on_alignment=["q", "context", "out", "lengths"],
+)  # fmt: skip
+def _attend(
+    q, context, out, lengths, tokens, first_row, prompt_len, scale, q_stride, token_stride,
+    value_stride, row_stride, KV_HEADS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
+    GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr, CODES: tl.constexpr,
+    COLS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) // QUERIES
+    query = tl.program_id(0) % QUERIES
+    sequence, head = (first_row + row) // KV_HEADS, (first_row + row) % KV_HEADS
+    length = prompt_len
+    if HAS_LENGTHS:
+        length = tl.load(lengths + sequence)
+    # A byte of codes holds one element, or one of either half of a group.
+    GROUP_CODES: tl.constexpr = GROUP * BITS // 8
+    col = tl.arange(0, COLS)
+    is_code, g = col < CODES, col // GROUP_CODES
+    first_half = g * GROUP + col % GROUP_CODES
+    asked = q + sequence * q_stride + (head * QUERIES + query) * DIM
+    asked_first = tl.load(asked + first_half, mask=is_code, other=0.0).to(tl.float32) * scale
+    if BITS == 4:
+        asked_second = tl.load(asked + first_half + GROUP_CODES, mask=is_code, other=0.0)
+        asked_second = asked_second.to(tl.float32) * scale
+    largest = tl.full([1], -float("inf"), tl.float32)
+    total = tl.zeros([1], tl.float32)
+    sums_first, sums_second = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
+    cols, groups = col[None, :], g[None, :]
+    for first in range(0, tokens, TOKENS):
+        slot = first + tl.arange(0, TOKENS)
+        is_seen = (slot < tokens) & ((slot < length) | (slot >= prompt_len))
+        mask = is_seen[:, None] & is_code[None, :]
+        keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
+        codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)
+        if BITS == 4:
+            found = _value(codes & 15, step, base, q) * asked_first[None, :]
+            found += _value(codes >> 4, step, base, q) * asked_second[None, :]
+        else:
+            found = _value(codes, step, base, q) * asked_first[None, :]
+        scores = tl.where(is_seen, tl.sum(found, 1), -float("inf"))
+        now = tl.maximum(largest, tl.max(scores, 0))
+        # Where nothing was seen yet, the largest is still minus infinity.
+        origin = tl.where(now == -float("inf"), 0.0, now)
+        shares, kept = tl.exp(scores - origin), tl.exp(largest - origin)
+        codes, step, base = _group_of(keys + value_stride, cols, groups, mask, CODE_BYTES)
+        if BITS == 4:
+            second = _value(codes >> 4, step, base, q) * shares[:, None]
+            sums_second = sums_second * kept + tl.sum(second, 0)
+            codes = codes & 15
+        sums_first = sums_first * kept + tl.sum(_value(codes, step, base, q) * shares[:, None], 0)
+        total = total * kept + tl.sum(shares, 0)
+        largest = now
+    target = out + (row * QUERIES + query) * DIM + first_half
+    tl.store(target, (sums_first / total).to(out.dtype.element_ty), mask=is_code)
+    if BITS == 4:
+        second = (sums_second / total).to(out.dtype.element_ty)
+        tl.store(target + GROUP_CODES, second, mask=is_code)
+
+
+@triton.jit
+def _group_of(rows, cols, groups, mask, CODE_BYTES: tl.constexpr):
+    """Read bytes of codes of packed rows, with the scale and the minimum of each one's group."""
+    codes = tl.load(rows + cols, mask=mask, other=0)
+    # Both in one word of 4 bytes, bfloat16 each: the upper halves of a float32.
+    shared = (rows + CODE_BYTES + 4 * groups).to(tl.pointer_type(tl.int32))
+    both = tl.load(shared, mask=mask, other=0)
+    return (
+        codes,
+        (both << 16).to(tl.float32, bitcast=True),
+        (both & -65536).to(tl.float32, bitcast=True),
+    )
+
+
+@triton.jit
+def _value(codes, step, base, like):
+    """Unpack codes to the dtype that ``like`` points to; in float32 again."""
+    # Halved in between, because a group may span more than the largest float.
+    wide = (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
+    return wide.to(like.dtype.element_ty).to(tl.float32)

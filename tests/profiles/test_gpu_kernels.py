@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from profiles.kernels import twins
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import BITS, GROUP_SIZES, Packing
 
@@ -47,3 +48,44 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
     gpu.unpack_rows(packed, packing, out)
     unpack_rows_twin(packed, packing, plain)
     torch.testing.assert_close(out, plain, rtol=1e-6, atol=1e-35)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "group_size"),
+    [(3, 1, 64, 64), (2, 4, 128, 64), (1, 7, 96, 32), (2, 3, 32, 64)],
+)
+@pytest.mark.parametrize(
+    ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
+)
+def test_attention(
+    gpu: ModuleType, bits: int, kv_heads: int, group: int, dim: int, group_size: int,
+    dtype: torch.dtype, is_padded: bool,
+) -> None:  # fmt: skip
+    """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
+    of the first tokens be seen."""
+    batch, tokens, prompt_len = 3, 75, 70
+    packing = Packing(num_elements=dim, bits=bits, group_size=group_size)
+    assert gpu.attends_packed(packing)
+    q = torch.randn(batch, kv_heads * group, dim, device=DEVICE).to(dtype)
+    plain = torch.randn(tokens * 2, batch * kv_heads, dim, device=DEVICE)
+    packed = torch.empty(*plain.shape[:2], packing.row_bytes, dtype=torch.uint8, device=DEVICE)
+    pack_rows_twin(plain, packing, packed)
+    context = packed.unflatten(0, (tokens, 2))[:, :, 1:]
+    lengths = torch.tensor([70, 33, 0], dtype=torch.int32, device=DEVICE) if is_padded else None
+    out = torch.full((batch * kv_heads - 1, group, dim), torch.nan, device=DEVICE).to(dtype)
+    expected = torch.empty_like(out)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-3
+    for view in (context, context.transpose(0, 2).contiguous().transpose(0, 2)):
+        gpu.decode_attention(
+            q, view, out, first_row=1, lengths=lengths, prompt_len=prompt_len, packing=packing
+        )
+        twins.decode_attention(
+            q, view, expected, first_row=1, lengths=lengths, prompt_len=prompt_len,
+            packing=packing, sparsity=1.0,
+        )  # fmt: skip
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_whose_groups_differ_are_attended_otherwise(gpu: ModuleType) -> None:
+    assert not gpu.attends_packed(Packing(num_elements=80, bits=4, group_size=64))
