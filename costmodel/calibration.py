@@ -92,6 +92,9 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
             np.append(np.full(len(names), MOST_LOG), 1.0),
         ),
         diff_step=[1e-4] * len(start),
+        # A maximum of limits has kinks, at which finer steps only go to and fro.
+        ftol=1e-6,
+        xtol=1e-5,
     )
     if not found.success:
         raise RunError(f"the fit did not end: {found.message}")
