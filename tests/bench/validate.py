@@ -6,8 +6,9 @@ for a recorded machine and are the same everywhere. All are predicted with one p
 at the start unless it is there; with ``--again`` by a second one as well, measured at the end
 unless that is there.
 
-Before and after each case two rates are sampled for a moment. Where one is far below the profile's,
-the machine is busy with something else: the case waits, at most a minute, and is marked. Marked
+Before and after each case matrix products are sampled for a moment. Where they are far slower than
+in the profile, the machine is busy with something else: the case waits, at most a minute, and is
+marked. Marked
 cases do not calibrate; errors are told with and without them. Progress goes to stderr, one JSON
 line to stdout; ``--table`` keeps the cases as CSV for ``costmodel.calibrate --runs``.
 """
