@@ -24,9 +24,9 @@ LEAST = 0.8
 class Pulse:
     """A rate of matrix products in FLOP/s, and of reading memory in bytes/s.
 
-    That of the memory is kept for whoever reads the cases, and judges nothing: from process to process
-    it is either some 30 or some 55 GB/s on the machine that this was written on, with nothing else
-    running, as if it went by which pages the process was given.
+    That of the memory is kept for whoever reads the cases, and judges nothing: from process to
+    process it was either some 30 or some 55 GB/s on two cores with nothing else running, as if it
+    went by which pages a process was given.
     """
 
     matmul_flop_per_s: float
