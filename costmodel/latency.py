@@ -154,7 +154,8 @@ def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
     attended = shares.whole - shares.attended
     seconds = _layer_seconds(problem, stage, gpu.compute, shares.whole, here, attended, loaded)
     if not stage.is_prefill:
-        # Where the CPU attends, a layer is cut in two.
+        # Where the CPU attends, a layer is cut in two: for however few rows, but counted by their
+        # share, so that the program stays linear.
         cut = stage.passes * problem.model.num_layers / stage.sequences_at_once
         seconds["project"] = seconds["project"] + shares.attended * (
             cut * gpu.compute.task_overhead_s

@@ -246,8 +246,8 @@ def _unpacked_weight_bytes(problem: Problem) -> int:
 
 
 def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
-    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache;
-    the CPU's kernels read it as it lies."""
+    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache
+    where no kernel reads it as it lies: it may have no Triton. The CPU's always do."""
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0

@@ -19,9 +19,9 @@ class Rate:
     Parameters
     ----------
     unit, unit_size
-        What people count it in, and how many bytes or FLOP a second that is.
+        What people count it in, and how many bytes, FLOP or layers a second that is.
     value
-        The rate at its best size, in bytes or FLOP a second; 0 where the machine lacks it.
+        The rate at its best size, in bytes, FLOP or layers a second; 0 where the machine lacks it.
     scale
         Returns the machine with the rate times a factor, at every size and dtype.
     """

@@ -1,8 +1,8 @@
 """What one layer computes beside its matrix products, as fast as the device allows.
 
-On the CPU, kernels of our own, built at first use (``cpu.cpp``); on a GPU and where there is no
-compiler, their twins in plain torch. They stand on the ground floor because a profile must hold
-the rates of what will run.
+On the CPU, kernels of our own, built at first use (``cpu.cpp``); on a GPU, those for packed rows
+(``gpu.py``) and twins in plain torch for all else, which also serve where there is no compiler.
+They stand on the ground floor because a profile must hold the rates of what will run.
 """
 
 from __future__ import annotations
@@ -104,6 +104,11 @@ def decode_attention(
     begins
         The first step: what is in ``value_sums`` is ignored, and all values are summed.
     """
+    head_dim = q.shape[2]
+    assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
+    assert context.stride(3) == 1
+    assert context.dtype == (torch.uint8 if packing else q.dtype)
+    assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
     if gpu is not None and gpu.attends_packed(packing):
         gpu.decode_attention(
@@ -117,14 +122,9 @@ def decode_attention(
             packing=packing, sparsity=sparsity,
         )  # fmt: skip
         return
-    head_dim = q.shape[2]
-    assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
-    assert context.stride(3) == 1
-    assert context.dtype == (torch.uint8 if packing else q.dtype)
     if value_sums is not None:
         assert value_sums.shape == (context.shape[2], head_dim)
         assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
-    assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
     arguments = _Attention(
         q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
         group=out.shape[1], dim=head_dim, context=context.data_ptr(),

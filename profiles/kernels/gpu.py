@@ -40,8 +40,10 @@ def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> No
 
 
 def attends_packed(packing: Packing) -> bool:
-    """Whether ``decode_attention`` takes rows packed like this: all their groups are alike."""
-    return packing.num_elements % min(packing.group_size, packing.num_elements) == 0
+    """Whether ``decode_attention`` takes rows packed like this: in whole groups, all alike, of an
+    even number of elements."""
+    group = min(packing.group_size, packing.num_elements)
+    return packing.num_elements % group == 0 and group % 2 == 0
 
 
 def decode_attention(

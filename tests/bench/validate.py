@@ -8,9 +8,9 @@ unless that is there.
 
 Before and after each case matrix products are sampled for a moment. Where they are far slower than
 in the profile, the machine is busy with something else: the case waits, at most a minute, and is
-marked. Marked
-cases do not calibrate; errors are told with and without them. Progress goes to stderr, one JSON
-line to stdout; ``--table`` keeps the cases as CSV for ``costmodel.calibrate --runs``.
+marked. Marked cases do not calibrate; errors are told with and without them. Progress goes to
+stderr, one JSON line to stdout; ``--table`` keeps the cases as CSV for
+``costmodel.calibrate --runs``.
 """
 
 from __future__ import annotations

@@ -70,6 +70,32 @@ def test_phases_measured_apart_are_both_mended() -> None:
     assert abs(blurred["disk"] - 1.6) > 2 * abs(fit.factors["disk"] - 1.6)
 
 
+def test_what_a_task_costs_beside_its_arithmetic_is_told_by_small_models() -> None:
+    """Decode of a small model for few sequences, beside a large one's, which hardly has it."""
+    profile = recorded_profile("cpu-2core")
+    truth = RATES["cpu_tasks"].scale(profile, 0.2)
+    runs = []
+    for name, size in (("opt-125m", 1), ("opt-125m", 2), ("opt-125m", 4), ("opt-1.3b", 64)):
+        policy = Policy(
+            model=load_model_spec(name).with_dtype("bfloat16"),
+            workload=Workload(prompt_len=64, gen_len=64), gpu_batch_size=size, num_gpu_batches=1,
+            prefill_batch_size=size, weights=Placement(cpu=1), cache=Placement(cpu=1),
+            activations=Placement(cpu=1),
+        )  # fmt: skip
+        found = estimate(policy, truth)
+        runs.append(
+            MeasuredRun(
+                policy=policy, throughput_tok_per_s=found.throughput_tok_per_s,
+                prefill_s=found.prefill_s, decode_s=found.decode_s,
+            )
+        )  # fmt: skip
+    fit = calibrate(profile, runs, source="made up")
+    # Four runs do not outweigh the trust in the profile altogether.
+    assert fit.factors["cpu_tasks"] == pytest.approx(0.2, rel=0.4)
+    assert fit.factors["cpu_matmul"] == pytest.approx(1.0, rel=0.1)
+    assert mean_error(fit.errors_after) < 0.03
+
+
 def test_a_run_survives_its_table(tmp_path: Path) -> None:
     policy = Policy(
         model=load_model_spec("opt-125m").with_dtype("bfloat16"),
