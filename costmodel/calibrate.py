@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from costmodel.calibration import UNHIDDEN, Fit, calibrate, leave_one_out, mean_error
 from costmodel.flags import check_output
 from costmodel.measured_runs import MeasuredRun, read_runs
+from costmodel.price import check_machine
 from profiles.command import Parser, run
+from profiles.errors import InputError
 from profiles.recorded import find_profile
 from profiles.units import format_figure
+
+logger = logging.getLogger(__name__)
 
 
 def _parser() -> Parser:
@@ -40,12 +45,19 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     check_output("--output", flags.output)
     hardware, runs = find_profile(flags.hardware), read_runs(flags.runs)
+    for line, measured in enumerate(runs, start=2):
+        try:
+            check_machine(measured.policy, measured.machine(hardware))
+        except InputError as error:
+            raise error.inside(f"runs {flags.runs}, line {line}") from None
     fit = calibrate(hardware, runs, source=flags.runs.name)
     left_out: tuple[float, ...] = ()
     if flags.leave_one_out:
         left_out = leave_one_out(hardware, runs, source=flags.runs.name)
     fit.hardware.save(flags.output)
     print(format_fit(fit, runs, left_out))
+    if mean_error(fit.errors_after) > mean_error(fit.errors_before):
+        logger.warning("the fit makes the mean error larger: is every run of this machine?")
     print(f"\nprofile written to {flags.output}")
     if flags.json:
         print(json.dumps(_figures(fit, left_out)))
@@ -61,15 +73,18 @@ def format_fit(fit: Fit, runs: Sequence[MeasuredRun], left_out: Sequence[float])
         f"  {UNHIDDEN:<16}{fit.factors[UNHIDDEN]:8.3f} of the other channels' time adds up"
     )
     columns = ["run", "measured", "before", "fitted"] + (["left out"] if left_out else [])
-    lines += ["", f"{columns[0]:<44}" + "".join(f"{name:>10}" for name in columns[1:])]
+    width = max(len(name_of(measured)) for measured in runs) + 1
+    lines += ["", f"{columns[0]:<{width}}" + "".join(f"{name:>10}" for name in columns[1:])]
     for i, measured in enumerate(runs):
         cells = [f"{format_figure(measured.throughput_tok_per_s, 4):>10}"]
         errors = (fit.errors_before, fit.errors_after, *([left_out] if left_out else []))
         cells += [f"{error[i]:+10.1%}" for error in errors]
-        lines.append(f"{name_of(measured):<44}" + "".join(cells))
+        lines.append(f"{name_of(measured):<{width}}" + "".join(cells))
     means = [mean_error(fit.errors_before), mean_error(fit.errors_after)]
     means += [mean_error(left_out)] if left_out else []
-    lines.append(f"{'mean absolute error':<54}" + "".join(f"{mean:10.1%}" for mean in means))
+    lines.append(
+        f"{'mean absolute error':<{width + 10}}" + "".join(f"{mean:10.1%}" for mean in means)
+    )
     return "\n".join(lines)
 
 

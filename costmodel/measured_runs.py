@@ -24,6 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 # Fractions of a table carry few digits.
 FRACTION_DIGITS = 9
+# Between a throughput and what the phases say.
+MOST_APART = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,13 @@ class MeasuredRun:
             raise InputError(
                 "prefill_s and decode_s", got=f"{self.prefill_s} and {self.decode_s}",
                 allowed="both, or neither; with one token to generate, prefill_s alone",
+            )  # fmt: skip
+        num_tokens = self.policy.block_size * self.policy.workload.gen_len
+        implied = num_tokens / sum((self.prefill_s, self.decode_s)) if self.prefill_s else None
+        if implied and not 1 / MOST_APART < self.throughput_tok_per_s / implied < MOST_APART:
+            raise InputError(
+                "throughput_tok_per_s", got=self.throughput_tok_per_s,
+                allowed=f"{num_tokens} tokens over prefill_s and decode_s, {implied:.4g}",
             )  # fmt: skip
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
@@ -117,6 +126,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(handle, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def append_row(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a table, which begins with it where there is no file yet."""
+    rows: list[Mapping[str, object]] = [*read_rows(path)] if path.exists() else []
+    write_rows(path, [*rows, row])
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
@@ -202,7 +217,10 @@ class _Row:
             return default
         if not self._is_given(name):
             raise InputError(name, got="nothing", allowed="a number")
-        value = float(self.values[name])
+        try:
+            value = float(self.values[name])
+        except ValueError:
+            raise InputError(name, got=self.values[name], allowed="a number") from None
         if not math.isfinite(value):
             raise InputError(name, got=value, allowed="a finite number")
         return value

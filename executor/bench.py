@@ -13,9 +13,11 @@ import numpy as np
 from costmodel.flags import (
     DEFAULT_GEN_LEN,
     DEFAULT_PROMPT_LEN,
+    check_output,
     choose_dtype,
     read_permitted,
 )
+from costmodel.measured_runs import append_row, row_of
 from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
 from costmodel.policy import Policy
 from costmodel.report import format_prediction
@@ -51,6 +53,7 @@ def _parser() -> Parser:
     add("--prompt-len", type=int, help=f"tokens, without --policy ({DEFAULT_PROMPT_LEN})")
     add("--num-prompts", type=int, help="sequences in all; default: one block")
     add("--seed", type=int, default=0, help="of the prompts (0)")
+    add("--runs", type=Path, metavar="FILE", help="add the run to a table for costmodel.calibrate")
     return parser
 
 
@@ -58,6 +61,7 @@ def main(arguments: list[str]) -> None:
     """Plan, run, print one line; whatever is for people goes to stderr."""
     flags = _parser().parse_args(arguments)
     _check_flags(flags)
+    check_output("--runs", flags.runs)
     job = _plan(flags)
     planned = job.predict()
     text = format_prediction(job.policy, job.hardware, planned)
@@ -65,8 +69,15 @@ def main(arguments: list[str]) -> None:
     report = job.run(flags.offload_dir, planned=planned, trace=flags.trace)
     print(format_report(report), file=sys.stderr)
     print(json.dumps(report.as_json()), flush=True)
+    if flags.runs is not None:
+        append_row(flags.runs, row_of(report.first_block(), model=_name_of_model(flags.model)))
     if uses_own_profile(flags, job.policy):
         keep_run(report)
+
+
+def _name_of_model(model: str | None) -> str | None:
+    """Return what a table calls the model: found from anywhere where it is a file or a folder."""
+    return str(Path(model).resolve()) if model and Path(model).exists() else model
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

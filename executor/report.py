@@ -15,6 +15,7 @@ from costmodel.policy import Policy, Prediction
 from executor.memory_peak import gpu_peak_bytes
 from executor.results import BlockResult
 from executor.runner import Runner
+from profiles.emulate import EmulatedGpu
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.runtime import peak_resident_bytes
@@ -125,11 +126,17 @@ class Report:
         block, policy = self.blocks[0], self.policies[0]
         work = replace(policy.workload, gen_len=block.num_tokens, num_prompts=None)
         seconds = block.prefill_s + block.decode_s
+        gpu, emulated = self.hardware.gpu, None
+        if gpu is not None and gpu.emulated:
+            emulated = EmulatedGpu(
+                memory_bytes=gpu.memory_bytes, link_bytes_per_s=gpu.h2d.pinned_bytes_per_s
+            )
         return MeasuredRun(
             policy=replace(policy, workload=work),
             throughput_tok_per_s=policy.block_size * block.num_tokens / seconds,
             prefill_s=block.prefill_s,
             decode_s=block.decode_s,
+            emulated=emulated,
         )
 
     def as_json(self) -> dict[str, Any]:

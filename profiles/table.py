@@ -38,7 +38,7 @@ def format_profile(profile: HardwareProfile) -> str:
 
 
 def _row(label: str, *cells: str) -> str:
-    return f"  {label:<22}" + "".join(f"{cell:<{COLUMN}}" for cell in cells).rstrip()
+    return f"  {label:<24}" + "".join(f"{cell:<{COLUMN}}" for cell in cells).rstrip()
 
 
 class _Table:

@@ -119,6 +119,14 @@ def test_a_machine_is_calibrated(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_a_run_of_another_machine_is_named(tmp_path: Path) -> None:
+    """The paper's first run has weights on a GPU, which this machine lacks."""
+    done = _run(tmp_path, "calibrate", "--hardware", "cpu-2core", "--runs", str(PAPER))
+    assert done.returncode == 2 and not (tmp_path / "calibrated.json").exists()
+    (line,) = done.stderr.splitlines()
+    assert f"{PAPER.name}, line 2" in line and "no GPU" in line
+
+
 def test_flags_reach_the_policy(tmp_path: Path) -> None:
     done = _search(
         tmp_path, "--hardware", "t4-flexgen", "--model", "opt-1.3b", "--prompt-len", "100",

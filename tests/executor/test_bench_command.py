@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from costmodel.measured_runs import read_runs
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Placement, Policy
 from executor import bench
@@ -106,6 +107,25 @@ def test_more_prompts_are_more_blocks(policy_path: Path, run_bench: Bench) -> No
     figures = figures_of(run_bench("--policy", policy_path, "--dummy-weights", "--num-prompts=6"))
     assert (figures["num_prompts"], figures["num_blocks"]) == (6, 2)
     assert figures["generated_tokens"] == 6 * GEN_LEN
+
+
+def test_runs_come_into_a_table(tmp_path: Path, policy_path: Path, run_bench: Bench) -> None:
+    """As what they were: on an emulated GPU, by whatever the model is found."""
+    config, table = tmp_path / "config.json", tmp_path / "runs.csv"
+    config.write_text(json.dumps(hf_config(SPEC)))
+    save_tiny_model(tmp_path / "model", "llama", num_layers=3)
+    flags = ("--policy", policy_path, "--runs", table)
+    figures = [figures_of(run_bench(*flags, "--model", tmp_path / "model")) for _ in range(2)]
+    runs = read_runs(table)
+    assert [run.decode_s for run in runs] == pytest.approx([f["decode_s"] for f in figures])
+    policy = Policy.load(policy_path)
+    for run in runs:
+        assert run.policy.weights == policy.weights and run.policy.cache == policy.cache
+        assert run.policy.cpu_attention == policy.cpu_attention
+        assert run.emulated is not None and HARDWARE.gpu is not None
+        assert run.emulated.memory_bytes == HARDWARE.gpu.memory_bytes
+    ended = run_bench("--policy", policy_path, "--dummy-weights", "--runs", tmp_path / "no" / "x")
+    assert ended.status == 2 and "--runs" in ended.err
 
 
 def test_prompts_are_drawn_with_the_seed_at_full_length(
