@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class MeasuredRun:
                 allowed="both, or neither; with one token to generate, prefill_s alone",
             )  # fmt: skip
         num_tokens = self.policy.block_size * self.policy.workload.gen_len
-        implied = num_tokens / sum((self.prefill_s, self.decode_s)) if self.prefill_s else None
+        implied = num_tokens / (self.prefill_s + self.decode_s) if self.prefill_s else None
         if implied and not 1 / MOST_APART < self.throughput_tok_per_s / implied < MOST_APART:
             raise InputError(
                 "throughput_tok_per_s", got=self.throughput_tok_per_s,
@@ -128,10 +129,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Add a row to a table, which begins with it where there is no file yet."""
+def append_row(path: Path, row: Mapping[str, object], *, most: int = sys.maxsize) -> None:
+    """Add a row to a table, which begins with it where there is no file yet; of more than ``most``
+    rows the oldest go."""
     rows: list[Mapping[str, object]] = [*read_rows(path)] if path.exists() else []
-    write_rows(path, [*rows, row])
+    write_rows(path, [*rows, row][-most:])
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:

@@ -9,12 +9,11 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from costmodel.measured_runs import read_rows, row_of, write_rows
+from costmodel.measured_runs import append_row, read_rows, row_of
 from executor.dummy import hf_config
 from executor.report import Report
 from profiles.disk import free_disk_bytes
@@ -66,10 +65,9 @@ def keep_run(report: Report) -> None:
         f"{channel}_busy_share": share for channel, share in report.busy_shares.items()
     }
     try:
-        kept: list[Mapping[str, object]] = [*read_rows(path)] if path.exists() else []
         model.mkdir(parents=True, exist_ok=True)
         write_json(model / "config.json", shapes)
-        write_rows(path, [*kept, row][-MOST_RUNS:])
+        append_row(path, row, most=MOST_RUNS)
     except (OSError, ZigzagError) as error:
         # The run itself is done, and its outputs are written.
         logger.warning("the run's figures were not kept in %s: %s", path, error)

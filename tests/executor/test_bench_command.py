@@ -111,8 +111,7 @@ def test_more_prompts_are_more_blocks(policy_path: Path, run_bench: Bench) -> No
 
 def test_runs_come_into_a_table(tmp_path: Path, policy_path: Path, run_bench: Bench) -> None:
     """As what they were: on an emulated GPU, by whatever the model is found."""
-    config, table = tmp_path / "config.json", tmp_path / "runs.csv"
-    config.write_text(json.dumps(hf_config(SPEC)))
+    table = tmp_path / "runs.csv"
     save_tiny_model(tmp_path / "model", "llama", num_layers=3)
     flags = ("--policy", policy_path, "--runs", table)
     figures = [figures_of(run_bench(*flags, "--model", tmp_path / "model")) for _ in range(2)]
