@@ -33,16 +33,13 @@ class Batch:
         self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
         for row, prompt in zip(self.prompt_ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
+        # Whether some prompt is shorter than the longest.
+        self.is_padded = bool((self.lengths < prompt_len).any())
         self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
         self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether some prompt is shorter than the longest."""
-        return bool((self.lengths < self.prompt_ids.shape[1]).any())
 
     def token_ids(self, token: int) -> torch.Tensor:
         """Return what goes into the model at a pass: int64 [batch, tokens]."""

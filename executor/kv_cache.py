@@ -115,13 +115,12 @@ class KVCache:
             for kind, source in enumerate(by_token):
                 context[:num_tokens, kind, rows].copy_(source[:, start - first : stop - first])
 
-    def append(self, context: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Fill the last token of a context with keys and values [rows, head_dim]."""
-        for place, new in zip(context[-1], (keys, values), strict=True):
-            if self.packing is None:
-                place.copy_(new)
-            else:
-                self._pack(new[None], place[None])
+    def append(self, context: torch.Tensor, keys_values: torch.Tensor) -> None:
+        """Fill the last token of a context with keys and values [2, rows, head_dim]."""
+        if self.packing is None:
+            context[-1].copy_(keys_values)
+        else:
+            self._pack(keys_values, context[-1])
 
     def attended_at(self, task: Task, place: str) -> Iterator[tuple[Segment, torch.Tensor]]:
         """Yield the segments attended at ``place`` with their context up to and including the

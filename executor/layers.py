@@ -101,6 +101,17 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
+# Cosines and sines of a pass's positions (see ``kernels.rotate``).
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotation_of(positions: torch.Tensor, rope: Rope, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines [positions, head_dim / 2] of int64 [positions]."""
+    frequencies = rotary_frequencies(rope, head_dim, positions.device)
+    angles = positions[:, None].float() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 @lru_cache(maxsize=8)
 def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device) -> torch.Tensor:
     """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
@@ -125,51 +136,57 @@ def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device) -> torch
 def project_qkv(
     x: torch.Tensor,
     weights: LayerWeights,
-    positions: torch.Tensor,
+    rotation: Rotation | None,
     spec: ModelSpec,
     config: DecoderConfig,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Norm, project and rotate: the first half of a decoder layer, up to its attention.
 
     Parameters
     ----------
     x
         Hidden states [batch, tokens, hidden]; not changed.
-    positions
-        int64 [batch, tokens]; read by rotary families only.
+    rotation
+        Of the positions of one sequence's tokens, where they are every sequence's, or of all
+        tokens, sequence by sequence; ``None`` for families that have learned positions.
 
     Returns
     -------
-    tuple
-        Queries [batch, tokens, heads, head_dim], keys and values [batch, tokens, kv heads,
-        head_dim]: three views of one tensor, rotated in place.
+    torch.Tensor
+        Queries, keys and values, [batch, tokens, query + 2 * kv]; see ``split_heads``.
 
     Notes
     -----
     Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
     ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
-    query`` and two float32 halves of a head, then two in the dtype of ``x`` (rotation), and with
-    head norms (Qwen3) ``qkv + query`` and a float32 ``query``. ``qkv`` lives on return. Matrix
-    products in bfloat16 on the CPU take a few MiB of scratch for themselves.
+    query`` (rotation), and with head norms (Qwen3) ``qkv + query`` and a float32 ``query``. ``qkv``
+    lives on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
+    themselves.
     """
     # The norm is not bound to a name, so that it is gone once it has been multiplied.
     qkv = linear(
         norm(x, weights, "attention_norm", config), weights["qkv.weight"], _bias(weights, "qkv")
     )
-    q, k, v = (
-        part.view(*x.shape[:-1], -1, spec.head_dim)
-        for part in torch.split(qkv, [spec.query_size, spec.kv_size, spec.kv_size], dim=-1)
-    )
+    heads = qkv.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+    with_keys = spec.num_heads + spec.num_kv_heads
     if config.qk_norm:
-        for heads, name in ((q, "q_norm.weight"), (k, "k_norm.weight")):
-            by_token = heads.flatten(0, 1)
-            kernels.rms_norm(by_token, vector(weights, name), config.norm_eps, by_token)
-    if config.rope is not None:
-        frequencies = rotary_frequencies(config.rope, spec.head_dim, x.device)
-        angles = positions.reshape(-1, 1).float() * frequencies
-        cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        kernels.rotate(q.flatten(0, 1), cosines, sines)
-        kernels.rotate(k.flatten(0, 1), cosines, sines)
+        for part, name in (
+            (heads[:, : spec.num_heads], "q_norm.weight"),
+            (heads[:, spec.num_heads : with_keys], "k_norm.weight"),
+        ):
+            kernels.rms_norm(part, vector(weights, name), config.norm_eps, part)
+    if rotation is not None:
+        kernels.rotate(heads[:, :with_keys], *rotation)
+    return qkv
+
+
+def split_heads(
+    qkv: torch.Tensor, spec: ModelSpec
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries [..., heads, head_dim], keys and values [..., kv heads, head_dim] as views of
+    all [..., query + 2 * kv]."""
+    heads = qkv.unflatten(-1, (-1, spec.head_dim))
+    q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=-2)
     return q, k, v
 
 

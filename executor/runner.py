@@ -162,7 +162,8 @@ class Runner:
         if self.source.config.rope is None:
             positions = EmbeddingTable(self.weights, file, "positions.weight")
         if self.hardware.uses_cuda:
-            compile_kernels(policy, self.layers, cache, machine.compute.device)
+            device = machine.compute.device
+            compile_kernels(policy, self.source.config, self.layers, cache, device)
         stores = Stores(
             weights=self.weights, tokens=tokens, positions=positions, cache=cache,
             hidden=hidden,

@@ -8,37 +8,66 @@ import torch
 
 from costmodel.layout import LayerLayout
 from costmodel.policy import Policy
+from executor.families import DecoderConfig
 from executor.kv_cache import KVCache
 from profiles import kernels
 from profiles.compute_plan import DTYPES
+from profiles.packing import Packing
 
 # Packed rows begin at multiples of four bytes.
 UNALIGNED = 4
 
 
 def compile_kernels(
-    policy: Policy, layers: Sequence[LayerLayout], cache: KVCache, device: torch.device
+    policy: Policy,
+    config: DecoderConfig,
+    layers: Sequence[LayerLayout],
+    cache: KVCache,
+    device: torch.device,
 ) -> None:
-    """Have the kernels for packed rows compiled, each of which takes up to a second, by calling
-    them for one row: where it begins at a multiple of 16 bytes, and where it does not, which makes
-    two kernels of one."""
-    dtype, model = DTYPES[policy.model.dtype], policy.model
+    """Have all kernels compiled that a run will call, each of which takes up to a second, by
+    calling them for next to nothing."""
+    _compile_layer(policy, config, device)
     for matrix in {tensor.packing for layer in layers for tensor in layer.tensors}:
         if matrix is not None:
-            raw = torch.zeros(UNALIGNED + matrix.row_bytes, dtype=torch.uint8, device=device)
-            whole = torch.empty(1, 1, matrix.num_elements, dtype=dtype, device=device)
-            for start in (0, UNALIGNED):
-                packed = raw[start : start + matrix.row_bytes].view(1, 1, -1)
-                kernels.unpack_rows(packed, matrix, whole)
-    if cache.packing is None:
-        return
-    q = torch.zeros(1, model.num_heads, model.head_dim, dtype=dtype, device=device)
+            _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
+    if cache.packing is not None:
+        _compile_attention(policy, cache, cache.packing, device)
+
+
+def _compile_layer(policy: Policy, config: DecoderConfig, device: torch.device) -> None:
+    model = policy.model
+    ones = torch.ones(max(model.hidden_size, model.head_dim), dtype=DTYPES[model.dtype])
+    ones = ones.to(device)
+    if config.rope is not None:
+        norms = [model.hidden_size, *([model.head_dim] if config.qk_norm else [])]
+        for dim in norms:
+            row = ones[:dim].view(1, 1, dim)
+            kernels.rms_norm(row, ones[:dim], config.norm_eps, row)
+        half = ones[: model.head_dim // 2].view(1, -1)
+        kernels.rotate(ones[: model.head_dim].view(1, 1, -1).clone(), half, half)
+
+
+def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:
+    """Where a row begins at a multiple of 16 bytes, and where it does not, which makes two kernels
+    of one."""
+    raw = torch.zeros(UNALIGNED + matrix.row_bytes, dtype=torch.uint8, device=device)
+    whole = torch.empty(1, 1, matrix.num_elements, dtype=dtype, device=device)
+    for start in (0, UNALIGNED):
+        packed = raw[start : start + matrix.row_bytes].view(1, 1, -1)
+        kernels.unpack_rows(packed, matrix, whole)
+
+
+def _compile_attention(
+    policy: Policy, cache: KVCache, packing: Packing, device: torch.device
+) -> None:
+    model = policy.model
+    q = torch.zeros(1, model.num_heads, model.head_dim, dtype=DTYPES[model.dtype], device=device)
     out = q.view(model.num_kv_heads, model.group_size, model.head_dim)
-    row_bytes = cache.packing.row_bytes
-    context = torch.zeros(1, 2, len(out), row_bytes, dtype=torch.uint8, device=device)
-    cache.append(context, out[:, 0].clone(), out[:, 0].clone())
+    context = torch.zeros(1, 2, len(out), packing.row_bytes, dtype=torch.uint8, device=device)
+    cache.append(context, torch.zeros_like(out[:, 0]).expand(2, -1, -1))
     for lengths in (None, torch.ones(1, dtype=torch.int32, device=device)):
         kernels.decode_attention(
-            q.clone(), context, out, lengths=lengths, packing=cache.packing,
+            q.clone(), context, out, lengths=lengths, packing=packing,
             sparsity=policy.attention_sparsity,
         )  # fmt: skip

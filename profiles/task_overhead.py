@@ -57,6 +57,7 @@ class _SmallLayer:
 
     x: torch.Tensor
     matrix: torch.Tensor
+    stacked: torch.Tensor
     vector: torch.Tensor
     angles: torch.Tensor
     cache: torch.Tensor
@@ -67,19 +68,18 @@ class _SmallLayer:
             return torch.ones(shape, dtype=torch.bfloat16, device=device)
 
         return cls(
-            x=ones(1, HIDDEN), matrix=ones(HIDDEN, HIDDEN), vector=ones(HIDDEN),
-            angles=ones(1, HEAD_DIM // 2), cache=ones(CONTEXT, 2, HEADS, HEAD_DIM),
+            x=ones(1, HIDDEN), matrix=ones(HIDDEN, HIDDEN), stacked=ones(3 * HIDDEN, HIDDEN),
+            vector=ones(HIDDEN), angles=ones(1, HEAD_DIM // 2),
+            cache=ones(CONTEXT, 2, HEADS, HEAD_DIM),
         )  # fmt: skip
 
     def launch(self) -> None:
-        normed = self._normed()
-        query, key, value = (F.linear(normed, self.matrix) for _ in range(3))
-        for heads in (query, key):
-            kernels.rotate(heads.view(1, HEADS, HEAD_DIM), self.angles, self.angles)
-        self.cache[-1, 0].copy_(key.view(HEADS, HEAD_DIM))
-        self.cache[-1, 1].copy_(value.view(HEADS, HEAD_DIM))
-        attended = torch.empty_like(query).view(HEADS, 1, HEAD_DIM)
-        kernels.decode_attention(query.view(1, HEADS, HEAD_DIM), self.cache, attended)
+        heads = F.linear(self._normed(), self.stacked).view(1, 3 * HEADS, HEAD_DIM)
+        kernels.rotate(heads[:, : 2 * HEADS], self.angles, self.angles)
+        keys_values = heads[:, HEADS:].unflatten(1, (2, HEADS)).transpose(0, 1)
+        self.cache[-1].copy_(keys_values.flatten(1, 2))
+        attended = torch.empty_like(heads[0, :HEADS]).view(HEADS, 1, HEAD_DIM)
+        kernels.decode_attention(heads[:, :HEADS], self.cache, attended)
         self.x.add_(F.linear(attended.view(1, HIDDEN), self.matrix))
         normed = self._normed()
         gate, up = F.linear(normed, self.matrix), F.linear(normed, self.matrix)

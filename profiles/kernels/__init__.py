@@ -1,13 +1,15 @@
 """What one layer computes beside its matrix products, as fast as the device allows.
 
-On the CPU, kernels of our own, built at first use (``cpu.cpp``); on a GPU, those for packed rows
-(``gpu.py``) and twins in plain torch for all else, which also serve where there is no compiler.
+On the CPU, kernels of our own, built at first use (``cpu.cpp``); on a GPU, those in Triton, where
+launches or packed rows are the cost (``gpu``). Twins in plain torch do the rest, and everything
+where there is no compiler or no Triton.
 They stand on the ground floor because a profile must hold the rates of what will run.
 """
 
 from __future__ import annotations
 
 import ctypes
+from types import ModuleType
 
 import torch
 
@@ -145,7 +147,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     ``x`` and ``out`` are [rows, heads, dim], dense in their last dimension; they may be one.
     """
     if not is_native(x):
-        twins.rms_norm(x, weight, eps, out)
+        _fused_or_twins(x).rms_norm(x, weight, eps, out)
         return
     assert x.stride(2) == out.stride(2) == 1
     call_kernel(
@@ -158,17 +160,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
     """Rotate [tokens, heads, head_dim] in place; the pairs are (i, i + head_dim / 2).
 
-    ``cosines`` and ``sines`` are [tokens, head_dim / 2], dense, in the dtype of ``heads``, whose
-    tokens alone may have a stride.
+    ``cosines`` and ``sines`` are [positions, head_dim / 2], dense, in the dtype of ``heads``, whose
+    tokens alone may have a stride. The tokens are a multiple of the positions, which they take in
+    turn: those of every sequence, or each its own.
     """
-    if not is_native(heads):
-        twins.rotate(heads, cosines, sines)
-        return
     tokens, num_heads, head_dim = heads.shape
-    assert heads.stride()[1:] == (head_dim, 1)
+    assert heads.stride()[1:] == (head_dim, 1) and tokens % len(cosines) == 0
+    if not is_native(heads):
+        _fused_or_twins(heads).rotate(heads, cosines, sines)
+        return
     call_kernel(
         "rotate", heads.dtype, pointer(heads), _long(tokens), _long(heads.stride(0)),
-        _long(num_heads), _long(head_dim), pointer(cosines), pointer(sines),
+        _long(num_heads), _long(head_dim), pointer(cosines), pointer(sines), _long(len(cosines)),
     )  # fmt: skip
 
 
@@ -183,3 +186,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
         "swiglu", gate.dtype, pointer(gate), pointer(up), _long(gate.shape[0]),
         _long(gate.shape[1]), _long(gate.stride(0)), _long(up.stride(0)),
     )  # fmt: skip
+
+
+def _fused_or_twins(tensor: torch.Tensor) -> ModuleType:
+    """Return the kernels that take a tensor which the native ones do not."""
+    return (gpu_kernels() if tensor.is_cuda else None) or twins

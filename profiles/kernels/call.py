@@ -28,7 +28,7 @@ def gpu_kernels() -> ModuleType | None:
     try:
         return importlib.import_module("profiles.kernels.gpu")
     except ImportError as error:
-        logger.warning("no Triton, groups of few bits on the GPU will be slower: %s", error)
+        logger.warning("no Triton, the GPU will be slower: %s", error)
         return None
 
 

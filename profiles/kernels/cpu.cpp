@@ -35,7 +35,7 @@ void norm(const T* x, long outer, long outer_stride, long inner, long inner_stri
 
 template <class T>
 void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T* cosines,
-            const T* sines, int threads) {
+            const T* sines, long positions, int threads) {
   const long half = dim / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long t = 0; t < tokens; ++t)
@@ -44,8 +44,8 @@ void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T*
         T *left = x + t * token_stride + h * dim + d, *right = left + half;
         const long count = half - d;
         const Floats l = load_part(left, count), r = load_part(right, count);
-        const Floats c = load_part(cosines + t * half + d, count);
-        const Floats s = load_part(sines + t * half + d, count);
+        const Floats c = load_part(cosines + t % positions * half + d, count);
+        const Floats s = load_part(sines + t % positions * half + d, count);
         store_part(left, rounded<T>(l * c) - rounded<T>(r * s), count);
         store_part(right, rounded<T>(r * c) + rounded<T>(l * s), count);
       }
@@ -76,8 +76,9 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
          out_inner, threads);                                                                  \
   }                                                                                            \
   extern "C" void rotate_##NAME(T* x, long tokens, long token_stride, long heads, long dim,    \
-                                const T* cosines, const T* sines, int threads) {               \
-    rotate(x, tokens, token_stride, heads, dim, cosines, sines, threads);                      \
+                                const T* cosines, const T* sines, long positions,              \
+                                int threads) {                                                 \
+    rotate(x, tokens, token_stride, heads, dim, cosines, sines, positions, threads);           \
   }                                                                                            \
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \

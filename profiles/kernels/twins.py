@@ -121,10 +121,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
     """See ``profiles.kernels.rotate``."""
     cosines, sines = cosines[:, None], sines[:, None]
-    left, right = heads.chunk(2, dim=-1)
-    right_part, left_part = right * sines, left * sines
-    left.mul_(cosines).sub_(right_part)
-    right.mul_(cosines).add_(left_part)
+    # In two parts, because each makes a copy of itself.
+    for part in heads.unflatten(0, (-1, len(cosines))).chunk(2, dim=2):
+        left, right = part.chunk(2, dim=-1)
+        right_part, left_part = right * sines, left * sines
+        left.mul_(cosines).sub_(right_part)
+        right.mul_(cosines).add_(left_part)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:

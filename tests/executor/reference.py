@@ -128,7 +128,7 @@ class ReferenceModel:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         x = self._embed(ids, positions)
         for i, weights in enumerate(self.decoders):
-            q, k, v = layers.project_qkv(x, weights, positions, self.spec, self.config)
+            q, k, v = self._project(x, weights, positions[0])
             if caches is not None:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
@@ -150,7 +150,7 @@ class ReferenceModel:
         slots = torch.arange(slot + 1)
         is_void = (slots >= lengths[:, None]) & (slots < prompt_len)
         for weights, cache in zip(self.decoders, caches, strict=True):
-            q, k, v = layers.project_qkv(x, weights, positions[:, None], spec, self.config)
+            q, k, v = self._project(x, weights, positions)
             bits = self.compression.cache_bits
             for kind, part in enumerate((k, v)):
                 cache[slot, kind] = self.compression.of(part.flatten(0, 2), bits)
@@ -163,6 +163,15 @@ class ReferenceModel:
             attended = (shares @ values).reshape(len(tokens), 1, spec.query_size)
             layers.finish_layer(x, attended, weights, spec, self.config)
         return self._head(x[:, 0]).argmax(-1)
+
+    def _project(
+        self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rope, rotation = self.config.rope, None
+        if rope is not None:
+            rotation = layers.rotation_of(positions, rope, self.spec.head_dim, x.dtype)
+        qkv = layers.project_qkv(x, weights, rotation, self.spec, self.config)
+        return layers.split_heads(qkv, self.spec)
 
     def _without_small(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Return each query's shares, those of small scores shared out among all that are

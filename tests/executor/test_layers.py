@@ -16,6 +16,8 @@ from executor.layers import (
     linear,
     project_qkv,
     rotary_frequencies,
+    rotation_of,
+    split_heads,
     split_rows,
 )
 from tests.executor.reference import ReferenceModel, gather_rows
@@ -143,9 +145,12 @@ def test_only_finish_layer_changes_what_it_is_given(case: str, tmp_path: Path) -
     save_tiny_model(tmp_path, **CASES[case])
     model = ReferenceModel(Checkpoint.open(tmp_path))
     spec, config, weights = model.spec, model.config, model.decoders[0]
-    x, positions = torch.randn(2, 3, spec.hidden_size), torch.arange(3).expand(2, 3)
+    x, rotation = torch.randn(2, 3, spec.hidden_size), None
+    if config.rope is not None:
+        rotation = rotation_of(torch.arange(3), config.rope, spec.head_dim, x.dtype)
     before = x.clone()
-    attended = prefill_attention(*project_qkv(x, weights, positions, spec, config))
+    qkv = project_qkv(x, weights, rotation, spec, config)
+    attended = prefill_attention(*split_heads(qkv, spec))
     assert torch.equal(x, before)
     attended_before = attended.clone()
     finish_layer(x, attended, weights, spec, config)

@@ -87,6 +87,35 @@ def test_attention(
         torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "dim"), [(1, 768), (3, 128), (2, 20)])
+def test_rms_norm(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int) -> None:
+    """Of some of the heads that lie side by side, in place."""
+    x = torch.randn(5, heads + 1, dim, device=DEVICE).to(dtype)
+    weight = torch.randn(dim, device=DEVICE).to(dtype)
+    expected = torch.empty_like(x[:, :heads])
+    twins.rms_norm(x[:, :heads], weight, 1e-6, expected)
+    untouched = x[:, heads].clone()
+    gpu.rms_norm(x[:, :heads], weight, 1e-6, x[:, :heads])
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(x[:, :heads], expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(x[:, heads], untouched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "dim"), [(1, 16), (40, 64), (3, 20)])
+@pytest.mark.parametrize("positions", [6, 2])
+def test_rotate(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int, positions: int) -> None:
+    x = torch.randn(6, heads + 1, dim, device=DEVICE).to(dtype)
+    angles = torch.randn(positions, dim // 2, device=DEVICE)
+    rotation = angles.cos().to(dtype), angles.sin().to(dtype)
+    expected = x.clone()
+    twins.rotate(expected[:, :heads], *rotation)
+    gpu.rotate(x[:, :heads], *rotation)
+    tolerance = 1e-6 if dtype == torch.float32 else 0
+    torch.testing.assert_close(x, expected, rtol=tolerance, atol=tolerance)
+
+
 def test_rows_whose_groups_differ_are_attended_otherwise(gpu: ModuleType) -> None:
     for dim in (80, 33):
         assert not gpu.attends_packed(Packing(num_elements=dim, bits=4, group_size=64))

@@ -145,12 +145,14 @@ def test_rms_norm(library: str, dtype: torch.dtype, dim: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [8, 64, 80])
-def test_rotate(library: str, dtype: torch.dtype, head_dim: int) -> None:
+@pytest.mark.parametrize("positions", [6, 2])
+def test_rotate(library: str, dtype: torch.dtype, head_dim: int, positions: int) -> None:
     stacked = torch.randn(6, 5, head_dim).to(dtype)
-    heads, angles = stacked[:, :3], torch.randn(6, head_dim // 2)
+    heads, angles = stacked[:, :3], torch.randn(positions, head_dim // 2)
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
     pairs = torch.complex(*heads.double().chunk(2, dim=-1))
-    turned = pairs * torch.complex(cosines.double(), sines.double())[:, None]
+    factors = torch.complex(cosines.double(), sines.double()).repeat(6 // positions, 1)
+    turned = pairs * factors[:, None]
     untouched = stacked[:, 3:].clone()
     kernels.rotate(heads, cosines, sines)
     expected = torch.cat([turned.real, turned.imag], dim=-1)

@@ -1,0 +1,9 @@
+"""Kernels on a GPU, in Triton. Imported only where they are called."""
+
+from profiles.kernels.gpu.attention import attends_packed, decode_attention
+from profiles.kernels.gpu.groups import pack_rows, unpack_rows
+from profiles.kernels.gpu.layer import rms_norm, rotate
+
+__all__ = [
+    "attends_packed", "decode_attention", "pack_rows", "rms_norm", "rotate", "unpack_rows",
+]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Attention of decode to a packed cache as it lies."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from profiles.packing import Packing
+
+# Bytes of codes that are unpacked at once, and the warps that do it.
+TILE_CODES, NUM_WARPS = 1024, 1
+
+
+def attends_packed(packing: Packing) -> bool:
+    """Whether ``decode_attention`` takes rows packed like this: in whole groups, all alike, of an
+    even number of elements."""
+    group = min(packing.group_size, packing.num_elements)
+    return packing.num_elements % group == 0 and group % 2 == 0
+
+
+def decode_attention(
+    q: torch.Tensor,
+    context: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    first_row: int,
+    lengths: torch.Tensor | None,
+    prompt_len: int,
+    packing: Packing,
+) -> None:
+    """See ``profiles.kernels.decode_attention``: over a packed context, to all of it, which is
+    unpacked a few tokens at a time and never lies in memory."""
+    tokens, _, rows, _ = context.shape
+    group, dim = out.shape[1:]
+    codes = dim * packing.bits // 8
+    cols = triton.next_power_of_2(codes)
+    # Programs of one row lie side by side, so that it comes from memory once.
+    _attend[(rows * group,)](
+        q, context, out, lengths, tokens, first_row, prompt_len, dim**-0.5, q.stride(0),
+        context.stride(0), context.stride(1), context.stride(2), KV_HEADS=q.shape[1] // group,
+        QUERIES=group, DIM=dim, GROUP=min(packing.group_size, dim), BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes, CODES=codes, COLS=cols,
+        HAS_LENGTHS=lengths is not None, TOKENS=max(1, TILE_CODES // cols),
+        num_warps=NUM_WARPS,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tokens", "first_row", "prompt_len", "q_stride", "token_stride", "value_stride",
+        "row_stride",
+    ],
+    do_not_specialize_on_alignment=["q", "context", "out", "lengths"],
+)  # fmt: skip
+def _attend(
+    q, context, out, lengths, tokens, first_row, prompt_len, scale, q_stride, token_stride,
+    value_stride, row_stride, KV_HEADS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
+    GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr, CODES: tl.constexpr,
+    COLS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) // QUERIES
+    query = tl.program_id(0) % QUERIES
+    sequence, head = (first_row + row) // KV_HEADS, (first_row + row) % KV_HEADS
+    length = prompt_len
+    if HAS_LENGTHS:
+        length = tl.load(lengths + sequence)
+    # A byte of codes holds one element, or one of either half of a group.
+    GROUP_CODES: tl.constexpr = GROUP * BITS // 8
+    col = tl.arange(0, COLS)
+    is_code, g = col < CODES, col // GROUP_CODES
+    first_half = g * GROUP + col % GROUP_CODES
+    asked = q + sequence * q_stride + (head * QUERIES + query) * DIM
+    asked_first = tl.load(asked + first_half, mask=is_code, other=0.0).to(tl.float32) * scale
+    if BITS == 4:
+        asked_second = tl.load(asked + first_half + GROUP_CODES, mask=is_code, other=0.0)
+        asked_second = asked_second.to(tl.float32) * scale
+    largest = tl.full([1], -float("inf"), tl.float32)
+    total = tl.zeros([1], tl.float32)
+    sums_first, sums_second = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
+    cols, groups = col[None, :], g[None, :]
+    for first in range(0, tokens, TOKENS):
+        slot = first + tl.arange(0, TOKENS)
+        is_seen = (slot < tokens) & ((slot < length) | (slot >= prompt_len))
+        mask = is_seen[:, None] & is_code[None, :]
+        keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
+        codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)
+        if BITS == 4:
+            found = _value(codes & 15, step, base, q) * asked_first[None, :]
+            found += _value(codes >> 4, step, base, q) * asked_second[None, :]
+        else:
+            found = _value(codes, step, base, q) * asked_first[None, :]
+        scores = tl.where(is_seen, tl.sum(found, 1), -float("inf"))
+        now = tl.maximum(largest, tl.max(scores, 0))
+        # Where nothing was seen yet, the largest is still minus infinity.
+        origin = tl.where(now == -float("inf"), 0.0, now)
+        shares, kept = tl.exp(scores - origin), tl.exp(largest - origin)
+        codes, step, base = _group_of(keys + value_stride, cols, groups, mask, CODE_BYTES)
+        if BITS == 4:
+            second = _value(codes >> 4, step, base, q) * shares[:, None]
+            sums_second = sums_second * kept + tl.sum(second, 0)
+            codes = codes & 15
+        sums_first = sums_first * kept + tl.sum(_value(codes, step, base, q) * shares[:, None], 0)
+        total = total * kept + tl.sum(shares, 0)
+        largest = now
+    target = out + (row * QUERIES + query) * DIM + first_half
+    tl.store(target, (sums_first / total).to(out.dtype.element_ty), mask=is_code)
+    if BITS == 4:
+        second = (sums_second / total).to(out.dtype.element_ty)
+        tl.store(target + GROUP_CODES, second, mask=is_code)
+
+
+@triton.jit
+def _group_of(rows, cols, groups, mask, CODE_BYTES: tl.constexpr):
+    """Read bytes of codes of packed rows, with the scale and the minimum of each one's group."""
+    codes = tl.load(rows + cols, mask=mask, other=0)
+    # Both in one word of 4 bytes, bfloat16 each: the upper halves of a float32.
+    shared = (rows + CODE_BYTES + 4 * groups).to(tl.pointer_type(tl.int32))
+    both = tl.load(shared, mask=mask, other=0)
+    return (
+        codes,
+        (both << 16).to(tl.float32, bitcast=True),
+        (both & -65536).to(tl.float32, bitcast=True),
+    )
+
+
+@triton.jit
+def _value(codes, step, base, like):
+    """Unpack codes to the dtype that ``like`` points to; in float32 again."""
+    # Halved in between, because a group may span more than the largest float.
+    wide = (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
+    return wide.to(like.dtype.element_ty).to(tl.float32)
