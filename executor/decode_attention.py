@@ -110,7 +110,7 @@ class DecodeAttention:
         group, head_dim], of the same. Returns which of the batch's rows were filled, each with its
         part of ``out``.
         """
-        segments = [*self.cache.attended_at(task, place)]
+        segments = self.cache.attended_at(task, place)
         if not segments:
             return []
         q, keys_values = self._by_row(qkv)

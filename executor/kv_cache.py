@@ -55,6 +55,8 @@ class KVCache:
         self.segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=machine.has_gpu)
         self._batch_segments: list[tuple[Segment, ...]] = []
         self._prompt_len = 0
+        # What ``attended_at`` has found in this block, whole: views cost more than a small step.
+        self._contexts: dict[tuple[int, int, str], list[tuple[Segment, torch.Tensor]]] = {}
         self._homes = {
             tier: arena.allocate("cache", self._home_bytes(tier) * self._num_units)
             for tier, arena in machine.arenas.items()
@@ -85,6 +87,7 @@ class KVCache:
     def start_block(self, batch_sizes: list[int], prompt_len: int) -> None:
         """Prepare for a block: a batch smaller than the policy's drops its last rows."""
         self._prompt_len = prompt_len
+        self._contexts = {}
         self._batch_segments = []
         for size in batch_sizes:
             rows = size * self.model.num_kv_heads
@@ -122,13 +125,15 @@ class KVCache:
         else:
             self._pack(keys_values, context[-1])
 
-    def attended_at(self, task: Task, place: str) -> Iterator[tuple[Segment, torch.Tensor]]:
-        """Yield the segments attended at ``place`` with their context up to and including the
+    def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
+        """Return the segments attended at ``place`` with their context up to and including the
         new token: [tokens, 2, rows, head_dim]."""
+        key = self._unit(task), task.slot, place
+        if key not in self._contexts:
+            views = self._views(task, appends_prompt=False)
+            self._contexts[key] = [view for view in views if view[0].attended == place]
         num_tokens = self._new_slot(task) + 1
-        for segment, context in self._views(task, appends_prompt=False):
-            if segment.attended == place:
-                yield segment, context[:num_tokens]
+        return [(segment, context[:num_tokens]) for segment, context in self._contexts[key]]
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
         """Return where the sums of a segment's values are kept, float32 [rows, head_dim], if it is

@@ -10,11 +10,9 @@ import torch
 
 from executor.arena import Arena
 from executor.engine import Channel, Throttle
+from profiles.cores import attending_threads, feeding_threads
 from profiles.hardware import HardwareProfile
 from profiles.kernels import without_cudnn_attention
-
-# One core in so many is left to the threads that feed a GPU.
-FEEDING_SHARE = 8
 
 
 @cache
@@ -65,8 +63,8 @@ class Machine:
         cores = cpu_threads = gpu_threads = None
         if attends_on_cpu and self.uses_cuda:
             num_threads = torch.get_num_threads()
-            gpu_threads = max(1, num_threads // FEEDING_SHARE)
-            cpu_threads = max(1, num_threads - gpu_threads)
+            gpu_threads = feeding_threads(num_threads)
+            cpu_threads = attending_threads(num_threads)
         elif attends_on_cpu and self.has_gpu:
             cores = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cores"))
         channels = [

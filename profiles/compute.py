@@ -32,8 +32,11 @@ FEW_ROWS = 64
 NARROW_ROWS = (4, 16, 64, 256)
 
 
-def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> ComputeRates:
-    """Measure a device (``cpu`` or ``cuda``) in every dtype.
+def measure_compute(
+    device: str, plan: ComputePlan, sampler: Sampler, beside: Callable[[], object] | None = None
+) -> ComputeRates:
+    """Measure a device (``cpu`` or ``cuda``) in every dtype; what a task costs is measured while
+    the CPU does ``beside``.
 
     Rows whose product would take longer than a figure's share of time are left out, and the
     curve is constant beyond its last point; the first is always measured.
@@ -47,7 +50,7 @@ def measure_compute(device: str, plan: ComputePlan, sampler: Sampler) -> Compute
             },
             attention_decode=decode.full,
             task_overhead_s=measure_task_overhead(
-                device, f"{prefix_of(device)}.task_overhead", sampler
+                device, f"{prefix_of(device)}.task_overhead", sampler, beside
             ),
             unpack_bytes_per_s=_measure_unpacking(device, 4, plan, sampler),
             packed_attention_bytes_per_s=decode.packed_4bit,

@@ -31,7 +31,8 @@ class ComputeRates:
     attention_decode
         Bytes of KV cache per second that one decode step of attention reads.
     task_overhead_s
-        Seconds that computing one layer costs beside its arithmetic: launching its operators.
+        Seconds that computing one layer costs beside its arithmetic: launching its operators. Of
+        a GPU, while the CPU attends.
     unpack_bytes_per_s
         Bytes of 16-bit output per second when 4-bit groups are unpacked; packing is counted at
         the same rate. 0 where it is not known.

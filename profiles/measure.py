@@ -17,8 +17,10 @@ import torch
 from tqdm import tqdm
 
 from profiles import compute, compute_plan, disk
+from profiles.attention import DTYPE, decode_attention
 from profiles.command import Parser, run
 from profiles.contention import measure_contention
+from profiles.cores import attending_threads, num_threads_of
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError
 from profiles.files import to_json
@@ -66,17 +68,20 @@ def measure_profile(
     sampler = Sampler(QUICK if quick else FULL, progress)
     plan = compute_plan.QUICK_PLAN if quick else compute_plan.FULL_PLAN
     disk_plan = disk.QUICK_PLAN if quick else disk.FULL_PLAN
-    cpu = Cpu(
-        name=_cpu_name(),
-        num_cores=len(os.sched_getaffinity(0)),
-        memory_bytes=memory_bytes,
-        memory_bytes_per_s=compute.measure_memory("cpu", plan, sampler),
-        runtime_bytes=runtime_bytes,
-        compute=compute.measure_compute("cpu", plan, sampler),
-    )
-    gpu = _measure_gpu(plan, sampler) if torch.cuda.is_available() else None
-    measured_disk = disk.measure_disk(offload_dir, disk_plan, sampler)
-    contention = measure_contention(offload_dir, plan, cpu.compute, gpu is not None, sampler)
+    has_gpu, num_threads = torch.cuda.is_available(), torch.get_num_threads()
+    # Beside a GPU, the CPU computes with the cores that it is left.
+    with num_threads_of(attending_threads(num_threads) if has_gpu else num_threads):
+        cpu = Cpu(
+            name=_cpu_name(),
+            num_cores=len(os.sched_getaffinity(0)),
+            memory_bytes=memory_bytes,
+            memory_bytes_per_s=compute.measure_memory("cpu", plan, sampler),
+            runtime_bytes=runtime_bytes,
+            compute=compute.measure_compute("cpu", plan, sampler),
+        )
+        gpu = _measure_gpu(plan, sampler) if has_gpu else None
+        measured_disk = disk.measure_disk(offload_dir, disk_plan, sampler)
+        contention = measure_contention(offload_dir, plan, cpu.compute, has_gpu, sampler)
     return HardwareProfile(
         name=f"{gpu.name} with {cpu.name}" if gpu else f"{cpu.name}, {cpu.num_cores} cores",
         source="measured with python -m profiles.measure" + (" --quick" if quick else ""),
@@ -92,6 +97,7 @@ def measure_profile(
 
 def _measure_gpu(plan: compute_plan.ComputePlan, sampler: Sampler) -> Gpu:
     without_cudnn_attention()
+    attend, _ = decode_attention("cpu", DTYPE, plan)
     # A GPU needs more work than a CPU before it shows its speed.
     plan = replace(plan, out_features=11008, num_prompts=8, num_heads=32, num_cache_rows=1024)
     free_bytes, _ = torch.cuda.mem_get_info()
@@ -100,7 +106,7 @@ def _measure_gpu(plan: compute_plan.ComputePlan, sampler: Sampler) -> Gpu:
         name=torch.cuda.get_device_name(),
         memory_bytes=free_bytes,
         memory_bytes_per_s=compute.measure_memory("cuda", plan, sampler),
-        compute=compute.measure_compute("cuda", plan, sampler),
+        compute=compute.measure_compute("cuda", plan, sampler, beside=attend),
         h2d=h2d,
         d2h=d2h,
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from profiles import kernels
+from profiles.cores import kept_busy
 from profiles.sampling import Sampler
 
 # A layer so small that its arithmetic takes no time, and wide enough for operators to call all
@@ -19,10 +22,13 @@ HIDDEN = HEADS * HEAD_DIM
 CONTEXT = 4
 
 
-def measure_task_overhead(device: str, name: str, sampler: Sampler) -> float:
+def measure_task_overhead(
+    device: str, name: str, sampler: Sampler, beside: Callable[[], object] | None = None
+) -> float:
     """Measure the seconds that computing a layer costs beside its arithmetic.
 
-    It is handed to a thread, and launches its operators.
+    It is handed to a thread, and launches its operators, as in a run: where the CPU attends for a
+    GPU, while it does so (``beside``).
     """
     tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
     layer = _SmallLayer.on(device)
@@ -45,7 +51,8 @@ def measure_task_overhead(device: str, name: str, sampler: Sampler) -> float:
     # As in a run, where this thread hands out tasks and computes nothing.
     kernels.end_idle_threads()
     try:
-        return sampler.measure_seconds(name, hand_over).median
+        with kept_busy(beside) if beside else nullcontext():
+            return sampler.measure_seconds(name, hand_over).median
     finally:
         tasks.put(None)
         worker.join()

@@ -1,0 +1,63 @@
+"""Who gets a machine's cores where a GPU computes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import torch
+
+# One core in so many is left to the threads that feed a GPU.
+FEEDING_SHARE = 8
+
+
+def feeding_threads(num_threads: int) -> int:
+    """Return how many of ``num_threads`` feed a GPU while the CPU attends."""
+    return max(1, num_threads // FEEDING_SHARE)
+
+
+def attending_threads(num_threads: int) -> int:
+    """Return how many of ``num_threads`` attend on the CPU beside a GPU."""
+    return max(1, num_threads - feeding_threads(num_threads))
+
+
+@contextmanager
+def num_threads_of(num_threads: int) -> Iterator[None]:
+    """Compute with so many threads, and with as many as before again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def kept_busy(work: Callable[[], object]) -> Iterator[None]:
+    """Have another thread repeat ``work``, which has been done once when this is entered, and ends
+    with it; raises what it raised."""
+    is_over, has_begun = Event(), Event()
+    failures: list[BaseException] = []
+
+    def repeat() -> None:
+        try:
+            with torch.inference_mode():
+                while not is_over.is_set():
+                    work()
+                    has_begun.set()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            has_begun.set()
+
+    worker = Thread(target=repeat, name="kept busy")
+    worker.start()
+    try:
+        has_begun.wait()
+        yield
+    finally:
+        is_over.set()
+        worker.join()
+    if failures:
+        raise failures[0]
