@@ -62,7 +62,7 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
     """Seconds of unpacking all weights once in every pass, where they are quantized."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
-    num_bytes = _staged_elements(problem) * UNPACKED_BYTES * problem.loads_per_block
+    num_bytes = problem.staged_elements * UNPACKED_BYTES * problem.loads_per_block
     return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
 
 
@@ -70,7 +70,7 @@ def multiplied_bytes(problem: Problem, stage: Stage) -> int:
     """Bytes of the weights as the CPU multiplies them, in all layers but the embedding."""
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
         return problem.staged_weight_bytes
-    return _staged_elements(problem) * problem.model.dtype_bytes
+    return problem.staged_elements * problem.model.dtype_bytes
 
 
 def unpacking_bytes(problem: Problem, stage: Stage) -> float:
@@ -79,10 +79,6 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
         return 0.0
     num_bytes = problem.staged_weight_bytes + multiplied_bytes(problem, stage)
     return num_bytes * stage.passes * problem.loads_per_block
-
-
-def _staged_elements(problem: Problem) -> int:
-    return sum(layer.num_matrix_elements for layer in problem.layers if layer.kind != "embed")
 
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:

@@ -227,7 +227,7 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
     layer_bytes = tokens * max(attention, mlp, norm) * model.dtype_bytes
     # One chunk of the head makes its logits in the model's dtype, before they go where all are.
-    head_rows = max(c.tensors[-1].num_rows for c in problem.layers if c.kind == "head")
+    head_rows = max(c.tensors[-1].num_rows for c in problem.distinct_layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     library_bytes = CUDA_LIBRARY_BYTES if problem.hardware.uses_cuda else LIBRARY_BYTES
@@ -238,7 +238,7 @@ def _unpacked_weight_bytes(problem: Problem) -> int:
     """Count what holds the matrices of the layer that is computed, where they are packed."""
     if not problem.packs_weights:
         return 0
-    staged = [layer for layer in problem.layers if layer.kind != "embed"]
+    staged = [layer for layer in problem.distinct_layers if layer.kind != "embed"]
     elements = max(layer.num_matrix_elements for layer in staged)
     if problem.unpacks_per_batch:
         elements = max(t.num_elements for layer in staged for t in layer.tensors)

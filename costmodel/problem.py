@@ -64,6 +64,11 @@ class Problem:
         return model_layers(self.model, self.weight_bits, self.group_size)
 
     @cached_property
+    def distinct_layers(self) -> tuple[LayerLayout, ...]:
+        """The same without repetition: all decoder layers share one layout."""
+        return tuple({id(layer): layer for layer in self.layers}.values())
+
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(layer.num_bytes for layer in self.layers)
@@ -74,14 +79,19 @@ class Problem:
         return sum(layer.num_bytes for layer in self.layers if layer.kind != "embed")
 
     @cached_property
+    def staged_elements(self) -> int:
+        """Elements of their matrices."""
+        return sum(layer.num_matrix_elements for layer in self.layers if layer.kind != "embed")
+
+    @cached_property
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer that is staged."""
-        return max(layer.num_bytes for layer in self.layers if layer.kind != "embed")
+        return max(layer.num_bytes for layer in self.distinct_layers if layer.kind != "embed")
 
     @cached_property
     def longest_cut_bytes(self) -> int:
         """Bytes of the rows that a cut keeps together, where they are longest."""
-        tensors = (tensor for layer in self.layers for tensor in layer.tensors)
+        tensors = (tensor for layer in self.distinct_layers for tensor in layer.tensors)
         return max(tensor.row_bytes * min(CUT_ROWS, tensor.num_rows) for tensor in tensors)
 
     @cached_property

@@ -29,6 +29,7 @@ class DecodeRates:
     packed_4bit: float
     packed_8bit: float
     sparse: float
+    one_query: dict[str, float]
     many_queries: dict[str, float]
     by_token: dict[str, float]
 
@@ -41,11 +42,14 @@ def measure_decode_attention(device: str, plan: ComputePlan, sampler: Sampler) -
     """
     bench = _DecodeBench(device=device, plan=plan, sampler=sampler)
     full = {dtype: bench.rate(dtype, dtype) for dtype in DTYPES if dtype != DTYPE}
-    rates, many_queries, by_token = {}, {}, {}
+    rates, one_query, many_queries, by_token = {}, {}, {}, {}
     for bits, name in ((None, DTYPE), (4, "4bit"), (8, "8bit")):
         key = str(bits or FULL)
         rates[key] = bench.rate(name, DTYPE, bits=bits)
-        many = bench.rate(f"{name}.many_queries", DTYPE, bits=bits, has_many_queries=True)
+        one = bench.rate(f"{name}.one_query", DTYPE, bits=bits, group_size=1)
+        one_query[key] = max(1.0, one / rates[key])
+        many = bench.rate(f"{name}.many_queries", DTYPE, bits=bits, group_size=MANY_QUERIES,
+                          head_dim=SHORT_HEAD_DIM)  # fmt: skip
         many_queries[key] = min(1.0, many / rates[key])
         # A GPU has its cache token by token in any case.
         if device == "cpu":
@@ -56,6 +60,7 @@ def measure_decode_attention(device: str, plan: ComputePlan, sampler: Sampler) -
         packed_4bit=rates["4"],
         packed_8bit=rates["8"],
         sparse=bench.rate("sparse", DTYPE, sparsity=SPARSITY),
+        one_query=one_query,
         many_queries=many_queries,
         by_token=by_token,
     )
@@ -74,13 +79,11 @@ class _DecodeBench:
         *,
         bits: int | None = None,
         sparsity: float = 1.0,
-        has_many_queries: bool = False,
+        group_size: int = GROUP_SIZE,
+        head_dim: int = HEAD_DIM,
         lies_by_token: bool = False,
     ) -> float:
         """Measure one decode step in bytes of cache per second, as it is unpacked."""
-        group_size, head_dim = GROUP_SIZE, HEAD_DIM
-        if has_many_queries:
-            group_size, head_dim = MANY_QUERIES, SHORT_HEAD_DIM
         attend, cache_bytes = decode_attention(
             self.device, dtype, self.plan, bits=bits, sparsity=sparsity, group_size=group_size,
             head_dim=head_dim, lies_by_token=lies_by_token,

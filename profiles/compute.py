@@ -62,6 +62,7 @@ def measure_compute(
             ),
             unpack_8bit_bytes_per_s=_measure_unpacking(device, 8, plan, sampler),
             packed_attention_8bit_bytes_per_s=decode.packed_8bit,
+            attention_one_query=decode.one_query,
             attention_many_queries=decode.many_queries,
             attention_by_token=decode.by_token,
         )

@@ -49,6 +49,9 @@ class ComputeRates:
         The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
         The same as above for groups of 8 bits. 0 where they are not known: those of 4 bits serve.
+    attention_one_query
+        Times its rate, 1 or more, that attention of decode makes where a key head has one query
+        head, by bits of the cache as below; what is not there makes no more.
     attention_many_queries, attention_by_token
         Shares of its rate, above 0 to 1, that attention of decode keeps where ``MANY_QUERIES``
         heads share a key head of ``SHORT_HEAD_DIM``, and where the cache lies token by token, as
@@ -68,6 +71,7 @@ class ComputeRates:
     narrow_packed_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
     unpack_8bit_bytes_per_s: float = 0.0
     packed_attention_8bit_bytes_per_s: float = 0.0
+    attention_one_query: Mapping[str, float] = field(default_factory=dict)
     attention_many_queries: Mapping[str, float] = field(default_factory=dict)
     attention_by_token: Mapping[str, float] = field(default_factory=dict)
 
@@ -91,7 +95,12 @@ class ComputeRates:
         ):  # fmt: skip
             require_not_negative(name, getattr(self, name))
         for name in ("attention_many_queries", "attention_by_token"):
-            _check_shares(name, getattr(self, name))
+            for bits, share in getattr(self, name).items():
+                if not 0 < share <= 1:
+                    raise InputError(f"{name}.{bits}", got=share, allowed="above 0, at most 1")
+        for bits, times in self.attention_one_query.items():
+            if not 1 <= times < float("inf"):
+                raise InputError(f"attention_one_query.{bits}", got=times, allowed="1 or more")
 
     def matmul_rate(self, dtype: str, rows: float, width: int, *, packed: bool = False) -> float:
         """Return the FLOP/s of a product of ``rows`` with weights [any, ``width``].
@@ -122,7 +131,7 @@ class ComputeRates:
         packed, in the bytes that it has unpacked.
 
         The queries of each element cost arithmetic, so that seconds per byte are linear in
-        ``group_size / head_dim``, from the shape on that the rate was measured with.
+        ``group_size / head_dim`` between the shapes that were measured, and beyond the last.
         """
         rate = self.attention_decode[dtype]
         if bits is not None:
@@ -130,10 +139,13 @@ class ComputeRates:
             packed = eight or self.packed_attention_bytes_per_s
             # Without a kernel that reads it as it lies, it is unpacked first.
             rate = packed or 1 / (1 / rate + 1 / self.unpack_rate(bits))
-        few, many = GROUP_SIZE / HEAD_DIM, MANY_QUERIES / SHORT_HEAD_DIM
-        more = max(0.0, (group_size / head_dim - few) / (many - few))
-        kept = self.attention_many_queries.get(str(bits or FULL), 1.0)
-        return rate / (1 + more * (1 / kept - 1))
+        queries, key = group_size / head_dim, str(bits or FULL)
+        one, few, many = 1 / HEAD_DIM, GROUP_SIZE / HEAD_DIM, MANY_QUERIES / SHORT_HEAD_DIM
+        if queries > few:
+            kept = self.attention_many_queries.get(key, 1.0)
+            return rate / (1 + (queries - few) / (many - few) * (1 / kept - 1))
+        kept = self.attention_one_query.get(key, 1.0)
+        return rate / (1 + (few - max(queries, one)) / (few - one) * (1 / kept - 1))
 
     def over_tokens(self) -> ComputeRates:
         """Return these rates, with attention over a cache that lies token by token."""
@@ -146,9 +158,3 @@ class ComputeRates:
             packed_attention_8bit_bytes_per_s=self.packed_attention_8bit_bytes_per_s * kept["8"],
             attention_by_token={},
         )
-
-
-def _check_shares(name: str, shares: Mapping[str, float]) -> None:
-    for bits, share in shares.items():
-        if not 0 < share <= 1:
-            raise InputError(f"{name}.{bits}", got=share, allowed="above 0, at most 1")

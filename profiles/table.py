@@ -107,12 +107,14 @@ class _Table:
             if rate > 0:
                 cell = self._with_spread(format_rate(rate), f"{prefix}.{figure}")
                 rows.append(_row(label, cell))
-        for label, shares in (
+        for label, factors in (
+            ("one query makes", rates.attention_one_query),
             ("many queries keep", rates.attention_many_queries),
             ("token by token keeps", rates.attention_by_token),
         ):
-            if shares:
-                rows.append(_row(label, *(f"{bits}: {kept:.0%}" for bits, kept in shares.items())))
+            if factors:
+                cells = (f"{bits}: {factor:.0%}" for bits, factor in factors.items())
+                rows.append(_row(label, *cells))
         packed, narrow = rates.packed_matmul, rates.narrow_packed_matmul
         rows += self._products(prefix, "packed_matmul", "4 bits", packed)
         rows += self._products(prefix, "packed_matmul.narrow", "4 bits narrow", narrow)

@@ -54,6 +54,9 @@ CASES = {
         model="opt-6.7b", gpu_memory=4 * GIB, cpu_memory=CPU_MEMORY, num_prompts=160,
         flexgen=(
             FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=5),
+            FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=5,
+                          cpu_cache_compute=True),
+            FlexGenPolicy(percent=(5, 95, 0, 100, 100, 0), gpu_batch_size=32, num_gpu_batches=5),
         ),
         accelerate_batches=(4,),
     ),
@@ -63,6 +66,8 @@ CASES = {
         flexgen=(
             # With 32 sequences in a batch it runs out of GPU memory.
             FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=16, num_gpu_batches=10,
+                          compresses_weights=True, compresses_cache=True),
+            FlexGenPolicy(percent=(40, 60, 0, 100, 0, 100), gpu_batch_size=16, num_gpu_batches=10,
                           compresses_weights=True, compresses_cache=True),
         ),
     ),

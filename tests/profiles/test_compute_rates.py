@@ -86,6 +86,12 @@ def test_queries_beyond_those_measured_first_cost_seconds_in_proportion() -> Non
     # 4 of 64 lie a third of the way from 4 of 128 to 8 of 64.
     assert rates.attention_rate(DTYPE, None, 4, 64) == pytest.approx(12 / (1 + 1 / 3))
     assert rates.attention_rate(DTYPE, None, 1, HEAD_DIM) == pytest.approx(12)
+    rates = _rates(attention_decode={DTYPE: 12.0}, attention_one_query={"full": 2.0})
+    assert rates.attention_rate(DTYPE, None, 1, HEAD_DIM) == pytest.approx(24)
+    # Fewer queries for an element than were measured cost no less.
+    assert rates.attention_rate(DTYPE, None, 1, 2 * HEAD_DIM) == pytest.approx(24)
+    # 2 of 128 lie a third of the way from 1 to 4.
+    assert rates.attention_rate(DTYPE, None, 2, HEAD_DIM) == pytest.approx(12 / (1 - 2 / 3 / 2))
     packed = _rates(unpack_bytes_per_s=4.0, attention_decode={DTYPE: 12.0})
     assert packed.attention_rate(DTYPE, 4, MANY_QUERIES, SHORT_HEAD_DIM) == pytest.approx(3)
 
@@ -105,3 +111,5 @@ def test_a_share_of_a_rate_is_at_most_all_of_it() -> None:
     for share in (0.0, 1.5):
         with pytest.raises(InputError, match=r"attention_by_token\.4"):
             _rates(attention_by_token={"4": share})
+    with pytest.raises(InputError, match=r"attention_one_query\.4"):
+        _rates(attention_one_query={"4": 0.9})

@@ -1,0 +1,82 @@
+"""What is compiled before a run must be all that the run calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.layout import model_layers
+from executor import embedding, unpacked
+from executor.checkpoint import Checkpoint
+from executor.kv_cache import KVCache
+from executor.machine import Machine
+from executor.warm_up import compile_kernels
+from profiles import kernels
+from profiles.packing import Packing
+from tests.executor.tiny_machines import Case, make_hardware, make_policy
+from tests.executor.tiny_models import save_tiny_model
+
+# Where each kernel that is Triton's on a GPU is called by its name.
+PLACES = {
+    "decode_attention": [kernels],
+    "rms_norm": [kernels],
+    "rotate": [kernels],
+    "unpack_rows": [kernels, embedding, unpacked],
+}
+
+
+@contextmanager
+def _noted() -> Iterator[set[tuple[object, ...]]]:
+    """Note of each call what would make it another kernel in Triton: the elements of its last
+    dimension, its dtype, its packing, and whether some prompts are shorter."""
+    calls: set[tuple[object, ...]] = set()
+
+    def noting(name: str) -> Any:
+        kernel = getattr(kernels, name)
+
+        def call(first: torch.Tensor, *rest: Any, **named: Any) -> None:
+            arguments = [*rest, named.get("packing")]
+            packing = next((x for x in arguments if isinstance(x, Packing)), None)
+            # Attention to what is not packed is torch's own.
+            if name != "decode_attention" or packing:
+                is_padded = named.get("lengths") is not None
+                calls.add((name, first.shape[-1], first.dtype, packing, is_padded))
+            kernel(first, *rest, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, places in PLACES.items():
+            found = noting(name)
+            for place in places:
+                patch.setattr(place, name, found)
+        yield calls
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen3"])
+@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("prompts", [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4]]])
+def test_a_run_calls_what_was_compiled(
+    family: str, bits: int, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {} if family == "opt" else {"head_dim": 32}
+    save_tiny_model(tmp_path / "model", family, **options)
+    source = Checkpoint.open(tmp_path / "model")
+    policy = make_policy(source.spec, prompt_len=3, gen_len=3)
+    policy = replace(policy, weight_bits=bits, cache_bits=bits)
+    hardware = make_hardware()
+    with Machine(hardware) as machine, _noted() as compiled:
+        layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+        cache = KVCache(policy, machine)
+        compile_kernels(policy, source.config, layers, cache, machine.compute.device)
+    with _noted() as called:
+        case = Case(source=source, prompts=prompts, folder=tmp_path / "offload")
+        case.generate(policy, hardware)
+    assert called <= compiled
+    assert bool(called) == (bits == 4 or family != "opt")
