@@ -79,7 +79,7 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         "cache": shares.cache_gpu * problem.cache_sequence_bytes,
         "hidden states": shares.activations_gpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
-        **_head_terms(problem, shares),
+        **_kept_terms(problem, shares),
     }
     # Prefill hands every row that lives off the GPU down; decode fetches those that are not
     # attended on the CPU. The buffers are as large as the larger of the two.
@@ -128,7 +128,7 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
     if not problem.hardware.has_gpu:
-        home |= _head_terms(problem, shares)
+        home |= _kept_terms(problem, shares)
         home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
         return {
             phase: home | {"workspace": shares.per_block * workspace_bytes(problem, phase)}
@@ -194,11 +194,13 @@ def _value_sum_bytes(problem: Problem) -> int:
 
 def _attention_token_bytes(problem: Problem) -> int:
     model = problem.model
-    return (2 * model.query_size + 2 * model.kv_size) * model.dtype_bytes
+    # Queries, keys and values as they come, keys and values again as they are appended, the result.
+    return (2 * model.query_size + 4 * model.kv_size) * model.dtype_bytes
 
 
-def _head_terms(problem: Problem, shares: Shares) -> Terms:
-    """Count what the output head keeps of every sequence: its input, and logits over chunks."""
+def _kept_terms(problem: Problem, shares: Shares) -> Terms:
+    """Count what is kept of every sequence where it is computed: the output head's input, logits
+    over its chunks, and in a pass the cosines and sines of a rotary family's positions."""
     logits = problem.model.vocab_size * LOGIT_BYTES
     # With the head in one piece, the logits of a batch are sampled from as they come.
     kept = (
@@ -206,7 +208,12 @@ def _head_terms(problem: Problem, shares: Shares) -> Terms:
         if problem.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    return {"head input": shares.whole * problem.hidden_token_bytes, "logits": kept}
+    angles = problem.model.head_dim * problem.model.dtype_bytes if problem.model.is_gated else 0
+    return {
+        "head input": shares.whole * problem.hidden_token_bytes,
+        "logits": kept,
+        "rotations": (shares.whole + shares.per_block * problem.workload.prompt_len) * angles,
+    }
 
 
 def workspace_bytes(problem: Problem, phase: str) -> int:

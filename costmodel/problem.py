@@ -80,7 +80,7 @@ class Problem:
 
     @cached_property
     def staged_elements(self) -> int:
-        """Elements of their matrices."""
+        """Elements of the matrices of the layers that are staged whole."""
         return sum(layer.num_matrix_elements for layer in self.layers if layer.kind != "embed")
 
     @cached_property

@@ -260,7 +260,11 @@ class ZigzagSchedule:
         yield self._make(
             "project", "gpu_compute", here,
             reads=[*self._weights_read(here), self._hidden_staging(here)],
-            writes=[self._cache_staging(here), ("projected", "gpu", slot)],
+            writes=[
+                self._cache_staging(here),
+                ("projected", "gpu", slot),
+                ("attended", "gpu", slot),
+            ],
         )  # fmt: skip
         yield self._make(
             "return_queries", "d2h", here, reads=[("projected", "gpu", slot)],

@@ -79,11 +79,11 @@ class Block:
     def start(self, batches: list[Batch]) -> None:
         """Take up a new block."""
         self.batches = batches
-        self.attention.start_block(batches)
         self._lengths = [batch.lengths.to(self.device) for batch in batches]
-        self.rotations.start_block(self._lengths, batches[0].prompt_ids.shape[1])
         sizes = [len(batch) for batch in batches]
         prompt_len = batches[0].prompt_ids.shape[1]
+        self.attention.start_block(batches)
+        self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.num_pieces = num_weight_pieces(len(batches))
         self.stores.cache.start_block(sizes, prompt_len)
         self.stores.hidden.start_block(sizes, prompt_len)
@@ -150,16 +150,16 @@ class Block:
         batch = self.batches[task.batch]
         step = self.policy.prefill_batch_size if task.is_prefill else len(batch)
         ids = batch.token_ids(task.token)
-        # Prompts all begin at the first position.
-        positions = torch.arange(ids.shape[1])[None]
-        if not task.is_prefill:
-            positions = batch.lengths[:, None] + (task.token - 1)
         for first in range(0, len(batch), step):
             part = slice(first, first + step)
             hidden[part] = self.stores.tokens.gather(ids[part])
             if self.stores.positions is not None:
-                wanted = positions if task.is_prefill else positions[part]
-                hidden[part] += self.stores.positions.gather(wanted + OPT_POSITION_OFFSET)
+                if task.is_prefill:
+                    # Prompts all begin at the first position.
+                    positions = torch.arange(ids.shape[1])[None]
+                else:
+                    positions = batch.lengths[part, None] + (task.token - 1)
+                hidden[part] += self.stores.positions.gather(positions + OPT_POSITION_OFFSET)
 
     def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):

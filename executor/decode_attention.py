@@ -41,6 +41,10 @@ class DecodeAttention:
     def start_block(self, batches: Sequence[Batch]) -> None:
         """Prepare for a block."""
         self._batches = batches
+        self._projected = [None] * NUM_BUFFERS
+        self._returned = [None] * NUM_BUFFERS
+        self._attended = [[] for _ in range(NUM_BUFFERS)]
+        self._outputs = [None] * NUM_BUFFERS
         self._lengths = {
             place: [batch.lengths.to(device, torch.int32) for batch in batches]
             for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))

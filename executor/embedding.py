@@ -82,8 +82,7 @@ class EmbeddingTable:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*ids.shape, -1)
 
     def _gather(self, flat: torch.Tensor) -> torch.Tensor:
-        # Pinned memory goes up at the link's rate, while the next rows are gathered.
-        raw = self._empty_rows(len(flat), pins=self._device.type == "cuda")
+        raw = self._empty_rows(len(flat))
         for first, rows in self._runs:
             found = _between(flat, first, first + len(rows))
             if len(found) and rows.device.type == "cpu":
@@ -93,7 +92,7 @@ class EmbeddingTable:
             if len(found):
                 raw[found] = self._read(flat[found] - first, position)
         # One copy up, because each waits for whatever the link is busy with.
-        raw = raw.to(self._device, non_blocking=True)
+        raw = raw.to(self._device)
         for first, rows in self._runs:
             found = _between(flat, first, first + len(rows))
             if len(found) and rows.device.type != "cpu":
@@ -101,9 +100,8 @@ class EmbeddingTable:
                 raw[places] = rows[wanted]
         return self._elements(raw)
 
-    def _empty_rows(self, count: int, *, pins: bool = False) -> torch.Tensor:
-        shape = count, self._tensor.row_bytes
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=pins).view(self._word)
+    def _empty_rows(self, count: int) -> torch.Tensor:
+        return torch.empty(count, self._tensor.row_bytes, dtype=torch.uint8).view(self._word)
 
     def _elements(self, raw: torch.Tensor) -> torch.Tensor:
         """Return gathered rows as elements [rows, hidden_size], unpacked if they were packed."""

@@ -24,6 +24,8 @@ from profiles.memory_limits import usable_memory_bytes
 
 logger = logging.getLogger(__name__)
 
+# Raised where this program measures or runs otherwise than before: what was kept is left alone.
+VERSION = "v2"
 # Fewer runs say little; of more, the oldest are forgotten, with the machine that they met.
 LEAST_RUNS, MOST_RUNS = 4, 24
 # Shorter blocks are mostly noise.
@@ -120,7 +122,6 @@ def _kept(what: str, suffix: str) -> Path:
     """Return where something about this machine is kept, with this version of torch."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    name = f"{platform.node()}-{device}-torch{torch.__version__}".replace("/", "-").replace(
-        " ", "-"
-    )
+    name = f"{VERSION}-{platform.node()}-{device}-torch{torch.__version__}"
+    name = name.replace("/", "-").replace(" ", "-")
     return base / "zigzag" / f"{what}-{name}.{suffix}"

@@ -24,8 +24,9 @@ class Rotations:
         self.rope = config.rope
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
-        # By batch, with the pass that they are of.
-        self._made: dict[int, tuple[int, Rotation]] = {}
+        # Of the pass over ``_token``, by batch.
+        self._made: dict[int, Rotation] = {}
+        self._token = 0
 
     def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
         """Prepare for a block; ``lengths`` are the tokens of each prompt, int64 [batch] for each
@@ -37,14 +38,12 @@ class Rotations:
         """Return those of a task's pass (see ``layers.project_qkv``)."""
         if self.rope is None:
             return None
+        if task.token != self._token:
+            self._token, self._made = task.token, {}
         key = PROMPTS if task.is_prefill else task.batch
-        token, rotation = self._made.get(key, (-1, None))
-        if rotation is None or token != task.token:
-            rotation = self._make(task, self.rope)
-            self._made[key] = task.token, rotation
-        if not task.is_prefill:
-            self._made.pop(PROMPTS, None)
-        return rotation
+        if key not in self._made:
+            self._made[key] = self._make(task, self.rope)
+        return self._made[key]
 
     def _make(self, task: Task, rope: Rope) -> Rotation:
         if task.is_prefill:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -37,20 +38,17 @@ def compile_kernels(
 
 def _compile_layer(policy: Policy, config: DecoderConfig, device: torch.device) -> None:
     model = policy.model
-    ones = torch.ones(max(model.hidden_size, model.head_dim), dtype=DTYPES[model.dtype])
-    ones = ones.to(device)
+    ones = partial(torch.ones, dtype=DTYPES[model.dtype], device=device)
+    if model.is_gated:
+        for dim in (model.hidden_size, *([model.head_dim] if config.qk_norm else [])):
+            kernels.rms_norm(ones(1, 1, dim), ones(dim), config.norm_eps, ones(1, 1, dim))
     if config.rope is not None:
-        norms = [model.hidden_size, *([model.head_dim] if config.qk_norm else [])]
-        for dim in norms:
-            row = ones[:dim].view(1, 1, dim)
-            kernels.rms_norm(row, ones[:dim], config.norm_eps, row)
-        half = ones[: model.head_dim // 2].view(1, -1)
-        kernels.rotate(ones[: model.head_dim].view(1, 1, -1).clone(), half, half)
+        angles = ones(1, model.head_dim // 2)
+        kernels.rotate(ones(1, 1, model.head_dim), angles, angles)
 
 
 def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:
-    """Where a row begins at a multiple of 16 bytes, and where it does not, which makes two kernels
-    of one."""
+    """Compile unpacking twice: where a row begins at a multiple of 16 bytes, and where not."""
     raw = torch.zeros(UNALIGNED + matrix.row_bytes, dtype=torch.uint8, device=device)
     whole = torch.empty(1, 1, matrix.num_elements, dtype=dtype, device=device)
     for start in (0, UNALIGNED):

@@ -50,8 +50,8 @@ class ComputeRates:
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
         The same as above for groups of 8 bits. 0 where they are not known: those of 4 bits serve.
     attention_one_query
-        Times its rate, 1 or more, that attention of decode makes where a key head has one query
-        head, by bits of the cache as below; what is not there makes no more.
+        Factor, 1 or more, by which attention of decode is faster where each key head has one query
+        head. By bits of the cache, as below; what is not there is not faster.
     attention_many_queries, attention_by_token
         Shares of its rate, above 0 to 1, that attention of decode keeps where ``MANY_QUERIES``
         heads share a key head of ``SHORT_HEAD_DIM``, and where the cache lies token by token, as
@@ -148,7 +148,9 @@ class ComputeRates:
         return rate / (1 + (few - max(queries, one)) / (few - one) * (1 / kept - 1))
 
     def over_tokens(self) -> ComputeRates:
-        """Return these rates, with attention over a cache that lies token by token."""
+        """Return these rates, with attention over a cache that lies token by token. There the
+        memory is waited for, however few the queries: measured in 4 bits, one for each key head
+        takes as long as four."""
         kept = {bits: self.attention_by_token.get(bits, 1.0) for bits in (FULL, "8", "4")}
         return replace(
             self,
@@ -156,5 +158,6 @@ class ComputeRates:
             sparse_attention_bytes_per_s=self.sparse_attention_bytes_per_s * kept[FULL],
             packed_attention_bytes_per_s=self.packed_attention_bytes_per_s * kept["4"],
             packed_attention_8bit_bytes_per_s=self.packed_attention_8bit_bytes_per_s * kept["8"],
+            attention_one_query={},
             attention_by_token={},
         )

@@ -1,4 +1,4 @@
-"""Who gets a machine's cores where a GPU computes too."""
+"""Cores that are shared: with a GPU in a run, and with other work while something is measured."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def num_threads_of(num_threads: int) -> Iterator[None]:
 
 @contextmanager
 def kept_busy(work: Callable[[], object]) -> Iterator[None]:
-    """Have another thread repeat ``work``, which has been done once when this is entered, and ends
-    with it; raises what it raised."""
+    """Repeat ``work`` in another thread while the body runs; the first call has ended when the body
+    begins. Raises what ``work`` raised, unless the body did."""
     is_over, has_begun = Event(), Event()
     failures: list[BaseException] = []
 

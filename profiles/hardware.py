@@ -51,7 +51,8 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """The CPU tier. ``runtime_bytes`` is what the process holds before it loads anything."""
+    """The CPU tier. ``runtime_bytes`` is what the process holds before it loads anything. On a
+    machine with a GPU, ``compute`` is measured with the cores that the CPU is left beside it."""
 
     name: str
     num_cores: int

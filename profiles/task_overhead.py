@@ -17,7 +17,7 @@ from profiles.sampling import Sampler
 
 # A layer so small that its arithmetic takes no time, and wide enough for operators to call all
 # threads, which takes some.
-HEADS, HEAD_DIM = 2, 128
+SEQUENCES, HEADS, HEAD_DIM = 2, 2, 128
 HIDDEN = HEADS * HEAD_DIM
 CONTEXT = 4
 
@@ -32,19 +32,25 @@ def measure_task_overhead(
     """
     tasks: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
     layer = _SmallLayer.on(device)
+    failures: list[Exception] = []
 
     def work_off() -> None:
         with torch.inference_mode():
             while (done := tasks.get()) is not None:
-                layer.launch()
-                if device != "cpu":
-                    torch.cuda.synchronize()
+                try:
+                    layer.launch()
+                    if device != "cpu":
+                        torch.cuda.synchronize()
+                except Exception as error:
+                    failures.append(error)
                 done.set()
 
     def hand_over() -> None:
         done = threading.Event()
         tasks.put(done)
         done.wait()
+        if failures:
+            raise failures[0]
 
     worker = threading.Thread(target=work_off, name="task-overhead")
     worker.start()
@@ -75,19 +81,20 @@ class _SmallLayer:
             return torch.ones(shape, dtype=torch.bfloat16, device=device)
 
         return cls(
-            x=ones(1, HIDDEN), matrix=ones(HIDDEN, HIDDEN), stacked=ones(3 * HIDDEN, HIDDEN),
-            vector=ones(HIDDEN), angles=ones(1, HEAD_DIM // 2),
-            cache=ones(CONTEXT, 2, HEADS, HEAD_DIM),
+            x=ones(SEQUENCES, HIDDEN), matrix=ones(HIDDEN, HIDDEN),
+            stacked=ones(3 * HIDDEN, HIDDEN), vector=ones(HIDDEN),
+            angles=ones(SEQUENCES, HEAD_DIM // 2),
+            cache=ones(CONTEXT, 2, SEQUENCES * HEADS, HEAD_DIM),
         )  # fmt: skip
 
     def launch(self) -> None:
-        heads = F.linear(self._normed(), self.stacked).view(1, 3 * HEADS, HEAD_DIM)
+        heads = F.linear(self._normed(), self.stacked).view(SEQUENCES, 3 * HEADS, HEAD_DIM)
         kernels.rotate(heads[:, : 2 * HEADS], self.angles, self.angles)
         keys_values = heads[:, HEADS:].unflatten(1, (2, HEADS)).transpose(0, 1)
         self.cache[-1].copy_(keys_values.flatten(1, 2))
-        attended = torch.empty_like(heads[0, :HEADS]).view(HEADS, 1, HEAD_DIM)
+        attended = heads.new_empty(SEQUENCES * HEADS, 1, HEAD_DIM)
         kernels.decode_attention(heads[:, :HEADS], self.cache, attended)
-        self.x.add_(F.linear(attended.view(1, HIDDEN), self.matrix))
+        self.x.add_(F.linear(attended.view(SEQUENCES, HIDDEN), self.matrix))
         normed = self._normed()
         gate, up = F.linear(normed, self.matrix), F.linear(normed, self.matrix)
         kernels.swiglu(gate, up)

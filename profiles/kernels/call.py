@@ -14,6 +14,8 @@ from profiles.kernels.build import load_library
 
 logger = logging.getLogger(__name__)
 
+# Ampere.
+LEAST_CAPABILITY = (8, 0)
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -24,12 +26,19 @@ def is_native(tensor: torch.Tensor) -> bool:
 
 @cache
 def gpu_kernels() -> ModuleType | None:
-    """Return the kernels in Triton, or ``None``, with a warning, where it is not installed."""
+    """Return the kernels in Triton, or ``None``, with a warning, where there are none: where it is
+    not installed, has no compiler, or does not know the GPU."""
     try:
-        return importlib.import_module("profiles.kernels.gpu")
-    except ImportError as error:
+        if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+            raise RuntimeError("it converts to bfloat16 on newer GPUs only")
+        kernels = importlib.import_module("profiles.kernels.gpu")
+        row = torch.ones(1, 1, 16, dtype=torch.bfloat16, device="cuda")
+        kernels.rms_norm(row, row[0, 0], 1.0, torch.empty_like(row))
+    # Whatever its compilers raise, the twins serve.
+    except Exception as error:
         logger.warning("no Triton, the GPU will be slower: %s", error)
         return None
+    return kernels
 
 
 def call_kernel(name: str, dtype: torch.dtype, *arguments: object) -> None:

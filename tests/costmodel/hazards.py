@@ -178,7 +178,7 @@ class BlockMemory:
         yield from self._hidden(task, ends=False)
         yield from self._append_on_gpu(task)
         yield ("projected", "gpu", task.slot), None, _at(task)
-        yield ("output", task.slot), None, _at(task)
+        yield ("attended", "gpu", task.slot), None, ("in part", *_at(task))
 
     def _return_queries(self, task: Task) -> Iterator[Access]:
         yield ("projected", "gpu", task.slot), _at(task), None
@@ -191,12 +191,11 @@ class BlockMemory:
 
     def _send_attended(self, task: Task) -> Iterator[Access]:
         yield ("attended", "cpu", task.slot), _at(task), None
-        yield ("attended", "gpu", task.slot), None, _at(task)
+        yield ("attended", "gpu", task.slot), ("in part", *_at(task)), _at(task)
 
     def _finish(self, task: Task) -> Iterator[Access]:
         yield from self._weights(task)
         yield ("attended", "gpu", task.slot), _at(task), None
-        yield ("output", task.slot), _at(task), None
         yield from self._hidden(task, ends=True)
 
 

@@ -312,8 +312,10 @@ def test_peak_by_hand_without_a_gpu() -> None:
     workspace = workspace_bytes(problem_of(make_policy(), make_machine()), "prefill")
     edges = 2 * (2 * 4096 + CUT_ROWS * 512 * 2)
     cache = SEQUENCES * TOKEN * (PROMPT + STEPS)
+    # A cosine and a sine for every pair of a head, of each sequence's position or of a prompt's.
+    rotations = (SEQUENCES + PROMPT) * 64 * 2
     assert predicted.peak_bytes["cpu"] == pytest.approx(
-        SMALL_BYTES + hidden + logits + workspace + edges + cache, rel=1e-6
+        SMALL_BYTES + hidden + logits + rotations + workspace + edges + cache, rel=1e-6
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from costmodel.layout import model_layers
-from executor import embedding, unpacked
+from executor import embedding, kv_cache, unpacked
 from executor.checkpoint import Checkpoint
 from executor.kv_cache import KVCache
 from executor.machine import Machine
@@ -25,6 +25,7 @@ from tests.executor.tiny_models import save_tiny_model
 # Where each kernel that is Triton's on a GPU is called by its name.
 PLACES = {
     "decode_attention": [kernels],
+    "pack_rows": [kernels, kv_cache],
     "rms_norm": [kernels],
     "rotate": [kernels],
     "unpack_rows": [kernels, embedding, unpacked],
@@ -34,20 +35,23 @@ PLACES = {
 @contextmanager
 def _noted() -> Iterator[set[tuple[object, ...]]]:
     """Note of each call what would make it another kernel in Triton: the elements of its last
-    dimension, its dtype, its packing, and whether some prompts are shorter."""
+    dimension, its dtype, its packing, whether some prompts are shorter, and where packed weights
+    begin."""
     calls: set[tuple[object, ...]] = set()
 
     def noting(name: str) -> Any:
         kernel = getattr(kernels, name)
 
-        def call(first: torch.Tensor, *rest: Any, **named: Any) -> None:
+        def call(first: torch.Tensor, *rest: Any, **named: Any) -> Any:
             arguments = [*rest, named.get("packing")]
             packing = next((x for x in arguments if isinstance(x, Packing)), None)
             # Attention to what is not packed is torch's own.
             if name != "decode_attention" or packing:
                 is_padded = named.get("lengths") is not None
-                calls.add((name, first.shape[-1], first.dtype, packing, is_padded))
-            kernel(first, *rest, **named)
+                is_aligned = name == "unpack_rows" and first.data_ptr() % 16 == 0
+                key = name, first.shape[-1], first.dtype, packing, is_padded, is_aligned
+                calls.add(key)
+            return kernel(first, *rest, **named)
 
         return call
 

@@ -101,9 +101,11 @@ def test_each_precision_has_its_own_rate_token_by_token() -> None:
         attention_decode={DTYPE: 10.0}, packed_attention_bytes_per_s=8.0,
         packed_attention_8bit_bytes_per_s=6.0,
         attention_by_token={"full": 0.9, "8": 0.5, "4": 0.25},
+        attention_one_query={"full": 2.0, "8": 2.0, "4": 2.0},
     ).over_tokens()  # fmt: skip
     measured = [_attention(rates, bits) for bits in (None, 8, 4)]
     assert measured == pytest.approx([9, 3, 2])
+    assert rates.attention_rate(DTYPE, 4, 1, HEAD_DIM) == pytest.approx(2)
     assert rates.over_tokens() == rates
 
 

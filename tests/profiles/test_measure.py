@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from profiles import HardwareProfile, recorded_profile
+from profiles import HardwareProfile, compute, disk, measure, recorded_profile
+from profiles.cores import num_threads_of
 from profiles.disk import DiskPlan, free_disk_bytes, measure_disk
 from profiles.errors import InputError
 from profiles.measure import main
@@ -155,3 +158,34 @@ def test_sampler_repeats_short_work_and_keeps_the_calmest_attempt(
     assert sampler.measurements == (figure,)
     assert next(attempts) == [9.0, 9.0, 9.0]
     assert sampler.affords(2.0) and not sampler.affords(2.1)
+
+
+def test_beside_a_gpu_the_cpu_is_measured_with_the_cores_that_it_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its memory is measured with all of them: what is copied passes it, too."""
+    recorded = recorded_profile("h200-141gb")
+    threads: dict[str, int] = {}
+
+    def note(name: str, figure: Any) -> Any:
+        def measure(*_: object) -> Any:
+            threads[name] = torch.get_num_threads()
+            return figure
+
+        return measure
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for place, name, figure in (
+        (compute, "measure_memory", recorded.cpu.memory_bytes_per_s),
+        (compute, "measure_compute", recorded.cpu.compute),
+        (disk, "measure_disk", recorded.disk),
+        (measure, "_measure_gpu", recorded.gpu),
+        (measure, "measure_contention", recorded.contention),
+    ):
+        monkeypatch.setattr(place, name, note(name, figure))
+    with num_threads_of(4):
+        profile = measure.measure_profile(offload_dir=tmp_path, quick=True)
+        assert torch.get_num_threads() == 4
+    assert profile.gpu == recorded.gpu
+    assert threads["measure_memory"] == 4
+    assert threads["measure_compute"] == threads["measure_contention"] == 3
