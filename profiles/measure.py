@@ -35,8 +35,8 @@ from profiles.units import format_seconds
 
 # From tests/bench/validate.py, on two cores.
 QUICK_WARNING = (
-    "quick: few sizes and samples. Once calibrated, predictions were off by 10.1 % on average with"
-    " such a profile, by 8.6 % with a full one; a tenth of them by more than 20 %, and 15 %"
+    "quick: few sizes and samples, any of which may be off. Once calibrated, predictions were off"
+    " by 8.2 % on average with such a profile, by 8.5 % with a full one; a tenth by over 19 %"
 )
 # Of the cache that the CPU attends while a layer on the GPU is measured.
 ATTENDED_ROWS = 512
