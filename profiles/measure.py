@@ -36,7 +36,7 @@ from profiles.units import format_seconds
 # From tests/bench/validate.py, on two cores.
 QUICK_WARNING = (
     "quick: few sizes and samples, any of which may be off. Once calibrated, predictions were off"
-    " by 8.2 % on average with such a profile, by 8.5 % with a full one; a tenth by over 19 %"
+    " by 8.2 % on average with such a profile, by 8.5 % with a full one; a tenth by over 18 %"
 )
 # Of the cache that the CPU attends while a layer on the GPU is measured.
 ATTENDED_ROWS = 512
