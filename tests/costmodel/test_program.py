@@ -66,11 +66,13 @@ def test_weights_fill_memory_and_the_rest_is_read() -> None:
     """Two batches on a machine where only reading weights takes time."""
     hidden = 8 * 16 * 256 * 2
     logits = 8 * 256 * 2 + 4 * 1000 * 4
+    # A cosine and a sine for every pair of a head, of each sequence's position or of a prompt's.
+    rotations = (8 + 16) * 64 * 2
     workspace = workspace_bytes(_problem(make_machine()), "prefill")
     edges = 2 * (2 * 4096 + CUT_ROWS * 512 * 2)
     cache = 8 * CACHE_TOKEN_BYTES * 8 * 20
     # Disk costs time for the cache too, so the cache stays in memory.
-    fixed = hidden + logits + workspace + edges + cache
+    fixed = hidden + logits + rotations + workspace + edges + cache
     capacity = fixed + 4_000_000
     # share * all + (1 - share) * two of the largest layer = 4 MB
     share = (4_000_000 - 2 * DECODER_BYTES) / (SMALL_BYTES - 2 * DECODER_BYTES)
