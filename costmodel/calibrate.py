@@ -50,6 +50,12 @@ def main(arguments: list[str]) -> None:
             check_machine(measured.policy, measured.machine(hardware))
         except InputError as error:
             raise error.inside(f"runs {flags.runs}, line {line}") from None
+    if hardware.calibrations:
+        logger.warning(
+            "%s was fitted to runs before, which is trusted like a measurement: fit the profile as"
+            " it was measured",
+            flags.hardware,
+        )
     fit = calibrate(hardware, runs, source=flags.runs.name)
     left_out: tuple[float, ...] = ()
     if flags.leave_one_out:

@@ -45,7 +45,7 @@ class Effort:
     window_s: float = 0.3
 
 
-QUICK = Effort(num_samples=3, sample_s=0.03, figure_s=1.0, total_s=9.0)
+QUICK = Effort(num_samples=3, sample_s=0.03, figure_s=1.0, total_s=9.0, window_s=0.25)
 FULL = Effort(num_samples=5, sample_s=0.06, figure_s=7.0, total_s=110.0, window_s=1.0)
 
 

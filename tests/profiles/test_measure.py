@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -189,3 +190,14 @@ def test_beside_a_gpu_the_cpu_is_measured_with_the_cores_that_it_is_left(
     assert profile.gpu == recorded.gpu
     assert threads["measure_memory"] == 4
     assert threads["measure_compute"] == threads["measure_contention"] == 3
+
+
+@pytest.mark.parametrize(("used", "is_told"), [(5.0, False), (60.0, True)])
+def test_a_busy_machine_is_told(
+    used: float, is_told: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: used)
+    monkeypatch.setattr(measure, "measure_profile", lambda **_: recorded_profile("cpu-2core"))
+    main(["--output", str(tmp_path / "profile.json"), "--offload-dir", str(tmp_path)])
+    assert any("60 % of this machine" in told for told in caplog.messages) == is_told
