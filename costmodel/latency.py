@@ -201,7 +201,7 @@ def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[Work]:
     seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, shares.cache_cpu, loaded)
     if not stage.is_prefill:
         # What comes from disk lies token by token.
-        moved_s = attention_seconds(problem, stage, cpu.compute.over_tokens())
+        moved_s = attention_seconds(problem, stage, problem.cpu_over_tokens)
         seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
     memory_bytes = {
         "project": whole * (attended_bytes(problem, stage)),

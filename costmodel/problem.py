@@ -99,6 +99,11 @@ class Problem:
         """Chunks that the output head is cut into."""
         return sum(layer.kind == "head" for layer in self.layers)
 
+    @cached_property
+    def cpu_over_tokens(self) -> ComputeRates:
+        """The CPU's rates over a cache that lies token by token."""
+        return self.hardware.cpu.compute.over_tokens()
+
     @property
     def packs_weights(self) -> bool:
         """Whether weights are quantized and unpacked for every load."""

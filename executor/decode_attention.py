@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.memory import NUM_BUFFERS
 from costmodel.policy import Policy
 from costmodel.tasks import Task
 from executor.batch import Batch
@@ -33,18 +32,16 @@ class DecodeAttention:
         self._lengths: dict[str, list[torch.Tensor]] = {}
         # By staging slot: queries, keys and values on the GPU, and those of the CPU's sequences
         # there; what the CPU attended, by row; and what both did.
-        self._projected: list[torch.Tensor | None] = [None] * NUM_BUFFERS
-        self._returned: list[torch.Tensor | None] = [None] * NUM_BUFFERS
-        self._attended: list[list[tuple[slice, torch.Tensor]]] = [[] for _ in range(NUM_BUFFERS)]
-        self._outputs: list[torch.Tensor | None] = [None] * NUM_BUFFERS
+        self._projected: dict[int, torch.Tensor] = {}
+        self._returned: dict[int, torch.Tensor] = {}
+        self._attended: dict[int, list[tuple[slice, torch.Tensor]]] = {}
+        self._outputs: dict[int, torch.Tensor] = {}
 
     def start_block(self, batches: Sequence[Batch]) -> None:
         """Prepare for a block."""
         self._batches = batches
-        self._projected = [None] * NUM_BUFFERS
-        self._returned = [None] * NUM_BUFFERS
-        self._attended = [[] for _ in range(NUM_BUFFERS)]
-        self._outputs = [None] * NUM_BUFFERS
+        for kept in (self._projected, self._returned, self._attended, self._outputs):
+            kept.clear()
         self._lengths = {
             place: [batch.lengths.to(device, torch.int32) for batch in batches]
             for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))
@@ -68,7 +65,6 @@ class DecodeAttention:
     def return_queries(self, task: Task) -> int:
         """Copy queries, keys and values to the CPU, from the first sequence attended there on."""
         qkv = self._projected[task.slot]
-        assert qkv is not None
         down = qkv[self._first_on_cpu(task) :].to("cpu", non_blocking=True)
         self._returned[task.slot] = down
         return down.nbytes
@@ -76,7 +72,6 @@ class DecodeAttention:
     def attend(self, task: Task) -> int:
         """Attend on the CPU to what lies in its memory."""
         qkv = self._returned[task.slot]
-        assert qkv is not None
         # Pinned memory is sent at the link's rate, and without holding up who sends it.
         out = self._empty_rows(qkv, pins=self.device.type == "cuda")
         first = self._first_on_cpu(task)
@@ -86,16 +81,13 @@ class DecodeAttention:
     def send_attended(self, task: Task) -> int:
         """Copy what the CPU attended to its place among what the GPU did."""
         out = self._outputs[task.slot]
-        assert out is not None
         for rows, part in self._attended[task.slot]:
             out[rows].copy_(part, non_blocking=True)
         return sum(part.nbytes for _, part in self._attended[task.slot])
 
     def end(self, task: Task) -> torch.Tensor:
         """Return what both have attended, [batch, 1, query]."""
-        out = self._outputs[task.slot]
-        assert out is not None
-        return out.view(len(self._batches[task.batch]), 1, -1)
+        return self._outputs[task.slot].view(len(self._batches[task.batch]), 1, -1)
 
     def _first_on_cpu(self, task: Task) -> int:
         """Return the first sequence of a batch that has a row attended on the CPU."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event
 
 import torch
 
@@ -38,7 +39,6 @@ def kept_busy(work: Callable[[], object]) -> Iterator[None]:
     """Repeat ``work`` in another thread while the body runs; the first call has ended when the body
     begins. Raises what ``work`` raised, unless the body did."""
     is_over, has_begun = Event(), Event()
-    failures: list[BaseException] = []
 
     def repeat() -> None:
         try:
@@ -46,18 +46,14 @@ def kept_busy(work: Callable[[], object]) -> Iterator[None]:
                 while not is_over.is_set():
                     work()
                     has_begun.set()
-        except BaseException as error:
-            failures.append(error)
         finally:
             has_begun.set()
 
-    worker = Thread(target=repeat, name="kept busy")
-    worker.start()
-    try:
-        has_begun.wait()
-        yield
-    finally:
-        is_over.set()
-        worker.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(1, thread_name_prefix="kept busy") as pool:
+        repeated = pool.submit(repeat)
+        try:
+            has_begun.wait()
+            yield
+        finally:
+            is_over.set()
+    repeated.result()
