@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+# Of values that are quoted in a message: enough to recognise them by.
+MOST_CHARACTERS = 300
+
+
 class ZigzagError(Exception):
     """Base of every error that ends a command with one line on stderr."""
 
@@ -31,7 +35,7 @@ class InputError(ZigzagError):
         self.got = got
         self.allowed = allowed
         self.hint = hint
-        line = f"{what}: got {got}; allowed: {allowed}"
+        line = f"{clipped(what)}: got {clipped(str(got))}; allowed: {allowed}"
         super().__init__(one_line(f"{line}; try: {hint}" if hint else line))
 
     def inside(self, where: str) -> InputError:
@@ -51,6 +55,14 @@ class RunError(ZigzagError):
     """A failure while running that is not the user's input: a full disk, a read error."""
 
     exit_status = 1
+
+
+def clipped(text: str) -> str:
+    """Return a text whose middle is left out where it is too long for a message."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def one_line(text: str) -> str:

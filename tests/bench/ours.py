@@ -20,7 +20,8 @@ from profiles.hardware import HardwareProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ours:
-    """One policy for all rounds, priced in each on the machine as it was measured just before.
+    """One policy for all rounds, priced in each on the machine as it was measured just before; with
+    ``measures_once``, as it was measured before the first.
 
     The folder with the weights at rest is kept between rounds, so that only the first one builds
     it: that is part of ``process_s`` and of neither phase.
@@ -28,6 +29,7 @@ class Ours:
 
     runs: Runs
     quick_profile: bool = False
+    measures_once: bool = False
     weight_bits: int | None = None
     name: str = "ours"
 
@@ -81,6 +83,8 @@ class Ours:
 
     def _measure(self) -> Path:
         bench, profile = self.runs.bench, self.runs.bench.folder / "profile.json"
+        if self.measures_once and self._policy.exists():
+            return profile
         say("measuring the machine")
         # With the whole limit: what a process takes by itself differs a little from measurement
         # to measurement, and a policy that was made for the budget must fit in all rounds.

@@ -1,0 +1,241 @@
+"""What reads files of users: one function each, and what must hold where it accepts its input.
+
+Whatever is wrong must come as a ``ZigzagError`` of one line. Whatever is accepted must make sense:
+each function asserts what can be known about a sound result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from costmodel.layout import model_layers
+from costmodel.measured_runs import MeasuredRun, read_runs, row_of, write_rows
+from costmodel.model_spec import load_model_spec
+from costmodel.optimum import search
+from costmodel.policy import Policy
+from costmodel.price import estimate
+from costmodel.workload import Workload
+from executor.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
+from executor.safetensors_file import open_safetensors
+from executor.text import load_tokenizer
+from profiles.files import from_json, to_json
+from profiles.hardware import HardwareProfile
+from profiles.recorded import find_profile
+from tests.fuzz.mutations import as_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "kjv"
+WORKLOAD = Workload(prompt_len=8, gen_len=4, num_prompts=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A reader: sound documents to begin with, and the function that reads one in a folder."""
+
+    read: Callable[[bytes, Path], None]
+    documents: tuple[Any, ...] = ()
+    texts: tuple[bytes, ...] = ()
+
+    @property
+    def seeds(self) -> tuple[bytes, ...]:
+        """All sound documents as bytes."""
+        return (*map(as_bytes, self.documents), *self.texts)
+
+
+def _read_config(data: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(data)
+    spec = load_model_spec(str(folder))
+    assert sum(layer.num_bytes for layer in model_layers(spec)) > 0
+    _link(MODEL / SINGLE_NAME, folder / SINGLE_NAME)
+    assert Checkpoint.open(folder).spec == spec
+
+
+def _read_shard(data: bytes, folder: Path) -> None:
+    path = folder / SINGLE_NAME
+    path.write_bytes(data)
+    found = open_safetensors(path).tensors
+    with safetensors.safe_open(path, "pt") as reference:
+        assert set(found) == set(reference.keys())
+        for name, entry in found.items():
+            assert list(entry.shape) == reference.get_slice(name).get_shape()
+
+
+def _read_header(data: bytes, folder: Path) -> None:
+    body = _shard()[8 + int.from_bytes(_shard()[:8], "little") :]
+    _read_shard(len(data).to_bytes(8, "little") + data + body, folder)
+
+
+def _read_index(data: bytes, folder: Path) -> None:
+    _link(MODEL / "config.json", folder / "config.json")
+    _link(MODEL / SINGLE_NAME, folder / "shard.safetensors")
+    (folder / INDEX_NAME).write_bytes(data)
+    source = Checkpoint.open(folder)
+    layout = model_layers(source.spec)[1]
+    out = torch.empty(layout.num_bytes, dtype=torch.uint8)
+    source.read_range(1, layout, 0, out)
+
+
+def _read_tokenizer(data: bytes, folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(data)
+    _use_tokenizer(folder)
+
+
+def _read_tokenizer_config(data: bytes, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_tokenizer().to_str(), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_bytes(data)
+    _use_tokenizer(folder)
+
+
+def _use_tokenizer(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode("And the LORD said <unk> \u00e9\U0001f600")
+    assert all(type(i) is int and i >= 0 for i in ids)
+    assert isinstance(tokenizer.decode(ids), str)
+
+
+def _read_prompts(data: bytes, folder: Path) -> None:
+    path = folder / "prompts.jsonl"
+    path.write_bytes(data)
+    limits = PromptLimits(vocab_size=1000, max_positions=512, gen_len=4)
+    records = read_prompts(path, limits, lambda: load_tokenizer(MODEL))
+    write_outputs(
+        folder / "outputs.jsonl",
+        [Completion(record=r, output_ids=(1,), text="x", finish_reason="length") for r in records],
+    )
+    lines = (folder / "outputs.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    for record, line in zip(records, lines, strict=True):
+        assert 0 < len(record.prompt_ids) <= limits.max_positions - limits.gen_len
+        written = json.loads(line)
+        assert all(written[key] == value for key, value in record.extra.items())
+
+
+def _read_profile(data: bytes, folder: Path) -> None:
+    path = folder / "profile.json"
+    path.write_bytes(data)
+    hardware = HardwareProfile.load(path)
+    found = search(hardware, load_model_spec(str(MODEL)), WORKLOAD)
+    assert 0 < estimate(found.policy, found.hardware).throughput_tok_per_s < math.inf
+
+
+def _read_policy(data: bytes, folder: Path) -> None:
+    path = folder / "policy.json"
+    path.write_bytes(data)
+    policy = Policy.load(path)
+    policy.save(path)
+    assert Policy.load(path) == policy
+    if policy.hardware is not None:
+        assert 0 < estimate(policy, policy.hardware).throughput_tok_per_s < math.inf
+
+
+def _read_runs(data: bytes, folder: Path) -> None:
+    path = folder / "runs.csv"
+    path.write_bytes(data)
+    for run in read_runs(path):
+        assert 0 < run.throughput_tok_per_s < math.inf
+
+
+def _document(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _link(existing: Path, link: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(existing)
+
+
+@cache
+def _shard() -> bytes:
+    """Return a small safetensors file of three tensors."""
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+    return safetensors.torch.save({**tensors, "c": torch.zeros(0, 2)}, {"format": "pt"})
+
+
+def _header() -> Any:
+    length = int.from_bytes(_shard()[:8], "little")
+    return json.loads(_shard()[8 : 8 + length])
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """Return a tokenizer of bytes and a few merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("a", "n"), ("an", "d")]
+    words = [*letters, *(left + right for left, right in merges), "<unk>"]
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges))
+    tokenizer.add_special_tokens(["<unk>", "<s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _index() -> Any:
+    with safetensors.safe_open(MODEL / SINGLE_NAME, "pt") as file:
+        names = file.keys()
+    return {"metadata": {}, "weight_map": dict.fromkeys(names, "shard.safetensors")}
+
+
+def _policy() -> Any:
+    hardware = find_profile("cpu-2core")
+    return to_json(search(hardware, load_model_spec(str(MODEL)), WORKLOAD).policy)
+
+
+def _runs(folder: Path) -> bytes:
+    policy = from_json(Policy, _policy(), "policy")
+    run = MeasuredRun(policy=policy, throughput_tok_per_s=9.0)
+    write_rows(folder / "runs.csv", [row_of(run, model="opt-125m")] * 2)
+    return (folder / "runs.csv").read_bytes()
+
+
+OPT = {
+    "model_type": "opt", "activation_function": "relu", "do_layer_norm_before": True,
+    "ffn_dim": 704, "hidden_size": 256, "max_position_embeddings": 512, "num_attention_heads": 4,
+    "num_hidden_layers": 2, "vocab_size": 4096, "word_embed_proj_dim": 256, "enable_bias": True,
+    "tie_word_embeddings": True, "torch_dtype": "float16",
+}  # fmt: skip
+QWEN = {
+    "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 704,
+    "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "vocab_size": 4096, "rope_theta": 1e6, "sliding_window": 64,
+    "use_sliding_window": False, "max_window_layers": 1, "tie_word_embeddings": True,
+    "rope_scaling": {"type": "linear", "factor": 2.0}, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+PROMPTS = (
+    b'{"prompt": "And the LORD", "id": 7}\n{"prompt_ids": [5, 6], "x": {"y": [1.5, null]}}\n\n',
+    b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\r\n{"prompt_ids": [0]}',
+)
+
+
+@cache
+def targets() -> Mapping[str, Target]:
+    """Return all readers by name; made at first use, because a policy is searched for."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = _runs(Path(folder))
+    return {
+        "config": Target(
+            read=_read_config,
+            documents=(_document(MODEL / "config.json"), OPT, QWEN),
+        ),
+        "shard": Target(read=_read_shard, texts=(_shard(),)),
+        "header": Target(read=_read_header, documents=(_header(),)),
+        "index": Target(read=_read_index, documents=(_index(),)),
+        "tokenizer": Target(read=_read_tokenizer, documents=(json.loads(_tokenizer().to_str()),)),
+        "tokenizer_config": Target(
+            read=_read_tokenizer_config, documents=(_document(MODEL / "tokenizer_config.json"),)
+        ),
+        "prompts": Target(read=_read_prompts, texts=PROMPTS),
+        "profile": Target(read=_read_profile, documents=(to_json(find_profile("cpu-2core")),)),
+        "policy": Target(read=_read_policy, documents=(_policy(),)),
+        "runs": Target(read=_read_runs, texts=(runs,)),
+    }
