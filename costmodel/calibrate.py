@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from costmodel.calibration import UNHIDDEN, Fit, calibrate, leave_one_out, mean_error
-from costmodel.flags import check_output
+from costmodel.flags import check_outputs
 from costmodel.measured_runs import MeasuredRun, read_runs
 from costmodel.price import check_machine
 from profiles.command import Parser, run
 from profiles.errors import InputError
+from profiles.output_checks import output_path
 from profiles.recorded import find_profile
 from profiles.units import format_figure
 
@@ -34,7 +36,12 @@ def _parser() -> Parser:
         type=Path,
         help="CSV: one policy and its measured throughput a row (see costmodel.measured_runs)",
     )
-    add("--output", type=Path, default=Path("calibrated.json"), help="default: calibrated.json")
+    add(
+        "--output",
+        type=output_path,
+        default=Path("calibrated.json"),
+        help="default: calibrated.json",
+    )
     add("--leave-one-out", action="store_true", help="also predict each run from the others")
     add("--json", action="store_true", help="end with factors and errors in one line")
     return parser
@@ -43,7 +50,11 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Fit, print, write."""
     flags = _parser().parse_args(arguments)
-    check_output("--output", flags.output)
+    with check_outputs(flags, "output"):
+        _fit(flags)
+
+
+def _fit(flags: argparse.Namespace) -> None:
     hardware, runs = find_profile(flags.hardware), read_runs(flags.runs)
     for line, measured in enumerate(runs, start=2):
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from costmodel.tasks import Task
-from profiles.files import atomic_writer
 from profiles.hardware import CHANNELS
+from profiles.outputs import write_output
 
 MICROSECOND = 1e-6
 TRACKS = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
@@ -33,14 +32,14 @@ class Timed(Protocol):
 
 
 class TraceFile:
-    """A trace that is being written, event by event; made by ``open_trace``.
+    """A trace that is being written, event by event; made by ``begin_trace``.
 
     The format is Chrome's Trace Event Format: complete events (``"ph": "X"``) with start and
     duration in microseconds.
     """
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write_text = write
         self._separator = ""
 
     def begin_process(self, pid: int, label: str) -> None:
@@ -66,25 +65,23 @@ class TraceFile:
             }
         )
 
+    def end(self) -> None:
+        """Write what comes after the last event."""
+        self._write_text("\n]}\n")
+
     def _write(self, event: dict[str, Any]) -> None:
-        self._file.write(self._separator + json.dumps(event))
+        self._write_text(self._separator + json.dumps(event))
         self._separator = ",\n"
 
 
-@contextmanager
-def open_trace(path: Path, *, notes: str = "") -> Iterator[TraceFile]:
-    """Open a trace that appears under ``path`` only when the block ends without an error.
-
-    ``notes`` come to stand in the file beside the events, where Perfetto shows them as metadata.
-    """
-    with atomic_writer(path) as file:
-        file.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps({"notes": notes})},\n')
-        file.write('"traceEvents": [\n')
-        yield TraceFile(file)
-        file.write("\n]}\n")
+def begin_trace(write: Callable[[str], object], *, notes: str = "") -> TraceFile:
+    """Begin a trace; ``notes`` come to stand beside the events, where Perfetto shows them."""
+    write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps({"notes": notes})},\n')
+    write('"traceEvents": [\n')
+    return TraceFile(write)
 
 
-def write_trace(path: Path, tasks: Iterable[Timed], *, label: str) -> None:
+def write_trace(path: Path, tasks: Collection[Timed], *, label: str) -> None:
     """Write one timeline, whole or not at all.
 
     Parameters
@@ -92,7 +89,12 @@ def write_trace(path: Path, tasks: Iterable[Timed], *, label: str) -> None:
     label
         What the whole timeline is called, such as ``predicted``.
     """
-    with open_trace(path) as trace:
+
+    def render(handle: IO[str]) -> None:
+        trace = begin_trace(handle.write)
         trace.begin_process(1, label)
         for timed in tasks:
             trace.add(1, timed)
+        trace.end()
+
+    write_output(path, render)

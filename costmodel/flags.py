@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from costmodel.workload import Workload
 from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.output_checks import checked_outputs
 from profiles.packing import DEFAULT_GROUP_SIZE, GROUP_SIZES
 from profiles.recorded import find_profile
 
@@ -23,6 +24,12 @@ DEFAULT_MODEL = "opt-30b"
 DEFAULT_PROMPT_LEN = 512
 DEFAULT_GEN_LEN = 32
 PICTURES = (".png", ".svg", ".pdf")
+# Flags that name what a command reads.
+INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs")
+CHECKPOINT_FILES = (
+    "*config.json", "*.index.json", "*.safetensors", "tokenizer*", "*tokens*.json", "vocab*",
+    "merges*", "*.model", "*.bin", "*.jinja",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,19 +139,33 @@ def read_question(flags: argparse.Namespace) -> Question:
     )
 
 
-def check_output(flag: str, path: Path | None, *, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse a file that could not be written, before any work."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}", got="no such folder", allowed="a file in a folder")
-    if path.is_dir():
-        raise InputError(f"{flag} {path}", got="a folder", allowed="a file in a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{flag} {path}", got="a folder that cannot be written", allowed="another")
-    if suffixes and path.suffix not in suffixes:
+def check_outputs(flags: argparse.Namespace, *names: str) -> AbstractContextManager[None]:
+    """Check the files that the flags ``names`` tell a command to write, before any work.
+
+    None may be a file that the other flags tell it to read. Holds while the block lasts; see
+    ``profiles.output_checks.checked_outputs``.
+    """
+    outputs = {f"--{name}": getattr(flags, name) for name in names}
+    inputs = {
+        f"--{name}": _files_of(Path(value))
+        for name in INPUTS
+        if name not in names and (value := getattr(flags, name, None)) is not None
+    }
+    return checked_outputs(outputs, inputs)
+
+
+def check_picture(flag: str, path: Path | None) -> None:
+    """Refuse a picture whose suffix names no format."""
+    if path is not None and path.suffix not in PICTURES:
         got = path.suffix or "no suffix"
-        raise InputError(f"{flag} {path}", got=got, allowed=", ".join(suffixes))
+        raise InputError(f"{flag} {path}", got=got, allowed=", ".join(PICTURES))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """List the files behind an input: itself, or those of a checkpoint folder that belong to it."""
+    if not path.is_dir():
+        return [path]
+    return [file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)]
 
 
 def choose_dtype(model: ModelSpec, hardware: HardwareProfile, dtype: str | None) -> ModelSpec:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from costmodel.flags import PICTURES, Question, add_question_flags, check_output, read_question
+from costmodel.flags import (
+    Question,
+    add_question_flags,
+    check_outputs,
+    check_picture,
+    read_question,
+)
 from costmodel.optimum import SearchResult, search
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
+from profiles.output_checks import output_path
 from profiles.units import format_figure, format_seconds
 
 NUM_POINTS = 12
@@ -124,7 +131,7 @@ def _parser() -> Parser:
     add_question_flags(parser)
     add = parser.add_argument
     add("--points", type=int, default=NUM_POINTS, help=f"limits on latency to try ({NUM_POINTS})")
-    add("--plot", type=Path, metavar="FILE", help="draw it, as .png, .svg or .pdf")
+    add("--plot", type=output_path, metavar="FILE", help="draw it, as .png, .svg or .pdf")
     add("--json", action="store_true", help="end with the points in one line")
     return parser
 
@@ -134,7 +141,12 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.points < 2:
         raise InputError("--points", got=flags.points, allowed="2 or more")
-    check_output("--plot", flags.plot, suffixes=PICTURES)
+    check_picture("--plot", flags.plot)
+    with check_outputs(flags, "plot"):
+        _sweep(flags)
+
+
+def _sweep(flags: argparse.Namespace) -> None:
     question = read_question(flags)
     with tqdm(total=flags.points, desc="searching", leave=False, disable=None) as bar:
         points = frontier(question, num_points=flags.points, progress=bar.update)

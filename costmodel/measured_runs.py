@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.workload import Workload
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError
-from profiles.files import atomic_writer
 from profiles.hardware import HardwareProfile
+from profiles.outputs import is_stream, write_output
 from profiles.packing import DEFAULT_GROUP_SIZE
+from profiles.whole_file import Render
 
 COLUMNS = (
     "model", "prompt_len", "gen_len", "gpu_batch_size", "num_gpu_batches", "weights_gpu",
@@ -120,20 +122,38 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_rows(
+    path: Path,
+    rows: Sequence[Mapping[str, object]],
+    *,
+    write: Callable[[Path, Render], None] = write_output,
+) -> None:
     """Write rows as a CSV file that ``read_rows`` reads, whole or not at all."""
     columns = dict.fromkeys(name for row in rows for name in row)
-    with atomic_writer(path) as handle:
+
+    def render(handle: IO[str]) -> None:
         writer = csv.DictWriter(handle, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
+    write(path, render)
 
-def append_row(path: Path, row: Mapping[str, object], *, most: int = sys.maxsize) -> None:
+
+def append_row(
+    path: Path,
+    row: Mapping[str, object],
+    *,
+    most: int = sys.maxsize,
+    write: Callable[[Path, Render], None] = write_output,
+) -> None:
     """Add a row to a table, which begins with it where there is no file yet; of more than ``most``
     rows the oldest go."""
-    rows: list[Mapping[str, object]] = [*read_rows(path)] if path.exists() else []
-    write_rows(path, [*rows, row][-most:])
+    write_rows(path, [*rows_so_far(path), row][-most:], write=write)
+
+
+def rows_so_far(path: Path) -> list[dict[str, str]]:
+    """Read the rows that a table has; a pipe or a device has none."""
+    return [] if is_stream(path) or not path.exists() else read_rows(path)
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from costmodel.flags import PICTURES, Question, check_output
+from costmodel.flags import Question, check_picture
 from costmodel.frontier import FrontierPoint
 from costmodel.memory import capacities, memory_rows, with_capacities
 from costmodel.optimum import SearchResult, search
@@ -20,8 +20,8 @@ from costmodel.price import phase_channels
 from costmodel.problem import problem_of, shares_of
 from costmodel.sensitivity import ShadowPrice, shadow_prices
 from profiles.errors import InfeasibleError
-from profiles.files import atomic_writer
 from profiles.hardware import HardwareProfile
+from profiles.outputs import write_output
 from profiles.units import GIB, format_figure
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -219,12 +219,11 @@ def draw_shadow_prices(axes: Axes, prices: Sequence[ShadowPrice]) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all, in the format of its suffix."""
-    check_output("plot", path, suffixes=PICTURES)
+    check_picture("plot", path)
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "zigzag"}):
         figure.savefig(buffer, format=path.suffix[1:], dpi=120)
-    with atomic_writer(path) as file:
-        file.buffer.write(buffer.getvalue())  # type: ignore[attr-defined]  # a text file over bytes
+    write_output(path, lambda file: file.buffer.write(buffer.getvalue()))
 
 
 def _single() -> tuple[Figure, Axes]:

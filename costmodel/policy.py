@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from costmodel.model_spec import ModelSpec
 from costmodel.workload import Workload
 from profiles.errors import InputError
-from profiles.files import from_json, read_json, to_json, write_json
+from profiles.files import dump_json, from_json, read_json, to_json
 from profiles.hardware import HardwareProfile
+from profiles.outputs import write_output
 from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
 
 SCHEMA_VERSION = 1
@@ -191,7 +193,7 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """Write the policy as JSON, whole or not at all."""
-        write_json(path, to_json(self))
+        write_output(path, partial(dump_json, to_json(self)))
 
     @classmethod
     def load(cls, path: Path) -> Policy:

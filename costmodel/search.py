@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from costmodel.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.flags import PICTURES, Question, add_question_flags, check_output, read_question
+from costmodel.flags import (
+    Question,
+    add_question_flags,
+    check_outputs,
+    check_picture,
+    read_question,
+)
 from costmodel.optimum import SearchResult, search
 from costmodel.report import format_explanation, format_prediction
 from costmodel.whatif import what_would_change
 from profiles.command import Parser, run
 from profiles.files import to_json
+from profiles.output_checks import output_path
 from profiles.units import format_figure
 
 
@@ -25,9 +33,9 @@ def _parser() -> Parser:
     add_question_flags(parser)
     add = parser.add_argument
     parser.add_seconds("--max-latency", help="limit on the latency of one block")
-    add("--output", type=Path, default=Path("policy.json"), help="default: policy.json")
+    add("--output", type=output_path, default=Path("policy.json"), help="default: policy.json")
     add("--explain", action="store_true", help="bound, seconds, memory by buffer, shadow prices")
-    add("--plot", type=Path, metavar="FILE", help="draw the policy, as .png, .svg or .pdf")
+    add("--plot", type=output_path, metavar="FILE", help="draw the policy, as .png, .svg or .pdf")
     add("--json", action="store_true", help="end with the policy in one line")
     return parser
 
@@ -35,8 +43,12 @@ def _parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Search, print, write."""
     flags = _parser().parse_args(arguments)
-    check_output("--output", flags.output)
-    check_output("--plot", flags.plot, suffixes=PICTURES)
+    check_picture("--plot", flags.plot)
+    with check_outputs(flags, "output", "plot"):
+        _search(flags)
+
+
+def _search(flags: argparse.Namespace) -> None:
     question = read_question(flags)
     result = search(
         question.hardware,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from tqdm import tqdm
 
 from costmodel.chrome_trace import write_trace
-from costmodel.flags import check_output
+from costmodel.flags import check_outputs
 from costmodel.policy import Policy
 from costmodel.price import stage_seconds
 from costmodel.problem import problem_of
@@ -17,6 +18,7 @@ from costmodel.timeline import Timeline, simulate
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.output_checks import output_path
 from profiles.recorded import find_profile
 from profiles.units import format_seconds
 
@@ -32,7 +34,7 @@ def _parser() -> Parser:
     add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
     add("--policy", required=True, type=Path)
     add("--passes", type=int, help="passes over the model, prefill included; default: all")
-    add("--output", type=Path, help="timeline for chrome://tracing or ui.perfetto.dev")
+    add("--output", type=output_path, help="timeline for chrome://tracing or ui.perfetto.dev")
     add("--json", action="store_true", help="end with one JSON line")
     return parser
 
@@ -42,7 +44,11 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.passes is not None and flags.passes < 1:
         raise InputError("--passes", got=flags.passes, allowed="1 or more")
-    check_output("--output", flags.output)
+    with check_outputs(flags, "output"):
+        _tell(flags)
+
+
+def _tell(flags: argparse.Namespace) -> None:
     policy, hardware = Policy.load(flags.policy), find_profile(flags.hardware)
     num_passes = min(flags.passes or policy.workload.gen_len, policy.workload.gen_len)
     timeline = _simulate(policy, hardware, num_passes)

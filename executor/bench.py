@@ -13,11 +13,11 @@ import numpy as np
 from costmodel.flags import (
     DEFAULT_GEN_LEN,
     DEFAULT_PROMPT_LEN,
-    check_output,
+    check_outputs,
     choose_dtype,
     read_permitted,
 )
-from costmodel.measured_runs import append_row, row_of
+from costmodel.measured_runs import append_row, row_of, rows_so_far
 from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
 from costmodel.policy import Policy
 from costmodel.report import format_prediction
@@ -33,10 +33,12 @@ from executor.job import (
     uses_own_profile,
 )
 from executor.machine_profile import keep_run
+from executor.recorder import Recorder
 from executor.report import format_report
 from executor.sampling import Sampler
 from profiles.command import Parser, run
 from profiles.errors import InputError
+from profiles.output_checks import output_path
 
 
 def _parser() -> Parser:
@@ -53,7 +55,12 @@ def _parser() -> Parser:
     add("--prompt-len", type=int, help=f"tokens, without --policy ({DEFAULT_PROMPT_LEN})")
     add("--num-prompts", type=int, help="sequences in all; default: one block")
     add("--seed", type=int, default=0, help="of the prompts (0)")
-    add("--runs", type=Path, metavar="FILE", help="add the run to a table for costmodel.calibrate")
+    add(
+        "--runs",
+        type=output_path,
+        metavar="FILE",
+        help="add the run to a table for costmodel.calibrate",
+    )
     return parser
 
 
@@ -61,12 +68,20 @@ def main(arguments: list[str]) -> None:
     """Plan, run, print one line; whatever is for people goes to stderr."""
     flags = _parser().parse_args(arguments)
     _check_flags(flags)
-    check_output("--runs", flags.runs)
-    job = _plan(flags)
+    with check_outputs(flags, "runs", "trace"):
+        if flags.runs is not None:
+            # A table that cannot be read would be found out only after the run.
+            rows_so_far(flags.runs)
+        job = _plan(flags)
+        with job.recording(flags.trace) as recorder:
+            _run(job, flags, recorder)
+
+
+def _run(job: Job, flags: argparse.Namespace, recorder: Recorder | None) -> None:
     planned = job.predict()
     text = format_prediction(job.policy, job.hardware, planned)
     print(text, end="\n\n", file=sys.stderr, flush=True)
-    report = job.run(flags.offload_dir, planned=planned, trace=flags.trace)
+    report = job.run(flags.offload_dir, planned=planned, recorder=recorder)
     print(format_report(report), file=sys.stderr)
     print(json.dumps(report.as_json()), flush=True)
     if flags.runs is not None:

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from costmodel.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.flags import choose_dtype, read_permitted
+from costmodel.flags import check_outputs, choose_dtype, read_permitted
 from costmodel.policy import Policy
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.recorder import Recorder
 from executor.sampling import Sampler
 from executor.text import load_tokenizer
 from profiles.command import Parser, run
@@ -98,11 +99,11 @@ class Quality:
 
 
 def score(
-    job: Job, offload_dir: Path, targets: torch.Tensor, *, trace: Path | None = None
+    job: Job, offload_dir: Path, targets: torch.Tensor, *, recorder: Recorder | None = None
 ) -> Scorer:
     """Run a job over its prompts and score ``targets``, int64 [windows, gen_len]."""
     scorer = Scorer(targets)
-    replace(job, sampler=scorer).run(offload_dir, planned=job.predict(), trace=trace)
+    replace(job, sampler=scorer).run(offload_dir, planned=job.predict(), recorder=recorder)
     return scorer
 
 
@@ -130,8 +131,20 @@ def main(arguments: list[str]) -> None:
     """Plan both runs, score, print."""
     flags = _parser().parse_args(arguments)
     check_job_flags(flags, "prompt_len")
-    job, uncompressed, targets = _plan(flags)
-    found = score(job, flags.offload_dir, targets, trace=flags.trace)
+    with check_outputs(flags, "trace"):
+        job, uncompressed, targets = _plan(flags)
+        with job.recording(flags.trace) as recorder:
+            _run(job, uncompressed, targets, flags, recorder)
+
+
+def _run(
+    job: Job,
+    uncompressed: Job | None,
+    targets: torch.Tensor,
+    flags: argparse.Namespace,
+    recorder: Recorder | None,
+) -> None:
+    found = score(job, flags.offload_dir, targets, recorder=recorder)
     reference = score(uncompressed, flags.offload_dir, targets) if uncompressed else None
     quality = compare(job.policy, found, reference)
     line = f"{quality.num_tokens} tokens of {flags.text}: perplexity {quality.perplexity:.3f}"

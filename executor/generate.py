@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from costmodel.flags import DEFAULT_GEN_LEN, choose_dtype, read_permitted
+from costmodel.flags import DEFAULT_GEN_LEN, check_outputs, choose_dtype, read_permitted
 from costmodel.policy import Policy, Prediction
 from costmodel.report import format_prediction
 from costmodel.workload import Workload
@@ -25,12 +25,17 @@ from executor.job import (
 )
 from executor.machine_profile import keep_run
 from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
+from executor.recorder import Recorder
 from executor.report import Report, format_report
 from executor.results import BlockResult
 from executor.sampling import Sampler
 from executor.text import load_eos_token_ids, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
+from profiles.output_checks import output_path
+from profiles.outputs import OutputError, OutputFile, is_stream
+
+logger = logging.getLogger(__name__)
 
 
 def _parser() -> Parser:
@@ -43,7 +48,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder")
     add("--prompts", type=Path, required=True, help='lines with "prompt" or "prompt_ids"')
-    add("--output", type=Path, default=Path("outputs.jsonl"), help="default: outputs.jsonl")
+    add("--output", type=output_path, default=Path("outputs.jsonl"), help="default: outputs.jsonl")
     add_job_flags(parser)
     add("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
     add("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
@@ -55,8 +60,11 @@ def _parser() -> Parser:
 
 
 class _Outputs:
-    """The file of continuations; written whole and in order after every block, so that finished
-    work survives a crash."""
+    """The file of continuations. A context manager, at whose end all that is finished is written.
+
+    A plain file is written whole and in order after every block, so that finished work survives a
+    crash. A stream is written once, at the end.
+    """
 
     def __init__(
         self,
@@ -64,16 +72,36 @@ class _Outputs:
         records: Sequence[PromptRecord],
         decode: Callable[[Sequence[int]], str] | None,
     ) -> None:
-        self.path = path
+        self.file = OutputFile(path)
         self.records = records
         self.done: list[Completion] = []
         self._decode = decode
+        self._num_written = 0
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._write()
+        except OutputError as late:
+            if error is None:
+                raise
+            # What ended the run is told last, and decides the exit status.
+            logger.error("%s", late)
 
     def add(self, block: BlockResult) -> None:
-        """Write what a block generated."""
-        finished = [*self.done, *self._completions(block)]
-        write_outputs(self.path, finished)
-        self.done = finished
+        """Take what a block generated."""
+        self.done.extend(self._completions(block))
+        if not is_stream(self.file.path):
+            self._write()
+
+    def _write(self) -> None:
+        if self._num_written == len(self.done):
+            return
+        # It is tried once: where that fails, all of it is rescued.
+        self._num_written = len(self.done)
+        self.file.write(lambda handle: write_outputs(handle, self.done))
 
     def _completions(self, block: BlockResult) -> Iterator[Completion]:
         for index, ids in block.output_ids.items():
@@ -88,35 +116,25 @@ class _Outputs:
 def main(arguments: list[str]) -> None:
     """Plan, run, write, report."""
     flags = _parser().parse_args(arguments)
-    _check_flags(flags)
-    job, outputs = _plan(flags)
+    check_job_flags(flags)
+    with check_outputs(flags, "output", "trace"):
+        job, outputs = _plan(flags)
+        with job.recording(flags.trace) as recorder:
+            _generate(job, outputs, flags, recorder)
+
+
+def _generate(
+    job: Job, outputs: _Outputs, flags: argparse.Namespace, recorder: Recorder | None
+) -> None:
     planned = job.predict()
     print(format_prediction(job.policy, job.hardware, planned), end="\n\n", flush=True)
-    report = _run(job, planned, outputs, flags)
+    report = _run(job, planned, outputs, flags, recorder)
     print(format_report(report))
     print(f"\n{len(outputs.done)} continuations written to {flags.output}")
     if flags.json:
         print(json.dumps(report.as_json()), flush=True)
     if uses_own_profile(flags, job.policy):
         keep_run(report)
-
-
-def _check_flags(flags: argparse.Namespace) -> None:
-    """Refuse what can be refused before any work, and flags that would do nothing."""
-    folder = flags.output.parent
-    if flags.output.is_dir():
-        raise InputError(f"--output {flags.output}", got="a folder", allowed="a file")
-    if flags.output.resolve() == flags.prompts.resolve():
-        raise InputError(
-            f"--output {flags.output}", got="the file of the prompts", allowed="another file"
-        )
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(
-            f"--output {flags.output}",
-            got=f"a folder {folder} that cannot be written",
-            allowed="a file in a folder that can",
-        )
-    check_job_flags(flags)
 
 
 def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
@@ -163,13 +181,22 @@ def _check_prompts(policy: Policy, records: Sequence[PromptRecord]) -> None:
         )
 
 
-def _run(job: Job, planned: Prediction, outputs: _Outputs, flags: argparse.Namespace) -> Report:
+def _run(
+    job: Job,
+    planned: Prediction,
+    outputs: _Outputs,
+    flags: argparse.Namespace,
+    recorder: Recorder | None,
+) -> Report:
     try:
-        return job.run(flags.offload_dir, planned=planned, trace=flags.trace, on_block=outputs.add)
+        with outputs:
+            return job.run(
+                flags.offload_dir, planned=planned, recorder=recorder, on_block=outputs.add
+            )
     except BaseException as error:
         # Input is refused before any work, when there is nothing to tell.
         if outputs.done or not isinstance(error, InputError):
-            kept = f", kept in {flags.output}" if outputs.done else ""
+            kept = f", kept in {outputs.file.kept_in}" if outputs.file.kept_in else ""
             count = f"{len(outputs.done)} of {len(outputs.records)}"
             print(f"{count} prompts were finished{kept}", file=sys.stderr)
         raise

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.choices import Permitted
-from costmodel.flags import DEFAULT_GEN_LEN, add_permitted_flags, check_output
+from costmodel.flags import DEFAULT_GEN_LEN, add_permitted_flags
 from costmodel.model_spec import ModelSpec
 from costmodel.optimum import search
 from costmodel.policy import Policy, Prediction
@@ -20,7 +20,7 @@ from executor.machine_profile import machine_profile
 from executor.memory_peak import reset_peaks
 from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
-from executor.recorder import open_recorder
+from executor.recorder import Recorder, open_recorder
 from executor.report import Report, policies_of_blocks
 from executor.results import BlockResult
 from executor.runner import Runner, check_runnable
@@ -28,6 +28,7 @@ from executor.sampling import Chooser
 from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.output_checks import output_path
 from profiles.recorded import find_profile
 
 # What a policy was made for, and cannot be told again.
@@ -57,12 +58,18 @@ class Job:
         check_fits(predicted, self.hardware)
         return predicted
 
+    def recording(self, path: Path | None) -> AbstractContextManager[Recorder | None]:
+        """Open the timeline of a run; it is written when the block ends, after all other work."""
+        if path is None:
+            return nullcontext()
+        return open_recorder(path, self._policies_of_blocks(), self.hardware)
+
     def run(
         self,
         offload_dir: Path,
         *,
         planned: Prediction,
-        trace: Path | None = None,
+        recorder: Recorder | None = None,
         on_block: Callable[[BlockResult], None] = lambda block: None,
     ) -> Report:
         """Run every block and report.
@@ -71,41 +78,40 @@ class Job:
         ----------
         planned
             What ``predict`` returned.
-        trace
-            Where the timeline goes, measured beside simulated.
+        recorder
+            From ``recording``: takes the timeline, measured beside simulated.
         on_block
             Called with each block as it ends.
         """
-        policies = policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
+        policies = self._policies_of_blocks()
         predictions = [estimate(policy, self.hardware) for policy in policies]
         report = Report(
             policy=self.policy, hardware=self.hardware, planned=planned, policies=policies,
             predictions=predictions,
         )  # fmt: skip
         bar = ProgressBar(predictions, self.policy, num_prompts=len(self.prompts))
-        with ExitStack() as stack:
-            recorder = None
-            if trace is not None:
-                recorder = stack.enter_context(open_recorder(trace, policies, self.hardware))
-            reset_peaks()
-            runner = Runner(
-                self.policy, self.hardware, self.source, offload_dir,
-                sampler=self.sampler, eos_ids=self.eos_ids, progress=bar,
-                on_span=recorder.record if recorder else None,
-            )  # fmt: skip
-            with bar, runner:
-                if recorder:
-                    recorder.start()
-                for block in runner.run(self.prompts):
-                    on_block(block)
-                    report.add(block)
-                    if recorder:
-                        recorder.end_block()
-                report.finish(runner)
-            # The run has given its memory back by now.
+        reset_peaks()
+        runner = Runner(
+            self.policy, self.hardware, self.source, offload_dir,
+            sampler=self.sampler, eos_ids=self.eos_ids, progress=bar,
+            on_span=recorder.record if recorder else None,
+        )  # fmt: skip
+        with bar, runner:
             if recorder:
-                recorder.add_simulated(report.blocks)
+                recorder.start()
+            for block in runner.run(self.prompts):
+                on_block(block)
+                report.add(block)
+                if recorder:
+                    recorder.end_block()
+            report.finish(runner)
+        # The run has given its memory back by now.
+        if recorder:
+            recorder.add_simulated(report.blocks)
         return report
+
+    def _policies_of_blocks(self) -> list[Policy]:
+        return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
 
 
 def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> None:
@@ -121,7 +127,7 @@ def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> Non
     parser.add_bytes("--cpu-memory", help="budget, without --policy")
     parser.add_bytes("--disk", help="budget, without --policy")
     add(
-        "--trace", type=Path, metavar="FILE",
+        "--trace", type=output_path, metavar="FILE",
         help="timeline for ui.perfetto.dev, measured beside simulated",
     )  # fmt: skip
 
@@ -131,7 +137,6 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
 
     ``planned`` names further flags that a policy has an answer to.
     """
-    check_output("--trace", flags.trace)
     if flags.gen_len is not None and flags.gen_len < 1:
         raise InputError("--gen-len", got=flags.gen_len, allowed="1 or more")
     for name in (*PLANNED, *planned):

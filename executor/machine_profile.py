@@ -21,6 +21,7 @@ from profiles.errors import RunError, ZigzagError
 from profiles.files import write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
+from profiles.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def keep_run(report: Report) -> None:
     try:
         model.mkdir(parents=True, exist_ok=True)
         write_json(model / "config.json", shapes)
-        append_row(path, row, most=MOST_RUNS)
+        append_row(path, row, most=MOST_RUNS, write=write_whole)
     except (OSError, ZigzagError) as error:
         # The run itself is done, and its outputs are written.
         logger.warning("the run's figures were not kept in %s: %s", path, error)

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from profiles.errors import InputError
-from profiles.files import TEMPORARY_SUFFIX, remove_leftover
 from profiles.units import format_bytes
+from profiles.whole_file import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, remove_leftover
 
 # Peculiar, because leftovers are found, and removed, by their names.
 WEIGHTS_PREFIX = "zigzag-weights-"
@@ -45,7 +45,7 @@ def remove_orphans(folder: Path) -> None:
     These are temporary files, and weight files without a manifest: whoever builds one holds its
     lock.
     """
-    for pattern in (f"{SCRATCH_PREFIX}*", f".{WEIGHTS_PREFIX}*{TEMPORARY_SUFFIX}"):
+    for pattern in (f"{SCRATCH_PREFIX}*", f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
         for path in folder.glob(pattern):
             remove_leftover(path)
     for path in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):

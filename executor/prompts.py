@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from executor.text import TextTokenizer
 from profiles.errors import InputError
-from profiles.files import atomic_writer
 
+PROMPT_KEYS = ("prompt", "prompt_ids")
 OUTPUT_KEYS = ("text", "output_ids", "finish_reason")
 LINE_FORM = 'an object with "prompt" (text) or "prompt_ids" (whole numbers)'
+# Longer ones are no token ids, and Python reads no number of any length.
+MOST_DIGITS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +31,8 @@ class PromptRecord:
     ----------
     index
         Its place among the prompts, from zero.
-    extra
-        All other keys of its line, which come back in the outputs.
+    line
+        Its line, a JSON object, which comes back in the outputs as it is.
     prompt
         Its text, or ``None`` where the line held ids.
     prompt_ids
@@ -33,7 +40,7 @@ class PromptRecord:
     """
 
     index: int
-    extra: Mapping[str, Any]
+    line: str
     prompt: str | None
     prompt_ids: tuple[int, ...]
 
@@ -80,70 +87,87 @@ def read_prompts(
         With the number of the line, on anything that could not be run.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"prompts {path}", got=error.strerror, allowed="a readable file") from None
     records: list[PromptRecord] = []
     tokenizer: TextTokenizer | None = None
-    # Not splitlines: JSON may hold the other line ends of Unicode.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {path.name}"
         parsed = _parse_line(line, where)
-        text = parsed.pop("prompt", None)
-        ids = parsed.pop("prompt_ids", None)
+        text, ids = parsed.get("prompt"), parsed.get("prompt_ids")
         if text is not None:
             tokenizer = tokenizer or load_tokenizer()
             ids = tokenizer.encode(text)
         _check_ids(ids, limits, where)
+        assert ids is not None
         records.append(
-            PromptRecord(index=len(records), extra=parsed, prompt=text, prompt_ids=tuple(ids))
+            PromptRecord(
+                index=len(records),
+                # Between the parts of an object, a carriage return is a space.
+                line=line.decode().replace("\r", " ").strip(),
+                prompt=text,
+                prompt_ids=tuple(ids),
+            )
         )
     if not records:
         raise InputError(f"prompts {path}", got="no prompts", allowed="one prompt a line")
     return records
 
 
-def write_outputs(path: Path, results: Iterable[Completion]) -> None:
-    """Write one line per result, in the order of the prompts, whole or not at all."""
-    with atomic_writer(path) as handle:
-        for result in sorted(results, key=lambda r: r.record.index):
-            record = result.record
-            key, prompt = (
-                ("prompt_ids", list(record.prompt_ids))
-                if record.prompt is None
-                else ("prompt", record.prompt)
-            )
-            line = {
-                **record.extra,
-                key: prompt,
-                "text": result.text,
-                "output_ids": list(result.output_ids),
-                "finish_reason": result.finish_reason,
-            }
-            handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+def write_outputs(handle: IO[str], results: Iterable[Completion]) -> None:
+    """Write one line per result, in the order of the prompts: the prompt's line with further keys.
+
+    What came with the prompt is not written anew, so that it cannot change or fail now.
+    """
+    for result in sorted(results, key=lambda r: r.record.index):
+        added = {
+            "text": result.text,
+            "output_ids": list(result.output_ids),
+            "finish_reason": result.finish_reason,
+        }
+        begun = result.record.line.removesuffix("}").rstrip()
+        handle.write(f"{begun}, {json.dumps(added, ensure_ascii=False)[1:]}\n")
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Read line by line, without the byte order mark; JSON may hold other line ends of Unicode."""
+    label = f"prompts {path}"
+    try:
+        with path.open("rb") as handle:
+            if stat.S_ISCHR(os.fstat(handle.fileno()).st_mode) and not handle.isatty():
+                raise InputError(label, got="a device", allowed="a file or a pipe")
+            first = handle.readline()
+            if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                hint = f"iconv -f UTF-16 -t UTF-8 {path}"
+                raise InputError(label, got="text in UTF-16", allowed="UTF-8", hint=hint)
+            yield first.removeprefix(codecs.BOM_UTF8)
+            yield from handle
+    except OSError as error:
+        raise InputError(label, got=error.strerror, allowed="a readable file") from None
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(line, parse_constant=_refuse_constant)
-        # Half of a surrogate pair would be found out only when the outputs are written.
-        json.dumps(parsed, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        parsed = json.loads(
+            line.decode().strip(" \t\r\n"),
+            parse_constant=_refuse_constant,
+            parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else math.inf,
+            object_pairs_hook=_refuse_two_prompts,
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(where, got=f"text that is not JSON ({error})", allowed=LINE_FORM) from None
+    except ValueError as error:
+        raise InputError(where, got=error, allowed=LINE_FORM) from None
     if not isinstance(parsed, dict):
         raise InputError(where, got=f"a JSON {type(parsed).__name__}", allowed=LINE_FORM)
-    keys = [key for key in ("prompt", "prompt_ids") if key in parsed]
+    keys = [key for key in PROMPT_KEYS if key in parsed]
     if len(keys) != 1:
         raise InputError(
             where, got="both prompt and prompt_ids" if keys else "neither prompt nor prompt_ids",
             allowed=LINE_FORM,
         )  # fmt: skip
-    if keys == ["prompt"] and not (isinstance(parsed["prompt"], str) and parsed["prompt"]):
-        got = "an empty prompt" if parsed["prompt"] == "" else "a prompt that is not text"
-        raise InputError(where, got=got, allowed="text of at least one character")
+    if keys == ["prompt"]:
+        _check_text(parsed["prompt"], where)
     taken = [key for key in OUTPUT_KEYS if key in parsed]
     if taken:
         raise InputError(
@@ -151,6 +175,18 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
             allowed="any other name",
         )  # fmt: skip
     return parsed
+
+
+def _check_text(text: object, where: str) -> None:
+    if not (isinstance(text, str) and text):
+        got = "an empty prompt" if text == "" else "a prompt that is not text"
+        raise InputError(where, got=got, allowed="text of at least one character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            where, got="half of a surrogate pair in a prompt", allowed="whole characters"
+        ) from None
 
 
 def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
@@ -174,3 +210,11 @@ def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a finite number")
+
+
+def _refuse_two_prompts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    for key in PROMPT_KEYS:
+        if counts[key] > 1:
+            raise ValueError(f"{key} twice")
+    return dict(pairs)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from costmodel.chrome_trace import TraceFile, open_trace
+from costmodel.chrome_trace import TraceFile, begin_trace
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
 from costmodel.timeline import simulate
@@ -18,6 +18,8 @@ from executor.results import BlockResult
 from executor.trace import Span
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.outputs import spare_folders, write_output
+from profiles.spool import Spool
 
 MEASURED, SIMULATED = 1, 2
 # Layers times batches times tokens in one file: about ten tasks each, as much as a viewer opens
@@ -125,7 +127,10 @@ class Recorder:
 def open_recorder(
     path: Path, policies: Sequence[Policy], hardware: HardwareProfile
 ) -> Iterator[Recorder]:
-    """Open the timeline of a job, which appears under ``path`` when the block ends well."""
+    """Open the timeline of a job, which appears under ``path`` when the block ends well.
+
+    Until then it is in a file without a name: a run goes on where a disk is full.
+    """
     blocks = plan_trace(policies)
     traced = sum(block.num_tokens for block in blocks)
     total = sum(block.policy.workload.gen_len for block in blocks)
@@ -133,5 +138,8 @@ def open_recorder(
     if traced < total:
         notes = f"holds the first {traced} of {total} passes over the model"
         _log.warning("%s %s", path, notes)
-    with open_trace(path, notes=notes) as file:
+    with Spool(spare_folders(path)) as spool:
+        file = begin_trace(spool.write, notes=notes)
         yield Recorder(file, blocks, hardware)
+        file.end()
+        write_output(path, spool.copy_into)

@@ -32,8 +32,9 @@ from executor.offload_folder import MANIFEST_SUFFIX, WEIGHTS_PREFIX, WEIGHTS_SUF
 from executor.page_checksums import PageChecksums
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError, ZigzagError
-from profiles.files import from_json, read_json, sync_folder, to_json, write_json
+from profiles.files import from_json, read_json, to_json, write_json
 from profiles.units import MIB
+from profiles.whole_file import sync_folder
 
 logger = logging.getLogger(__name__)
 

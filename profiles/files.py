@@ -2,101 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import glob
 import json
 import math
-import os
 import sys
-import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from profiles.errors import InputError
+from profiles.whole_file import write_whole
 
 T = TypeVar("T")
-TEMPORARY_SUFFIX = ".part"
-
-
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[str]]:
-    """Open a text file that appears under ``path`` only when the block ends without an error.
-
-    What a killed process has left of the same file is removed first.
-    """
-    path = Path(path)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
-        remove_leftover(leftover)
-    try:
-        descriptor, temporary = _open_temporary(path)
-    except OSError as error:
-        raise InputError(
-            f"output {path}", got=error.strerror, allowed="a file in a folder that can be written"
-        ) from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-            # Temporary files are private; the result should obey the user's umask like any other.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            # Closing ends the lock, so it has its name before that.
-            temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _open_temporary(path: Path) -> tuple[int, Path]:
-    """Make a file beside ``path`` and hold its lock, by which others know that it is in use."""
-    while True:
-        descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-        )
-        # Without locks nobody removes leftovers, and nothing else is lost.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Another process may have taken it for a leftover just before.
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, Path(name)
-        os.close(descriptor)
-
-
-def remove_leftover(path: Path, *, unless: Path | None = None) -> None:
-    """Remove a file, unless a live process holds its lock or the file ``unless`` exists."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return
-    # Where it is held, where there are no locks, or where it is another user's, it stays.
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file without a name was removed meanwhile, and its name may be another's by now.
-        if os.fstat(descriptor).st_nlink and not (unless and unless.exists()):
-            path.unlink()
-    os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed and removed in a folder survive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object to ``path``, whole or not at all."""
-    with atomic_writer(path) as handle:
-        json.dump(value, handle, indent=2, allow_nan=False)
-        handle.write("\n")
+    write_whole(path, partial(dump_json, value))
+
+
+def dump_json(value: Mapping[str, Any], handle: IO[str]) -> None:
+    """Write one JSON object, laid out for people."""
+    json.dump(value, handle, indent=2, allow_nan=False)
+    handle.write("\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from profiles.compute_rates import ComputeRates
 from profiles.errors import InputError
-from profiles.files import from_json, read_json, to_json, write_json
+from profiles.files import dump_json, from_json, read_json, to_json
+from profiles.outputs import write_output
 from profiles.rate_curve import RateCurve, require_not_negative, require_positive
 from profiles.timing import Measurement
 
@@ -232,7 +234,7 @@ class HardwareProfile:
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
-        write_json(path, to_json(self))
+        write_output(path, partial(dump_json, to_json(self)))
 
     @classmethod
     def load(cls, path: Path) -> HardwareProfile:

@@ -30,6 +30,7 @@ from profiles.hardware import Cpu, Gpu, HardwareProfile
 from profiles.kernels import without_cudnn_attention
 from profiles.links import measure_links
 from profiles.memory_limits import usable_memory_bytes
+from profiles.output_checks import checked_outputs, output_path
 from profiles.runtime import measure_runtime_bytes
 from profiles.sampling import FULL, QUICK, Sampler
 from profiles.table import format_profile
@@ -150,7 +151,7 @@ def _parser() -> Parser:
         example="python -m profiles.measure --output profile.json --cpu-memory 8GiB",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("profile.json"), help="default: profile.json"
+        "--output", type=output_path, default=Path("profile.json"), help="default: profile.json"
     )
     parser.add_argument("--quick", action="store_true", help="under 20 s, fewer sizes and samples")
     parser.add_argument(
@@ -195,16 +196,17 @@ def _check(flags: argparse.Namespace) -> None:
             allowed="0",
             hint="--emulate-gpu 2GiB --emulated-link 8GB",
         )
-    if not flags.output.parent.is_dir():
-        raise InputError(
-            f"output {flags.output}", got="no such folder", allowed="a file in an existing folder"
-        )
 
 
 def main(arguments: list[str]) -> None:
     """Measure, save, print."""
     flags = _parser().parse_args(arguments)
     _check(flags)
+    with checked_outputs({"--output": flags.output}, {}):
+        _measure(flags)
+
+
+def _measure(flags: argparse.Namespace) -> None:
     busy_share = psutil.cpu_percent(LOOK_S) / 100
     if busy_share > BUSY_SHARE:
         logger.warning(

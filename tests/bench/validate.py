@@ -25,12 +25,12 @@ from validation_cases import Case, draw_cases, machine_of
 from validation_report import Outcome, fit_to, summarize, table_of
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
-from costmodel.flags import check_output
 from costmodel.measured_runs import write_rows
 from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
+from profiles.output_checks import check_output
 
 TIMEOUT_S = 300.0
 # Below, a tier may have nothing that is held out.

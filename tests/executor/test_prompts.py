@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.text import TextTokenizer, load_eos_token_ids, load_tokenizer
 from profiles.errors import InputError
+from profiles.outputs import write_output
 
 LIMITS = PromptLimits(vocab_size=100, max_positions=16, gen_len=4)
 
@@ -50,7 +51,7 @@ def test_prompts_come_back_with_ids_and_extra_keys(tmp_path: Path) -> None:
     assert [r.index for r in records] == [0, 1, 2]
     assert [r.prompt_ids for r in records] == [(97, 98), (0, 99), (0x2028 % 100,)]
     assert [r.prompt for r in records] == ["ab", None, "\u2028"]
-    assert records[0].extra == {"id": 7, "tags": ["x", None]}
+    assert records[0].line == '{"prompt": "ab", "id": 7, "tags": ["x", null]}'
 
 
 def test_a_file_of_ids_needs_no_tokenizer(tmp_path: Path) -> None:
@@ -70,7 +71,11 @@ def test_a_file_of_ids_needs_no_tokenizer(tmp_path: Path) -> None:
         ("{prompt}", "not JSON"),
         ('["x"]', "a JSON list"),
         ('{"prompt": "x", "score": NaN}', "NaN is not a finite number"),
-        ('{"prompt": "x", "extra": "\\ud800"}', "not JSON"),
+        ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
+        ('{"prompt": "x", "prompt": "y"}', "prompt twice"),
+        ('{"prompt_ids": [1' + "0" * 5000 + "]}", "whole numbers"),
+        ('{"prompt_ids": [1e400]}', "whole numbers"),
+        ('{"prompt": "x"}\x00', "not JSON"),
         ('{"prompt": "x", "text": "y"}', "'text'"),
         ('{"prompt_ids": [1, 100]}', "token id 100; allowed: 0 to 99"),
         ('{"prompt_ids": [-1]}', "token id -1"),
@@ -112,7 +117,7 @@ def test_outputs_hold_every_key_in_order_of_the_prompts(tmp_path: Path) -> None:
         Completion(record=second, output_ids=(5,), text=None, finish_reason="stop"),
         Completion(record=first, output_ids=(1, 2), text="\xe9\n", finish_reason="length"),
     ]
-    write_outputs(tmp_path / "out.jsonl", results)
+    write_output(tmp_path / "out.jsonl", lambda handle: write_outputs(handle, results))
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
         {"id": "a", "prompt": "x", "text": "\xe9\n", "output_ids": [1, 2],
@@ -130,7 +135,7 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_outputs(tmp_path / "out.jsonl", failing())
+        write_output(tmp_path / "out.jsonl", lambda handle: write_outputs(handle, failing()))
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
 

@@ -57,7 +57,8 @@ def run_traced(folder: Path, *, eos_ids: frozenset[int] = frozenset()) -> tuple[
         eos_ids=eos_ids,
     )  # fmt: skip
     path = folder / "trace.json"
-    report = job.run(folder, planned=job.predict(), trace=path)
+    with job.recording(path) as recorder:
+        report = job.run(folder, planned=job.predict(), recorder=recorder)
     trace: Json = json.loads(path.read_text(encoding="utf-8"))
     return report, trace
 

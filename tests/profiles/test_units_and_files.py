@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from profiles.errors import InputError
-from profiles.files import atomic_writer, write_json
+from profiles.errors import InputError, RunError
+from profiles.files import write_json
 from profiles.units import (
     format_bytes,
     format_figure,
@@ -18,6 +18,7 @@ from profiles.units import (
     parse_bytes,
     parse_seconds,
 )
+from profiles.whole_file import replacing
 
 
 @pytest.mark.parametrize(
@@ -70,18 +71,18 @@ def test_figures_have_no_exponent() -> None:
     assert format_seconds(0) == "0 s"
 
 
-def test_atomic_writer_leaves_nothing_behind_on_an_exception(tmp_path: Path) -> None:
+def test_a_writer_leaves_nothing_behind_on_an_exception(tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     target.write_text("old")
     for error in (ValueError, KeyboardInterrupt, SystemExit):
-        with pytest.raises(error), atomic_writer(target) as handle:
+        with pytest.raises(error), replacing(target) as handle:
             handle.write("half")
             raise error
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
     assert target.read_text() == "old"
 
 
-def test_atomic_writer_obeys_the_umask(tmp_path: Path) -> None:
+def test_files_obey_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_json(tmp_path / "a.json", {"a": 1})
@@ -98,5 +99,5 @@ def test_json_refuses_what_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_output_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"), atomic_writer(tmp_path / "x" / "a"):
-        pass
+    with pytest.raises(RunError, match=r"write of .*/x/a: No such file"):
+        write_json(tmp_path / "x" / "a", {})

@@ -1,0 +1,204 @@
+"""Files that a command was asked to write: checked before any work, and no work lost after it.
+
+A plain file is replaced as a whole, and a symbolic link stays one. A file that cannot be replaced
+by another without a loss is written in place: it has other names, another owner, or a folder that
+takes no new files. Pipes and devices are written through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from profiles.errors import RunError, one_line
+from profiles.whole_file import Render, replacing, text_file
+
+logger = logging.getLogger(__name__)
+
+STANDARD_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+# More links than the kernel follows.
+MOST_LINKS = 40
+# A file there may still be written in place.
+NO_REPLACING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}  # fmt: skip
+RESCUE_PREFIX = "zigzag-rescue-"
+
+
+class OutputError(RunError):
+    """A file could not be written; its content is kept elsewhere.
+
+    Parameters
+    ----------
+    rescue
+        Where it is now; ``None`` if no folder took it.
+    """
+
+    def __init__(self, path: Path, error: OSError, rescue: Path | None) -> None:
+        kept = f"all of it is in {rescue}" if rescue else "no other folder took it either"
+        super().__init__(one_line(f"write of {path}: {error.strerror}; {kept}"))
+        self.rescue = rescue
+
+
+class OutputFile:
+    """A file to write, perhaps several times.
+
+    Parameters
+    ----------
+    path
+        As the user gave it.
+
+    Attributes
+    ----------
+    kept_in
+        The file that holds what was written last: ``path``, or where it was rescued to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept_in: Path | None = None
+
+    def write(self, render: Render) -> None:
+        """Write the file anew; ``render`` writes its content to a text file, once or again.
+
+        Raises
+        ------
+        OutputError
+            Where that fails.
+        """
+        try:
+            self._write(render)
+        except (KeyboardInterrupt, SystemExit):
+            # What was begun is finished first; a stream cannot begin again.
+            if is_stream(self.path):
+                self.kept_in = _rescue(self.path, render)
+                logger.warning("%s was cut off; all of it is in %s", self.path, self.kept_in)
+            else:
+                self._write(render)
+            raise
+
+    def _write(self, render: Render) -> None:
+        try:
+            _write(self.path, render)
+            self.kept_in = self.path
+        except OSError as error:
+            self.kept_in = _rescue(self.path, render)
+            raise OutputError(self.path, error, self.kept_in) from error
+
+
+def write_output(path: Path, render: Render) -> None:
+    """Write a file once; see ``OutputFile.write``."""
+    OutputFile(Path(path)).write(render)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is written through, and what was written cannot be written anew."""
+    if own_descriptor(path) is not None:
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def own_descriptor(path: Path) -> int | None:
+    """Return the descriptor of this process for which a path stands, such as ``/dev/fd/63``.
+
+    Opening such a file anew would begin at its start, over what was written before.
+    """
+    for _ in range(MOST_LINKS):
+        if str(path) in STANDARD_STREAMS:
+            return STANDARD_STREAMS[str(path)]
+        folder = os.path.realpath(path.parent)
+        if re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd", folder) and path.name.isdecimal():
+            return int(path.name)
+        try:
+            path = path.parent / path.readlink()
+        except OSError:
+            return None
+    return None
+
+
+def open_stream(path: Path) -> int:
+    """Open a pipe or a device for writing; a pipe without a reader raises ``OSError``."""
+    descriptor = own_descriptor(path)
+    if descriptor is not None:
+        return os.dup(descriptor)
+    flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        # Without a reader, a pipe would wait for one.
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not path.is_fifo():
+            raise
+        raise BrokenPipeError(errno.EPIPE, "nobody reads it") from None
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    return descriptor
+
+
+def spare_folders(path: Path) -> Iterator[Path]:
+    """List folders for what belongs to ``path`` and cannot be there."""
+    if not is_stream(path):
+        yield Path(os.path.realpath(path)).parent
+    yield Path()
+    yield Path(os.environ.get("TMPDIR") or "/tmp")
+    yield Path("/var/tmp")
+    # In memory, where all disks are full.
+    yield Path("/dev/shm")
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether another file in the place of this plain one is no loss to anybody."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return True
+    return status.st_uid == os.geteuid() and status.st_nlink == 1
+
+
+def _write(path: Path, render: Render) -> None:
+    if is_stream(path):
+        with text_file(open_stream(path)) as handle:
+            render(handle)
+        return
+    # Behind a symbolic link, the file that it leads to is written.
+    target = Path(os.path.realpath(path))
+    if may_be_replaced(target):
+        try:
+            with replacing(target) as handle:
+                render(handle)
+            return
+        except OSError as error:
+            if error.errno not in NO_REPLACING or not target.is_file():
+                raise
+    with text_file(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)) as handle:
+        render(handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _rescue(path: Path, render: Render) -> Path | None:
+    """Write a new file in the first folder that takes it, and return where it is."""
+    name = RESCUE_PREFIX + secrets.token_hex(4) + path.suffix[:16]
+    for folder in spare_folders(path):
+        rescue = folder / name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            with text_file(os.open(rescue, flags, 0o600)) as handle:
+                render(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            return rescue
+        except OSError:
+            with contextlib.suppress(OSError):
+                rescue.unlink()
+    return None
