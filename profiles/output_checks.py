@@ -113,7 +113,7 @@ def _check_plain(what: str, target: Path) -> None:
     if not target.parent.is_dir():
         raise InputError(what, got="no such folder", allowed=ALLOWED)
     exists = target.exists()
-    if exists and not os.access(target, os.W_OK):
+    if exists and not os.access(target, os.W_OK, effective_ids=True):
         raise InputError(what, got="a file that cannot be written", allowed=ALLOWED)
     if not may_be_replaced(target):
         return

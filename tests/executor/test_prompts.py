@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -106,6 +107,46 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(InputError, match="line 1"):
         read_prompts(tmp_path / "latin.jsonl", LIMITS, never)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        '"score": 1e400', '"score":-1E+9999 ', '"id": ' + "7" * 5000, '"x": 0.10000000000000000001',
+        '"x": {"a": 1, "a": 2}, "y": -0', '"half": "\\ud800", "e": "\u00e9\u2028"',
+        '"deep": ' + "[" * 200 + "]" * 200, '"x": [1,\r2]',
+    ],
+)  # fmt: skip
+def test_other_keys_come_back_unchanged(others: str, tmp_path: Path) -> None:
+    """Whatever JSON can say, and Python's numbers and text cannot hold."""
+    path = write_lines(tmp_path / "p.jsonl", f'{{"prompt": "x", {others}}}\r')
+    (record,) = read_prompts(path, LIMITS, LetterTokenizer)
+    result = Completion(record=record, output_ids=(1,), text="y", finish_reason="stop")
+    write_output(tmp_path / "out", lambda handle: write_outputs(handle, [result]))
+    begun, _, added = (tmp_path / "out").read_text(encoding="utf-8").partition(', "text"')
+    assert begun.rstrip() == f'{{"prompt": "x", {others}'.replace("\r", " ").rstrip()
+    assert added == ': "y", "output_ids": [1], "finish_reason": "stop"}\n'
+
+
+def test_prompts_may_come_through_a_pipe_and_not_from_a_device(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'{"prompt": "a"}\n{"prompt_ids": [7]}')
+    os.close(writer)
+    records = read_prompts(Path(f"/dev/fd/{reader}"), LIMITS, LetterTokenizer)
+    assert [record.prompt_ids for record in records] == [(97,), (7,)]
+    os.close(reader)
+    # They have no end.
+    with pytest.raises(InputError, match="/dev/zero: got a device"):
+        read_prompts(Path("/dev/zero"), LIMITS, never)
+    with pytest.raises(InputError, match="Is a directory"):
+        read_prompts(tmp_path, LIMITS, never)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32"])
+def test_other_encodings_are_told(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes('\ufeff{"prompt": "a"}\n'.encode(encoding))
+    with pytest.raises(InputError, match=r"UTF-8|not JSON"):
+        read_prompts(tmp_path / "p.jsonl", LIMITS, never)
 
 
 def test_outputs_hold_every_key_in_order_of_the_prompts(tmp_path: Path) -> None:
