@@ -77,6 +77,7 @@ class Recorder:
         self._block = 0
         self._num_tokens = blocks[0].num_tokens
         self._zero_s = time.perf_counter()
+        self.is_complete = False
         file.begin_process(MEASURED, "measured")
 
     def start(self) -> None:
@@ -121,13 +122,14 @@ class Recorder:
             for timed in timeline.tasks:
                 if timed.task.token < num_tokens:
                     self._file.add(SIMULATED, timed, zero_s=self._zero_s - result.start_s)
+        self.is_complete = True
 
 
 @contextmanager
 def open_recorder(
     path: Path, policies: Sequence[Policy], hardware: HardwareProfile
 ) -> Iterator[Recorder]:
-    """Open the timeline of a job, which appears under ``path`` when the block ends well.
+    """Open the timeline of a job, which appears under ``path`` if the run in the block ends well.
 
     Until then it is in a file without a name: a run goes on where a disk is full.
     """
@@ -138,8 +140,13 @@ def open_recorder(
     if traced < total:
         notes = f"holds the first {traced} of {total} passes over the model"
         _log.warning("%s %s", path, notes)
-    with Spool(spare_folders(path)) as spool:
+    with Spool(f"trace {path}", spare_folders(path)) as spool:
         file = begin_trace(spool.write, notes=notes)
-        yield Recorder(file, blocks, hardware)
-        file.end()
-        write_output(path, spool.copy_into)
+        recorder = Recorder(file, blocks, hardware)
+        try:
+            yield recorder
+        finally:
+            # Also where only the telling of a run failed.
+            if recorder.is_complete:
+                file.end()
+                write_output(path, spool.copy_into)

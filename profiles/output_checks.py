@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,12 +98,18 @@ def _kind(path: Path) -> int | None:
 
 
 def _checked_stream(what: str, path: Path) -> int:
+    unread = InputError(
+        what, got="a pipe that nobody reads", allowed=ALLOWED, hint="starting its reader first"
+    )
     try:
         descriptor = open_stream(path)
     except BrokenPipeError:
-        raise InputError(
-            what, got="a pipe that nobody reads", allowed=ALLOWED, hint="starting its reader first"
-        ) from None
+        raise unread from None
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.close(descriptor)
+        raise unread
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         os.close(descriptor)
         raise InputError(what, got="a file that is open for reading only", allowed=ALLOWED)

@@ -16,20 +16,26 @@ COPIED_BYTES = 2**20
 
 
 class Spool:
-    """A growing file without a name. A context manager; where it ends, the file is gone.
+    """A growing file without a name. A context manager, after whose block the file is gone.
+
+    Who writes is never disturbed: where no folder has room, that is told to who reads.
 
     Parameters
     ----------
+    what
+        What is collected, for messages.
     folders
         Where it may be, the best first. It moves on where one takes no more.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, what: str, folders: Iterable[Path]) -> None:
+        self._what = what
         self._folders = iter(folders)
         self._pending: list[str] = []
         self._pending_chars = 0
         self._size = 0
         self._file: io.FileIO | None = None
+        self._is_lost = False
 
     def __enter__(self) -> Spool:
         return self
@@ -40,28 +46,33 @@ class Spool:
 
     def write(self, text: str) -> None:
         """Add text to the end."""
+        if self._is_lost:
+            return
         self._pending.append(text)
         self._pending_chars += len(text)
         if self._pending_chars >= PIECE_CHARS:
             self._flush()
 
     def copy_into(self, handle: io.TextIOWrapper) -> None:
-        """Write all of it to a file."""
+        """Write all of it to a file; raises ``RunError`` where it is not all there."""
         self._flush()
-        assert self._file is not None
+        if self._is_lost or self._file is None:
+            raise RunError(f"{self._what}: no folder has room for it")
         for position in range(0, self._size, COPIED_BYTES):
             handle.buffer.write(self._read(self._file, position))
 
     def _flush(self) -> None:
         data = "".join(self._pending).encode()
         while self._file is None or not _fits(self._file, data, self._size):
-            self._move()
+            if not self._move():
+                self._is_lost = True
+                break
         self._size += len(data)
         self._pending.clear()
         self._pending_chars = 0
 
-    def _move(self) -> None:
-        """Go on in the next folder, with what is there already."""
+    def _move(self) -> bool:
+        """Go on in the next folder, with what is there already; returns whether there is one."""
         for folder in self._folders:
             try:
                 file = _unnamed(folder)
@@ -73,8 +84,8 @@ class Spool:
                     continue
                 self._file.close()
             self._file = file
-            return
-        raise RunError("a temporary file: no folder has room for it")
+            return True
+        return False
 
     def _copy(self, source: io.FileIO, target: io.FileIO) -> bool:
         return all(

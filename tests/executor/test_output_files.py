@@ -235,6 +235,33 @@ def test_a_trace_that_cannot_be_written_costs_nothing_else(run: Run, tmp_path: P
         assert json.loads(rescue.read_text())["traceEvents"]
 
 
+def test_a_trace_for_which_there_is_no_room_costs_nothing_else(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executor.recorder.spare_folders", lambda path: [tmp_path / "absent"])
+    monkeypatch.setattr("profiles.spool.PIECE_CHARS", 1000)
+    monkeypatch.setattr("executor.recorder.HELD_SPANS", 4)
+    ended = run(generate, "--output", "out", "--trace", "trace")
+    assert ended.status == 1 and "throughput" in ended.out
+    assert ended.err == "error: trace trace: no folder has room for it\n"
+    check_outputs_of((tmp_path / "out").read_text().splitlines())
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_run_that_cannot_be_told_keeps_its_trace(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind ``| head``."""
+
+    def fail(report: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(generate, "format_report", fail)
+    assert run(generate, "--output", "out", "--trace", "trace").status == 141
+    check_outputs_of((tmp_path / "out").read_text().splitlines())
+    assert json.loads((tmp_path / "trace").read_text())["traceEvents"]
+
+
 def test_a_table_of_runs_is_read_before_the_run(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,6 +292,8 @@ def test_what_a_pipe_or_a_device_does_not_take_is_kept(tmp_path: Path) -> None:
             assert str(path) in str(caught.value) and rescue.name in str(caught.value)
             assert rescue.read_text() == TEXT
             rescue.unlink()
+    with pytest.raises(InputError, match="a pipe that nobody reads"):
+        check_output("--output", Path(f"/dev/fd/{end}"))
     os.close(end)
     assert full.is_char_device() and pipe.is_fifo()
 
@@ -368,11 +370,14 @@ def test_a_spool_moves_on_where_a_disk_is_full(
     monkeypatch.setattr(spool, "PIECE_CHARS", 10)
     monkeypatch.setattr(spool, "COPIED_BYTES", 16)
     pieces = [f"piece {i} \u00fc\n" for i in range(12)]
-    with Spool([tmp_path / "absent", tmp_path, tmp_path, tmp_path]) as collected:
+    with Spool("it", [tmp_path / "absent", tmp_path, tmp_path, tmp_path]) as collected:
         for piece in pieces:
             collected.write(piece)
         write_output(tmp_path / "out", collected.copy_into)
     assert (tmp_path / "out").read_text() == "".join(pieces)
     assert names_in(tmp_path) == ["out"] and len(set(calls)) > 1
-    with Spool([tmp_path / "absent"]) as nowhere, pytest.raises(RunError, match="no folder"):
+    with Spool("it", [tmp_path / "absent"]) as nowhere:
         nowhere.write("x" * 10)
+        with pytest.raises(RunError, match="it: no folder has room"):
+            write_output(tmp_path / "out", nowhere.copy_into)
+    assert names_in(tmp_path) == ["out"]
