@@ -89,6 +89,8 @@ def read_prompts(
     path = Path(path)
     records: list[PromptRecord] = []
     tokenizer: TextTokenizer | None = None
+    # Each number once: a file may hold millions of tokens.
+    tokens: dict[int, int] = {}
     for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
@@ -106,7 +108,7 @@ def read_prompts(
                 # Between the parts of an object, a carriage return is a space.
                 line=line.decode().replace("\r", " ").strip(),
                 prompt=text,
-                prompt_ids=tuple(ids),
+                prompt_ids=tuple(tokens.setdefault(i, i) for i in ids),
             )
         )
     if not records:
