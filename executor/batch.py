@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from executor.logits_processors import NO_TOKEN
+
 
 class Batch:
     """Sequences computed at once: prompts padded on the right, and what was generated.
@@ -44,3 +46,15 @@ class Batch:
     def token_ids(self, token: int) -> torch.Tensor:
         """Return what goes into the model at a pass: int64 [batch, tokens]."""
         return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
+
+    def history(self, token: int) -> torch.Tensor:
+        """Return all tokens before a pass chooses its own: int64 [batch, tokens].
+
+        Unlike ``prompt_ids``, they end together: ``NO_TOKEN`` stands before shorter prompts.
+        """
+        prompts = self.prompt_ids
+        if self.is_padded:
+            width = prompts.shape[1]
+            places = torch.arange(width) - (width - self.lengths[:, None])
+            prompts = prompts.gather(1, places.clamp(min=0)).masked_fill(places < 0, NO_TOKEN)
+        return torch.cat([prompts, self.generated[:, :token]], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -213,6 +214,7 @@ class Block:
         return hidden[torch.arange(len(last), device=last.device), last]
 
     def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
-        ids = self.sampler.sample(logits, batch.sequence_ids, task.token).cpu()
+        history = partial(batch.history, task.token)
+        ids = self.sampler.sample(logits, batch.sequence_ids, task.token, history).cpu()
         batch.generated[:, task.token] = ids
         batch.is_finished |= torch.isin(ids, self.eos_ids)

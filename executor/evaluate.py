@@ -23,8 +23,9 @@ from costmodel.policy import Policy
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
 from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
+from executor.logits_processors import History
 from executor.recorder import Recorder
-from executor.sampling import Sampler
+from executor.sampling import Sampler, no_history
 from executor.text import load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
@@ -55,7 +56,11 @@ class Scorer:
         self.likeliest = torch.zeros_like(targets)
 
     def sample(
-        self, logits: torch.Tensor, sequence_ids: Sequence[int] | torch.Tensor, step: int
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
     ) -> torch.Tensor:
         """Return the text's tokens [batch]; ``logits`` are float32 [batch, vocabulary]."""
         ids = torch.as_tensor(sequence_ids)

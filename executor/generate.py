@@ -15,6 +15,7 @@ from costmodel.policy import Policy, Prediction
 from costmodel.report import format_prediction
 from costmodel.workload import Workload
 from executor.checkpoint import Checkpoint
+from executor.generation_config import GenerationConfig
 from executor.job import (
     Job,
     add_job_flags,
@@ -28,8 +29,8 @@ from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompt
 from executor.recorder import Recorder
 from executor.report import Report, format_report
 from executor.results import BlockResult
-from executor.sampling import Sampler
-from executor.text import load_eos_token_ids, load_tokenizer
+from executor.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.text import load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -50,10 +51,7 @@ def _parser() -> Parser:
     add("--prompts", type=Path, required=True, help='lines with "prompt" or "prompt_ids"')
     add("--output", type=output_path, default=Path("outputs.jsonl"), help="default: outputs.jsonl")
     add_job_flags(parser)
-    add("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
-    add("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest that make up this much")
-    add("--seed", type=int, default=0, help="of the draws (0)")
+    add_sampling_flags(parser)
     add("--ignore-eos", action="store_true", help="go on to the full length always")
     add("--json", action="store_true", help="end with the figures of the run in one line")
     return parser
@@ -118,31 +116,38 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     check_job_flags(flags)
     with check_outputs(flags, "output", "trace"):
-        job, outputs = _plan(flags)
+        job, outputs, sampling = _plan(flags)
         with job.recording(flags.trace) as recorder:
-            _generate(job, outputs, flags, recorder)
+            _generate(job, outputs, sampling, flags, recorder)
 
 
 def _generate(
-    job: Job, outputs: _Outputs, flags: argparse.Namespace, recorder: Recorder | None
+    job: Job,
+    outputs: _Outputs,
+    sampling: Sampling,
+    flags: argparse.Namespace,
+    recorder: Recorder | None,
 ) -> None:
     planned = job.predict()
-    print(format_prediction(job.policy, job.hardware, planned), end="\n\n", flush=True)
+    print(format_prediction(job.policy, job.hardware, planned))
+    print(sampling.describe(), end="\n\n", flush=True)
+    sampling.warn()
     report = _run(job, planned, outputs, flags, recorder)
     print(format_report(report))
     print(f"\n{len(outputs.done)} continuations written to {flags.output}")
     if flags.json:
-        print(json.dumps(report.as_json()), flush=True)
+        print(json.dumps(report.as_json() | {"sampling": sampling.as_json()}), flush=True)
     if uses_own_profile(flags, job.policy):
         keep_run(report)
 
 
-def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
-    sampler = Sampler(
-        temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed
-    )
+def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     policy = Policy.load(flags.policy) if flags.policy else None
     source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
+    sampling = choose_sampling(
+        flags, GenerationConfig.load(flags.model), vocab_size=source.spec.vocab_size,
+        has_length=policy is not None or flags.gen_len is not None,
+    )  # fmt: skip
     gen_len = policy.workload.gen_len if policy else flags.gen_len or DEFAULT_GEN_LEN
     limits = PromptLimits(
         vocab_size=source.spec.vocab_size, max_positions=source.spec.max_positions, gen_len=gen_len
@@ -161,12 +166,13 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs]:
         hardware=hardware,
         source=source,
         prompts=[record.prompt_ids for record in records],
-        sampler=sampler,
-        eos_ids=frozenset() if flags.ignore_eos else load_eos_token_ids(flags.model),
+        sampler=sampling.sampler,
+        eos_ids=sampling.eos_ids,
     )
     _check_prompts(policy, records)
     has_text = any(record.prompt is not None for record in records)
-    return job, _Outputs(flags.output, records, tokenizer().decode if has_text else None)
+    outputs = _Outputs(flags.output, records, tokenizer().decode if has_text else None)
+    return job, outputs, sampling
 
 
 def _check_prompts(policy: Policy, records: Sequence[PromptRecord]) -> None:

@@ -106,20 +106,6 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     return TransformersTokenizer(tokenizer)
 
 
-def load_eos_token_ids(folder: Path) -> frozenset[int]:
-    """Return the ids that end a sequence, from ``generation_config.json``, else ``config.json``."""
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        found = read_json(path, "model config").get("eos_token_id") if path.exists() else None
-        if found is None:
-            continue
-        ids = found if isinstance(found, list) else [found]
-        if not all(type(i) is int for i in ids):
-            raise InputError(f"eos_token_id in {path}", got=found, allowed="an id or a list of ids")
-        return frozenset(ids)
-    return frozenset()
-
-
 def _load_fast(folder: Path) -> FastTokenizer:
     path = folder / "tokenizer.json"
     try:

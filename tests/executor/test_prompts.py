@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
-from executor.text import TextTokenizer, load_eos_token_ids, load_tokenizer
+from executor.text import TextTokenizer, load_tokenizer
 from profiles.errors import InputError
 from profiles.outputs import write_output
 
@@ -225,16 +225,3 @@ def test_missing_and_broken_tokenizers_are_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer .*tokenizer\.json"):
         load_tokenizer(tmp_path)
-
-
-def test_end_tokens_come_from_the_generation_config_first(tmp_path: Path) -> None:
-    assert load_eos_token_ids(tmp_path) == frozenset()
-    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
-    assert load_eos_token_ids(tmp_path) == {2}
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [4, 5]}')
-    assert load_eos_token_ids(tmp_path) == {4, 5}
-    (tmp_path / "generation_config.json").write_text("{}")
-    assert load_eos_token_ids(tmp_path) == {2}
-    (tmp_path / "config.json").write_text('{"eos_token_id": "x"}')
-    with pytest.raises(InputError, match="eos_token_id"):
-        load_eos_token_ids(tmp_path)

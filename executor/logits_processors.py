@@ -1,0 +1,136 @@
+"""What changes the logits before a token is chosen: penalties, biases, and forbidden tokens.
+
+Each step does what the processor of the same name does in transformers, in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+# In a history, a place before the first token of a short prompt.
+NO_TOKEN = -1
+# Returns int64 [batch, tokens]: all tokens so far, with NO_TOKEN on the left of short sequences.
+History = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsProcessors:
+    """Changes to the logits, by the names of transformers. By default there are none.
+
+    Parameters
+    ----------
+    sequence_bias
+        Token ids, and what is added to the logit of the last one behind the others.
+    repetition_penalty
+        Positive logits of tokens so far are divided by it, negative ones multiplied.
+    no_repeat_ngram_size
+        No run of so many tokens appears twice; 0 permits all.
+    bad_words_ids
+        Runs of tokens that are never completed.
+    min_length, min_new_tokens
+        No end token before a sequence has so many tokens, with its prompt and without.
+    suppress_tokens, begin_suppress_tokens
+        Tokens that are never chosen, and that are not chosen first.
+    eos_token_id
+        The end tokens that the minima forbid.
+    """
+
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    min_length: int = 0
+    min_new_tokens: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    eos_token_id: tuple[int, ...] = ()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the logits stay as they are."""
+        return all(
+            getattr(self, field.name) == field.default
+            for field in fields(self)
+            if field.name != "eos_token_id"
+        )
+
+    def apply(self, logits: torch.Tensor, step: int, history: History) -> None:
+        """Change logits in place.
+
+        Parameters
+        ----------
+        logits
+            float32 [batch, vocabulary], on any device.
+        step
+            Which generated token this is, from zero.
+        history
+            Called only where the tokens so far matter.
+        """
+        tokens = torch.empty(0, dtype=torch.int64)
+        if self._needs_history:
+            tokens = history().to(logits.device)
+        if self.sequence_bias:
+            _add_biases(logits, tokens, self.sequence_bias)
+        if self.repetition_penalty != 1:
+            _penalize(logits, tokens, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            _forbid_repeated(logits, tokens, self.no_repeat_ngram_size)
+        if self.bad_words_ids:
+            _add_biases(logits, tokens, [(ids, -math.inf) for ids in self.bad_words_ids])
+        if self.min_length:
+            is_short = (tokens != NO_TOKEN).sum(-1) < self.min_length
+            ends = torch.tensor(self.eos_token_id, device=logits.device, dtype=torch.int64)
+            logits[:, ends] = logits[:, ends].masked_fill(is_short[:, None], -math.inf)
+        if step < self.min_new_tokens:
+            logits[:, list(self.eos_token_id)] = -math.inf
+        logits[:, list(self.suppress_tokens)] = -math.inf
+        if step == 0:
+            logits[:, list(self.begin_suppress_tokens)] = -math.inf
+
+    @property
+    def _needs_history(self) -> bool:
+        return bool(
+            self.sequence_bias
+            or self.repetition_penalty != 1
+            or self.no_repeat_ngram_size
+            or self.bad_words_ids
+            or self.min_length
+        )
+
+
+def _add_biases(
+    logits: torch.Tensor, tokens: torch.Tensor, biases: Sequence[tuple[tuple[int, ...], float]]
+) -> None:
+    """Add each bias to the last token of its run, in rows that end with the tokens before it."""
+    for length in sorted({len(ids) for ids, _ in biases}):
+        if length - 1 > tokens.shape[1]:
+            continue
+        group = [(ids, bias) for ids, bias in biases if len(ids) == length]
+        runs = torch.tensor([ids for ids, _ in group], device=logits.device)
+        values = torch.tensor([bias for _, bias in group], device=logits.device)
+        ends = tokens[:, None, tokens.shape[1] - (length - 1) :]
+        is_match = (ends == runs[:, :-1]).all(-1)
+        logits.index_add_(1, runs[:, -1], torch.where(is_match, values, 0).to(logits.dtype))
+
+
+def _penalize(logits: torch.Tensor, tokens: torch.Tensor, penalty: float) -> None:
+    """Make the tokens so far less likely. Memory is that of the tokens, not of the vocabulary."""
+    # Every sequence has a last token; to penalize it again changes nothing.
+    ids = torch.where(tokens == NO_TOKEN, tokens[:, -1:], tokens)
+    found = logits.gather(1, ids)
+    logits.scatter_(1, ids, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def _forbid_repeated(logits: torch.Tensor, tokens: torch.Tensor, size: int) -> None:
+    """Forbid each token that followed the last ``size - 1`` tokens before."""
+    if tokens.shape[1] < size:
+        return
+    windows = tokens.unfold(1, size, 1)
+    ends = tokens[:, None, tokens.shape[1] - (size - 1) :]
+    is_match = (windows[..., :-1] == ends).all(-1) & (windows != NO_TOKEN).all(-1)
+    rows, places = is_match.nonzero(as_tuple=True)
+    logits[rows, windows[rows, places, -1]] = -math.inf
