@@ -6,12 +6,21 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from costmodel.calibration import UNHIDDEN, Fit, calibrate, leave_one_out, mean_error
+from tqdm import tqdm
+
+from costmodel.calibration import (
+    UNHIDDEN,
+    Fit,
+    calibrate,
+    check_run,
+    leave_one_out,
+    mean_error,
+)
 from costmodel.flags import check_outputs
 from costmodel.measured_runs import MeasuredRun, read_runs
-from costmodel.price import check_machine
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -43,6 +52,10 @@ def _parser() -> Parser:
         help="default: calibrated.json",
     )
     add("--leave-one-out", action="store_true", help="also predict each run from the others")
+    add(
+        "--skip-broken", action="store_true",
+        help="leave out lines that cannot be read or are of another machine, and name each",
+    )  # fmt: skip
     add("--json", action="store_true", help="end with factors and errors in one line")
     return parser
 
@@ -55,12 +68,16 @@ def main(arguments: list[str]) -> None:
 
 
 def _fit(flags: argparse.Namespace) -> None:
-    hardware, runs = find_profile(flags.hardware), read_runs(flags.runs)
-    for line, measured in enumerate(runs, start=2):
-        try:
-            check_machine(measured.policy, measured.machine(hardware))
-        except InputError as error:
-            raise error.inside(f"runs {flags.runs}, line {line}") from None
+    hardware = find_profile(flags.hardware)
+    runs = read_runs(
+        flags.runs,
+        check=partial(check_run, hardware),
+        skip=_tell_skipped if flags.skip_broken else None,
+    )
+    if not runs:
+        raise InputError(
+            f"runs {flags.runs}", got="no line that can be used", allowed="one or more"
+        )
     if hardware.calibrations:
         logger.warning(
             "%s was fitted to runs before, which is trusted like a measurement: fit the profile as"
@@ -70,7 +87,8 @@ def _fit(flags: argparse.Namespace) -> None:
     fit = calibrate(hardware, runs, source=flags.runs.name)
     left_out: tuple[float, ...] = ()
     if flags.leave_one_out:
-        left_out = leave_one_out(hardware, runs, source=flags.runs.name)
+        with tqdm(total=len(runs), desc="leaving one out", leave=False, disable=None) as bar:
+            left_out = leave_one_out(hardware, runs, source=flags.runs.name, on_fit=bar.update)
     fit.hardware.save(flags.output)
     print(format_fit(fit, runs, left_out))
     if mean_error(fit.errors_after) > mean_error(fit.errors_before):
@@ -78,6 +96,10 @@ def _fit(flags: argparse.Namespace) -> None:
     print(f"\nprofile written to {flags.output}")
     if flags.json:
         print(json.dumps(_figures(fit, left_out)))
+
+
+def _tell_skipped(error: InputError) -> None:
+    logger.warning("skipped: %s", error)
 
 
 def format_fit(fit: Fit, runs: Sequence[MeasuredRun], left_out: Sequence[float]) -> str:

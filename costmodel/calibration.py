@@ -9,7 +9,7 @@ is trusted: with few runs, rates that no run depends on stay as they are.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from costmodel.measured_runs import MeasuredRun
-from costmodel.price import estimate
+from costmodel.price import check_machine, estimate
 from costmodel.rates import RATES
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
@@ -66,6 +66,11 @@ class Fit:
     errors_after: tuple[float, ...]
 
 
+def check_run(hardware: HardwareProfile, run: MeasuredRun) -> None:
+    """Refuse a run that this machine cannot have done."""
+    check_machine(run.policy, run.machine(hardware))
+
+
 def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source: str) -> Fit:
     """Fit the efficiencies to runs.
 
@@ -111,14 +116,22 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
 
 
 def leave_one_out(
-    hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source: str
+    hardware: HardwareProfile,
+    runs: Sequence[MeasuredRun],
+    *,
+    source: str,
+    on_fit: Callable[[], object] = lambda: None,
 ) -> tuple[float, ...]:
-    """Return each run's error when the efficiencies are fitted to all the others."""
+    """Return each run's error when the efficiencies are fitted to all the others.
+
+    ``on_fit`` is called after each fit, which takes about a second.
+    """
     errors: list[float] = []
     for i, left_out in enumerate(runs):
         others = [run for j, run in enumerate(runs) if j != i]
         fit = calibrate(hardware, others, source=source)
         errors += errors_of(fit.hardware, [left_out])
+        on_fit()
     return tuple(errors)
 
 

@@ -78,7 +78,12 @@ class MeasuredRun:
         return self.emulated.beside(hardware) if self.emulated else hardware
 
 
-def read_runs(path: Path) -> list[MeasuredRun]:
+def read_runs(
+    path: Path,
+    *,
+    check: Callable[[MeasuredRun], None] = lambda run: None,
+    skip: Callable[[InputError], None] | None = None,
+) -> list[MeasuredRun]:
     """Read a CSV file with the columns ``COLUMNS``, and others that it may have.
 
     Fractions not on the GPU or the CPU are on disk. Columns that may be missing, or empty in a row:
@@ -88,46 +93,42 @@ def read_runs(path: Path) -> list[MeasuredRun]:
     ``unpacks_per_batch``: 0 for runs that unpack quantized weights once for every load; without it
     they unpack for every batch, as FlexGen does. All others are ignored.
 
+    Parameters
+    ----------
+    check
+        Called with each run; an ``InputError`` of it is one of the line.
+    skip
+        Called with the error of each line that cannot be used, which is then left out.
+
     Raises
     ------
     InputError
-        With the file's row, when a column is missing or a value out of place.
+        When a column is missing or there is no row; without ``skip``, also with the line of the
+        first value that is out of place.
     """
-    rows = read_rows(path)
-    if not rows:
-        raise InputError(f"runs {path}", got="no rows", allowed="one run a row")
-    if missing := [name for name in COLUMNS if name not in rows[0]]:
+    table = _Table.read(path)
+    if missing := [name for name in COLUMNS if table.header and name not in table.header]:
         raise InputError(
             f"runs {path}", got=f"no column {missing[0]!r}", allowed=", ".join(COLUMNS)
         )
     runs = []
-    for number, row in enumerate(rows, start=2):
+    for number, line in table.lines.items():
         try:
-            runs.append(_Row(row).as_run())
+            run = _run_of(table.header, line)
+            check(run)
         except InputError as error:
-            raise error.inside(f"runs {path}, line {number}") from None
-        except (TypeError, ValueError) as error:
-            raise InputError(f"runs {path}, line {number}", got=error, allowed="numbers") from None
+            told = error.inside(f"runs {path}, line {number}")
+            if skip is None:
+                raise told from None
+            skip(told)
+        else:
+            runs.append(run)
+    if not runs and skip is None:
+        raise InputError(f"runs {path}", got="no rows", allowed="one run a row")
     return runs
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file with a header; raises ``InputError`` where there is none."""
-    try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            return list(csv.DictReader(handle, strict=True, restval=""))
-    except FileNotFoundError:
-        raise InputError(f"runs {path}", got="no such file", allowed="a CSV file") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
-
-
-def write_rows(
-    path: Path,
-    rows: Sequence[Mapping[str, object]],
-    *,
-    write: Callable[[Path, Render], None] = write_output,
-) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as a CSV file that ``read_rows`` reads, whole or not at all."""
     columns = dict.fromkeys(name for row in rows for name in row)
 
@@ -136,7 +137,7 @@ def write_rows(
         writer.writeheader()
         writer.writerows(rows)
 
-    write(path, render)
+    write_output(path, render)
 
 
 def append_row(
@@ -147,13 +148,31 @@ def append_row(
     write: Callable[[Path, Render], None] = write_output,
 ) -> None:
     """Add a row to a table, which begins with it where there is no file yet; of more than ``most``
-    rows the oldest go."""
-    write_rows(path, [*rows_so_far(path), row][-most:], write=write)
+    rows the oldest go. The other lines stay as they are, even those that cannot be read."""
+    table = _table_so_far(path)
+    added = [name for name in row if name not in table.header]
+    columns = [*table.header, *added]
+    old = [line + "," * len(added) for line in table.lines.values()]
+
+    def render(handle: IO[str]) -> None:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        handle.writelines(f"{line}\n" for line in old[max(0, len(old) + 1 - most) :])
+        writer.writerow(row)
+
+    write(path, render)
 
 
-def rows_so_far(path: Path) -> list[dict[str, str]]:
-    """Read the rows that a table has; a pipe or a device has none."""
-    return [] if is_stream(path) or not path.exists() else read_rows(path)
+def check_table(path: Path) -> None:
+    """Raise ``InputError`` where a row cannot be added, before the work that the row tells of."""
+    _table_so_far(path)
+
+
+def _table_so_far(path: Path) -> _Table:
+    """Read the lines that a table has; a pipe or a device has none."""
+    if is_stream(path) or not path.exists():
+        return _Table(header=[], lines={})
+    return _Table.read(path)
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
@@ -186,6 +205,52 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
         "prefill_s": run.prefill_s,
         "decode_s": run.decode_s,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """The lines of a table as they are; ``lines`` are those with something in them, by number."""
+
+    header: list[str]
+    lines: Mapping[int, str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Table:
+        """Raises ``InputError`` where there is no file or its first line is broken."""
+        try:
+            # Bytes that are no text spoil their own line alone.
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+        except FileNotFoundError:
+            raise InputError(f"runs {path}", got="no such file", allowed="a CSV file") from None
+        except OSError as error:
+            raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
+        first, *rest = text.split("\n")
+        try:
+            header = _cells(first)
+        except InputError as error:
+            raise error.inside(f"runs {path}, line 1") from None
+        return cls(header=header, lines={i: line for i, line in enumerate(rest, 2) if line.strip()})
+
+
+def _cells(line: str) -> list[str]:
+    """Split a line; a cell never holds the end of one."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise InputError("cells", got=error, allowed="comma-separated values") from None
+
+
+def _run_of(header: Sequence[str], line: str) -> MeasuredRun:
+    cells = _cells(line)
+    # A line that was cut would else be read as one with empty cells.
+    if len(cells) != len(header):
+        raise InputError(
+            "cells", got=len(cells), allowed=f"{len(header)}, one for each column of line 1"
+        )
+    try:
+        return _Row(dict(zip(header, cells, strict=True))).as_run()
+    except (TypeError, ValueError) as error:
+        raise InputError("values", got=error, allowed="numbers") from None
 
 
 @dataclass(frozen=True, slots=True)

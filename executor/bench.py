@@ -17,7 +17,7 @@ from costmodel.flags import (
     choose_dtype,
     read_permitted,
 )
-from costmodel.measured_runs import append_row, row_of, rows_so_far
+from costmodel.measured_runs import append_row, check_table, row_of
 from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
 from costmodel.policy import Policy
 from costmodel.report import format_prediction
@@ -70,8 +70,7 @@ def main(arguments: list[str]) -> None:
     _check_flags(flags)
     with check_outputs(flags, "runs", "trace"):
         if flags.runs is not None:
-            # A table that cannot be read would be found out only after the run.
-            rows_so_far(flags.runs)
+            check_table(flags.runs)
         job = _plan(flags)
         with job.recording(flags.trace) as recorder:
             _run(job, flags, recorder)
@@ -87,7 +86,7 @@ def _run(job: Job, flags: argparse.Namespace, recorder: Recorder | None) -> None
     if flags.runs is not None:
         append_row(flags.runs, row_of(report.first_block(), model=_name_of_model(flags.model)))
     if uses_own_profile(flags, job.policy):
-        keep_run(report)
+        keep_run(report, flags.offload_dir)
 
 
 def _name_of_model(model: str | None) -> str | None:

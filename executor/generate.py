@@ -138,7 +138,7 @@ def _generate(
     if flags.json:
         print(json.dumps(report.as_json() | {"sampling": sampling.as_json()}), flush=True)
     if uses_own_profile(flags, job.policy):
-        keep_run(report)
+        keep_run(report, flags.offload_dir)
 
 
 def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:

@@ -7,20 +7,26 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 
-from costmodel.measured_runs import append_row, read_rows, row_of
+from costmodel.calibration import check_run
+from costmodel.measured_runs import append_row, read_runs, row_of
 from executor.dummy import hf_config
 from executor.report import Report
 from profiles.disk import free_disk_bytes
-from profiles.errors import RunError, ZigzagError
+from profiles.errors import InputError, RunError, ZigzagError
 from profiles.files import write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
+from profiles.units import format_bytes
 from profiles.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -31,14 +37,15 @@ VERSION = "v2"
 LEAST_RUNS, MOST_RUNS = 4, 24
 # Shorter blocks are mostly noise.
 SHORTEST_S = 1.0
+LONGEST_NAME = 160
 
 
 def machine_profile(offload_dir: Path) -> HardwareProfile:
     """Return the kept profile with today's free memory and disk, or measure one and keep it.
 
-    Where enough runs were kept, the rates are fitted to them.
+    Where enough runs were kept, the rates are fitted to them. One line on stderr names the profile.
     """
-    path = _kept("profile", "json")
+    path = _kept("profile", "json", offload_dir)
     try:
         HardwareProfile.load(path)
     except ZigzagError:
@@ -46,10 +53,14 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
         path.parent.mkdir(parents=True, exist_ok=True)
         print("measuring this machine, some 20 s", file=sys.stderr, flush=True)
         _measure(offload_dir, path)
-    return _with_current_capacities(_calibrated(path), offload_dir)
+    profile = _calibrated(path, _kept("runs", "csv", offload_dir))
+    told = f"this machine's profile: {path}, {profile.source}, {profile.date}"
+    fits = [f"; calibrated by {record.source}, {record.date}" for record in profile.calibrations]
+    print(told + "".join(fits), file=sys.stderr, flush=True)
+    return _with_current_capacities(profile, offload_dir)
 
 
-def keep_run(report: Report) -> None:
+def keep_run(report: Report, offload_dir: Path) -> None:
     """Keep a run that was planned with this machine's own profile: the policy and the seconds of
     its first block, and for what share of the whole run each channel was busy.
 
@@ -61,7 +72,7 @@ def keep_run(report: Report) -> None:
     block = report.first_block()
     if block.prefill_s + block.decode_s < SHORTEST_S:
         return
-    path, shapes = _kept("runs", "csv"), hf_config(block.policy.model)
+    path, shapes = _kept("runs", "csv", offload_dir), hf_config(block.policy.model)
     key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]
     model = path.parent / "models" / f"{block.policy.model.name}-{key}"
     row = row_of(block, model=str(model)) | {
@@ -76,18 +87,27 @@ def keep_run(report: Report) -> None:
         logger.warning("the run's figures were not kept in %s: %s", path, error)
 
 
-def _calibrated(path: Path) -> HardwareProfile:
+def _calibrated(path: Path, runs: Path) -> HardwareProfile:
     """Return the profile kept at ``path``, fitted to the runs if there are enough of them."""
-    measured = HardwareProfile.load(path)
-    runs, fitted = _kept("runs", "csv"), _kept("calibrated", "json")
+    measured, fitted = (
+        HardwareProfile.load(path),
+        path.with_name(path.name.replace("profile", "calibrated", 1)),
+    )
+    if not runs.exists():
+        return measured
+    skipped: list[InputError] = []
     try:
-        if not runs.exists() or len(read_rows(runs)) < LEAST_RUNS:
+        usable = read_runs(runs, check=partial(check_run, measured), skip=skipped.append)
+        if len(usable) < LEAST_RUNS:
+            for error in skipped:
+                logger.warning("skipped: %s", error)
             return measured
         newest_ns = max(source.stat().st_mtime_ns for source in (path, runs))
         if not fitted.exists() or fitted.stat().st_mtime_ns < newest_ns:
             print("calibrating this machine's profile by its runs", file=sys.stderr, flush=True)
             words = ["--hardware", str(path), "--runs", str(runs), "--output", str(fitted)]
-            if not _run_module("costmodel.calibrate", *words):
+            # It names the lines that it skips.
+            if not _run_module("costmodel.calibrate", "--skip-broken", *words):
                 raise RunError("costmodel.calibrate failed")
         return HardwareProfile.load(fitted)
     except ZigzagError as error:
@@ -111,6 +131,13 @@ def _measure(offload_dir: Path, path: Path) -> None:
     words = ["--quick", "--output", str(path), "--offload-dir", str(offload_dir)]
     if not _run_module("profiles.measure", *words):
         raise RunError("this machine could not be measured; try: python -m profiles.measure")
+    profile = HardwareProfile.load(path)
+    where = (
+        f"{torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores,"
+        f" {format_bytes(profile.cpu.memory_bytes)} of memory, offload folder"
+        f" {offload_dir.resolve()} on {_file_system(offload_dir)}"
+    )
+    replace(profile, source=f"{profile.source} with {where}").save(path)
 
 
 def _run_module(name: str, *words: str) -> bool:
@@ -119,10 +146,35 @@ def _run_module(name: str, *words: str) -> bool:
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def _kept(what: str, suffix: str) -> Path:
-    """Return where something about this machine is kept, with this version of torch."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
+    """Return where something about this machine is kept.
+
+    Each situation with other rates has a file of its own: host, device, torch, threads, cores and
+    the file system of the offload folder. The rest only changes capacities, which are never kept:
+    free memory, memory limits and free disk are looked up at each run.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    name = f"{VERSION}-{platform.node()}-{device}-torch{torch.__version__}"
-    name = name.replace("/", "-").replace(" ", "-")
-    return base / "zigzag" / f"{what}-{name}.{suffix}"
+    name = (
+        f"{VERSION}-{platform.node()}-{device}-torch{torch.__version__}"
+        f"-{torch.get_num_threads()}threads-{len(os.sched_getaffinity(0))}cores"
+        f"-{_file_system(offload_dir)}"
+    )
+    # A device's name may be a path, or longer than a file's may be.
+    key = hashlib.sha256(name.encode()).hexdigest()[:8]
+    readable = re.sub(r"[^\w.+-]+", "-", name)[:LONGEST_NAME]
+    return _cache_folder() / f"{what}-{readable}-{key}.{suffix}"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigzag"
+
+
+def _file_system(folder: Path) -> str:
+    """Name the type and the device of the file system that holds a folder."""
+    folder = folder.resolve()
+    # Of several mounts at one place, the last is the one that is seen.
+    mounts = {part.mountpoint: part for part in psutil.disk_partitions(all=True)}
+    for parent in (folder, *folder.parents):
+        if found := mounts.get(str(parent)):
+            return f"{found.fstype} {found.device}"
+    return f"device {folder.stat().st_dev}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 # Of values that are quoted in a message: enough to recognise them by.
 MOST_CHARACTERS = 300
 

@@ -26,6 +26,14 @@ def recorded_profile(name: str) -> HardwareProfile:
 
 def find_profile(name_or_path: str) -> HardwareProfile:
     """Load a profile: the name of a recorded machine, or a file."""
-    if name_or_path in recorded_names():
+    names = recorded_names()
+    if name_or_path in names:
         return recorded_profile(name_or_path)
-    return HardwareProfile.load(Path(name_or_path))
+    path = Path(name_or_path)
+    if not path.exists():
+        raise InputError(
+            f"profile {name_or_path}",
+            got="no such file",
+            allowed=f"a file of profiles.measure, or a recorded machine: {', '.join(names)}",
+        )
+    return HardwareProfile.load(path)

@@ -27,12 +27,21 @@ _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(s|min|h)?\s*")
 
 
 def parse_bytes(text: str, what: str = "size") -> int:
-    """Read ``16GiB``, ``4.0GB``, ``512MiB`` or plain bytes; a bare number is bytes."""
+    """Read ``16GiB``, ``4.0GB``, ``512MiB`` or ``8589934592B``. Only 0 needs no unit: whoever
+    writes ``8`` may mean GiB."""
     match = _SIZE.fullmatch(text)
-    unit = (match.group(2) or "B").upper() if match else ""
-    if match is None or unit not in _FACTORS:
-        raise InputError(what, got=repr(text), allowed="a size such as 8GiB or 8GB")
-    return int(float(match.group(1)) * _FACTORS[unit])
+    if match is None or (match.group(2) or "B").upper() not in _FACTORS:
+        raise InputError(what, got=repr(text), allowed="a size such as 8GiB, 8GB or 8589934592B")
+    number, unit = match.groups()
+    if unit is None and float(number) != 0:
+        raise InputError(
+            what, got=f"{text.strip()!r} without a unit", allowed="a size such as 8GiB or 8GB",
+            hint=f"{number}GiB, or {number}B for bytes",
+        )  # fmt: skip
+    size = float(number) * _FACTORS[(unit or "B").upper()]
+    if not math.isfinite(size):
+        raise InputError(what, got=f"{text.strip()[:20]!r}...", allowed="a finite size")
+    return int(size)
 
 
 def parse_seconds(text: str, what: str = "duration") -> float:

@@ -89,7 +89,7 @@ class Ours:
         # With the whole limit: what a process takes by itself differs a little from measurement
         # to measurement, and a policy that was made for the budget must fit in all rounds.
         self.runs.free(
-            "measure", "-m", "profiles.measure", "--cpu-memory", str(bench.limit_bytes),
+            "measure", "-m", "profiles.measure", "--cpu-memory", f"{bench.limit_bytes}B",
             "--offload-dir", str(self._offload), "--output", str(profile),
             *(["--quick"] if self.quick_profile else []),
         )  # fmt: skip
@@ -102,7 +102,7 @@ class Ours:
             "search", "-m", "costmodel.search", "--hardware", str(profile),
             "--model", str(bench.checkpoint), "--num-prompts", str(bench.num_prompts),
             "--prompt-len", str(bench.prompt_len), "--gen-len", str(bench.gen_len),
-            "--cpu-memory", str(bench.budget_bytes), "--output", str(self._policy),
+            "--cpu-memory", f"{bench.budget_bytes}B", "--output", str(self._policy),
             *(["--weight-bits", str(self.weight_bits)] if self.weight_bits else []),
         )  # fmt: skip
 

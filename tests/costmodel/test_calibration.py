@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from costmodel.calibration import calibrate, leave_one_out, mean_error
-from costmodel.measured_runs import MeasuredRun, read_runs, row_of, write_rows
+from costmodel.measured_runs import MeasuredRun, append_row, read_runs, row_of, write_rows
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.price import estimate
@@ -182,6 +183,55 @@ def test_mistakes_in_a_table_name_their_line(old: str, new: str, said: str, tmp_
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(InputError, match=said):
         read_runs(path)
+
+
+def test_broken_lines_are_skipped_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Cut, with bytes that are no text, with an open quote, of another machine; after a blank."""
+    lines = PAPER.read_text(encoding="utf-8").splitlines()
+    runs = read_runs(PAPER)
+    good = len(lines) - 1
+    lines[3] = lines[3][:40]
+    lines[5] = f'"{lines[5]}'
+    lines[7] = lines[7].replace("opt", "\udcff", 1)
+    lines.insert(9, "")
+    lines.append(f"{lines[-1]},7")
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    errors: list[InputError] = []
+    on_disk = [run for run in runs if run.policy.weights.disk > 0]
+
+    def refuse_disk(run: MeasuredRun) -> None:
+        if run == on_disk[-1]:
+            raise InputError("disk", got="some", allowed="none")
+
+    found = read_runs(path, check=refuse_disk, skip=errors.append)
+    assert len(found) == good - 4 and on_disk[-1] not in found
+    numbers = [re.search(r"runs\.csv, line (\d+): ", str(error)) for error in errors]
+    broken = [int(match[1]) for match in numbers if match]
+    assert {4, 6, 8, len(lines)} < set(broken) and len(broken) == 5
+    with pytest.raises(InputError, match="line 4: cells: got"):
+        read_runs(path)
+
+
+def test_appending_keeps_lines_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    rows = [row_of(run) for run in read_runs(PAPER)[:3]]
+    for row in rows[:2]:
+        append_row(path, row, most=3)
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write("half,a,li")
+    append_row(path, rows[2] | {"more": 5}, most=3)
+    errors: list[InputError] = []
+    assert read_runs(path, skip=errors.append) == read_runs(PAPER)[1:3]
+    assert len(errors) == 1 and "line 3: " in str(errors[0])
+    assert path.read_text(encoding="utf-8").splitlines()[0].endswith(",more")
+
+
+def test_leaving_one_out_tells_of_each_fit() -> None:
+    told: list[int] = []
+    runs = read_runs(PAPER)[:2]
+    leave_one_out(recorded_profile("t4-flexgen"), runs, source="x", on_fit=lambda: told.append(1))
+    assert len(told) == len(runs)
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path
     ("flags", "status", "said"),
     [
         (("--hardware", "missing.json"), 2, "missing.json"),
+        (("--hardware", "t4"), 2, "t4-flexgen"),
+        (("--hardware", "cpu-2core", "--disk", "9000000"), 2, "9000000B"),
         (("--hardware", "cpu-2core", "--model", "gpt-5"), 2, "gpt-5"),
         (("--hardware", "cpu-2core", "--cpu-memory", "8 apples"), 2, "--cpu-memory"),
         (("--hardware", "cpu-2core", "--gen-len", "0"), 2, "gen_len"),

@@ -212,7 +212,9 @@ def kept(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder in which this machine's profile was kept."""
     folder = tmp_path / "kept"
     folder.mkdir()
-    monkeypatch.setattr(machine_profile, "_kept", lambda what, suffix: folder / f"{what}.{suffix}")
+    monkeypatch.setattr(
+        machine_profile, "_kept", lambda what, suffix, offload_dir: folder / f"{what}.{suffix}"
+    )
     (folder / "profile.json").write_bytes(desk.profile.read_bytes())
     return folder
 
@@ -220,7 +222,9 @@ def kept(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_uses_the_kept_profile_of_this_machine(desk: Desk, kept: Path) -> None:
     before = (kept / "profile.json").read_bytes()
     ended = desk.generate("--gen-len", GEN_LEN, policy=False)
-    assert (ended.status, ended.err) == (0, "")
+    assert ended.status == 0
+    assert ended.err.startswith(f"this machine's profile: {kept / 'profile.json'}, ")
+    assert len(ended.err.splitlines()) == 1
     assert [output["output_ids"] for output in desk.outputs()] == desk.expected()
     assert (kept / "profile.json").read_bytes() == before
 
@@ -245,6 +249,26 @@ def test_runs_are_kept_and_calibrate_the_next(
     )  # fmt: skip
     calibrated = HardwareProfile.load(kept / "calibrated.json")
     assert [record.source for record in calibrated.calibrations] == ["runs.csv"]
+
+
+def test_broken_kept_runs_are_skipped(
+    desk: Desk, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is named: here while too few are left, and by the fit, which goes on without them."""
+    monkeypatch.setattr(machine_profile, "SHORTEST_S", 0.0)
+    monkeypatch.setattr(machine_profile, "LEAST_RUNS", 2)
+    assert desk.generate("--gen-len", GEN_LEN, policy=False).status == 0
+    table = kept / "runs.csv"
+    header, line = table.read_text().splitlines()
+    wrong = line.replace(",0.0,", ",1.0,", 1)
+    table.write_text("\n".join([header, line[:50], line, wrong]) + "\n")
+    named = [f"skipped: runs {table}, line {number}: " for number in (2, 4)]
+    assert desk.generate("--gen-len", GEN_LEN, policy=False).status == 0
+    assert [any(name in message for message in caplog.messages) for name in named] == [True] * 2
+    ended = desk.generate("--gen-len", GEN_LEN, policy=False)
+    assert ended.status == 0
+    assert all(name in ended.err for name in named)
+    assert "; calibrated by runs.csv" in ended.err
 
 
 def test_runs_with_another_profile_are_not_kept(

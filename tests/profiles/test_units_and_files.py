@@ -31,17 +31,30 @@ from profiles.whole_file import replacing
         (".5KB", 500),
         ("2TB", 2 * 10**12),
         ("0", 0),
-        ("123", 123),
+        ("0.0", 0),
+        ("123B", 123),
+        ("8589934592 b", 8_589_934_592),
     ],
 )
 def test_parse_bytes(text: str, num_bytes: int) -> None:
     assert parse_bytes(text) == num_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "8G", "8 bits", "1e9", "nan", "8GiB!"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "8G", "8 bits", "1e9", "nan", "8GiB!", "9" * 400 + "GB"]
+)
 def test_parse_bytes_refuses(text: str) -> None:
     with pytest.raises(InputError, match="--cpu-memory"):
         parse_bytes(text, "--cpu-memory")
+
+
+@pytest.mark.parametrize("text", ["8", "8589934592", " 0.5 "])
+def test_a_size_without_a_unit_is_refused_with_both_ways_to_write_it(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_bytes(text, "--cpu-memory")
+    number = text.strip()
+    assert f"{number}GiB, or {number}B" in str(caught.value)
+    assert parse_bytes(f"{number}GiB") == float(number) * 2**30
 
 
 def test_parse_seconds() -> None:
