@@ -6,7 +6,6 @@ tokens are drawn, of the 50 likeliest.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,7 +73,7 @@ class GenerationConfig:
         for name in ("generation_config.json", "config.json"):
             path = Path(folder) / name
             if path.exists():
-                found = read_json(path, "model config")
+                found = read_json(path, "generation config")
                 return cls(path=path, values={k: v for k, v in found.items() if v is not None})
         return cls()
 
@@ -103,7 +102,7 @@ class GenerationConfig:
     def count(self, key: str, default: int = 0) -> int:
         """Return a whole number of 0 or more, ``default`` where it is not given."""
         value = self.number(key, default)
-        if not isinstance(value, int) or value < 0:
+        if not isinstance(value, int) or not 0 <= value < 2**63:
             raise self._error(key, "a whole number, 0 or more")
         return value
 
@@ -116,7 +115,7 @@ class GenerationConfig:
             "sequence_bias",
             lambda pair: (
                 isinstance(pair, list) and len(pair) == 2 and _is_run(pair[0], vocab_size)
-                and type(pair[1]) in (int, float) and math.isfinite(pair[1])
+                and type(pair[1]) in (int, float) and abs(pair[1]) <= sys.float_info.max
             ),
             "pairs of a run of ids and a number",
         )  # fmt: skip

@@ -123,7 +123,11 @@ class Sampler:
         )
         if not self.processors.is_idle:
             self.processors.apply(logits, step, history)
-            best = _likeliest(logits, "no token is left to choose: the settings forbid all of them")
+            best = _likeliest(
+                logits,
+                "penalties, biases and forbidden tokens leave no token with a finite logit; "
+                "try --ignore-generation-config",
+            )
         if self.is_greedy:
             return best
         uniform = torch.tensor(
@@ -191,9 +195,12 @@ def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     What equals the last of them is kept too. Where rows have different numbers of those, the rest
     of a row is minus infinity.
     """
-    least = logits.topk(count).values[:, -1:]
+    top = logits.topk(count)
+    least = top.values[:, -1:]
     width = int((logits >= least).sum(-1).max())
-    ids = logits.topk(width).indices.sort().values
+    if width > count:
+        top = logits.topk(width)
+    ids = top.indices.sort().values
     found = logits.gather(1, ids)
     found, order = found.masked_fill(found < least, -math.inf).sort(descending=True, stable=True)
     return found, ids.gather(1, order)

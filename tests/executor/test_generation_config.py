@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from transformers import GenerationConfig as TheirConfig
 
@@ -208,7 +211,7 @@ def test_draws_follow_the_file_and_flags_override_it(
 ) -> None:
     values = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.1}
     drawn = {}
-    for name, given, flags in (
+    for name, written, flags in (
         ("file", values, ("--seed=3", "--json")),
         (
             "flags",
@@ -219,7 +222,7 @@ def test_draws_follow_the_file_and_flags_override_it(
         ("greedy", values, ("--temperature=0", "--repetition-penalty=1")),
         ("ignored", values, ("--ignore-generation-config",)),
     ):
-        ended = run(given, *flags)
+        ended = run(written, *flags)
         assert (ended.status, ended.err) == (0, "")
         drawn[name] = outputs(tmp_path)
         if name == "file":
@@ -333,8 +336,50 @@ def test_bad_flags_are_told_as_flags(flag: str) -> None:
 
 def test_a_run_ends_where_every_token_is_forbidden() -> None:
     sampler = Sampler(processors=LogitsProcessors(suppress_tokens=tuple(range(5))))
-    with pytest.raises(RunError, match="no token is left"):
+    with pytest.raises(RunError, match="no token with a finite"):
         sampler.sample(torch.zeros(1, 5), [0], 0)
+
+
+NUMBERS = st.one_of(
+    st.integers(-2, 9), st.floats(), st.sampled_from([10**400, 2**63, 2**64, 1e39, VOCAB_SIZE])
+)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=3)),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from([*FOLLOWED, "do_sample", "num_beams", "x"]), JSON))
+def test_any_value_is_followed_or_refused_by_name(values: dict[str, Any]) -> None:
+    values = {key: value for key, value in values.items() if value is not None}
+    try:
+        found = choose(values)
+    except InputError as error:
+        assert any(f"{key} in m/generation_config.json" in str(error) for key in values)
+        return
+    assert "\n" not in found.describe()
+    history = torch.tensor([[-1, 3, 4], [3, 4, 3]])
+    with contextlib.suppress(RunError):
+        found.sampler.sample(torch.randn(2, VOCAB_SIZE), [0, 1], 3, partial(torch.clone, history))
+
+
+@pytest.mark.gpu
+def test_a_gpu_chooses_the_same_tokens() -> None:
+    values = {
+        "repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "suppress_tokens": [5],
+        "bad_words_ids": [[7], [3, 9]], "sequence_bias": [[[2, 6], 4.0]], "eos_token_id": 4,
+        "min_length": 9, "top_p": 0.9, "min_p": 0.01,
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, VOCAB_SIZE, generator=generator) * 3
+    history = partial(torch.clone, torch.randint(-1, 12, (64, 9), generator=generator))
+    for draws in (False, True):
+        sampler = choose({"do_sample": draws, **values}).sampler
+        here = sampler.sample(logits.clone(), range(64), 3, history)
+        there = sampler.sample(logits.cuda(), range(64), 3, history).cpu()
+        assert (here == there).double().mean() > 0.95 and (draws or torch.equal(here, there))
 
 
 def test_end_tokens_are_those_of_transformers(tmp_path: Path) -> None:
