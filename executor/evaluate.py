@@ -26,7 +26,7 @@ from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, s
 from executor.logits_processors import History
 from executor.recorder import Recorder
 from executor.sampling import Sampler, no_history
-from executor.text import load_tokenizer
+from executor.text import load_tokenizer, shared_length
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.files import to_json
@@ -252,15 +252,18 @@ def _workload(flags: argparse.Namespace, source: Checkpoint) -> Workload:
 def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torch.Tensor:
     """Cut a text into at most so many windows: int64 [windows, prompt_len + gen_len]."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # As bytes: reading as text would change the ends of lines. The signature is no text.
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"--text {path}", got=error.strerror, allowed="a file of text") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--text {path}", got=error, allowed="UTF-8 text") from error
     tokenizer = load_tokenizer(model)
-    # Every window begins as the model's texts do.
-    begin = tokenizer.encode("")
-    ids = torch.tensor(tokenizer.encode(text)[len(begin) :])
+    # Every window begins as the model's texts do; no window ends as they do.
+    empty, full = tokenizer.encode(""), tokenizer.encode(text)
+    num_begin = shared_length(empty, full)
+    begin, num_end = full[:num_begin], len(empty) - num_begin
+    ids = torch.tensor(full[num_begin : len(full) - num_end])
     size = workload.prompt_len + workload.gen_len - len(begin)
     if len(ids) < size:
         raise InputError(

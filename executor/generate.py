@@ -30,7 +30,7 @@ from executor.recorder import Recorder
 from executor.report import Report, format_report
 from executor.results import BlockResult
 from executor.sampling_flags import Sampling, add_sampling_flags, choose_sampling
-from executor.text import load_tokenizer
+from executor.text import decode_continuation, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -68,7 +68,7 @@ class _Outputs:
         self,
         path: Path,
         records: Sequence[PromptRecord],
-        decode: Callable[[Sequence[int]], str] | None,
+        decode: Callable[[Sequence[int], Sequence[int]], str] | None,
     ) -> None:
         self.file = OutputFile(path)
         self.records = records
@@ -103,10 +103,11 @@ class _Outputs:
 
     def _completions(self, block: BlockResult) -> Iterator[Completion]:
         for index, ids in block.output_ids.items():
+            record = self.records[index]
             yield Completion(
-                record=self.records[index],
+                record=record,
                 output_ids=ids,
-                text=None if self._decode is None else self._decode(ids),
+                text=None if self._decode is None else self._decode(record.prompt_ids, ids),
                 finish_reason="stop" if index in block.stopped else "length",
             )
 
@@ -171,8 +172,8 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     )
     _check_prompts(policy, records)
     has_text = any(record.prompt is not None for record in records)
-    outputs = _Outputs(flags.output, records, tokenizer().decode if has_text else None)
-    return job, outputs, sampling
+    decode = partial(decode_continuation, tokenizer()) if has_text else None
+    return job, _Outputs(flags.output, records, decode), sampling
 
 
 def _check_prompts(policy: Policy, records: Sequence[PromptRecord]) -> None:

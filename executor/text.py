@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from executor.tokenizer_json import TokenizerFiles
+from executor.transformers_tokenizer import load_through_transformers, refuse_pointer
 from profiles.errors import InputError
 from profiles.files import read_json
 
-TOKENIZER_FILES = ("vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+# What transformers removes from decoded text where a checkpoint asks for it, in this order.
+CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+    (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
 class TextTokenizer(Protocol):
@@ -30,92 +37,71 @@ class FastTokenizer:
 
     Parameters
     ----------
-    begin_id, adds_begin
-        The id that begins a text, and whether the checkpoint's ``tokenizer_config.json`` wants
-        it there; ``None`` leaves that to ``tokenizer.json``.
+    cleans_up
+        Whether spaces before punctuation are removed from decoded text.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, begin_id: int | None = None, adds_begin: bool | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._begin_id = begin_id
-        self._adds_begin = adds_begin
-        # What the file says of padding and cutting is for training, not for prompts.
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        self._cleans_up = cleans_up
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with special tokens added."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        if self._begin_id is None or self._adds_begin is None:
-            return ids
-        plain: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        # Not merely whether it is there: the text itself may begin with the token.
-        was_added = ids[: len(plain) + 1] == [self._begin_id, *plain]
-        if was_added == self._adds_begin:
-            return ids
-        return [self._begin_id, *ids] if self._adds_begin else ids[1:]
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(
+                "text", got=error, allowed="text that the checkpoint's tokenizer has tokens for"
+            ) from error
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        if self._cleans_up:
+            for spaced, clean in CLEAN_UP:
+                text = text.replace(spaced, clean)
         return text
 
 
-class TransformersTokenizer:
-    """A tokenizer that only transformers can read."""
+def decode_continuation(
+    tokenizer: TextTokenizer, prompt_ids: Sequence[int], output_ids: Sequence[int]
+) -> str:
+    """Return the text that ``output_ids`` add to the text of ``prompt_ids``.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    It is the text of both without that of the prompt alone: a decoder may drop a space at the
+    beginning, so the output's own text would lack one. Where the output changes how the prompt's
+    end reads (it completes a character, or draws punctuation closer), the text begins with the
+    first character that is not the prompt's.
+    """
+    prompt = tokenizer.decode(prompt_ids)
+    whole = tokenizer.decode([*prompt_ids, *output_ids])
+    # A prompt of thousands of tokens is decoded in a millisecond, so all of it is the context.
+    return whole[len(prompt) if whole.startswith(prompt) else shared_length(prompt, whole) :]
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text`` with special tokens added."""
-        return [int(i) for i in self._tokenizer.encode(text)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ``ids`` without special tokens."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items two sequences have in common at their beginning."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """Load a checkpoint's tokenizer: ``tokenizer.json``, else through transformers."""
+    """Load a checkpoint's tokenizer as transformers 5 does.
+
+    ``tokenizer.json`` is read without transformers where that gives the same ids and text.
+    """
     folder = Path(folder)
-    if (folder / "tokenizer.json").exists():
-        return _load_fast(folder)
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise InputError(
-            f"tokenizer of {folder}", got="no tokenizer.json", allowed="a checkpoint with one",
-            hint="prompt_ids in place of prompt",
-        )  # fmt: skip
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError:
-        raise InputError(
-            f"tokenizer of {folder}", got="files that only transformers reads",
-            allowed="tokenizer.json", hint="pip install transformers",
-        ) from None  # fmt: skip
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # its readers raise whatever their formats raise
-        raise InputError(
-            f"tokenizer of {folder}", got=error, allowed="files that transformers can read"
-        ) from error
-    return TransformersTokenizer(tokenizer)
-
-
-def _load_fast(folder: Path) -> FastTokenizer:
     path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"tokenizer {path}", got=error, allowed="a tokenizer.json") from error
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, "tokenizer config") if path.exists() else {}
-    begin = config.get("bos_token")
-    content = begin.get("content") if isinstance(begin, dict) else begin
-    begin_id = tokenizer.token_to_id(content) if isinstance(content, str) else None
-    adds_begin = config.get("add_bos_token")
-    return FastTokenizer(tokenizer, begin_id, adds_begin if isinstance(adds_begin, bool) else None)
+    if path.exists():
+        refuse_pointer(path)
+        files = TokenizerFiles.read(folder)
+        why = files.only_transformers()
+        if why is None:
+            tokenizer = files.build()
+            _tell_ignored_keys(files.config, tokenizer)
+            return FastTokenizer(tokenizer, cleans_up=files.cleans_up)
+        return load_through_transformers(folder, why)
+    return load_through_transformers(folder, "no tokenizer.json")
+
+

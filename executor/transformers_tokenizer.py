@@ -1,0 +1,110 @@
+"""Tokenizers that only transformers can read, and what it needs for that."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from profiles.errors import InputError
+
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+OTHER_FILES = ("tiktoken.model", "vocab.json", "vocab.txt", "tekken.json")
+# A line of tiktoken's format: a token in base 64 and its rank.
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class TransformersTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text`` with special tokens added."""
+        return [int(i) for i in self._tokenizer.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
+    """Load a checkpoint's tokenizer with transformers' own reader.
+
+    Parameters
+    ----------
+    why
+        What makes that necessary, for messages.
+    """
+    what = f"tokenizer of {folder}"
+    packages = ["transformers", *_packages_for(folder)]
+    missing = [package for package in packages if not _is_installed(package)]
+    if missing:
+        raise InputError(
+            what, got=f"{why}, and {', '.join(missing)} not installed",
+            allowed="a tokenizer.json that is read without transformers",
+            hint=f"pip install {' '.join(missing)}",
+        )  # fmt: skip
+    found = version("transformers")
+    if int(found.split(".")[0]) < 5:
+        raise InputError(
+            what, got=f"{why}, and transformers {found}", allowed="transformers 5 or newer",
+            hint="pip install --upgrade transformers",
+        )  # fmt: skip
+    try:
+        tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # its readers raise whatever their formats raise
+        raise InputError(what, got=error, allowed="files that transformers can read") from error
+    return TransformersTokenizer(tokenizer)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that is no file, is empty, or only stands for one in Git LFS."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(POINTER))
+    except OSError as error:
+        raise InputError(f"tokenizer {path}", got=error.strerror, allowed="a file") from error
+    if not head:
+        raise InputError(f"tokenizer {path}", got="an empty file", allowed="the tokenizer")
+    if head == POINTER:
+        raise InputError(
+            f"tokenizer {path}", got="a pointer of Git LFS", allowed="the tokenizer",
+            hint="git lfs pull",
+        )  # fmt: skip
+
+
+def _packages_for(folder: Path) -> list[str]:
+    """Return what transformers needs beside itself for the files of a folder."""
+    if (folder / "tokenizer.json").exists():
+        return []
+    pieces = [folder / name for name in SENTENCEPIECE_FILES if (folder / name).exists()]
+    if not pieces:
+        others = [folder / name for name in OTHER_FILES if (folder / name).exists()]
+        if not others:
+            raise InputError(
+                f"tokenizer of {folder}", got="no tokenizer.json", allowed="a checkpoint with one",
+                hint="prompt_ids in place of prompt",
+            )  # fmt: skip
+        for path in others:
+            refuse_pointer(path)
+        return ["tiktoken"] if others[0].name == "tiktoken.model" else []
+    refuse_pointer(pieces[0])
+    with pieces[0].open("rb") as handle:
+        is_tiktoken = TIKTOKEN_LINE.match(handle.readline(1000))
+    return ["tiktoken"] if is_tiktoken else ["sentencepiece", "protobuf"]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
