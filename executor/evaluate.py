@@ -198,6 +198,11 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
             allowed="2 or more: the first comes from prefill and is not scored",
         )  # fmt: skip
     windows = read_windows(flags.text, flags.model, workload, flags.num_prompts)
+    if (highest := int(windows.max())) >= source.spec.vocab_size:
+        raise InputError(
+            f"--text {flags.text}", got=f"token id {highest}",
+            allowed=f"0 to {source.spec.vocab_size - 1}, the model's vocabulary",
+        )  # fmt: skip
     if len(windows) < flags.num_prompts:
         print(f"note: the text holds {len(windows)} windows", file=sys.stderr)
     if policy is None:

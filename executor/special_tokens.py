@@ -29,6 +29,10 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA, OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 
 
+# A plain string has the usual flags of a special token.
+Token = str | AddedToken
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredTokens:
     """The tokens that the files beside a vocabulary declare.
@@ -37,12 +41,18 @@ class DeclaredTokens:
     ----------
     by_id
         Tokens with an id of their own.
-    special
-        Special tokens, each once; those that ``by_id`` lacks take the next free ids.
+    named, extra
+        Special tokens with a role, and others; those that ``by_id`` lacks take the next free ids.
     """
 
     by_id: Mapping[int, AddedToken]
-    special: tuple[AddedToken, ...]
+    named: tuple[Token, ...]
+    extra: tuple[Token, ...]
+
+    @property
+    def special(self) -> list[str]:
+        """The content of every special token, each once."""
+        return list(dict.fromkeys(_content(token) for token in (*self.named, *self.extra)))
 
     def add_to(self, tokenizer: Tokenizer) -> None:
         """Add every token that the tokenizer lacks.
@@ -52,10 +62,17 @@ class DeclaredTokens:
         InputError
             Where a token with a declared id would get another one.
         """
-        tokens = [self.by_id[index] for index in sorted(self.by_id)]
+        tokens: list[Token] = [self.by_id[index] for index in sorted(self.by_id)]
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        known.update(token.content for token in tokens)
-        tokenizer.add_tokens([*tokens, *(t for t in self.special if t.content not in known)])
+        known.update(_content(token) for token in tokens)
+        for token in (*self.named, *self.extra):
+            if _content(token) not in known and token not in tokens:
+                tokens.append(token)
+        names = {_content(token) for token in self.named}
+        added = [AddedToken(t, special=True) if isinstance(t, str) else t for t in tokens]
+        for token in added:
+            token.special = token.special or token.content in names
+        tokenizer.add_tokens(added)
         for index, token in self.by_id.items():
             found = tokenizer.token_to_id(token.content)
             if token.content and found != index:
@@ -83,44 +100,67 @@ def read_declared_tokens(
     defaults
         The special tokens that the tokenizer's class has where the files name none.
     """
-    named = {key: value for key, value in config.items() if key.endswith("_token")}
-    extra = config.get(EXTRA) or config.get(OLD_EXTRA)
+    named = _named_tokens(config)
+    extra = config.get(EXTRA) or config.get(OLD_EXTRA, config.get(EXTRA))
+    if isinstance(extra, dict):
+        named |= {str(name): _token(token, EXTRA) for name, token in extra.items()}
+        extra = None
+    extra_tokens = _token_list(extra)
+    old_extra = None if extra is not None else config.get(OLD_EXTRA)
+    older: dict[str, Token | None] = {}
     if "added_tokens_decoder" in config:
         by_id = _tokens_by_id(config["added_tokens_decoder"])
     else:
-        older = _read_object(folder / "special_tokens_map.json")
-        named |= {key: value for key, value in older.items() if key.endswith("_token")}
-        declared = [_token(named[name], name) for name in NAMES if named.get(name)]
-        special = {token.content for token in [*declared, *_token_list(extra)]}
+        older_file = _read_object(folder / "special_tokens_map.json")
+        older = _named_tokens(older_file, special=True)
+        # Transformers compares strings here, and with those finds no token that has flags.
+        plain = {name: token for name, token in named.items() if isinstance(token, str)} | older
+        special = {_content(token) for name in NAMES if (token := plain.get(name))}
+        special.update(token for token in extra_tokens if isinstance(token, str))
         by_id = _older_tokens_by_id(folder, in_vocabulary, special)
-        extra = extra or older.get(EXTRA) or older.get(OLD_EXTRA)
-    named_tokens = _named_tokens({**defaults, **named})
-    names = {token.content for token in named_tokens}
-    for token in [*named_tokens, *by_id.values()]:
-        token.special = token.special or token.content in names
-    once: dict[str, AddedToken] = {}
-    for token in [*named_tokens, *_token_list(extra)]:
-        once.setdefault(token.content, token)
-    return DeclaredTokens(by_id=by_id, special=tuple(once.values()))
-
-
-def _named_tokens(named: Mapping[str, Any]) -> list[AddedToken]:
-    """Return the tokens in the order in which transformers adds them."""
-    tokens = [_token(named[name], name) for name in NAMES if named.get(name)]
-    others = {name: value for name, value in named.items() if name not in NAMES}
-    tokens += [
-        _token(value, name)
-        for name, value in others.items()
-        if isinstance(value, dict) and value.get("__type") == "AddedToken"
+        extra_tokens += _token_list(older_file.get(EXTRA), special=True)
+        if extra is None and EXTRA not in older_file:
+            old_extra = older_file.get(OLD_EXTRA, old_extra)
+    extra_tokens = extra_tokens or _token_list(old_extra)
+    roles = {**defaults, **named, **older}
+    # Names without a role come behind: those with flags of their own, then those without.
+    others = [token for name, token in named.items() if name not in NAMES]
+    ordered = [
+        *(roles.get(name) for name in NAMES),
+        *(token for token in others if isinstance(token, AddedToken)),
+        *(token for name, token in older.items() if name not in NAMES),
+        *(token for token in others if isinstance(token, str)),
     ]
-    return tokens + [_token(value, name) for name, value in others.items() if type(value) is str]
+    return DeclaredTokens(
+        by_id=by_id,
+        named=tuple(token for token in ordered if token),
+        extra=tuple(extra_tokens),
+    )
+
+
+def _named_tokens(
+    values: Mapping[str, Any], *, special: bool | None = None
+) -> dict[str, Token | None]:
+    """Return the tokens that have a name; keys such as ``add_bos_token`` hold none."""
+    tokens: dict[str, Token | None] = {}
+    for name, value in values.items():
+        is_token = isinstance(value, str | dict) if special else _is_token(value)
+        if name in NAMES or (name.endswith("_token") and is_token):
+            tokens[name] = None if value is None else _token(value, name, special=special)
+    return tokens
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, dict) and value.get("__type") == "AddedToken"
+    )
 
 
 def _tokens_by_id(value: object) -> dict[int, AddedToken]:
     where = "added_tokens_decoder of tokenizer_config.json"
     if not isinstance(value, dict):
         raise InputError(where, got=repr(value), allowed="an object of ids and tokens")
-    return {_id(index, where): _token(token, where) for index, token in value.items()}
+    return {_id(index, where): _flagged_token(token, where) for index, token in value.items()}
 
 
 def _older_tokens_by_id(
@@ -134,7 +174,8 @@ def _older_tokens_by_id(
     }
     where = "added_tokens of tokenizer.json"
     for value in in_vocabulary if isinstance(in_vocabulary, list) else []:
-        tokens[_id(value.get("id"), where)] = _token(value, where)
+        token = _flagged_token(value, where)
+        tokens[_id(value.get("id"), where)] = token
     return tokens
 
 
@@ -150,20 +191,25 @@ def _id(value: object, where: str) -> int:
     return value
 
 
-def _token_list(value: object) -> list[AddedToken]:
-    """Return the tokens of a list, or of an object that names each."""
-    values = list(value.values()) if isinstance(value, dict) else value or []
+def _token_list(value: object, *, special: bool | None = None) -> list[Token]:
+    values = [] if value is None else value
     if not isinstance(values, list):
         raise InputError(EXTRA, got=repr(value), allowed="a list of tokens")
-    return [_token(item, EXTRA) for item in values]
+    return [_token(item, EXTRA, special=special) for item in values]
 
 
-def _token(value: object, where: str) -> AddedToken:
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
+def _token(value: object, where: str, *, special: bool | None = None) -> Token:
+    return value if isinstance(value, str) else _flagged_token(value, where, special=special)
+
+
+def _flagged_token(value: object, where: str, *, special: bool | None = None) -> AddedToken:
     fields = value if isinstance(value, dict) else {}
     flags = {key: fields[key] for key in FLAGS if key in fields}
     content = fields.get("content")
     if not isinstance(content, str) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise InputError(where, got=repr(value), allowed="text, or an object with content")
-    return AddedToken(content, **flags)
+    return AddedToken(content, **(flags if special is None else {**flags, "special": special}))
+
+
+def _content(token: Token) -> str:
+    return token if isinstance(token, str) else str(token.content)

@@ -11,7 +11,11 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from executor.tokenizer_json import TokenizerFiles
-from executor.transformers_tokenizer import load_through_transformers, refuse_pointer
+from executor.transformers_tokenizer import (
+    cannot_encode,
+    load_through_transformers,
+    refuse_pointer,
+)
 from profiles.errors import InputError
 from profiles.files import read_json
 
@@ -50,9 +54,7 @@ class FastTokenizer:
         try:
             ids: list[int] = self._tokenizer.encode(text).ids
         except Exception as error:  # the library raises bare Exception
-            raise InputError(
-                "text", got=error, allowed="text that the checkpoint's tokenizer has tokens for"
-            ) from error
+            raise cannot_encode(error) from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -219,7 +219,7 @@ class TokenizerFiles:
         declared.add_to(tokenizer)
         if self.class_name == "Qwen2Tokenizer":
             # Its special tokens lose the flags that the files give them.
-            tokenizer.add_tokens([AddedToken(t.content, special=True) for t in declared.special])
+            tokenizer.add_tokens([AddedToken(t, special=True) for t in declared.special])
         # What the file says of padding and cutting is for training, not for prompts.
         tokenizer.no_padding()
         tokenizer.no_truncation()

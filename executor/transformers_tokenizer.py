@@ -26,11 +26,19 @@ class TransformersTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with special tokens added."""
-        return [int(i) for i in self._tokenizer.encode(text)]
+        try:
+            return [int(i) for i in self._tokenizer.encode(text)]
+        except Exception as error:  # tokenizers raises bare Exception
+            raise cannot_encode(error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def cannot_encode(error: Exception) -> InputError:
+    """Return the error for a text that a tokenizer stops at."""
+    return InputError("text", got=error, allowed="text that the checkpoint's tokenizer can encode")
 
 
 def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
