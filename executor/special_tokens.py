@@ -6,7 +6,7 @@ that ``tokenizer.json`` lacks. The order of the additions decides the ids of tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,24 +106,42 @@ def read_declared_tokens(
         named |= {str(name): _token(token, EXTRA) for name, token in extra.items()}
         extra = None
     extra_tokens = _token_list(extra)
-    old_extra = None if extra is not None else config.get(OLD_EXTRA)
-    older: dict[str, Token | None] = {}
+    older_file: Mapping[str, Any] = {}
     if "added_tokens_decoder" in config:
+        older = {}
         by_id = _tokens_by_id(config["added_tokens_decoder"])
     else:
         older_file = _read_object(folder / "special_tokens_map.json")
         older = _named_tokens(older_file, special=True)
-        # Transformers compares strings here, and with those finds no token that has flags.
-        plain = {name: token for name, token in named.items() if isinstance(token, str)} | older
-        special = {_content(token) for name in NAMES if (token := plain.get(name))}
-        special.update(token for token in extra_tokens if isinstance(token, str))
+        special = _plain_content(named, older, extra_tokens)
         by_id = _older_tokens_by_id(folder, in_vocabulary, special)
-        extra_tokens += _token_list(older_file.get(EXTRA), special=True)
-        if extra is None and EXTRA not in older_file:
-            old_extra = older_file.get(OLD_EXTRA, old_extra)
-    extra_tokens = extra_tokens or _token_list(old_extra)
+    extra_tokens += _token_list(older_file.get(EXTRA), special=True)
+    if extra is None and EXTRA not in older_file:
+        extra_tokens = _token_list({**config, **older_file}.get(OLD_EXTRA))
+    return DeclaredTokens(
+        by_id=by_id, named=_in_order(named, older, defaults), extra=tuple(extra_tokens)
+    )
+
+
+def _plain_content(
+    named: Mapping[str, Token | None], older: Mapping[str, Token | None], extra: Sequence[Token]
+) -> set[str]:
+    """Return what transformers takes for special in ``added_tokens.json``.
+
+    It compares strings, and so finds no token that has flags in ``tokenizer_config.json``.
+    """
+    plain = {name: token for name, token in named.items() if isinstance(token, str)} | dict(older)
+    roles = (plain.get(name) for name in NAMES)
+    return {_content(token) for token in roles if token} | {t for t in extra if isinstance(t, str)}
+
+
+def _in_order(
+    named: Mapping[str, Token | None],
+    older: Mapping[str, Token | None],
+    defaults: Mapping[str, str | None],
+) -> tuple[Token, ...]:
+    """Return roles, then other names with flags of their own, then those without."""
     roles = {**defaults, **named, **older}
-    # Names without a role come behind: those with flags of their own, then those without.
     others = [token for name, token in named.items() if name not in NAMES]
     ordered = [
         *(roles.get(name) for name in NAMES),
@@ -131,11 +149,7 @@ def read_declared_tokens(
         *(token for name, token in older.items() if name not in NAMES),
         *(token for token in others if isinstance(token, str)),
     ]
-    return DeclaredTokens(
-        by_id=by_id,
-        named=tuple(token for token in ordered if token),
-        extra=tuple(extra_tokens),
-    )
+    return tuple(token for token in ordered if token)
 
 
 def _named_tokens(

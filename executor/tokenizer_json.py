@@ -1,14 +1,9 @@
-"""``tokenizer.json`` as transformers 5 reads it.
-
-Some classes of transformers take only the vocabulary and the post-processor from the file, and set
-the other parts themselves. So the class decides what a text's ids are: Llama 2's file puts a space
-before the text behind every special token, its class only before the first.
-"""
+"""``tokenizer.json`` as transformers 5 reads it, without transformers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,146 +11,14 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from executor.special_tokens import read_declared_tokens
+from executor.tokenizer_classes import PLAIN_CLASSES, REBUILT, Rebuilt, class_name
 from profiles.errors import InputError
 from profiles.files import read_json
 
-# Classes that take the file as it stands.
-AS_IT_STANDS = "TokenizersBackend"
-PLAIN_CLASSES = (
-    AS_IT_STANDS, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend",
-    "BloomTokenizer",
-)  # fmt: skip
-# The class of a model type; the second kind of model type has it whatever its files say.
-DEFAULT_CLASS = {"opt": "GPT2Tokenizer", "qwen3": "Qwen2Tokenizer"}
-FIXED_CLASS = {"mistral": AS_IT_STANDS, "qwen2": "Qwen2Tokenizer"}
 # Keys of tokenizer_config.json that change how the file is read, and are not followed here.
 UNUSUAL_KEYS = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex")
 # Without this one, spaces of byte-pair tokenizers are kept.
 FORCED_CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-END_OF_TEXT = "<|endoftext|>"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilt:
-    """What a class sets itself.
-
-    ``parts`` makes sections of ``tokenizer.json`` from ``tokenizer_config.json``; ``tokens`` are
-    the special tokens where that names none.
-    """
-
-    parts: Callable[[Mapping[str, Any]], dict[str, Any]]
-    tokens: Mapping[str, str | None]
-
-
-def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
-    has_prefix = config.get("add_prefix_space") in (None, True)
-    first = "always" if config.get("legacy") else "first"
-    steps = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]
-    return {
-        "model": {"fuse_unk": True, "byte_fallback": True},
-        "pre_tokenizer": {
-            "type": "Metaspace",
-            "replacement": "▁",
-            "prepend_scheme": first if has_prefix else "never",
-            "split": False,
-        },
-        "decoder": {"type": "Sequence", "decoders": steps if has_prefix else steps[:-1]},
-    }
-
-
-def _gemma(config: Mapping[str, Any]) -> dict[str, Any]:
-    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    unknown = config.get("unk_token", "<unk>")
-    if isinstance(unknown, dict):
-        unknown = unknown.get("content")
-    return {
-        "model": {"fuse_unk": True, "byte_fallback": True, "unk_token": str(unknown)},
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [replace, {"type": "ByteFallback"}, {"type": "Fuse"}],
-        },
-    }
-
-
-def _byte_level(*, prefix: bool = True, regex: bool = True) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex,
-    }  # fmt: skip
-
-
-def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model": {"continuing_subword_prefix": "", "end_of_word_suffix": ""},
-        "pre_tokenizer": _byte_level(prefix=bool(config.get("add_prefix_space"))),
-        "decoder": _byte_level(),
-    }
-
-
-def _gpt_neox(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_gpt2(config), "normalizer": {"type": "NFC"}, "post_processor": None}
-
-
-def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": QWEN_PATTERN},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    bytes_ = _byte_level(prefix=bool(config.get("add_prefix_space")), regex=False)
-    return {
-        **_gpt2(config),
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]},
-    }
-
-
-REBUILT = {
-    "LlamaTokenizer": Rebuilt(
-        parts=_llama, tokens={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    ),
-    "GemmaTokenizer": Rebuilt(
-        parts=_gemma,
-        tokens={
-            "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
-            "pad_token": "<pad>", "mask_token": "<mask>",
-        },
-    ),
-    "GPT2Tokenizer": Rebuilt(
-        parts=_gpt2,
-        tokens={
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
-            "pad_token": None,
-        },
-    ),
-    "GPTNeoXTokenizer": Rebuilt(
-        parts=_gpt_neox,
-        tokens={
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
-            "pad_token": "<|padding|>",
-        },
-    ),
-    "Qwen2Tokenizer": Rebuilt(
-        parts=_qwen2,
-        tokens={"eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT},
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +38,7 @@ class TokenizerFiles:
         config = _read_object(folder / "tokenizer_config.json", "tokenizer config")
         model = _read_object(folder / "config.json", "model config")
         is_byte_level = b'"ByteLevel"' in path.read_bytes()
-        name = _class_name(model, config, is_byte_level=is_byte_level)
+        name = class_name(model, config, is_byte_level=is_byte_level)
         return cls(folder=folder, spec=spec, config=config, class_name=name)
 
     def only_transformers(self) -> str | None:
@@ -203,12 +66,7 @@ class TokenizerFiles:
     def build(self) -> Tokenizer:
         """Return the tokenizer with all its tokens."""
         rebuilt = None if self.class_name in PLAIN_CLASSES else REBUILT[self.class_name]
-        spec = self.spec if rebuilt is None else self._rebuild(rebuilt)
-        try:
-            tokenizer = Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # the library raises bare Exception
-            path = self.folder / "tokenizer.json"
-            raise InputError(f"tokenizer {path}", got=error, allowed="a tokenizer.json") from error
+        tokenizer = self._load(self.spec if rebuilt is None else self._rebuild(rebuilt))
         padding = tokenizer.padding or {}
         defaults = {"pad_token": padding.get("pad_token")}
         if rebuilt is not None:
@@ -226,23 +84,39 @@ class TokenizerFiles:
         tokenizer.encode_special_tokens = bool(self.config.get("split_special_tokens"))
         return tokenizer
 
+    def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
+        what = f"tokenizer {self.folder / 'tokenizer.json'}"
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(what, got=error, allowed="a tokenizer.json") from error
+        missing = _missing_in_template(spec.get("post_processor"))
+        if missing:
+            raise InputError(
+                what, got=f"a post_processor that adds {missing[0]!r}, which it does not describe",
+                allowed="only tokens of its special_tokens",
+            )  # fmt: skip
+        return tokenizer
+
     def _rebuild(self, rebuilt: Rebuilt) -> dict[str, Any]:
         parts = {"normalizer": None, **rebuilt.parts(self.config)}
         kept = {key: self.spec["model"].get(key) for key in ("type", "vocab", "merges")}
         return {**self.spec, **parts, "model": {**kept, **parts["model"]}, "added_tokens": []}
 
 
-def _class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_level: bool) -> str:
-    """Return the class that transformers chooses, without the ending ``Fast``."""
-    family = str(model.get("model_type"))
-    if family in FIXED_CLASS:
-        return FIXED_CLASS[family]
-    named = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if not named:
-        return DEFAULT_CLASS.get(family, AS_IT_STANDS)
-    named = str(named).removesuffix("Fast")
-    # Files of Llama 3 and its like name the class of Llama 2, which could not read them.
-    return AS_IT_STANDS if named == "LlamaTokenizer" and is_byte_level else named
+def _missing_in_template(processor: object) -> list[str]:
+    """Return the tokens that a template adds and lacks; the library aborts at the first text."""
+    if not isinstance(processor, dict):
+        return []
+    inner = processor.get("processors", [])
+    missing = [name for part in inner for name in _missing_in_template(part)]
+    pieces = processor.get("single", [])
+    if isinstance(pieces, list):
+        names = [
+            p["SpecialToken"]["id"] for p in pieces if isinstance(p, dict) and "SpecialToken" in p
+        ]
+        missing += [name for name in names if name not in processor.get("special_tokens", {})]
+    return missing
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:

@@ -69,7 +69,10 @@ def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
             str(folder), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # its readers raise whatever their formats raise
-        raise InputError(what, got=error, allowed="files that transformers can read") from error
+        raise InputError(
+            what, got=_damage(folder) or error, allowed="files that transformers can read",
+            hint="a tokenizer.json, which save_pretrained of transformers writes",
+        ) from error  # fmt: skip
     return TransformersTokenizer(tokenizer)
 
 
@@ -93,8 +96,8 @@ def _packages_for(folder: Path) -> list[str]:
     """Return what transformers needs beside itself for the files of a folder."""
     if (folder / "tokenizer.json").exists():
         return []
-    pieces = [folder / name for name in SENTENCEPIECE_FILES if (folder / name).exists()]
-    if not pieces:
+    pieces = _pieces_file(folder)
+    if pieces is None:
         others = [folder / name for name in OTHER_FILES if (folder / name).exists()]
         if not others:
             raise InputError(
@@ -104,10 +107,30 @@ def _packages_for(folder: Path) -> list[str]:
         for path in others:
             refuse_pointer(path)
         return ["tiktoken"] if others[0].name == "tiktoken.model" else []
-    refuse_pointer(pieces[0])
-    with pieces[0].open("rb") as handle:
-        is_tiktoken = TIKTOKEN_LINE.match(handle.readline(1000))
-    return ["tiktoken"] if is_tiktoken else ["sentencepiece", "protobuf"]
+    refuse_pointer(pieces)
+    return ["tiktoken"] if _is_tiktoken(pieces) else ["sentencepiece", "protobuf"]
+
+
+def _pieces_file(folder: Path) -> Path | None:
+    paths = (folder / name for name in SENTENCEPIECE_FILES)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _is_tiktoken(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return TIKTOKEN_LINE.match(handle.readline(1000)) is not None
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what SentencePiece says of a file that transformers then takes for tiktoken's."""
+    path = _pieces_file(folder)
+    if (folder / "tokenizer.json").exists() or path is None or _is_tiktoken(path):
+        return None
+    try:
+        importlib.import_module("sentencepiece").SentencePieceProcessor(model_file=str(path))
+    except Exception as error:  # RuntimeError, or OSError by the file
+        return f"a damaged {path.name} ({error})"
+    return None
 
 
 def _is_installed(package: str) -> bool:
