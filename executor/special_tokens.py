@@ -76,8 +76,10 @@ class DeclaredTokens:
         for index, token in self.by_id.items():
             found = tokenizer.token_to_id(token.content)
             if token.content and found != index:
+                other = tokenizer.id_to_token(index)
+                taken = "" if other is None else f", which is {other!r}"
                 raise InputError(
-                    f"added token {token.content!r}", got=f"id {index}",
+                    f"added token {token.content!r}", got=f"id {index}{taken}",
                     allowed=f"{found}, its id beside the vocabulary of tokenizer.json",
                 )  # fmt: skip
 

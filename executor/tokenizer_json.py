@@ -104,19 +104,17 @@ class TokenizerFiles:
         return {**self.spec, **parts, "model": {**kept, **parts["model"]}, "added_tokens": []}
 
 
-def _missing_in_template(processor: object) -> list[str]:
+def _missing_in_template(processor: Any) -> list[str]:
     """Return the tokens that a template adds and lacks; the library aborts at the first text."""
-    if not isinstance(processor, dict):
+    kind = processor.get("type") if isinstance(processor, dict) else None
+    if kind == "Sequence":
+        return [name for part in processor["processors"] for name in _missing_in_template(part)]
+    if kind != "TemplateProcessing":
         return []
-    inner = processor.get("processors", [])
-    missing = [name for part in inner for name in _missing_in_template(part)]
-    pieces = processor.get("single", [])
-    if isinstance(pieces, list):
-        names = [
-            p["SpecialToken"]["id"] for p in pieces if isinstance(p, dict) and "SpecialToken" in p
-        ]
-        missing += [name for name in names if name not in processor.get("special_tokens", {})]
-    return missing
+    names = [
+        piece["SpecialToken"]["id"] for piece in processor["single"] if "SpecialToken" in piece
+    ]
+    return [name for name in names if name not in processor["special_tokens"]]
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 import executor.evaluate as evaluate_module
 from costmodel.choices import Permitted
-from executor.evaluate import main
+from costmodel.workload import Workload
+from executor.evaluate import main, read_windows
 from executor.job import Job
 from executor.text import load_tokenizer
 from profiles.errors import InfeasibleError, InputError
+from tests.executor.tokenizer_structures import LINES, STRUCTURES, like, template
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "kjv"
 TEXT = "And God said, Let there be light: and there was light.\n" * 30
@@ -69,6 +71,36 @@ def test_fewer_bits_are_told(capsys: pytest.CaptureFixture[str], text: Path) -> 
     assert (four["weight_bits"], four["cache_bits"], four["sparsity"]) == (4, 4, 0.5)
     assert abs(eight["ratio"] - 1) < abs(four["ratio"] - 1) < 0.5
     assert four["agreement"] < eight["agreement"] < 1
+
+
+def test_the_text_is_scored_as_it_stands(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(MODEL)
+    workload = Workload(prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+    lines = "And God said,\r\nLet there be light:\r and there was light.\r\n" * 8
+    for data in (lines.encode(), b"\xef\xbb\xbf" + lines.encode()):
+        (tmp_path / "text.txt").write_bytes(data)
+        windows = read_windows(tmp_path / "text.txt", MODEL, workload, 2)
+        ids = windows[:, 1:].flatten().tolist()
+        assert ids == tokenizer.encode(lines)[1 : len(ids) + 1]
+    (tmp_path / "text.txt").write_bytes("\ufeffé".encode("utf-16"))
+    with pytest.raises(InputError, match=r"text\.txt.*UTF-8 text"):
+        read_windows(tmp_path / "text.txt", MODEL, workload, 2)
+
+
+def test_windows_do_not_end_as_texts_do(tmp_path: Path) -> None:
+    """Where the tokenizer ends a text with a token, that stands behind no window."""
+    (tmp_path / "text.txt").write_text(LINES[0] + LINES[1], encoding="utf-8")
+    base = STRUCTURES["Llama 2"]
+    for begin, end in (("<s>", "</s>"), (None, "</s>"), ("<s>", None), (None, None)):
+        parts = {"post_processor": template(begin=begin, end=end)}
+        like(base, parts=parts).write(tmp_path)
+        ids = load_tokenizer(tmp_path).encode(LINES[0] + LINES[1])
+        if end:
+            assert ids.pop() == 2
+        windows = read_windows(
+            tmp_path / "text.txt", tmp_path, Workload(prompt_len=1, gen_len=len(ids) - 1), 9
+        )
+        assert windows.tolist() == [ids]
 
 
 def test_a_text_too_short_is_refused(tmp_path: Path) -> None:

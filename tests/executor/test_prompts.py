@@ -205,20 +205,6 @@ def test_encoding_equals_transformers(template: bool, tmp_path: Path) -> None:
     assert ours.decode([0, 3, 4, 1]) == "hello world"
 
 
-@pytest.mark.parametrize("template", [True, False])
-@pytest.mark.parametrize("adds_begin", [True, False])
-def test_tokenizer_config_decides_the_first_token(
-    template: bool, adds_begin: bool, tmp_path: Path
-) -> None:
-    save_tokenizer(tmp_path, template=template)
-    config = {"bos_token": {"content": "<s>"}, "add_bos_token": adds_begin}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.encode("hello") == ([0, 3] if adds_begin else [3])
-    # A token that the text itself begins with stays.
-    assert tokenizer.encode("<s> hello") == ([0, 0, 3] if adds_begin else [0, 3])
-
-
 def test_missing_and_broken_tokenizers_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)

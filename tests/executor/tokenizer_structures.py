@@ -436,7 +436,7 @@ STRUCTURES: Mapping[str, Structure] = {
         parts={
             "normalizer": sequence("normalizers", {"type": "NFKC"}, replace(" ", "▁")),
             "pre_tokenizer": metaspace("first", splits=False),
-            "decoder": sequence("decoders", *BYTES, metaspace("first", splits=False)),
+            "decoder": PIECES,
             "post_processor": template(begin="</s>"),
         },
         added={"<pad>": {}, "</s>": {}, "<unk>": {}, "<mask>": {"lstrip": True}},
