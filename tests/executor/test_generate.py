@@ -140,7 +140,8 @@ def test_outputs_come_in_order_with_everything(desk: Desk) -> None:
     for line, full, output in zip(lines, expected, outputs, strict=True):
         ends = [i for i, token in enumerate(full) if token == eos]
         ids = full[: ends[0] if ends else None]
-        text = " ".join(f"w{i}" for i in ids)
+        # Prompt and text join: the tokenizer puts a space between words.
+        text = "".join(f" w{i}" for i in ids)
         reason = "stop" if ends else "length"
         assert output == line | {"text": text, "output_ids": ids, "finish_reason": reason}
     assert {output["finish_reason"] for output in outputs} == {"stop", "length"}

@@ -299,3 +299,56 @@ def test_a_damaged_tokenizer_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="text: got"):
         load_tokenizer(tmp_path).encode("b")
+
+
+NONSENSE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1e400,
+    "",
+    "x",
+    [],
+    {},
+    {"type": "ByteLevel"},
+    {"Regex": "("},
+    10**30,
+)
+MUTATED = ("tokenizer.json", "tokenizer.json", "tokenizer_config.json", "config.json")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of everything inside a JSON value, but not inside a vocabulary."""
+    if path and path[-1] in ("vocab", "merges"):
+        return [path]
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    inner = [
+        found
+        for key, item in items
+        for found in (
+            places(item, (*path, key)) if isinstance(item, dict | list) else [(*path, key)]
+        )
+    ]
+    return [path, *inner] if path else inner
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nonsense_in_the_files_is_refused_or_does_no_harm(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    read_here = [name for name in STRUCTURES if name not in ("T5", "Code Llama", "Cohere")]
+    for number in range(30):
+        folder = tmp_path / str(number)
+        STRUCTURES[draw.choice(read_here)].write(folder)
+        path = folder / draw.choice(MUTATED)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        *way, key = draw.choice(places(content))
+        part = content
+        for step in way:
+            part = part[step]
+        part[key] = draw.choice(NONSENSE)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            tokenizer = load_tokenizer(folder)
+            tokenizer.decode(tokenizer.encode("The LORD  said\n é🙂 <s></s>"))
+        except InputError as error:
+            assert "\n" not in str(error)
