@@ -16,8 +16,6 @@ from executor.transformers_tokenizer import (
     load_through_transformers,
     refuse_pointer,
 )
-from profiles.errors import InputError
-from profiles.files import read_json
 
 # What transformers removes from decoded text where a checkpoint asks for it, in this order.
 CLEAN_UP = (
@@ -107,3 +105,18 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     return load_through_transformers(folder, "no tokenizer.json")
 
 
+def _tell_ignored_keys(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Tell where ``tokenizer_config.json`` asks for a begin or end that is not added."""
+    ids = tokenizer.encode("").ids
+    for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(content, str) or not isinstance(config.get(key), bool):
+            continue
+        if config[key] != (tokenizer.token_to_id(content) in ids):
+            does = "does not add it" if config[key] else "adds it all the same"
+            print(
+                f"note: {key} of tokenizer_config.json is {str(config[key]).lower()}, and"
+                f" tokenizer.json {does}; as in transformers 5, tokenizer.json decides",
+                file=sys.stderr,
+            )
