@@ -9,11 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from costmodel.hf_config import FAMILIES, HFConfig, read_hf_config
 from profiles.errors import InputError
 from profiles.files import read_json
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-FAMILIES = ("opt", "llama", "mistral", "qwen2", "qwen3")
+# Deeper than any model; every layer is laid out one by one.
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,10 @@ class ModelSpec:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"model {name}", got=getattr(self, name), allowed="1 or more")
+        if self.num_layers > MAX_LAYERS:
+            raise InputError(
+                "model num_layers", got=self.num_layers, allowed=f"{MAX_LAYERS} or fewer"
+            )
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 "model num_kv_heads",
@@ -127,89 +133,81 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     return spec_from_config(preset, name=name_or_path.lower())
 
 
-def spec_from_config(config: Mapping[str, Any], *, name: str) -> ModelSpec:
+def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Read the shapes out of a Hugging Face ``config.json`` of a supported family."""
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"model_type of {name}", got=repr(family), allowed=", ".join(FAMILIES))
-    return _opt_spec(config, name) if family == "opt" else _llama_spec(config, name, str(family))
+    config = read_hf_config(raw, name=name)
+    return _opt_spec(config) if config.family == "opt" else _llama_spec(config)
 
 
-def _opt_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
-    hidden = _int(config, "hidden_size", name)
-    heads = _int(config, "num_attention_heads", name)
-    if (
-        not config.get("do_layer_norm_before", True)
-        or config.get("word_embed_proj_dim", hidden) != hidden
-    ):
+def named_dtype(raw: Mapping[str, Any]) -> str | None:
+    """Return the dtype that a config names, if it names one."""
+    value = raw.get("dtype")
+    value = raw.get("torch_dtype") if value is None else value
+    return None if value is None else str(value)
+
+
+def _opt_spec(config: HFConfig) -> ModelSpec:
+    hidden = config.whole("hidden_size")
+    heads = config.whole("num_attention_heads")
+    before = config.flag("do_layer_norm_before")
+    if not before or config.whole("word_embed_proj_dim", instead_of_null=hidden) != hidden:
         raise InputError(
-            f"config of {name}",
+            f"config of {config.name}",
             got="OPT with projected embeddings or norms after the block (as in opt-350m)",
             allowed="OPT with word_embed_proj_dim = hidden_size and norms before the block",
         )
     return ModelSpec(
-        name=name,
-        family="opt",
-        num_layers=_int(config, "num_hidden_layers", name),
+        name=config.name,
+        family=config.family,
+        num_layers=config.whole("num_hidden_layers"),
         hidden_size=hidden,
-        ffn_size=_int(config, "ffn_dim", name),
+        ffn_size=config.whole("ffn_dim"),
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=hidden // heads,
-        vocab_size=_int(config, "vocab_size", name),
-        max_positions=_int(config, "max_position_embeddings", name),
-        tied_embeddings=_bool(config, "tie_word_embeddings", name, default=True),
-        attention_bias=_bool(config, "enable_bias", name, default=True),
-        dtype=_dtype(config, "float16"),
+        vocab_size=config.whole("vocab_size"),
+        max_positions=config.whole("max_position_embeddings"),
+        tied_embeddings=config.flag("tie_word_embeddings"),
+        attention_bias=config.flag("enable_bias"),
+        dtype=named_dtype(config.raw) or "float16",
     )
 
 
-def _llama_spec(config: Mapping[str, Any], name: str, family: str) -> ModelSpec:
-    hidden = _int(config, "hidden_size", name)
-    heads = _int(config, "num_attention_heads", name)
-    positions = _int(config, "max_position_embeddings", name)
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        # Attention inside one window is plain attention; beyond it, it is refused.
-        positions = min(positions, _int(config, "sliding_window", name))
+def _llama_spec(config: HFConfig) -> ModelSpec:
+    hidden = config.whole("hidden_size")
+    heads = config.whole("num_attention_heads")
+    if config.family == "llama" and hidden % heads:
+        raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
+    if config.family == "qwen2" and "head_dim" not in config.raw:
+        head_dim = hidden // heads
+    else:
+        takes_null = config.family in ("llama", "mistral")
+        head_dim = config.whole("head_dim", instead_of_null=hidden // heads if takes_null else None)
+    kv_heads = config.whole(
+        "num_key_value_heads", instead_of_null=heads if config.family != "mistral" else None
+    )
+    # Attention inside one window is plain attention; beyond it, it is refused.
+    window = config.window()
+    positions = config.whole("max_position_embeddings")
+    # Qwen2 has biases on its query, key and value, and Mistral has none, whatever the config says.
+    has_bias = config.family == "qwen2"
+    if config.family in ("llama", "qwen3"):
+        has_bias = config.flag("attention_bias")
     return ModelSpec(
-        name=name,
-        family=family,
-        num_layers=_int(config, "num_hidden_layers", name),
+        name=config.name,
+        family=config.family,
+        num_layers=config.whole("num_hidden_layers"),
         hidden_size=hidden,
-        ffn_size=_int(config, "intermediate_size", name),
+        ffn_size=config.whole("intermediate_size"),
         num_heads=heads,
-        num_kv_heads=_int(config, "num_key_value_heads", name, default=heads),
-        head_dim=_int(config, "head_dim", name, default=hidden // heads),
-        vocab_size=_int(config, "vocab_size", name),
-        max_positions=positions,
-        tied_embeddings=_bool(config, "tie_word_embeddings", name, default=False),
-        attention_bias=_bool(config, "attention_bias", name, default=family == "qwen2"),
-        dtype=_dtype(config, "bfloat16"),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=config.whole("vocab_size"),
+        max_positions=positions if window is None else min(positions, window),
+        tied_embeddings=config.flag("tie_word_embeddings"),
+        attention_bias=has_bias,
+        dtype=named_dtype(config.raw) or "bfloat16",
     )
-
-
-def _int(config: Mapping[str, Any], key: str, name: str, *, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(
-            f"{key} in config of {name}", got=repr(value), allowed="a whole number above 0"
-        )
-    return value
-
-
-def _bool(config: Mapping[str, Any], key: str, name: str, *, default: bool) -> bool:
-    value = config.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise InputError(f"{key} in config of {name}", got=repr(value), allowed="true or false")
-    return value
-
-
-def _dtype(config: Mapping[str, Any], default: str) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or default)
 
 
 def _presets() -> dict[str, dict[str, Any]]:

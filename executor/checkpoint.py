@@ -6,30 +6,32 @@ Only ``*.safetensors`` is ever read; nothing pickled is loaded and no code of a 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from costmodel.layout import LayerLayout, TensorLayout, model_layers
-from costmodel.model_spec import ModelSpec, spec_from_config
-from executor.families import PREFIXES, DecoderConfig, decoder_config, name_parts, part_rows
-from executor.safetensors_file import (
-    READ_BYTES,
-    SafetensorsFile,
-    TensorEntry,
-    open_safetensors,
-    read_into,
+from costmodel.model_spec import ModelSpec, named_dtype, spec_from_config
+from executor.families import HEAD_NAME, DecoderConfig, decoder_config, name_parts, part_rows
+from executor.safetensors_file import TensorEntry
+from executor.stored_tensors import (
+    SOURCE_DTYPES,
+    StoredTensors,
+    are_equal,
+    contents_digest,
+    read_elements,
 )
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError
 from profiles.files import read_json
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ADAPTER_NAME = "adapter_config.json"
+DTYPE_NAMES = {stored: str(dtype).removeprefix("torch.") for stored, dtype in SOURCE_DTYPES.items()}
+logger = logging.getLogger(__name__)
 
 
 class WeightSource(Protocol):
@@ -71,18 +73,16 @@ class TensorPart:
     offset_bytes: int
 
 
-def layer_parts(
-    spec: ModelSpec, index: int, layout: LayerLayout, prefix: str
-) -> Iterator[TensorPart]:
+def layer_parts(spec: ModelSpec, index: int, layout: LayerLayout) -> Iterator[TensorPart]:
     """Yield what layer ``index`` of ``model_layers(spec)`` is made of, in order of offset."""
     for tensor in layout.tensors:
-        yield from _tensor_parts(spec, index, layout, tensor, prefix)
+        yield from _tensor_parts(spec, index, layout, tensor)
 
 
 def _tensor_parts(
-    spec: ModelSpec, index: int, layout: LayerLayout, tensor: TensorLayout, prefix: str
+    spec: ModelSpec, index: int, layout: LayerLayout, tensor: TensorLayout
 ) -> Iterator[TensorPart]:
-    names = name_parts(spec, tensor.name, index - 1, prefix)
+    names = name_parts(spec, tensor.name, index - 1)
     offset = tensor.offset_bytes
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
@@ -113,23 +113,26 @@ def overlaps(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint folder that holds every tensor its config asks for, in the right shape."""
+    """A checkpoint folder that holds every tensor its config asks for, in the right shape.
+
+    ``tensors`` are those that are needed, by their names in transformers' causal model.
+    """
 
     folder: Path
     spec: ModelSpec
     config: DecoderConfig
-    fingerprint: str
-    prefix: str
     tensors: Mapping[str, TensorEntry]
 
     @classmethod
     def open(cls, folder: Path, dtype: str | None = None) -> Checkpoint:
-        """Check a folder from end to end, without reading a single weight.
+        """Check a folder from end to end. No weight is read, unless a head and an embedding are
+        stored where the config says that they are one: then they are compared.
 
         Parameters
         ----------
         dtype
-            The dtype to compute in; ``None`` means the one that the config names.
+            The dtype to compute in; ``None`` means the one that the config names, or else the one
+            that the weights are stored in.
 
         Raises
         ------
@@ -138,143 +141,93 @@ class Checkpoint:
         """
         folder = Path(folder)
         raw = read_json(folder / "config.json", "model config")
+        if (folder / ADAPTER_NAME).exists():
+            raise InputError(
+                f"checkpoint {folder}", got=f"{ADAPTER_NAME}, an adapter that is not applied",
+                allowed="a folder of whole weights",
+                hint="merging the adapter, or removing that file where the weights hold it already",
+            )  # fmt: skip
         spec = spec_from_config(raw, name=folder.resolve().name)
+        config = decoder_config(raw, spec)
+        stored = StoredTensors.open(folder)
+        if dtype is None and named_dtype(raw) is None:
+            dtype = _stored_dtype(stored, spec)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
-        config = decoder_config(raw, spec)
-        tensors, shards = _open_shards(folder)
-        prefix = _find_prefix(spec, tensors, folder)
-        _check_tensors(spec, tensors, prefix, folder)
-        digest = hashlib.sha256((folder / "config.json").read_bytes() + spec.dtype.encode())
-        for shard in shards:
-            digest.update(len(shard.identity).to_bytes(8, "little") + shard.identity)
-        return cls(
-            folder=folder, spec=spec, config=config, fingerprint=digest.hexdigest(),
-            prefix=prefix, tensors=tensors,
-        )  # fmt: skip
+        spec, tensors = _find_tensors(stored, spec)
+        return cls(folder=folder, spec=spec, config=config, tensors=tensors)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when the weights or the compute dtype do, made anew at each call."""
+        contents = contents_digest(self.tensors)
+        return hashlib.sha256(f"{self.spec.dtype} {contents}".encode()).hexdigest()
 
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Read part of one layer (see ``WeightSource.read_range``); scratch is at most 16 MiB."""
         # The padding between tensors, so that a layer's bytes depend on its weights only.
         out.zero_()
-        parts = layer_parts(self.spec, index, layout, self.prefix)
+        parts = layer_parts(self.spec, index, layout)
         for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
-            self._read_part(part, first, target)
-
-    def _read_part(self, part: TensorPart, first_element: int, target: torch.Tensor) -> None:
-        entry = self.tensors[part.name]
-        row_items = part.shape[1] if len(part.shape) == 2 else 1
-        skipped = part.first_row * row_items + first_element
-        offset = entry.offset_bytes + skipped * entry.item_bytes
-        source = SOURCE_DTYPES[entry.dtype]
-        if source is target.dtype:
-            read_into(entry.path, offset, target.view(torch.uint8).numpy().data)
-            return
-        step = min(READ_BYTES // entry.item_bytes, target.numel())
-        scratch = torch.empty(step, dtype=source)
-        for first in range(0, target.numel(), step):
-            piece = scratch[: min(step, target.numel() - first)]
-            read_into(
-                entry.path,
-                offset + first * entry.item_bytes,
-                piece.view(torch.uint8).numpy().data,
-            )
-            converted = target[first : first + piece.numel()].copy_(piece)
-            if target.dtype is torch.float16 and not converted.abs().max().isfinite():
-                raise InputError(
-                    f"tensor {part.name} of {self.folder.name}",
-                    got="a value that float16 cannot hold",
-                    allowed="values within 65504",
-                    hint="computing in bfloat16 or float32",
-                )
+            width = part.shape[1] if len(part.shape) == 2 else 1
+            read_elements(self.tensors[part.name], part.first_row * width + first, target)
 
 
-def _open_shards(folder: Path) -> tuple[dict[str, TensorEntry], list[SafetensorsFile]]:
-    if (folder / SINGLE_NAME).exists():
-        shard = open_safetensors(folder / SINGLE_NAME)
-        return dict(shard.tensors), [shard]
-    if (folder / INDEX_NAME).exists():
-        return _open_indexed(folder)
-    pickled = sorted(p.name for p in folder.glob("*.bin"))
-    raise InputError(
-        f"checkpoint {folder}",
-        got=f"only {pickled[0]}, which is never loaded" if pickled else f"no {SINGLE_NAME}",
-        allowed=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
-        hint="saving the model with safe_serialization=True" if pickled else "",
-    )
-
-
-def _open_indexed(folder: Path) -> tuple[dict[str, TensorEntry], list[SafetensorsFile]]:
-    weight_map = read_json(folder / INDEX_NAME, "weight index").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(
-            f"weight_map in {INDEX_NAME}", got=f"a {type(weight_map).__name__} without names",
-            allowed="an object of tensor names and shards",
-        )  # fmt: skip
-    for tensor, shard_name in weight_map.items():
-        if not _is_shard_name(shard_name):
-            raise InputError(
-                f"shard of {tensor} in {INDEX_NAME}",
-                got=repr(shard_name),
-                allowed="the name of a .safetensors file in the checkpoint's own folder",
-            )
-    shards = {n: open_safetensors(folder / n) for n in sorted(set(weight_map.values()))}
-    tensors = {}
-    for tensor, shard_name in weight_map.items():
-        entry = shards[shard_name].tensors.get(tensor)
-        if entry is None:
-            raise InputError(
-                f"shard {shard_name}", got=f"no tensor {tensor}",
-                allowed=f"the tensors that {INDEX_NAME} says it holds",
-            )  # fmt: skip
-        tensors[tensor] = entry
-    return tensors, list(shards.values())
-
-
-def _is_shard_name(name: object) -> bool:
-    return (
-        isinstance(name, str)
-        and name.endswith(".safetensors")
-        and not any(mark in name for mark in ("/", "\\", "\0", ":"))
-    )
-
-
-def _find_prefix(spec: ModelSpec, tensors: Mapping[str, TensorEntry], folder: Path) -> str:
-    for prefix in PREFIXES[spec.family]:
-        if all(name in tensors for name in name_parts(spec, "tokens.weight", 0, prefix)):
-            return prefix
-    wanted = [name_parts(spec, "tokens.weight", 0, p)[0] for p in PREFIXES[spec.family]]
-    raise InputError(
-        f"checkpoint {folder.name}", got=f"no tensor {wanted[0]}", allowed=" or ".join(wanted)
-    )
-
-
-def _check_tensors(
-    spec: ModelSpec, tensors: Mapping[str, TensorEntry], prefix: str, folder: Path
-) -> None:
-    label = f"checkpoint {folder.name}"
-    parts = {
-        part.name: part
+def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor that a model needs."""
+    return {
+        part.name: part.shape
         for index, layout in enumerate(model_layers(spec))
-        for part in layer_parts(spec, index, layout, prefix)
+        for part in layer_parts(spec, index, layout)
     }
-    missing = [name for name in parts if name not in tensors]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+
+
+def _stored_dtype(stored: StoredTensors, spec: ModelSpec) -> str:
+    """Return the dtype of the weights, for a config that names none."""
+    found = {entry.dtype for name in _needed_shapes(spec) if (entry := stored.find(name))}
+    names = sorted(DTYPE_NAMES.get(dtype, dtype) for dtype in found)
+    if len(names) > 1:
         raise InputError(
-            label, got=f"no tensor {missing[0]}{more}",
-            allowed=f"all {len(parts)} tensors that its config asks for",
+            f"dtype in config of {spec.name}", got=f"none, and weights in {', '.join(names)}",
+            allowed=", ".join(DTYPES), hint="naming one with --dtype",
         )  # fmt: skip
-    for name, part in parts.items():
-        entry = tensors[name]
-        if entry.shape != part.shape:
-            raise InputError(
-                f"tensor {name} of {label}",
-                got=f"shape {list(entry.shape)}",
-                allowed=f"{list(part.shape)} as its config says",
-            )
-        if entry.dtype not in SOURCE_DTYPES:
-            raise InputError(
-                f"tensor {name} of {label}", got=f"dtype {entry.dtype}",
-                allowed=", ".join(SOURCE_DTYPES),
+    return names[0] if names else spec.dtype
+
+
+def _find_tensors(
+    stored: StoredTensors, spec: ModelSpec
+) -> tuple[ModelSpec, dict[str, TensorEntry]]:
+    """Find all tensors that a model needs; the model is no longer tied where its head is another
+    than its embedding."""
+    shapes = _needed_shapes(spec)
+    tensors = {name: entry for name in shapes if (entry := stored.find(name))}
+    head = stored.find(HEAD_NAME) if spec.tied_embeddings else None
+    if head is not None:
+        (table_name,) = name_parts(spec, "head.weight", 0)
+        shape = shapes[table_name]
+        table = tensors.setdefault(table_name, head)
+        for name, entry in ((HEAD_NAME, head), (table_name, table)):
+            _check_tensor(name, entry, shape, spec)
+        if table is not head and not are_equal(head, table, DTYPES[spec.dtype]):
+            logger.warning(
+                "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
+                stored.folder / "config.json", HEAD_NAME, table_name,
             )  # fmt: skip
+            spec = replace(spec, tied_embeddings=False)
+            shapes[HEAD_NAME], tensors[HEAD_NAME] = shape, head
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise stored.missing(missing, len(shapes))
+    for name, shape in shapes.items():
+        _check_tensor(name, tensors[name], shape, spec)
+    return spec, tensors
+
+
+def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...], spec: ModelSpec) -> None:
+    label = f"tensor {name} of checkpoint {spec.name}"
+    if entry.shape != shape:
+        raise InputError(
+            label, got=f"shape {list(entry.shape)}", allowed=f"{list(shape)} as its config says"
+        )
+    if entry.dtype not in SOURCE_DTYPES:
+        raise InputError(label, got=f"dtype {entry.dtype}", allowed=", ".join(SOURCE_DTYPES))

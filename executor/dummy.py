@@ -20,9 +20,10 @@ import torch
 
 from costmodel.layout import LayerLayout, model_layers
 from costmodel.model_spec import ModelSpec, spec_from_config
-from executor.checkpoint import INDEX_NAME, TensorPart, layer_parts, overlaps
-from executor.families import PREFIXES, DecoderConfig, default_decoder_config
+from executor.checkpoint import TensorPart, layer_parts, overlaps
+from executor.families import DecoderConfig, default_decoder_config
 from executor.safetensors_file import LENGTH_BYTES
+from executor.stored_tensors import INDEX_NAME
 from profiles.compute_plan import DTYPES
 from profiles.files import write_json
 from profiles.units import GIB
@@ -54,7 +55,7 @@ class DummyCheckpoint:
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Make part of one layer (see ``WeightSource.read_range``)."""
         out.zero_()
-        parts = layer_parts(self.spec, index, layout, PREFIXES[self.spec.family][0])
+        parts = layer_parts(self.spec, index, layout)
         for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
             _fill(target, part, self.seed, first)
 
@@ -130,7 +131,7 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
     """Yield every tensor of the checkpoint once and whole, also the head that is cut in chunks."""
     seen: set[str] = set()
     for index, layout in enumerate(model_layers(spec)):
-        for part in layer_parts(spec, index, layout, PREFIXES[spec.family][0]):
+        for part in layer_parts(spec, index, layout):
             if part.name not in seen:
                 seen.add(part.name)
                 width = part.shape[1] if len(part.shape) == 2 else 1

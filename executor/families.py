@@ -7,22 +7,30 @@ add its names here and its shapes to ``costmodel.model_spec`` and ``costmodel.la
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from costmodel.hf_config import HFConfig
 from costmodel.model_spec import ModelSpec
 from profiles.errors import InputError
 
 OPT_NORM_EPS = 1e-5
 ROPE_KINDS = ("default", "linear", "llama3")
-ACTIVATIONS = {
-    "opt": ("relu", "gelu"),
-    "llama": ("silu", "relu"),
-    "mistral": ("silu", "relu"),
-    "qwen2": ("silu", "relu"),
-    "qwen3": ("silu", "relu"),
+# transformers' names of the activations that there are, and ours.
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+DEFAULT_ROPE_THETA = 10000.0
+# Keys that change what transformers computes, with the values that are followed here.
+FOLLOWED: Mapping[str, tuple[object, ...]] = {
+    "is_causal": (True,),
+    "quantization_config": (None,),
+    "per_layer_config": (None, {}),
+    "transformers_weights": (None,),
+    "configuration_files": ([],),
+    "text_config": (None,),
+    "text_encoder": (None,),
+    "decoder": (None,),
+    "generator": (None,),
 }
-LAYER_TYPES = ("full_attention", "sliding_attention")
 
 # Module names of ours -> the checkpoint's modules whose rows are stacked to make it.
 _LLAMA_MODULES: Mapping[str, tuple[str, ...]] = {
@@ -59,14 +67,16 @@ MODULES = {
     "qwen2": _LLAMA_MODULES,
     "qwen3": _LLAMA_MODULES,
 }
-# Checkpoints of a causal model have the first prefix, those of the bare decoder the second.
+# Where the decoder is in transformers' causal model.
 PREFIXES = {
-    "opt": ("model.decoder.", "decoder."),
-    "llama": ("model.", ""),
-    "mistral": ("model.", ""),
-    "qwen2": ("model.", ""),
-    "qwen3": ("model.", ""),
+    "opt": "model.decoder.",
+    "llama": "model.",
+    "mistral": "model.",
+    "qwen2": "model.",
+    "qwen3": "model.",
 }
+BASE_PREFIX = "model."
+HEAD_NAME = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +91,7 @@ class Rope:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_positions: float = 8192
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
@@ -124,25 +134,23 @@ def default_decoder_config(spec: ModelSpec) -> DecoderConfig:
     return decoder_config({}, spec)
 
 
-def decoder_config(config: Mapping[str, Any], spec: ModelSpec) -> DecoderConfig:
+def decoder_config(raw: Mapping[str, Any], spec: ModelSpec) -> DecoderConfig:
     """Read the numbers out of a Hugging Face ``config.json``; refuse what would be ignored."""
+    config = HFConfig(family=spec.family, name=spec.name, raw=raw)
     _refuse_unsupported(config, spec)
     is_opt = spec.family == "opt"
-    key = "activation_function" if is_opt else "hidden_act"
-    activation = config.get(key, ACTIVATIONS[spec.family][0])
-    if activation not in ACTIVATIONS[spec.family]:
-        raise _refusal(spec, key, activation, ", ".join(ACTIVATIONS[spec.family]))
-    eps = OPT_NORM_EPS if is_opt else _number(config, "rms_norm_eps", 1e-6, spec)
     return DecoderConfig(
-        norm_eps=eps,
-        activation=activation,
-        rope=None if is_opt else _rope(config, spec),
+        norm_eps=OPT_NORM_EPS if is_opt else config.number("rms_norm_eps"),
+        activation=_activation(config),
+        rope=None if is_opt else _rope(config),
         qk_norm=spec.family == "qwen3",
     )
 
 
-def name_parts(spec: ModelSpec, name: str, layer: int, prefix: str) -> tuple[str, ...]:
-    """Translate one of our tensor names into those that a checkpoint stacks to make it.
+def name_parts(spec: ModelSpec, name: str, layer: int) -> tuple[str, ...]:
+    """Translate one of our tensor names into those that are stacked to make it.
+
+    The names are those in transformers' causal model; see ``stored_names``.
 
     Parameters
     ----------
@@ -150,15 +158,20 @@ def name_parts(spec: ModelSpec, name: str, layer: int, prefix: str) -> tuple[str
         A name of ``costmodel.layout``, such as ``qkv.weight``.
     layer
         Number of the decoder layer, from zero; not read for tensors outside of them.
-    prefix
-        One of ``PREFIXES`` of the family.
     """
     module, _, kind = name.rpartition(".")
     if module == "head":
         if not spec.tied_embeddings:
-            return (f"lm_head.{kind}",)
+            return (HEAD_NAME,)
         module = "tokens"
+    prefix = PREFIXES[spec.family]
     return tuple(f"{prefix}{part.format(layer)}.{kind}" for part in MODULES[spec.family][module])
+
+
+def stored_names(name: str) -> tuple[str, ...]:
+    """Return the names under which transformers finds a tensor of its causal model in a file: its
+    own, and those with one prefix of the base model more or less."""
+    return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
 
 
 def part_rows(spec: ModelSpec, name: str, num_rows: int) -> tuple[int, ...]:
@@ -171,75 +184,65 @@ def part_rows(spec: ModelSpec, name: str, num_rows: int) -> tuple[int, ...]:
     return (num_rows,)
 
 
-def _refuse_unsupported(config: Mapping[str, Any], spec: ModelSpec) -> None:
-    for key, wanted in _required_values(spec).items():
-        if config.get(key, wanted) != wanted:
-            raise _refusal(spec, key, config[key], str(wanted).lower())
-    if config.get("quantization_config"):
-        raise _refusal(spec, "quantization_config", "a quantized checkpoint", "plain weights")
-    for layer_type in config.get("layer_types") or ():
-        if layer_type not in LAYER_TYPES:
-            raise _refusal(spec, "layer_types", layer_type, ", ".join(LAYER_TYPES))
+def _refuse_unsupported(config: HFConfig, spec: ModelSpec) -> None:
+    for key, values in FOLLOWED.items():
+        if key in config.raw and not any(config.raw[key] == value for value in values):
+            allowed = " or ".join("null" if v is None else str(v).lower() for v in values)
+            raise config.refusal(key, config.raw[key], allowed)
+    for key, wanted in _required_flags(spec.family).items():
+        if config.flag(key) != wanted:
+            raise config.refusal(key, config.get(key), str(wanted).lower())
     if spec.family != "opt" and spec.head_dim % 2:
-        raise _refusal(spec, "head_dim", spec.head_dim, "an even number")
+        raise config.refusal("head_dim", spec.head_dim, "an even number")
     if spec.family == "opt" and spec.hidden_size != spec.query_size:
-        raise _refusal(spec, "hidden_size", spec.hidden_size, "a multiple of the heads")
+        raise config.refusal("hidden_size", spec.hidden_size, "a multiple of the heads")
 
 
-def _required_values(spec: ModelSpec) -> Mapping[str, object]:
-    if spec.family == "opt":
+def _required_flags(family: str) -> Mapping[str, bool]:
+    if family == "opt":
         return {"layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False}
-    return {
-        "mlp_bias": False,
-        "partial_rotary_factor": 1.0,
-        # Qwen2 has biases on its query, key and value whatever its config says; in the other
-        # families the key would put one on the output projection as well.
-        "attention_bias": spec.family == "qwen2",
-    }
+    # In the families that read it, this key puts a bias on the output projection as well.
+    flags = {"attention_bias": False} if family in ("llama", "qwen3") else {}
+    return flags | {"mlp_bias": False} if family == "llama" else flags
 
 
-def _rope(config: Mapping[str, Any], spec: ModelSpec) -> Rope:
-    # transformers 5 writes everything into rope_parameters, older ones scatter it.
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _activation(config: HFConfig) -> str:
+    is_opt = config.family == "opt"
+    key = "activation_function" if is_opt else "hidden_act"
+    found = config.get(key)
+    kinds = ("relu", "gelu") if is_opt else ("silu", "relu")
+    names = [name for name, kind in ACTIVATIONS.items() if kind in kinds]
+    if found not in names:
+        raise config.refusal(key, found, ", ".join(names))
+    return ACTIVATIONS[found]
+
+
+def _rope(config: HFConfig) -> Rope:
+    # The older key wins, as in transformers 5, and the newer one is then not read at all.
+    key = "rope_scaling" if config.raw.get("rope_scaling") else "rope_parameters"
+    found = config.raw.get(key) or {}
     if not isinstance(found, Mapping) or any(isinstance(v, Mapping) for v in found.values()):
-        raise _refusal(spec, "rope_parameters", "one set per kind of layer", "one for all layers")
-    kind = str(found.get("rope_type") or found.get("type") or "default")
+        raise config.refusal(key, "one set per kind of layer", "one for all layers")
+    kind = found.get("rope_type", found.get("type", "default"))
     if kind not in ROPE_KINDS:
-        raise _refusal(spec, "rope scaling", kind, ", ".join(ROPE_KINDS))
-    if found.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _refusal(
-            spec, "partial_rotary_factor", found["partial_rotary_factor"], "1 (whole heads)"
-        )
-    theta = _number(config, "rope_theta", 10000.0, spec)
+        raise config.refusal("rope scaling", kind, ", ".join(ROPE_KINDS))
+    name = "partial_rotary_factor"
+    share = found[name] if name in found else config.raw.get(name) or 1
+    if share != 1:
+        raise config.refusal(name, share, "1 (whole heads)")
+    theta = found.get("rope_theta", config.raw.get("rope_theta", DEFAULT_ROPE_THETA))
+    rope = Rope(theta=config.positive("rope_theta", theta))
     if kind == "default":
-        return Rope(theta=_number(found, "rope_theta", theta, spec))
-    if "factor" not in found:
-        raise _refusal(spec, f"rope scaling {kind!r}", "no factor", "a factor above 0")
-    positions = _number(config, "max_position_embeddings", 8192, spec)
-    return Rope(
-        theta=_number(found, "rope_theta", theta, spec),
-        kind=kind,
-        factor=_number(found, "factor", 1.0, spec),
-        low_freq_factor=_number(found, "low_freq_factor", 1.0, spec),
-        high_freq_factor=_number(found, "high_freq_factor", 4.0, spec),
-        original_max_positions=int(
-            _number(found, "original_max_position_embeddings", positions, spec)
-        ),
-    )
-
-
-def _number(config: Mapping[str, Any], key: str, default: float, spec: ModelSpec) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise _refusal(spec, key, value, "a number above 0")
-    return float(value)
-
-
-def _refusal(spec: ModelSpec, key: str, got: object, allowed: str) -> InputError:
-    return InputError(
-        f"{key} in config of {spec.name}",
-        got=got if isinstance(got, str) and " " in got else repr(got),
-        allowed=allowed,
-    )
+        return rope
+    names = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")
+    for name in names:
+        if name not in found:
+            raise config.refusal(f"rope scaling {kind!r}", f"no {name}", f"a {name} above 0")
+    rope = replace(rope, kind=kind, **{name: config.positive(name, found[name]) for name in names})
+    if kind == "linear":
+        return rope
+    # Outside of the scaling's own keys this one wins, unlike all others.
+    name = "original_max_position_embeddings"
+    positions = found.get(name, config.whole("max_position_embeddings"))
+    positions = config.raw.get(name, positions)
+    return replace(rope, original_max_positions=config.positive(name, positions))

@@ -74,8 +74,9 @@ class WeightFile:
     def __init__(self, folder: Path, source: WeightSource, layers: Sequence[LayerLayout]) -> None:
         self.source = source
         self.layers = layers
+        self._fingerprint = source.fingerprint
         # A layout of another version must never be taken for this one.
-        key = hashlib.sha256(f"{source.fingerprint} {layers}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self._fingerprint} {layers}".encode()).hexdigest()
         self.path = folder / f"{WEIGHTS_PREFIX}{key[:16]}{WEIGHTS_SUFFIX}"
         self.manifest_path = self.path.with_suffix(MANIFEST_SUFFIX)
         self._bases = [0]
@@ -176,7 +177,7 @@ class WeightFile:
             # Whatever wrote it, the file can be built again from the source.
             return list(self._nothing)
         fits = self.path.stat().st_size >= self._checksums.end
-        same = found.fingerprint == self.source.fingerprint
+        same = found.fingerprint == self._fingerprint
         is_believed = same and fits and self._is_sound(found)
         return list(found.first_bytes if is_believed else self._nothing)
 
@@ -228,12 +229,14 @@ class WeightFile:
             with DirectFile(self.path, writable=True) as file:
                 for layer, first, last in ranges:
                     self._write_pages(file, descriptor, layer, first, last, progress)
+            if self.source.fingerprint != self._fingerprint:
+                raise RunError(
+                    f"weight file {self.path}: the checkpoint changed while it was read; run again"
+                )
             os.fsync(descriptor)
             for layer, first, _ in ranges:
                 self._first_bytes[layer] = min(self._first_bytes[layer], first)
-            manifest = Manifest(
-                fingerprint=self.source.fingerprint, first_bytes=tuple(self._first_bytes)
-            )
+            manifest = Manifest(fingerprint=self._fingerprint, first_bytes=tuple(self._first_bytes))
             write_json(self.manifest_path, to_json(manifest))
             sync_folder(self.path.parent)
         except BaseException:

@@ -53,7 +53,8 @@ def test_config_with_defaults() -> None:
     spec = spec_from_config(LLAMA, name="x")
     assert (spec.num_kv_heads, spec.head_dim, spec.tied_embeddings) == (4, 16, False)
     assert (spec.attention_bias, spec.is_gated, spec.dtype) == (False, True, "bfloat16")
-    assert spec_from_config(LLAMA | {"model_type": "qwen2"}, name="x").attention_bias
+    qwen2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
+    assert spec_from_config(qwen2, name="x").attention_bias
 
 
 def test_config_with_grouped_heads_and_own_head_size() -> None:
@@ -65,9 +66,21 @@ def test_config_with_grouped_heads_and_own_head_size() -> None:
 
 def test_window_bounds_positions() -> None:
     windowed: dict[str, Any] = LLAMA | {"model_type": "mistral", "sliding_window": 32}
+    windowed |= {"num_key_value_heads": 4}
     assert spec_from_config(windowed, name="x").max_positions == 32
-    unused = windowed | {"model_type": "qwen2", "use_sliding_window": False}
-    assert spec_from_config(unused, name="x").max_positions == 128
+    assert spec_from_config(windowed | {"sliding_window": None}, name="x").max_positions == 128
+    # Llama reads no window, and Qwen only one that is switched on and some layer has.
+    assert spec_from_config(windowed | {"model_type": "llama"}, name="x").max_positions == 128
+    qwen2 = windowed | {"model_type": "qwen2", "num_key_value_heads": 4}
+    for changes, positions in (
+        ({}, 128),
+        ({"use_sliding_window": False}, 128),
+        ({"use_sliding_window": True}, 128),
+        ({"use_sliding_window": True, "max_window_layers": 2}, 32),
+        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 3}, 128),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3}, 32),
+    ):
+        assert spec_from_config(qwen2 | changes, name="x").max_positions == positions
 
 
 def test_folder_and_file(tmp_path: Path) -> None:
@@ -88,10 +101,16 @@ def test_folder_and_file(tmp_path: Path) -> None:
         (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads"),
         (LLAMA | {"num_key_value_heads": "2"}, "num_key_value_heads"),
         (LLAMA | {"num_key_value_heads": 2.5}, "num_key_value_heads"),
-        (LLAMA | {"num_attention_heads": 128}, "head_dim"),
+        (LLAMA | {"num_attention_heads": 128}, "a multiple of the 128 heads"),
+        (LLAMA | {"num_hidden_layers": 10**6}, "num_layers"),
+        (LLAMA | {"vocab_size": 10**12}, "vocab_size"),
+        (LLAMA | {"tie_word_embeddings": None}, "tie_word_embeddings"),
+        (LLAMA | {"layer_types": ["full_attention"]}, "layer_types"),
+        (LLAMA | {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        (LLAMA | {"layer_types": ["mamba"] * 3}, "layer_types"),
         (LLAMA | {"head_dim": 0}, "head_dim"),
         (LLAMA | {"head_dim": [16]}, "head_dim"),
-        (LLAMA | {"sliding_window": "4k"}, "sliding_window"),
+        (LLAMA | {"model_type": "mistral", "sliding_window": "4k"}, "sliding_window"),
         (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         (LLAMA | {"attention_bias": 1}, "attention_bias"),
         (LLAMA | {"dtype": "int8"}, "dtype"),
@@ -114,13 +133,9 @@ def test_dtype_by_either_key(key: str) -> None:
     assert spec_from_config(LLAMA | both, name="x").dtype == "float32"
 
 
-def test_null_means_the_default() -> None:
-    absent = dict.fromkeys(
-        ("num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings", "dtype")
-    )
+def test_null_means_the_default_where_it_means_something() -> None:
+    absent = dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window", "dtype"))
     assert spec_from_config(LLAMA | absent, name="x") == spec_from_config(LLAMA, name="x")
-    biased = LLAMA | {"model_type": "qwen2", "attention_bias": None}
-    assert spec_from_config(biased, name="x").attention_bias
 
 
 def test_unknown_name_lists_the_known() -> None:

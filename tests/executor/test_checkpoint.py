@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from costmodel.hf_config import FAMILIES
 from costmodel.layout import model_layers
-from costmodel.model_spec import FAMILIES, ModelSpec, spec_from_config
-from executor.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, WeightSource
+from costmodel.model_spec import ModelSpec, spec_from_config
+from executor.checkpoint import Checkpoint, WeightSource
 from executor.dummy import DummyCheckpoint, hf_config, write_random_checkpoint
 from executor.families import decoder_config
+from executor.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, view_layer
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
@@ -65,7 +67,7 @@ def test_every_dtype_is_converted_to_every_other(
     stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces that do not divide a tensor, as large ones have.
-    monkeypatch.setattr("executor.checkpoint.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.stored_tensors.READ_BYTES", 1000)
     monkeypatch.setattr("executor.safetensors_file.READ_BYTES", 777)
     save_tiny_model(tmp_path, "qwen2", dtype=stored)
     tensors = load_file(tmp_path / SINGLE_NAME)
@@ -120,19 +122,26 @@ def test_values_beyond_float16_are_refused(single: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
-def test_names_without_the_causal_prefix_are_found(family: str, tmp_path: Path) -> None:
+def test_names_with_a_prefix_more_or_less_are_found(family: str, tmp_path: Path) -> None:
     save_tiny_model(tmp_path, family, tied=True)
     expected = read_all(Checkpoint.open(tmp_path))
     tensors = load_file(tmp_path / SINGLE_NAME)
-    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, tmp_path / SINGLE_NAME)
-    assert all(map(torch.equal, read_all(Checkpoint.open(tmp_path)), expected))
-
-
-def test_a_head_stored_although_tied_is_ignored(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path, "llama", tied=True)
-    expected = read_all(Checkpoint.open(tmp_path))
-    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}))
-    assert all(map(torch.equal, read_all(Checkpoint.open(tmp_path)), expected))
+    for rename in (
+        lambda i, n: n.removeprefix("model."),
+        lambda i, n: f"model.{n}",
+        # As files that were put together from two have them.
+        lambda i, n: n.removeprefix("model.") if i % 2 else n,
+    ):
+        renamed = {rename(i, name): t for i, (name, t) in enumerate(tensors.items())}
+        save_file(renamed, tmp_path / SINGLE_NAME)
+        assert all(map(torch.equal, read_all(Checkpoint.open(tmp_path)), expected))
+    doubled = renamed | {"model.norm.weight": tensors[next(iter(tensors))].clone()}
+    save_file(
+        doubled | {"norm.weight": doubled["model.norm.weight"].clone()}, tmp_path / SINGLE_NAME
+    )
+    if family == "llama":
+        with pytest.raises(InputError, match=r"got model\.norm\.weight and norm\.weight"):
+            Checkpoint.open(tmp_path)
 
 
 def test_fingerprint_follows_the_weights_and_the_dtype(single: Path) -> None:
@@ -206,7 +215,19 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "dtype unknown": (
         lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype="F33")),
-        "'F33'",
+        "dtype F33; allowed: F32, F16, BF16",
+    ),
+    "dtype not a name": (
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype=16)),
+        "got 16; allowed: a dtype's name",
+    ),
+    "offsets backwards": (
+        lambda f: rewrite_header(f, lambda h: h[Q_PROJ].update(dtype="F33", data_offsets=[9, 1])),
+        "got -8 bytes",
+    ),
+    "adapter beside the weights": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "adapter_config.json, an adapter that is not applied",
     ),
     "dtype unsupported": (
         lambda f: rewrite(f, lambda t: t.update({Q_PROJ: t[Q_PROJ].double()})),
@@ -250,6 +271,15 @@ def remap(folder: Path, shard: object) -> None:
     edit_json(folder / INDEX_NAME, lambda i: i["weight_map"].update({Q_PROJ: shard}))
 
 
+def edit_shard(
+    folder: Path, tensor: str, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    path = folder / json.loads((folder / INDEX_NAME).read_text())["weight_map"][tensor]
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
 INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard missing": (
         lambda f: sorted(f.glob("*.safetensors"))[1].unlink(),
@@ -261,9 +291,9 @@ INDEX_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other separators": (lambda f: remap(f, "..\\model.safetensors"), "own folder"),
     "pickled shard": (lambda f: remap(f, "pytorch_model.bin"), "own folder"),
     "not a name": (lambda f: remap(f, 7), "own folder"),
-    "tensor in another shard": (
-        lambda f: remap(f, sorted(p.name for p in f.glob("*.safetensors"))[-1]),
-        r"got no tensor model\.layers\.0\.self_attn\.q_proj\.weight",
+    "tensor in no shard": (
+        lambda f: edit_shard(f, Q_PROJ, lambda tensors: tensors.pop(Q_PROJ)),
+        r"shard model-0000.*got no tensor model\.layers\.0\.self_attn\.q_proj\.weight",
     ),
     "no map": (lambda f: (f / INDEX_NAME).write_text("{}"), "weight_map"),
     "index not JSON": (lambda f: (f / INDEX_NAME).write_text("{"), "not JSON"),
@@ -305,11 +335,12 @@ def read_config(config: dict[str, Any]) -> Any:
         (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (LLAMA, {"attention_bias": True}, "attention_bias"),
         (LLAMA, {"mlp_bias": True}, "mlp_bias"),
-        (LLAMA, {"hidden_act": "gelu_new"}, "'gelu_new'; allowed: silu, relu"),
-        (LLAMA, {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        (LLAMA, {"hidden_act": "gelu_new"}, "'gelu_new'; allowed: relu, silu, swish"),
+        (LLAMA, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         (LLAMA, {"layer_types": ["linear_attention"]}, "linear_attention"),
         (LLAMA, {"head_dim": 15}, "even"),
-        (LLAMA | {"model_type": "qwen2"}, {"attention_bias": False}, "attention_bias"),
+        (LLAMA, {"is_causal": False}, "is_causal.*allowed: true"),
+        (LLAMA, {"quantization_config": {}}, "quantization_config"),
         (OPT, {"activation_function": "silu"}, "'silu'; allowed: relu, gelu"),
         (OPT, {"layer_norm_elementwise_affine": False}, "elementwise_affine"),
         (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the heads"),
