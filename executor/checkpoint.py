@@ -30,7 +30,6 @@ from profiles.errors import InputError
 from profiles.files import read_json
 
 ADAPTER_NAME = "adapter_config.json"
-DTYPE_NAMES = {stored: str(dtype).removeprefix("torch.") for stored, dtype in SOURCE_DTYPES.items()}
 logger = logging.getLogger(__name__)
 
 
@@ -151,11 +150,15 @@ class Checkpoint:
         config = decoder_config(raw, spec)
         stored = StoredTensors.open(folder)
         if dtype is None and named_dtype(raw) is None:
-            dtype = _stored_dtype(stored, spec)
+            dtype = stored.dtype
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
         return cls(folder=folder, spec=spec, config=config, tensors=tensors)
+
+    def in_dtype(self, dtype: str) -> Checkpoint:
+        """Return the same weights, to be computed in another dtype."""
+        return replace(self, spec=self.spec.with_dtype(dtype))
 
     @property
     def fingerprint(self) -> str:
@@ -182,18 +185,6 @@ def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _stored_dtype(stored: StoredTensors, spec: ModelSpec) -> str:
-    """Return the dtype of the weights, for a config that names none."""
-    found = {entry.dtype for name in _needed_shapes(spec) if (entry := stored.find(name))}
-    names = sorted(DTYPE_NAMES.get(dtype, dtype) for dtype in found)
-    if len(names) > 1:
-        raise InputError(
-            f"dtype in config of {spec.name}", got=f"none, and weights in {', '.join(names)}",
-            allowed=", ".join(DTYPES), hint="naming one with --dtype",
-        )  # fmt: skip
-    return names[0] if names else spec.dtype
-
-
 def _find_tensors(
     stored: StoredTensors, spec: ModelSpec
 ) -> tuple[ModelSpec, dict[str, TensorEntry]]:
@@ -208,7 +199,7 @@ def _find_tensors(
         table = tensors.setdefault(table_name, head)
         for name, entry in ((HEAD_NAME, head), (table_name, table)):
             _check_tensor(name, entry, shape, spec)
-        if table is not head and not are_equal(head, table, DTYPES[spec.dtype]):
+        if table is not head and not are_equal(head, table):
             logger.warning(
                 "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
                 stored.folder / "config.json", HEAD_NAME, table_name,

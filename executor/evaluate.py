@@ -188,7 +188,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
-        source = Checkpoint.open(flags.model, dtype=spec.dtype)
+        source = source.in_dtype(spec.dtype)
     if flags.num_prompts < 1:
         raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")
     workload = policy.workload if policy else _workload(flags, source)

@@ -158,7 +158,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
-        source = Checkpoint.open(flags.model, dtype=spec.dtype)
+        source = source.in_dtype(spec.dtype)
         longest = max(len(record.prompt_ids) for record in records)
         workload = Workload(prompt_len=longest, gen_len=gen_len, num_prompts=len(records))
         policy, hardware = search_policy(hardware, source.spec, workload, read_permitted(flags))

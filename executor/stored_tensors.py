@@ -24,6 +24,7 @@ from profiles.files import read_json
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # What is read of a tensor to recognise it: so much of its start, its middle and its end.
 SAMPLE_BYTES = 4096
 SAMPLING_THREADS = 8
@@ -63,6 +64,16 @@ class StoredTensors:
             allowed=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
             hint="saving the model with safe_serialization=True" if pickled else "",
         )
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that transformers computes in where the config names none: that of the first
+        tensor of floating numbers, by name, in the first shard."""
+        first = min((entry.path for entry in self.entries.values()), default=None)
+        for _, entry in sorted(self.entries.items()):
+            if entry.path == first and entry.dtype in FLOATS:
+                return FLOATS[entry.dtype]
+        return None
 
     def find(self, name: str) -> TensorEntry | None:
         """Find a tensor by its name in transformers' causal model.
@@ -169,16 +180,16 @@ def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:
     return bool((converted.isinf() & piece.isfinite()).any())
 
 
-def are_equal(one: TensorEntry, other: TensorEntry, dtype: torch.dtype) -> bool:
-    """Whether two tensors of one shape are the same, bit by bit, in ``dtype``; reads them up to
-    the first difference."""
+def are_equal(one: TensorEntry, other: TensorEntry) -> bool:
+    """Whether two tensors of one shape hold the same values; reads up to the first difference."""
     count = one.num_bytes // SOURCE_DTYPES[one.dtype].itemsize
-    step = READ_BYTES // dtype.itemsize
+    # It holds all values of the other dtypes.
+    step = READ_BYTES // torch.float32.itemsize
     for first in range(0, count, step):
-        pieces = [torch.empty(min(step, count - first), dtype=dtype) for _ in range(2)]
+        pieces = [torch.empty(min(step, count - first)) for _ in range(2)]
         for entry, piece in zip((one, other), pieces, strict=True):
             read_elements(entry, first, piece)
-        if not torch.equal(*(piece.view(torch.uint8) for piece in pieces)):
+        if not torch.equal(*pieces):
             return False
     return True
 

@@ -25,8 +25,9 @@ from costmodel.price import estimate
 from costmodel.workload import Workload
 from executor import generate, machine_profile
 from executor.block import Block
-from executor.checkpoint import INDEX_NAME, Checkpoint
+from executor.checkpoint import Checkpoint
 from executor.scratch_file import ScratchFile
+from executor.stored_tensors import INDEX_NAME
 from executor.weight_file import WeightFile
 from profiles import HardwareProfile, with_emulated_gpu
 from profiles.errors import InfeasibleError, RunError
