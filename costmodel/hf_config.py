@@ -115,8 +115,11 @@ class HFConfig:
         return value
 
     def number(self, key: str) -> float:
-        """Return a number above zero."""
-        return self.positive(key, self.get(key))
+        """Return a number above zero that is written as a fraction."""
+        value = self.positive(key, self.get(key))
+        if not isinstance(self.get(key), float):
+            raise self.refusal(key, self.get(key), "a number with a decimal point or an exponent")
+        return value
 
     def positive(self, key: str, value: Any) -> float:
         """Return ``value``, which was found under ``key``, if it is a number above zero."""
@@ -127,20 +130,25 @@ class HFConfig:
 
     def window(self) -> int | None:
         """Return how many tokens the attention of some layer is limited to, if any is."""
-        kinds = self._layer_types()
-        if self.family in ("opt", "llama"):
-            window, slides = None, "sliding_attention" in kinds
+        kinds, window = self._layer_types(), None
+        if self.family not in ("opt", "llama") and self.get("sliding_window") is not None:
+            window = self.whole("sliding_window")
+        if self.family.startswith("qwen"):
+            is_used, first = (
+                self.flag("use_sliding_window"),
+                self.whole("max_window_layers", least=0),
+            )
+            window = window if is_used else None
+            kinds = kinds or ["sliding_attention"] * (first < self.whole("num_hidden_layers"))
+            slides = window is not None and "sliding_attention" in kinds
         else:
-            uses = self.family == "mistral" or self.flag("use_sliding_window")
-            window = self.get("sliding_window") if uses else None
-            if kinds:
-                slides = "sliding_attention" in kinds
-            else:
-                first = 0 if self.family == "mistral" else self.whole("max_window_layers", least=0)
-                slides = window is not None and first < self.whole("num_hidden_layers")
-        if slides and window is None:
+            # With kinds of layers, transformers takes Mistral for a model that needs a window.
+            slides = window is not None and (not kinds or "sliding_attention" in kinds)
+            if self.family == "mistral" and "layer_types" in self.raw and window is None:
+                raise self.refusal("sliding_window", None, "a number beside layer_types")
+        if self.raw.get("layer_types") and "sliding_attention" in kinds and window is None:
             raise self.refusal("layer_types", "sliding_attention", "full_attention without windows")
-        return self.whole("sliding_window") if slides else None
+        return window if slides else None
 
     def refusal(self, key: str, got: object, allowed: str, hint: str = "") -> InputError:
         """Make the error for a key whose value this project does not follow."""

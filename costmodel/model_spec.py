@@ -156,6 +156,8 @@ def _opt_spec(config: HFConfig) -> ModelSpec:
             got="OPT with projected embeddings or norms after the block (as in opt-350m)",
             allowed="OPT with word_embed_proj_dim = hidden_size and norms before the block",
         )
+    # There are none, but kinds of layers that need one are refused.
+    config.window()
     return ModelSpec(
         name=config.name,
         family=config.family,

@@ -219,10 +219,12 @@ def _activation(config: HFConfig) -> str:
 
 def _rope(config: HFConfig) -> Rope:
     # The older key wins, as in transformers 5, and the newer one is then not read at all.
-    key = "rope_scaling" if config.raw.get("rope_scaling") else "rope_parameters"
-    found = config.raw.get(key) or {}
-    if not isinstance(found, Mapping) or any(isinstance(v, Mapping) for v in found.values()):
-        raise config.refusal(key, "one set per kind of layer", "one for all layers")
+    found = config.raw.get("rope_parameters")
+    found = {} if found is None else found
+    for values in (found, config.raw.get("rope_scaling") or found):
+        if not isinstance(values, Mapping) or any(isinstance(v, Mapping) for v in values.values()):
+            raise config.refusal("rope_parameters", "one set per kind of layer", "one for all")
+        found = values
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in ROPE_KINDS:
         raise config.refusal("rope scaling", kind, ", ".join(ROPE_KINDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,12 +145,132 @@ def test_names_with_a_prefix_more_or_less_are_found(family: str, tmp_path: Path)
             Checkpoint.open(tmp_path)
 
 
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("shards", ["5GB", "60KB"])
+def test_a_tied_model_is_what_transformers_makes_of_it(
+    family: str, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tiny_model(tmp_path, family, tied=True, max_shard_size=shards)
+    name = "model.decoder.embed_tokens.weight" if family == "opt" else "model.embed_tokens.weight"
+    path = tmp_path / SINGLE_NAME
+    if shards != "5GB":
+        path = tmp_path / json.loads((tmp_path / INDEX_NAME).read_text())["weight_map"][name]
+    table = load_file(path)[name]
+
+    def store(tied: bool, **tensors: torch.Tensor) -> None:
+        others = {k: v for k, v in load_file(path).items() if k not in (name, "lm_head.weight")}
+        found = {name if k == "table" else "lm_head.weight": v for k, v in tensors.items()}
+        save_file(others | found, path, {"format": "pt"})
+        edit_json(tmp_path / "config.json", lambda c: c.update(tie_word_embeddings=tied))
+
+    for is_tied, tensors in (
+        (True, {"table": table}),
+        (True, {"head": table}),
+        (True, {"table": table, "head": table.clone()}),
+        (True, {"table": table, "head": table.flip(0)}),
+        (False, {"table": table, "head": table.flip(0)}),
+    ):
+        store(is_tied, **tensors)
+        checkpoint = Checkpoint.open(tmp_path)
+        is_one = is_tied and (len(tensors) == 1 or torch.equal(*tensors.values()))
+        assert checkpoint.spec.tied_embeddings == is_one
+        assert ("both are used" in caplog.text) == (is_tied and not is_one)
+        caplog.clear()
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        with torch.no_grad():
+            expected = model(torch.tensor([[4, 5, 6]])).logits[0]
+        got = ReferenceModel(checkpoint).logits([4, 5, 6])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    store(False, table=table)
+    with pytest.raises(InputError, match=r"no tensor lm_head\.weight"):
+        Checkpoint.open(tmp_path)
+    store(True, table=table, head=table[:3].clone())
+    with pytest.raises(InputError, match=r"lm_head\.weight.*shape \[3, 64\]; allowed: \[173, 64\]"):
+        Checkpoint.open(tmp_path)
+
+
+def test_tensors_that_nobody_needs_are_not_looked_at(single: Path, sharded: Path) -> None:
+    expected = read_all(Checkpoint.open(single))
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
+        "model.layers.0.self_attn.q_proj.bias": torch.zeros(64),
+        "model.layers.0.self_attn.q_proj.scales": torch.zeros(4, dtype=torch.int8),
+        "model.layers.7.mlp.up_proj.weight": torch.full((2, 2), torch.nan),
+    }
+    rewrite(single, lambda t: t.update(more))
+    rewrite_header(
+        single, lambda h: h["model.layers.0.self_attn.q_proj.scales"].update(dtype="F4_E9M9")
+    )
+    edit_json(
+        sharded / INDEX_NAME,
+        lambda i: i["weight_map"].update(
+            {
+                # Of a shard that was not downloaded, of none, and of one that does not hold it.
+                "vision.weight": "model-vision.safetensors",
+                "old.weight": "pytorch_model.bin",
+                "text.weight": next(iter(i["weight_map"].values())),
+                # What is held counts, whatever the index says of it.
+                Q_PROJ: i["weight_map"]["lm_head.weight"],
+            }
+        ),
+    )
+    for folder in (single, sharded):
+        assert all(map(torch.equal, read_all(Checkpoint.open(folder)), expected))
+
+
+def test_a_dtype_that_no_config_names_is_that_of_the_weights(single: Path) -> None:
+    edit_json(single / "config.json", lambda c: c.pop("dtype"))
+    for stored in (torch.float32, torch.float16, torch.bfloat16):
+        rewrite(single, lambda t, to=stored: t.update({k: v.to(to) for k, v in t.items()}))
+        model = AutoModelForCausalLM.from_pretrained(single)
+        assert Checkpoint.open(single).spec.dtype == str(model.dtype).removeprefix("torch.")
+        assert Checkpoint.open(single, "float32").spec.dtype == "float32"
+
+
+def test_values_that_are_not_finite_stay_what_they_are(single: Path) -> None:
+    name = "model.embed_tokens.weight"
+    rewrite(single, lambda t: t[name][3].copy_(torch.tensor([torch.nan, torch.inf] * 32)))
+    for dtype in ("float16", "bfloat16", "float32"):
+        checkpoint = Checkpoint.open(single, dtype)
+        layout = model_layers(checkpoint.spec)[0]
+        table = view_layer(read_all(checkpoint)[0], layout, getattr(torch, dtype))["tokens.weight"]
+        assert table[0][3].isnan().sum() == table[0][3].isinf().sum() == 32
+        assert table[0][4:].isfinite().all()
+
+
 def test_fingerprint_follows_the_weights_and_the_dtype(single: Path) -> None:
     first = Checkpoint.open(single).fingerprint
     assert Checkpoint.open(single).fingerprint == first
     assert Checkpoint.open(single, "bfloat16").fingerprint != first
     rewrite(single, lambda t: t[Q_PROJ].add_(1))
     assert Checkpoint.open(single).fingerprint != first
+
+
+def test_fingerprint_does_not_rest_on_times_that_can_be_set(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = single / SINGLE_NAME
+    offset = Checkpoint.open(single).tensors[Q_PROJ].offset_bytes
+
+    def change(position: int) -> str:
+        with path.open("r+b") as file:
+            file.seek(position)
+            file.write(b"\x7f")
+        os.utime(path, (1, 1))
+        return Checkpoint.open(single).fingerprint
+
+    # Between the samples, where only the kernel's time of the change tells.
+    seen = {change(offset + 5000), change(offset + 5001), change(offset + 5002)}
+    assert len(seen) == 3
+    # A file system that makes that time up.
+    real = os.fstat
+    monkeypatch.setattr(
+        "executor.stored_tensors.os.fstat",
+        lambda descriptor: os.stat_result((*real(descriptor)[:7], 1, 1, 1)),
+    )
+    seen = {Checkpoint.open(single).fingerprint}
+    seen |= {change(offset + place) for place in (0, 8192, 16383)}
+    assert len(seen) == 4
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -329,7 +450,7 @@ def read_config(config: dict[str, Any]) -> Any:
         (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         (LLAMA, {"rope_parameters": {"rope_type": "longrope"}}, "'longrope'"),
         (LLAMA, {"rope_scaling": {"type": "linear"}}, "no factor"),
-        (LLAMA, {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "one for all layers"),
+        (LLAMA, {"rope_parameters": {"full": {"rope_theta": 1.0}}}, "one for all"),
         (LLAMA, {"rope_theta": "big"}, "a number above 0"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

@@ -1,0 +1,293 @@
+"""Every key of a config means what it means to transformers, or is refused by its name.
+
+The keys are found, not listed: the fields of the family's config class, the names that
+transformers' own source reads from a config, and other families' names for the same things. Each
+is tried absent, null, at its default and at other values. What we take for a key that does nothing
+must not change transformers' logits either.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    cache_utils,
+    configuration_utils,
+    masking_utils,
+    modeling_rope_utils,
+    modeling_utils,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+
+from costmodel.hf_config import DEFAULTS, FAMILIES
+from costmodel.model_spec import spec_from_config
+from executor.checkpoint import Checkpoint
+from executor.families import ROPE_KINDS, decoder_config
+from executor.layers import rotary_frequencies
+from profiles.errors import InputError
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+
+# Longer than every window that is tried.
+PROMPT = [(7 * i + 3) % 170 for i in range(24)]
+ACTIVATIONS = ("silu", "relu", "gelu", "swish", "gelu_new", "tanh")
+OTHER_VALUES = (2, None, True, False, {})
+ROPE_PLACES = ("rope_parameters", "rope_scaling")
+Config = dict[str, Any]
+
+
+class Folder:
+    """A tiny checkpoint whose config is written anew for each question about it.
+
+    ``refused`` are keys that mean nothing to us, and at which transformers failed to make a model.
+    """
+
+    refused: ClassVar[set[str]] = set()
+
+    def __init__(self, path: Path, family: str) -> None:
+        self.path, self.family = path, family
+        self.config_class = type(save_tiny_model(path, family, num_layers=1).config)
+        self.base: Config = json.loads((path / "config.json").read_text())
+
+    def ours(self, config: Config) -> Any:
+        """What we read out of a config, or ``None`` where it or the prompt is refused."""
+        try:
+            spec = spec_from_config(config, name="tiny")
+            return (spec, decoder_config(config, spec)) if spec.max_positions > 24 else None
+        except InputError as error:
+            assert "\n" not in str(error)
+            return None
+
+    def our_logits(self, config: Config) -> torch.Tensor | None:
+        """``None`` where the config or the weights are refused."""
+        self._write(config)
+        try:
+            return ReferenceModel(Checkpoint.open(self.path)).logits(PROMPT)
+        except InputError:
+            return None
+
+    def logits(self, config: Config) -> torch.Tensor | None:
+        """transformers' own; ``None`` where it refuses, or makes up weights that are not there."""
+        self._write(config)
+        try:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.path, output_loading_info=True, attn_implementation="eager"
+            )
+            with torch.inference_mode():
+                out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
+        except Exception:  # whatever it raises, it does not take this config
+            return None
+        return None if found["missing_keys"] else out
+
+    def takes(self, key: str, config: Config) -> bool:
+        """Whether transformers takes a config, as far as its class and earlier trials tell."""
+        if key in self.refused:
+            return False
+        try:
+            self.config_class(**copy.deepcopy(config))
+        except Exception:
+            return False
+        return True
+
+    def _write(self, config: Config) -> None:
+        (self.path / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Folder]:
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    # So small a model is slower with more.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Folder(tmp_path_factory.mktemp(request.param), request.param)
+    torch.set_num_threads(threads)
+
+
+def field_defaults(config_class: type) -> Config:
+    """Every key that the class declares, with what it takes where the key is absent."""
+    found = {}
+    for field in fields(config_class):
+        if field.default is not MISSING:
+            found[field.name] = field.default
+    return found
+
+
+def names_read(family: str) -> set[str]:
+    """Names that transformers' source reads from a config, wherever it does."""
+    folder = Path(transformers.__file__).parent / "models" / family
+    modules = (
+        configuration_utils, modeling_rope_utils, modeling_utils, masking_utils, cache_utils,
+    )  # fmt: skip
+    paths = [*folder.glob("*.py"), *(Path(str(module.__file__)) for module in modules)]
+    found: set[str] = set()
+    for path in paths:
+        text = path.read_text()
+        found.update(re.findall(r"config\.([a-z_][a-z0-9_]*)\b(?!\()", text))
+        found.update(re.findall(r"""config, ["'](\w+)["']""", text))
+        found.update(re.findall(r"""(?:kwargs|config_dict)(?:\.\w+\(|\[)["'](\w+)["']""", text))
+        found.update(re.findall(r"""hasattr\(self, ["'](\w+)["']""", text))
+    classes = (transformers.GPT2Config, transformers.BloomConfig, transformers.FalconConfig)
+    for other in classes:
+        found.update(other.attribute_map)
+        found.update(other.attribute_map.values())
+    return found - {"model_type"}
+
+
+def other_values(default: Any) -> tuple[Any, ...]:
+    """Values that are not the default, one of another type among them."""
+    if isinstance(default, bool):
+        return not default, 2
+    if isinstance(default, int):
+        return default * 2, max(1, default // 2), str(default)
+    if isinstance(default, float):
+        return default * 2, int(default) + 1, "0.5"
+    return (*ACTIVATIONS, 2) if default in ACTIVATIONS else OTHER_VALUES
+
+
+def variants(folder: Folder) -> Iterator[tuple[str, Config]]:
+    """Yield each key with a config that says something else of it."""
+    base, defaults = folder.base, field_defaults(folder.config_class)
+    for key, default in defaults.items():
+        yield key, {k: v for k, v in base.items() if k != key}
+        for value in (None, default, *other_values(base.get(key, default))):
+            yield key, base | {key: value}
+    for key in sorted(names_read(folder.family) - set(defaults)):
+        for value in OTHER_VALUES:
+            yield key, base | {key: value}
+
+
+def windowed(base: Config) -> Iterator[Config]:
+    """Yield configs with keys that act together."""
+    for kind in ("full_attention", "attention", "sliding_attention"):
+        for more in ({}, {"sliding_window": 8}, {"sliding_window": 8, "use_sliding_window": True}):
+            yield base | {"layer_types": [kind]} | more
+    for first, window in itertools.product((0, 1, 2), (8, None)):
+        windows = {"max_window_layers": first, "sliding_window": window}
+        yield base | windows | {"use_sliding_window": True, "layer_types": None}
+
+
+def test_defaults_are_those_of_transformers(folder: Folder) -> None:
+    theirs = field_defaults(folder.config_class)
+    assert {key: theirs.get(key) for key in DEFAULTS[folder.family]} == DEFAULTS[folder.family]
+
+
+def test_every_key_means_what_it_does_to_transformers(folder: Folder) -> None:
+    expected, plain = folder.logits(folder.base), folder.ours(folder.base)
+    assert expected is not None
+    by_key: dict[str, list[tuple[Config, Any]]] = {}
+    for key, config in variants(folder):
+        by_key.setdefault(key, []).append((config, folder.ours(config)))
+    # A key that we read must be refused wherever transformers refuses it.
+    read = {key for key, found in by_key.items() if any(ours != plain for _, ours in found)}
+    changed = [c for found in by_key.values() for c, ours in found if ours not in (None, plain)]
+    wrong = [
+        {k: v for k, v in config.items() if folder.base.get(k, "absent") != v}
+        for config in (*changed, *windowed(folder.base))
+        if not agree(folder, config)
+    ]
+    idle = [[(k, c) for c, ours in found if ours == plain] for k, found in by_key.items()]
+    for group in itertools.zip_longest(*idle):
+        cases = [case for case in group if case and (case[0] in read or folder.takes(*case))]
+        wrong += [
+            {key: config.get(key, "absent")}
+            for key, config in culprits(folder, cases, expected, read)
+        ]
+    assert not wrong, wrong
+
+
+def agree(folder: Folder, config: Config) -> bool:
+    """Whether we refuse a config, or have transformers' logits."""
+    ours = None if folder.ours(config) is None else folder.our_logits(config)
+    if ours is None:
+        return True
+    theirs = folder.logits(config)
+    return theirs is not None and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def culprits(
+    folder: Folder, cases: Sequence[tuple[str, Config]], expected: torch.Tensor, read: set[str]
+) -> list[tuple[str, Config]]:
+    """Find the keys that change transformers' logits, of many that are set at once."""
+    config = dict(folder.base)
+    for key, case in cases:
+        config.pop(key, None)
+        config |= {key: case[key]} if key in case else {}
+    found = folder.logits(config) if cases else expected
+    if found is not None and torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
+        return []
+    if len(cases) > 1:
+        half = len(cases) // 2
+        parts = cases[:half], cases[half:]
+        return [case for part in parts for case in culprits(folder, part, expected, read)]
+    if found is None and cases[0][0] not in read:
+        # What transformers refuses has no meaning that we could miss.
+        folder.refused.add(cases[0][0])
+        return []
+    return list(cases)
+
+
+def rope_configs(folder: Folder) -> Iterator[Config]:
+    """Yield configs with each key of rotary positions at each of its places."""
+    base = folder.base
+    plain = {k: v for k, v in base.items() if k != "rope_parameters"}
+    kinds = ("default", *ROPE_INIT_FUNCTIONS)
+    whole = {kind: LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
+    for place, kind in itertools.product(ROPE_PLACES, kinds):
+        found = whole[kind]
+        yield plain | {place: found}
+        yield plain | {
+            place: {"type": kind, **{k: v for k, v in found.items() if k != "rope_type"}}
+        }
+        # One family for all: they share the code that reads these keys, here and there.
+        is_whole = kind in ROPE_KINDS and folder.family == "llama"
+        for key in RopeParameters.__annotations__ if is_whole else ():
+            less = {k: v for k, v in found.items() if k != key}
+            yield plain | {place: less}
+            for value in (None, 2.5, 64, "2"):
+                yield plain | {place: found | {key: value}}
+                # At the top of the config, where the key is elsewhere too and where it is not.
+                yield plain | {place: found, key: value}
+                yield plain | {place: less, key: value}
+    for old, new in itertools.product(kinds, kinds):
+        for theta in ({}, {"rope_theta": 3e4}):
+            bare = {k: v for k, v in whole[old].items() if k != "rope_theta"}
+            yield plain | {"rope_scaling": bare, "rope_parameters": whole[new]} | theta
+    for empty in (None, {}, [], 0):
+        yield plain | {"rope_scaling": empty, "rope_parameters": whole["linear"]}
+        yield plain | {"rope_scaling": whole["linear"], "rope_parameters": empty}
+        yield plain | {"rope_parameters": empty, "rope_theta": 3e4}
+
+
+def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
+    if folder.family == "opt":
+        pytest.skip("has no rotary positions")
+    family, name = folder.family, folder.config_class.__name__
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    rotary_class = getattr(module, name.replace("Config", "RotaryEmbedding"))
+    compared = 0
+    for config in rope_configs(folder):
+        ours = folder.ours(config)
+        if ours is None:
+            continue
+        spec, decoder = ours
+        rotary = rotary_class(folder.config_class(**copy.deepcopy(config)))
+        frequencies = rotary_frequencies(decoder.rope, spec.head_dim, torch.device("cpu"))
+        torch.testing.assert_close(frequencies, rotary.inv_freq, msg=json.dumps(config))
+        assert rotary.attention_scaling == 1
+        compared += 1
+    assert compared > 30
