@@ -18,6 +18,10 @@ from profiles.units import MIB
 
 # Of elements in the model's own dtype that are held at once.
 PIECE_BYTES = 2 * MIB
+# Tables of which a prompt needs some rows only.
+GATHERED = ("tokens.weight", "positions.weight")
+# Not a number in bfloat16, low byte first: what a row unpacks to whose scales and minima are it.
+NAN_BYTES = (0xC0, 0x7F)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,8 @@ class QuantizedSource:
         Raises
         ------
         InputError
-            Naming the tensor that holds a value that is not finite.
+            Naming the tensor that holds a value that is not finite. Rows of tables that are
+            gathered may hold one: they unpack to nothing else, which matters only to who asks.
         """
         out.zero_()
         plain = unpacked_layout(layout, self.spec)
@@ -82,11 +87,17 @@ class QuantizedSource:
             self.source.read_range(index, plain, position, values)
             packed = torch.empty(1, count, size, dtype=torch.uint8)
             elements = values.view(DTYPES[self.spec.dtype]).view(1, count, -1)
+            is_bad = torch.zeros(count, dtype=torch.bool)
+            if tensor.name in GATHERED:
+                is_bad = ~elements[0].isfinite().all(dim=-1)
+                elements[0, is_bad] = 0
             if not pack_rows(elements, tensor.packing, packed):
                 raise InputError(
                     f"tensor {tensor.name} of {plain.kind} layer {index} of {self.spec.name}",
                     got="a value that is not finite",
                     allowed="numbers, which alone can be quantized",
                 )
+            shared = packed[0, :, tensor.packing.code_bytes :]
+            shared[is_bad] = torch.tensor(NAN_BYTES, dtype=torch.uint8).repeat(shared.shape[1] // 2)
             low, high = max(first, row * size), min(end, (row + count) * size)
             target[low - first : high - first] = packed.flatten()[low - row * size :][: high - low]

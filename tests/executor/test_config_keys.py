@@ -43,7 +43,7 @@ from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]
 ACTIVATIONS = ("silu", "relu", "gelu", "swish", "gelu_new", "tanh")
-OTHER_VALUES = (2, None, True, False, {})
+OTHER_VALUES: tuple[Any, ...] = (2, None, True, False, {})
 ROPE_PLACES = ("rope_parameters", "rope_scaling")
 Config = dict[str, Any]
 
@@ -267,7 +267,8 @@ def rope_configs(folder: Folder) -> Iterator[Config]:
         for theta in ({}, {"rope_theta": 3e4}):
             bare = {k: v for k, v in whole[old].items() if k != "rope_theta"}
             yield plain | {"rope_scaling": bare, "rope_parameters": whole[new]} | theta
-    for empty in (None, {}, [], 0):
+    empties: tuple[Any, ...] = (None, {}, [], 0)
+    for empty in empties:
         yield plain | {"rope_scaling": empty, "rope_parameters": whole["linear"]}
         yield plain | {"rope_scaling": whole["linear"], "rope_parameters": empty}
         yield plain | {"rope_parameters": empty, "rope_theta": 3e4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from costmodel.policy import Placement, Policy
 from costmodel.tasks import Task
@@ -101,6 +103,43 @@ def test_random_policies(cases: Callable[[str], Expected], name: str, machine: s
     for _ in range(3):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
+
+
+@pytest.mark.parametrize(("name", "weight_bits"), [("llama", 32), ("llama", 4), ("opt-untied", 32)])
+def test_rows_that_no_prompt_needs_may_hold_anything(
+    cases: Callable[[str], Expected], name: str, weight_bits: int, tmp_path: Path
+) -> None:
+    case = cases(name)
+    policy = case.policy(weights=HALVES, weight_bits=weight_bits)
+    needed = [0]
+    # Prompts with which the row of token 0, of which padding is made, is needed by none.
+    for shift in range(9):
+        if 0 not in needed:
+            break
+        moved = [[(token + shift) % 170 + 1 for token in row] for row in case.prompts]
+        tokens = replace(case, prompts=moved).generate(policy, MACHINES["cpu"])
+        needed = sorted({token for row in (*moved, *tokens) for token in row})
+    assert 0 not in needed
+    assert isinstance(case.source, Checkpoint)
+    folder = Path(shutil.copytree(case.source.folder, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    for stored, kept in (
+        ("embed_tokens.weight", needed),
+        # The first two are never used, and the last pass has the last but one of the tokens.
+        ("embed_positions.weight", list(range(2, PROMPT_LEN + GEN_LEN + 1))),
+    ):
+        for key in filter(lambda key: key.endswith(stored), tensors):
+            poisoned = torch.full_like(tensors[key], torch.nan)
+            poisoned[::2] = torch.inf
+            poisoned[kept] = tensors[key][kept]
+            tensors[key] = poisoned
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    poisoned_case = replace(case, source=Checkpoint.open(folder), folder=tmp_path, prompts=moved)
+    for machine, changed in (
+        ("cpu", replace(policy, weights=ON_DISK, cache=ON_DISK)),
+        ("gpu", replace(policy, weights=THIRDS)),
+    ):
+        assert poisoned_case.generate(changed, MACHINES[machine]) == tokens, machine
 
 
 CORNERS: dict[str, tuple[str, dict[str, Any]]] = {
