@@ -134,11 +134,9 @@ class HFConfig:
         if self.family not in ("opt", "llama") and self.get("sliding_window") is not None:
             window = self.whole("sliding_window")
         if self.family.startswith("qwen"):
-            is_used, first = (
-                self.flag("use_sliding_window"),
-                self.whole("max_window_layers", least=0),
-            )
-            window = window if is_used else None
+            if not self.flag("use_sliding_window"):
+                window = None
+            first = self.whole("max_window_layers", least=0)
             kinds = kinds or ["sliding_attention"] * (first < self.whole("num_hidden_layers"))
             slides = window is not None and "sliding_attention" in kinds
         else:

@@ -20,6 +20,7 @@ from costmodel.rounding import LayerCut, cut_layer
 from executor import page_checksums
 from executor.checkpoint import Checkpoint
 from executor.offload_folder import remove_orphans
+from executor.stored_tensors import SINGLE_NAME
 from executor.weight_file import WeightFile, page_floor
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
@@ -43,7 +44,11 @@ class Source:
         self.given_bytes = 0
         self.spec = self.checkpoint.spec
         self.config = self.checkpoint.config
-        self.fingerprint = self.checkpoint.fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """The checkpoint's, made anew."""
+        return self.checkpoint.fingerprint
 
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Read and count."""
@@ -102,6 +107,15 @@ def check_bytes(
 def manifest_of(folder: Path) -> Path:
     (path,) = folder.glob("zigzag-weights-*.json")
     return path
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_is_told(model: Path, folder: Path) -> None:
+    # Only the times of the file change, as they do when its contents change between the samples.
+    source = Source(model, at_first=lambda: os.utime(model / SINGLE_NAME, (1, 1)))
+    with pytest.raises(RunError, match="changed while it was read; run again"):
+        build(folder, source, 1.0)
+    assert list(folder.iterdir()) == []
+    assert build(folder, source, 1.0) > 0
 
 
 @pytest.mark.parametrize("disk", [0.01, 0.3, 1.0])
