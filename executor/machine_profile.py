@@ -21,6 +21,7 @@ from costmodel.calibration import check_run
 from costmodel.measured_runs import append_row, read_runs, row_of
 from executor.dummy import hf_config
 from executor.report import Report
+from profiles.cache_folder import cache_folder
 from profiles.disk import free_disk_bytes
 from profiles.errors import InputError, RunError, ZigzagError
 from profiles.files import write_json
@@ -153,6 +154,12 @@ def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
     the file system of the offload folder. The rest only changes capacities, which are never kept:
     free memory, memory limits and free disk are looked up at each run.
     """
+    folder = cache_folder()
+    if folder is None:
+        raise RunError(
+            "this machine's profile: no folder to keep it in; try: set XDG_CACHE_HOME, or give a"
+            " profile with --hardware"
+        )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     name = (
         f"{VERSION}-{platform.node()}-{device}-torch{torch.__version__}"
@@ -162,11 +169,7 @@ def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
     # A device's name may be a path, or longer than a file's may be.
     key = hashlib.sha256(name.encode()).hexdigest()[:8]
     readable = re.sub(r"[^\w.+-]+", "-", name)[:LONGEST_NAME]
-    return _cache_folder() / f"{what}-{readable}-{key}.{suffix}"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigzag"
+    return folder / f"{what}-{readable}-{key}.{suffix}"
 
 
 def _file_system(folder: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import signal
@@ -16,8 +18,23 @@ from profiles.units import parse_bytes, parse_seconds
 
 FAILED = 1
 INTERRUPTED = 130
-TERMINATED = 143
 BROKEN_PIPE = 141
+_ENDING_SIGNALS: dict[int, str] = {
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal was closed; try: nohup",
+    signal.SIGXCPU: "the limit of processor seconds is reached; try: raise it (ulimit -t)",
+}
+_NO_MEMORY = (
+    "memory: the system gives this process no more; try: raise its limits (ulimit -v and -d), or a"
+    " smaller --cpu-memory"
+)
+# Python and torch tell a machine that gives no more by the text alone.
+_EXHAUSTED = {
+    "can't start new thread": "the system gives this process no more threads; try: raise the limits"
+    " of processes (ulimit -u) and of memory (ulimit -v)",
+    "can't allocate memory": _NO_MEMORY,
+    "not enough memory": _NO_MEMORY,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,43 +67,100 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command on ``sys.argv`` and end the process with its exit status.
 
-    A ``ZigzagError`` or an ``OSError`` becomes one line on stderr; Ctrl-C ends with 130 and
-    SIGTERM with 143, after the command's own ``with`` blocks have cleaned up.
+    A ``ZigzagError``, an ``OSError`` or a machine that gives no more memory or threads becomes one
+    line on stderr; Ctrl-C and signals end with 128 and their number, after the command's own
+    ``with`` blocks have cleaned up.
     """
+    _open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_status_of(main, sys.argv[1:]))
+    for signum in _ENDING_SIGNALS:
+        # A program that is started by nohup goes on when its terminal is closed.
+        if signum == signal.SIGTERM or signal.getsignal(signum) == signal.SIG_DFL:
+            signal.signal(signum, _end_by_signal)
+    status = _status_of(main, sys.argv[1:])
+    sys.exit(_flushed(status))
 
 
-class _Terminated(SystemExit):
-    """SIGTERM, raised in the main thread so that ``with`` blocks clean up, as for Ctrl-C."""
+def _open_standard_streams() -> None:
+    """Let streams that were closed at the start lead nowhere, and print whatever they are given."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Else the next file opened would get the number, and with it what is printed.
+            os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, mode), encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the encoding cannot hold must not end a run.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
+class _Signalled(SystemExit):
+    """A signal, raised in the main thread so that ``with`` blocks clean up, as for Ctrl-C."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+def _end_by_signal(signum: int, frame: object) -> NoReturn:
     # A second signal must not cut short the cleaning up that the first one began.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated(TERMINATED)
+    signal.signal(signum, signal.SIG_IGN)
+    raise _Signalled(signum)
 
 
 def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     try:
         main(arguments)
-        sys.stdout.flush()
     except ZigzagError as error:
         return _report(str(error), error.exit_status)
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
-    except _Terminated:
-        return _report("terminated", TERMINATED)
+    except _Signalled as signalled:
+        return _report(_ENDING_SIGNALS[signalled.signum], 128 + signalled.signum)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
-        return _report(one_line(str(error)), FAILED)
+        return FAILED if _is_of_stdout(error) else _report(one_line(str(error)), FAILED)
+    except (MemoryError, RuntimeError) as error:
+        told = next((told for text, told in _EXHAUSTED.items() if text in str(error)), None)
+        if told is None and not isinstance(error, MemoryError):
+            raise
+        return _report(told or _NO_MEMORY, FAILED)
     return 0
 
 
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether it is stdout that cannot be written, which is told when it is flushed at the end."""
+    if error.filename is not None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    return False
+
+
+def _flushed(status: int) -> int:
+    """Write what stdout still holds; returns the exit status, which a failure of that changes."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            status = _report(f"stdout: {error.strerror}", FAILED)
+        elif status == 0:
+            status = BROKEN_PIPE
+        # The interpreter flushes stdout once more on its way out; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
 def _report(line: str, status: int) -> int:
-    print(f"error: {line}", file=sys.stderr)
+    # Where stderr cannot be written either, the status is all there is to tell by.
+    with contextlib.suppress(OSError):
+        print(f"error: {line}", file=sys.stderr)
+        sys.stderr.flush()
     return status

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from profiles.cache_folder import cache_folders, readable_folders, why_untrusted
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -21,6 +23,9 @@ FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
     "-fPIC", "-Wno-psabi",
 )  # fmt: skip
+# A compiler takes some 20 s; one that waits for a license or a network drive may take forever.
+PATIENCE_S = 300
+FAILURES = (OSError, subprocess.SubprocessError)
 # omp_pause_soft of OpenMP 5.0: settings are kept.
 _PAUSE_SOFT = 1
 
@@ -29,28 +34,60 @@ _PAUSE_SOFT = 1
 def load_library() -> ctypes.CDLL | None:
     """Return the kernels as a library, built now if need be.
 
-    ``None``, with a warning that says why, where there is no compiler or it fails; the plain-torch
-    twins serve then, several times slower. ``ZIGZAG_COMPILER`` names another compiler than
-    ``c++``; empty, it forbids native kernels.
+    A kept library of the same source, flags and CPU serves also where its compiler is gone.
+    ``None``, with a warning that says why, where none is kept and none can be built; the
+    plain-torch twins serve then, several times slower. ``ZIGZAG_COMPILER`` names another compiler
+    than ``c++``; empty, it forbids native kernels.
     """
     compiler = os.environ.get("ZIGZAG_COMPILER", "c++")
     if not compiler:
         return None
     try:
         _share_torch_threads()
-        path = _cache_folder() / f"kernels-{_key(compiler)}.so"
-        if not path.exists():
-            build(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = next((line for line in lines if "error" in line), lines[0])
+        key = _key()
+        try:
+            return _load_or_build(compiler, key)
+        except FAILURES as error:
+            kept = _load_kept(f"{key}-*")
+            if kept is None:
+                raise
+            logger.info("a kept library serves: %s", _reason(error))
+            return kept
+    except FAILURES as error:
         logger.warning(
             "no native CPU kernels, attention on the CPU will be many times slower: %s; try: g++ 12"
             " or newer, or name a compiler in ZIGZAG_COMPILER",
-            reason,
+            _reason(error),
         )
         return None
+
+
+def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
+    """Load what this compiler made, or have it make it in the first folder that will do."""
+    name = f"{key}-{_compiler_key(compiler)}"
+    kept = _load_kept(f"{name}-*")
+    if kept is not None:
+        return kept
+    failure: Exception = OSError("no folder to build them in")
+    for folder in cache_folders():
+        try:
+            return ctypes.CDLL(str(build(compiler, folder, name)))
+        except (OSError, subprocess.CalledProcessError) as error:
+            # The next may have room, or permit what it holds to be run.
+            failure = error
+    raise failure
+
+
+def _load_kept(pattern: str) -> ctypes.CDLL | None:
+    """Load a kept library that is whole and was written by nobody else, if there is one."""
+    for folder in readable_folders():
+        for path in sorted(folder.glob(f"kernels-{pattern}.so")):
+            try:
+                if why_untrusted(path) is None and path.stem.endswith(_digest(path.read_bytes())):
+                    return ctypes.CDLL(str(path))
+            except OSError as error:
+                logger.info("a kept library does not load: %s", error)
+    return None
 
 
 def _share_torch_threads() -> None:
@@ -64,7 +101,12 @@ def _share_torch_threads() -> None:
 
 @cache
 def _torch_openmp() -> ctypes.CDLL | None:
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    try:
+        # Names of files may be of any bytes.
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    for line in maps.splitlines():
         path = line.partition("/")[2]
         if Path(path).name.startswith("libgomp"):
             return ctypes.CDLL(f"/{path}", mode=ctypes.RTLD_GLOBAL)
@@ -85,39 +127,63 @@ def end_idle_threads() -> None:
         logger.info("OpenMP did not end its threads")
 
 
-def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "zigzag"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _key() -> str:
+    """Name what a library must have been built from to serve here."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    return _digest(repr((texts, FLAGS, _cpu_features())).encode())
 
 
-def _key(compiler: str) -> str:
+def _compiler_key(compiler: str) -> str:
     found = shutil.which(compiler)
     if found is None:
         raise OSError(f"no compiler {compiler}")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
-    parts = (texts, FLAGS, version.stdout, _cpu_features())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return _digest(_run(found, "--version").encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _run(*words: str, folder: Path | None = None) -> str:
+    """Run a compiler, whose temporary files go to ``folder``; returns what it prints."""
+    environment = os.environ | ({} if folder is None else {"TMPDIR": str(folder)})
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        check=True, timeout=PATIENCE_S, env=environment,
+    )  # fmt: skip
+    return done.stdout
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of a compiler's or the system's message that tells most."""
+    told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+    lines = (told or "").strip().splitlines() or [str(error)]
+    return next((line for line in lines if "error" in line), lines[0])
 
 
 def _cpu_features() -> str:
     """Describe the CPU for which ``-march=native`` compiles."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     wanted = ("model name", "flags", "Features", "CPU part")
     found = {line for line in lines if line.startswith(wanted)}
     return "\n".join([platform.machine(), *sorted(found)])
 
 
-def build(compiler: str, path: Path, flags: Sequence[str] = FLAGS) -> None:
-    """Compile the kernels to ``path``, which appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="kernels-") as name:
+def build(compiler: str, folder: Path, name: str, flags: Sequence[str] = FLAGS) -> Path:
+    """Compile the kernels to a file in ``folder``, which appears whole or not at all.
+
+    Behind ``name`` its own name holds a digest of its bytes: a damaged library might end the
+    process that loads it.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix="kernels-") as temporary:
         # Linked apart from compiling: -fopenmp would link the system's OpenMP.
-        compiled, linked = Path(name) / "cpu.o", Path(name) / path.name
+        compiled, linked = Path(temporary) / "cpu.o", Path(temporary) / "cpu.so"
         compile_it = [*flags, "-c", str(SOURCE), "-o", str(compiled)]
         link_it = ["-shared", str(compiled), "-o", str(linked)]
         for words in (compile_it, link_it):
-            subprocess.run([compiler, *words], capture_output=True, text=True, check=True)
+            _run(compiler, *words, folder=Path(temporary))
+        linked.chmod(0o755)
+        path = folder / f"kernels-{name}-{_digest(linked.read_bytes())}.so"
         # Whole or not at all, also where two processes build at once.
         linked.replace(path)
+    return path

@@ -14,8 +14,8 @@ from profiles.kernels import build
 def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels for any CPU of this kind, whatever this one could do."""
     build.load_library()
-    path = tmp_path_factory.mktemp("kernels") / "portable.so"
-    build.build("c++", path, [flag for flag in build.FLAGS if flag != "-march=native"])
+    flags = [flag for flag in build.FLAGS if flag != "-march=native"]
+    path = build.build("c++", tmp_path_factory.mktemp("kernels"), "portable", flags)
     return ctypes.CDLL(str(path))
 
 
