@@ -28,3 +28,13 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the heap holds between blocks in use.
+
+    Temporaries of many sizes leave gaps, of which there may be more than of what is used.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -17,6 +17,7 @@ from costmodel.price import check_fits, estimate
 from costmodel.workload import Workload
 from executor.checkpoint import WeightSource
 from executor.machine_profile import machine_profile
+from executor.memory_budget import within_free_memory
 from executor.memory_peak import reset_peaks
 from executor.offload_folder import check_offload_folder
 from executor.progress_bar import ProgressBar
@@ -164,9 +165,11 @@ def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> Hardwar
     else:
         check_offload_folder(flags.offload_dir, 0)
         hardware = machine_profile(flags.offload_dir)
-    return hardware.with_budget(
+    hardware = hardware.with_budget(
         gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
     )
+    # A policy is held against what is there when it runs.
+    return hardware if policy is not None else within_free_memory(hardware, flags.offload_dir)
 
 
 def search_policy(

@@ -120,10 +120,9 @@ def _with_current_capacities(profile: HardwareProfile, offload_dir: Path) -> Har
     gpu_memory = None
     if profile.gpu is not None and torch.cuda.is_available():
         gpu_memory = torch.cuda.mem_get_info()[0]
-    # What this process already holds is both in use and in the profile's runtime_bytes.
     return profile.with_budget(
         gpu_memory=gpu_memory,
-        cpu_memory=usable_memory_bytes(),
+        cpu_memory=usable_memory_bytes(profile.cpu.runtime_bytes),
         disk=free_disk_bytes(offload_dir),
     )
 

@@ -7,18 +7,16 @@ them, so the process is held against its budget as the system counts it.
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 from collections.abc import Iterator
 
-import psutil
 import torch
 
 from costmodel.policy import Policy
 from costmodel.price import estimate
+from executor.allocator import return_freed_memory
 from profiles.errors import InfeasibleError, RunError
 from profiles.hardware import HardwareProfile
-from profiles.memory_limits import cgroup_limit_bytes
+from profiles.memory_limits import held_memory, usable_memory_bytes
 from profiles.units import format_bytes
 
 # Predictions may be too small by so much; beyond it something was not predicted at all.
@@ -41,7 +39,10 @@ class MemoryWatch:
             self.budget_bytes += hardware.gpu.memory_bytes
         elif hardware.gpu is not None:
             self._cuda_bytes = hardware.gpu.memory_bytes
-        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + _foreign_bytes(hardware)
+        foreign_bytes = _foreign_bytes(hardware)
+        # Beyond it, memory that is not in use is given back, which costs time.
+        self._planned_bytes = self.budget_bytes + foreign_bytes
+        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + foreign_bytes
 
     def __enter__(self) -> MemoryWatch:
         if self._cuda_bytes is not None:
@@ -56,7 +57,10 @@ class MemoryWatch:
 
     def check(self) -> None:
         """Raise ``RunError`` where the process holds more CPU memory than it may."""
-        held = sum(_resident_bytes())
+        held = held_memory().resident
+        if held > self._planned_bytes:
+            return_freed_memory()
+            held = held_memory().resident
         if held > self.allowed_bytes:
             raise RunError(
                 f"cpu memory: the process holds {format_bytes(held)}; allowed:"
@@ -66,10 +70,15 @@ class MemoryWatch:
             )
 
 
-def check_available(policy: Policy, hardware: HardwareProfile) -> None:
+def check_available(policy: Policy, hardware: HardwareProfile, *, file_bytes: int = 0) -> None:
     """Refuse a policy whose predicted peak is more than this process can have now.
 
     The system might else end the process while it takes its memory, without a word.
+
+    Parameters
+    ----------
+    file_bytes
+        What the run will write to an offload folder whose files are memory.
 
     Raises
     ------
@@ -77,18 +86,17 @@ def check_available(policy: Policy, hardware: HardwareProfile) -> None:
         With what is needed, what is there, and what would do.
     """
     peaks = estimate(policy, hardware).peak_bytes
-    needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0)
-    # What the process holds already is part of the peak; but for pages of files, which count as
-    # available, it is no longer there.
-    own = max(0, _resident_bytes()[0] - _foreign_bytes(hardware))
-    limits = [psutil.virtual_memory().available + own, cgroup_limit_bytes()]
-    usable = min(limit for limit in limits if limit is not None)
-    if needed > usable:
-        raise InfeasibleError(
-            f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory, and"
-            f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
-            f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}"
-        )
+    needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0) + file_bytes
+    usable = usable_memory_bytes(hardware.cpu.runtime_bytes)
+    if needed <= usable:
+        return
+    files = f", {format_bytes(file_bytes)} of it for files in memory," if file_bytes else ""
+    raise InfeasibleError(
+        f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory{files} and"
+        f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
+        f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}"
+        + (" and an --offload-dir on a disk" if file_bytes else "")
+    )
 
 
 @contextlib.contextmanager
@@ -106,19 +114,4 @@ def out_of_memory_told(hardware: HardwareProfile) -> Iterator[None]:
 
 def _foreign_bytes(hardware: HardwareProfile) -> int:
     """Return what this process holds beyond an empty one, before a run has taken anything."""
-    return max(0, sum(_resident_bytes()) - hardware.cpu.runtime_bytes)
-
-
-def _resident_bytes() -> tuple[int, int]:
-    """Return what is resident of this process: its own memory, and pages shared or of files.
-
-    See proc(5), ``statm``. Every task that computes has it read, so that it must be cheap: without
-    Python's own files, it takes a few microseconds.
-    """
-    descriptor = os.open("/proc/self/statm", os.O_RDONLY)
-    try:
-        fields = os.read(descriptor, mmap.PAGESIZE).split()
-    finally:
-        os.close(descriptor)
-    resident, shared = (int(field) * mmap.PAGESIZE for field in fields[1:3])
-    return resident - shared, shared
+    return max(0, held_memory().resident - hardware.cpu.runtime_bytes)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
 
 from profiles.errors import InputError
+from profiles.mounts import memory_file_system
 from profiles.units import format_bytes
 from profiles.whole_file import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, remove_leftover
 
+logger = logging.getLogger(__name__)
+
+# Of what ``stat`` counts, whatever a file system's blocks are.
+BLOCK_BYTES = 512
 # Peculiar, because leftovers are found, and removed, by their names.
 WEIGHTS_PREFIX = "zigzag-weights-"
 WEIGHTS_SUFFIX = ".bin"
@@ -37,6 +43,19 @@ def check_offload_folder(folder: Path, needed_bytes: int) -> None:
             allowed=f"at least {format_bytes(needed_bytes)}, which this policy puts on disk",
             hint="another folder, or searching again with --disk",
         )
+
+
+def bytes_in_memory(folder: Path, needed_bytes: int, weight_file: Path | None) -> int:
+    """Return how much memory a run will fill by writing to the folder: nothing where it is on a
+    disk; else what it needs there, less what an earlier run has left in the weight file."""
+    kind = memory_file_system(folder)
+    if kind is None or needed_bytes == 0:
+        return 0
+    logger.warning(
+        "--offload-dir %s is in memory (%s): what is there counts as cpu memory", folder, kind
+    )
+    kept = weight_file.stat().st_blocks * BLOCK_BYTES if weight_file and weight_file.exists() else 0
+    return max(0, needed_bytes - kept)
 
 
 def remove_orphans(folder: Path) -> None:

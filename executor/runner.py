@@ -13,7 +13,7 @@ import torch
 
 from costmodel.layout import model_layers
 from costmodel.policy import Policy
-from costmodel.price import check_executable, check_machine
+from costmodel.price import check_executable, check_machine, estimate
 from costmodel.route import route_of
 from costmodel.schedule import ZigzagSchedule
 from costmodel.tasks import Task
@@ -27,7 +27,7 @@ from executor.engine import Completion, Engine
 from executor.kv_cache import KVCache
 from executor.machine import Machine
 from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
-from executor.offload_folder import check_offload_folder, remove_orphans
+from executor.offload_folder import bytes_in_memory, check_offload_folder, remove_orphans
 from executor.quantized import QuantizedSource
 from executor.results import BlockResult, Progress, collect
 from executor.sampling import Chooser, Sampler
@@ -134,14 +134,16 @@ class Runner:
         keep_freed_memory()
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
-        check_available(policy, self.hardware)
+        file = None
+        if policy.weights.disk > 0:
+            file = enter(WeightFile(self.offload_dir, self.source, self.layers))
+        needed = estimate(policy, self.hardware).peak_bytes["disk"]
+        file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
+        check_available(policy, self.hardware, file_bytes=file_bytes)
         # Where the kernels are not built yet, the compiler must not run beside the weights.
         kernels.load_library()
         self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
-        file = None
-        if policy.weights.disk > 0:
-            file = enter(WeightFile(self.offload_dir, self.source, self.layers))
         self.weights = WeightStore(policy, self.layers, machine, file)
         missing = file.missing_bytes(self.weights.cuts) if file else 0
         cache = KVCache(policy, machine)

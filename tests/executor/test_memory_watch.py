@@ -14,16 +14,20 @@ import torch
 from costmodel.policy import Policy
 from costmodel.price import estimate
 from costmodel.tasks import Task
-from executor import memory_watch
+from executor import memory_budget, memory_watch, offload_folder
+from executor.allocator import keep_freed_memory
 from executor.block import Block
 from executor.dummy import DummyCheckpoint
+from executor.memory_budget import within_free_memory
 from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
 from executor.runner import Runner
+from profiles import memory_limits
 from profiles.errors import InfeasibleError, RunError
 from profiles.hardware import HardwareProfile
-from profiles.units import GIB, MIB
+from profiles.memory_limits import Held, held_memory
+from profiles.units import GIB, KIB, MIB
 from tests.executor.test_memory import LLAMA
-from tests.executor.tiny_machines import make_hardware, make_policy
+from tests.executor.tiny_machines import ON_DISK, make_hardware, make_policy
 
 # Far more than whatever else this process may give back meanwhile.
 LEAK_BYTES = 128 * MIB
@@ -53,13 +57,22 @@ def test_a_process_that_began_small_keeps_to_the_budget(monkeypatch: pytest.Monk
     hardware = make_hardware()
     hardware = replace(hardware, cpu=replace(hardware.cpu, runtime_bytes=GIB, memory_bytes=2 * GIB))
     held = [GIB // 2]
-    monkeypatch.setattr(memory_watch, "_resident_bytes", lambda: (held[-1], 0))
+    monkeypatch.setattr(memory_watch, "held_memory", lambda: Held(0, held[-1], 0, 0))
     watch = MemoryWatch(hardware)
     held.append(2 * GIB + GIB // 20)
     watch.check()
     held.append(2 * GIB + GIB // 10)
     with pytest.raises(RunError):
         watch.check()
+
+
+def test_memory_that_is_free_but_not_given_back_is_no_failure() -> None:
+    keep_freed_memory()
+    watch = MemoryWatch(with_cpu_memory(make_hardware(), 16 * MIB))
+    # The last one stays, so that the heap cannot shrink.
+    kept = [bytearray(b"\1" * (64 * KIB)) for _ in range(LEAK_BYTES // (64 * KIB))]
+    del kept[:-1]
+    watch.check()
 
 
 def test_both_tiers_of_an_emulated_gpu_count() -> None:
@@ -104,23 +117,69 @@ def test_memory_that_others_hold_is_refused_at_the_start(
     policy = replace(POLICY, num_gpu_batches=100_000)
     hardware = with_cpu_memory(make_hardware(), 64 * GIB)
     needed = estimate(policy, hardware).peak_bytes["cpu"]
-    own, _ = memory_watch._resident_bytes()
+    own = held_memory().private
     assert needed > 2 * own
 
     def offer(num_bytes: int) -> None:
-        memory = SimpleNamespace(available=num_bytes)
+        memory = SimpleNamespace(total=64 * GIB, available=num_bytes)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
-    monkeypatch.setattr(memory_watch, "cgroup_limit_bytes", lambda: None)
+    groups = list[int]()
+    monkeypatch.setattr(memory_limits, "_free_in_groups", lambda root: groups)
     offer(needed)
     check_available(policy, hardware)
     offer(needed - 2 * own)
     with pytest.raises(InfeasibleError, match=r"^the policy does not fit now: .*--cpu-memory \d+$"):
         Runner(policy, hardware, DummyCheckpoint(spec=LLAMA), tmp_path).__enter__()
     offer(needed)
-    monkeypatch.setattr(memory_watch, "cgroup_limit_bytes", lambda: needed - 1)
+    groups.append(needed - 2 * own)
     with pytest.raises(InfeasibleError):
         check_available(policy, hardware)
+
+
+def test_an_offload_folder_in_memory_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = replace(POLICY, weights=ON_DISK)
+    hardware = make_hardware()
+    peaks = estimate(policy, hardware).peak_bytes
+    source, prompts = DummyCheckpoint(spec=LLAMA), [[1] * 11]
+    usable = [peaks["cpu"] + peaks["disk"] - 1]
+    monkeypatch.setattr(memory_watch, "usable_memory_bytes", lambda runtime_bytes: usable[0])
+    with Runner(policy, hardware, source, tmp_path / "disk"):
+        assert "in memory" not in caplog.text
+    monkeypatch.setattr(offload_folder, "memory_file_system", lambda folder: "tmpfs")
+    with pytest.raises(InfeasibleError, match="for files in memory"):
+        Runner(policy, hardware, source, tmp_path / "memory").__enter__()
+    usable[0] += 1
+    with Runner(policy, hardware, source, tmp_path / "memory") as runner:
+        first = [block.output_ids for block in runner.run(prompts)]
+    assert "in memory (tmpfs)" in caplog.text
+    # What an earlier run has written there is held already.
+    usable[0] -= peaks["disk"] // 2
+    with Runner(policy, hardware, source, tmp_path / "memory") as runner:
+        assert [block.output_ids for block in runner.run(prompts)] == first
+
+
+def test_budgets_of_a_search_are_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hardware = make_hardware(disk_bytes=3 * GIB)
+    free = [5 * GIB]
+    monkeypatch.setattr(memory_budget, "usable_memory_bytes", lambda runtime_bytes: free[0])
+    assert within_free_memory(hardware, tmp_path) == hardware
+    assert capsys.readouterr().err == ""
+    free[0] = GIB
+    lowered = within_free_memory(hardware, tmp_path)
+    assert (lowered.cpu.memory_bytes, lowered.disk.free_bytes) == (GIB, 3 * GIB)
+    assert "of a budget of 4.00 GiB" in capsys.readouterr().err
+    monkeypatch.setattr(memory_budget, "memory_file_system", lambda folder: "tmpfs")
+    for free[0], disk in ((GIB, 0), (6 * GIB, 2 * GIB), (9 * GIB, 3 * GIB)):
+        assert within_free_memory(hardware, tmp_path).disk.free_bytes == disk
+    # An emulated GPU is CPU memory, too.
+    free[0] = 4 * GIB
+    emulated = make_hardware(gpu=True)
+    assert within_free_memory(emulated, tmp_path).cpu.memory_bytes == 3 * GIB
 
 
 def test_cuda_is_capped_while_a_run_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
