@@ -4,6 +4,8 @@
 modules ``search`` and ``estimate`` are their commands.
 """
 
+# First, because it tells of libraries that cannot be imported.
+import profiles  # noqa: F401
 from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
 from costmodel.policy import Placement, Policy, Prediction
 from costmodel.workload import Workload

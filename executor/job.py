@@ -168,8 +168,11 @@ def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> Hardwar
     hardware = hardware.with_budget(
         gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
     )
-    # A policy is held against what is there when it runs.
-    return hardware if policy is not None else within_free_memory(hardware, flags.offload_dir)
+    if policy is not None:
+        # It is held against what is there when it runs.
+        return hardware
+    is_asked_for = flags.cpu_memory is not None
+    return within_free_memory(hardware, flags.offload_dir, is_asked_for=is_asked_for)
 
 
 def search_policy(

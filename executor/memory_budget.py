@@ -11,18 +11,21 @@ from profiles.mounts import memory_file_system
 from profiles.units import format_bytes
 
 
-def within_free_memory(hardware: HardwareProfile, offload_dir: Path) -> HardwareProfile:
-    """Return the machine with budgets that are there now, and say which were lowered.
+def within_free_memory(
+    hardware: HardwareProfile, offload_dir: Path, *, is_asked_for: bool = False
+) -> HardwareProfile:
+    """Return the machine with budgets that are there now.
 
     An emulated GPU is CPU memory, and so is an offload folder in a tmpfs: it is left what the other
-    budgets leave.
+    budgets leave, which is told. A lower budget for memory is told where it ``is_asked_for``.
     """
     usable = usable_memory_bytes(hardware.cpu.runtime_bytes)
     if hardware.gpu is not None and hardware.gpu.emulated:
         usable = max(0, usable - hardware.gpu.memory_bytes)
     cpu, disk = hardware.cpu.memory_bytes, hardware.disk.free_bytes
     if cpu > usable:
-        _say(f"{format_bytes(usable)} of cpu memory are free now, of a budget of", cpu)
+        if is_asked_for:
+            _say(f"{format_bytes(usable)} of cpu memory are free now, of --cpu-memory", cpu)
         cpu = usable
     kind = memory_file_system(offload_dir)
     if kind is not None and disk > usable - cpu:

@@ -14,6 +14,7 @@ from profiles.hardware import (
 )
 from profiles.rate_curve import RateCurve
 from profiles.recorded import recorded_names, recorded_profile
+from profiles.start import tell_failed_imports
 from profiles.timing import Measurement
 
 __all__ = [
@@ -35,3 +36,5 @@ __all__ = [
     "recorded_profile",
     "with_emulated_gpu",
 ]
+
+tell_failed_imports()

@@ -35,7 +35,7 @@ def cache_folder() -> Path | None:
 
 def cache_folders() -> Iterator[Path]:
     """Make and yield all places that can be written; warns where that is not the preferred one."""
-    reasons: list[str] = []
+    reasons = [] if _own_cache() else ["no home folder is known"]
     for folder in _candidates():
         reason = _make(folder) or why_untrusted(folder) or _why_not_writable(folder)
         if reason is not None:
@@ -73,15 +73,19 @@ def why_untrusted(path: Path) -> str | None:
 
 def _candidates() -> Iterator[Path]:
     """Yield the places for a cache: the user's own, then a private one for temporary files."""
-    # The XDG specification has relative paths ignored.
-    for base in (Path(os.environ.get("XDG_CACHE_HOME", "")), Path(_home(), ".cache")):
-        if base.is_absolute():
-            yield base / NAME
-            break
+    own = _own_cache()
+    if own is not None:
+        yield own
     try:
         yield Path(tempfile.gettempdir(), f"{NAME}-{os.geteuid()}")
     except FileNotFoundError as error:
         logger.info("no folder for temporary files: %s", error)
+
+
+def _own_cache() -> Path | None:
+    # The XDG specification has relative paths ignored.
+    bases = (Path(os.environ.get("XDG_CACHE_HOME", "")), Path(_home(), ".cache"))
+    return next((base / NAME for base in bases if base.is_absolute()), None)
 
 
 def _home() -> str:

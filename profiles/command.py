@@ -11,10 +11,14 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from profiles.errors import InputError, ZigzagError, one_line
+from profiles.start import told_exhaustion
 from profiles.units import parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 FAILED = 1
 INTERRUPTED = 130
@@ -23,17 +27,6 @@ _ENDING_SIGNALS: dict[int, str] = {
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "the terminal was closed; try: nohup",
     signal.SIGXCPU: "the limit of processor seconds is reached; try: raise it (ulimit -t)",
-}
-_NO_MEMORY = (
-    "memory: the system gives this process no more; try: raise its limits (ulimit -v and -d), or a"
-    " smaller --cpu-memory"
-)
-# Python and torch tell a machine that gives no more by the text alone.
-_EXHAUSTED = {
-    "can't start new thread": "the system gives this process no more threads; try: raise the limits"
-    " of processes (ulimit -u) and of memory (ulimit -v)",
-    "can't allocate memory": _NO_MEMORY,
-    "not enough memory": _NO_MEMORY,
 }
 
 
@@ -52,6 +45,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the command line."""
         raise InputError("command line", got=message, allowed=f"the flags in {self.prog} --help")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help, and raise where it cannot be written."""
+        print(self.format_help(), end="", file=file or sys.stdout)
 
     def add_bytes(self, flag: str, **options: Any) -> None:
         """Add a flag that takes a size such as ``8GiB``, and reads as bytes."""
@@ -121,27 +118,31 @@ def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return _report("interrupted", INTERRUPTED)
     except _Signalled as signalled:
         return _report(_ENDING_SIGNALS[signalled.signum], 128 + signalled.signum)
+    except SystemExit as ended:
+        # After --help.
+        return ended.code if isinstance(ended.code, int) else 0
     except BrokenPipeError:
         return BROKEN_PIPE
     except OSError as error:
-        return FAILED if _is_of_stdout(error) else _report(one_line(str(error)), FAILED)
+        return _report(_line_of(error), FAILED)
     except (MemoryError, RuntimeError) as error:
-        told = next((told for text, told in _EXHAUSTED.items() if text in str(error)), None)
-        if told is None and not isinstance(error, MemoryError):
+        told = told_exhaustion(error)
+        if told is None:
             raise
-        return _report(told or _NO_MEMORY, FAILED)
+        return _report(told, FAILED)
     return 0
 
 
-def _is_of_stdout(error: OSError) -> bool:
-    """Whether it is stdout that cannot be written, which is told when it is flushed at the end."""
-    if error.filename is not None:
-        return False
-    try:
-        sys.stdout.flush()
-    except OSError as again:
-        return again.errno == error.errno
-    return False
+def _line_of(error: OSError) -> str:
+    """Return what to tell of a failure, which has no name where it is of a stream."""
+    if error.filename is None:
+        try:
+            # A stream drops what it could not write, and does not fail again.
+            os.write(sys.stdout.fileno(), b"\n")
+        except OSError as again:
+            if again.errno == error.errno:
+                return f"stdout: {error.strerror}"
+    return one_line(str(error))
 
 
 def _flushed(status: int) -> int:

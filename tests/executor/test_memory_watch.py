@@ -170,9 +170,9 @@ def test_budgets_of_a_search_are_what_is_free(
     assert within_free_memory(hardware, tmp_path) == hardware
     assert capsys.readouterr().err == ""
     free[0] = GIB
-    lowered = within_free_memory(hardware, tmp_path)
+    lowered = within_free_memory(hardware, tmp_path, is_asked_for=True)
     assert (lowered.cpu.memory_bytes, lowered.disk.free_bytes) == (GIB, 3 * GIB)
-    assert "of a budget of 4.00 GiB" in capsys.readouterr().err
+    assert "of --cpu-memory 4.00 GiB" in capsys.readouterr().err
     monkeypatch.setattr(memory_budget, "memory_file_system", lambda folder: "tmpfs")
     for free[0], disk in ((GIB, 0), (6 * GIB, 2 * GIB), (9 * GIB, 3 * GIB)):
         assert within_free_memory(hardware, tmp_path).disk.free_bytes == disk
