@@ -30,6 +30,7 @@ from profiles.hardware import Cpu, Gpu, HardwareProfile
 from profiles.kernels import without_cudnn_attention
 from profiles.links import measure_links
 from profiles.memory_limits import usable_memory_bytes
+from profiles.mounts import memory_file_system
 from profiles.output_checks import checked_outputs, output_path
 from profiles.runtime import measure_runtime_bytes
 from profiles.sampling import FULL, QUICK, Sampler
@@ -213,6 +214,14 @@ def _measure(flags: argparse.Namespace) -> None:
             "other programs use %.0f %% of this machine: the profile will be of what they leave;"
             " measure again when they have ended",
             100 * busy_share,
+        )
+    kind = memory_file_system(flags.offload_dir)
+    if kind is not None:
+        logger.warning(
+            "--offload-dir %s is in memory (%s), whose rates stand for a disk's here, and what is"
+            " there counts as cpu memory; try: a folder on a disk",
+            flags.offload_dir,
+            kind,
         )
     start = time.perf_counter()
     with tqdm(desc="measuring", unit=" figures", leave=False, disable=None) as bar:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from profiles import command
 from profiles.command import Parser
 from profiles.errors import InputError
 
@@ -21,6 +24,10 @@ ENDINGS = {
         "error: [Errno 28] No space left: 'a.json'\n",
     ),
     "os.kill(os.getpid(), signal.SIGTERM)": (143, "error: terminated\n"),
+    "os.kill(os.getpid(), signal.SIGHUP)": (
+        129,
+        "error: the terminal was closed; try: nohup\n",
+    ),
 }
 
 
@@ -56,6 +63,97 @@ def test_broken_pipe_is_quiet() -> None:
     assert process.wait() == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+SHELL_ENDINGS = {
+    # Files opened later must not get the numbers of streams that were closed.
+    "$RUN files >&- 2>&- <&-": (0, ""),
+    "$RUN files >&-": (0, "y\n"),
+    "$RUN flushed >/dev/full": (1, "error: stdout: No space left on device\n"),
+    "$RUN buffered >/dev/full": (1, "error: stdout: No space left on device\n"),
+    "$RUN help >/dev/full": (1, "error: stdout: No space left on device\n"),
+    "$RUN error >/dev/full 2>/dev/full": (2, ""),
+    "PYTHONIOENCODING=ascii $RUN names | grep -qF 'mod\\xe8le \\udce9'": (0, ""),
+    "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 $RUN names >/dev/null": (0, ""),
+    "trap '' HUP; $RUN hangup": (0, ""),
+    "$RUN threads": (1, "error: the system gives this process no more threads; try: raise"),
+    "$RUN memory": (1, "error: memory: the system gives this process no more; try: raise"),
+    "ulimit -f 0; $RUN grow >/dev/null": (1, "error: [Errno 27] File too large"),
+}
+PROGRAM = """
+import os, signal, sys
+from profiles.command import Parser, run
+from profiles.errors import InputError
+
+def main(arguments):
+    match arguments[0]:
+        case "files":
+            print("x")
+            print("y", file=sys.stderr)
+            with open(sys.argv[0]) as file:
+                assert file.fileno() > 2
+        case "flushed":
+            print("x", flush=True)
+        case "buffered":
+            print("x")
+        case "help":
+            Parser(prog="p", description="d" * 9000, example="e").parse_args(["--help"])
+        case "error":
+            print("x")
+            raise InputError("x", got=1, allowed="2")
+        case "names":
+            print("mod\\xe8le", "\\udce9")
+        case "hangup":
+            os.kill(os.getpid(), signal.SIGHUP)
+        case "threads":
+            raise RuntimeError("can't start new thread")
+        case "memory":
+            bytearray(2**62)
+        case "grow":
+            with open(sys.argv[0] + ".grown", "wb", 0) as file:
+                file.write(b"x")
+
+run(main)
+"""
+
+
+def test_streams_and_limits(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    packages = Path(command.__file__).parent.parent
+    environment = os.environ | {"RUN": f"{sys.executable} {program}", "PYTHONPATH": str(packages)}
+    started = {
+        line: subprocess.Popen(
+            ["bash", "-c", line], env=environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for line in SHELL_ENDINGS
+    }  # fmt: skip
+    for line, process in started.items():
+        _, err = process.communicate()
+        status, told = SHELL_ENDINGS[line]
+        assert process.returncode == status, (line, err)
+        assert err.startswith(told) and err.count("\n") == bool(told), (line, err)
+
+
+def test_failed_imports_are_one_line(tmp_path: Path) -> None:
+    # As torch does where there is no room for it.
+    (tmp_path / "torch.py").write_text("raise MemoryError")
+    (tmp_path / "numpy.py").write_text("raise ImportError('no numpy\\nhere')")
+    packages = Path(command.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{packages}"}
+    ended = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", name, "--help"], env=environment, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("executor.generate", "costmodel.frontier")
+    }  # fmt: skip
+    errors = {name: process.communicate()[1] for name, process in ended.items()}
+    assert {process.returncode for process in ended.values()} == {1}
+    assert errors["costmodel.frontier"] == "error: no numpy here\n"
+    assert errors["executor.generate"].startswith("error: ")
+    assert errors["executor.generate"].count("\n") == 1
 
 
 def test_parser_raises_one_line() -> None:
