@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import logging
 import os
@@ -11,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from profiles.errors import InputError, ZigzagError, one_line
 from profiles.start import told_exhaustion
@@ -137,10 +136,11 @@ def _line_of(error: OSError) -> str:
     """Return what to tell of a failure, which has no name where it is of a stream."""
     if error.filename is None:
         try:
-            # A stream drops what it could not write, and does not fail again.
+            # A stream without a buffer has dropped what it could not write.
             os.write(sys.stdout.fileno(), b"\n")
         except OSError as again:
             if again.errno == error.errno:
+                _leave(sys.stdout)
                 return f"stdout: {error.strerror}"
     return one_line(str(error))
 
@@ -151,17 +151,23 @@ def _flushed(status: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            status = _report(f"stdout: {error.strerror}", FAILED)
+            status = _report(f"stdout: {error.strerror}", status or FAILED)
         elif status == 0:
             status = BROKEN_PIPE
-        # The interpreter flushes stdout once more on its way out; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(sys.stdout)
     return status
 
 
+def _leave(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: the interpreter flushes it on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _report(line: str, status: int) -> int:
-    # Where stderr cannot be written either, the status is all there is to tell by.
-    with contextlib.suppress(OSError):
+    try:
         print(f"error: {line}", file=sys.stderr)
         sys.stderr.flush()
+    except OSError:
+        # The status is all there is to tell by.
+        _leave(sys.stderr)
     return status

@@ -99,7 +99,6 @@ def main(arguments):
         case "help":
             Parser(prog="p", description="d" * 9000, example="e").parse_args(["--help"])
         case "error":
-            print("x")
             raise InputError("x", got=1, allowed="2")
         case "names":
             print("mod\\xe8le", "\\udce9")
@@ -117,11 +116,13 @@ run(main)
 """
 
 
-def test_streams_and_limits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_and_limits(unbuffered: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     packages = Path(command.__file__).parent.parent
     environment = os.environ | {"RUN": f"{sys.executable} {program}", "PYTHONPATH": str(packages)}
+    environment["PYTHONUNBUFFERED"] = unbuffered
     started = {
         line: subprocess.Popen(
             ["bash", "-c", line], env=environment, stdout=subprocess.DEVNULL,
