@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 
 from costmodel.calibration import check_run
@@ -27,6 +26,7 @@ from profiles.errors import InputError, RunError, ZigzagError
 from profiles.files import write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
+from profiles.mounts import mounts
 from profiles.units import format_bytes
 from profiles.whole_file import write_whole
 
@@ -172,11 +172,8 @@ def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
 
 
 def _file_system(folder: Path) -> str:
-    """Name the type and the device of the file system that holds a folder."""
-    folder = folder.resolve()
-    # Of several mounts at one place, the last is the one that is seen.
-    mounts = {part.mountpoint: part for part in psutil.disk_partitions(all=True)}
-    for parent in (folder, *folder.parents):
-        if found := mounts.get(str(parent)):
-            return f"{found.fstype} {found.device}"
-    return f"device {folder.stat().st_dev}"
+    """Name the type and the source of the file system that holds a folder."""
+    number = folder.resolve().stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    found = next((mount for mount in mounts() if mount.device == device), None)
+    return f"{found.kind} {found.source}" if found else f"device {device}"

@@ -94,7 +94,7 @@ def check_available(policy: Policy, hardware: HardwareProfile, *, file_bytes: in
     raise InfeasibleError(
         f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory{files} and"
         f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
-        f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}"
+        f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}B"
         + (" and an --offload-dir on a disk" if file_bytes else "")
     )
 

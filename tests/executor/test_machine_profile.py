@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
 from executor import machine_profile
+from profiles.mounts import Mount
 from tests.executor.tiny_machines import make_hardware
 
 
@@ -44,20 +43,17 @@ def test_each_situation_has_a_kept_profile_of_its_own(
     assert measured == ["profiles.measure"] * 4
 
 
-def test_the_file_system_is_that_of_the_innermost_mount(
+def test_a_file_system_with_a_long_name_has_a_profile_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = tmp_path / "inner"
-    (inner / "deep").mkdir(parents=True)
-    parts = [
-        SimpleNamespace(mountpoint="/", fstype="ext4", device="/dev/root"),
-        SimpleNamespace(mountpoint=str(inner), fstype="hidden", device="x"),
-        SimpleNamespace(
-            mountpoint=str(inner), fstype="nfs4", device="server:/very/long/" + "x" * 300
-        ),
+    number = tmp_path.stat().st_dev
+    here = f"{os.major(number)}:{os.minor(number)}"
+    source = "server:/very/long/" + "x" * 300
+    found = [
+        Mount(device=device, root="/", point="/x", kind=kind, source=source, options=())
+        for device, kind in (("0:999", "ext4"), (here, "nfs4"))
     ]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: parts)
-    assert machine_profile._file_system(tmp_path) == "ext4 /dev/root"
-    assert machine_profile._file_system(inner / "deep").startswith("nfs4 server:")
-    kept = machine_profile._kept("profile", "json", inner)
+    monkeypatch.setattr(machine_profile, "mounts", lambda: found)
+    assert machine_profile._file_system(tmp_path) == f"nfs4 {source}"
+    kept = machine_profile._kept("profile", "json", tmp_path)
     assert len(kept.name) < 255 - len(".part") - 20 and "/" not in kept.name

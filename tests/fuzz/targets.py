@@ -27,9 +27,10 @@ from costmodel.optimum import search
 from costmodel.policy import Policy
 from costmodel.price import estimate
 from costmodel.workload import Workload
-from executor.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from executor.checkpoint import Checkpoint
 from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.safetensors_file import open_safetensors
+from executor.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.text import load_tokenizer
 from profiles.files import from_json, to_json
 from profiles.hardware import HardwareProfile
@@ -66,7 +67,7 @@ def _read_config(data: bytes, folder: Path) -> None:
 def _read_shard(data: bytes, folder: Path) -> None:
     path = folder / SINGLE_NAME
     path.write_bytes(data)
-    found = open_safetensors(path).tensors
+    found = open_safetensors(path)
     with safetensors.safe_open(path, "pt") as reference:
         assert set(found) == set(reference.keys())
         for name, entry in found.items():
