@@ -36,6 +36,11 @@ LIBRARY_BYTES = 32 * MIB
 # cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
 CUDA_LIBRARY_BYTES = 40 * MIB
 
+# What a run has generated stays until it ends: a token as an object of Python with its place in a
+# list, and its part of the text; and what a continuation takes besides.
+OUTPUT_TOKEN_BYTES = 48
+OUTPUT_BYTES = 512
+
 Terms = dict[str, Quantity]
 
 
@@ -116,6 +121,7 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_cut_bytes)
     home: Terms = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
+        "outputs": shares.per_block * _output_bytes(problem),
         "weights": shares.weights_cpu * problem.weight_bytes,
         "weight staging": shares.weights_disk * (NUM_BUFFERS * problem.largest_layer_bytes)
         + shares.per_block * edges,
@@ -163,6 +169,13 @@ def _disk(problem: Problem, shares: Shares) -> Terms:
         "page padding": shares.per_block * (page_bytes * len(problem.layers))
         + shares.whole * (page_bytes / problem.gpu_batch_size),
     }
+
+
+def _output_bytes(problem: Problem) -> int:
+    """Count the continuations of a whole job; a block's alone are nothing beside the rest."""
+    workload = problem.workload
+    each = workload.gen_len * OUTPUT_TOKEN_BYTES + OUTPUT_BYTES
+    return (workload.num_prompts or 0) * each
 
 
 def _hidden_bytes(problem: Problem) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from costmodel.memory import memory_rows, peak_bytes
 from costmodel.model_spec import ModelSpec
 from costmodel.policy import Policy
+from costmodel.price import estimate
 from costmodel.problem import problem_of, shares_of
 from costmodel.rounding import round_policy
 from executor.dummy import DummyCheckpoint
+from executor.prompts import Completion, PromptRecord
 from executor.runner import Runner
 from profiles.hardware import HardwareProfile
 from tests.executor.tiny_machines import (
@@ -27,7 +30,7 @@ from tests.executor.tiny_machines import (
 )
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
-TEMPORARY = {"runtime", "workspace", "head input", "attention staging"}
+TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging"}
 LLAMA = ModelSpec(
     name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=160, num_heads=4,
     num_kv_heads=2, head_dim=16, vocab_size=900, max_positions=128, tied_embeddings=False,
@@ -90,6 +93,29 @@ def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None
         )
         kept = peaks[tier] - temporary / shares.per_block
         assert sum(used[tier].values()) <= kept + 1, (tier, policy)
+
+
+def test_what_a_job_has_generated_is_counted() -> None:
+    count, gen_len = 500, 32
+    record = PromptRecord(index=0, extra={}, prompt="", prompt_ids=(1,))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    rows = torch.randint(10_000, (count, gen_len)).tolist()
+    kept = [
+        Completion(record=record, output_ids=tuple(row), text="".join(map(str, row)),
+                   finish_reason="length")
+        for row in rows
+    ]  # fmt: skip
+    del rows
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    peaks = [
+        estimate(make_policy(LLAMA, prompt_len=11, gen_len=gen_len, num_prompts=num),
+                 make_hardware()).peak_bytes["cpu"]
+        for num in (None, count)
+    ]  # fmt: skip
+    assert len(kept) == count
+    assert held < peaks[1] - peaks[0] < 2 * held
 
 
 @pytest.mark.gpu
