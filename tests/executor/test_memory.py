@@ -97,7 +97,7 @@ def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None
 
 def test_what_a_job_has_generated_is_counted() -> None:
     count, gen_len = 500, 32
-    record = PromptRecord(index=0, extra={}, prompt="", prompt_ids=(1,))
+    record = PromptRecord(index=0, line="{}", prompt="", prompt_ids=(1,))
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     rows = torch.randint(10_000, (count, gen_len)).tolist()
