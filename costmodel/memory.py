@@ -14,6 +14,7 @@ from costmodel.problem import Problem, Quantity, Shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
+from profiles.product_parts import wide_bytes
 from profiles.units import MIB
 
 # A layer's weights are read into one buffer while the layer before is computed from another;
@@ -250,8 +251,22 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     head_rows = max(c.tensors[-1].num_rows for c in problem.distinct_layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
-    library_bytes = CUDA_LIBRARY_BYTES if problem.hardware.uses_cuda else LIBRARY_BYTES
-    return round(needed * (1 + ALLOCATOR_SHARE)) + library_bytes
+    beside = CUDA_LIBRARY_BYTES
+    if not problem.hardware.uses_cuda:
+        beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
+    return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _wide_bytes(problem: Problem, num_tokens: int) -> int:
+    """Count what products hold in float32 of 16-bit operands; some processors convert none."""
+    if problem.model.dtype == "float32":
+        return 0
+    shapes = {
+        tensor.shape for layer in problem.distinct_layers for tensor in layer.tensors
+        if len(tensor.shape) == 2 and layer.kind != "embed"
+    }  # fmt: skip
+    num_threads = problem.hardware.cpu.num_cores
+    return max(wide_bytes(num_tokens, *shape, num_threads=num_threads) for shape in shapes)
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:

@@ -50,9 +50,9 @@ def linear(
 
     Allocates the result only: every chunk's product is written to its columns in place.
     """
-    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
-        return F.linear(x, chunks[0], bias)
     rows = x.reshape(-1, x.shape[-1])
+    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
+        return kernels.linear(rows, chunks[0], bias).view(*x.shape[:-1], chunks[0].shape[0])
     out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
     first = 0
     for chunk in chunks:
@@ -60,10 +60,8 @@ def linear(
         added = None if bias is None else bias[columns]
         if isinstance(chunk, PackedRows):
             kernels.multiply_rows(rows, chunk.rows, chunk.packing, out[:, columns], added)
-        elif added is None:
-            torch.mm(rows, chunk.t(), out=out[:, columns])
         else:
-            torch.addmm(added, rows, chunk.t(), out=out[:, columns])
+            kernels.linear(rows, chunk, added, out[:, columns])
         first += chunk.shape[0]
     return out.view(*x.shape[:-1], first)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from profiles import kernels
 from profiles.attention import measure_decode_attention, measure_prefill_attention
@@ -135,7 +134,7 @@ def _cold_weights(device: str, dtype: str, plan: ComputePlan) -> Iterator[torch.
 
 
 def _multiply(inputs: torch.Tensor, weights: Iterator[torch.Tensor]) -> torch.Tensor:
-    return F.linear(inputs, next(weights))
+    return kernels.linear(inputs, next(weights))
 
 
 def _measure_unpacking(device: str, bits: int, plan: ComputePlan, sampler: Sampler) -> float:

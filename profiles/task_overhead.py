@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from profiles import kernels
 from profiles.cores import kept_busy
@@ -88,17 +87,17 @@ class _SmallLayer:
         )  # fmt: skip
 
     def launch(self) -> None:
-        heads = F.linear(self._normed(), self.stacked).view(SEQUENCES, 3 * HEADS, HEAD_DIM)
+        heads = kernels.linear(self._normed(), self.stacked).view(SEQUENCES, 3 * HEADS, HEAD_DIM)
         kernels.rotate(heads[:, : 2 * HEADS], self.angles, self.angles)
         keys_values = heads[:, HEADS:].unflatten(1, (2, HEADS)).transpose(0, 1)
         self.cache[-1].copy_(keys_values.flatten(1, 2))
         attended = heads.new_empty(SEQUENCES * HEADS, 1, HEAD_DIM)
         kernels.decode_attention(heads[:, :HEADS], self.cache, attended)
-        self.x.add_(F.linear(attended.view(SEQUENCES, HIDDEN), self.matrix))
+        self.x.add_(kernels.linear(attended.view(SEQUENCES, HIDDEN), self.matrix))
         normed = self._normed()
-        gate, up = F.linear(normed, self.matrix), F.linear(normed, self.matrix)
+        gate, up = kernels.linear(normed, self.matrix), kernels.linear(normed, self.matrix)
         kernels.swiglu(gate, up)
-        self.x.add_(F.linear(gate, self.matrix))
+        self.x.add_(kernels.linear(gate, self.matrix))
 
     def _normed(self) -> torch.Tensor:
         out = torch.empty_like(self.x)

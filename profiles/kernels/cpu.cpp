@@ -66,6 +66,12 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
 
 }  // namespace
 
+// Lets every thread of the team call `work`, which takes parts until none is left.
+extern "C" void work_together(void (*work)(), int threads) {
+#pragma omp parallel num_threads(threads)
+  work();
+}
+
 #define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
 
 #define EXPORT(T, NAME)                                                                        \
