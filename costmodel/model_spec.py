@@ -119,9 +119,13 @@ def preset_names() -> list[str]:
 def load_model_spec(name_or_path: str) -> ModelSpec:
     """Find a model: a preset's name, a folder with a ``config.json``, or that file itself."""
     path = Path(name_or_path)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.suffix == ".json" or path.is_file():
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        is_file = path.suffix == ".json" or path.is_file()
+    except OSError as error:
+        # No file can have this name.
+        raise InputError("model", got=error.strerror, allowed="a name or a path") from None
+    if is_file:
         return spec_from_config(read_json(path, "model config"), name=path.resolve().parent.name)
     preset = _presets().get(name_or_path.lower())
     if preset is None:

@@ -98,10 +98,11 @@ def _parse_entries(
         ) from None
     if not isinstance(parsed, dict):
         raise InputError(label, got=f"a {type(parsed).__name__} as header", allowed="an object")
+    texts = parsed.pop("__metadata__", {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise InputError(f"__metadata__ of {label}", got=texts, allowed="an object of texts")
     return {
-        name: _parse_entry(name, value, path, data_offset, label)
-        for name, value in parsed.items()
-        if name != "__metadata__"
+        name: _parse_entry(name, value, path, data_offset, label) for name, value in parsed.items()
     }
 
 

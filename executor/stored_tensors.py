@@ -21,6 +21,8 @@ from executor.safetensors_file import READ_BYTES, TensorEntry, open_safetensors,
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
+# Bytes of a file's name on any file system that is common.
+LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -142,6 +144,7 @@ def _is_shard_name(name: object) -> bool:
     return (
         isinstance(name, str)
         and name.endswith(".safetensors")
+        and len(name.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
         and not any(mark in name for mark in ("/", "\\", "\0", ":"))
     )
 

@@ -32,7 +32,7 @@ from executor.prompts import Completion, PromptLimits, read_prompts, write_outpu
 from executor.safetensors_file import open_safetensors
 from executor.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.text import load_tokenizer
-from profiles.files import from_json, to_json
+from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from tests.fuzz.mutations import as_bytes
@@ -130,8 +130,7 @@ def _read_profile(data: bytes, folder: Path) -> None:
     path = folder / "profile.json"
     path.write_bytes(data)
     hardware = HardwareProfile.load(path)
-    found = search(hardware, load_model_spec(str(MODEL)), WORKLOAD)
-    assert 0 < estimate(found.policy, found.hardware).throughput_tok_per_s < math.inf
+    assert 0 < estimate(_policy(), hardware).throughput_tok_per_s < math.inf
 
 
 def _read_policy(data: bytes, folder: Path) -> None:
@@ -191,14 +190,14 @@ def _index() -> Any:
     return {"metadata": {}, "weight_map": dict.fromkeys(names, "shard.safetensors")}
 
 
-def _policy() -> Any:
+@cache
+def _policy() -> Policy:
     hardware = find_profile("cpu-2core")
-    return to_json(search(hardware, load_model_spec(str(MODEL)), WORKLOAD).policy)
+    return search(hardware, load_model_spec(str(MODEL)), WORKLOAD).policy
 
 
 def _runs(folder: Path) -> bytes:
-    policy = from_json(Policy, _policy(), "policy")
-    run = MeasuredRun(policy=policy, throughput_tok_per_s=9.0)
+    run = MeasuredRun(policy=_policy(), throughput_tok_per_s=9.0)
     write_rows(folder / "runs.csv", [row_of(run, model="opt-125m")] * 2)
     return (folder / "runs.csv").read_bytes()
 
@@ -241,6 +240,6 @@ def targets() -> Mapping[str, Target]:
         ),
         "prompts": Target(read=_read_prompts, texts=PROMPTS),
         "profile": Target(read=_read_profile, documents=(to_json(find_profile("cpu-2core")),)),
-        "policy": Target(read=_read_policy, documents=(_policy(),)),
+        "policy": Target(read=_read_policy, documents=(to_json(_policy()),)),
         "runs": Target(read=_read_runs, texts=(runs,)),
     }

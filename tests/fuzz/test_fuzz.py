@@ -46,6 +46,10 @@ def _no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_the_corpus_is_there() -> None:
+    assert {path.parent.name for path in CORPUS.glob("*/*")} == set(NAMES)
+
+
 def _read(target: Target, data: bytes, folder: Path) -> None:
     """Read an input; fails on whatever a user would not see as one line."""
     with _no_hang():
