@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -85,24 +86,42 @@ def _prefix(path: Path) -> str:
 def _open_temporary(path: Path) -> tuple[int, Path]:
     """Make a file beside ``path`` and hold its lock, by which others know that it is in use."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        old = path.stat()
     except OSError:
-        mode = None
+        old = None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     while True:
         temporary = path.parent / f"{_prefix(path)}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-        descriptor = os.open(temporary, flags, 0o600 if mode is not None else 0o666)
-        # Without locks nobody removes leftovers, and nothing else is lost. Some file systems have
-        # one mode for all files.
+        descriptor = os.open(temporary, flags, 0o666 if old is None else 0o600)
+        # Without locks nobody removes leftovers, and nothing else is lost.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if mode is not None:
-            with contextlib.suppress(OSError):
-                os.fchmod(descriptor, mode)
+        if old is not None:
+            try:
+                _take_permissions(descriptor, old)
+            except OSError:
+                os.close(descriptor)
+                temporary.unlink(missing_ok=True)
+                raise
         # Another process may have taken it for a leftover just before.
         if os.fstat(descriptor).st_nlink:
             return descriptor, temporary
         os.close(descriptor)
+
+
+def _take_permissions(descriptor: int, old: os.stat_result) -> None:
+    """Give a new file the group and the mode of the file that it replaces.
+
+    Raises ``PermissionError`` where this user cannot give it the group.
+    """
+    if os.fstat(descriptor).st_gid != old.st_gid:
+        try:
+            os.fchown(descriptor, -1, old.st_gid)
+        except OSError as error:
+            raise PermissionError(errno.EPERM, "its group cannot be kept") from error
+    # Some file systems have one mode for all files.
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -21,7 +21,7 @@ from profiles.errors import InputError, RunError
 from profiles.output_checks import check_output, checked_outputs, output_path
 from profiles.outputs import RESCUE_PREFIX, OutputError, OutputFile, write_output
 from profiles.spool import Spool
-from profiles.whole_file import Render
+from profiles.whole_file import Render, write_whole
 
 TEXT = "first\nsecond\n"
 NOBODY = 65534
@@ -105,6 +105,26 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
         path.chmod(mode)
         write_output(path, content)
         assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files of any group")
+def test_a_written_file_keeps_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shared"
+    path.touch(0o640)
+    os.chown(path, -1, NOBODY)
+    write_output(path, content)
+    replaced = path.stat()
+    # As for a user who has left the group.
+    monkeypatch.setattr(os, "fchown", fail_with(errno.EPERM, times=9))
+    check_output("--output", path)
+    write_output(path, lambda handle: handle.write("new"))
+    in_place = path.stat()
+    assert in_place.st_ino == replaced.st_ino and path.read_text() == "new"
+    for status in (replaced, in_place):
+        assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (NOBODY, 0o640)
+    with pytest.raises(RunError, match="its group cannot be kept"):
+        write_whole(path, content)
+    assert names_in(tmp_path) == ["shared"] and path.read_text() == "new"
 
 
 def test_devices_and_pipes_are_written_through(tmp_path: Path) -> None:
