@@ -17,11 +17,12 @@ from profiles.start import told_exhaustion
 from profiles.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
+    from _typeshed import ReadableBuffer, SupportsWrite
 
 FAILED = 1
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+STDOUT = "stdout"
 _ENDING_SIGNALS: dict[int, str] = {
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "the terminal was closed; try: nohup",
@@ -88,10 +89,37 @@ def _open_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, mode), encoding="utf-8"))
+    sys.stdout = _named(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         # A name that the encoding cannot hold must not end a run.
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _NamedStdout(io.FileIO):
+    """Standard output, whose errors name it, as those of other files do."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+
+def _named(stream: TextIO) -> TextIO:
+    """Return a stream like ``sys.stdout``, with ``_NamedStdout`` below it."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    raw = _NamedStdout(1, "w", closefd=False)
+    return io.TextIOWrapper(
+        # As in the interpreter's own: with PYTHONUNBUFFERED, there is no buffer.
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 class _Signalled(SystemExit):
@@ -123,7 +151,10 @@ def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     except BrokenPipeError:
         return BROKEN_PIPE
     except OSError as error:
-        return _report(_line_of(error), FAILED)
+        if error.filename != STDOUT:
+            return _report(one_line(str(error)), FAILED)
+        _leave(sys.stdout)
+        return _report(f"{STDOUT}: {error.strerror}", FAILED)
     except (MemoryError, RuntimeError) as error:
         told = told_exhaustion(error)
         if told is None:
@@ -132,26 +163,13 @@ def _status_of(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     return 0
 
 
-def _line_of(error: OSError) -> str:
-    """Return what to tell of a failure, which has no name where it is of a stream."""
-    if error.filename is None:
-        try:
-            # A stream without a buffer has dropped what it could not write.
-            os.write(sys.stdout.fileno(), b"\n")
-        except OSError as again:
-            if again.errno == error.errno:
-                _leave(sys.stdout)
-                return f"stdout: {error.strerror}"
-    return one_line(str(error))
-
-
 def _flushed(status: int) -> int:
     """Write what stdout still holds; returns the exit status, which a failure of that changes."""
     try:
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            status = _report(f"stdout: {error.strerror}", status or FAILED)
+            status = _report(f"{STDOUT}: {error.strerror}", status or FAILED)
         elif status == 0:
             status = BROKEN_PIPE
         _leave(sys.stdout)

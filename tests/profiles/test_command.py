@@ -78,6 +78,11 @@ SHELL_ENDINGS = {
     "trap '' HUP; $RUN hangup": (0, ""),
     "$RUN threads": (1, "error: the system gives this process no more threads; try: raise"),
     "$RUN memory": (1, "error: memory: the system gives this process no more; try: raise"),
+    # Nothing but what was printed is written to stdout.
+    """out=$($RUN elsewhere) && exit 9; [ "$out" = '{"last": 1}' ]""": (
+        0,
+        "error: [Errno 28] No space left on device\n",
+    ),
     "ulimit -f 0; $RUN grow >/dev/null": (1, "error: [Errno 27] File too large"),
 }
 PROGRAM = """
@@ -108,6 +113,10 @@ def main(arguments):
             raise RuntimeError("can't start new thread")
         case "memory":
             bytearray(2**62)
+        case "elsewhere":
+            print('{"last": 1}', end="")
+            with open("/dev/full", "wb", 0) as file:
+                file.write(b"x")
         case "grow":
             with open(sys.argv[0] + ".grown", "wb", 0) as file:
                 file.write(b"x")
