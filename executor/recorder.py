@@ -16,7 +16,7 @@ from costmodel.policy import Policy
 from costmodel.timeline import simulate
 from executor.results import BlockResult
 from executor.trace import Span
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from profiles.hardware import HardwareProfile
 from profiles.outputs import spare_folders, write_output
 from profiles.spool import Spool
@@ -145,8 +145,19 @@ def open_recorder(
         recorder = Recorder(file, blocks, hardware)
         try:
             yield recorder
-        finally:
-            # Also where only the telling of a run failed.
+        except BaseException:
+            # The run itself is complete where only its report failed.
             if recorder.is_complete:
-                file.end()
-                write_output(path, spool.copy_into)
+                try:
+                    _write(path, file, spool)
+                except RunError as late:
+                    # What ended the run is told last, and decides the exit status.
+                    _log.error("%s", late)
+            raise
+        if recorder.is_complete:
+            _write(path, file, spool)
+
+
+def _write(path: Path, file: TraceFile, spool: Spool) -> None:
+    file.end()
+    write_output(path, spool.copy_into)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
+from contextlib import chdir
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from executor.sampling import Sampler
 from executor.trace import Span, Trace
 from profiles.errors import InputError
 from profiles.hardware import CHANNELS
+from profiles.outputs import OutputError
 from tests.executor.tiny_machines import make_hardware, make_policy
 
 PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 6, 4, 8
@@ -171,6 +173,29 @@ def test_a_long_run_is_cut_and_says_so(
     note = "holds the first 6 of 8 passes over the model"
     assert trace["otherData"]["notes"] == note
     assert note in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_ended_a_run_outlives_a_trace_that_fails(
+    error: type[BaseException], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = Path("/dev/full")
+    with (
+        chdir(tmp_path),
+        pytest.raises(error),
+        recorder.open_recorder(full, [traced_policy()], HARDWARE) as opened,
+    ):
+        opened.is_complete = True
+        raise error
+    (rescue,) = tmp_path.iterdir()
+    assert "write of /dev/full" in caplog.text and rescue.name in caplog.text
+    assert json.loads(rescue.read_text())["traceEvents"]
+    with (
+        chdir(tmp_path),
+        pytest.raises(OutputError, match="write of /dev/full"),
+        recorder.open_recorder(full, [traced_policy()], HARDWARE) as opened,
+    ):
+        opened.is_complete = True
 
 
 def test_a_block_too_large_for_a_file_is_refused_before_any_work(
