@@ -198,7 +198,9 @@ def _rescue(path: Path, render: Render) -> Path | None:
                 handle.flush()
                 os.fsync(handle.fileno())
             return rescue
-        except OSError:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 rescue.unlink()
+            if not isinstance(error, OSError):
+                raise
     return None

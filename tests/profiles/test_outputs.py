@@ -365,6 +365,19 @@ def test_an_interrupt_comes_after_what_was_begun(
     assert only_rescue(tmp_path).name in caplog.text
 
 
+def test_an_interrupted_rescue_leaves_nothing(tmp_path: Path) -> None:
+    errors: list[BaseException] = [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
+
+    def render(handle: Any) -> None:
+        handle.write(TEXT)
+        if errors:
+            raise errors.pop(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_output(tmp_path / "out", render)
+    assert names_in(tmp_path) == ["out"] and (tmp_path / "out").read_text() == TEXT
+
+
 def test_a_full_disk_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
