@@ -1,48 +1,48 @@
-"""Text that is collected on disk until it is wanted, wherever there is room for it."""
+"""Text that is collected in a temporary file until it is wanted."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from profiles.errors import RunError
 
 # Small pieces of text are written together.
 PIECE_CHARS = 2**16
-COPIED_BYTES = 2**20
 
 
 class Spool:
     """A growing file without a name. A context manager, after whose block the file is gone.
 
-    Who writes is never disturbed: where no folder has room, that is told to who reads.
+    A failed write raises nothing. ``copy_into`` raises if no folder had room.
 
     Parameters
     ----------
     what
-        What is collected, for messages.
+        The content, for messages.
     folders
-        Where it may be, the best first. It moves on where one takes no more.
+        Where the file may be. The first folder that takes the first piece of text gets all of it.
     """
 
     def __init__(self, what: str, folders: Iterable[Path]) -> None:
         self._what = what
-        self._folders = iter(folders)
+        self._folders = folders
+        self._opened = contextlib.ExitStack()
         self._pending: list[str] = []
         self._pending_chars = 0
-        self._size = 0
-        self._file: io.FileIO | None = None
+        self._file: IO[bytes] | None = None
         self._is_lost = False
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._opened.close()
 
     def write(self, text: str) -> None:
         """Add text to the end."""
@@ -54,60 +54,40 @@ class Spool:
             self._flush()
 
     def copy_into(self, handle: io.TextIOWrapper) -> None:
-        """Write all of it to a file; raises ``RunError`` where it is not all there."""
+        """Write all of the text to a file; raises ``RunError`` if a part of it was lost."""
         self._flush()
         if self._is_lost or self._file is None:
             raise RunError(f"{self._what}: no folder has room for it")
-        for position in range(0, self._size, COPIED_BYTES):
-            handle.buffer.write(self._read(self._file, position))
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, handle.buffer)
 
     def _flush(self) -> None:
         data = "".join(self._pending).encode()
-        while self._file is None or not _fits(self._file, data, self._size):
-            if not self._move():
-                self._is_lost = True
-                break
-        self._size += len(data)
         self._pending.clear()
         self._pending_chars = 0
+        if self._is_lost:
+            return
+        if self._file is None:
+            self._file = self._begin(data)
+            self._is_lost = self._file is None
+        else:
+            self._is_lost = not _takes(self._file, data)
 
-    def _move(self) -> bool:
-        """Go on in the next folder, with what is there already; returns whether there is one."""
+    def _begin(self, data: bytes) -> IO[bytes] | None:
+        """Return a file with ``data`` in it, or ``None`` if no folder has room for it."""
         for folder in self._folders:
-            try:
-                file = _unnamed(folder)
-            except OSError:
-                continue
-            if self._file is not None:
-                if not self._copy(self._file, file):
-                    file.close()
-                    continue
-                self._file.close()
-            self._file = file
-            return True
-        return False
-
-    def _copy(self, source: io.FileIO, target: io.FileIO) -> bool:
-        return all(
-            _fits(target, self._read(source, position), position)
-            for position in range(0, self._size, COPIED_BYTES)
-        )
-
-    def _read(self, file: io.FileIO, position: int) -> bytes:
-        return os.pread(file.fileno(), min(COPIED_BYTES, self._size - position), position)
+            with contextlib.suppress(OSError):
+                # Without a buffer, closing cannot fail.
+                file = self._opened.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+                if _takes(file, data):
+                    return file
+        return None
 
 
-def _unnamed(folder: Path) -> io.FileIO:
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        return io.FileIO(os.dup(file.fileno()), "r+b")
-
-
-def _fits(file: io.FileIO, data: bytes, position: int) -> bool:
-    """Write bytes at a position; returns whether the disk took them."""
-    try:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(file.fileno(), data[done:], position + done)
-    except OSError:
-        return False
-    return True
+def _takes(file: IO[bytes], data: bytes) -> bool:
+    """Add bytes to a file; returns whether there was room for all of them."""
+    rest = memoryview(data)
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[file.write(rest) :]
+    return not rest
