@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from executor.text import TextTokenizer
 from profiles.errors import InputError
+from profiles.files import refuse_constant
 
 PROMPT_KEYS = ("prompt", "prompt_ids")
 OUTPUT_KEYS = ("text", "output_ids", "finish_reason")
@@ -152,7 +153,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(
             line.decode().strip(" \t\r\n"),
-            parse_constant=_refuse_constant,
+            parse_constant=refuse_constant,
             parse_int=lambda digits: int(digits) if len(digits) <= MOST_DIGITS else math.inf,
             object_pairs_hook=_refuse_two_prompts,
         )
@@ -208,10 +209,6 @@ def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
             allowed=f"{limits.max_positions} positions",
             hint="a shorter prompt or a smaller --gen-len",
         )  # fmt: skip
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
 
 
 def _refuse_two_prompts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(label, got=error, allowed=allowed) from error
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(label, got=f"text that is not JSON ({error})", allowed=allowed) from error
     if not isinstance(value, dict):
@@ -49,7 +49,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
+    """Raise ``ValueError`` for ``NaN`` and infinities, which are no JSON: a ``parse_constant``."""
     raise ValueError(f"{name} is not a finite number")
 
 

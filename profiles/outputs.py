@@ -1,8 +1,8 @@
-"""Files that a command was asked to write: checked before any work, and no work lost after it.
+"""The output files of a command. Content that cannot be written is rescued to another folder.
 
-A plain file is replaced as a whole, and a symbolic link stays one. A file that cannot be replaced
-by another without a loss is written in place: it has other names, another owner, or a folder that
-takes no new files. Pipes and devices are written through.
+A plain file is replaced as a whole, and a symbolic link stays one. A file is written in place if
+it has other names, another owner, a group that cannot be kept, or a folder that takes no new files.
+Pipes and devices are written through.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.errors import RunError, one_line
-from profiles.whole_file import Render, replacing, text_file
+from profiles.whole_file import Render, replace_file, text_file, write_synced
 
 logger = logging.getLogger(__name__)
 
 STANDARD_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 # More links than the kernel follows.
 MOST_LINKS = 40
-# A file there may still be written in place.
+# After these errors, an existing file may still be written in place.
 NO_REPLACING = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENOSYS,
     errno.EOPNOTSUPP,
@@ -40,7 +40,7 @@ class OutputError(RunError):
     Parameters
     ----------
     rescue
-        Where it is now; ``None`` if no folder took it.
+        The file with the content; ``None`` if no folder took it.
     """
 
     def __init__(self, path: Path, error: OSError, rescue: Path | None) -> None:
@@ -60,7 +60,7 @@ class OutputFile:
     Attributes
     ----------
     kept_in
-        The file that holds what was written last: ``path``, or where it was rescued to.
+        The file with the latest content: ``path``, or the rescue file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,22 +73,22 @@ class OutputFile:
         Raises
         ------
         OutputError
-            Where that fails.
+            If that fails.
         """
         try:
-            self._write(render)
+            self._write_or_rescue(render)
         except (KeyboardInterrupt, SystemExit):
-            # What was begun is finished first; a stream cannot begin again.
+            # The write is finished first. A stream cannot be written again.
             if is_stream(self.path):
                 self.kept_in = _rescue(self.path, render)
                 logger.warning("%s was cut off; all of it is in %s", self.path, self.kept_in)
             else:
-                self._write(render)
+                self._write_or_rescue(render)
             raise
 
-    def _write(self, render: Render) -> None:
+    def _write_or_rescue(self, render: Render) -> None:
         try:
-            _write(self.path, render)
+            _write_file(self.path, render)
             self.kept_in = self.path
         except OSError as error:
             self.kept_in = _rescue(self.path, render)
@@ -101,7 +101,7 @@ def write_output(path: Path, render: Render) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is written through, and what was written cannot be written anew."""
+    """Whether a path is a pipe, a device or an open descriptor, which cannot be written anew."""
     if own_descriptor(path) is not None:
         return True
     try:
@@ -113,7 +113,7 @@ def is_stream(path: Path) -> bool:
 def own_descriptor(path: Path) -> int | None:
     """Return the descriptor of this process for which a path stands, such as ``/dev/fd/63``.
 
-    Opening such a file anew would begin at its start, over what was written before.
+    Opening such a file anew would overwrite its earlier content from the start.
     """
     for _ in range(MOST_LINKS):
         if str(path) in STANDARD_STREAMS:
@@ -146,18 +146,18 @@ def open_stream(path: Path) -> int:
 
 
 def spare_folders(path: Path) -> Iterator[Path]:
-    """List folders for what belongs to ``path`` and cannot be there."""
+    """List folders for content of ``path`` that its own folder cannot take."""
     if not is_stream(path):
         yield Path(os.path.realpath(path)).parent
     yield Path()
     yield Path(os.environ.get("TMPDIR") or "/tmp")
     yield Path("/var/tmp")
-    # In memory, where all disks are full.
+    # In memory, in case all disks are full.
     yield Path("/dev/shm")
 
 
 def may_be_replaced(path: Path) -> bool:
-    """Whether another file in the place of this plain one is no loss to anybody."""
+    """Whether replacing a plain file changes neither its owner nor its other names."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -165,38 +165,31 @@ def may_be_replaced(path: Path) -> bool:
     return status.st_uid == os.geteuid() and status.st_nlink == 1
 
 
-def _write(path: Path, render: Render) -> None:
+def _write_file(path: Path, render: Render) -> None:
     if is_stream(path):
         with text_file(open_stream(path)) as handle:
             render(handle)
         return
-    # Behind a symbolic link, the file that it leads to is written.
+    # A symbolic link stays, and its target is written.
     target = Path(os.path.realpath(path))
     if may_be_replaced(target):
         try:
-            with replacing(target) as handle:
-                render(handle)
+            replace_file(target, render)
             return
         except OSError as error:
             if error.errno not in NO_REPLACING or not target.is_file():
                 raise
-    with text_file(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)) as handle:
-        render(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
+    write_synced(os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), render)
 
 
 def _rescue(path: Path, render: Render) -> Path | None:
-    """Write a new file in the first folder that takes it, and return where it is."""
+    """Write a new file in the first folder that takes it, and return its path."""
     name = RESCUE_PREFIX + secrets.token_hex(4) + path.suffix[:16]
     for folder in spare_folders(path):
         rescue = folder / name
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            with text_file(os.open(rescue, flags, 0o600)) as handle:
-                render(handle)
-                handle.flush()
-                os.fsync(handle.fileno())
+            write_synced(os.open(rescue, flags, 0o600), render)
             return rescue
         except BaseException as error:
             with contextlib.suppress(OSError):

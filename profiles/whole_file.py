@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a killed process leaves of them."""
+"""Files that appear whole or not at all, and the leftovers of a killed process."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import io
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from profiles.errors import RunError, one_line
 
 # Writes a file's content.
 Render = Callable[[io.TextIOWrapper], object]
-# Peculiar, because leftovers are found, and removed, by their names. A name of fixed length has
-# room wherever the file's own name has.
+# Leftovers are found and removed by these names, so no other file may have one like them. A name of
+# fixed length fits wherever the file's own name fits.
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".zigzag-", ".part"
 
 
@@ -28,51 +28,56 @@ def write_whole(path: Path, render: Render) -> None:
     Raises
     ------
     RunError
-        With the file and the reason, where it cannot be written.
+        With the file and the reason, if it cannot be written.
     """
     try:
-        with replacing(path) as handle:
-            render(handle)
+        replace_file(path, render)
     except OSError as error:
         raise RunError(one_line(f"write of {path}: {error.strerror}")) from error
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[io.TextIOWrapper]:
-    """Open a text file that appears under ``path`` only when the block ends without an error.
+def replace_file(path: Path, render: Render) -> None:
+    """Do what ``write_whole`` does, but raise the ``OSError`` itself.
 
-    What a killed process has left of the same file is removed first.
+    First removes leftovers of a killed process.
     """
     path = Path(path)
     _remove_leftovers(path)
     descriptor, temporary = _open_temporary(path)
     try:
-        with text_file(descriptor) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-            # Closing ends the lock, so it has its name before that.
-            temporary.replace(path)
+        # The other descriptor holds the lock until the file has its name.
+        write_synced(os.dup(descriptor), render)
+        temporary.replace(path)
     except BaseException:
-        # What went wrong may have taken the folder, too.
+        # The folder may be gone, too.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(descriptor: int, render: Render) -> None:
+    """Write a text file to a descriptor, up to the disk, and close the descriptor."""
+    with text_file(descriptor) as handle:
+        render(handle)
+        handle.flush()
+        os.fsync(descriptor)
 
 
 def text_file(descriptor: int) -> io.TextIOWrapper:
     """Return a descriptor as a UTF-8 text file that owns it.
 
-    Halves of surrogate pairs, from names that are not UTF-8, become what JSON writes for them.
+    Halves of surrogate pairs, from names that are not UTF-8, are written as JSON escapes.
     """
     return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
 
 
 def check_creating(path: Path) -> None:
-    """Raise ``OSError`` unless a file with something in it can be made beside ``path``."""
+    """Raise ``OSError`` unless a file that is not empty can be made beside ``path``."""
     descriptor, temporary = _open_temporary(path)
     try:
-        # A full disk still makes empty files.
+        # A full disk still takes empty files.
         os.write(descriptor, bytes(4096))
     finally:
         os.close(descriptor)
@@ -84,7 +89,7 @@ def _prefix(path: Path) -> str:
 
 
 def _open_temporary(path: Path) -> tuple[int, Path]:
-    """Make a file beside ``path`` and hold its lock, by which others know that it is in use."""
+    """Make a file beside ``path`` and lock it. The lock tells others that it is in use."""
     try:
         old = path.stat()
     except OSError:
@@ -125,7 +130,7 @@ def _take_permissions(descriptor: int, old: os.stat_result) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    # A folder may be one that can be written and not listed.
+    # Some folders can be written and not listed.
     with contextlib.suppress(OSError):
         for other in path.parent.iterdir():
             if other.name.startswith(_prefix(path)) and other.suffix == TEMPORARY_SUFFIX:
@@ -138,17 +143,17 @@ def remove_leftover(path: Path, *, unless: Path | None = None) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
-    # Where it is held, where there are no locks, or where it is another user's, it stays.
+    # It stays if it is locked, if there are no locks, or if it is another user's.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file without a name was removed meanwhile, and its name may be another's by now.
+        # A file without a name was removed meanwhile. Another file may have its name by now.
         if os.fstat(descriptor).st_nlink and not (unless and unless.exists()):
             path.unlink()
     os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed and removed in a folder survive a crash."""
+    """Make files created, renamed and removed in a folder survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import resource
 import shutil
 import socket
 import stat
@@ -387,30 +388,49 @@ def test_a_full_disk_is_told_before_any_work(
     assert names_in(tmp_path) == []
 
 
-def test_a_spool_moves_on_where_a_disk_is_full(
+def test_a_spool_takes_the_first_folder_with_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = os.pwrite, list[int]()
+    original = tempfile.TemporaryFile
 
-    def pwrite(descriptor: int, data: bytes, position: int) -> int:
-        calls.append(descriptor)
-        # After a short write, the disk is full; so is the next one.
-        if len(calls) in (3, 4):
-            raise OSError(errno.ENOSPC, "full")
-        return original(descriptor, data[:7] if len(calls) == 2 else data, position)
+    def temporary_file(*, dir: Path, **options: Any) -> Any:
+        if dir.name == "full":
+            return Path("/dev/full").open("r+b", **options)
+        return original(dir=dir, **options)
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
     monkeypatch.setattr(spool, "PIECE_CHARS", 10)
-    monkeypatch.setattr(spool, "COPIED_BYTES", 16)
     pieces = [f"piece {i} \u00fc\n" for i in range(12)]
-    with Spool("it", [tmp_path / "absent", tmp_path, tmp_path, tmp_path]) as collected:
+    with Spool("it", [tmp_path / "absent", tmp_path / "full", tmp_path]) as collected:
         for piece in pieces:
             collected.write(piece)
-        write_output(tmp_path / "out", collected.copy_into)
-    assert (tmp_path / "out").read_text() == "".join(pieces)
-    assert names_in(tmp_path) == ["out"] and len(set(calls)) > 1
-    with Spool("it", [tmp_path / "absent"]) as nowhere:
-        nowhere.write("x" * 10)
-        with pytest.raises(RunError, match="it: no folder has room"):
-            write_output(tmp_path / "out", nowhere.copy_into)
+        # A file may be written anew.
+        for _ in range(2):
+            write_output(tmp_path / "out", collected.copy_into)
+            assert (tmp_path / "out").read_text() == "".join(pieces)
     assert names_in(tmp_path) == ["out"]
+    for folders in ([tmp_path / "absent"], [tmp_path / "full"], []):
+        with Spool("it", folders) as nowhere:
+            for piece in pieces:
+                nowhere.write(piece)
+            with pytest.raises(RunError, match="it: no folder has room"):
+                write_output(tmp_path / "out", nowhere.copy_into)
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_a_spool_whose_disk_fills_up_tells_it_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "PIECE_CHARS", 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Spool("it", [tmp_path]) as collected:
+        collected.write("0123456789")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15, hard))
+        try:
+            collected.write("0123456789")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        collected.write("0123456789")
+        with pytest.raises(RunError, match="it: no folder has room"):
+            write_output(tmp_path / "out", collected.copy_into)
+    assert names_in(tmp_path) == []

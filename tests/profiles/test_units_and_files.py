@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from profiles.units import (
     parse_bytes,
     parse_seconds,
 )
-from profiles.whole_file import replacing
+from profiles.whole_file import replace_file
 
 
 @pytest.mark.parametrize(
@@ -88,9 +89,13 @@ def test_a_writer_leaves_nothing_behind_on_an_exception(tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     target.write_text("old")
     for error in (ValueError, KeyboardInterrupt, SystemExit):
-        with pytest.raises(error), replacing(target) as handle:
+
+        def render(handle: Any, error: type[BaseException] = error) -> None:
             handle.write("half")
             raise error
+
+        with pytest.raises(error):
+            replace_file(target, render)
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
     assert target.read_text() == "old"
 
