@@ -77,8 +77,9 @@ class Spool:
         """Return a file with ``data`` in it, or ``None`` if no folder has room for it."""
         for folder in self._folders:
             with contextlib.suppress(OSError):
-                # Without a buffer, closing cannot fail.
-                file = self._opened.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+                # Without a buffer, closing cannot fail. ``__exit__`` closes it.
+                file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+                self._opened.enter_context(file)
                 if _takes(file, data):
                     return file
         return None
