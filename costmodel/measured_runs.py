@@ -1,23 +1,20 @@
-"""Measured runs as a table: one policy and what a run of it took, a row."""
+"""Measured runs as a table: each row is a policy and the duration of a run of it."""
 
 from __future__ import annotations
 
 import csv
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from costmodel.model_spec import load_model_spec
-from costmodel.policy import Placement, Policy
-from costmodel.workload import Workload
+from costmodel.policy import Policy
+from costmodel.runs_table import FRACTION_DIGITS, Row, Table
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.outputs import is_stream, write_output
-from profiles.packing import DEFAULT_GROUP_SIZE
 from profiles.whole_file import Render
 
 COLUMNS = (
@@ -25,24 +22,22 @@ COLUMNS = (
     "weights_cpu", "cache_gpu", "cache_cpu", "activations_gpu", "activations_cpu", "weight_bits",
     "cache_bits", "cpu_attention", "throughput_tok_per_s",
 )  # fmt: skip
-# Fractions of a table carry few digits.
-FRACTION_DIGITS = 9
-# Between a throughput and what the phases say.
+# Ratio of a throughput to the one that the phases imply, or its inverse.
 MOST_APART = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
-    """A policy and what one block of it took.
+    """A policy and the duration of one block of it.
 
     Parameters
     ----------
     throughput_tok_per_s
         Generated tokens over the seconds of both phases.
     prefill_s, decode_s
-        Seconds of the phases; 0 where they were not measured apart.
+        Seconds of the phases; 0 if they were not measured separately.
     emulated
-        The GPU tier, where it was emulated on a machine without a GPU.
+        The GPU tier, if it was emulated on a machine without a GPU.
     """
 
     policy: Policy
@@ -86,27 +81,32 @@ def read_runs(
 ) -> list[MeasuredRun]:
     """Read a CSV file with the columns ``COLUMNS``, and others that it may have.
 
-    Fractions not on the GPU or the CPU are on disk. Columns that may be missing, or empty in a row:
-    ``dtype`` (else the model's own), ``prefill_batch_size`` (else whole batches were prefilled at
-    once), ``group_size`` (64), ``attention_sparsity`` (1), ``prefill_s`` and ``decode_s`` (else
-    both phases count as one), ``emulated_gpu_bytes`` and ``emulated_link_bytes_per_s``, and
-    ``unpacks_per_batch``: 0 for runs that unpack quantized weights once for every load; without it
-    they unpack for every batch, as FlexGen does. All others are ignored.
+    Fractions not on the GPU or the CPU are on disk. Other columns are ignored, except those below.
+    Each may be missing, or empty in a row:
+
+    - ``dtype``: else the model's own.
+    - ``prefill_batch_size``: else that of a whole batch.
+    - ``group_size``: else 64.
+    - ``attention_sparsity``: else 1.
+    - ``prefill_s`` and ``decode_s``: else both phases count as one.
+    - ``emulated_gpu_bytes`` and ``emulated_link_bytes_per_s``: else no GPU was emulated.
+    - ``unpacks_per_batch``: 0 if quantized weights are unpacked once for every load. Else they are
+      unpacked for every batch, as in FlexGen.
 
     Parameters
     ----------
     check
-        Called with each run; an ``InputError`` of it is one of the line.
+        Called with each run. Its ``InputError`` counts as an error of the line.
     skip
-        Called with the error of each line that cannot be used, which is then left out.
+        Called with the error of each line that cannot be used. Such lines are left out.
 
     Raises
     ------
     InputError
-        When a column is missing or there is no row; without ``skip``, also with the line of the
-        first value that is out of place.
+        If a column is missing or there is no row. Without ``skip``, also for the first line that
+        cannot be used.
     """
-    table = _Table.read(path)
+    table = Table.read(path)
     if missing := [name for name in COLUMNS if table.header and name not in table.header]:
         raise InputError(
             f"runs {path}", got=f"no column {missing[0]!r}", allowed=", ".join(COLUMNS)
@@ -128,18 +128,6 @@ def read_runs(
     return runs
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows as a CSV file that ``read_rows`` reads, whole or not at all."""
-    columns = dict.fromkeys(name for row in rows for name in row)
-
-    def render(handle: IO[str]) -> None:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-    write_output(path, render)
-
-
 def append_row(
     path: Path,
     row: Mapping[str, object],
@@ -147,8 +135,10 @@ def append_row(
     most: int = sys.maxsize,
     write: Callable[[Path, Render], None] = write_output,
 ) -> None:
-    """Add a row to a table, which begins with it where there is no file yet; of more than ``most``
-    rows the oldest go. The other lines stay as they are, even those that cannot be read."""
+    """Add a row to a table. Makes the file if there is none.
+
+    Removes the oldest rows beyond ``most``. Keeps other lines, even those that cannot be read.
+    """
     table = _table_so_far(path)
     added = [name for name in row if name not in table.header]
     columns = [*table.header, *added]
@@ -164,20 +154,23 @@ def append_row(
 
 
 def check_table(path: Path) -> None:
-    """Raise ``InputError`` where a row cannot be added, before the work that the row tells of."""
+    """Raise ``InputError`` if a row could not be added; called before the run."""
     _table_so_far(path)
 
 
-def _table_so_far(path: Path) -> _Table:
-    """Read the lines that a table has; a pipe or a device has none."""
+def _table_so_far(path: Path) -> Table:
+    """Read the lines of a table; a pipe or a device has none."""
     if is_stream(path) or not path.exists():
-        return _Table(header=[], lines={})
-    return _Table.read(path)
+        return Table(header=[], lines={})
+    return Table.read(path)
 
 
 def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
-    """Return a run as a row; ``model`` is a preset, a checkpoint folder or a ``config.json``
-    (by default the name in the policy, which must be a preset then)."""
+    """Return a run as a row.
+
+    ``model`` is a preset, a checkpoint folder or a ``config.json``. The default is the name in the
+    policy, which must then be a preset.
+    """
     policy = run.policy
     placements = {
         f"{kind}_{tier}": round(getattr(getattr(policy, kind), tier), FRACTION_DIGITS)
@@ -207,118 +200,15 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
-    """The lines of a table as they are; ``lines`` are those with something in them, by number."""
-
-    header: list[str]
-    lines: Mapping[int, str]
-
-    @classmethod
-    def read(cls, path: Path) -> _Table:
-        """Raises ``InputError`` where there is no file or its first line is broken."""
-        try:
-            # Bytes that are no text spoil their own line alone.
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-        except FileNotFoundError:
-            raise InputError(f"runs {path}", got="no such file", allowed="a CSV file") from None
-        except OSError as error:
-            raise InputError(f"runs {path}", got=error, allowed="a CSV file") from None
-        first, *rest = text.split("\n")
-        try:
-            header = _cells(first)
-        except InputError as error:
-            raise error.inside(f"runs {path}, line 1") from None
-        return cls(header=header, lines={i: line for i, line in enumerate(rest, 2) if line.strip()})
-
-
-def _cells(line: str) -> list[str]:
-    """Split a line; a cell never holds the end of one."""
-    try:
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error as error:
-        raise InputError("cells", got=error, allowed="comma-separated values") from None
-
-
 def _run_of(header: Sequence[str], line: str) -> MeasuredRun:
-    cells = _cells(line)
-    # A line that was cut would else be read as one with empty cells.
-    if len(cells) != len(header):
-        raise InputError(
-            "cells", got=len(cells), allowed=f"{len(header)}, one for each column of line 1"
-        )
+    row = Row.read(header, line)
     try:
-        return _Row(dict(zip(header, cells, strict=True))).as_run()
+        return MeasuredRun(
+            policy=row.policy(),
+            throughput_tok_per_s=row.number("throughput_tok_per_s"),
+            prefill_s=row.number("prefill_s", default=0.0),
+            decode_s=row.number("decode_s", default=0.0),
+            emulated=row.emulated(),
+        )
     except (TypeError, ValueError) as error:
         raise InputError("values", got=error, allowed="numbers") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A row of a table, and its values as what they stand for."""
-
-    values: Mapping[str, str]
-
-    def as_run(self) -> MeasuredRun:
-        emulated = None
-        if self._is_given("emulated_gpu_bytes"):
-            emulated = EmulatedGpu(
-                memory_bytes=self._count("emulated_gpu_bytes"),
-                link_bytes_per_s=self._number("emulated_link_bytes_per_s"),
-            )
-        return MeasuredRun(
-            policy=self._policy(),
-            throughput_tok_per_s=self._number("throughput_tok_per_s"),
-            prefill_s=self._number("prefill_s", default=0.0),
-            decode_s=self._number("decode_s", default=0.0),
-            emulated=emulated,
-        )
-
-    def _policy(self) -> Policy:
-        model = load_model_spec(self.values["model"])
-        if self._is_given("dtype"):
-            model = model.with_dtype(self.values["dtype"])
-        batch = self._count("gpu_batch_size")
-        return Policy(
-            model=model,
-            workload=Workload(prompt_len=self._count("prompt_len"), gen_len=self._count("gen_len")),
-            gpu_batch_size=batch,
-            num_gpu_batches=self._count("num_gpu_batches"),
-            prefill_batch_size=self._count("prefill_batch_size", default=batch),
-            weights=self._placement("weights"),
-            cache=self._placement("cache"),
-            activations=self._placement("activations"),
-            weight_bits=self._count("weight_bits"),
-            cache_bits=self._count("cache_bits"),
-            group_size=self._count("group_size", default=DEFAULT_GROUP_SIZE),
-            unpacks_per_batch=self._number("unpacks_per_batch", default=1) > 0,
-            attention_sparsity=self._number("attention_sparsity", default=1.0),
-            cpu_attention=self._number("cpu_attention"),
-        )
-
-    def _is_given(self, name: str) -> bool:
-        return bool(self.values.get(name))
-
-    def _number(self, name: str, *, default: float | None = None) -> float:
-        if default is not None and not self._is_given(name):
-            return default
-        if not self._is_given(name):
-            raise InputError(name, got="nothing", allowed="a number")
-        try:
-            value = float(self.values[name])
-        except ValueError:
-            raise InputError(name, got=self.values[name], allowed="a number") from None
-        if not math.isfinite(value):
-            raise InputError(name, got=value, allowed="a finite number")
-        return value
-
-    def _count(self, name: str, *, default: int | None = None) -> int:
-        value = self._number(name, default=default)
-        if value != int(value):
-            raise InputError(name, got=value, allowed="a whole number")
-        return int(value)
-
-    def _placement(self, kind: str) -> Placement:
-        gpu, cpu = self._number(f"{kind}_gpu"), self._number(f"{kind}_cpu")
-        disk = max(0.0, round(1 - gpu - cpu, FRACTION_DIGITS))
-        return Placement(gpu=gpu, cpu=cpu, disk=disk)

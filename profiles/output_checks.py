@@ -38,7 +38,7 @@ def checked_outputs(
 ) -> Iterator[None]:
     """Check all files that a command writes, by their flags, and keep pipes open for the block.
 
-    Where one of them is standard output, what is for people goes to standard error.
+    If one is standard output, messages go to standard error.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def checked_outputs(
     Raises
     ------
     InputError
-        With the flag, for the first that will not do.
+        For the first file that cannot be written, with its flag.
     """
     given = {flag: path for flag, path in outputs.items() if path is not None}
     with contextlib.ExitStack() as stack:
@@ -65,14 +65,8 @@ def checked_outputs(
         yield
 
 
-def check_output(flag: str, path: Path | None) -> None:
-    """Check one file; see ``checked_outputs``."""
-    with checked_outputs({flag: path}, {}):
-        pass
-
-
 def _check(flag: str, path: Path) -> int | None:
-    """Return a descriptor of a stream; a reader of a pipe must not see it end before the work."""
+    """Check one file. Returns an open descriptor of a stream, which keeps a pipe from ending."""
     what = f"{flag} {path}"
     try:
         kind = _kind(path)
@@ -127,13 +121,13 @@ def _check_plain(what: str, target: Path) -> None:
     try:
         check_creating(target)
     except OSError as error:
-        # Where a folder takes no new file, one that is there is written in place.
+        # If the folder takes no new file, an existing one is written in place.
         if not (exists and error.errno in NO_REPLACING):
             raise
 
 
 def _claim(flag: str, path: Path, taken: dict[Identity, str]) -> None:
-    """Refuse a file that is read, or written for another flag; devices take whatever comes."""
+    """Refuse a file that is an input or the output of another flag, unless it is a device."""
     is_named = own_descriptor(path) is None
     if is_named and path.is_char_device():
         return
@@ -153,7 +147,7 @@ def _identity(path: Path) -> Identity:
 
 
 def _standard_files() -> dict[Identity, str]:
-    """Return the plain files that the standard streams were redirected to."""
+    """Return the plain files to which the standard streams were redirected."""
     files: dict[Identity, str] = {}
     for descriptor in (0, 1, 2):
         with contextlib.suppress(OSError):

@@ -15,22 +15,24 @@ stderr, one JSON line to stdout; ``--table`` keeps the cases as CSV for
 
 from __future__ import annotations
 
+import csv
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from machine_pulse import Pulse, measure_pulse
 from validation_cases import Case, draw_cases, machine_of
 from validation_report import Outcome, fit_to, summarize, table_of
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
-from costmodel.measured_runs import write_rows
 from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, to_json, write_json
 from profiles.hardware import HardwareProfile
-from profiles.output_checks import check_output
+from profiles.output_checks import checked_outputs
+from profiles.outputs import write_output
 
 TIMEOUT_S = 300.0
 # Below, a tier may have nothing that is held out.
@@ -43,8 +45,8 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     if flags.cases < LEAST_CASES:
         raise InputError("--cases", got=flags.cases, allowed=f"{LEAST_CASES} or more")
-    check_output("--table", flags.table)
-    check_output("--result", flags.result)
+    with checked_outputs({"--table": flags.table, "--result": flags.result}, {}):
+        pass
     folder = flags.work_dir.resolve()
     (folder / "cases").mkdir(parents=True, exist_ok=True)
     hardware = profile_in(folder)
@@ -63,10 +65,19 @@ def main(arguments: list[str]) -> None:
         **circumstances("validate.py", arguments, "torch"),
     }
     if flags.table is not None:
-        write_rows(flags.table, table_of(outcomes, hardware, fit))
+        _write_table(flags.table, table_of(outcomes, hardware, fit))
     keep_result(flags, result)
     if failed := [outcome.case.number for outcome in outcomes if not outcome.has_ended]:
         raise RunError(f"cases {', '.join(map(str, failed))} did not end; see {folder}/cases")
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    def render(handle: IO[str]) -> None:
+        writer = csv.DictWriter(handle, rows[0] if rows else (), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+    write_output(path, render)
 
 
 def _parser() -> BenchParser:

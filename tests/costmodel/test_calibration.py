@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from costmodel.calibration import calibrate, leave_one_out, mean_error
-from costmodel.measured_runs import MeasuredRun, append_row, read_runs, row_of, write_rows
+from costmodel.measured_runs import MeasuredRun, append_row, read_runs, row_of
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
 from costmodel.price import estimate
@@ -18,6 +18,7 @@ from costmodel.workload import Workload
 from profiles import HardwareProfile, InputError, recorded_profile
 from profiles.emulate import EmulatedGpu
 from profiles.units import GIB
+from tests.costmodel.run_tables import write_rows
 
 PAPER = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"
 

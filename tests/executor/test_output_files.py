@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from costmodel import calibrate, frontier, search, simulate
-from costmodel.measured_runs import MeasuredRun, read_runs, row_of, write_rows
+from costmodel.measured_runs import MeasuredRun, read_runs, row_of
 from costmodel.policy import Policy
 from executor import bench, evaluate, generate
 from executor.block import Block
@@ -24,6 +24,7 @@ from profiles import HardwareProfile, measure, recorded_profile
 from profiles.errors import InputError
 from profiles.output_checks import output_path
 from profiles.outputs import RESCUE_PREFIX
+from tests.costmodel.run_tables import write_rows
 from tests.executor.commands import Ended, end_command
 from tests.executor.tiny_machines import make_hardware, make_policy
 from tests.executor.tiny_models import save_tiny_model

@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.layout import model_layers
-from costmodel.measured_runs import MeasuredRun, read_runs, row_of, write_rows
+from costmodel.measured_runs import MeasuredRun, read_runs, row_of
 from costmodel.model_spec import load_model_spec
 from costmodel.optimum import search
 from costmodel.policy import Policy
@@ -35,6 +35,7 @@ from executor.text import load_tokenizer
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
+from tests.costmodel.run_tables import write_rows
 from tests.fuzz.mutations import as_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ import pytest
 
 from profiles import output_checks, spool
 from profiles.errors import InputError, RunError
-from profiles.output_checks import check_output, checked_outputs, output_path
+from profiles.output_checks import checked_outputs, output_path
 from profiles.outputs import RESCUE_PREFIX, OutputError, OutputFile, write_output
 from profiles.spool import Spool
 from profiles.whole_file import Render, write_whole
@@ -30,6 +30,11 @@ NOBODY = 65534
 
 def content(handle: Any) -> None:
     handle.write(TEXT)
+
+
+def check_output(flag: str, path: Path) -> None:
+    with checked_outputs({flag: path}, {}):
+        pass
 
 
 def names_in(folder: Path) -> list[str]:
