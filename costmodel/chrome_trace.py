@@ -16,19 +16,19 @@ TRACKS = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
 
 
 class Timed(Protocol):
-    """A task with its seconds, as it was simulated or as it ran."""
+    """A simulated or measured task with its start and end."""
 
     @property
     def task(self) -> Task:
-        """What was done."""
+        """The task."""
 
     @property
     def start_s(self) -> float:
-        """When it began."""
+        """Its start in seconds."""
 
     @property
     def end_s(self) -> float:
-        """When it ended."""
+        """Its end in seconds."""
 
 
 class TraceFile:
@@ -50,7 +50,7 @@ class TraceFile:
             self._write({"ph": "M", "pid": pid, "tid": track, "name": "thread_name", "args": name})
 
     def add(self, pid: int, timed: Timed, *, zero_s: float = 0.0, **figures: float) -> None:
-        """Write one task of timeline ``pid``, from ``zero_s`` on; ``figures`` are shown with it."""
+        """Write one task of timeline ``pid``, with ``figures``. Time 0 is ``zero_s``."""
         task = timed.task
         self._write(
             {
@@ -66,7 +66,7 @@ class TraceFile:
         )
 
     def end(self) -> None:
-        """Write what comes after the last event."""
+        """Close the JSON after the last event."""
         self._write_text("\n]}\n")
 
     def _write(self, event: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class TraceFile:
 
 
 def begin_trace(write: Callable[[str], object], *, notes: str = "") -> TraceFile:
-    """Begin a trace; ``notes`` come to stand beside the events, where Perfetto shows them."""
+    """Begin a trace; ``notes`` are stored beside the events, where Perfetto shows them."""
     write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps({"notes": notes})},\n')
     write('"traceEvents": [\n')
     return TraceFile(write)
@@ -87,7 +87,7 @@ def write_trace(path: Path, tasks: Collection[Timed], *, label: str) -> None:
     Parameters
     ----------
     label
-        What the whole timeline is called, such as ``predicted``.
+        The name of the timeline, such as ``predicted``.
     """
 
     def render(handle: IO[str]) -> None:

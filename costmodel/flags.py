@@ -1,4 +1,4 @@
-"""Flags of every command that searches: the machine, the model, the work, and what is permitted."""
+"""Flags of every command that searches: machine, model, workload, permitted approximations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_MODEL = "opt-30b"
 DEFAULT_PROMPT_LEN = 512
 DEFAULT_GEN_LEN = 32
 PICTURES = (".png", ".svg", ".pdf")
-# Flags that name what a command reads.
+# Flags that name input files.
 INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs")
 CHECKPOINT_FILES = (
     "*config.json", "*.index.json", "*.safetensors", "tokenizer*", "*tokens*.json", "vocab*",
@@ -34,7 +34,7 @@ CHECKPOINT_FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a search is asked."""
+    """The input of a search."""
 
     hardware: HardwareProfile
     model: ModelSpec
@@ -75,12 +75,12 @@ def add_question_flags(parser: Parser) -> None:
         help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
     )
     add_permitted_flags(parser)
-    priced = "price what cannot be run yet: beside a GPU, the CPU multiplies weights where they lie"
+    priced = "price what cannot run yet: beside a GPU, the CPU multiplies by weights in its memory"
     add("--cpu-weights", action="store_true", help=priced)
 
 
 def add_permitted_flags(parser: Parser) -> None:
-    """Add the flags that ``read_permitted`` reads: what changes a model's outputs."""
+    """Add the flags that ``read_permitted`` reads: approximations that change a model's outputs."""
     add = parser.add_argument
     bits = "choose among 16 (the model's own), 8 and 4, such as 16,4; 8 yields to 4"
     add("--weight-bits", metavar="BITS", help=f"of the weights: {bits} (16)")
@@ -88,12 +88,12 @@ def add_permitted_flags(parser: Parser) -> None:
     sizes = ", ".join(str(size) for size in GROUP_SIZES)
     shared = f"elements that share a scale: {sizes} ({DEFAULT_GROUP_SIZE})"
     add("--group-size", type=int, metavar="N", help=shared)
-    sparse = "share of the keys that each query may leave it at, those of the largest scores (1)"
+    sparse = "share of keys that each query attends to: those with the largest scores (1)"
     add("--sparsity", type=float, metavar="SHARE", help=sparse)
 
 
 def read_permitted(flags: argparse.Namespace) -> Permitted:
-    """Return what the flags permit; those that are not given permit what keeps outputs."""
+    """Return what the flags permit. Without a flag, only exact outputs are permitted."""
     given = {
         "weight_bits": _numbers("--weight-bits", flags.weight_bits),
         "cache_bits": _numbers("--cache-bits", flags.cache_bits),
@@ -122,7 +122,7 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def read_question(flags: argparse.Namespace) -> Question:
-    """Return the machine with the budgets asked for, the model in its dtype, and the work."""
+    """Return the machine with its budgets, the model in its dtype, and the workload."""
     hardware = find_profile(flags.hardware).with_budget(
         gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
     )
@@ -142,7 +142,7 @@ def read_question(flags: argparse.Namespace) -> Question:
 def check_outputs(flags: argparse.Namespace, *names: str) -> AbstractContextManager[None]:
     """Check the files that the flags ``names`` tell a command to write, before any work.
 
-    None may be a file that the other flags tell it to read. Holds while the block lasts; see
+    None may be an input of the other flags. Pipes are open within the block; see
     ``profiles.output_checks.checked_outputs``.
     """
     outputs = {f"--{name}": getattr(flags, name) for name in names}
@@ -155,14 +155,14 @@ def check_outputs(flags: argparse.Namespace, *names: str) -> AbstractContextMana
 
 
 def check_picture(flag: str, path: Path | None) -> None:
-    """Refuse a picture whose suffix names no format."""
+    """Refuse a picture with a suffix of no known format."""
     if path is not None and path.suffix not in PICTURES:
         got = path.suffix or "no suffix"
         raise InputError(f"{flag} {path}", got=got, allowed=", ".join(PICTURES))
 
 
 def _files_of(path: Path) -> list[Path]:
-    """List the files behind an input: itself, or those of a checkpoint folder that belong to it."""
+    """List the files of an input: the file itself, or those of a checkpoint folder."""
     if not path.is_dir():
         return [path]
     return [file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)]

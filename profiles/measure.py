@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 # From tests/bench/validate.py, on two cores.
 QUICK_WARNING = (
-    "quick: few sizes and samples, any of which may be off. Calibrated by runs, such profiles"
-    " predicted 48 others with an error of 8.2 % on average, full ones with 8.5 % (see README)"
+    "quick: few sizes and samples, so single figures may be wrong. Calibrated by runs, quick"
+    " profiles predicted 48 other runs with a mean error of 8.2 %, full ones 8.5 % (see README)"
 )
-# A machine that others use so much of is too busy to be measured; and for how long that is seen.
+# Above this share of use by other programs, measured over so long, a machine is busy.
 BUSY_SHARE, LOOK_S = 0.2, 0.3
-# Of the cache that the CPU attends while a layer on the GPU is measured.
+# Cache rows that the CPU attends to while a layer on the GPU is measured.
 ATTENDED_ROWS = 512
 VERSIONED = ("torch", "numpy", "tokenizers", "safetensors")
 
@@ -80,7 +80,7 @@ def measure_profile(
     disk_plan = disk.QUICK_PLAN if quick else disk.FULL_PLAN
     memory_bytes_per_s = compute.measure_memory("cpu", plan, sampler)
     has_gpu, num_threads = torch.cuda.is_available(), torch.get_num_threads()
-    # Beside a GPU, the CPU computes with the cores that it is left.
+    # Beside a GPU, the CPU computes with fewer threads.
     with num_threads_of(attending_threads(num_threads) if has_gpu else num_threads):
         cpu = Cpu(
             name=_cpu_name(),
@@ -211,15 +211,15 @@ def _measure(flags: argparse.Namespace) -> None:
     busy_share = psutil.cpu_percent(LOOK_S) / 100
     if busy_share > BUSY_SHARE:
         logger.warning(
-            "other programs use %.0f %% of this machine: the profile will be of what they leave;"
-            " measure again when they have ended",
+            "other programs use %.0f %% of this machine: the profile shows only the rest;"
+            " try: measure again when they have ended",
             100 * busy_share,
         )
     kind = memory_file_system(flags.offload_dir)
     if kind is not None:
         logger.warning(
-            "--offload-dir %s is in memory (%s), whose rates stand for a disk's here, and what is"
-            " there counts as cpu memory; try: a folder on a disk",
+            "--offload-dir %s is in memory (%s), so its rates are those of memory, and its files"
+            " count as cpu memory; try: a folder on a disk",
             flags.offload_dir,
             kind,
         )

@@ -1,4 +1,4 @@
-"""Bytes, rates and durations as people write them. GB is 10^9 and GiB is 2^30, never mixed."""
+"""Bytes, rates and durations in text. GB is 10^9 bytes and GiB is 2^30 bytes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(s|min|h)?\s*")
 
 
 def parse_bytes(text: str, what: str = "size") -> int:
-    """Read ``16GiB``, ``4.0GB``, ``512MiB`` or ``8589934592B``. Only 0 needs no unit: whoever
-    writes ``8`` may mean GiB."""
+    """Read ``16GiB``, ``4.0GB``, ``512MiB`` or ``8589934592B``.
+
+    ``8`` might mean 8 GiB, so only 0 needs no unit.
+    """
     match = _SIZE.fullmatch(text)
     if match is None or (match.group(2) or "B").upper() not in _FACTORS:
         raise InputError(what, got=repr(text), allowed="a size such as 8GiB, 8GB or 8589934592B")
@@ -98,7 +100,7 @@ def _digits(value: float) -> str:
 
 
 def format_figure(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits, and large ones whole: never an exponent."""
+    """Format a number with ``digits`` significant digits and no exponent; large ones are whole."""
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
