@@ -39,10 +39,8 @@ class MemoryWatch:
             self.budget_bytes += hardware.gpu.memory_bytes
         elif hardware.gpu is not None:
             self._cuda_bytes = hardware.gpu.memory_bytes
-        foreign_bytes = _foreign_bytes(hardware)
-        # Beyond it, memory that is not in use is given back, which costs time.
-        self._planned_bytes = self.budget_bytes + foreign_bytes
-        self.allowed_bytes = round(self.budget_bytes * (1 + TOLERANCE)) + foreign_bytes
+        allowed = round(self.budget_bytes * (1 + TOLERANCE))
+        self.allowed_bytes = allowed + _foreign_bytes(hardware)
 
     def __enter__(self) -> MemoryWatch:
         if self._cuda_bytes is not None:
@@ -58,7 +56,8 @@ class MemoryWatch:
     def check(self) -> None:
         """Raise ``RunError`` where the process holds more CPU memory than it may."""
         held = held_memory().resident
-        if held > self._planned_bytes:
+        if held > self.allowed_bytes:
+            # Giving it back and taking it again costs tenths of a second.
             return_freed_memory()
             held = held_memory().resident
         if held > self.allowed_bytes:
