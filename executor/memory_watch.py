@@ -11,12 +11,10 @@ from collections.abc import Iterator
 
 import torch
 
-from costmodel.policy import Policy
-from costmodel.price import estimate
 from executor.allocator import return_freed_memory
-from profiles.errors import InfeasibleError, RunError
+from profiles.errors import RunError
 from profiles.hardware import HardwareProfile
-from profiles.memory_limits import held_memory, usable_memory_bytes
+from profiles.memory_limits import held_memory
 from profiles.units import format_bytes
 
 # Predictions may be too small by so much; beyond it something was not predicted at all.
@@ -67,35 +65,6 @@ class MemoryWatch:
                 f" {format_bytes(self.budget_bytes)}; try: search again with a smaller --cpu-memory"
                 " than is there, which leaves room for what was not predicted"
             )
-
-
-def check_available(policy: Policy, hardware: HardwareProfile, *, file_bytes: int = 0) -> None:
-    """Refuse a policy whose predicted peak is more than this process can have now.
-
-    The system might else end the process while it takes its memory, without a word.
-
-    Parameters
-    ----------
-    file_bytes
-        What the run will write to an offload folder whose files are memory.
-
-    Raises
-    ------
-    InfeasibleError
-        With what is needed, what is there, and what would do.
-    """
-    peaks = estimate(policy, hardware).peak_bytes
-    needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0) + file_bytes
-    usable = usable_memory_bytes(hardware.cpu.runtime_bytes)
-    if needed <= usable:
-        return
-    files = f", {format_bytes(file_bytes)} of it for files in memory," if file_bytes else ""
-    raise InfeasibleError(
-        f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory{files} and"
-        f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
-        f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}B"
-        + (" and an --offload-dir on a disk" if file_bytes else "")
-    )
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from executor.embedding import EmbeddingTable
 from executor.engine import Completion, Engine
 from executor.kv_cache import KVCache
 from executor.machine import Machine
-from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
+from executor.memory_budget import check_available
+from executor.memory_watch import MemoryWatch, out_of_memory_told
 from executor.offload_folder import bytes_in_memory, check_offload_folder, remove_orphans
 from executor.quantized import QuantizedSource
 from executor.results import BlockResult, Progress, collect

@@ -18,8 +18,8 @@ from executor import memory_budget, memory_watch, offload_folder
 from executor.allocator import keep_freed_memory
 from executor.block import Block
 from executor.dummy import DummyCheckpoint
-from executor.memory_budget import within_free_memory
-from executor.memory_watch import MemoryWatch, check_available, out_of_memory_told
+from executor.memory_budget import check_available, within_free_memory
+from executor.memory_watch import MemoryWatch, out_of_memory_told
 from executor.runner import Runner
 from profiles import memory_limits
 from profiles.errors import InfeasibleError, RunError
@@ -145,7 +145,7 @@ def test_an_offload_folder_in_memory_counts(
     peaks = estimate(policy, hardware).peak_bytes
     source, prompts = DummyCheckpoint(spec=LLAMA), [[1] * 11]
     usable = [peaks["cpu"] + peaks["disk"] - 1]
-    monkeypatch.setattr(memory_watch, "usable_memory_bytes", lambda runtime_bytes: usable[0])
+    monkeypatch.setattr(memory_budget, "usable_memory_bytes", lambda runtime_bytes: usable[0])
     with Runner(policy, hardware, source, tmp_path / "disk"):
         assert "in memory" not in caplog.text
     monkeypatch.setattr(offload_folder, "memory_file_system", lambda folder: "tmpfs")
