@@ -26,7 +26,7 @@ from executor.stored_tensors import (
     read_elements,
 )
 from profiles.compute_plan import DTYPES
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
 ADAPTER_NAME = "adapter_config.json"
@@ -46,7 +46,10 @@ class WeightSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes when the weights do."""
+        """A hash that differs where the weights do."""
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where the weights are no longer those of the fingerprint."""
 
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Fill ``out`` with bytes of layer ``index`` of ``model_layers(spec)``, from ``start`` on.
@@ -114,18 +117,24 @@ def overlaps(
 class Checkpoint:
     """A checkpoint folder that holds every tensor its config asks for, in the right shape.
 
-    ``tensors`` are those that are needed, by their names in transformers' causal model.
+    Parameters
+    ----------
+    tensors
+        Those that are needed, by their names in transformers' causal model.
+    contents
+        Their digest, taken when the folder was opened.
     """
 
     folder: Path
     spec: ModelSpec
     config: DecoderConfig
     tensors: Mapping[str, TensorEntry]
+    contents: str
 
     @classmethod
     def open(cls, folder: Path, dtype: str | None = None) -> Checkpoint:
-        """Check a folder from end to end. No weight is read, unless a head and an embedding are
-        stored where the config says that they are one: then they are compared.
+        """Check a folder from end to end. Of the weights, samples are read. A head and an embedding
+        are compared where both are stored and the config says that they are one.
 
         Parameters
         ----------
@@ -154,7 +163,8 @@ class Checkpoint:
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
-        return cls(folder=folder, spec=spec, config=config, tensors=tensors)
+        contents = contents_digest(tensors)
+        return cls(folder=folder, spec=spec, config=config, tensors=tensors, contents=contents)
 
     def in_dtype(self, dtype: str) -> Checkpoint:
         """Return the same weights, to be computed in another dtype."""
@@ -162,9 +172,15 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes when the weights or the compute dtype do, made anew at each call."""
-        contents = contents_digest(self.tensors)
-        return hashlib.sha256(f"{self.spec.dtype} {contents}".encode()).hexdigest()
+        """A hash of the compute dtype and of the weights as they were when opened."""
+        return hashlib.sha256(f"{self.spec.dtype} {self.contents}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where the files have changed since they were opened."""
+        if contents_digest(self.tensors) != self.contents:
+            raise RunError(
+                f"checkpoint {self.folder}: it changed while it was read; try: run again"
+            )
 
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Read part of one layer (see ``WeightSource.read_range``); scratch is at most 16 MiB."""

@@ -52,6 +52,9 @@ class DummyCheckpoint:
         """A hash of the shapes and the seed."""
         return hashlib.sha256(f"dummy {self.spec} {self.config} {self.seed}".encode()).hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Do nothing: there are no files."""
+
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Make part of one layer (see ``WeightSource.read_range``)."""
         out.zero_()

@@ -45,6 +45,10 @@ class QuantizedSource:
         """A hash of what is packed; the layout tells how."""
         return hashlib.sha256(f"packed {self.source.fingerprint}".encode()).hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where what is packed has changed."""
+        self.source.check_unchanged()
+
     def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
         """Pack part of one layer (see ``WeightSource.read_range``).
 

@@ -159,6 +159,7 @@ class Runner:
         if file:
             file.build(self.weights.cuts, self._tell_loaded)
         self.weights.load(self.source, self._tell_loaded)
+        self.source.check_unchanged()
         tied = policy.model.tied_embeddings
         tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
         positions = None

@@ -229,10 +229,7 @@ class WeightFile:
             with DirectFile(self.path, writable=True) as file:
                 for layer, first, last in ranges:
                     self._write_pages(file, descriptor, layer, first, last, progress)
-            if self.source.fingerprint != self._fingerprint:
-                raise RunError(
-                    f"weight file {self.path}: the checkpoint changed while it was read; run again"
-                )
+            self.source.check_unchanged()
             os.fsync(descriptor)
             for layer, first, _ in ranges:
                 self._first_bytes[layer] = min(self._first_bytes[layer], first)

@@ -21,6 +21,7 @@ from executor.block import Block
 from executor.checkpoint import Checkpoint
 from executor.engine import Handler
 from executor.offload_folder import remove_orphans
+from executor.stored_tensors import SINGLE_NAME
 from executor.weight_file import WeightFile
 from profiles.errors import RunError
 from profiles.units import MIB
@@ -256,6 +257,19 @@ def test_a_checkpoint_changed_in_place_is_noticed(scene: Scene, tmp_path: Path) 
         with shard.open("r+b") as file:
             file.seek(-4 * 5000, os.SEEK_END)
             file.write(torch.ones(5000).numpy().tobytes())
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights": HALVES}, {"weights": ON_DISK}])
+def test_a_checkpoint_replaced_after_it_was_opened_is_told(
+    scene: Scene, tmp_path: Path, changes: dict[str, Placement]
+) -> None:
+    """Another model of the same shapes: its tensors may be in other places of the file."""
+    for seed in (0, 1):
+        save_tiny_model(tmp_path / str(seed), "llama", num_layers=3, seed=seed)
+    opened = replace(scene, source=Checkpoint.open(tmp_path / "0"))
+    (tmp_path / "1" / SINGLE_NAME).replace(tmp_path / "0" / SINGLE_NAME)
+    assert "changed while it was read; try: run again" in opened.fails(scene.policy(**changes))
+    opened.check_clean(set())
 
 
 KINDS = {
