@@ -26,7 +26,7 @@ from profiles.errors import InputError, RunError, ZigzagError
 from profiles.files import write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
-from profiles.mounts import mounts
+from profiles.mounts import mount_of
 from profiles.units import format_bytes
 from profiles.whole_file import write_whole
 
@@ -173,7 +173,5 @@ def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
 
 def _file_system(folder: Path) -> str:
     """Name the type and the source of the file system that holds a folder."""
-    number = folder.resolve().stat().st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    found = next((mount for mount in mounts() if mount.device == device), None)
-    return f"{found.kind} {found.source}" if found else f"device {device}"
+    found = mount_of(folder)
+    return f"{found.kind} {found.source}" if found else f"device {folder.stat().st_dev}"

@@ -1,4 +1,4 @@
-"""What is mounted where, and which folders are memory in truth."""
+"""What is mounted where, and which folders keep their files in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ class Mount:
 
     Parameters
     ----------
-    device
-        Major and minor number of its files' device, such as ``0:28``.
     root
         Folder of the file system that is mounted.
     point
@@ -28,7 +26,6 @@ class Mount:
         Type of the file system, what is mounted, and the options of the file system.
     """
 
-    device: str
     root: str
     point: str
     kind: str
@@ -45,13 +42,23 @@ def mounts(root: Path = Path("/")) -> Iterator[Mount]:
         if not dash or len(mount) < 5 or not system:
             continue
         yield Mount(
-            device=mount[2],
             root=_unescape(mount[3]),
             point=_unescape(mount[4]),
             kind=system[0],
             source=_unescape(system[1]) if len(system) > 2 else "",
-            options=tuple(_unescape(system[-1]).split(",")),
+            options=tuple(map(_unescape, system[-1].split(","))),
         )
+
+
+def mount_of(folder: Path, root: Path = Path("/")) -> Mount | None:
+    """Return the mount that holds a folder, which need not exist yet; ``None`` if none is known.
+
+    Device numbers do not serve: files of a btrfs subvolume have another than its mount.
+    """
+    path = Path(os.path.realpath(folder))
+    holders = [mount for mount in mounts(root) if path.is_relative_to(mount.point)]
+    # Of several at one place, the last hides the others.
+    return max(reversed(holders), key=lambda mount: len(mount.point), default=None)
 
 
 def memory_file_system(folder: Path, root: Path = Path("/")) -> str | None:
@@ -59,22 +66,17 @@ def memory_file_system(folder: Path, root: Path = Path("/")) -> str | None:
 
     The folder need not exist yet. ``None`` where its files are on a disk, or nothing is known.
     """
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
-    if existing is None:
+    mount = mount_of(folder, root)
+    if mount is None:
         return None
-    number = existing.stat().st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    for mount in mounts(root):
-        if mount.device != device:
-            continue
-        if mount.kind in _MEMORY_TYPES or mount.source.startswith(_MEMORY_DEVICES):
-            return mount.kind
-        upper = next((o for o in mount.options if o.startswith("upperdir=")), None)
-        if mount.kind == "overlay" and upper is not None:
-            # A container does not see that folder, and then nothing is known.
-            path = Path(upper.removeprefix("upperdir="))
-            return memory_file_system(path, root) if path.exists() else None
-    return None
+    if mount.kind in _MEMORY_TYPES or mount.source.startswith(_MEMORY_DEVICES):
+        return mount.kind
+    upper = next((o for o in mount.options if o.startswith("upperdir=")), None)
+    if mount.kind != "overlay" or upper is None:
+        return None
+    # A container does not see that folder, and then nothing is known.
+    path = Path(upper.removeprefix("upperdir="))
+    return memory_file_system(path, root) if path.exists() else None
 
 
 def read_lines(path: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,15 +187,23 @@ def test_where_nothing_is_overcommitted_the_rest_counts(tmp_path: Path) -> None:
         ("ext4 /dev/zram1 rw", "ext4"), ("ext4 /dev/vda rw", None),
         ("overlay overlay rw,lowerdir=/l,upperdir={upper},workdir=/w", "tmpfs"),
         ("overlay overlay rw,lowerdir=/l,upperdir=/not/seen/here,workdir=/w", None),
+        ("overlay overlay rw,lowerdir=/l\\054upperdir={upper},upperdir=/not/seen/here", None),
     ],
 )  # fmt: skip
 def test_folders_that_are_memory(tmp_path: Path, system: str, kind: str | None) -> None:
     def mounted(folder: Path, what: str) -> str:
-        number = folder.stat().st_dev
-        return f"40 31 {os.major(number)}:{os.minor(number)} / {folder} rw shared:1 - {what}"
+        # The numbers of a btrfs subvolume's mount are not those of its files.
+        return f"40 31 0:999 / {folder} rw shared:1 - {what}"
 
-    # Of another device than the tests' own folder: it stands for what an overlay writes to.
-    upper = Path("/proc")
-    lines = [mounted(tmp_path, system.format(upper=upper)), mounted(upper, "tmpfs tmpfs rw")]
+    folder, upper = tmp_path / "folder", tmp_path / "upper"
+    upper.mkdir()
+    lines = [
+        mounted(folder, "ext4 /dev/hidden rw"), mounted(folder, system.format(upper=upper)),
+        mounted(upper, "tmpfs tmpfs rw"), mounted(tmp_path, "ext4 /dev/vdb rw"),
+        mounted(tmp_path / "fold", "ramfs none rw"),
+    ]  # fmt: skip
     root = _tree(tmp_path / "root", {"proc/self/mountinfo": "\n".join(lines)})
-    assert memory_file_system(tmp_path / "not" / "yet" / "there", root) == kind
+    assert memory_file_system(folder / "not" / "yet" / "there", root) == kind
+    (tmp_path / "link").symlink_to(folder)
+    assert memory_file_system(tmp_path / "link" / "there", root) == kind
+    assert memory_file_system(tmp_path / "beside", root) is None
