@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,17 +46,22 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
     """Return the kept profile with today's free memory and disk, or measure one and keep it.
 
     Where enough runs were kept, the rates are fitted to them. One line on stderr names the profile.
+    Where no folder can keep one, it is measured for this run alone.
     """
-    path = _kept("profile", "json", offload_dir)
-    try:
-        HardwareProfile.load(path)
-    except ZigzagError:
-        # None was kept, or an older version wrote it: measuring again mends both.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print("measuring this machine, some 20 s", file=sys.stderr, flush=True)
-        _measure(offload_dir, path)
-    profile = _calibrated(path, _kept("runs", "csv", offload_dir))
-    told = f"this machine's profile: {path}, {profile.source}, {profile.date}"
+    path, runs = _kept("profile", "json", offload_dir), _kept("runs", "csv", offload_dir)
+    if path is None or runs is None:
+        # The folder for temporary files may be what cannot be written; this one can.
+        with tempfile.TemporaryDirectory(dir=offload_dir) as folder:
+            profile = _measure(offload_dir, Path(folder) / "profile.json")
+        place = "not kept"
+    else:
+        try:
+            HardwareProfile.load(path)
+        except ZigzagError:
+            # None was kept, or an older version wrote it: measuring again mends both.
+            _measure(offload_dir, path)
+        profile, place = _calibrated(path, runs), str(path)
+    told = f"this machine's profile: {place}, {profile.source}, {profile.date}"
     fits = [f"; calibrated by {record.source}, {record.date}" for record in profile.calibrations]
     print(told + "".join(fits), file=sys.stderr, flush=True)
     return _with_current_capacities(profile, offload_dir)
@@ -73,27 +79,27 @@ def keep_run(report: Report, offload_dir: Path) -> None:
     block = report.first_block()
     if block.prefill_s + block.decode_s < SHORTEST_S:
         return
-    path, shapes = _kept("runs", "csv", offload_dir), hf_config(block.policy.model)
-    key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]
-    model = path.parent / "models" / f"{block.policy.model.name}-{key}"
-    row = row_of(block, model=str(model)) | {
-        f"{channel}_busy_share": share for channel, share in report.busy_shares.items()
-    }
     try:
+        path, shapes = _kept("runs", "csv", offload_dir), hf_config(block.policy.model)
+        if path is None:
+            return
+        key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]
+        model = path.parent / "models" / f"{block.policy.model.name}-{key}"
+        row = row_of(block, model=str(model)) | {
+            f"{channel}_busy_share": share for channel, share in report.busy_shares.items()
+        }
         model.mkdir(parents=True, exist_ok=True)
         write_json(model / "config.json", shapes)
         append_row(path, row, most=MOST_RUNS, write=write_whole)
     except (OSError, ZigzagError) as error:
         # The run itself is done, and its outputs are written.
-        logger.warning("the run's figures were not kept in %s: %s", path, error)
+        logger.warning("the run's figures were not kept: %s", error)
 
 
 def _calibrated(path: Path, runs: Path) -> HardwareProfile:
     """Return the profile kept at ``path``, fitted to the runs if there are enough of them."""
-    measured, fitted = (
-        HardwareProfile.load(path),
-        path.with_name(path.name.replace("profile", "calibrated", 1)),
-    )
+    measured = HardwareProfile.load(path)
+    fitted = path.with_name(path.name.replace("profile", "calibrated", 1))
     if not runs.exists():
         return measured
     skipped: list[InputError] = []
@@ -127,7 +133,9 @@ def _with_current_capacities(profile: HardwareProfile, offload_dir: Path) -> Har
     )
 
 
-def _measure(offload_dir: Path, path: Path) -> None:
+def _measure(offload_dir: Path, path: Path) -> HardwareProfile:
+    """Measure this machine, write its profile to ``path`` and return it."""
+    print("measuring this machine, some 20 s", file=sys.stderr, flush=True)
     words = ["--quick", "--output", str(path), "--offload-dir", str(offload_dir)]
     if not _run_module("profiles.measure", *words):
         raise RunError("this machine could not be measured; try: python -m profiles.measure")
@@ -137,7 +145,9 @@ def _measure(offload_dir: Path, path: Path) -> None:
         f" {format_bytes(profile.cpu.memory_bytes)} of memory, offload folder"
         f" {offload_dir.resolve()} on {_file_system(offload_dir)}"
     )
-    replace(profile, source=f"{profile.source} with {where}").save(path)
+    profile = replace(profile, source=f"{profile.source} with {where}")
+    profile.save(path)
+    return profile
 
 
 def _run_module(name: str, *words: str) -> bool:
@@ -146,8 +156,8 @@ def _run_module(name: str, *words: str) -> bool:
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
-    """Return where something about this machine is kept.
+def _kept(what: str, suffix: str, offload_dir: Path) -> Path | None:
+    """Return where something about this machine is kept; ``None``, with a warning, for nowhere.
 
     Each situation with other rates has a file of its own: host, device, torch, threads, cores and
     the file system of the offload folder. The rest only changes capacities, which are never kept:
@@ -155,10 +165,7 @@ def _kept(what: str, suffix: str, offload_dir: Path) -> Path:
     """
     folder = cache_folder()
     if folder is None:
-        raise RunError(
-            "this machine's profile: no folder to keep it in; try: set XDG_CACHE_HOME, or give a"
-            " profile with --hardware"
-        )
+        return None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     name = (
         f"{VERSION}-{platform.node()}-{device}-torch{torch.__version__}"
