@@ -64,9 +64,14 @@ def why_untrusted(path: Path) -> str | None:
     except OSError as error:
         return f"{path}: {error.strerror}"
     # Who owns a link may make it point elsewhere.
-    if not {found.st_uid, link.st_uid} <= {0, os.geteuid()}:
+    return why_not_own(path, link) or why_not_own(path, found)
+
+
+def why_not_own(path: Path, found: os.stat_result) -> str | None:
+    """Judge a file or folder as ``why_untrusted`` does, by the status of what was opened."""
+    if found.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to another user"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{path} can be written by other users"
     return None
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from profiles.cache_folder import cache_folders, readable_folders, why_untrusted
+from profiles.cache_folder import cache_folders, readable_folders, why_not_own
+from profiles.mounts import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
-    """Load what this compiler made, or have it make it in the first folder that will do."""
+    """Load what this compiler made, or have it make it in the first folder that works."""
     name = f"{key}-{_compiler_key(compiler)}"
     kept = _load_kept(f"{name}-*")
     if kept is not None:
@@ -71,7 +72,7 @@ def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
     failure: Exception = OSError("no folder to build them in")
     for folder in cache_folders():
         try:
-            return ctypes.CDLL(str(build(compiler, folder, name)))
+            return _load(build(compiler, folder, name))
         except (OSError, subprocess.CalledProcessError) as error:
             # The next may have room, or permit what it holds to be run.
             failure = error
@@ -83,11 +84,30 @@ def _load_kept(pattern: str) -> ctypes.CDLL | None:
     for folder in readable_folders():
         for path in sorted(folder.glob(f"kernels-{pattern}.so")):
             try:
-                if why_untrusted(path) is None and path.stem.endswith(_digest(path.read_bytes())):
-                    return ctypes.CDLL(str(path))
+                return _load(path)
             except OSError as error:
                 logger.info("a kept library does not load: %s", error)
     return None
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Load a library; raises ``OSError`` unless it is whole and no other user can write it.
+
+    The file is opened once, so that the one that was checked is the one that is loaded.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        reason = why_not_own(path, os.fstat(descriptor))
+        if reason is not None:
+            raise OSError(reason)
+        with open(descriptor, "rb", closefd=False) as file:
+            if not path.stem.endswith(_digest(file.read())):
+                raise OSError(f"{path} is damaged")
+        # The descriptor stays open: a name that is free again might be taken for this library.
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _share_torch_threads() -> None:
@@ -101,12 +121,7 @@ def _share_torch_threads() -> None:
 
 @cache
 def _torch_openmp() -> ctypes.CDLL | None:
-    try:
-        # Names of files may be of any bytes.
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return None
-    for line in maps.splitlines():
+    for line in read_lines(Path("/proc/self/maps")):
         path = line.partition("/")[2]
         if Path(path).name.startswith("libgomp"):
             return ctypes.CDLL(f"/{path}", mode=ctypes.RTLD_GLOBAL)
@@ -155,7 +170,7 @@ def _run(*words: str, folder: Path | None = None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the line of a compiler's or the system's message that tells most."""
+    """Return the line of a compiler's or the system's message that names the error."""
     told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
     lines = (told or "").strip().splitlines() or [str(error)]
     return next((line for line in lines if "error" in line), lines[0])
@@ -163,7 +178,9 @@ def _reason(error: Exception) -> str:
 
 def _cpu_features() -> str:
     """Describe the CPU for which ``-march=native`` compiles."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_lines(Path("/proc/cpuinfo"))
+    if not lines:
+        raise OSError("/proc/cpuinfo cannot be read")
     wanted = ("model name", "flags", "Features", "CPU part")
     found = {line for line in lines if line.startswith(wanted)}
     return "\n".join([platform.machine(), *sorted(found)])
