@@ -37,8 +37,8 @@ LIBRARY_BYTES = 32 * MIB
 # cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
 CUDA_LIBRARY_BYTES = 40 * MIB
 
-# What a run has generated stays until it ends: a token as an object of Python with its place in a
-# list, and its part of the text; and what a continuation takes besides.
+# Each generated token keeps a Python int, its place in a list, and its text until the run ends.
+# Each continuation takes some more.
 OUTPUT_TOKEN_BYTES = 48
 OUTPUT_BYTES = 512
 

@@ -162,8 +162,7 @@ class Block:
                     positions = batch.lengths[part, None] + (task.token - 1)
                 hidden[part] += self.stores.positions.gather(positions + OPT_POSITION_OFFSET)
         if task.is_prefill and batch.is_padded:
-            # Rows that no prompt asked for may hold anything, and a share of zero of what is not a
-            # number is not a number.
+            # Padding rows may hold NaN, and 0 x NaN is NaN.
             lengths = self._lengths[task.batch][:, None]
             is_padding = torch.arange(ids.shape[1], device=self.device) >= lengths
             hidden.masked_fill_(is_padding[..., None], 0)

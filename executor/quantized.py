@@ -20,7 +20,7 @@ from profiles.units import MIB
 PIECE_BYTES = 2 * MIB
 # Tables of which a prompt needs some rows only.
 GATHERED = ("tokens.weight", "positions.weight")
-# Not a number in bfloat16, low byte first: what a row unpacks to whose scales and minima are it.
+# NaN in bfloat16, low byte first. A row with it as scale and minimum unpacks to NaN.
 NAN_BYTES = (0xC0, 0x7F)
 
 
@@ -56,7 +56,7 @@ class QuantizedSource:
         ------
         InputError
             Naming the tensor that holds a value that is not finite. Rows of tables that are
-            gathered may hold one: they unpack to nothing else, which matters only to who asks.
+            gathered may hold one. Such a row unpacks to NaN, and only its own tokens use it.
         """
         out.zero_()
         plain = unpacked_layout(layout, self.spec)

@@ -1,7 +1,7 @@
 """How much memory this process may have now: of the machine, of its control groups, of its limits.
 
-What others hold is not there. What this process holds itself is, as predictions count it. Swap
-never counts.
+Memory of other processes is subtracted. Memory of this process counts as predictions count it.
+Swap never counts.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _MEMORY_DEVICES = ("/dev/ram", "/dev/zram")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """One mount, as proc(5) tells under ``/proc/pid/mountinfo``.
+    """One mount, as proc(5) describes it under ``/proc/pid/mountinfo``.
 
     Parameters
     ----------
