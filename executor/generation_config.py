@@ -126,7 +126,8 @@ class GenerationConfig:
         # As in transformers, the minimum of new tokens replaces that of all.
         min_length = 0 if "min_new_tokens" in self.values else self.count("min_length")
         return LogitsProcessors(
-            sequence_bias=tuple((tuple(ids), float(bias)) for ids, bias in biases),
+            # Of two biases for one run, the last counts.
+            sequence_bias=tuple({tuple(ids): float(bias) for ids, bias in biases}.items()),
             repetition_penalty=float(self.number("repetition_penalty", 1.0)),
             no_repeat_ngram_size=self.count("no_repeat_ngram_size"),
             # The end of a text is never a bad word.
