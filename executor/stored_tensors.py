@@ -44,12 +44,15 @@ class StoredTensors:
         For each tensor that an index names, the name of its shard.
     faults
         Why the shard of a tensor was not opened. It matters only where the tensor is needed.
+    index_dtype
+        What the index calls the dtype of the whole, if it does.
     """
 
     folder: Path
     entries: Mapping[str, TensorEntry]
     promised: Mapping[str, str]
     faults: Mapping[str, InputError]
+    index_dtype: object = None
 
     @classmethod
     def open(cls, folder: Path) -> StoredTensors:
@@ -69,8 +72,17 @@ class StoredTensors:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that transformers computes in where the config names none: that of the first
-        tensor of floating numbers, by name, in the first shard."""
+        """The dtype that transformers computes in where the config names none.
+
+        It is the one that the index names, or else that of the first tensor of floating numbers,
+        by name, in the first shard.
+        """
+        if isinstance(self.index_dtype, str):
+            return self.index_dtype
+        if self.index_dtype is not None:
+            raise InputError(
+                f"dtype of metadata in {INDEX_NAME}", got=self.index_dtype, allowed="a dtype's name"
+            )
         first = min((entry.path for entry in self.entries.values()), default=None)
         for _, entry in sorted(self.entries.items()):
             if entry.path == first and entry.dtype in FLOATS:
@@ -113,7 +125,8 @@ class StoredTensors:
 
 
 def _open_indexed(folder: Path) -> StoredTensors:
-    promised = read_json(folder / INDEX_NAME, "weight index").get("weight_map")
+    index = read_json(folder / INDEX_NAME, "weight index")
+    promised, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(promised, dict) or not promised:
         raise InputError(
             f"weight_map in {INDEX_NAME}", got=f"a {type(promised).__name__} without names",
@@ -137,7 +150,10 @@ def _open_indexed(folder: Path) -> StoredTensors:
             )  # fmt: skip
     for shard in sorted(shards - lacking):
         entries |= open_safetensors(folder / shard)
-    return StoredTensors(folder=folder, entries=entries, promised=promised, faults=faults)
+    return StoredTensors(
+        folder=folder, entries=entries, promised=promised, faults=faults,
+        index_dtype=metadata.get("dtype") if isinstance(metadata, dict) else None,
+    )  # fmt: skip
 
 
 def _is_shard_name(name: object) -> bool:
@@ -179,7 +195,7 @@ def read_elements(entry: TensorEntry, first: int, target: torch.Tensor) -> None:
 def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:
     if converted.abs().max().isfinite():
         return False
-    # What was no finite number before has not become one that is worse.
+    # Infinities and NaN of the source are allowed.
     return bool((converted.isinf() & piece.isfinite()).any())
 
 

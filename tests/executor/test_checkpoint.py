@@ -228,6 +228,24 @@ def test_a_dtype_that_no_config_names_is_that_of_the_weights(single: Path) -> No
         assert Checkpoint.open(single, "float32").spec.dtype == "float32"
 
 
+def test_a_dtype_that_only_the_index_names_comes_before_that_of_the_weights(sharded: Path) -> None:
+    def name_dtype(dtype: object) -> None:
+        edit_json(sharded / INDEX_NAME, lambda i: i["metadata"].update(dtype=dtype))
+
+    name_dtype("float16")
+    assert Checkpoint.open(sharded).spec.dtype == "float32"  # the config's
+    edit_json(sharded / "config.json", lambda c: c.pop("dtype"))
+    for dtype in ("float16", "bfloat16"):
+        name_dtype(dtype)
+        model = AutoModelForCausalLM.from_pretrained(sharded)
+        assert Checkpoint.open(sharded).spec.dtype == str(model.dtype).removeprefix("torch.")
+    for dtype in (16, "float64"):
+        name_dtype(dtype)
+        with pytest.raises(InputError, match=f"dtype.*: got '?{dtype}'?; allowed: "):
+            Checkpoint.open(sharded)
+        assert Checkpoint.open(sharded, "float32").spec.dtype == "float32"
+
+
 def test_values_that_are_not_finite_stay_what_they_are(single: Path) -> None:
     name = "model.embed_tokens.weight"
     rewrite(single, lambda t: t[name][3].copy_(torch.tensor([torch.nan, torch.inf] * 32)))
