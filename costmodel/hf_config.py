@@ -151,8 +151,6 @@ class HFConfig:
     def refusal(self, key: str, got: object, allowed: str, hint: str = "") -> InputError:
         """Make the error for a key whose value this project does not follow."""
         text = "null" if got is None else got if isinstance(got, str) and " " in got else repr(got)
-        if len(text) > 60:
-            text = text[:57] + "..."
         return InputError(f"{key} in config of {self.name}", got=text, allowed=allowed, hint=hint)
 
     def _layer_types(self) -> list[str]:

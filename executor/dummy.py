@@ -21,7 +21,7 @@ import torch
 from costmodel.layout import LayerLayout, model_layers
 from costmodel.model_spec import ModelSpec, spec_from_config
 from executor.checkpoint import TensorPart, layer_parts, overlaps
-from executor.families import DecoderConfig, default_decoder_config
+from executor.families import DecoderConfig, decoder_config
 from executor.safetensors_file import LENGTH_BYTES
 from executor.stored_tensors import INDEX_NAME
 from profiles.compute_plan import DTYPES
@@ -45,7 +45,7 @@ class DummyCheckpoint:
     @property
     def config(self) -> DecoderConfig:
         """The numbers that the decoder computes with."""
-        return self.decoder or default_decoder_config(self.spec)
+        return self.decoder or decoder_config({}, self.spec)
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,8 @@
 """Model families as data: the numbers a decoder computes with, and what its tensors are called.
 
 One generic decoder serves every family; this is the table that describes them. To add a family,
-add its names here and its shapes to ``costmodel.model_spec`` and ``costmodel.layout``.
+add its names here, the defaults of its config to ``DEFAULTS`` of ``costmodel.hf_config``, and its
+shapes to ``costmodel.model_spec`` and ``costmodel.layout``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ OPT_NORM_EPS = 1e-5
 ROPE_KINDS = ("default", "linear", "llama3")
 # transformers' names of the activations that there are, and ours.
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
-DEFAULT_ROPE_THETA = 10000.0
 # Keys that change what transformers computes, with the values that are followed here.
 FOLLOWED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
@@ -86,7 +86,7 @@ class Rope:
     The last three numbers are read by the ``llama3`` kind only, ``factor`` also by ``linear``.
     """
 
-    theta: float = 10000.0
+    theta: float
     kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
@@ -129,13 +129,11 @@ class DecoderConfig:
     qk_norm: bool = False
 
 
-def default_decoder_config(spec: ModelSpec) -> DecoderConfig:
-    """Return the numbers that a family has where its config says nothing."""
-    return decoder_config({}, spec)
-
-
 def decoder_config(raw: Mapping[str, Any], spec: ModelSpec) -> DecoderConfig:
-    """Read the numbers out of a Hugging Face ``config.json``; refuse what would be ignored."""
+    """Read the numbers out of a Hugging Face ``config.json``; refuse what would be ignored.
+
+    An empty ``raw`` gives the family's defaults.
+    """
     config = HFConfig(family=spec.family, name=spec.name, raw=raw)
     _refuse_unsupported(config, spec)
     is_opt = spec.family == "opt"
@@ -232,7 +230,7 @@ def _rope(config: HFConfig) -> Rope:
     share = found[name] if name in found else config.raw.get(name) or 1
     if share != 1:
         raise config.refusal(name, share, "1 (whole heads)")
-    theta = found.get("rope_theta", config.raw.get("rope_theta", DEFAULT_ROPE_THETA))
+    theta = found.get("rope_theta", config.raw.get("rope_theta", 10000.0))
     rope = Rope(theta=config.positive("rope_theta", theta))
     if kind == "default":
         return rope

@@ -53,7 +53,6 @@ HARMLESS = frozenset({
     "use_mtp", "compile_config", "disable_compile", "continuous_batching_config",
     "prefill_chunk_size", "transformers_version",
 })  # fmt: skip
-LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +188,5 @@ def _is_run(ids: Any, vocab_size: int) -> bool:
 
 
 def show(value: object) -> str:
-    """Write a value of a file, long ones by their beginning."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    """Write a value of a file as the file does, where it is true or false."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,7 +18,7 @@ from executor.generation_config import (
 from executor.logits_processors import LogitsProcessors
 from executor.sampling import Sampler
 from profiles.command import Parser
-from profiles.errors import InputError
+from profiles.errors import InputError, clipped
 
 logger = logging.getLogger(__name__)
 
@@ -181,4 +181,4 @@ def _that_count(config: GenerationConfig, sampler: Sampler, *, ignores_eos: bool
 
 
 def _join(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {show(value)}" for name, value in settings.items())
+    return ", ".join(f"{name} {clipped(show(value))}" for name, value in settings.items())

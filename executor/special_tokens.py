@@ -33,6 +33,11 @@ EXTRA, OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 Token = str | AddedToken
 
 
+def read_if_there(path: Path, what: str) -> dict[str, Any]:
+    """Read the JSON object of a file that a checkpoint need not have."""
+    return read_json(path, what) if path.exists() else {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredTokens:
     """The tokens that the files beside a vocabulary declare.
@@ -113,7 +118,7 @@ def read_declared_tokens(
         older = {}
         by_id = _tokens_by_id(config["added_tokens_decoder"])
     else:
-        older_file = _read_object(folder / "special_tokens_map.json")
+        older_file = read_if_there(folder / "special_tokens_map.json", "tokens")
         older = _named_tokens(older_file, special=True)
         special = _plain_content(named, older, extra_tokens)
         by_id = _older_tokens_by_id(folder, in_vocabulary, special)
@@ -186,17 +191,13 @@ def _older_tokens_by_id(
         _id(index, "added_tokens.json"): AddedToken(
             content, normalized=content not in special, special=content in special
         )
-        for content, index in _read_object(folder / "added_tokens.json").items()
+        for content, index in read_if_there(folder / "added_tokens.json", "tokens").items()
     }
     where = "added_tokens of tokenizer.json"
     for value in in_vocabulary if isinstance(in_vocabulary, list) else []:
         token = _flagged_token(value, where)
         tokens[_id(value.get("id"), where)] = token
     return tokens
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return read_json(path, "tokens") if path.exists() else {}
 
 
 def _id(value: object, where: str) -> int:

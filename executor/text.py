@@ -10,12 +10,8 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from executor.tokenizer_json import TokenizerFiles
-from executor.transformers_tokenizer import (
-    cannot_encode,
-    load_through_transformers,
-    refuse_pointer,
-)
+from executor.tokenizer_json import TokenizerFiles, cannot_encode, refuse_pointer
+from executor.transformers_tokenizer import load_through_transformers
 
 # What transformers removes from decoded text where a checkpoint asks for it, in this order.
 CLEAN_UP = (
@@ -69,10 +65,10 @@ def decode_continuation(
 ) -> str:
     """Return the text that ``output_ids`` add to the text of ``prompt_ids``.
 
-    It is the text of both without that of the prompt alone: a decoder may drop a space at the
-    beginning, so the output's own text would lack one. Where the output changes how the prompt's
-    end reads (it completes a character, or draws punctuation closer), the text begins with the
-    first character that is not the prompt's.
+    Both are decoded together, and the text of the prompt alone is removed. The output is not
+    decoded alone, because some decoders drop a leading space. The output may change the end of
+    the prompt: it may complete a character, or remove a space before punctuation. The text then
+    begins with the first character that differs from the prompt's text.
     """
     prompt = tokenizer.decode(prompt_ids)
     whole = tokenizer.decode([*prompt_ids, *output_ids])
@@ -106,7 +102,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
 
 
 def _tell_ignored_keys(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Tell where ``tokenizer_config.json`` asks for a begin or end that is not added."""
+    """Print a note where ``tokenizer_config.json`` contradicts what ``tokenizer.json`` adds."""
     ids = tokenizer.encode("").ids
     for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
         token = config.get(name)

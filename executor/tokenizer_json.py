@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from executor.special_tokens import read_declared_tokens
+from executor.special_tokens import read_declared_tokens, read_if_there
 from executor.tokenizer_classes import PLAIN_CLASSES, REBUILT, Rebuilt, class_name
 from profiles.errors import InputError
 from profiles.files import read_json
@@ -19,6 +19,8 @@ from profiles.files import read_json
 UNUSUAL_KEYS = ("auto_map", "fast_tokenizer_files", "fix_mistral_regex")
 # Without this one, spaces of byte-pair tokenizers are kept.
 FORCED_CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+# What a file begins with that Git LFS has not fetched.
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +37,8 @@ class TokenizerFiles:
         """Read the files of a checkpoint folder."""
         path = folder / "tokenizer.json"
         spec = read_json(path, "tokenizer")
-        config = _read_object(folder / "tokenizer_config.json", "tokenizer config")
-        model = _read_object(folder / "config.json", "model config")
+        config = read_if_there(folder / "tokenizer_config.json", "tokenizer config")
+        model = read_if_there(folder / "config.json", "model config")
         is_byte_level = b'"ByteLevel"' in path.read_bytes()
         name = class_name(model, config, is_byte_level=is_byte_level)
         return cls(folder=folder, spec=spec, config=config, class_name=name)
@@ -104,6 +106,27 @@ class TokenizerFiles:
         return {**self.spec, **parts, "model": {**kept, **parts["model"]}, "added_tokens": []}
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse what is no file, is empty, or is a pointer of Git LFS."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(POINTER))
+    except OSError as error:
+        raise InputError(f"tokenizer {path}", got=error.strerror, allowed="a file") from error
+    if not head:
+        raise InputError(f"tokenizer {path}", got="an empty file", allowed="the tokenizer")
+    if head == POINTER:
+        raise InputError(
+            f"tokenizer {path}", got="a pointer of Git LFS", allowed="the tokenizer",
+            hint="git lfs pull",
+        )  # fmt: skip
+
+
+def cannot_encode(error: Exception) -> InputError:
+    """Return the error for a text that a tokenizer stops at."""
+    return InputError("text", got=error, allowed="text that the checkpoint's tokenizer can encode")
+
+
 def _missing_in_template(processor: Any) -> list[str]:
     """Return the tokens that a template adds and lacks; the library aborts at the first text."""
     kind = processor.get("type") if isinstance(processor, dict) else None
@@ -115,7 +138,3 @@ def _missing_in_template(processor: Any) -> list[str]:
         piece["SpecialToken"]["id"] for piece in processor["single"] if "SpecialToken" in piece
     ]
     return [name for name in names if name not in processor["special_tokens"]]
-
-
-def _read_object(path: Path, what: str) -> dict[str, Any]:
-    return read_json(path, what) if path.exists() else {}

@@ -9,13 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from executor.tokenizer_json import cannot_encode, refuse_pointer
 from profiles.errors import InputError
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 OTHER_FILES = ("tiktoken.model", "vocab.json", "vocab.txt", "tekken.json")
 # A line of tiktoken's format: a token in base 64 and its rank.
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
-POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class TransformersTokenizer:
@@ -34,11 +34,6 @@ class TransformersTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def cannot_encode(error: Exception) -> InputError:
-    """Return the error for a text that a tokenizer stops at."""
-    return InputError("text", got=error, allowed="text that the checkpoint's tokenizer can encode")
 
 
 def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
@@ -74,22 +69,6 @@ def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
             hint="a tokenizer.json, which save_pretrained of transformers writes",
         ) from error  # fmt: skip
     return TransformersTokenizer(tokenizer)
-
-
-def refuse_pointer(path: Path) -> None:
-    """Refuse a file that is no file, is empty, or only stands for one in Git LFS."""
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(len(POINTER))
-    except OSError as error:
-        raise InputError(f"tokenizer {path}", got=error.strerror, allowed="a file") from error
-    if not head:
-        raise InputError(f"tokenizer {path}", got="an empty file", allowed="the tokenizer")
-    if head == POINTER:
-        raise InputError(
-            f"tokenizer {path}", got="a pointer of Git LFS", allowed="the tokenizer",
-            hint="git lfs pull",
-        )  # fmt: skip
 
 
 def _packages_for(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from costmodel.model_spec import ModelSpec
-from executor.families import default_decoder_config
+from executor.families import decoder_config
 
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -65,7 +65,7 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
 
 
 def _add_numbers(writer: Any, spec: ModelSpec) -> None:
-    config = default_decoder_config(spec)
+    config = decoder_config({}, spec)
     assert config.rope is not None
     writer.add_name(spec.name)
     writer.add_block_count(spec.num_layers)
