@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.calibration import calibrate, leave_one_out, mean_error
+from costmodel import calibration
+from costmodel.calibration import Fit, calibrate, errors_of, leave_one_out, mean_error
 from costmodel.measured_runs import MeasuredRun, append_row, read_runs, row_of
 from costmodel.model_spec import load_model_spec
 from costmodel.policy import Placement, Policy
@@ -228,11 +229,19 @@ def test_appending_keeps_lines_that_cannot_be_read(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").splitlines()[0].endswith(",more")
 
 
-def test_leaving_one_out_tells_of_each_fit() -> None:
-    told: list[int] = []
-    runs = read_runs(PAPER)[:2]
-    leave_one_out(recorded_profile("t4-flexgen"), runs, source="x", on_fit=lambda: told.append(1))
-    assert len(told) == len(runs)
+def test_leaving_one_out_tells_of_each_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, runs = recorded_profile("t4-flexgen"), read_runs(PAPER)[:3]
+    told: list[object] = []
+
+    def fit(hardware: HardwareProfile, fitted: list[MeasuredRun], *, source: str) -> Fit:
+        told.append(fitted)
+        return Fit(hardware=hardware, factors={}, errors_before=(), errors_after=())
+
+    monkeypatch.setattr(calibration, "calibrate", fit)
+    errors = leave_one_out(profile, runs, source="x", on_fit=lambda: told.append("told"))
+    others = [runs[1:], [runs[0], runs[2]], runs[:2]]
+    assert told == [item for fitted in others for item in (fitted, "told")]
+    assert errors == errors_of(profile, runs)
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from executor.sampling_flags import Sampling, add_sampling_flags, choose_samplin
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from tests.executor.commands import Ended, end_command
+from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
@@ -79,7 +80,8 @@ def outputs(tmp_path: Path) -> list[list[int]]:
 def theirs(folder: Path, *, until_end: bool = True) -> list[list[int]]:
     """Generate with transformers from the same folder, cut at the end token as ours is."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    ends = GenerationConfig.load(folder).eos_ids if until_end else frozenset()
+    ids = model.generation_config.eos_token_id if until_end else None
+    ends = ids if isinstance(ids, list) else [ids]
     rows = []
     for prompt in PROMPTS:
         found = model.generate(torch.tensor([prompt]), max_new_tokens=GEN_LEN)[0].tolist()
@@ -207,34 +209,35 @@ def test_processors_do_not_depend_on_the_batch(values: dict[str, Any]) -> None:
         assert torch.equal(changed[row], expected[0])
 
 
-def test_draws_follow_the_file_and_flags_override_it(
-    run: Callable[..., Ended], tmp_path: Path
-) -> None:
+def test_flags_override_the_file() -> None:
     values = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.1}
-    drawn = {}
-    for name, written, flags in (
-        ("file", values, ("--seed=3", "--json")),
-        (
-            "flags",
-            None,
-            ("--seed=3", "--temperature=1.5", "--top-p=.9", "--repetition-penalty=1.1"),
-        ),
-        ("hotter", values, ("--seed=3", "--temperature=3")),
-        ("greedy", values, ("--temperature=0", "--repetition-penalty=1")),
-        ("ignored", values, ("--ignore-generation-config",)),
+    file = choose(values, "--seed=3").sampler
+    flags = ("--temperature=1.5", "--top-p=.9", "--repetition-penalty=1.1")
+    assert choose({}, "--seed=3", *flags).sampler == file
+    assert (file.temperature, file.top_k, file.top_p, file.seed) == (1.5, 50, 0.9, 3)
+    assert file.processors.repetition_penalty == 1.1
+    hotter = choose(values, "--seed=3", "--temperature=3")
+    assert hotter.sampler == replace(file, temperature=3.0)
+    assert "temperature 3.0 from the flags" in hotter.describe()
+    logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    for sampler in (
+        choose(values, "--temperature=0", "--repetition-penalty=1").sampler,
+        choose(values, "--ignore-generation-config").sampler,
     ):
-        ended = run(written, *flags)
-        assert (ended.status, ended.err) == (0, "")
-        drawn[name] = outputs(tmp_path)
-        if name == "file":
-            assert "do_sample true, temperature 1.5, top_p 0.9, repetition_penalty 1.1" in ended.out
-            assert "top_k 50 by default" in ended.out
-            told = json.loads(ended.out.splitlines()[-1])["sampling"]
-            assert told | values | {"top_k": 50, "seed": 3} == told
-        if name == "hotter":
-            assert "temperature 3.0 from the flags" in ended.out
-    assert drawn["file"] == drawn["flags"] != drawn["hotter"]
-    assert drawn["greedy"] == drawn["ignored"] != drawn["file"]
+        assert sampler.temperature == 0 and sampler.processors.is_idle
+        assert torch.equal(sampler.sample(logits.clone(), range(4), 0), logits.argmax(-1))
+
+
+def test_draws_follow_the_file(model: Any, run: Callable[..., Ended], tmp_path: Path) -> None:
+    values = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.1}
+    ended = run(values, "--seed=3", "--json")
+    assert (ended.status, ended.err) == (0, "")
+    assert "do_sample true, temperature 1.5, top_p 0.9, repetition_penalty 1.1" in ended.out
+    assert "top_k 50 by default" in ended.out
+    told = json.loads(ended.out.splitlines()[-1])["sampling"]
+    assert told | values | {"top_k": 50, "seed": 3} == told
+    greedy = ReferenceModel(Checkpoint.open(model[0])).generate(PROMPTS, GEN_LEN)
+    assert all(row != likeliest for row, likeliest in zip(outputs(tmp_path), greedy, strict=True))
 
 
 def test_config_json_counts_only_without_a_generation_config(

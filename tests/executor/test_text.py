@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from executor.text import decode_continuation, load_tokenizer
+from executor.text import TextTokenizer, decode_continuation, load_tokenizer
 from profiles.errors import InputError
 from tests.executor.tokenizer_structures import (
     LINES,
@@ -75,26 +75,23 @@ def test_ids_and_text_are_those_of_transformers(name: str, tmp_path: Path) -> No
         prompt, output = ids[:cut], ids[cut:]
         found = decode_continuation(ours, prompt, output)
         assert found == continuation(theirs, prompt, output), (prompt, output)
+    if name not in ("T5", "BERT"):  # their decoded prompts have other spaces or letters
+        check_that_prompt_and_text_join(ours)
+
+
+def check_that_prompt_and_text_join(ours: TextTokenizer) -> None:
+    """Nothing is glued, doubled or lost where the prompt comes back as it was written."""
+    for line in LINES[:4]:
+        ids = ours.encode(line)
+        for cut in range(1, len(ids)):
+            prompt = ours.decode(ids[:cut])
+            if "\ufffd" not in prompt:
+                assert prompt + decode_continuation(ours, ids[:cut], ids[cut:]) == line
 
 
 def load_both(structure: Structure, folder: Path) -> tuple[Any, Any]:
     structure.write(folder)
     return load_tokenizer(folder), reference(folder)
-
-
-def test_prompt_and_text_join(tmp_path: Path) -> None:
-    """Nothing is glued, doubled or lost where the prompt comes back as it was written."""
-    for name, structure in STRUCTURES.items():
-        if name in ("T5", "BERT"):  # their decoded prompts have other spaces or letters
-            continue
-        structure.write(tmp_path / name)
-        ours = load_tokenizer(tmp_path / name)
-        for line in LINES[:4]:
-            ids = ours.encode(line)
-            for cut in range(1, len(ids)):
-                prompt = ours.decode(ids[:cut])
-                if "\ufffd" not in prompt:
-                    assert prompt + decode_continuation(ours, ids[:cut], ids[cut:]) == line
 
 
 class Bytes:
@@ -332,13 +329,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *inner] if path else inner
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_nonsense_in_the_files_is_refused_or_does_no_harm(seed: int, tmp_path: Path) -> None:
-    draw = random.Random(seed)
-    read_here = [name for name in STRUCTURES if name not in ("T5", "Code Llama", "Cohere")]
-    for number in range(30):
-        folder = tmp_path / str(number)
-        STRUCTURES[draw.choice(read_here)].write(folder)
+def test_nonsense_in_the_files_is_refused_or_does_no_harm(tmp_path: Path) -> None:
+    """Once for each structure: the fuzz targets try more, all with one structure."""
+    draw = random.Random(0)
+    for name in (name for name in STRUCTURES if name not in ("T5", "Code Llama", "Cohere")):
+        folder = tmp_path / name
+        STRUCTURES[name].write(folder)
         path = folder / draw.choice(MUTATED)
         content = json.loads(path.read_text(encoding="utf-8"))
         *way, key = draw.choice(places(content))
