@@ -239,9 +239,9 @@ def test_a_dtype_that_only_the_index_names_comes_before_that_of_the_weights(shar
         name_dtype(dtype)
         model = AutoModelForCausalLM.from_pretrained(sharded)
         assert Checkpoint.open(sharded).spec.dtype == str(model.dtype).removeprefix("torch.")
-    for dtype in (16, "float64"):
-        name_dtype(dtype)
-        with pytest.raises(InputError, match=f"dtype.*: got '?{dtype}'?; allowed: "):
+    for wrong in (16, "float64"):
+        name_dtype(wrong)
+        with pytest.raises(InputError, match=f"dtype.*: got '?{wrong}'?; allowed: "):
             Checkpoint.open(sharded)
         assert Checkpoint.open(sharded, "float32").spec.dtype == "float32"
 
