@@ -185,7 +185,10 @@ def windowed(base: Config) -> Iterator[Config]:
 
 def test_defaults_are_those_of_transformers(folder: Folder) -> None:
     theirs = field_defaults(folder.config_class)
-    assert {key: theirs[key] for key in DEFAULTS[folder.family]} == DEFAULTS[folder.family]
+    ours = DEFAULTS[folder.family]
+    # Some keys are no fields of the class; the model reads them where they are there.
+    assert set(ours) - set(theirs) <= names_read(folder.family)
+    assert {key: theirs.get(key) for key in ours} == ours
 
 
 def test_every_key_means_what_it_does_to_transformers(folder: Folder) -> None:
