@@ -35,6 +35,7 @@ bench: $(VENV)/installed
 	$(OFFLOAD) --only ours --num-prompts 16 --prompt-len 256 --gen-len 2
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 32 --gen-len 128
+	$(RUN) tests/bench/busy_machine.py --work-dir bench-work
 	$(RUN) -m profiles.measure --output bench-work/profile.json
 	$(RUN) tests/bench/precisions.py --hardware bench-work/profile.json
 	$(RUN) tests/bench/emulated_gpu.py
