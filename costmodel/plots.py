@@ -26,6 +26,15 @@ from profiles.units import GIB, format_figure
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# The large buffers: each has one colour in every picture. Nobody reads a legend of fifteen.
+BUFFER_COLORS = dict(
+    zip(
+        ("weights", "cache", "weight staging", "cache staging", "workspace", "hidden states",
+         "runtime", "other buffers"),
+        COLORS,
+        strict=True,
+    )
+)  # fmt: skip
 PHASE_COLORS = {"prefill": COLORS[4], "decode": COLORS[0]}
 
 
@@ -161,20 +170,16 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
     limits = {tier: size for tier, size in capacities(hardware).items() if size}
     rows = memory_rows(problem, shares)
     peaks = {tier: max(rows[tier].values(), key=lambda r: sum(r.values())) for tier in limits}
-    totals: dict[str, float] = {}
-    for terms in peaks.values():
-        for name, use in terms.items():
-            totals[name] = totals.get(name, 0.0) + use
-    # Small buffers share one colour: nobody reads a legend of fifteen.
-    named = sorted(totals, key=lambda name: -totals[name])[: len(COLORS) - 1]
     left = dict.fromkeys(limits, 0.0)
-    for color, name in zip(COLORS, [*named, "other buffers"], strict=False):
+    for name, color in BUFFER_COLORS.items():
         parts = []
         for tier, limit in limits.items():
             terms = peaks[tier]
-            of_rest = sum(use for other, use in terms.items() if other not in named)
+            of_rest = sum(use for other, use in terms.items() if other not in BUFFER_COLORS)
             use = of_rest if name == "other buffers" else terms.get(name, 0.0)
             parts.append(100 * float(use) * policy.block_size / limit)
+        if not any(parts):
+            continue
         labels = [
             f"{tier} of\n{format_figure(limit / GIB, 4)} GiB" for tier, limit in limits.items()
         ]
