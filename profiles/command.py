@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from profiles.errors import InputError, ZigzagError, one_line
+from profiles.outputs import closed_streams
 from profiles.start import told_exhaustion
 from profiles.units import parse_bytes, parse_seconds
 
@@ -86,6 +87,7 @@ def _open_standard_streams() -> None:
         except OSError:
             # Else the next file opened would get the number, and with it what is printed.
             os.open(os.devnull, os.O_RDWR)
+            closed_streams.add(descriptor)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, mode), encoding="utf-8"))

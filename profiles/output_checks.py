@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from profiles.errors import InputError
-from profiles.outputs import NO_REPLACING, may_be_replaced, open_stream, own_descriptor
+from profiles.outputs import (
+    NO_REPLACING,
+    closed_streams,
+    may_be_replaced,
+    open_stream,
+    own_descriptor,
+)
 from profiles.whole_file import check_creating
 
 ALLOWED = "a file in a folder that can be written, a pipe or a device"
@@ -95,6 +101,8 @@ def _checked_stream(what: str, path: Path) -> int:
     unread = InputError(
         what, got="a pipe that nobody reads", allowed=ALLOWED, hint="starting its reader first"
     )
+    if own_descriptor(path) in closed_streams:
+        raise InputError(what, got="a stream that is closed", allowed=ALLOWED)
     try:
         descriptor = open_stream(path)
     except BrokenPipeError:

@@ -24,6 +24,8 @@ from profiles.whole_file import Render, replace_file, text_file, write_synced
 logger = logging.getLogger(__name__)
 
 STANDARD_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+# Descriptors of standard streams that were closed when the process began, and now lead nowhere.
+closed_streams: set[int] = set()
 # More links than the kernel follows.
 MOST_LINKS = 40
 # After these errors, an existing file may still be written in place.

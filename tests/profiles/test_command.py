@@ -69,6 +69,7 @@ SHELL_ENDINGS = {
     # Files opened later must not get the numbers of streams that were closed.
     "$RUN files >&- 2>&- <&-": (0, ""),
     "$RUN files >&-": (0, "y\n"),
+    "$RUN output >&-": (2, "error: --output /dev/stdout: got a stream that is closed"),
     "$RUN flushed >/dev/full": (1, "error: stdout: No space left on device\n"),
     "$RUN buffered >/dev/full": (1, "error: stdout: No space left on device\n"),
     "$RUN help >/dev/full": (1, "error: stdout: No space left on device\n"),
@@ -89,6 +90,7 @@ PROGRAM = """
 import os, signal, sys
 from profiles.command import Parser, run
 from profiles.errors import InputError
+from profiles.output_checks import checked_outputs, output_path
 
 def main(arguments):
     match arguments[0]:
@@ -97,6 +99,9 @@ def main(arguments):
             print("y", file=sys.stderr)
             with open(sys.argv[0]) as file:
                 assert file.fileno() > 2
+        case "output":
+            with checked_outputs({"--output": output_path("-")}, {}):
+                print("x")
         case "flushed":
             print("x", flush=True)
         case "buffered":
