@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 from dataclasses import dataclass
 
 from profiles.errors import InputError
 
 
 def require_positive(what: str, value: float) -> None:
-    """Raise ``InputError`` unless ``value`` is a finite number above zero."""
-    if not math.isfinite(value) or value <= 0:
+    """Raise ``InputError`` unless ``value`` and its inverse are finite and above zero."""
+    if not math.isfinite(value) or value < sys.float_info.min:
         raise InputError(what, got=value, allowed="a finite number above zero")
 
 

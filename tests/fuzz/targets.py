@@ -69,10 +69,15 @@ def _read_shard(data: bytes, folder: Path) -> None:
     path = folder / SINGLE_NAME
     path.write_bytes(data)
     found = open_safetensors(path)
-    with safetensors.safe_open(path, "pt") as reference:
-        assert set(found) == set(reference.keys())
-        for name, entry in found.items():
-            assert list(entry.shape) == reference.get_slice(name).get_shape()
+    try:
+        reference = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        # A dtype that is not known spoils its own tensor only.
+        assert "unknown variant" in str(error)
+        return
+    assert {name: list(entry.shape) for name, entry in found.items()} == {
+        name: list(tensor.shape) for name, tensor in reference.items()
+    }
 
 
 def _read_header(data: bytes, folder: Path) -> None:
