@@ -132,7 +132,7 @@ def _parse_entry(name: str, value: Any, path: Path, data_offset: int, label: str
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
 def _check_coverage(
