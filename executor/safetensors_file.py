@@ -91,7 +91,7 @@ def _parse_entries(
     header: bytes, path: Path, data_offset: int, label: str
 ) -> dict[str, TensorEntry]:
     try:
-        parsed = json.loads(header)
+        parsed = json.loads(header.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             label, got=f"a header that is not JSON ({error})", allowed="a JSON header"
