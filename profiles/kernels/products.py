@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from profiles.kernels.build import load_library
+from profiles.mounts import read_lines
 from profiles.product_parts import parts_of
 
 # Of /proc/cpuinfo, where bfloat16 is multiplied: Intel, AMD and Arm.
@@ -70,11 +71,8 @@ def multiplies_wide(dtype: torch.dtype, num_rows: int) -> bool:
 @cache
 def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16; assumed where nothing is known."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    found = read_lines(Path("/proc/cpuinfo"))
+    lines = [line for line in found if line.startswith(("flags", "Features"))]
     return not lines or bool(BFLOAT16_FLAGS & set(lines[0].split()))
 
 

@@ -15,7 +15,6 @@ import contextlib
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,16 @@ from typing import Any
 from contest import Attempt, Contender, System
 from llama_cpp import LlamaCpp
 from ours import Ours
-from workload_run import Bench, BenchParser, Runs, circumstances, keep_result, say
+from workload_run import (
+    Bench,
+    BenchParser,
+    Runs,
+    circumstances,
+    keep_result,
+    open_bench,
+    say,
+)
 
-from costmodel.model_spec import load_model_spec
 from profiles.command import run
 
 NAMES = ("ours", "llama.cpp", "ours-4bit", "llama.cpp-q4k")
@@ -83,16 +89,7 @@ def main(arguments: list[str]) -> None:
     """Make, run, compare, print."""
     flags = _parser().parse_args(arguments)
     with contextlib.ExitStack() as stack:
-        if flags.work_dir is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zigzag-bench-")))
-        else:
-            folder = flags.work_dir.resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(
-            model=load_model_spec(flags.preset), num_prompts=flags.num_prompts,
-            prompt_len=flags.prompt_len, gen_len=flags.gen_len, limit_bytes=flags.memory,
-            seed=flags.seed, folder=folder,
-        )  # fmt: skip
+        bench = stack.enter_context(open_bench(flags))
         bench.make_inputs()
         groups = [
             [Contender(system=Beside(system=system, num_busy=n)) for n in range(flags.most + 1)]

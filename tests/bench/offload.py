@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,8 @@ from llama_cpp import LlamaCpp
 from memory_cgroup import MemoryCgroup
 from ours import Ours
 from transformers_peers import Accelerate, Transformers
-from workload_run import Bench, BenchParser, Runs, circumstances, say
+from workload_run import Bench, BenchParser, Runs, circumstances, open_bench, say
 
-from costmodel.model_spec import load_model_spec
 from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
@@ -47,22 +45,13 @@ def main(arguments: list[str]) -> None:
     flags = _parser().parse_args(arguments)
     _check(flags)
     with contextlib.ExitStack() as stack:
-        if flags.work_dir is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zigzag-bench-")))
-        else:
-            folder = flags.work_dir.resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(
-            model=load_model_spec(flags.preset), num_prompts=flags.num_prompts,
-            prompt_len=flags.prompt_len, gen_len=flags.gen_len, limit_bytes=flags.memory,
-            seed=flags.seed, folder=folder,
-        )  # fmt: skip
+        bench = stack.enter_context(open_bench(flags))
         # Say that the limit cannot be set before the minutes that the model takes.
         with MemoryCgroup(bench.limit_bytes):
             pass
         bench.make_inputs()
         for name in SPEEDUPS.values():
-            stack.callback(shutil.rmtree, folder / f"offload-{name}", ignore_errors=True)
+            stack.callback(shutil.rmtree, bench.folder / f"offload-{name}", ignore_errors=True)
         contenders = [Contender(system=system) for system in _systems(Runs(bench), flags)]
         for contender in contenders:
             contender.prepare()

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
-from costmodel.model_spec import ModelSpec
+from costmodel.model_spec import ModelSpec, load_model_spec
 from executor.dummy import hf_config, write_random_checkpoint
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
@@ -112,6 +113,22 @@ class Bench:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
+    """Yield the workload of a command's flags, in its work folder or in one that goes with it."""
+    with contextlib.ExitStack() as stack:
+        if flags.work_dir is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zigzag-bench-")))
+        else:
+            folder = flags.work_dir.resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+        yield Bench(
+            model=load_model_spec(flags.preset), num_prompts=flags.num_prompts,
+            prompt_len=flags.prompt_len, gen_len=flags.gen_len, limit_bytes=flags.memory,
+            seed=flags.seed, folder=folder,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
