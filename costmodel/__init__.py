@@ -1,14 +1,15 @@
 """What a policy costs, and the linear program that finds the best one. Never imports torch.
 
-``costmodel.optimum.search`` finds a policy and ``costmodel.price.estimate`` prices any; the
-modules ``search`` and ``estimate`` are their commands.
+Modules here are commands; folders hold what they do, in the order of the flow: ``families``,
+``model``, ``plan``, ``pricing``, ``optimizer``, ``schedule``, ``calibration``, ``cli``.
+``optimizer.optimum.search`` finds a policy, ``pricing.price.estimate`` prices any.
 """
 
 # First, because it tells of libraries that cannot be imported.
 import profiles  # noqa: F401
-from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
-from costmodel.policy import Placement, Policy, Prediction
-from costmodel.workload import Workload
+from costmodel.model.model_spec import ModelSpec, load_model_spec, preset_names
+from costmodel.plan.policy import Placement, Policy, Prediction
+from costmodel.plan.workload import Workload
 
 __all__ = [
     "ModelSpec",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from costmodel.calibration import (
+from costmodel.calibration.factors import (
     UNHIDDEN,
     Fit,
     calibrate,
@@ -19,8 +19,8 @@ from costmodel.calibration import (
     leave_one_out,
     mean_error,
 )
-from costmodel.flags import check_outputs
-from costmodel.measured_runs import MeasuredRun, read_runs
+from costmodel.calibration.measured_runs import MeasuredRun, read_runs
+from costmodel.cli.flags import check_outputs
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -43,7 +43,8 @@ def _parser() -> Parser:
         "--runs",
         required=True,
         type=Path,
-        help="CSV: one policy and its measured throughput a row (see costmodel.measured_runs)",
+        help="CSV: one policy and its measured throughput a row"
+        " (see costmodel.calibration.measured_runs)",
     )
     add(
         "--output",

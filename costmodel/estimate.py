@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from costmodel.policy import Policy
-from costmodel.price import check_fits, estimate
-from costmodel.report import format_prediction
+from costmodel.cli.policy_report import format_prediction
+from costmodel.plan.policy import Policy
+from costmodel.pricing.price import check_fits, estimate
 from profiles.command import Parser, run
 from profiles.files import to_json
 from profiles.recorded import find_profile

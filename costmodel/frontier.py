@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from costmodel.flags import (
+from costmodel.cli.flags import (
     Question,
     add_question_flags,
     check_outputs,
     check_picture,
     read_question,
 )
-from costmodel.optimum import SearchResult, search
+from costmodel.optimizer.optimum import SearchResult, search
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.output_checks import output_path
@@ -153,7 +153,7 @@ def _sweep(flags: argparse.Namespace) -> None:
     print(format_frontier(points))
     if flags.plot is not None:
         # Drawing takes longer to import than a search to run.
-        from costmodel.plots import plot_frontier, save_figure
+        from costmodel.cli.plots import plot_frontier, save_figure
 
         save_figure(plot_frontier(points), flags.plot)
         print(f"\nplot written to {flags.plot}")

@@ -6,17 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from costmodel.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.flags import (
+from costmodel.cli.flags import (
     Question,
     add_question_flags,
     check_outputs,
     check_picture,
     read_question,
 )
-from costmodel.optimum import SearchResult, search
-from costmodel.report import format_explanation, format_prediction
-from costmodel.whatif import what_would_change
+from costmodel.cli.policy_report import format_explanation, format_prediction
+from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
+from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.whatif import what_would_change
 from profiles.command import Parser, run
 from profiles.files import to_json
 from profiles.output_checks import output_path
@@ -112,7 +112,7 @@ def _explain(question: Question, result: SearchResult, max_latency_s: float | No
 
 def _plot(result: SearchResult, path: Path) -> None:
     # Drawing takes as long to import as a search to run, so only those who ask wait for it.
-    from costmodel.plots import plot_policy, save_figure
+    from costmodel.cli.plots import plot_policy, save_figure
 
     save_figure(plot_policy(result), path)
     print(f"\nplot written to {path}")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from costmodel.chrome_trace import write_trace
-from costmodel.flags import check_outputs
-from costmodel.policy import Policy
-from costmodel.price import stage_seconds
-from costmodel.problem import problem_of
-from costmodel.tasks import Task
-from costmodel.timeline import Timeline, simulate
+from costmodel.cli.flags import check_outputs
+from costmodel.plan.policy import Policy
+from costmodel.pricing.price import stage_seconds
+from costmodel.pricing.problem import problem_of
+from costmodel.schedule.chrome_trace import write_trace
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.timeline import Timeline, simulate
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile

@@ -1,6 +1,6 @@
 """Runs a policy: weights, KV cache and hidden states on the tiers that it names.
 
-The module ``generate`` is the command; ``Runner`` is what it drives.
+Modules here are commands; folders hold what they do. ``run.runner.Runner`` is what they drive.
 """
 
 import os
@@ -12,9 +12,9 @@ import profiles  # noqa: F401
 # takes it anew for every temporary of another size, which stops the GPU each time.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-from executor.checkpoint import Checkpoint
-from executor.results import BlockResult, Progress
-from executor.runner import Runner
-from executor.sampling import Sampler
+from executor.checkpoint.folder import Checkpoint
+from executor.model.sampling import Sampler
+from executor.run.results import BlockResult, Progress
+from executor.run.runner import Runner
 
 __all__ = ["BlockResult", "Checkpoint", "Progress", "Runner", "Sampler"]

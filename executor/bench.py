@@ -10,21 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodel.flags import (
+from costmodel.calibration.measured_runs import append_row, check_table, row_of
+from costmodel.cli.flags import (
     DEFAULT_GEN_LEN,
     DEFAULT_PROMPT_LEN,
     check_outputs,
     choose_dtype,
     read_permitted,
 )
-from costmodel.measured_runs import append_row, check_table, row_of
-from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
-from costmodel.policy import Policy
-from costmodel.report import format_prediction
-from costmodel.workload import Workload
-from executor.checkpoint import Checkpoint, WeightSource
-from executor.dummy import DummyCheckpoint
-from executor.job import (
+from costmodel.cli.policy_report import format_prediction
+from costmodel.model.model_spec import ModelSpec, load_model_spec, preset_names
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.cli.kept_profile import keep_run
+from executor.cli.run_command import (
     Job,
     add_job_flags,
     check_job_flags,
@@ -32,10 +33,9 @@ from executor.job import (
     search_policy,
     uses_own_profile,
 )
-from executor.machine_profile import keep_run
-from executor.recorder import Recorder
-from executor.report import format_report
-from executor.sampling import Sampler
+from executor.cli.run_report import format_report
+from executor.model.sampling import Sampler
+from executor.run.recorder import Recorder
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path

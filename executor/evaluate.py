@@ -17,16 +17,22 @@ from pathlib import Path
 
 import torch
 
-from costmodel.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.flags import check_outputs, choose_dtype, read_permitted
-from costmodel.policy import Policy
-from costmodel.workload import Workload
-from executor.checkpoint import Checkpoint
-from executor.job import Job, add_job_flags, check_job_flags, choose_hardware, search_policy
-from executor.logits_processors import History
-from executor.recorder import Recorder
-from executor.sampling import Sampler, no_history
-from executor.text import load_tokenizer, shared_length
+from costmodel.cli.flags import check_outputs, choose_dtype, read_permitted
+from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from executor.checkpoint.folder import Checkpoint
+from executor.cli.run_command import (
+    Job,
+    add_job_flags,
+    check_job_flags,
+    choose_hardware,
+    search_policy,
+)
+from executor.model.logits_processors import History
+from executor.model.sampling import Sampler, no_history
+from executor.run.recorder import Recorder
+from executor.text.continuation import load_tokenizer, shared_length
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.files import to_json

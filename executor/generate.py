@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from costmodel.flags import DEFAULT_GEN_LEN, check_outputs, choose_dtype, read_permitted
-from costmodel.policy import Policy, Prediction
-from costmodel.report import format_prediction
-from costmodel.workload import Workload
-from executor.checkpoint import Checkpoint
-from executor.generation_config import GenerationConfig
-from executor.job import (
+from costmodel.cli.flags import DEFAULT_GEN_LEN, check_outputs, choose_dtype, read_permitted
+from costmodel.cli.policy_report import format_prediction
+from costmodel.plan.policy import Policy, Prediction
+from costmodel.plan.workload import Workload
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.generation_config import GenerationConfig
+from executor.cli.kept_profile import keep_run
+from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
+from executor.cli.run_command import (
     Job,
     add_job_flags,
     check_job_flags,
@@ -24,13 +26,11 @@ from executor.job import (
     search_policy,
     uses_own_profile,
 )
-from executor.machine_profile import keep_run
-from executor.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
-from executor.recorder import Recorder
-from executor.report import Report, format_report
-from executor.results import BlockResult
-from executor.sampling_flags import Sampling, add_sampling_flags, choose_sampling
-from executor.text import decode_continuation, load_tokenizer
+from executor.cli.run_report import Report, format_report
+from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.run.recorder import Recorder
+from executor.run.results import BlockResult
+from executor.text.continuation import decode_continuation, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path

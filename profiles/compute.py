@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from profiles import kernels
-from profiles.attention import measure_decode_attention, measure_prefill_attention
+from profiles.attention_rates import measure_decode_attention, measure_prefill_attention
 from profiles.compute_plan import (
     COLD_BYTES,
     DTYPES,
@@ -23,7 +23,7 @@ from profiles.compute_plan import (
 from profiles.compute_rates import NARROW_WIDTH, ComputeRates
 from profiles.packing import DIRECT_ROWS, Packing
 from profiles.rate_curve import RateCurve
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 from profiles.task_overhead import measure_task_overhead
 
 FEW_ROWS = 64
@@ -32,7 +32,7 @@ NARROW_ROWS = (4, 16, 64, 256)
 
 
 def measure_compute(
-    device: str, plan: ComputePlan, sampler: Sampler, beside: Callable[[], object] | None = None
+    device: str, plan: ComputePlan, repeater: Repeater, beside: Callable[[], object] | None = None
 ) -> ComputeRates:
     """Measure a device (``cpu`` or ``cuda``) in every dtype; what a task costs is measured while
     the CPU does ``beside``.
@@ -41,25 +41,25 @@ def measure_compute(
     curve is constant beyond its last point; the first is always measured.
     """
     with torch.inference_mode():
-        decode = measure_decode_attention(device, plan, sampler)
+        decode = measure_decode_attention(device, plan, repeater)
         return ComputeRates(
-            matmul={d: _measure_matmul(device, d, plan, sampler) for d in DTYPES},
+            matmul={d: _measure_matmul(device, d, plan, repeater) for d in DTYPES},
             attention_prefill={
-                d: measure_prefill_attention(device, d, plan, sampler) for d in DTYPES
+                d: measure_prefill_attention(device, d, plan, repeater) for d in DTYPES
             },
             attention_decode=decode.full,
             task_overhead_s=measure_task_overhead(
-                device, f"{prefix_of(device)}.task_overhead", sampler, beside
+                device, f"{prefix_of(device)}.task_overhead", repeater, beside
             ),
-            unpack_bytes_per_s=_measure_unpacking(device, 4, plan, sampler),
+            unpack_bytes_per_s=_measure_unpacking(device, 4, plan, repeater),
             packed_attention_bytes_per_s=decode.packed_4bit,
             sparse_attention_bytes_per_s=decode.sparse,
-            packed_matmul=_measure_packed_matmul(device, plan, sampler),
-            narrow_matmul=_measure_narrow(device, plan, sampler),
+            packed_matmul=_measure_packed_matmul(device, plan, repeater),
+            narrow_matmul=_measure_narrow(device, plan, repeater),
             narrow_packed_matmul=_measure_packed_matmul(
-                device, _narrow(plan), sampler, name="packed_matmul.narrow"
+                device, _narrow(plan), repeater, name="packed_matmul.narrow"
             ),
-            unpack_8bit_bytes_per_s=_measure_unpacking(device, 8, plan, sampler),
+            unpack_8bit_bytes_per_s=_measure_unpacking(device, 8, plan, repeater),
             packed_attention_8bit_bytes_per_s=decode.packed_8bit,
             attention_one_query=decode.one_query,
             attention_many_queries=decode.many_queries,
@@ -67,7 +67,7 @@ def measure_compute(
         )
 
 
-def measure_memory(device: str, plan: ComputePlan, sampler: Sampler) -> float:
+def measure_memory(device: str, plan: ComputePlan, repeater: Repeater) -> float:
     """Measure how fast a device reads its memory, in bytes/s; copies are kept as samples too."""
     size = plan.stream_bytes
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
@@ -77,8 +77,8 @@ def measure_memory(device: str, plan: ComputePlan, sampler: Sampler) -> float:
         return target.copy_(source)
 
     with torch.inference_mode():
-        measure_rate(device, "memory.copy", "bytes_per_s", copy, 2 * size, sampler)
-        return measure_rate(device, "memory.read", "bytes_per_s", source.sum, size, sampler)
+        measure_rate(device, "memory.copy", "bytes_per_s", copy, 2 * size, repeater)
+        return measure_rate(device, "memory.read", "bytes_per_s", source.sum, size, repeater)
 
 
 def _narrow(plan: ComputePlan) -> ComputePlan:
@@ -87,16 +87,16 @@ def _narrow(plan: ComputePlan) -> ComputePlan:
     return replace(plan, rows=rows, in_features=NARROW_WIDTH)
 
 
-def _measure_narrow(device: str, plan: ComputePlan, sampler: Sampler) -> dict[str, RateCurve]:
+def _measure_narrow(device: str, plan: ComputePlan, repeater: Repeater) -> dict[str, RateCurve]:
     narrow = _narrow(plan)
     return {
-        dtype: _measure_matmul(device, dtype, narrow, sampler, name="matmul.narrow")
+        dtype: _measure_matmul(device, dtype, narrow, repeater, name="matmul.narrow")
         for dtype in (DTYPES if narrow.rows else ())
     }
 
 
 def _measure_matmul(
-    device: str, dtype: str, plan: ComputePlan, sampler: Sampler, *, name: str = "matmul"
+    device: str, dtype: str, plan: ComputePlan, repeater: Repeater, *, name: str = "matmul"
 ) -> RateCurve:
     out_features, in_features = plan.out_features, plan.in_features
     turns = _cold_weights(device, dtype, plan)
@@ -106,11 +106,11 @@ def _measure_matmul(
     for rows in plan.rows:
         flop = 2.0 * rows * out_features * in_features
         # The rate at few rows says nothing of more rows, so those are measured whatever it is.
-        if rows > FEW_ROWS and not sampler.affords(num_calls * flop / rates[-1]):
+        if rows > FEW_ROWS and not repeater.affords(num_calls * flop / rates[-1]):
             break
         multiply = partial(_multiply, noise(device, dtype, rows, in_features), turns)
         figure = f"{name}.{dtype}.rows{rows}"
-        rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, sampler))
+        rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, repeater))
         sizes.append(float(rows))
     return RateCurve(sizes=tuple(sizes), rates=tuple(rates))
 
@@ -137,7 +137,7 @@ def _multiply(inputs: torch.Tensor, weights: Iterator[torch.Tensor]) -> torch.Te
     return kernels.linear(inputs, next(weights))
 
 
-def _measure_unpacking(device: str, bits: int, plan: ComputePlan, sampler: Sampler) -> float:
+def _measure_unpacking(device: str, bits: int, plan: ComputePlan, repeater: Repeater) -> float:
     """Measure unpacking a weight matrix, in bytes of bfloat16 output per second."""
     rows, width = plan.out_features, plan.in_features
     packing = Packing(num_elements=width, bits=bits)
@@ -147,11 +147,11 @@ def _measure_unpacking(device: str, bits: int, plan: ComputePlan, sampler: Sampl
     def unpack() -> None:
         kernels.unpack_rows(packed, packing, out)
 
-    return measure_rate(device, f"unpack.{bits}bit", "bytes_per_s", unpack, out.nbytes, sampler)
+    return measure_rate(device, f"unpack.{bits}bit", "bytes_per_s", unpack, out.nbytes, repeater)
 
 
 def _measure_packed_matmul(
-    device: str, plan: ComputePlan, sampler: Sampler, *, name: str = "packed_matmul"
+    device: str, plan: ComputePlan, repeater: Repeater, *, name: str = "packed_matmul"
 ) -> dict[str, RateCurve]:
     """Measure products of few rows with 4-bit weights, where a kernel does them."""
     dtype = "bfloat16"
@@ -171,7 +171,7 @@ def _measure_packed_matmul(
         multiply = partial(_multiply_packed, x, turns, packing, out)
         figure = f"{name}.{dtype}.rows{size}"
         flop = 2.0 * size * rows * width
-        rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, sampler))
+        rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, repeater))
     return {dtype: RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from profiles.compute_rates import WIDTH
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 from profiles.units import MIB
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,20 +57,20 @@ def prefix_of(device: str) -> str:
 
 
 def measure_rate(
-    device: str, name: str, unit: str, work: Callable[[], object], amount: float, sampler: Sampler
+    device: str, name: str, unit: str, work: Callable[[], object], amount: float, repeater: Repeater
 ) -> float:
     """Measure ``amount`` of ``unit`` per second of ``work``, whose end is waited for on a GPU, and
     return the median."""
     name = f"{prefix_of(device)}.{name}"
     if device == "cpu":
-        return sampler.measure_rate(name, unit, work, amount).median
+        return repeater.measure_rate(name, unit, work, amount).median
 
     def launch_and_wait() -> None:
         for _ in range(NUM_LAUNCHES):
             work()
         torch.cuda.synchronize()
 
-    return sampler.measure_rate(name, unit, launch_and_wait, NUM_LAUNCHES * amount).median
+    return repeater.measure_rate(name, unit, launch_and_wait, NUM_LAUNCHES * amount).median
 
 
 def noise(device: str, dtype: str, *shape: int) -> torch.Tensor:

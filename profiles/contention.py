@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from profiles.aligned_io import DirectFile
-from profiles.attention import decode_attention
+from profiles.attention_rates import decode_attention_call
 from profiles.compute import matrix_product
 from profiles.compute_plan import ComputePlan
 from profiles.compute_rates import ComputeRates
 from profiles.disk import DiskPlan, noise_file
 from profiles.hardware import Contention
 from profiles.links import BUFFER_BYTES, link_copy
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 from profiles.units import MIB
 
 # Requests and threads as runs use them; calls short enough that a window holds many.
@@ -44,7 +44,7 @@ LEAST_KEPT = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class BackgroundWork:
     """What keeps a channel busy: a call that does ``amount`` of ``unit``, and waits for it."""
 
     channel: str
@@ -54,14 +54,14 @@ class Work:
 
 
 def measure_contention(
-    offload_dir: Path, plan: ComputePlan, rates: ComputeRates, has_gpu: bool, sampler: Sampler
+    offload_dir: Path, plan: ComputePlan, rates: ComputeRates, has_gpu: bool, repeater: Repeater
 ) -> tuple[Contention, ...]:
     """Measure ``cpu_compute`` beside ``disk_read``, ``disk_write`` and, with a GPU, ``h2d``.
 
     The CPU multiplies matrices where it is the compute device, and attends where a GPU is. A
     rate beside another channel is held against the rate alone of the same round, so that a
     drifting machine does not count; the median of the rounds is kept. The samples of all rates
-    stay in the sampler's measurements.
+    stay in the repeater's measurements.
 
     Parameters
     ----------
@@ -73,17 +73,17 @@ def measure_contention(
     InputError
         When the folder is missing, cannot be written, or has no room for the file.
     """
-    cpu = _cpu_work(plan, rates, has_gpu, sampler.effort.window_s)
+    cpu = _cpu_work(plan, rates, has_gpu, repeater.effort.window_s)
     with _disk_works(offload_dir) as others:
         if has_gpu:
             others.append(_h2d_work())
-        sampler.announce("contention")
-        rounds = [_run_round(cpu, others, sampler) for _ in range(sampler.effort.num_samples)]
+        repeater.announce("contention")
+        rounds = [_run_round(cpu, others, repeater) for _ in range(repeater.effort.num_samples)]
     units = {work.channel: work.unit for work in (cpu, *others)}
     for channel, beside in rounds[0]:
         kind = f"beside_{beside}" if beside else "alone"
         samples = [figures[channel, beside] for figures in rounds]
-        sampler.keep(f"contention.{channel}.{kind}", units[channel], samples)
+        repeater.keep(f"contention.{channel}.{kind}", units[channel], samples)
     return tuple(
         Contention(
             first=other.channel,
@@ -95,7 +95,7 @@ def measure_contention(
     )
 
 
-def rates_together(works: Sequence[Work], window_s: float) -> list[float]:
+def rates_together(works: Sequence[BackgroundWork], window_s: float) -> list[float]:
     """Repeat all works at once, each in its thread, and return the rate of each.
 
     Only calls that end while every work is under way count, from the first end on, so that
@@ -135,9 +135,11 @@ def _is_enough(ends: Sequence[float], start: float, window_s: float) -> bool:
     return ends[-1] >= start + window_s and sum(e >= start for e in ends) > MIN_CALLS
 
 
-def _run_round(cpu: Work, others: Sequence[Work], sampler: Sampler) -> dict[tuple[str, str], float]:
+def _run_round(
+    cpu: BackgroundWork, others: Sequence[BackgroundWork], repeater: Repeater
+) -> dict[tuple[str, str], float]:
     """Return rates by channel and the channel beside it, which is empty for a rate alone."""
-    window_s = sampler.effort.window_s
+    window_s = repeater.effort.window_s
     figures = {(cpu.channel, ""): rates_together([cpu], window_s)[0]}
     for other in others:
         figures[other.channel, ""] = rates_together([other], window_s)[0]
@@ -153,18 +155,22 @@ def _share_kept(
     return round(min(1.0, max(LEAST_KEPT, share)), 3)
 
 
-def _cpu_work(plan: ComputePlan, rates: ComputeRates, has_gpu: bool, window_s: float) -> Work:
+def _cpu_work(
+    plan: ComputePlan, rates: ComputeRates, has_gpu: bool, window_s: float
+) -> BackgroundWork:
     if has_gpu:
-        attend, num_bytes = decode_attention("cpu", DTYPE, plan)
-        return Work(channel="cpu_compute", unit="bytes_per_s", amount=num_bytes, call=attend)
+        attend, num_bytes = decode_attention_call("cpu", DTYPE, plan)
+        return BackgroundWork(
+            channel="cpu_compute", unit="bytes_per_s", amount=num_bytes, call=attend
+        )
     row_s = 2.0 * plan.out_features * plan.in_features / rates.matmul[DTYPE].at(MAX_ROWS)
     rows = max(1, min(MAX_ROWS, int(window_s / WANTED_CALLS / row_s)))
     multiply, flop = matrix_product("cpu", DTYPE, rows, plan)
-    return Work(channel="cpu_compute", unit="flop_per_s", amount=flop, call=multiply)
+    return BackgroundWork(channel="cpu_compute", unit="flop_per_s", amount=flop, call=multiply)
 
 
 @contextlib.contextmanager
-def _disk_works(offload_dir: Path) -> Iterator[list[Work]]:
+def _disk_works(offload_dir: Path) -> Iterator[list[BackgroundWork]]:
     with (
         noise_file(offload_dir, DISK_PLAN) as noise,
         DirectFile(
@@ -175,7 +181,7 @@ def _disk_works(offload_dir: Path) -> Iterator[list[Work]]:
         offsets = itertools.cycle(range(0, noise.num_bytes, size))
         # Reads and writes never run at once, so they share the buffer.
         yield [
-            Work(
+            BackgroundWork(
                 channel=channel,
                 unit="bytes_per_s",
                 amount=size,
@@ -191,7 +197,7 @@ def _move_next(
     move(chunk, next(offsets))
 
 
-def _h2d_work() -> Work:
+def _h2d_work() -> BackgroundWork:
     copy, stream = link_copy("h2d", pinned=True), torch.cuda.Stream()
     torch.cuda.synchronize()
 
@@ -200,4 +206,6 @@ def _h2d_work() -> Work:
             copy()
         stream.synchronize()
 
-    return Work(channel="h2d", unit="bytes_per_s", amount=BUFFER_BYTES, call=copy_and_wait)
+    return BackgroundWork(
+        channel="h2d", unit="bytes_per_s", amount=BUFFER_BYTES, call=copy_and_wait
+    )

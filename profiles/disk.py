@@ -15,7 +15,7 @@ from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import InputError
 from profiles.hardware import Disk
 from profiles.rate_curve import RateCurve
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 from profiles.timing import Measurement, seconds_of
 from profiles.units import KIB, MIB, format_bytes
 
@@ -65,11 +65,11 @@ class NoiseFile:
     num_bytes: int
 
 
-def measure_disk(offload_dir: Path, plan: DiskPlan, sampler: Sampler) -> Disk:
+def measure_disk(offload_dir: Path, plan: DiskPlan, repeater: Repeater) -> Disk:
     """Measure the disk under ``offload_dir`` with a file that is removed whatever happens.
 
     The curves keep the best depth at each request size; the samples of all depths stay in the
-    sampler's measurements.
+    repeater's measurements.
 
     Raises
     ------
@@ -80,8 +80,8 @@ def measure_disk(offload_dir: Path, plan: DiskPlan, sampler: Sampler) -> Disk:
     with noise_file(offload_dir, plan) as test_file:
         return Disk(
             free_bytes=free_bytes,
-            read=_curve("read", test_file, plan, sampler),
-            write=_curve("write", test_file, plan, sampler),
+            read=_curve("read", test_file, plan, repeater),
+            write=_curve("write", test_file, plan, repeater),
         )
 
 
@@ -144,16 +144,16 @@ def _fill_with_noise(buffer: memoryview) -> None:
         buffer[start:end] = piece[: end - start]
 
 
-def _curve(verb: str, test_file: NoiseFile, plan: DiskPlan, sampler: Sampler) -> RateCurve:
+def _curve(verb: str, test_file: NoiseFile, plan: DiskPlan, repeater: Repeater) -> RateCurve:
     best = [
-        max(_measure_requests(verb, test_file, size, n, sampler).median for n in plan.depths)
+        max(_measure_requests(verb, test_file, size, n, repeater).median for n in plan.depths)
         for size in plan.request_bytes
     ]
     return RateCurve(sizes=tuple(float(s) for s in plan.request_bytes), rates=tuple(best))
 
 
 def _measure_requests(
-    verb: str, test_file: NoiseFile, size: int, depth: int, sampler: Sampler
+    verb: str, test_file: NoiseFile, size: int, depth: int, repeater: Repeater
 ) -> Measurement:
     chunk = test_file.chunk
     with DirectFile(test_file.path, writable=True, num_threads=depth, request_bytes=size) as file:
@@ -161,10 +161,10 @@ def _measure_requests(
         # A slow disk moves less than a chunk in the time of one sample.
         least = min(size * depth, len(chunk))
         seconds = seconds_of(lambda: move(chunk[:least], 0), repeats=1)[0]
-        wanted = int(least * sampler.effort.sample_s / seconds)
+        wanted = int(least * repeater.effort.sample_s / seconds)
         num_bytes = max(least, min(len(chunk), wanted) // least * least)
         offsets = itertools.cycle(range(0, test_file.num_bytes - num_bytes + 1, num_bytes))
-        return sampler.measure_rate(
+        return repeater.measure_rate(
             f"disk.{verb}.{size // KIB}KiB.depth{depth}",
             "bytes_per_s",
             lambda: move(chunk[:num_bytes], next(offsets)),

@@ -7,21 +7,21 @@ from collections.abc import Callable
 import torch
 
 from profiles.hardware import Link
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 from profiles.units import MIB
 
 BUFFER_BYTES = 256 * MIB
 
 
-def measure_links(sampler: Sampler) -> tuple[Link, Link]:
+def measure_links(repeater: Repeater) -> tuple[Link, Link]:
     """Measure host to device and device to host on the current CUDA device."""
-    return _measure_direction("h2d", sampler), _measure_direction("d2h", sampler)
+    return _measure_direction("h2d", repeater), _measure_direction("d2h", repeater)
 
 
-def _measure_direction(direction: str, sampler: Sampler) -> Link:
+def _measure_direction(direction: str, repeater: Repeater) -> Link:
     def rate(kind: str, work: Callable[[], None]) -> float:
         name = f"link.{direction}.{kind}"
-        return sampler.measure_rate(name, "bytes_per_s", work, BUFFER_BYTES).median
+        return repeater.measure_rate(name, "bytes_per_s", work, BUFFER_BYTES).median
 
     # torch does not type the constructors of its streams and events.
     stream = torch.cuda.Stream()

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from profiles import compute, compute_plan, disk
-from profiles.attention import DTYPE, decode_attention
+from profiles.attention_rates import DTYPE, decode_attention_call
 from profiles.command import Parser, run
 from profiles.contention import measure_contention
 from profiles.cores import attending_threads, num_threads_of
@@ -32,8 +32,8 @@ from profiles.links import measure_links
 from profiles.memory_limits import usable_memory_bytes
 from profiles.mounts import memory_file_system
 from profiles.output_checks import checked_outputs, output_path
+from profiles.repeats import FULL, QUICK, Repeater
 from profiles.runtime import measure_runtime_bytes
-from profiles.sampling import FULL, QUICK, Sampler
 from profiles.table import format_profile
 from profiles.units import format_seconds
 
@@ -75,10 +75,10 @@ def measure_profile(
     memory_bytes = usable_memory_bytes()
     progress("cpu.runtime")
     runtime_bytes = measure_runtime_bytes()
-    sampler = Sampler(QUICK if quick else FULL, progress)
+    repeater = Repeater(QUICK if quick else FULL, progress)
     plan = compute_plan.QUICK_PLAN if quick else compute_plan.FULL_PLAN
     disk_plan = disk.QUICK_PLAN if quick else disk.FULL_PLAN
-    memory_bytes_per_s = compute.measure_memory("cpu", plan, sampler)
+    memory_bytes_per_s = compute.measure_memory("cpu", plan, repeater)
     has_gpu, num_threads = torch.cuda.is_available(), torch.get_num_threads()
     # Beside a GPU, the CPU computes with fewer threads.
     with num_threads_of(attending_threads(num_threads) if has_gpu else num_threads):
@@ -88,11 +88,11 @@ def measure_profile(
             memory_bytes=memory_bytes,
             memory_bytes_per_s=memory_bytes_per_s,
             runtime_bytes=runtime_bytes,
-            compute=compute.measure_compute("cpu", plan, sampler),
+            compute=compute.measure_compute("cpu", plan, repeater),
         )
-        gpu = _measure_gpu(plan, sampler) if has_gpu else None
-        measured_disk = disk.measure_disk(offload_dir, disk_plan, sampler)
-        contention = measure_contention(offload_dir, plan, cpu.compute, has_gpu, sampler)
+        gpu = _measure_gpu(plan, repeater) if has_gpu else None
+        measured_disk = disk.measure_disk(offload_dir, disk_plan, repeater)
+        contention = measure_contention(offload_dir, plan, cpu.compute, has_gpu, repeater)
     return HardwareProfile(
         name=f"{gpu.name} with {cpu.name}" if gpu else f"{cpu.name}, {cpu.num_cores} cores",
         source="measured with python -m profiles.measure" + (" --quick" if quick else ""),
@@ -101,24 +101,24 @@ def measure_profile(
         disk=measured_disk,
         gpu=gpu,
         versions=_versions(),
-        measurements=sampler.measurements,
+        measurements=repeater.measurements,
         contention=contention,
     )
 
 
-def _measure_gpu(plan: compute_plan.ComputePlan, sampler: Sampler) -> Gpu:
+def _measure_gpu(plan: compute_plan.ComputePlan, repeater: Repeater) -> Gpu:
     without_cudnn_attention()
     # A batch's attention takes milliseconds in a run.
-    attend, _ = decode_attention("cpu", DTYPE, replace(plan, num_cache_rows=ATTENDED_ROWS))
+    attend, _ = decode_attention_call("cpu", DTYPE, replace(plan, num_cache_rows=ATTENDED_ROWS))
     # A GPU needs more work than a CPU before it shows its speed.
     plan = replace(plan, out_features=11008, num_prompts=8, num_heads=32, num_cache_rows=1024)
     free_bytes, _ = torch.cuda.mem_get_info()
-    h2d, d2h = measure_links(sampler)
+    h2d, d2h = measure_links(repeater)
     gpu = Gpu(
         name=torch.cuda.get_device_name(),
         memory_bytes=free_bytes,
-        memory_bytes_per_s=compute.measure_memory("cuda", plan, sampler),
-        compute=compute.measure_compute("cuda", plan, sampler, beside=attend),
+        memory_bytes_per_s=compute.measure_memory("cuda", plan, repeater),
+        compute=compute.measure_compute("cuda", plan, repeater, beside=attend),
         h2d=h2d,
         d2h=d2h,
     )

@@ -16,7 +16,7 @@ COLUMN = 24
 
 def format_profile(profile: HardwareProfile) -> str:
     """Lay out capacities and rates; medians with their spread where samples were kept."""
-    table = _Table(profile)
+    table = _ProfileTable(profile)
     lines = [f"{profile.name}  ({profile.source}, {profile.date})", ""]
     lines += table.capacities()
     if profile.gpu is not None:
@@ -41,7 +41,7 @@ def _row(label: str, *cells: str) -> str:
     return f"  {label:<24}" + "".join(f"{cell:<{COLUMN}}" for cell in cells).rstrip()
 
 
-class _Table:
+class _ProfileTable:
     def __init__(self, profile: HardwareProfile) -> None:
         self._profile = profile
         self._spreads = {m.name: m.spread for m in profile.measurements}

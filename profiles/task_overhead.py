@@ -12,7 +12,7 @@ import torch
 
 from profiles import kernels
 from profiles.cores import kept_busy
-from profiles.sampling import Sampler
+from profiles.repeats import Repeater
 
 # A layer so small that its arithmetic takes no time, and wide enough for operators to call all
 # threads, which takes some.
@@ -22,7 +22,7 @@ CONTEXT = 4
 
 
 def measure_task_overhead(
-    device: str, name: str, sampler: Sampler, beside: Callable[[], object] | None = None
+    device: str, name: str, repeater: Repeater, beside: Callable[[], object] | None = None
 ) -> float:
     """Measure the seconds that computing a layer costs beside its arithmetic.
 
@@ -57,7 +57,7 @@ def measure_task_overhead(
     kernels.end_idle_threads()
     try:
         with kept_busy(beside) if beside else nullcontext():
-            return sampler.measure_seconds(name, hand_over).median
+            return repeater.measure_seconds(name, hand_over).median
     finally:
         tasks.put(None)
         worker.join()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from costmodel.policy import Policy
+from costmodel.plan.policy import Policy
 
 
 def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:

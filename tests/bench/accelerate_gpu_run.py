@@ -12,8 +12,8 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from transformers_run import FirstTokenClock
 
-from costmodel.model_spec import load_model_spec
-from executor.dummy import hf_config
+from costmodel.model.model_spec import load_model_spec
+from executor.checkpoint.dummy import config_json
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     context = flags.batch * (flags.prompt_len + flags.gen_len)
     cache_bytes = context * 2 * spec.num_layers * spec.kv_size * spec.dtype_bytes
     room = max(0, flags.gpu_memory - 2 * cache_bytes - 2**30)
-    settings = hf_config(spec)
+    settings = config_json(spec)
     family = settings.pop("model_type")
     config = transformers.AutoConfig.for_model(family, **settings)
     with torch.device("meta"):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
-from profiles.attention import cache_by_row
+from profiles.attention_rates import cache_by_row
 from profiles.command import run
 from profiles.compute_plan import COLD_BYTES, DTYPES
 from profiles.compute_rates import HEAD_DIM

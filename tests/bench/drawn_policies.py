@@ -6,13 +6,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.memory import with_capacities
-from costmodel.model_spec import ModelSpec, load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import Placement, Policy
-from costmodel.price import estimate
-from costmodel.rounding import round_policy
-from costmodel.workload import Workload
+from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.rounding import round_policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import with_capacities
+from costmodel.pricing.price import estimate
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile

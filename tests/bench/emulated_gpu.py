@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from workload_run import BenchParser, circumstances, keep_result, say
 
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import TIERS, Placement, Policy
-from costmodel.timeline import simulate
-from costmodel.workload import Workload
-from executor.dummy import DummyCheckpoint
-from executor.runner import Runner
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import TIERS, Placement, Policy
+from costmodel.plan.workload import Workload
+from costmodel.schedule.timeline import simulate
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.run.runner import Runner
 from profiles.command import run
 from profiles.emulate import with_emulated_gpu
 from profiles.errors import InputError, RunError

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from costmodel.model_spec import ModelSpec
-from executor.families import decoder_config
+from costmodel.model.model_spec import ModelSpec
+from executor.checkpoint.families import decoder_config
 
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -25,12 +25,12 @@ from gpu_cases import CASES, REHEARSALS, FlexGenPolicy, GpuCase
 from memory_cgroup import last_line
 from workload_run import ROOT, BenchParser, circumstances, say
 
-from costmodel.calibration import calibrate, leave_one_out
-from costmodel.choices import Permitted
-from costmodel.measured_runs import MeasuredRun, row_of
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.workload import Workload
+from costmodel.calibration.factors import calibrate, leave_one_out
+from costmodel.calibration.measured_runs import MeasuredRun, row_of
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import search
+from costmodel.plan.workload import Workload
 from profiles.command import run
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError

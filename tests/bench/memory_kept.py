@@ -30,7 +30,7 @@ from drawn_policies import Drawn, draw_policies
 from memory_cgroup import Ended, MemoryCgroup, last_line
 from workload_run import ROOT, BenchParser, circumstances, keep_result, say
 
-from executor.memory_watch import TOLERANCE
+from executor.machine.memory_watch import TOLERANCE
 from profiles import kernels
 from profiles.command import run
 from profiles.errors import InputError, RunError

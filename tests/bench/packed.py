@@ -18,7 +18,7 @@ from decode_attention import GROUPS, SHAPES, measure_rate
 from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
-from profiles.attention import cache_by_row
+from profiles.attention_rates import cache_by_row
 from profiles.command import run
 from profiles.compute_plan import COLD_BYTES
 from profiles.compute_rates import HEAD_DIM

@@ -21,10 +21,10 @@ from typing import Any
 from memory_cgroup import last_line
 from workload_run import BenchParser, circumstances, keep_result, say
 
-from costmodel.choices import Permitted
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import search
+from costmodel.plan.workload import Workload
 from profiles.command import run
 from profiles.errors import InfeasibleError, RunError
 from profiles.hardware import HardwareProfile

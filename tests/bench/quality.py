@@ -13,9 +13,9 @@ from pathlib import Path
 
 from workload_run import BenchParser, circumstances, keep_result
 
-from costmodel.choices import Permitted
-from costmodel.workload import Workload
-from executor.checkpoint import Checkpoint
+from costmodel.optimizer.choices import Permitted
+from costmodel.plan.workload import Workload
+from executor.checkpoint.folder import Checkpoint
 from executor.evaluate import compare, plan_job, read_windows, score
 from profiles.command import run
 from profiles.files import to_json

@@ -20,14 +20,14 @@ from typing import Any
 
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
-from costmodel.job import job_throughput
-from costmodel.memory import capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import Placement, Policy
-from costmodel.price import estimate
-from costmodel.rounding import round_policy
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.rounding import round_policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
+from costmodel.pricing.price import estimate
 from profiles.command import run
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError

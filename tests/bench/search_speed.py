@@ -29,10 +29,10 @@ from typing import Any
 
 from workload_run import BenchParser, circumstances
 
-from costmodel.memory import capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.optimum import search
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
 from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from drawn_policies import draw_placement
 
-from costmodel.choices import Permitted
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import Policy, Prediction
-from costmodel.price import estimate
-from costmodel.problem import Problem
-from costmodel.rounding import round_policy
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Policy, Prediction
+from costmodel.plan.rounding import round_policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.price import estimate
+from costmodel.pricing.problem import Problem
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from validation_cases import TIERS, Case, machine_of
 
-from costmodel.calibration import Fit, calibrate
-from costmodel.measured_runs import MeasuredRun, row_of
-from costmodel.policy import Prediction
-from costmodel.price import estimate
+from costmodel.calibration.factors import Fit, calibrate
+from costmodel.calibration.measured_runs import MeasuredRun, row_of
+from costmodel.plan.policy import Prediction
+from costmodel.pricing.price import estimate
 from profiles.hardware import HardwareProfile
 
 PHASES = ("prefill", "decode")

@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
-from costmodel.model_spec import ModelSpec, load_model_spec
-from executor.dummy import hf_config, write_random_checkpoint
+from costmodel.model.model_spec import ModelSpec, load_model_spec
+from executor.checkpoint.dummy import config_json, write_random_checkpoint
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, write_json
@@ -90,7 +90,7 @@ class Bench:
 
     def make_inputs(self) -> None:
         """Write the model, unless it is there already, and the prompts."""
-        made_from = {"config": hf_config(self.model), "seed": self.seed}
+        made_from = {"config": config_json(self.model), "seed": self.seed}
         stamp = self.checkpoint / "made_from.json"
         if not stamp.exists() or read_json(stamp, "stamp") != made_from:
             say(f"making random weights of {self.model.name}")

@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from costmodel.layout import LayerLayout
-from costmodel.policy import Policy
-from costmodel.rounding import cut_cache, cut_hidden, cut_layer
-from costmodel.tasks import Task
+from costmodel.model.layout import LayerLayout
+from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import cut_cache, cut_hidden, cut_layer
+from costmodel.schedule.tasks import Task
 
 Content = Hashable
 # Buffer, the content that a task must find there (None: anything), what it leaves (None: the same).

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import CpuWeights, Placement, Policy
-from costmodel.problem import Shares, shares_of
-from costmodel.workload import Workload
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.problem import Shares, shares_of
 from profiles import ComputeRates, Cpu, Disk, Gpu, HardwareProfile, Link, RateCurve
 
 # So fast that it never decides anything.

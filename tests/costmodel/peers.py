@@ -10,12 +10,12 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from costmodel.layout import model_layers
-from costmodel.memory import capacities
-from costmodel.model_spec import ModelSpec, load_model_spec
-from costmodel.policy import CpuWeights, Placement, Policy
-from costmodel.price import estimate
-from costmodel.workload import Workload
+from costmodel.model.layout import model_layers
+from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
+from costmodel.pricing.price import estimate
 from profiles import HardwareProfile
 
 PAPER_ROWS = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"

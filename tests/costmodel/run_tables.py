@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from costmodel.measured_runs import append_row
+from costmodel.calibration.measured_runs import append_row
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

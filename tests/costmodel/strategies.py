@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from costmodel.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy
 from tests.costmodel.machines import make_model, make_policy
 
 SHARES = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])

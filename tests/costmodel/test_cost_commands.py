@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.memory import capacities
-from costmodel.policy import Policy
-from costmodel.price import estimate
+from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import capacities
+from costmodel.pricing.price import estimate
 from profiles import HardwareProfile, recorded_profile, with_emulated_gpu
 from profiles.files import to_json
 from profiles.units import GIB

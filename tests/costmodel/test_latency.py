@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.layout import CUT_ROWS
-from costmodel.memory import workspace_bytes
-from costmodel.policy import CpuWeights, Placement, Prediction
-from costmodel.price import check_executable, check_fits, estimate
-from costmodel.problem import problem_of
-from costmodel.workload import Workload
+from costmodel.model.layout import CUT_ROWS
+from costmodel.plan.policy import CpuWeights, Placement, Prediction
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import workspace_bytes
+from costmodel.pricing.price import check_executable, check_fits, estimate
+from costmodel.pricing.problem import problem_of
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
 from tests.costmodel.machines import (
     AMPLE,

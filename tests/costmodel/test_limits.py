@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from costmodel.limits import stage_limits
-from costmodel.memory import memory_rows
-from costmodel.policy import Policy
-from costmodel.price import estimate, phase_channels
-from costmodel.problem import SHARE_NAMES, Problem, Quantity, Shares
-from costmodel.program import rows_of, unit_shares
-from costmodel.stages import MAX_SEGMENTS, SEGMENT_GROWTH, stages_of
-from costmodel.workload import Workload
+from costmodel.optimizer.program import rows_of, unit_shares
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.limits import stage_limits
+from costmodel.pricing.memory import memory_rows
+from costmodel.pricing.price import estimate, phase_channels
+from costmodel.pricing.problem import SHARE_NAMES, Problem, Quantity, Shares
+from costmodel.pricing.stages import MAX_SEGMENTS, SEGMENT_GROWTH, stages_of
 from profiles import HardwareProfile, Link, recorded_profile
 from profiles.hardware import Contention
 from tests.costmodel.machines import (

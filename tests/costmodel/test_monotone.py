@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.choices import MAX_BLOCK_SIZE, Permitted, problems_of
-from costmodel.job import job_throughput
-from costmodel.memory import capacities, with_capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import NEARLY_AS_FAST, SearchResult, search
-from costmodel.policy import Policy
-from costmodel.program import Limits, solve
-from costmodel.rates import RATES
-from costmodel.solver import Infeasible
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.optimum import NEARLY_AS_FAST, SearchResult, search
+from costmodel.optimizer.program import Limits, solve
+from costmodel.optimizer.rates import RATES
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities, with_capacities
 from profiles import HardwareProfile, InfeasibleError, recorded_profile
 from profiles.hardware import Contention
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.choices import MAX_BLOCK_SIZE, Permitted, problems_of
-from costmodel.fitting import fit
-from costmodel.job import job_throughput
-from costmodel.layout import model_layers
-from costmodel.memory import capacities, with_capacities
-from costmodel.model_spec import ModelSpec, load_model_spec, preset_names
-from costmodel.optimum import DEFAULT_MARGIN, SearchResult, search
-from costmodel.policy import CpuWeights, Placement, Policy
-from costmodel.price import estimate
-from costmodel.workload import Workload
+from costmodel.model.layout import model_layers
+from costmodel.model.model_spec import ModelSpec, load_model_spec, preset_names
+from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
+from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.optimum import DEFAULT_MARGIN, SearchResult, search
+from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.price import estimate
 from profiles import (
     ComputeRates,
     Cpu,

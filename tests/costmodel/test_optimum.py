@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.choices import Permitted
-from costmodel.job import blocks_of, job_throughput
-from costmodel.memory import capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import SearchResult, search
-from costmodel.price import check_fits, estimate
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.job_throughput import blocks_of, job_throughput
+from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
+from costmodel.pricing.price import check_fits, estimate
 from profiles import (
     HardwareProfile,
     InfeasibleError,

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.choices import Permitted
-from costmodel.job import job_throughput
-from costmodel.memory import capacities, with_capacities
-from costmodel.model_spec import ModelSpec, load_model_spec
-from costmodel.optimum import DEFAULT_MARGIN, search
-from costmodel.policy import Policy
-from costmodel.price import estimate
-from costmodel.workload import Workload
+from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.optimum import DEFAULT_MARGIN, search
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.price import estimate
 from profiles import HardwareProfile, recorded_profile
 from tests.costmodel import peers
 

@@ -10,13 +10,8 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from costmodel.choices import Permitted
-from costmodel.flags import Question
-from costmodel.frontier import FrontierPoint, frontier
-from costmodel.memory import capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import SearchResult, search
-from costmodel.plots import (
+from costmodel.cli.flags import Question
+from costmodel.cli.plots import (
     draw_channels,
     draw_memory,
     plot_frontier,
@@ -25,7 +20,12 @@ from costmodel.plots import (
     save_figure,
     throughput_over_memory,
 )
-from costmodel.workload import Workload
+from costmodel.frontier import FrontierPoint, frontier
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
 from profiles import InfeasibleError, InputError, recorded_profile
 from profiles.units import GIB
 

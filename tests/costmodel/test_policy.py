@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.policy import Placement, Policy
-from costmodel.price import estimate
+from costmodel.plan.policy import Placement, Policy
+from costmodel.pricing.price import estimate
 from profiles import InputError
 from profiles.files import from_json, to_json
 from tests.costmodel.machines import make_machine, make_policy

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.layout import CUT_ROWS
-from costmodel.limits import stage_limits
-from costmodel.memory import capacities, memory_rows, with_capacities, workspace_bytes
-from costmodel.policy import CpuWeights, Placement
-from costmodel.problem import Problem, Shares
-from costmodel.program import Limits, Solution, solve
-from costmodel.rates import RATES
-from costmodel.shortage import shortage_of
-from costmodel.solver import Infeasible
-from costmodel.stages import stages_of
-from costmodel.workload import Workload
+from costmodel.model.layout import CUT_ROWS
+from costmodel.optimizer.program import Limits, Solution, solve
+from costmodel.optimizer.rates import RATES
+from costmodel.optimizer.shortage import shortage_of
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.policy import CpuWeights, Placement
+from costmodel.plan.workload import Workload
+from costmodel.pricing.limits import stage_limits
+from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
+from costmodel.pricing.problem import Problem, Shares
+from costmodel.pricing.stages import stages_of
 from profiles import HardwareProfile, recorded_profile
 from tests.costmodel.machines import (
     CACHE_TOKEN_BYTES,

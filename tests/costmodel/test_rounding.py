@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from costmodel.job import job_throughput
-from costmodel.layout import CUT_ROWS, model_layers
-from costmodel.memory import peak_bytes
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import Placement, Policy
-from costmodel.problem import problem_of, shares_of
-from costmodel.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
-from costmodel.workload import Workload
+from costmodel.model.layout import CUT_ROWS, model_layers
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import peak_bytes
+from costmodel.pricing.problem import problem_of, shares_of
 from profiles.aligned_io import PAGE_BYTES
 from profiles.recorded import recorded_profile
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodel.layout import model_layers
-from costmodel.policy import Placement, Policy
-from costmodel.route import route_of
-from costmodel.schedule import ZigzagSchedule
-from costmodel.tasks import Task
+from costmodel.model.layout import model_layers
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.route import route_of
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule
 from tests.costmodel.hazards import BlockMemory, find_hazards, random_durations, simulate
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
 from tests.costmodel.strategies import policies

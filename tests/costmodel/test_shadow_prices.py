@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from costmodel.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.memory import capacities, with_capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.problem import Problem
-from costmodel.program import Limits, Solution, solve
-from costmodel.rates import RATES
-from costmodel.sensitivity import ShadowPrice, shadow_prices
-from costmodel.solver import Infeasible
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
+from costmodel.optimizer.optimum import search
+from costmodel.optimizer.program import Limits, Solution, solve
+from costmodel.optimizer.rates import RATES
+from costmodel.optimizer.sensitivity import ShadowPrice, shadow_prices
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.problem import Problem
 from profiles import HardwareProfile, recorded_profile
 from profiles.hardware import Contention
 from profiles.units import GIB

@@ -7,12 +7,12 @@ import types
 import pulp
 import pytest
 
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.problem import Problem
-from costmodel.program import Limits, solve
-from costmodel.solver import Infeasible, run_solver
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.optimum import search
+from costmodel.optimizer.program import Limits, solve
+from costmodel.optimizer.solver import Infeasible, run_solver
+from costmodel.plan.workload import Workload
+from costmodel.pricing.problem import Problem
 from profiles import InfeasibleError, RunError, recorded_profile
 from tests.costmodel.machines import make_machine, make_model
 

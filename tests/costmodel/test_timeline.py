@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.chrome_trace import write_trace
-from costmodel.memory import capacities
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import CpuWeights, Placement, Policy
-from costmodel.price import estimate, phase_channels
-from costmodel.timeline import simulate
-from costmodel.workload import Workload
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities
+from costmodel.pricing.price import estimate, phase_channels
+from costmodel.schedule.chrome_trace import write_trace
+from costmodel.schedule.timeline import simulate
 from profiles import InputError, recorded_profile
 from profiles.hardware import Contention
 from tests.costmodel.machines import (

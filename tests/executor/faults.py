@@ -34,7 +34,7 @@ class Fault:
     Parameters
     ----------
     target
-        The function, such as ``os:preadv`` or ``executor.kv_cache:KVCache.write``.
+        The function, such as ``os:preadv`` or ``executor.stores.kv_cache:KVCache.write``.
     after
         Calls that go well before.
     does

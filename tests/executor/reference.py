@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from costmodel.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
-from executor import layers
-from executor.attention import prefill_attention
-from executor.checkpoint import WeightSource
+from costmodel.model.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
+from executor.checkpoint.folder import WeightSource
+from executor.model import layers
+from executor.model.prefill_attention import prefill_attention
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing

@@ -7,7 +7,7 @@ import mmap
 import pytest
 import torch
 
-from executor.arena import Arena
+from executor.machine.arena import Arena
 from profiles.errors import RunError
 
 CPU = torch.device("cpu")

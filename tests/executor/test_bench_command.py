@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from costmodel.measured_runs import read_runs
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import Placement, Policy
+from costmodel.calibration.measured_runs import read_runs
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import Placement, Policy
 from executor import bench
-from executor.dummy import hf_config
-from executor.kv_cache import KVCache
-from executor.results import BlockResult
-from executor.runner import Runner
-from executor.sampling import Sampler
+from executor.checkpoint.dummy import config_json
+from executor.model.sampling import Sampler
+from executor.run.results import BlockResult
+from executor.run.runner import Runner
+from executor.stores.kv_cache import KVCache
 from profiles.errors import RunError
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
@@ -150,7 +150,7 @@ def test_prompts_are_drawn_with_the_seed_at_full_length(
 
 def test_searches_by_itself(tmp_path: Path, run_bench: Bench) -> None:
     config, profile = tmp_path / "config.json", tmp_path / "profile.json"
-    config.write_text(json.dumps(hf_config(SPEC)))
+    config.write_text(json.dumps(config_json(SPEC)))
     make_hardware().save(profile)
     flags = [
         "--hardware", profile, "--model", config, "--dummy-weights", "--dtype=bfloat16",

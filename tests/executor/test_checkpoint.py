@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from costmodel.hf_config import FAMILIES
-from costmodel.layout import model_layers
-from costmodel.model_spec import ModelSpec, spec_from_config
-from executor.checkpoint import Checkpoint, WeightSource
-from executor.dummy import DummyCheckpoint, hf_config, write_random_checkpoint
-from executor.families import decoder_config
-from executor.stored_tensors import INDEX_NAME, SINGLE_NAME
+from costmodel.families.hf_config import FAMILIES
+from costmodel.model.layout import model_layers
+from costmodel.model.model_spec import ModelSpec, spec_from_config
+from executor.checkpoint.dummy import DummyCheckpoint, config_json, write_random_checkpoint
+from executor.checkpoint.families import decoder_config
+from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, view_layer
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
@@ -68,8 +68,8 @@ def test_every_dtype_is_converted_to_every_other(
     stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces that do not divide a tensor, as large ones have.
-    monkeypatch.setattr("executor.stored_tensors.READ_BYTES", 1000)
-    monkeypatch.setattr("executor.safetensors_file.READ_BYTES", 777)
+    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.checkpoint.safetensors_file.READ_BYTES", 777)
     save_tiny_model(tmp_path, "qwen2", dtype=stored)
     tensors = load_file(tmp_path / SINGLE_NAME)
     checkpoint = Checkpoint.open(tmp_path, wanted)
@@ -284,7 +284,7 @@ def test_fingerprint_does_not_rest_on_times_that_can_be_set(
     # A file system that makes that time up.
     real = os.fstat
     monkeypatch.setattr(
-        "executor.stored_tensors.os.fstat",
+        "executor.checkpoint.stored_tensors.os.fstat",
         lambda descriptor: os.stat_result((*real(descriptor)[:7], 1, 1, 1)),
     )
     seen = {Checkpoint.open(single).fingerprint}
@@ -533,7 +533,7 @@ def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hf_config_round_trips(family: str) -> None:
     spec = small_spec(family, tied=False)
-    assert spec_from_config(hf_config(spec), name=spec.name) == spec
+    assert spec_from_config(config_json(spec), name=spec.name) == spec
 
 
 def small_spec(family: str, tied: bool) -> ModelSpec:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import model_layers
-from costmodel.policy import Placement, Policy
-from executor.checkpoint import Checkpoint
-from executor.dummy import DummyCheckpoint
-from executor.quantized import QuantizedSource
-from executor.weight_file import WeightFile
+from costmodel.model.layout import model_layers
+from costmodel.plan.policy import Placement, Policy
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.checkpoint.folder import Checkpoint
+from executor.stores.quantized import QuantizedSource
+from executor.stores.weight_file import WeightFile
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.kernels.group_twins import unpack_rows_twin
@@ -258,7 +258,7 @@ def test_a_matrix_is_unpacked_once_for_all_batches(
         unpacked.append(out.shape[1])
         kernels.unpack_rows(packed, packing, out)
 
-    monkeypatch.setattr("executor.unpacked.unpack_rows", count)
+    monkeypatch.setattr("executor.stores.unpacked.unpack_rows", count)
     policy = _policy(
         case, Compression(weight_bits=4), gpu_batch_size=1, prefill_batch_size=1, num_gpu_batches=5
     )

@@ -31,11 +31,11 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
-from costmodel.hf_config import DEFAULTS, FAMILIES
-from costmodel.model_spec import spec_from_config
-from executor.checkpoint import Checkpoint
-from executor.families import ROPE_KINDS, decoder_config
-from executor.layers import rotary_frequencies
+from costmodel.families.hf_config import DEFAULTS, FAMILIES
+from costmodel.model.model_spec import spec_from_config
+from executor.checkpoint.families import ROPE_KINDS, decoder_config
+from executor.checkpoint.folder import Checkpoint
+from executor.model.layers import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model

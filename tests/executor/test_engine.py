@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from costmodel.tasks import Task
-from executor import engine as engine_module
-from executor.engine import QUEUE_LENGTH, Channel, Completion, Engine, Handler, Throttle
-from executor.trace import Span, Trace
+from costmodel.schedule.tasks import Task
+from executor.engine import channels as engine_module
+from executor.engine.channels import QUEUE_LENGTH, Channel, Ending, Engine, Handler, Throttle
+from executor.engine.trace import Span, Trace
 
 CHANNELS = ("disk_read", "cpu_compute", "disk_write")
 pytestmark = pytest.mark.timeout(30)
@@ -40,7 +40,7 @@ def make_engine(work: Handler, trace: Trace | None = None, **others: Handler) ->
     return Engine(channels, {"work": work, **others}, trace or Trace())
 
 
-def submit_all(engine: Engine, tasks: Iterable[Task]) -> list[Completion]:
+def submit_all(engine: Engine, tasks: Iterable[Task]) -> list[Ending]:
     """Queue tasks in order."""
     return [engine.submit(task) for task in tasks]
 

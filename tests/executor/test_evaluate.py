@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import executor.evaluate as evaluate_module
-from costmodel.choices import Permitted
-from costmodel.workload import Workload
+from costmodel.optimizer.choices import Permitted
+from costmodel.plan.workload import Workload
+from executor.cli.run_command import Job
 from executor.evaluate import main, read_windows
-from executor.job import Job
-from executor.text import load_tokenizer
+from executor.text.continuation import load_tokenizer
 from profiles.errors import InfeasibleError, InputError
 from tests.executor.tokenizer_structures import LINES, STRUCTURES, like, template
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import model_layers
-from costmodel.policy import Placement, Policy
-from costmodel.tasks import Task
-from executor.block import Block
-from executor.checkpoint import Checkpoint
-from executor.engine import Handler
-from executor.offload_folder import remove_orphans
-from executor.stored_tensors import SINGLE_NAME
-from executor.weight_file import WeightFile
+from costmodel.model.layout import model_layers
+from costmodel.plan.policy import Placement, Policy
+from costmodel.schedule.tasks import Task
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.stored_tensors import SINGLE_NAME
+from executor.engine.channels import Handler
+from executor.machine.offload_folder import remove_orphans
+from executor.run.block import Block
+from executor.stores.weight_file import WeightFile
 from profiles.errors import RunError
 from profiles.units import MIB
 from tests.executor.faults import (
@@ -190,7 +190,9 @@ def test_weights_cut_off_during_a_run(
         os.truncate(file.path, 0)
 
     with monkeypatch.context() as patch:
-        Fault(target=f"executor.weight_file:{target}", does=cut, after=after).arm(patch.setattr)
+        Fault(target=f"executor.stores.weight_file:{target}", does=cut, after=after).arm(
+            patch.setattr
+        )
         line = scene.fails(policy)
     # The checksums may be missed before the pages are.
     assert "shorter than expected" in line or "is not what was written" in line
@@ -382,13 +384,13 @@ def desk(scene: Scene) -> Desk:
 
 # Where a signal strikes, and how many prompts are finished by then: a block is two of them.
 MOMENTS: dict[str, tuple[str, int, int]] = {
-    "in the build": ("executor.checkpoint:Checkpoint.read_range", 3, 0),
-    "before the manifest": ("executor.weight_file:write_json", 0, 0),
+    "in the build": ("executor.checkpoint.folder:Checkpoint.read_range", 3, 0),
+    "before the manifest": ("executor.stores.weight_file:write_json", 0, 0),
     "before the manifest has its name": ("pathlib:Path.replace", 0, 0),
-    "before the first block": ("executor.block:Block.start", 0, 0),
-    "in the first block": ("executor.kv_cache:KVCache.write", 9, 0),
-    "in the second block": ("executor.kv_cache:KVCache.write", 34, 2),
-    "in a read": ("executor.weight_file:WeightFile.read_into", 45, 2),
+    "before the first block": ("executor.run.block:Block.start", 0, 0),
+    "in the first block": ("executor.stores.kv_cache:KVCache.write", 9, 0),
+    "in the second block": ("executor.stores.kv_cache:KVCache.write", 34, 2),
+    "in a read": ("executor.stores.weight_file:WeightFile.read_into", 45, 2),
     "before outputs have their name": ("pathlib:Path.replace", 2, 2),
 }
 
@@ -435,7 +437,7 @@ def test_a_killed_build_over_a_cut_file_is_not_believed(desk: Desk) -> None:
 def test_another_model_s_half_built_file_is_removed(
     desk: Desk, scene: Scene, tmp_path: Path
 ) -> None:
-    desk.run(Fault(target="executor.checkpoint:Checkpoint.read_range", does=kill, after=3))
+    desk.run(Fault(target="executor.checkpoint.folder:Checkpoint.read_range", does=kill, after=3))
     orphan = scene.weight_file()
     scene.check(scene.policy(cache=ON_DISK))
     assert not orphan.exists()
@@ -444,7 +446,7 @@ def test_another_model_s_half_built_file_is_removed(
 def test_a_limit_on_files_is_told(desk: Desk) -> None:
     """The kernel itself refuses to let the cache grow."""
     limit = functools.partial(limit_files, MIB // 8)
-    ended = desk.run(Fault(target="executor.block:Block.start", does=limit))
+    ended = desk.run(Fault(target="executor.run.block:Block.start", does=limit))
     assert ended.status == 1
     note, error = ended.err.splitlines()
     assert note == f"0 of {len(PROMPTS)} prompts were finished"

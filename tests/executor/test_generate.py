@@ -18,18 +18,19 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from costmodel import calibrate
-from costmodel.layout import model_layers
-from costmodel.measured_runs import read_runs
-from costmodel.optimum import search
-from costmodel.policy import Policy
-from costmodel.price import estimate
-from costmodel.workload import Workload
-from executor import generate, machine_profile
-from executor.block import Block
-from executor.checkpoint import Checkpoint
-from executor.scratch_file import ScratchFile
-from executor.stored_tensors import INDEX_NAME
-from executor.weight_file import WeightFile
+from costmodel.calibration.measured_runs import read_runs
+from costmodel.model.layout import model_layers
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.price import estimate
+from executor import generate
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.stored_tensors import INDEX_NAME
+from executor.cli import kept_profile as machine_profile
+from executor.run.block import Block
+from executor.stores.scratch_file import ScratchFile
+from executor.stores.weight_file import WeightFile
 from profiles import HardwareProfile, with_emulated_gpu
 from profiles.errors import InfeasibleError, RunError
 from profiles.units import MIB

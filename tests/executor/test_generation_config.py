@@ -18,18 +18,18 @@ from transformers import AutoModelForCausalLM
 from transformers import GenerationConfig as TheirConfig
 
 from executor import generate
-from executor.batch import Batch
-from executor.checkpoint import Checkpoint
-from executor.generation_config import (
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.generation_config import (
     FOLLOWED,
     HARMLESS,
     LENGTHS,
     NOT_FOLLOWED,
     GenerationConfig,
 )
-from executor.logits_processors import LogitsProcessors
-from executor.sampling import Sampler
-from executor.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.model.logits_processors import LogitsProcessors
+from executor.model.sampling import Sampler
+from executor.run.batch import Batch
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from tests.executor.commands import Ended, end_command

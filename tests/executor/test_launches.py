@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from costmodel.tasks import Task
-from executor.block import Block
-from executor.checkpoint import Checkpoint
-from executor.engine import Handler
+from costmodel.schedule.tasks import Task
+from executor.checkpoint.folder import Checkpoint
+from executor.engine.channels import Handler
+from executor.run.block import Block
 from profiles.kernels.call import call_kernel
 from tests.executor.tiny_machines import ON_GPU, Case, make_hardware, make_policy
 from tests.executor.tiny_models import save_tiny_model

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from executor.attention import prefill_attention
-from executor.checkpoint import Checkpoint
-from executor.families import Rope
-from executor.layers import (
+from executor.checkpoint.families import Rope
+from executor.checkpoint.folder import Checkpoint
+from executor.model.layers import (
     finish_layer,
     linear,
     project_qkv,
@@ -20,6 +19,7 @@ from executor.layers import (
     split_heads,
     split_rows,
 )
+from executor.model.prefill_attention import prefill_attention
 from tests.executor.reference import ReferenceModel, gather_rows
 from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
 

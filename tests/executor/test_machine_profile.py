@@ -11,9 +11,9 @@ from typing import cast
 import pytest
 import torch
 
-from costmodel.measured_runs import MeasuredRun
-from executor import machine_profile
-from executor.report import Report
+from costmodel.calibration.measured_runs import MeasuredRun
+from executor.cli import kept_profile as machine_profile
+from executor.cli.run_report import Report
 from profiles.mounts import Mount
 from tests.executor.test_memory import LLAMA
 from tests.executor.tiny_machines import make_hardware, make_policy
@@ -82,7 +82,7 @@ def test_without_a_folder_to_keep_things_in_a_run_goes_on(
     assert list(tmp_path.iterdir()) == [] and not caplog.records
 
 
-@pytest.mark.parametrize("broken", ["_kept", "hf_config"])
+@pytest.mark.parametrize("broken", ["_kept", "config_json"])
 def test_a_run_whose_figures_cannot_be_kept_is_no_failure(
     broken: str,
     tmp_path: Path,

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from costmodel.memory import memory_rows, peak_bytes
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import Policy
-from costmodel.price import estimate
-from costmodel.problem import problem_of, shares_of
-from costmodel.rounding import round_policy
-from executor.dummy import DummyCheckpoint
-from executor.prompts import Completion, PromptRecord
-from executor.runner import Runner
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import round_policy
+from costmodel.pricing.memory import memory_rows, peak_bytes
+from costmodel.pricing.price import estimate
+from costmodel.pricing.problem import problem_of, shares_of
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.cli.prompts import Completion, PromptRecord
+from executor.run.runner import Runner
 from profiles.hardware import HardwareProfile
 from tests.executor.tiny_machines import (
     ON_CPU,

@@ -11,16 +11,16 @@ import psutil
 import pytest
 import torch
 
-from costmodel.policy import Policy
-from costmodel.price import estimate
-from costmodel.tasks import Task
-from executor import memory_budget, memory_watch, offload_folder
-from executor.allocator import keep_freed_memory, return_freed_memory
-from executor.block import Block
-from executor.dummy import DummyCheckpoint
-from executor.memory_budget import check_available, within_free_memory
-from executor.memory_watch import MemoryWatch, out_of_memory_told
-from executor.runner import Runner
+from costmodel.plan.policy import Policy
+from costmodel.pricing.price import estimate
+from costmodel.schedule.tasks import Task
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.machine import memory_budget, memory_watch, offload_folder
+from executor.machine.allocator import keep_freed_memory, return_freed_memory
+from executor.machine.memory_budget import check_available, within_free_memory
+from executor.machine.memory_watch import MemoryWatch, out_of_memory_told
+from executor.run.block import Block
+from executor.run.runner import Runner
 from profiles import memory_limits
 from profiles.errors import InfeasibleError, RunError
 from profiles.hardware import HardwareProfile

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from costmodel import calibrate, frontier, search, simulate
-from costmodel.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.policy import Policy
+from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
+from costmodel.plan.policy import Policy
 from executor import bench, evaluate, generate
-from executor.block import Block
-from executor.checkpoint import Checkpoint
+from executor.checkpoint.folder import Checkpoint
+from executor.run.block import Block
 from profiles import HardwareProfile, measure, recorded_profile
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -239,9 +239,9 @@ def test_a_trace_that_cannot_be_written_costs_nothing_else(run: Run, tmp_path: P
 def test_a_trace_for_which_there_is_no_room_costs_nothing_else(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("executor.recorder.spare_folders", lambda path: [tmp_path / "absent"])
+    monkeypatch.setattr("executor.run.recorder.spare_folders", lambda path: [tmp_path / "absent"])
     monkeypatch.setattr("profiles.spool.PIECE_CHARS", 1000)
-    monkeypatch.setattr("executor.recorder.HELD_SPANS", 4)
+    monkeypatch.setattr("executor.run.recorder.HELD_SPANS", 4)
     ended = run(generate, "--output", "out", "--trace", "trace")
     assert ended.status == 1 and "throughput" in ended.out
     assert ended.err == "error: trace trace: no folder has room for it\n"

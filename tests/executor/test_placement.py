@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from costmodel.policy import Placement, Policy
-from costmodel.tasks import Task
-from executor.block import Block
-from executor.checkpoint import Checkpoint
-from executor.engine import Handler
-from executor.logits_processors import LogitsProcessors
-from executor.sampling import Sampler
-from executor.weight_file import page_floor
+from costmodel.plan.policy import Placement, Policy
+from costmodel.schedule.tasks import Task
+from executor.checkpoint.folder import Checkpoint
+from executor.engine.channels import Handler
+from executor.model.logits_processors import LogitsProcessors
+from executor.model.sampling import Sampler
+from executor.run.block import Block
+from executor.stores.weight_file import page_floor
 from profiles.hardware import HardwareProfile
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import (

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
-from executor.text import TextTokenizer, load_tokenizer
+from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
+from executor.text.continuation import TextTokenizer, load_tokenizer
 from profiles.errors import InputError
 from profiles.outputs import write_output
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from executor.sampling import Sampler
+from executor.model.sampling import Sampler
 from profiles.errors import InputError, RunError
 
 LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))

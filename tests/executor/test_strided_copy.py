@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from executor.arena import Arena
-from executor.strided_copy import copy_runs
+from executor.machine.arena import Arena
+from executor.stores.strided_copy import copy_runs
 
 
 def _check(high: torch.device) -> None:

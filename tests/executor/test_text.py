@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from executor.text import TextTokenizer, decode_continuation, load_tokenizer
+from executor.text.continuation import TextTokenizer, decode_continuation, load_tokenizer
 from profiles.errors import InputError
 from tests.executor.tokenizer_structures import (
     LINES,
@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read_are_told(
             raise importlib.metadata.PackageNotFoundError(package)
         return version(package)
 
-    monkeypatch.setattr("executor.transformers_tokenizer.version", without)
+    monkeypatch.setattr("executor.text.transformers_tokenizer.version", without)
     if content is None:
         (tmp_path / name).mkdir()
     else:
@@ -274,7 +274,7 @@ def test_a_class_that_only_transformers_reads_needs_it(
             raise importlib.metadata.PackageNotFoundError(package)
         return found
 
-    monkeypatch.setattr("executor.transformers_tokenizer.version", version)
+    monkeypatch.setattr("executor.text.transformers_tokenizer.version", version)
     STRUCTURES["Cohere"].write(tmp_path)
     with pytest.raises(InputError, match="tokenizer_class CohereTokenizer") as caught:
         load_tokenizer(tmp_path)

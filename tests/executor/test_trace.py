@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import model_layers
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import Placement, Policy
-from costmodel.route import route_of
-from costmodel.schedule import ZigzagSchedule
-from costmodel.tasks import Task
-from executor import recorder
-from executor.dummy import DummyCheckpoint
-from executor.engine import Channel, Engine
-from executor.job import Job
-from executor.report import Report
-from executor.sampling import Sampler
-from executor.trace import Span, Trace
+from costmodel.model.layout import model_layers
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.route import route_of
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.cli.run_command import Job
+from executor.cli.run_report import Report
+from executor.engine.channels import Channel, Engine
+from executor.engine.trace import Span, Trace
+from executor.model.sampling import Sampler
+from executor.run import recorder
 from profiles.errors import InputError
 from profiles.hardware import CHANNELS
 from profiles.outputs import OutputError

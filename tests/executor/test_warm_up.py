@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import model_layers
-from executor import embedding, kv_cache, unpacked
-from executor.checkpoint import Checkpoint
-from executor.kv_cache import KVCache
-from executor.machine import Machine
-from executor.warm_up import compile_kernels
+from costmodel.model.layout import model_layers
+from executor.checkpoint.folder import Checkpoint
+from executor.machine.tiers import Machine
+from executor.run.warm_up import compile_kernels
+from executor.stores import embedding, kv_cache, unpacked
+from executor.stores.kv_cache import KVCache
 from profiles import kernels
 from profiles.packing import Packing
 from tests.executor.tiny_machines import Case, make_hardware, make_policy

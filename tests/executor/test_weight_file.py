@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.layout import LayerLayout, model_layers, round_up
-from costmodel.policy import Placement
-from costmodel.rounding import LayerCut, cut_layer
-from executor import page_checksums
-from executor.checkpoint import Checkpoint
-from executor.offload_folder import remove_orphans
-from executor.stored_tensors import SINGLE_NAME
-from executor.weight_file import WeightFile, page_floor
+from costmodel.model.layout import LayerLayout, model_layers, round_up
+from costmodel.plan.policy import Placement
+from costmodel.plan.rounding import LayerCut, cut_layer
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.stored_tensors import SINGLE_NAME
+from executor.machine.offload_folder import remove_orphans
+from executor.stores import page_checksums
+from executor.stores.weight_file import WeightFile, page_floor
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
 from tests.executor.tiny_models import save_tiny_model
@@ -299,7 +299,7 @@ class Waiting(logging.Handler):
 @pytest.fixture
 def waiting() -> Iterator[Waiting]:
     handler = Waiting()
-    logger = logging.getLogger("executor.weight_file")
+    logger = logging.getLogger("executor.stores.weight_file")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)

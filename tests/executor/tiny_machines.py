@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.model_spec import ModelSpec
-from costmodel.policy import Placement, Policy
-from costmodel.workload import Workload
-from executor.checkpoint import WeightSource
-from executor.results import BlockResult
-from executor.runner import Runner
-from executor.sampling import Chooser
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.workload import Workload
+from executor.checkpoint.folder import WeightSource
+from executor.model.sampling import Chooser
+from executor.run.results import BlockResult
+from executor.run.runner import Runner
 from profiles import ComputeRates, Cpu, Disk, HardwareProfile, RateCurve, with_emulated_gpu
 from profiles.units import GIB
 

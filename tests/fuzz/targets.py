@@ -20,18 +20,18 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from costmodel.layout import model_layers
-from costmodel.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.model_spec import load_model_spec
-from costmodel.optimum import search
-from costmodel.policy import Policy
-from costmodel.price import estimate
-from costmodel.workload import Workload
-from executor.checkpoint import Checkpoint
-from executor.prompts import Completion, PromptLimits, read_prompts, write_outputs
-from executor.safetensors_file import open_safetensors
-from executor.stored_tensors import INDEX_NAME, SINGLE_NAME
-from executor.text import load_tokenizer
+from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
+from costmodel.model.layout import model_layers
+from costmodel.model.model_spec import load_model_spec
+from costmodel.optimizer.optimum import search
+from costmodel.plan.policy import Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.price import estimate
+from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.safetensors_file import open_safetensors
+from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
+from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
+from executor.text.continuation import load_tokenizer
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile

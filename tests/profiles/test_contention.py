@@ -12,9 +12,9 @@ import pytest
 from profiles import ComputeRates, RateCurve
 from profiles.compute import measure_compute
 from profiles.compute_plan import ComputePlan
-from profiles.contention import LEAST_KEPT, Work, measure_contention, rates_together
+from profiles.contention import LEAST_KEPT, BackgroundWork, measure_contention, rates_together
 from profiles.disk import DiskPlan
-from profiles.sampling import Effort, Sampler
+from profiles.repeats import Effort, Repeater
 from profiles.units import MIB
 
 EFFORT = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0, window_s=0.02)
@@ -34,15 +34,15 @@ def _small_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_contention_of_this_machine_keeps_samples_and_removes_its_file(tmp_path: Path) -> None:
-    sampler = Sampler(EFFORT, lambda name: None)
-    pairs = measure_contention(tmp_path, PLAN, RATES, False, sampler)
+    repeater = Repeater(EFFORT, lambda name: None)
+    pairs = measure_contention(tmp_path, PLAN, RATES, False, repeater)
     assert [(p.first, p.second) for p in pairs] == [
         ("disk_read", "cpu_compute"),
         ("disk_write", "cpu_compute"),
     ]
     for pair in pairs:
         assert LEAST_KEPT <= pair.first_keeps <= 1 and LEAST_KEPT <= pair.second_keeps <= 1
-    samples = {m.name: m for m in sampler.measurements}
+    samples = {m.name: m for m in repeater.measurements}
     assert set(samples) == {
         "contention.cpu_compute.alone",
         "contention.disk_read.alone",
@@ -52,7 +52,7 @@ def test_contention_of_this_machine_keeps_samples_and_removes_its_file(tmp_path:
         "contention.disk_write.beside_cpu_compute",
         "contention.cpu_compute.beside_disk_write",
     }
-    assert all(len(m.samples) == 3 for m in sampler.measurements)
+    assert all(len(m.samples) == 3 for m in repeater.measurements)
     assert samples["contention.disk_read.alone"].unit == "bytes_per_s"
     assert samples["contention.cpu_compute.alone"].unit == "flop_per_s"
     assert not list(tmp_path.iterdir())
@@ -70,7 +70,7 @@ def test_failing_contention_removes_its_file(
 
     monkeypatch.setattr("profiles.contention._run_round", fail)
     with pytest.raises(error):
-        measure_contention(tmp_path, PLAN, RATES, False, Sampler(EFFORT, lambda name: None))
+        measure_contention(tmp_path, PLAN, RATES, False, Repeater(EFFORT, lambda name: None))
     assert len(seen) == 1 and not list(tmp_path.iterdir())
 
 
@@ -98,8 +98,8 @@ def test_shares_are_medians_over_rounds(
 
     answers = answer()
     monkeypatch.setattr("profiles.contention.rates_together", lambda *_: next(answers))
-    sampler = Sampler(EFFORT, lambda name: None)
-    for pair in measure_contention(tmp_path, PLAN, RATES, False, sampler):
+    repeater = Repeater(EFFORT, lambda name: None)
+    for pair in measure_contention(tmp_path, PLAN, RATES, False, repeater):
         assert (pair.first_keeps, pair.second_keeps) == expected
 
 
@@ -112,7 +112,7 @@ def test_works_in_lockstep_have_rates_like_their_amounts() -> None:
             barrier.wait()
 
     works = [
-        Work(channel=channel, unit="bytes_per_s", amount=amount, call=meet)
+        BackgroundWork(channel=channel, unit="bytes_per_s", amount=amount, call=meet)
         for channel, amount in (("disk_read", 3.0), ("cpu_compute", 1.0))
     ]
     first, second = rates_together(works, 0.02)
@@ -124,7 +124,7 @@ def test_failing_work_ends_the_others() -> None:
         raise RuntimeError("no more disk")
 
     works = [
-        Work(channel=channel, unit="bytes_per_s", amount=1.0, call=call)
+        BackgroundWork(channel=channel, unit="bytes_per_s", amount=1.0, call=call)
         for channel, call in (("cpu_compute", lambda: None), ("disk_read", fail))
     ]
     with pytest.raises(RuntimeError, match="no more disk"):
@@ -134,12 +134,12 @@ def test_failing_work_ends_the_others() -> None:
 def test_unpacking_is_measured_in_bytes_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 2.0
     monkeypatch.setattr(
-        "profiles.sampling.seconds_of", lambda work, repeats, warmups: [seconds] * repeats
+        "profiles.repeats.seconds_of", lambda work, repeats, warmups: [seconds] * repeats
     )
-    sampler = Sampler(EFFORT, lambda name: None)
-    rates = measure_compute("cpu", PLAN, sampler)
+    repeater = Repeater(EFFORT, lambda name: None)
+    rates = measure_compute("cpu", PLAN, repeater)
     # A matrix of 256 x 256 in 16 bits.
     assert rates.unpack_bytes_per_s == pytest.approx(256 * 256 * 2 / seconds)
     assert rates.packed_attention_bytes_per_s == pytest.approx(rates.attention_decode["bfloat16"])
-    names = {m.name for m in sampler.measurements}
+    names = {m.name for m in repeater.measurements}
     assert {"cpu.unpack.4bit", "cpu.attention_decode.4bit"} <= names

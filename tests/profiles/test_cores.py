@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from profiles.cores import attending_threads, feeding_threads, kept_busy, num_threads_of
-from profiles.sampling import QUICK, Sampler
+from profiles.repeats import QUICK, Repeater
 from profiles.task_overhead import measure_task_overhead
 
 
@@ -50,8 +50,8 @@ def test_work_that_fails_is_told() -> None:
 
 def test_a_task_is_measured_while_other_work_goes_on() -> None:
     calls: list[int] = []
-    sampler = Sampler(QUICK, lambda name: calls.append(-1))
-    seconds = measure_task_overhead("cpu", "layer", sampler, beside=lambda: calls.append(1))
+    repeater = Repeater(QUICK, lambda name: calls.append(-1))
+    seconds = measure_task_overhead("cpu", "layer", repeater, beside=lambda: calls.append(1))
     assert seconds > 0
     # It had begun before the figure did, and was not stopped by it.
     assert calls[0] == 1 and calls[-1] == 1

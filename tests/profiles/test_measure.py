@@ -17,7 +17,7 @@ from profiles.cores import num_threads_of
 from profiles.disk import DiskPlan, free_disk_bytes, measure_disk
 from profiles.errors import InputError
 from profiles.measure import main
-from profiles.sampling import Effort, Sampler
+from profiles.repeats import Effort, Repeater
 from profiles.table import format_profile
 from profiles.units import MIB
 
@@ -113,9 +113,9 @@ def _disk_plan() -> DiskPlan:
 
 
 def test_disk_keeps_the_best_depth_and_removes_its_file(tmp_path: Path) -> None:
-    sampler = Sampler(TINY, lambda name: None)
-    disk = measure_disk(tmp_path, _disk_plan(), sampler)
-    medians = {m.name: m.median for m in sampler.measurements}
+    repeater = Repeater(TINY, lambda name: None)
+    disk = measure_disk(tmp_path, _disk_plan(), repeater)
+    medians = {m.name: m.median for m in repeater.measurements}
     assert len(medians) == 2 * 2 * 2
     for curve, verb in ((disk.read, "read"), (disk.write, "write")):
         assert curve.sizes == (65536, 262144)
@@ -131,14 +131,14 @@ def test_interrupted_disk_measurement_removes_its_file(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure_disk(tmp_path, _disk_plan(), Sampler(TINY, interrupt))
+        measure_disk(tmp_path, _disk_plan(), Repeater(TINY, interrupt))
     assert not list(tmp_path.iterdir())
 
 
 def test_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("profiles.disk.free_disk_bytes", lambda folder: 300_000)
     with pytest.raises(InputError, match="293 KiB free"):
-        measure_disk(tmp_path, _disk_plan(), Sampler(TINY, lambda name: None))
+        measure_disk(tmp_path, _disk_plan(), Repeater(TINY, lambda name: None))
     assert not list(tmp_path.iterdir())
 
 
@@ -150,15 +150,15 @@ def test_sampler_repeats_short_work_and_keeps_the_calmest_attempt(
     def seconds(work: object, *, repeats: int, warmups: int) -> list[float]:
         return [0.5] if repeats == 1 else next(attempts)
 
-    monkeypatch.setattr("profiles.sampling.seconds_of", seconds)
+    monkeypatch.setattr("profiles.repeats.seconds_of", seconds)
     effort = Effort(num_samples=3, sample_s=1.0, figure_s=8.0, total_s=1e9)
-    sampler = Sampler(effort, lambda name: None)
+    repeater = Repeater(effort, lambda name: None)
     # Work of 0.5 s is called twice in a sample of 1 s, so 2 s a sample are 1 s a call.
-    figure = sampler.measure_rate("x", "bytes_per_s", lambda: None, 100.0)
+    figure = repeater.measure_rate("x", "bytes_per_s", lambda: None, 100.0)
     assert figure.median == pytest.approx(100.0)
-    assert sampler.measurements == (figure,)
+    assert repeater.measurements == (figure,)
     assert next(attempts) == [9.0, 9.0, 9.0]
-    assert sampler.affords(2.0) and not sampler.affords(2.1)
+    assert repeater.affords(2.0) and not repeater.affords(2.1)
 
 
 def test_beside_a_gpu_the_cpu_is_measured_with_the_cores_that_it_is_left(

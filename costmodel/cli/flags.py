@@ -1,0 +1,186 @@
+"""Flags of every command that searches: machine, model, workload, permitted approximations."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import DEFAULT_MARGIN
+from costmodel.plan.workload import Workload
+from profiles.command import Parser
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.output_checks import checked_outputs
+from profiles.packing import DEFAULT_GROUP_SIZE, GROUP_SIZES
+from profiles.recorded import find_profile
+
+# FlexGen's main workload (ICML 2023, table 2).
+DEFAULT_MODEL = "opt-30b"
+DEFAULT_PROMPT_LEN = 512
+DEFAULT_GEN_LEN = 32
+PICTURES = (".png", ".svg", ".pdf")
+# Flags that name input files.
+INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs")
+CHECKPOINT_FILES = (
+    "*config.json", "*.index.json", "*.safetensors", "tokenizer*", "*tokens*.json", "vocab*",
+    "merges*", "*.model", "*.bin", "*.jinja",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The input of a search."""
+
+    hardware: HardwareProfile
+    model: ModelSpec
+    workload: Workload
+    margin: float
+    permitted: Permitted
+
+
+def add_question_flags(parser: Parser) -> None:
+    """Add the flags that ``read_question`` reads."""
+    add = parser.add_argument
+    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
+    add("--model", default=DEFAULT_MODEL, help=f"preset, folder or config ({DEFAULT_MODEL})")
+    add(
+        "--prompt-len",
+        type=int,
+        default=DEFAULT_PROMPT_LEN,
+        metavar="TOKENS",
+        help=f"of the longest prompt ({DEFAULT_PROMPT_LEN})",
+    )
+    add(
+        "--gen-len",
+        type=int,
+        default=DEFAULT_GEN_LEN,
+        metavar="TOKENS",
+        help=f"to generate for each prompt ({DEFAULT_GEN_LEN})",
+    )
+    add("--num-prompts", type=int, help="sequences in all; default: as many as a block wants")
+    add("--dtype", help="float32, float16 or bfloat16; default: the model's own")
+    parser.add_bytes("--gpu-memory", help="budget, in place of what was measured")
+    parser.add_bytes("--cpu-memory", help="budget, in place of what was measured")
+    parser.add_bytes("--disk", help="budget, in place of what was measured")
+    add(
+        "--margin",
+        type=float,
+        default=DEFAULT_MARGIN,
+        metavar="SHARE",
+        help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
+    )
+    add_permitted_flags(parser)
+    priced = "price what cannot run yet: beside a GPU, the CPU multiplies by weights in its memory"
+    add("--cpu-weights", action="store_true", help=priced)
+
+
+def add_permitted_flags(parser: Parser) -> None:
+    """Add the flags that ``read_permitted`` reads: approximations that change a model's outputs."""
+    add = parser.add_argument
+    bits = "choose among 16 (the model's own), 8 and 4, such as 16,4; 8 yields to 4"
+    add("--weight-bits", metavar="BITS", help=f"of the weights: {bits} (16)")
+    add("--cache-bits", metavar="BITS", help=f"of the KV cache: {bits} (16)")
+    sizes = ", ".join(str(size) for size in GROUP_SIZES)
+    shared = f"elements that share a scale: {sizes} ({DEFAULT_GROUP_SIZE})"
+    add("--group-size", type=int, metavar="N", help=shared)
+    sparse = "share of keys that each query attends to: those with the largest scores (1)"
+    add("--sparsity", type=float, metavar="SHARE", help=sparse)
+
+
+def read_permitted(flags: argparse.Namespace) -> Permitted:
+    """Return what the flags permit. Without a flag, only exact outputs are permitted."""
+    given = {
+        "weight_bits": _numbers("--weight-bits", flags.weight_bits),
+        "cache_bits": _numbers("--cache-bits", flags.cache_bits),
+        "group_size": flags.group_size,
+        "sparsity": flags.sparsity,
+    }
+    permitted = replace(
+        Permitted(cpu_weights=getattr(flags, "cpu_weights", False)),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if flags.group_size is not None and not permitted.packs:
+        raise InputError(
+            "--group-size", got="16 bits everywhere, which have no groups", allowed="8 or 4 bits",
+            hint="--weight-bits 16,4",
+        )  # fmt: skip
+    return permitted
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(flag, got=text, allowed="16, 8, 4, with commas between") from None
+
+
+def read_question(flags: argparse.Namespace) -> Question:
+    """Return the machine with its budgets, the model in its dtype, and the workload."""
+    hardware = find_profile(flags.hardware).with_budget(
+        gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
+    )
+    if not 0 <= flags.margin < 1:
+        raise InputError("--margin", got=flags.margin, allowed="a share in [0, 1), such as 0.02")
+    return Question(
+        hardware=hardware,
+        model=choose_dtype(load_model_spec(flags.model), hardware, flags.dtype),
+        workload=Workload(
+            prompt_len=flags.prompt_len, gen_len=flags.gen_len, num_prompts=flags.num_prompts
+        ),
+        margin=flags.margin,
+        permitted=read_permitted(flags),
+    )
+
+
+def check_outputs(flags: argparse.Namespace, *names: str) -> AbstractContextManager[None]:
+    """Check the files that the flags ``names`` tell a command to write, before any work.
+
+    None may be an input of the other flags. Pipes are open within the block; see
+    ``profiles.output_checks.checked_outputs``.
+    """
+    outputs = {f"--{name}": getattr(flags, name) for name in names}
+    inputs = {
+        f"--{name}": _files_of(Path(value))
+        for name in INPUTS
+        if name not in names and (value := getattr(flags, name, None)) is not None
+    }
+    return checked_outputs(outputs, inputs)
+
+
+def check_picture(flag: str, path: Path | None) -> None:
+    """Refuse a picture with a suffix of no known format."""
+    if path is not None and path.suffix not in PICTURES:
+        got = path.suffix or "no suffix"
+        raise InputError(f"{flag} {path}", got=got, allowed=", ".join(PICTURES))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """List the files of an input: the file itself, or those of a checkpoint folder."""
+    if not path.is_dir():
+        return [path]
+    return [file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)]
+
+
+def choose_dtype(model: ModelSpec, hardware: HardwareProfile, dtype: str | None) -> ModelSpec:
+    """Return the model in the dtype asked for, else in the best one that the machine computes.
+
+    A float16 model computes in bfloat16 on a CPU, where float16 products are many times slower.
+    """
+    if dtype is not None:
+        return model.with_dtype(dtype)
+    computes_on_cpu = hardware.gpu is None or hardware.gpu.emulated
+    if model.dtype == "float16" and computes_on_cpu:
+        print(
+            f"note: {model.name} computes in bfloat16 here, because float16 products are many"
+            " times slower on a CPU; --dtype float16 insists",
+            file=sys.stderr,
+        )
+        return model.with_dtype("bfloat16")
+    return model

@@ -1,0 +1,153 @@
+"""Policies and predictions as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from costmodel.optimizer.optimum import SearchResult
+from costmodel.optimizer.sensitivity import shadow_prices
+from costmodel.optimizer.whatif import Change
+from costmodel.plan.policy import Policy, Prediction
+from costmodel.pricing.memory import capacities, memory_rows
+from costmodel.pricing.price import phase_channels
+from costmodel.pricing.problem import problem_of, shares_of
+from profiles.hardware import HardwareProfile
+from profiles.units import format_bytes, format_figure, format_seconds
+
+
+def format_prediction(policy: Policy, hardware: HardwareProfile, prediction: Prediction) -> str:
+    """Lay out a policy, what limits it and what it needs, one fact a line."""
+    return "\n".join(
+        [
+            *_policy_lines(policy, hardware),
+            "",
+            *_time_lines(policy, prediction),
+            "",
+            *_memory_lines(hardware, prediction),
+        ]
+    )
+
+
+def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    problem, workload = problem_of(policy, hardware), policy.workload
+    tiers = ("gpu", "cpu", "disk") if hardware.has_gpu else ("cpu", "disk")
+    sizes = {
+        "weights": (policy.weights, problem.weight_bytes),
+        "KV cache": (policy.cache, problem.cache_sequence_bytes * policy.block_size),
+        "hidden states": (
+            policy.activations,
+            problem.hidden_token_bytes * workload.prompt_len * policy.block_size,
+        ),
+    }
+    known_as = " (the GPU is emulated)" if hardware.is_emulated else ""
+    if hardware.calibrations:
+        known_as += f", its rates fitted to {hardware.calibrations[-1].source}"
+    count = f"{workload.num_prompts} prompts" if workload.num_prompts else "any number of prompts"
+    lines = [
+        f"{policy.model.name} in {policy.model.dtype} on {hardware.name}{known_as}",
+        f"{count} of {workload.prompt_len} tokens, {workload.gen_len} generated for each",
+        f"block of {policy.block_size} sequences: {policy.num_gpu_batches} batches of"
+        f" {policy.gpu_batch_size}, prefilled {policy.prefill_batch_size} at a time",
+        "",
+        f"  {'':<15}" + "".join(f"{tier:>22}" for tier in tiers),
+    ]
+    for name, (placement, total) in sizes.items():
+        cells = [
+            f"{getattr(placement, tier):7.1%} {format_bytes(getattr(placement, tier) * total):>12}"
+            for tier in tiers
+        ]
+        lines.append(f"  {name:<15}" + "".join(f"{cell:>22}" for cell in cells))
+    if hardware.has_gpu and policy.cache.gpu < 1:
+        lines.append(
+            f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU"
+        )
+    if policy.cpu_weights.is_used:
+        shares = f"{policy.cpu_weights.prefill:.0%} in prefill, {policy.cpu_weights.decode:.0%}"
+        lines.append(f"  of the weights in CPU memory, it multiplies {shares} in decode")
+    full = policy.model.full_bits
+    if (policy.weight_bits, policy.cache_bits) != (full, full):
+        lines.append(f"  weights in {policy.weight_bits} bits, cache in {policy.cache_bits} bits")
+    if policy.attention_sparsity < 1:
+        lines.append(f"  in decode, a query attends to {policy.attention_sparsity:.0%} of the keys")
+    return lines
+
+
+def _time_lines(policy: Policy, prediction: Prediction) -> list[str]:
+    lines = [
+        f"predicted  {format_figure(prediction.throughput_tok_per_s)} token/s: a block in"
+        f" {format_seconds(prediction.latency_s)} (prefill {format_seconds(prediction.prefill_s)},"
+        f" decode {format_seconds(prediction.decode_s)})",
+        f"limited by {prediction.bottleneck}",
+    ]
+    busy = sorted(prediction.channel_s.items(), key=lambda item: -item[1])
+    lines += [
+        f"  {channel:<15}{format_seconds(seconds):>12}  {seconds / prediction.latency_s:4.0%} busy"
+        for channel, seconds in busy
+        if seconds > 0
+    ]
+    return lines
+
+
+def _memory_lines(hardware: HardwareProfile, prediction: Prediction) -> list[str]:
+    return [
+        f"peak {tier:<10}{format_bytes(prediction.peak_bytes[tier]):>12} of"
+        f" {format_bytes(capacity)}"
+        for tier, capacity in capacities(hardware).items()
+    ]
+
+
+def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
+    """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
+    anything is worth, and what would change the answer."""
+    lines = [
+        f"no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s in this model; this"
+        f" one reaches {format_figure(result.job_tok_per_s, 4)} over the whole job:"
+        f" rounding costs {result.gap:.1%}",
+        f"channels alone, without fixed costs or waiting, would take"
+        f" {format_seconds(result.predicted.lower_bound_s)} a block",
+        *_channel_lines(result.policy, result.hardware),
+        *_buffer_lines(result.policy, result.hardware),
+        *_price_lines(result),
+        "\nwith its own best policy, throughput would be",
+    ]
+    for change in changes:
+        gain = change.job_tok_per_s / result.job_tok_per_s - 1
+        lines.append(
+            f"  {change.what:<38}{format_figure(change.job_tok_per_s, 4):>10} token/s  {gain:+7.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _channel_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    phases = phase_channels(policy, hardware)
+    lines = [f"\n  {'busy seconds':<18}" + "".join(f"{phase:>14}" for phase in phases)]
+    for channel in phases["prefill"]:
+        cells = [f"{format_seconds(seconds[channel]):>14}" for seconds in phases.values()]
+        lines.append(f"  {channel:<18}" + "".join(cells))
+    return lines
+
+
+def _buffer_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    lines = []
+    for tier, rows in memory_rows(problem, shares).items():
+        name, terms = max(rows.items(), key=lambda row: sum(row[1].values()))
+        lines.append(f"\n{tier} at its peak ({name})")
+        lines += [
+            f"  {buffer:<18}{format_bytes(use * policy.block_size):>12}"
+            for buffer, use in terms.items()
+            if use * policy.block_size >= 1
+        ]
+    return lines
+
+
+def _price_lines(result: SearchResult) -> list[str]:
+    lines = ["\none unit more, at this block size, is worth (shadow prices)"]
+    prices = shadow_prices(result.problem, result.solution, margin=result.margin)
+    prices = [price for price in prices if price.tok_per_s]
+    for price in prices:
+        lines.append(
+            f"  {price.name:<15}{price.tok_per_s:+10.4f} token/s per {price.unit:<8}"
+            f" (of {format_figure(price.amount, 4)})"
+        )
+    return lines if prices else [*lines, "  nothing: no capacity and no rate limits it alone"]

@@ -1,0 +1,1 @@
+"""A model as shapes: its layers, and the bytes of each tensor."""

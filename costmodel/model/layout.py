@@ -1,0 +1,205 @@
+"""Where each tensor of a model lies inside its layer's run of bytes. No torch.
+
+A model is a list of layers in the order of the schedule: the embedding, the decoder layers, and
+the output head cut into chunks of about a decoder layer's size. The weights of one layer are one
+contiguous run of bytes, so that the layer moves as one copy and one read. A placement cuts that
+run between two rows of a matrix; vectors are never cut.
+
+Matrices that multiply the same input are stacked into one (``qkv``, ``gate_up``), because one
+large product is faster than several small ones.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from costmodel.model.model_spec import ModelSpec
+from profiles.packing import DEFAULT_GROUP_SIZE, Packing
+
+# Tensors start on a cache line, layers of the weight file on a disk page.
+TENSOR_ALIGNMENT = 64
+# A matrix is cut between so many rows: a GPU multiplies with other numbers of them, whose results
+# are not aligned, several times slower.
+CUT_ROWS = 8
+
+# OPT numbers its positions from 2 (the first two rows of its table are never used).
+OPT_POSITION_OFFSET = 2
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Round ``value`` up to a whole number of ``multiple``."""
+    return -(-value // multiple) * multiple
+
+
+def row_packing(num_elements: int, bits: int, group_size: int) -> Packing | None:
+    """How a row of elements is packed at ``bits`` each; ``None`` where they keep a dtype."""
+    if bits >= 16:
+        return None
+    return Packing(num_elements=num_elements, bits=bits, group_size=group_size)
+
+
+def packed_bytes(num_elements: int, bits: int, group_size: int) -> int:
+    """Bytes of one row of elements at ``bits`` each; below 16 bits, with its groups' scales."""
+    packing = row_packing(num_elements, bits, group_size)
+    return packing.row_bytes if packing else num_elements * bits // 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorLayout:
+    """One tensor in its layer: rows of ``row_bytes`` from ``offset_bytes`` on, perhaps packed."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    row_bytes: int
+    packing: Packing | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a cut may fall between; a vector counts as one."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def end_bytes(self) -> int:
+        """Offset just behind the tensor."""
+        return self.offset_bytes + self.num_rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLayout:
+    """The tensors of one layer and the bytes that they take, padding included.
+
+    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder`` or ``head``.
+    ``first_row`` is the vocabulary row at which a chunk of the head begins.
+    """
+
+    kind: str
+    tensors: tuple[TensorLayout, ...]
+    num_bytes: int
+    first_row: int = 0
+
+    @property
+    def num_matrix_elements(self) -> int:
+        """Elements of the matrices: a token costs two FLOP for each."""
+        return sum(t.num_elements for t in self.tensors if len(t.shape) == 2)
+
+    def cut_near(self, num_bytes: float) -> int:
+        """Find the place to cut that is nearest to ``num_bytes`` from the start of the layer: the
+        start of a tensor, or a whole number of ``CUT_ROWS`` into a matrix."""
+        if num_bytes <= 0 or not self.tensors:
+            return 0
+        if num_bytes >= self.num_bytes:
+            return self.num_bytes
+        starts = [t.offset_bytes for t in self.tensors]
+        tensor = self.tensors[bisect.bisect_right(starts, num_bytes) - 1]
+        wanted = (num_bytes - tensor.offset_bytes) / tensor.row_bytes
+        below = min(int(wanted) // CUT_ROWS * CUT_ROWS, tensor.num_rows)
+        above = min(below + CUT_ROWS, tensor.num_rows)
+        row = below if wanted - below < above - wanted else above
+        if row == tensor.num_rows:
+            behind = bisect.bisect_right(starts, tensor.offset_bytes)
+            return starts[behind] if behind < len(starts) else self.num_bytes
+        return tensor.offset_bytes + row * tensor.row_bytes
+
+
+@functools.lru_cache(maxsize=64)
+def model_layers(
+    spec: ModelSpec, weight_bits: int | None = None, group_size: int = DEFAULT_GROUP_SIZE
+) -> tuple[LayerLayout, ...]:
+    """Lay out every layer of ``spec`` in the order in which the schedule visits them.
+
+    ``weight_bits`` is what an element of a matrix takes, scales apart; ``None`` is the model's
+    own dtype. Vectors keep that dtype.
+    """
+    bits = weight_bits or spec.full_bits
+    pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
+    decoder = pack("decoder", _decoder_shapes(spec))
+    embed = pack("embed", _embed_shapes(spec))
+    row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
+    num_chunks = max(1, round(spec.vocab_size * row_bytes / decoder.num_bytes))
+    head = (
+        pack("head", shapes, first_row=first) for first, shapes in _head_shapes(spec, num_chunks)
+    )
+    return (embed, *(decoder for _ in range(spec.num_layers)), *head)
+
+
+def unpacked_layout(layer: LayerLayout, spec: ModelSpec) -> LayerLayout:
+    """Lay out the tensors of a packed layer as they are in the model's own dtype."""
+    shapes = {tensor.name: tensor.shape for tensor in layer.tensors}
+    return _lay_out(
+        layer.kind, shapes, spec=spec, bits=spec.full_bits, group_size=DEFAULT_GROUP_SIZE,
+        first_row=layer.first_row,
+    )  # fmt: skip
+
+
+def _norm_shapes(spec: ModelSpec, name: str) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (spec.hidden_size,)}
+    return weight if spec.is_gated else weight | {f"{name}.bias": (spec.hidden_size,)}
+
+
+def _decoder_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, query = spec.hidden_size, spec.ffn_size, spec.query_size
+    qkv = query + 2 * spec.kv_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes |= _norm_shapes(spec, "attention_norm") | _norm_shapes(spec, "mlp_norm")
+    if spec.attention_bias:
+        shapes["qkv.bias"] = (qkv,)
+    if spec.family == "qwen3":
+        shapes |= {"q_norm.weight": (spec.head_dim,), "k_norm.weight": (spec.head_dim,)}
+    if not spec.is_gated and spec.attention_bias:
+        shapes |= {"output.bias": (hidden,), "up.bias": (ffn,), "down.bias": (hidden,)}
+    shapes |= {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
+    if spec.is_gated:
+        return shapes | {"gate_up.weight": (2 * ffn, hidden), "down.weight": (hidden, ffn)}
+    return shapes | {"up.weight": (ffn, hidden), "down.weight": (hidden, ffn)}
+
+
+def _embed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    if not spec.is_gated:
+        shapes["positions.weight"] = (spec.max_positions + OPT_POSITION_OFFSET, spec.hidden_size)
+    if not spec.tied_embeddings:
+        shapes["tokens.weight"] = (spec.vocab_size, spec.hidden_size)
+    return shapes
+
+
+def _head_shapes(
+    spec: ModelSpec, num_chunks: int
+) -> Iterator[tuple[int, dict[str, tuple[int, ...]]]]:
+    """Yield each chunk of the head: its first row and its shapes."""
+    rows_per_chunk = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
+    for first in range(0, spec.vocab_size, rows_per_chunk):
+        rows = min(rows_per_chunk, spec.vocab_size - first)
+        shapes = _norm_shapes(spec, "final_norm") if first == 0 else {}
+        yield first, shapes | {"head.weight": (rows, spec.hidden_size)}
+
+
+def _lay_out(
+    kind: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    spec: ModelSpec,
+    bits: int,
+    group_size: int,
+    first_row: int = 0,
+) -> LayerLayout:
+    offset = 0
+    tensors = []
+    for name, shape in shapes.items():
+        packing = row_packing(shape[-1], bits, group_size) if len(shape) == 2 else None
+        row_bytes = packing.row_bytes if packing else shape[-1] * spec.dtype_bytes
+        tensor = TensorLayout(
+            name=name, shape=shape, offset_bytes=offset, row_bytes=row_bytes, packing=packing
+        )
+        tensors.append(tensor)
+        offset = round_up(tensor.end_bytes, TENSOR_ALIGNMENT)
+    return LayerLayout(kind=kind, tensors=tuple(tensors), num_bytes=offset, first_row=first_row)

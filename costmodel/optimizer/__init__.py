@@ -1,0 +1,1 @@
+"""The linear program, and the search for the best policy."""

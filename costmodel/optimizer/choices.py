@@ -1,0 +1,137 @@
+"""What is enumerated outside the program: batch sizes and precision, within what is permitted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.workload import Workload
+from costmodel.pricing.problem import Problem
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.packing import BITS, DEFAULT_GROUP_SIZE, check_group_size
+
+# Without a number of prompts, a block may be this large.
+MAX_BLOCK_SIZE = 4096
+# Rows of a matrix product in prefill: more run faster and take more memory.
+PREFILL_ROWS = (8192, 2048, 512)
+FULL_BITS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permitted:
+    """What the search may choose among, where a choice changes a model's outputs.
+
+    Parameters
+    ----------
+    weight_bits, cache_bits
+        Out of 16 (the model's own dtype, whatever that is), 8 and 4.
+    group_size
+        Elements that share a scale where they are quantized.
+    sparsity
+        Fraction of the keys that each query of decode may leave it at; 1 is dense attention.
+    cpu_weights
+        Beside a GPU, the CPU may multiply part of the weights where they lie. Changes no output,
+        and cannot be run yet.
+    """
+
+    weight_bits: tuple[int, ...] = (FULL_BITS,)
+    cache_bits: tuple[int, ...] = (FULL_BITS,)
+    group_size: int = DEFAULT_GROUP_SIZE
+    sparsity: float = 1.0
+    cpu_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "cache_bits"):
+            wrong = [bits for bits in getattr(self, name) if bits not in (FULL_BITS, *BITS)]
+            if wrong or not getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(flag, got=wrong[0] if wrong else "none", allowed="16, 8, 4")
+        check_group_size("--group-size", self.group_size)
+        if not 0 < self.sparsity <= 1:
+            raise InputError("--sparsity", got=self.sparsity, allowed="a fraction in (0, 1]")
+
+    @property
+    def packs(self) -> bool:
+        """Whether anything may be quantized."""
+        return min(*self.weight_bits, *self.cache_bits) < FULL_BITS
+
+    def bits(self, model: ModelSpec, kind: str) -> list[int]:
+        """The precisions to compare: of those below full, more bits cost as much to unpack."""
+        permitted: tuple[int, ...] = getattr(self, f"{kind}_bits")
+        full = [model.full_bits] if FULL_BITS in permitted else []
+        return full + [bits for bits in (4, 8) if bits in permitted][:1]
+
+
+DEFAULT_PERMITTED = Permitted()
+
+
+def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
+    """Refuse quantization where its cost is not known."""
+    if permitted.packs and not hardware.knows_unpacking:
+        raise InputError(
+            "--weight-bits and --cache-bits",
+            got="less than 16",
+            allowed=f"16, because {hardware.name} lacks the rate of unpacking",
+            hint="python -m profiles.measure",
+        )
+
+
+def problems_of(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
+) -> Iterator[Problem]:
+    """Yield every problem that the search compares."""
+    cpu_weights = [False, True] if permitted.cpu_weights and hardware.has_gpu else [False]
+    for batch, in_place, in_cpu, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), (True, False), cpu_weights, permitted.bits(model, "weight"),
+        permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
+    ):  # fmt: skip
+        sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
+        for prefill_batch_size in sorted(sizes):
+            yield Problem(
+                hardware=hardware,
+                model=model,
+                workload=workload,
+                gpu_batch_size=batch,
+                prefill_batch_size=prefill_batch_size,
+                in_place=in_place,
+                cpu_weights=in_cpu,
+                weight_bits=weight_bits,
+                cache_bits=cache_bits,
+                group_size=permitted.group_size,
+                attention_sparsity=sparsity,
+            )
+
+
+def smallest_problem(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
+) -> Problem:
+    """Return the problem that needs the least memory: one sequence at a time, in the fewest bits
+    permitted."""
+    return Problem(
+        hardware=hardware,
+        model=model,
+        workload=workload,
+        gpu_batch_size=1,
+        prefill_batch_size=1,
+        weight_bits=min(permitted.bits(model, "weight")),
+        cache_bits=min(permitted.bits(model, "cache")),
+        group_size=permitted.group_size,
+    )
+
+
+def batch_sizes(workload: Workload) -> list[int]:
+    """Powers of two and the sizes between them, and those that divide the prompts evenly."""
+    most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
+    powers = [2**i for i in range(most.bit_length())]
+    sizes = {*powers, *(3 * p // 2 for p in powers if p > 1)}
+    if workload.num_prompts is not None:
+        sizes |= {-(-workload.num_prompts // parts) for parts in range(1, 9)}
+    return sorted(size for size in sizes if size <= most)
+
+
+def _even_part(size: int, most: int) -> int:
+    """Return the largest of the equal parts, at most ``most`` each, that ``size`` is dealt into."""
+    return -(-size // -(-size // max(1, most)))

@@ -1,0 +1,110 @@
+"""From a relaxed optimum to policies that can be executed: whole batches, whole rows, and a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel.optimizer.program import Limits, Solution, solve
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.policy import CpuWeights, Placement, Policy, Prediction
+from costmodel.plan.rounding import round_policy, roundings_of
+from costmodel.pricing.memory import PHASES, capacities
+from costmodel.pricing.price import estimate
+from costmodel.pricing.problem import Problem, Shares
+from profiles.hardware import HardwareProfile
+
+# Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
+ROUNDING_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    policy: Policy
+    predicted: Prediction
+    overshoot: Mapping[str, int]
+
+
+def fit(
+    problem: Problem, num_gpu_batches: int, *, max_latency_s: float | None
+) -> tuple[Policy, Solution] | None:
+    """Solve at a fixed block size and round to a policy that keeps every capacity and the limit.
+
+    Where every rounding overshoots a capacity, that much is left free and the program is solved
+    again. ``None`` where nothing fits, or where the job would leave a batch of the block empty.
+    """
+    num_prompts = problem.workload.num_prompts
+    if num_prompts is not None and problem.gpu_batch_size > -(-num_prompts // num_gpu_batches):
+        return None
+    reserve: dict[str, int] = {}
+    limit_s = max_latency_s
+    block_size = problem.gpu_batch_size * num_gpu_batches
+    for attempt in range(ROUNDING_ATTEMPTS):
+        limits = Limits(
+            block_sizes=(block_size, block_size), max_latency_s=limit_s, reserve=reserve
+        )
+        try:
+            solution = solve(problem, limits)
+        except Infeasible:
+            return None
+        rounded = _round(_policy_of(problem, num_gpu_batches, solution.shares), problem.hardware)
+        lateness = rounded.predicted.latency_s / max_latency_s if max_latency_s else 0.0
+        if not rounded.overshoot and lateness <= 1:
+            return rounded.policy, solution
+        for tier, num_bytes in rounded.overshoot.items():
+            # Twice as much each time: a little less may round to the same rows.
+            reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
+        if limit_s is not None and lateness > 1:
+            limit_s *= (1 - 1e-6) / lateness
+    return None
+
+
+def _round(policy: Policy, hardware: HardwareProfile) -> _Rounded:
+    """Return the fastest rounding that fits; where none does, the one that overshoots least."""
+    options = []
+    for option in roundings_of(policy, has_gpu=hardware.has_gpu):
+        rounded = round_policy(option, has_gpu=hardware.has_gpu)
+        predicted = estimate(rounded, hardware)
+        options.append(_Rounded(rounded, predicted, _overshoot(predicted, hardware)))
+    return min(options, key=lambda o: (sum(o.overshoot.values()), o.predicted.latency_s))
+
+
+def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str, int]:
+    peaks = predicted.peak_bytes
+    over = {tier: peaks[tier] - limit for tier, limit in capacities(hardware).items()}
+    return {tier: count for tier, count in over.items() if count > 0}
+
+
+def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy:
+    off_gpu = shares.cache_cpu + shares.cache_disk
+    attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
+    on_cpu = shares.weights_cpu / shares.per_block
+    multiplied = {
+        phase: min(1.0, getattr(shares, f"multiplied_{phase}") / on_cpu) if on_cpu > 0 else 0.0
+        for phase in PHASES
+    }
+    return Policy(
+        model=problem.model,
+        workload=problem.workload,
+        gpu_batch_size=problem.gpu_batch_size,
+        num_gpu_batches=num_gpu_batches,
+        prefill_batch_size=problem.prefill_batch_size,
+        weights=_placement(shares.weights_gpu, shares.weights_cpu, shares.weights_disk),
+        cache=_placement(shares.cache_gpu, shares.cache_cpu, shares.cache_disk),
+        activations=_placement(
+            shares.activations_gpu, shares.activations_cpu, shares.activations_disk
+        ),
+        cpu_attention=min(1.0, max(0.0, attended)),
+        cpu_weights=CpuWeights(**multiplied) if problem.cpu_weights else CpuWeights(),
+        weight_bits=problem.weight_bits or problem.model.full_bits,
+        cache_bits=problem.cache_bits or problem.model.full_bits,
+        group_size=problem.group_size,
+        attention_sparsity=problem.attention_sparsity,
+    )
+
+
+def _placement(gpu: float, cpu: float, disk: float) -> Placement:
+    # The solver is exact to about 1e-7; what is not far above that is zero.
+    parts = [part if part > 1e-6 * (gpu + cpu + disk) else 0.0 for part in (gpu, cpu, disk)]
+    total = sum(parts)
+    return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)

@@ -1,0 +1,73 @@
+"""Why nothing fits: which tier is short, by how many bytes, and which budgets would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pulp
+
+from costmodel.optimizer.program import Columns, unit_shares
+from costmodel.optimizer.solver import run_solver
+from costmodel.pricing.memory import capacities, memory_rows
+from costmodel.pricing.problem import Problem
+from profiles.aligned_io import PAGE_BYTES
+from profiles.units import format_bytes
+
+# Missing bytes are cheapest on disk and dearest on the GPU, so that the advice names the tier
+# that a user would extend first.
+SHORTAGE_COST = {"disk": 1.0, "cpu": 10.0, "gpu": 100.0}
+FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
+# Near the solver's tolerances, bytes are counted in these.
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Why the smallest block does not fit: bytes that tiers lack, and budgets that would do."""
+
+    missing_bytes: Mapping[str, int]
+    budget_bytes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        found = " and ".join(
+            f"{tier} is short by {count} bytes ({format_bytes(count)})"
+            for tier, count in self.missing_bytes.items()
+        )
+        advice = " and ".join(f"{FLAGS[t]} {count}B" for t, count in self.budget_bytes.items())
+        return f"nothing fits: {found}; try: {advice}"
+
+
+def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
+    """Say which tier is short for the smallest block, by how many bytes, and what would do.
+
+    ``margin`` is added to what is missing, as a fraction of what would do: the program's optimum
+    leaves no room for rounding to whole rows and pages.
+    """
+    limits = capacities(problem.hardware)
+    batch = problem.gpu_batch_size
+    model = pulp.LpProblem("shortage", pulp.LpMinimize)
+    columns = Columns(model, problem, (batch, batch))
+    missing = {tier: pulp.LpVariable(f"missing_{tier}", 0) for tier in limits}
+    model += pulp.lpSum(SHORTAGE_COST[tier] * variable for tier, variable in missing.items())
+    units = unit_shares()
+    for tier, rows in memory_rows(problem, units).items():
+        for row, terms in rows.items():
+            over = sum(terms.values()) - units.per_block * limits[tier]
+            form = over * (batch / MEGABYTE)
+            columns.add_row(f"capacity.{tier}.{row}", form, minus=missing[tier])
+    run_solver(model)
+    short = {tier: int(float(v.value()) * MEGABYTE) for tier, v in missing.items()}
+    # Where nothing is short, it is the rounding that finds no room.
+    short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
+    # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.
+    edges = len(problem.layers) * (PAGE_BYTES + problem.longest_cut_bytes)
+    budgets = {
+        tier: int((limits[tier] + count) * (1 + margin)) + edges for tier, count in short.items()
+    }
+    return Shortage(
+        missing_bytes={
+            tier: count or budgets[tier] - limits[tier] for tier, count in short.items()
+        },
+        budget_bytes=budgets,
+    )

@@ -1,0 +1,65 @@
+"""What would change the answer: the search repeated on machines that do not exist yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.rates import RATES
+from costmodel.pricing.memory import capacities, with_capacities
+from profiles.hardware import HardwareProfile
+from profiles.units import GIB
+
+MORE_BYTES = 8 * GIB
+TWICE_AS_FAST = {
+    "disk_read": ("twice the disk's rates", ("disk_read", "disk_write")),
+    "h2d": ("twice the link's rates", ("h2d", "d2h")),
+    "gpu_matmul": ("a GPU that computes twice as fast", ("gpu_matmul", "gpu_attention")),
+    "cpu_matmul": ("a CPU that computes twice as fast", ("cpu_matmul", "cpu_attention")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A machine that differs in one thing, and the throughput of its own best policy."""
+
+    what: str
+    job_tok_per_s: float
+
+
+def what_would_change(
+    hardware: HardwareProfile,
+    result: SearchResult,
+    *,
+    max_latency_s: float | None,
+    margin: float,
+    permitted: Permitted,
+) -> list[Change]:
+    """Search again with 8 GiB more of each memory and with twice each rate, one at a time."""
+    changes = []
+    for what, machine in _machines(hardware):
+        other = search(
+            machine,
+            result.policy.model,
+            result.policy.workload,
+            max_latency_s=max_latency_s,
+            margin=margin,
+            permitted=permitted,
+        )
+        changes.append(Change(what=what, job_tok_per_s=other.job_tok_per_s))
+    return changes
+
+
+def _machines(hardware: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:
+    for tier, capacity in capacities(hardware).items():
+        name = "disk" if tier == "disk" else f"{tier.upper()} memory"
+        yield f"8 GiB more {name}", with_capacities(hardware, {tier: capacity + MORE_BYTES})
+    for first, (what, names) in TWICE_AS_FAST.items():
+        if not RATES[first].value(hardware):
+            continue
+        machine = hardware
+        for name in names:
+            machine = RATES[name].scale(machine, 2.0)
+        yield what, machine

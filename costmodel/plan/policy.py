@@ -1,0 +1,201 @@
+"""A policy: where every byte lives and how large the block is. And its JSON file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.workload import Workload
+from profiles.errors import InputError
+from profiles.files import dump_json, from_json, read_json, to_json
+from profiles.hardware import HardwareProfile
+from profiles.outputs import write_output
+from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
+
+SCHEMA_VERSION = 1
+TIERS = ("gpu", "cpu", "disk")
+# Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
+SUM_TOLERANCE = 1e-6
+# More is a mistake, and too large for floats in the end.
+MAX_SEQUENCES = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Fractions of one kind of bytes on each tier; they sum to one."""
+
+    gpu: float = 0.0
+    cpu: float = 0.0
+    disk: float = 0.0
+
+    def __post_init__(self) -> None:
+        for tier in TIERS:
+            value = getattr(self, tier)
+            if not math.isfinite(value) or not 0 <= value <= 1:
+                raise InputError(f"placement.{tier}", got=value, allowed="a fraction in [0, 1]")
+        total = self.gpu + self.cpu + self.disk
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise InputError(
+                "placement",
+                got=f"gpu {self.gpu} + cpu {self.cpu} + disk {self.disk} = {total:.6g}",
+                allowed="fractions that sum to 1",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuWeights:
+    """Fractions of the weights in CPU memory that the CPU multiplies where they lie, by phase;
+    the rest is sent to the GPU. Without a GPU, the CPU multiplies everything and these are 0."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not 0 <= value <= 1:
+                raise InputError(f"cpu_weights.{name}", got=value, allowed="a fraction in [0, 1]")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the CPU multiplies any weights beside a GPU."""
+        return max(self.prefill, self.decode) > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the cost model says of a policy.
+
+    Parameters
+    ----------
+    throughput_tok_per_s
+        Generated tokens of one block over its latency, prompts included.
+    latency_s, prefill_s, decode_s
+        Seconds for one block and for its two phases.
+    lower_bound_s
+        Sum over the phases of the busiest channel's own seconds at the profile's rates: without
+        fixed costs, contention, or waiting of one channel for another.
+    bottleneck
+        What limits most of the block: a channel, two channels that slow each other down, the
+        CPU's memory, or the path of a single batch through the layers.
+    channel_s
+        Busy seconds per channel over the block.
+    peak_bytes
+        Peak use per tier, everything included.
+    """
+
+    throughput_tok_per_s: float
+    latency_s: float
+    prefill_s: float
+    decode_s: float
+    lower_bound_s: float
+    bottleneck: str
+    channel_s: Mapping[str, float]
+    peak_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One point of the space that the program searches and the executor runs.
+
+    Parameters
+    ----------
+    gpu_batch_size
+        Sequences computed at once.
+    num_gpu_batches
+        Batches that share one load of a layer's weights.
+    prefill_batch_size
+        Sequences computed at once inside a batch during prefill, at most ``gpu_batch_size``:
+        it bounds the workspace, and long prompts fill a matrix product with few sequences.
+    cpu_attention
+        Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
+        is fetched. Without a GPU everything is attended on the CPU and this is 1.
+    cpu_weights
+        Fractions of the weights in CPU memory that the CPU multiplies where they lie.
+    weight_bits, cache_bits
+        Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
+    group_size
+        Elements that share a scale and a minimum where they are quantized: of a matrix along its
+        rows, of the cache along the head dimension.
+    unpacks_per_batch
+        Quantized weights are unpacked one matrix at a time for every batch, as FlexGen does,
+        instead of a layer at once for every load, which takes more memory and less time.
+    attention_sparsity
+        Fraction of the keys that each query of decode attends to; 1 is dense attention.
+    hardware
+        The machine and the budgets that the policy was made for, without raw measurements.
+    """
+
+    model: ModelSpec
+    workload: Workload
+    gpu_batch_size: int
+    num_gpu_batches: int
+    prefill_batch_size: int
+    weights: Placement
+    cache: Placement
+    activations: Placement
+    cpu_attention: float = 1.0
+    cpu_weights: CpuWeights = CpuWeights()
+    weight_bits: int = 16
+    cache_bits: int = 16
+    group_size: int = DEFAULT_GROUP_SIZE
+    unpacks_per_batch: bool = False
+    attention_sparsity: float = 1.0
+    hardware: HardwareProfile | None = None
+    predicted: Prediction | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
+            )
+        for name in ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"):
+            if not 1 <= getattr(self, name) <= MAX_SEQUENCES:
+                raise InputError(
+                    f"policy.{name}", got=getattr(self, name), allowed=f"1 to {MAX_SEQUENCES}"
+                )
+        if self.prefill_batch_size > self.gpu_batch_size:
+            raise InputError(
+                "policy.prefill_batch_size",
+                got=self.prefill_batch_size,
+                allowed=f"at most gpu_batch_size {self.gpu_batch_size}",
+            )
+        for name in ("cpu_attention", "attention_sparsity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
+                )
+        check_group_size("policy.group_size", self.group_size)
+        full = self.model.full_bits
+        for name in ("weight_bits", "cache_bits"):
+            if getattr(self, name) not in (full, 8, 4):
+                raise InputError(
+                    f"policy.{name}",
+                    got=getattr(self, name),
+                    allowed=f"{full} (the model's {self.model.dtype}), 8 or 4",
+                )
+
+    @property
+    def block_size(self) -> int:
+        """Sequences that share one load of the weights."""
+        return self.gpu_batch_size * self.num_gpu_batches
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it computes something else than the model in its own dtype."""
+        bits = min(self.weight_bits, self.cache_bits)
+        return bits < self.model.full_bits or self.attention_sparsity < 1
+
+    def save(self, path: Path) -> None:
+        """Write the policy as JSON, whole or not at all."""
+        write_output(path, partial(dump_json, to_json(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a policy; raises ``InputError`` with file and key on anything out of place."""
+        return from_json(cls, read_json(path, "policy"), f"policy {path}")

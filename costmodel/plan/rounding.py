@@ -1,0 +1,210 @@
+"""From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
+
+Weights are cut in every layer between the rows nearest to the fraction. The cache of a batch
+is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are attended
+on the CPU are the last ones. Hidden states are cut between sequences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from costmodel.model.layout import LayerLayout, model_layers, packed_bytes, round_up
+from costmodel.plan.policy import Placement, Policy
+from profiles.aligned_io import PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCut:
+    """Bytes [0, gpu_end) of a layer live on the GPU, [gpu_end, cpu_end) on the CPU, the rest on
+    disk."""
+
+    gpu_end: int
+    cpu_end: int
+    num_bytes: int
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the layer that live on disk."""
+        return self.num_bytes - self.cpu_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Rows of a batch's cache with one home and one place of attention.
+
+    A row is one key head of one sequence: row ``s * num_kv_heads + h``.
+    """
+
+    first_row: int
+    end_row: int
+    home: str
+    attended: str
+    token_bytes: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the segment."""
+        return self.end_row - self.first_row
+
+
+def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
+    """Cut one layer's run of bytes at the row boundaries nearest to the placement."""
+    # Both cuts from the start of the layer, so that errors of the two do not add up.
+    gpu_end = layout.cut_near(placement.gpu * layout.num_bytes)
+    cpu_end = layout.num_bytes
+    if placement.disk > 0:
+        cpu_end = max(gpu_end, layout.cut_near((1 - placement.disk) * layout.num_bytes))
+    if placement.cpu == 0:
+        gpu_end = cpu_end
+    return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
+
+
+def _row_bytes(policy: Policy) -> int:
+    return 2 * packed_bytes(policy.model.head_dim, policy.cache_bits, policy.group_size)
+
+
+def _disk_unit(policy: Policy) -> int:
+    """Rows that fill a page of the disk best."""
+    return max(1, PAGE_BYTES // _row_bytes(policy))
+
+
+def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segment, ...]:
+    """Cut the cache rows of a batch of ``batch_size`` sequences into segments.
+
+    The rows on disk take whole pages for each token, so that every token can be appended with
+    one aligned write: their number is rounded to a multiple of the rows that fill a page.
+    """
+    rows = batch_size * policy.model.num_kv_heads
+    row_bytes, unit = _row_bytes(policy), _disk_unit(policy)
+    gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
+    attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
+    if attended_from > cpu_end:
+        # A cut inside the disk's rows must not cost another page: units that fill their pages
+        # are cut between, others not at all.
+        if unit * row_bytes % PAGE_BYTES:
+            unit = rows - cpu_end
+        fetched = attended_from - cpu_end
+        fewer = fetched // unit * unit
+        more = min(fewer + unit, rows - cpu_end)
+        attended_from = cpu_end + (fewer if fetched - fewer < more - fetched else more)
+    bounds = [("gpu", 0, gpu_end), ("cpu", gpu_end, cpu_end), ("disk", cpu_end, rows)]
+    segments = []
+    for home, start, end in bounds:
+        split = end if home == "gpu" and has_gpu else min(max(attended_from, start), end)
+        for attended, first, last in (("gpu", start, split), ("cpu", split, end)):
+            if first < last:
+                token_bytes = (last - first) * row_bytes
+                if home == "disk":
+                    token_bytes = round_up(token_bytes, PAGE_BYTES)
+                segments.append(
+                    Segment(
+                        first_row=first,
+                        end_row=last,
+                        home=home,
+                        attended=attended,
+                        token_bytes=token_bytes,
+                    )
+                )
+    return tuple(segments)
+
+
+def _cut_rows(cache: Placement, rows: int, rows_per_page: int) -> tuple[int, int]:
+    disk_rows = round(cache.disk * rows)
+    if 0 < disk_rows < rows:
+        disk_rows = min(rows, round(cache.disk * rows / rows_per_page) * rows_per_page)
+    gpu_end = min(round(cache.gpu * rows), rows - disk_rows)
+    if cache.cpu == 0:
+        gpu_end = rows - disk_rows
+    return gpu_end, rows - disk_rows
+
+
+def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
+    """Return the sequences at which the disk part and the CPU part of a batch's hidden states
+    end; the GPU holds the rest.
+
+    The disk part comes first, because a direct read needs an aligned buffer to begin in.
+    """
+    placement = policy.activations
+    disk_end = round(placement.disk * batch_size)
+    cpu_end = max(disk_end, batch_size - round(placement.gpu * batch_size))
+    return disk_end, cpu_end
+
+
+def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
+    """Replace a policy's fractions by those that its bytes will really obey."""
+    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    # All decoder layers are one object: cut each layout once.
+    layouts = {id(layer): layer for layer in layers}
+    cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}
+    cuts = [cut_by_layout[id(layer)] for layer in layers]
+    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
+    rows = {home: sum(s.num_rows for s in segments if s.home == home) for home in ("gpu", "disk")}
+    attended = sum(s.num_rows for s in segments if s.attended == "cpu")
+    total = policy.gpu_batch_size * policy.model.num_kv_heads
+    off_gpu = total - rows["gpu"]
+    batch = policy.gpu_batch_size
+    disk_end, cpu_end = cut_hidden(policy, batch)
+    return replace(
+        policy,
+        weights=_weight_fractions(cuts),
+        cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
+        activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
+        cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
+    )
+
+
+def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
+    """Yield the policy with its cache and its hidden states rounded down and up on every tier and
+    place of attention.
+
+    Of few rows or sequences, the nearest may be far from the best: one too many on a slow tier
+    costs more than several too few.
+    """
+    hidden = list(_hidden_roundings(policy))
+    for cache, cpu_attention in _cache_roundings(policy, has_gpu=has_gpu):
+        for activations in hidden:
+            yield replace(policy, cache=cache, cpu_attention=cpu_attention, activations=activations)
+
+
+def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placement, float]]:
+    rows = policy.gpu_batch_size * policy.model.num_kv_heads
+    unit = _disk_unit(policy)
+    attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
+    on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
+    for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):
+        if gpu + disk > rows:
+            continue
+        off_gpu = rows - gpu
+        counts = {min(off_gpu, count) for count in _sides(attended)} if has_gpu else {off_gpu}
+        for count in counts if policy.cpu_attention < 1 else {off_gpu}:
+            yield _fractions(gpu / rows, disk / rows), count / off_gpu if off_gpu else 1.0
+
+
+def _hidden_roundings(policy: Policy) -> Iterator[Placement]:
+    batch = policy.gpu_batch_size
+    for gpu, disk in itertools.product(
+        _sides(policy.activations.gpu * batch), _sides(policy.activations.disk * batch)
+    ):
+        if gpu + disk <= batch:
+            yield _fractions(gpu / batch, disk / batch)
+
+
+def _sides(value: float) -> set[int]:
+    # What the solver left a hair beside a whole number is that number.
+    nearest = round(value)
+    return {nearest} if abs(value - nearest) < 1e-6 else {math.floor(value), math.ceil(value)}
+
+
+def _weight_fractions(cuts: Sequence[LayerCut]) -> Placement:
+    total = sum(cut.num_bytes for cut in cuts)
+    gpu = sum(cut.gpu_end for cut in cuts) / total
+    return _fractions(gpu, sum(cut.disk_bytes for cut in cuts) / total)
+
+
+def _fractions(gpu: float, disk: float) -> Placement:
+    # The middle tier takes the remainder, so that the three sum to one without rounding noise.
+    return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)

@@ -1,0 +1,1 @@
+"""What a policy costs: bytes on every tier, seconds on every channel."""

@@ -1,0 +1,140 @@
+"""Seconds of arithmetic on one device, per sequence of the block, for all passes of a stage.
+
+No placement: how much of it a device does is for ``latency`` to say.
+"""
+
+from __future__ import annotations
+
+from costmodel.model.layout import LayerLayout
+from costmodel.pricing.memory import LOGIT_BYTES
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.stages import Stage
+from profiles.compute_rates import ComputeRates
+
+# Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
+SAMPLING_PASSES = 3
+# Of an element, in rates of unpacking: whatever dtype it is unpacked to.
+UNPACKED_BYTES = 2
+
+
+def decoder_layer(problem: Problem) -> LayerLayout:
+    """Return the layout that all decoder layers share."""
+    return next(layer for layer in problem.layers if layer.kind == "decoder")
+
+
+def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
+    """Seconds of the matrix products of all decoder layers, before and behind their attention."""
+    tokens = problem.model.num_layers * stage.tokens
+    # In prefill the head takes each prompt's last token, and the last layer finishes no other.
+    finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
+    first_s = second_s = 0.0
+    for tensor in decoder_layer(problem).tensors:
+        if len(tensor.shape) < 2:
+            continue
+        rate = _matmul_rate(problem, stage, rates, stage.matmul_rows, tensor.shape[1])
+        if tensor.name == "qkv.weight":
+            first_s += 2 * tensor.num_elements * tokens / rate
+        else:
+            second_s += 2 * tensor.num_elements * finished / rate
+    return first_s, second_s
+
+
+def projected_share(problem: Problem) -> float:
+    """Share of a layer's matrices that is multiplied before its attention."""
+    layer = decoder_layer(problem)
+    first = sum(t.num_elements for t in layer.tensors if t.name == "qkv.weight")
+    return first / layer.num_matrix_elements
+
+
+def _matmul_rate(
+    problem: Problem, stage: Stage, rates: ComputeRates, rows: float, width: int
+) -> float:
+    packed = _is_direct(problem, stage, rates)
+    return rates.matmul_rate(problem.model.dtype, rows, width, packed=packed)
+
+
+def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
+    """Whether weights are multiplied as they lie packed."""
+    return not stage.is_prefill and problem.multiplies_packed(rates)
+
+
+def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of unpacking all weights once in every pass, where they are quantized."""
+    if not problem.packs_weights or _is_direct(problem, stage, rates):
+        return 0.0
+    num_bytes = problem.staged_elements * UNPACKED_BYTES * problem.loads_per_block
+    return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
+
+
+def multiplied_bytes(problem: Problem, stage: Stage) -> int:
+    """Bytes of the weights as the CPU multiplies them, in all layers but the embedding."""
+    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
+        return problem.staged_weight_bytes
+    return problem.staged_elements * problem.model.dtype_bytes
+
+
+def unpacking_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes that unpacking all weights once in every pass reads and writes."""
+    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
+        return 0.0
+    num_bytes = problem.staged_weight_bytes + multiplied_bytes(problem, stage)
+    return num_bytes * stage.passes * problem.loads_per_block
+
+
+def attended_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the cache, as it lies, that the CPU's attention reads for one sequence."""
+    token_bytes = problem.cache_token_bytes * problem.model.num_layers
+    share = _read_share(problem, problem.hardware.cpu.compute)
+    return token_bytes * stage.context_tokens * share
+
+
+def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of attention in all layers, and of packing what is new where the cache is packed."""
+    model = problem.model
+    token_bytes = problem.unpacked_token_bytes * model.num_layers
+    # What is new is packed.
+    packed_s = 0.0
+    if problem.packs_cache:
+        elements = token_bytes / model.dtype_bytes
+        rate = rates.unpack_rate(problem.cache_bits)
+        packed_s = elements * UNPACKED_BYTES * stage.stored_tokens / rate
+    if stage.is_prefill:
+        square = 4 * stage.tokens**2 * model.query_size * model.num_layers
+        return packed_s + square / rates.attention_prefill[model.dtype]
+    read_bytes = token_bytes * stage.context_tokens * _read_share(problem, rates)
+    return packed_s + read_bytes / _decode_rate(problem, rates)
+
+
+def _decode_rate(problem: Problem, rates: ComputeRates) -> float:
+    """Bytes per second of the cache as attention computes with it, however it lies."""
+    model = problem.model
+    bits = problem.cache_bits if problem.packs_cache else None
+    rate = rates.attention_rate(model.dtype, bits, model.group_size, model.head_dim)
+    if problem.attention_sparsity < 1 and rates.sparse_attention_bytes_per_s:
+        rate = min(rate, rates.sparse_attention_bytes_per_s)
+    return rate
+
+
+def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
+    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt."""
+    model, batch = problem.model, problem.gpu_batch_size
+    flop = 2 * model.vocab_size * model.hidden_size * stage.passes
+    sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
+    overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
+    rate = _matmul_rate(problem, stage, rates, batch, model.hidden_size)
+    return flop / rate + sampled_bytes / memory_rate + overhead_s
+
+
+def _read_share(problem: Problem, rates: ComputeRates) -> float:
+    """Share of the cache that attention reads where it is computed: all keys, and the values that
+    some query of those which share them picks, as if queries picked independently.
+
+    What moves between tiers moves whole, and so does a GPU read it.
+    """
+    gpu = problem.hardware.gpu
+    on_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
+    # A rate that was measured is of the whole cache.
+    if on_gpu or rates.sparse_attention_bytes_per_s:
+        return 1.0
+    picked = 1 - (1 - problem.attention_sparsity) ** problem.model.group_size
+    return (1 + picked) / 2

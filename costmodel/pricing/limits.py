@@ -1,0 +1,108 @@
+"""What bounds a stage: its channels, what channels share, and the path of one batch.
+
+Channels work at the same time, so a stage lasts at least as long as each of its limits. Every
+limit is linear in the shares, so that the program can take each as a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from costmodel.pricing.latency import TaskWork, stage_work
+from costmodel.pricing.problem import Problem, Quantity, Shares
+from costmodel.pricing.stages import Stage
+from profiles.hardware import Contention, HardwareProfile
+
+CPU_MEMORY = "cpu_memory"
+GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
+ONE_BATCH = "one batch in series"
+# What a batch passes through one after another, layer by layer.
+IN_SERIES = frozenset(
+    {
+        "project", "return_queries", "attend", "send_attended", "finish", "head",
+        "return_hidden", "write_hidden", "read_hidden", "send_hidden",
+    }
+)  # fmt: skip
+# Instead of the GPU's part of a layer, the CPU's, where it multiplies weights in place.
+IN_SERIES_ON_CPU = (IN_SERIES - {"project", "finish"}) | {
+    "return_partial", "multiply", "send_partial",
+}  # fmt: skip
+
+
+def stage_limits(problem: Problem, shares: Shares, stage: Stage) -> dict[str, Quantity]:
+    """Return ``{limit: seconds per sequence}``: the stage lasts as long as the largest.
+
+    The names of channels among them carry the channels' busy seconds and, where runs overlap
+    imperfectly, the unhidden share of the other channels' time.
+    """
+    work = stage_work(problem, shares, stage)
+    busy = channel_seconds(work)
+    limits = dict(busy)
+    if stage.is_prefill:
+        # Nothing is computed before the first layer's weights have come.
+        name = _compute_channel(problem)
+        limits[name] = limits[name] + _fill_seconds(problem, shares)
+    if unhidden := problem.hardware.unhidden_share:
+        total = sum(limits.values())
+        limits = {name: s * (1 - unhidden) + total * unhidden for name, s in limits.items()}
+    for pair in contentions(problem.hardware):
+        first, second = busy[pair.first], busy[pair.second]
+        name = f"{pair.first} beside {pair.second}"
+        limits[name] = first + second * _cost_beside(pair.first_keeps, pair.second_keeps)
+        name = f"{pair.second} beside {pair.first}"
+        limits[name] = second + first * _cost_beside(pair.second_keeps, pair.first_keeps)
+    memory_rate = problem.hardware.cpu.memory_bytes_per_s
+    limits[CPU_MEMORY] = sum(w.memory_bytes for w in work) * (1 / memory_rate)
+    alone = stage_work(problem, shares.of_one_batch(problem.gpu_batch_size), stage)
+    limits[ONE_BATCH] = sum(w.seconds for w in alone if w.kind in IN_SERIES)
+    if problem.cpu_weights:
+        on_cpu = sum(w.seconds for w in alone if w.kind in IN_SERIES_ON_CPU)
+        limits[f"{ONE_BATCH} on the CPU"] = on_cpu
+    return limits
+
+
+def channel_seconds(work: Sequence[TaskWork]) -> dict[str, Quantity]:
+    """Add up the seconds of each channel."""
+    totals: dict[str, Quantity] = {}
+    for piece in work:
+        totals[piece.channel] = totals.get(piece.channel, 0.0) + piece.seconds
+    return totals
+
+
+def _compute_channel(problem: Problem) -> str:
+    return "gpu_compute" if problem.hardware.has_gpu else "cpu_compute"
+
+
+def _fill_seconds(problem: Problem, shares: Shares) -> Quantity:
+    hardware, layer_bytes = problem.hardware, problem.largest_layer_bytes
+    read = shares.weights_disk * (layer_bytes / hardware.disk.read.peak)
+    if hardware.gpu is None:
+        return read
+    rate = hardware.gpu.h2d.pinned_bytes_per_s
+    return read + (shares.weights_cpu + shares.weights_disk) * (layer_bytes / rate)
+
+
+def contentions(hardware: HardwareProfile) -> Iterator[Contention]:
+    """Yield the pairs of channels of a machine that slow each other down."""
+    if hardware.gpu is not None:
+        up, down = hardware.gpu.h2d, hardware.gpu.d2h
+        yield Contention(
+            first="h2d",
+            second="d2h",
+            first_keeps=min(1.0, up.opposed_bytes_per_s / up.pinned_bytes_per_s),
+            second_keeps=min(1.0, down.opposed_bytes_per_s / down.pinned_bytes_per_s),
+        )
+    for pair in hardware.contention:
+        # A budget may have taken the GPU away, and its link with it.
+        if hardware.gpu is not None or not {pair.first, pair.second} & GPU_CHANNELS:
+            yield pair
+
+
+def _cost_beside(keeps: float, other_keeps: float) -> float:
+    """Seconds that one channel loses for each busy second of the other.
+
+    The rates that two channels can have at once lie in the hull of (1, 0), (0, 1) and the
+    measured pair; this is the slope of its face. Where both together do less than in turns, they
+    take turns.
+    """
+    return min(1.0, (1 - keeps) / other_keeps)

@@ -1,0 +1,292 @@
+"""Bytes on every tier: one term for every buffer that the executor allocates.
+
+Terms are per sequence of the block (see ``Shares``); times the block size they are bytes. A tier
+has one row for each moment at which it may peak: its use is the largest row, and the program
+bounds each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from costmodel.model.layout import round_up
+from costmodel.pricing.problem import Problem, Quantity, Shares
+from profiles.aligned_io import PAGE_BYTES
+from profiles.hardware import HardwareProfile
+from profiles.packing import UNPACKED_AT_ONCE_BYTES
+from profiles.product_parts import wide_bytes
+from profiles.units import MIB
+
+# A layer's weights are read into one buffer while the layer before is computed from another;
+# likewise the cache and the hidden states of a batch.
+NUM_BUFFERS = 2
+# While the CPU attends for one batch, the GPU has yet to finish the one before, and the hidden
+# states of the next arrive.
+NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
+# Logits are sampled from in float32 whatever the model computes in.
+LOGIT_BYTES = 4
+# Sparse attention keeps the sums of values in float32.
+SUM_BYTES = 4
+PHASES = ("prefill", "decode")
+# Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
+# Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
+# own modules and the threads of the channels hold some 10 MB beyond an empty process, what packs or
+# makes up weights up to 20 MB.
+ALLOCATOR_SHARE = 0.25
+LIBRARY_BYTES = 32 * MIB
+# cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
+CUDA_LIBRARY_BYTES = 40 * MIB
+
+# Each generated token keeps a Python int, its place in a list, and its text until the run ends.
+# Each continuation takes some more.
+OUTPUT_TOKEN_BYTES = 48
+OUTPUT_BYTES = 512
+
+Terms = dict[str, Quantity]
+
+
+def memory_rows(problem: Problem, shares: Shares) -> dict[str, dict[str, Terms]]:
+    """Return ``{tier: {row: {buffer: bytes per sequence}}}`` for every tier of the machine.
+
+    A tier's use in a row is the sum of its terms. A policy fits when every row of every tier is
+    at most the tier's capacity times ``per_block``.
+    """
+    rows = {"cpu": _cpu_rows(problem, shares), "disk": {"whole run": _disk(problem, shares)}}
+    if problem.hardware.has_gpu:
+        rows["gpu"] = _gpu_rows(problem, shares)
+    return rows
+
+
+def capacities(hardware: HardwareProfile) -> dict[str, int]:
+    """Return the bytes that a machine offers on each of its tiers."""
+    tiers = {"cpu": hardware.cpu.memory_bytes, "disk": hardware.disk.free_bytes}
+    return tiers if hardware.gpu is None else {"gpu": hardware.gpu.memory_bytes, **tiers}
+
+
+def with_capacities(hardware: HardwareProfile, budgets: Mapping[str, int]) -> HardwareProfile:
+    """Return the machine with other capacities, in bytes, on the tiers named."""
+    return hardware.with_budget(
+        gpu_memory=budgets.get("gpu"), cpu_memory=budgets.get("cpu"), disk=budgets.get("disk")
+    )
+
+
+def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:
+    """Return the peak of each tier in bytes, for shares that are numbers."""
+    return {
+        tier: round(max(sum(terms.values()) for terms in rows.values()) / shares.per_block)
+        for tier, rows in memory_rows(problem, shares).items()
+    }
+
+
+def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+    staged = shares.weights_cpu + shares.weights_disk
+    home: Terms = {
+        "weights": shares.weights_gpu * problem.weight_bytes,
+        "cache": shares.cache_gpu * problem.cache_sequence_bytes,
+        "hidden states": shares.activations_gpu * _hidden_bytes(problem),
+        "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
+        **_kept_terms(problem, shares),
+    }
+    # Prefill hands every row that lives off the GPU down; decode fetches those that are not
+    # attended on the CPU. The buffers are as large as the larger of the two.
+    # Rows from disk keep their padding to whole pages on the way.
+    off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block * problem.disk_cache_padding
+    staging = {
+        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
+        "fetched": (off_gpu - shares.attended_per_block)
+        * _batch_cache_bytes(problem, problem.workload.context_len),
+    }
+    unpacked = shares.per_block * _unpacked_weight_bytes(problem)
+    multiplied = {
+        "prefill": shares.multiplied_prefill_per_block,
+        "decode": shares.multiplied_decode_per_block,
+    }
+    return {
+        f"{phase}, {moment} cache": home
+        | {
+            # The largest layer is cut near the fraction.
+            "weight staging": (staged - multiplied[phase])
+            * (NUM_BUFFERS * problem.largest_layer_bytes)
+            + shares.per_block * (NUM_BUFFERS * problem.longest_cut_bytes),
+            "cache staging": cache,
+            "unpacked weights": unpacked,
+            "workspace": shares.per_block * workspace_bytes(problem, phase),
+        }
+        for phase in PHASES
+        for moment, cache in staging.items()
+    }
+
+
+def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+    # A buffer of disk bytes begins near the fraction, and on whole pages.
+    edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_cut_bytes)
+    home: Terms = {
+        "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
+        "outputs": shares.per_block * _output_bytes(problem),
+        "weights": shares.weights_cpu * problem.weight_bytes,
+        "weight staging": shares.weights_disk * (NUM_BUFFERS * problem.largest_layer_bytes)
+        + shares.per_block * edges,
+        "cache": shares.cache_cpu * problem.cache_sequence_bytes,
+        "cache staging": shares.cache_disk_per_block
+        * (_batch_cache_bytes(problem, problem.workload.context_len) * problem.disk_cache_padding),
+        "value sums": (shares.attended if problem.hardware.has_gpu else shares.whole)
+        * _value_sum_bytes(problem),
+        "hidden states": shares.activations_cpu * _hidden_bytes(problem),
+        "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
+    }
+    if not problem.hardware.has_gpu:
+        home |= _kept_terms(problem, shares)
+        home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
+        return {
+            phase: home | {"workspace": shares.per_block * workspace_bytes(problem, phase)}
+            for phase in PHASES
+        }
+    # The CPU attends with the queries of one batch while those of the next arrive.
+    home["attention staging"] = shares.attended_per_block * (
+        NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
+    )
+    if not problem.cpu_weights:
+        return {"whole run": home}
+    # It multiplies weights for one batch while the hidden states of the next arrive.
+    exchanged = 2 * NUM_BUFFERS * problem.gpu_batch_size * _hidden_bytes(problem)
+    return {
+        phase: home
+        | {
+            "workspace": shares.per_block * workspace_bytes(problem, phase),
+            "exchange staging": shares.per_block * exchanged,
+        }
+        for phase in PHASES
+    }
+
+
+def _disk(problem: Problem, shares: Shares) -> Terms:
+    # Without a disk nothing lies there, nor any padding.
+    page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
+    return {
+        "weights": shares.weights_disk * problem.weight_bytes,
+        "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
+        "hidden states": shares.activations_disk * _hidden_bytes(problem),
+        # Every layer and every batch's hidden states begin on a page of the file.
+        "page padding": shares.per_block * (page_bytes * len(problem.layers))
+        + shares.whole * (page_bytes / problem.gpu_batch_size),
+    }
+
+
+def _output_bytes(problem: Problem) -> int:
+    """Count the continuations of a whole job; a block's alone are nothing beside the rest."""
+    workload = problem.workload
+    each = workload.gen_len * OUTPUT_TOKEN_BYTES + OUTPUT_BYTES
+    return (workload.num_prompts or 0) * each
+
+
+def _hidden_bytes(problem: Problem) -> int:
+    return problem.workload.prompt_len * problem.hidden_token_bytes
+
+
+def num_hidden_buffers(*, has_gpu: bool) -> int:
+    """Return how many batches' hidden states are staged at once."""
+    return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
+
+
+def _hidden_staging_bytes(problem: Problem) -> int:
+    if problem.in_place:
+        return 0
+    count = num_hidden_buffers(has_gpu=problem.hardware.has_gpu)
+    return count * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
+
+
+def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
+    return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.cache_token_bytes
+
+
+def _value_sum_bytes(problem: Problem) -> int:
+    """Count the float32 sums of a sequence's values that sparse attention on the CPU keeps."""
+    if problem.attention_sparsity == 1:
+        return 0
+    return problem.model.num_layers * problem.model.kv_size * SUM_BYTES
+
+
+def _attention_token_bytes(problem: Problem) -> int:
+    model = problem.model
+    # Queries, keys and values as they come, keys and values again as they are appended, the result.
+    return (2 * model.query_size + 4 * model.kv_size) * model.dtype_bytes
+
+
+def _kept_terms(problem: Problem, shares: Shares) -> Terms:
+    """Count what is kept of every sequence where it is computed: the output head's input, logits
+    over its chunks, and in a pass the cosines and sines of a rotary family's positions."""
+    logits = problem.model.vocab_size * LOGIT_BYTES
+    # With the head in one piece, the logits of a batch are sampled from as they come.
+    kept = (
+        shares.whole * logits
+        if problem.num_head_chunks > 1
+        else shares.per_block * (problem.gpu_batch_size * logits)
+    )
+    angles = problem.model.head_dim * problem.model.dtype_bytes if problem.model.is_gated else 0
+    return {
+        "head input": shares.whole * problem.hidden_token_bytes,
+        "logits": kept,
+        "rotations": (shares.whole + shares.per_block * problem.workload.prompt_len) * angles,
+    }
+
+
+def workspace_bytes(problem: Problem, phase: str) -> int:
+    """Return the most bytes that the temporaries of one layer hold at once.
+
+    The larger of the two halves of a decoder layer, for the sequences that are computed at once
+    (``executor.model.layers`` lists the temporaries): norm, stacked projections and attention; or
+    norm and MLP, with the product of one chunk of a cut matrix beside its place in the result.
+    """
+    model, workload = problem.model, problem.workload
+    if phase == "prefill":
+        tokens = problem.prefill_batch_size * workload.prompt_len
+    else:
+        tokens = problem.gpu_batch_size
+    qkv = model.query_size + 2 * model.kv_size
+    attention = model.hidden_size + 2 * qkv + 2 * model.query_size
+    mlp = 2 * model.hidden_size + (3 if model.is_gated else 2) * model.ffn_size
+    norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
+    layer_bytes = tokens * max(attention, mlp, norm) * model.dtype_bytes
+    # One chunk of the head makes its logits in the model's dtype, before they go where all are.
+    head_rows = max(c.tensors[-1].num_rows for c in problem.distinct_layers if c.kind == "head")
+    head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
+    needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
+    beside = CUDA_LIBRARY_BYTES
+    if not problem.hardware.uses_cuda:
+        beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
+    return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _wide_bytes(problem: Problem, num_tokens: int) -> int:
+    """Count what products hold in float32 of 16-bit operands; some processors convert none."""
+    if problem.model.dtype == "float32":
+        return 0
+    shapes = {
+        tensor.shape for layer in problem.distinct_layers for tensor in layer.tensors
+        if len(tensor.shape) == 2 and layer.kind != "embed"
+    }  # fmt: skip
+    num_threads = problem.hardware.cpu.num_cores
+    return max(wide_bytes(num_tokens, *shape, num_threads=num_threads) for shape in shapes)
+
+
+def _unpacked_weight_bytes(problem: Problem) -> int:
+    """Count what holds the matrices of the layer that is computed, where they are packed."""
+    if not problem.packs_weights:
+        return 0
+    staged = [layer for layer in problem.distinct_layers if layer.kind != "embed"]
+    elements = max(layer.num_matrix_elements for layer in staged)
+    if problem.unpacks_per_batch:
+        elements = max(t.num_elements for layer in staged for t in layer.tensors)
+    return elements * problem.model.dtype_bytes
+
+
+def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
+    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache
+    where no kernel reads it as it lies: it may have no Triton. The CPU's always do."""
+    is_plain = not problem.packs_cache and problem.attention_sparsity == 1
+    if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
+        return 0
+    model, context = problem.model, problem.workload.context_len
+    # One row is attended to whole, whatever it takes.
+    row_bytes = 2 * context * (model.head_dim + 3 * model.group_size) * LOGIT_BYTES
+    return max(UNPACKED_AT_ONCE_BYTES, row_bytes)

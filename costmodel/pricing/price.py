@@ -1,0 +1,180 @@
+"""The price of any policy, also one written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from costmodel.model.model_spec import ModelSpec
+from costmodel.plan.policy import Policy, Prediction
+from costmodel.plan.rounding import round_policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.latency import stage_work
+from costmodel.pricing.limits import channel_seconds, stage_limits
+from costmodel.pricing.memory import PHASES, capacities, peak_bytes
+from costmodel.pricing.problem import Problem, Shares, problem_of, shares_of
+from costmodel.pricing.stages import Stage, stages_of
+from profiles.errors import InfeasibleError, InputError
+from profiles.hardware import CHANNELS, HardwareProfile
+from profiles.units import format_bytes
+
+
+def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
+    """Price one block of a policy, with the fractions that its bytes will really obey.
+
+    Raises
+    ------
+    InputError
+        When the machine cannot run it whatever its memory: bytes on a GPU that is not there, a
+        dtype whose rates are unknown, more tokens than the model has positions.
+    """
+    check_machine(policy, hardware)
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    block = policy.block_size
+    phase_s = dict.fromkeys(PHASES, 0.0)
+    limits_s: dict[str, float] = {}
+    for stage in stages_of(problem):
+        limits = stage_limits(problem, shares, stage)
+        phase_s[stage.phase] += max(limits.values()) * block
+        largest = _name_largest(limits)
+        limits_s[largest] = limits_s.get(largest, 0.0) + limits[largest] * block
+    channels = _phase_channels(problem, shares).values()
+    latency_s = sum(phase_s.values())
+    return Prediction(
+        throughput_tok_per_s=block * policy.workload.gen_len / latency_s,
+        latency_s=latency_s,
+        prefill_s=phase_s["prefill"],
+        decode_s=phase_s["decode"],
+        lower_bound_s=_lower_bound_s(problem, shares) * block,
+        bottleneck=max(limits_s, key=lambda name: limits_s[name]),
+        channel_s={
+            name: sum(seconds.get(name, 0.0) for seconds in channels) * block
+            for name in _channels_of(hardware)
+        },
+        peak_bytes=peak_bytes(problem, shares),
+    )
+
+
+def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage, float]]:
+    """Return the stages of one block with the seconds that each takes."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    return [
+        (stage, max(stage_limits(problem, shares, stage).values()) * policy.block_size)
+        for stage in stages_of(problem)
+    ]
+
+
+def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
+    """Return ``{phase: {channel: busy seconds}}`` of one block."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    per_sequence = _phase_channels(problem_of(policy, hardware), shares_of(policy))
+    return {
+        phase: {name: s * policy.block_size for name, s in seconds.items()}
+        for phase, seconds in per_sequence.items()
+    }
+
+
+def _phase_channels(problem: Problem, shares: Shares) -> dict[str, dict[str, float]]:
+    channels = _channels_of(problem.hardware)
+    phases = {phase: dict.fromkeys(channels, 0.0) for phase in PHASES}
+    for stage in stages_of(problem):
+        for name, seconds in channel_seconds(stage_work(problem, shares, stage)).items():
+            phases[stage.phase][name] += float(seconds)
+    return phases
+
+
+def _channels_of(hardware: HardwareProfile) -> tuple[str, ...]:
+    if hardware.has_gpu:
+        return CHANNELS
+    return tuple(name for name in CHANNELS if name not in ("h2d", "d2h", "gpu_compute"))
+
+
+def _name_largest(limits: Mapping[str, float]) -> str:
+    """Name what limits a stage; a channel alone where sharing adds next to nothing to it."""
+    return max(limits, key=lambda name: limits[name] * (1.01 if name in CHANNELS else 1.0))
+
+
+def _lower_bound_s(problem: Problem, shares: Shares) -> float:
+    """Seconds per sequence if channels did nothing but move and compute, all at once."""
+    hardware = problem.hardware
+    cpu = replace(hardware.cpu, compute=replace(hardware.cpu.compute, task_overhead_s=0.0))
+    gpu = hardware.gpu
+    if gpu is not None:
+        gpu = replace(gpu, compute=replace(gpu.compute, task_overhead_s=0.0))
+    ideal = replace(problem, hardware=replace(hardware, cpu=cpu, gpu=gpu))
+    busy = (channel_seconds(stage_work(ideal, shares, stage)) for stage in stages_of(ideal))
+    return float(sum(max(seconds.values()) for seconds in busy))
+
+
+def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
+    """Refuse a policy that no amount of memory would let this machine run."""
+    check_work(policy.model, policy.workload, hardware)
+    packed = policy.model.full_bits > min(policy.weight_bits, policy.cache_bits)
+    if packed and not hardware.knows_unpacking:
+        raise InputError(
+            "policy",
+            got=f"weight_bits {policy.weight_bits}, cache_bits {policy.cache_bits}",
+            allowed=f"{policy.model.full_bits}, because the rate of unpacking on {hardware.name}"
+            " is not known",
+            hint="python -m profiles.measure",
+        )
+    on_gpu = max(policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
+    if on_gpu > 0 and not hardware.has_gpu:
+        raise InputError(
+            "policy",
+            got=f"{on_gpu:g} of something on the GPU",
+            allowed=f"CPU and disk, because {hardware.name} has no GPU",
+        )
+
+
+def check_executable(policy: Policy) -> None:
+    """Refuse what can be priced and not yet be run."""
+    _require("unpacks_per_batch", policy.unpacks_per_batch, False, "false in the policy")
+    check_simulable(policy)
+
+
+def check_simulable(policy: Policy) -> None:
+    """Refuse what the schedule has no tasks for."""
+    used = max(policy.cpu_weights.prefill, policy.cpu_weights.decode)
+    _require("cpu_weights", used, 0, "searching again without --cpu-weights")
+
+
+def _require(name: str, got: float, allowed: float, hint: str) -> None:
+    if got != allowed:
+        raise InputError(
+            f"policy.{name}",
+            got=got,
+            allowed=f"{allowed}: anything else can be priced, but not run yet",
+            hint=hint,
+        )
+
+
+def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) -> None:
+    """Refuse a dtype whose rates are unknown, and more tokens than the model has positions."""
+    # The CPU attends what is not fetched, so both devices must know the dtype.
+    known = [dtype for dtype in hardware.compute.matmul if dtype in hardware.cpu.compute.matmul]
+    if model.dtype not in known:
+        raise InputError(
+            f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
+        )
+    total = workload.prompt_len + workload.gen_len
+    if total > model.max_positions:
+        raise InputError(
+            "prompt_len + gen_len",
+            got=total,
+            allowed=f"at most the {model.max_positions} positions of {model.name}",
+        )
+
+
+def check_fits(prediction: Prediction, hardware: HardwareProfile) -> None:
+    """Raise ``InfeasibleError`` for the first tier whose predicted peak is over its budget."""
+    for tier, capacity in capacities(hardware).items():
+        short = prediction.peak_bytes[tier] - capacity
+        if short > 0:
+            raise InfeasibleError(
+                f"the policy does not fit: {tier} is short by {short} bytes"
+                f" ({format_bytes(prediction.peak_bytes[tier])} of {format_bytes(capacity)});"
+                " search again with that budget"
+            )

@@ -1,0 +1,98 @@
+"""The stages of a block that are priced one by one: prefill, and decode in context segments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from costmodel.pricing.problem import Problem
+
+# The busiest channel can change while the context grows. Within a segment the context grows by
+# at most this factor, unless that takes more than so many segments.
+SEGMENT_GROWTH = 1.25
+MAX_SEGMENTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What one stage does to one sequence.
+
+    Parameters
+    ----------
+    phase
+        ``prefill`` or ``decode``.
+    first_pass
+        Pass over the model that the stage begins with; prefill is pass 0.
+    passes
+        Passes over the model.
+    tokens
+        Tokens that go through every layer.
+    sequences_at_once, matmul_rows
+        Sequences that are computed at once, and the rows of their matrix products.
+    context_tokens
+        Slots of the cache that are read, summed over the passes.
+    stored_tokens
+        Slots of the cache that are written and must outlive their pass.
+    """
+
+    phase: str
+    first_pass: int
+    passes: int
+    tokens: int
+    sequences_at_once: int
+    matmul_rows: int
+    context_tokens: float
+    stored_tokens: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the prompts are passed through the model."""
+        return self.phase == "prefill"
+
+    @property
+    def name(self) -> str:
+        """The phase and, in decode, the first of its passes."""
+        return self.phase if self.is_prefill else f"{self.phase} from pass {self.first_pass}"
+
+
+def stages_of(problem: Problem) -> tuple[Stage, ...]:
+    """Return the stages of a block in order; with one token to generate, prefill alone."""
+    workload = problem.workload
+    prefill = Stage(
+        phase="prefill",
+        first_pass=0,
+        passes=1,
+        tokens=workload.prompt_len,
+        sequences_at_once=problem.prefill_batch_size,
+        matmul_rows=problem.prefill_batch_size * workload.prompt_len,
+        context_tokens=0,
+        # With one token to generate, nobody reads the cache again.
+        stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
+    )
+    steps = workload.gen_len - 1
+    growth = (workload.prompt_len + steps) / workload.prompt_len
+    wanted = math.ceil(math.log(growth) / math.log(SEGMENT_GROWTH)) if steps else 0
+    num_segments = min(max(1, wanted), MAX_SEGMENTS, steps)
+    bounds = [1 + round(i * steps / num_segments) for i in range(num_segments)] + [steps + 1]
+    decode = (_segment(problem, first, end) for first, end in itertools.pairwise(bounds))
+    return (prefill, *decode)
+
+
+def _segment(problem: Problem, first: int, end: int) -> Stage:
+    workload = problem.workload
+    passes = end - first
+    # Pass t, from 1 on, reads the prompt and the t - 1 tokens before its own.
+    context = passes * (workload.prompt_len + (first + end - 1) / 2 - 1)
+    # The last token is sampled and never attended to.
+    stored = passes - (1 if end == workload.gen_len else 0)
+    return Stage(
+        phase="decode",
+        first_pass=first,
+        passes=passes,
+        tokens=passes,
+        sequences_at_once=problem.gpu_batch_size,
+        matmul_rows=problem.gpu_batch_size,
+        context_tokens=context,
+        stored_tokens=stored,
+    )

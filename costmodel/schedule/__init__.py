@@ -1,0 +1,1 @@
+"""The zig-zag order as tasks, and the simulation of it."""

@@ -1,0 +1,236 @@
+"""Run a schedule with predicted seconds: when every task begins and ends.
+
+Each channel works off its tasks in order, as the engine does, and every task waits for those
+that it names. The seconds are the cost model's own, dealt out over the tasks of a kind, so that
+what differs from the program's prediction is waiting: what the program does not see.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import cut_layer, round_policy
+from costmodel.plan.route import route_of
+from costmodel.pricing.latency import TaskWork, stage_work
+from costmodel.pricing.limits import contentions
+from costmodel.pricing.price import check_machine, check_simulable
+from costmodel.pricing.problem import Problem, problem_of, shares_of
+from costmodel.pricing.stages import Stage, stages_of
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule, num_weight_pieces
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+# The kinds of work that a task of the schedule does: a layer that is not split does two at once.
+WORK_OF_COMPUTE = ("project", "finish")
+# Work left when a task counts as done, in seconds: rounding of the clock.
+DONE_S = 1e-12
+# A layer of a batch is some ten tasks, each kept with its times.
+MAX_LAYER_BATCHES = 250_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedTask:
+    """A task of the schedule with the seconds at which it begins and ends."""
+
+    task: Task
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """All tasks of one block, in the order in which they end."""
+
+    tasks: Sequence[TimedTask]
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds until the last token is chosen."""
+        return max(timed.end_s for timed in self.tasks if "compute" in timed.task.channel)
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds until the first token is chosen."""
+        return max(
+            timed.end_s
+            for timed in self.tasks
+            if timed.task.is_prefill and "compute" in timed.task.channel
+        )
+
+    def busy_s(self) -> Mapping[str, float]:
+        """Return the seconds that each channel has a task in work."""
+        busy: dict[str, float] = defaultdict(float)
+        for timed in self.tasks:
+            busy[timed.task.channel] += timed.end_s - timed.start_s
+        return busy
+
+
+def simulate(
+    policy: Policy,
+    hardware: HardwareProfile,
+    *,
+    num_passes: int | None = None,
+    progress: Callable[[Task], None] = lambda task: None,
+) -> Timeline:
+    """Run the schedule of one block with predicted seconds.
+
+    Parameters
+    ----------
+    num_passes
+        Passes over the model to simulate, prefill included; ``None`` means all.
+    progress
+        Called with every task that has ended.
+
+    Raises
+    ------
+    InputError
+        For a policy that the machine cannot run, or whose tasks the schedule lacks.
+    """
+    check_machine(policy, hardware)
+    check_simulable(policy)
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem = problem_of(policy, hardware)
+    num_tokens = min(num_passes or policy.workload.gen_len, policy.workload.gen_len)
+    per_pass = len(problem.layers) * policy.num_gpu_batches
+    if num_tokens * per_pass > MAX_LAYER_BATCHES:
+        raise InputError(
+            "--passes",
+            got=f"{num_tokens} of {per_pass} layers and batches each",
+            allowed=f"at most {max(1, MAX_LAYER_BATCHES // per_pass)} for this policy",
+        )
+    schedule = ZigzagSchedule(
+        route_of(policy, problem.layers, has_gpu=hardware.has_gpu),
+        problem.layers,
+        num_batches=policy.num_gpu_batches,
+        num_tokens=num_tokens,
+    )
+    seconds = _TaskSeconds(policy, problem)
+    return Timeline(tasks=list(_run(schedule, seconds, hardware, progress)))
+
+
+class _TaskSeconds:
+    """The seconds of every task: those of its kind and stage, dealt out by what it moves."""
+
+    def __init__(self, policy: Policy, problem: Problem) -> None:
+        self._problem = problem
+        self._num_batches = policy.num_gpu_batches
+        cuts = [cut_layer(layer, policy.weights) for layer in problem.layers]
+        self._moved_bytes = {
+            "read_weights": [cut.disk_bytes for cut in cuts],
+            "send_weights": [cut.num_bytes - cut.gpu_end for cut in cuts],
+        }
+        # The embedding is gathered, never staged.
+        for moved in self._moved_bytes.values():
+            moved[0] = 0
+        self._stages = stages_of(problem)
+        self._stage_of_pass = [
+            i for i, stage in enumerate(self._stages) for _ in range(stage.passes)
+        ]
+        shares = shares_of(policy)
+        self._kinds = [
+            _by_kind(stage_work(problem, shares, stage), policy.block_size)
+            for stage in self._stages
+        ]
+
+    def of(self, task: Task) -> float:
+        """Return the seconds of one task that has its channel's resources for itself."""
+        stage_index = self._stage_of_pass[task.token]
+        stage, kinds = self._stages[stage_index], self._kinds[stage_index]
+        layer = self._problem.layers[task.layer].kind
+        per_pass = stage.passes * self._num_batches
+        if task.kind in self._moved_bytes:
+            moved = self._moved_bytes[task.kind]
+            pieces = stage.passes * num_weight_pieces(self._num_batches)
+            return kinds[task.kind] * moved[task.layer] / max(1, sum(moved)) / pieces
+        if task.kind == "compute" and layer == "head":
+            return kinds["head"] / per_pass / self._problem.num_head_chunks
+        if task.kind == "compute" and layer == "embed":
+            return self._overhead_s(stage)
+        if task.kind == "compute":
+            total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
+            return total / per_pass / self._problem.model.num_layers
+        if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):
+            return kinds[task.kind] / per_pass / (self._problem.model.num_layers + 1)
+        share = self._context_share(task, stage)
+        return kinds[task.kind] * share / self._num_batches / self._problem.model.num_layers
+
+    def _overhead_s(self, stage: Stage) -> float:
+        parts = self._problem.gpu_batch_size / stage.sequences_at_once
+        return self._problem.hardware.compute.task_overhead_s * parts
+
+    def _context_share(self, task: Task, stage: Stage) -> float:
+        """Return the part of a stage's seconds that fall on one pass: reads grow with it."""
+        if task.kind in ("read_cache", "send_cache", "attend"):
+            context = self._problem.workload.prompt_len + task.token - 1
+            return context / stage.context_tokens
+        if task.kind in ("return_cache", "write_cache"):
+            stored_passes = 1 if stage.is_prefill else stage.stored_tokens
+            return 1 / max(1, stored_passes)
+        return 1 / stage.passes
+
+
+def _by_kind(work: Sequence[TaskWork], block_size: int) -> dict[str, float]:
+    return {piece.kind: float(piece.seconds) * block_size for piece in work}
+
+
+class _Speeds:
+    """How fast each channel goes while a set of channels is busy; cached by that set."""
+
+    def __init__(self, hardware: HardwareProfile) -> None:
+        self._pairs = [
+            (*names, keeps)
+            for pair in contentions(hardware)
+            for names, keeps in (
+                ((pair.first, pair.second), pair.first_keeps),
+                ((pair.second, pair.first), pair.second_keeps),
+            )
+        ]
+        self._known: dict[frozenset[str], dict[str, float]] = {}
+
+    def of(self, busy: frozenset[str]) -> dict[str, float]:
+        """Return the share of its own rate that each busy channel keeps."""
+        if busy not in self._known:
+            speeds = dict.fromkeys(busy, 1.0)
+            for channel, other, keeps in self._pairs:
+                if channel in busy and other in busy:
+                    speeds[channel] *= keeps
+            self._known[busy] = speeds
+        return self._known[busy]
+
+
+def _run(
+    schedule: ZigzagSchedule,
+    seconds: _TaskSeconds,
+    hardware: HardwareProfile,
+    progress: Callable[[Task], None],
+) -> Iterator[TimedTask]:
+    """Advance from one task's end to the next; channels that share something slow down."""
+    queues: dict[str, deque[Task]] = defaultdict(deque)
+    for task in schedule:
+        queues[task.channel].append(task)
+    speeds, done = _Speeds(hardware), set[int]()
+    left_s: dict[str, float] = {}
+    begun_s: dict[str, float] = {}
+    clock_s = 0.0
+    while True:
+        for channel, queue in queues.items():
+            if channel not in left_s and queue and done.issuperset(queue[0].waits):
+                left_s[channel], begun_s[channel] = seconds.of(queue[0]), clock_s
+        if not left_s:
+            break
+        rates = speeds.of(frozenset(left_s))
+        step_s = min(left_s[channel] / rates[channel] for channel in left_s)
+        clock_s += step_s
+        for channel in list(left_s):
+            left_s[channel] -= step_s * rates[channel]
+            if left_s[channel] <= DONE_S:
+                del left_s[channel]
+                task = queues[channel].popleft()
+                done.add(task.index)
+                progress(task)
+                yield TimedTask(task=task, start_s=begun_s.pop(channel), end_s=clock_s)
+    assert not any(queues.values()), "the schedule waits for itself"

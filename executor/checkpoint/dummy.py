@@ -1,0 +1,192 @@
+"""Random weights of any model's shape: made on the spot, or written as a checkpoint.
+
+Both give the same weights for the same seed, so that a run on made-up weights can be repeated
+on the files. One random pattern is repeated through every tensor, from a place that depends on
+the tensor's name: values are drawn once, however large the model is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.model.model_spec import ModelSpec, spec_from_config
+from executor.checkpoint.families import DecoderConfig, decoder_config
+from executor.checkpoint.folder import TensorPart, layer_parts, overlaps
+from executor.checkpoint.safetensors_file import LENGTH_BYTES
+from executor.checkpoint.stored_tensors import INDEX_NAME
+from profiles.compute_plan import DTYPES
+from profiles.files import write_json
+from profiles.units import GIB
+
+# A prime, so that no two rows of a matrix hold the same part of the pattern.
+PATTERN_LENGTH = 2_097_143
+STANDARD_DEVIATION = 0.02
+SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DummyCheckpoint:
+    """A ``WeightSource`` of random weights; ``config`` defaults to the family's usual numbers."""
+
+    spec: ModelSpec
+    seed: int = 0
+    decoder: DecoderConfig | None = None
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The numbers that the decoder computes with."""
+        return self.decoder or decoder_config({}, self.spec)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the shapes and the seed."""
+        return hashlib.sha256(f"dummy {self.spec} {self.config} {self.seed}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Do nothing: there are no files."""
+
+    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
+        """Make part of one layer (see ``WeightSource.read_range``)."""
+        out.zero_()
+        parts = layer_parts(self.spec, index, layout)
+        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+            _fill(target, part, self.seed, first)
+
+
+def config_json(spec: ModelSpec) -> dict[str, Any]:
+    """Write the shapes of ``spec`` as a Hugging Face ``config.json`` would."""
+    common = {
+        "model_type": spec.family,
+        "num_hidden_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_heads,
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.max_positions,
+        "tie_word_embeddings": spec.tied_embeddings,
+        "torch_dtype": spec.dtype,
+    }
+    if spec.family == "opt":
+        return common | {
+            "architectures": ["OPTForCausalLM"],
+            "ffn_dim": spec.ffn_size,
+            "word_embed_proj_dim": spec.hidden_size,
+            "do_layer_norm_before": True,
+            "enable_bias": spec.attention_bias,
+        }
+    return common | {
+        "architectures": [f"{spec.family.capitalize()}ForCausalLM"],
+        "intermediate_size": spec.ffn_size,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "attention_bias": spec.attention_bias,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "sliding_window": None,
+    }
+
+
+def write_random_checkpoint(
+    folder: Path, config: Mapping[str, Any] | ModelSpec, *, seed: int = 0, shard_bytes: int = GIB
+) -> None:
+    """Write a checkpoint of random weights, in shards of at most ``shard_bytes`` where possible.
+
+    Memory stays at one piece of a tensor, and the pages written leave the page cache, so that a
+    model larger than memory can be made and the next read of it is a real one.
+    """
+    raw = config_json(config) if isinstance(config, ModelSpec) else dict(config)
+    spec = spec_from_config(raw, name=folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", raw)
+    shards = list(_shards(spec, shard_bytes))
+    weight_map: dict[str, str] = {}
+    for number, parts in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(folder / name, parts, spec, seed)
+        weight_map |= {part.name: name for part in parts}
+    total = sum(part.num_elements for parts in shards for part in parts) * spec.dtype_bytes
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(spec: ModelSpec, shard_bytes: int) -> Iterator[list[TensorPart]]:
+    shard: list[TensorPart] = []
+    size = 0
+    for part in _all_parts(spec):
+        num_bytes = part.num_elements * spec.dtype_bytes
+        if shard and size + num_bytes > shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(part)
+        size += num_bytes
+    yield shard
+
+
+def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
+    """Yield every tensor of the checkpoint once and whole, also the head that is cut in chunks."""
+    seen: set[str] = set()
+    for index, layout in enumerate(model_layers(spec)):
+        for part in layer_parts(spec, index, layout):
+            if part.name not in seen:
+                seen.add(part.name)
+                width = part.shape[1] if len(part.shape) == 2 else 1
+                yield TensorPart(
+                    name=part.name, shape=part.shape, first_row=0,
+                    num_elements=part.shape[0] * width, offset_bytes=0,
+                )  # fmt: skip
+
+
+def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int) -> None:
+    header, offset = {}, 0
+    for part in parts:
+        end = offset + part.num_elements * spec.dtype_bytes
+        header[part.name] = {
+            "dtype": SAFETENSORS_NAMES[spec.dtype],
+            "shape": list(part.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    piece = torch.empty(PATTERN_LENGTH, dtype=DTYPES[spec.dtype])
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for part in parts:
+            for first in range(0, part.num_elements, PATTERN_LENGTH):
+                values = piece[: min(PATTERN_LENGTH, part.num_elements - first)]
+                _fill(values, part, seed, first)
+                handle.write(values.view(torch.uint8).numpy().data)
+        handle.flush()
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int = 0) -> None:
+    """Fill ``target`` with a part's elements from ``first_element`` of its own on."""
+    if len(part.shape) == 1 and part.name.endswith(".weight"):
+        target.fill_(1.0)
+        return
+    pattern = _pattern(seed, target.dtype)
+    width = part.shape[1] if len(part.shape) == 2 else 1
+    digest = hashlib.sha256(f"{seed} {part.name}".encode()).digest()
+    place = int.from_bytes(digest[:8], "little") + part.first_row * width + first_element
+    done = 0
+    while done < target.numel():
+        start = (place + done) % PATTERN_LENGTH
+        piece = pattern[start : start + target.numel() - done]
+        target[done : done + piece.numel()] = piece
+        done += piece.numel()
+
+
+@lru_cache(maxsize=4)
+def _pattern(seed: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(PATTERN_LENGTH, generator=generator).mul_(STANDARD_DEVIATION).to(dtype)

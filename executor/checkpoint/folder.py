@@ -1,0 +1,246 @@
+"""Hugging Face checkpoints: everything checked when opened, one layer read at a time.
+
+Only ``*.safetensors`` is ever read; nothing pickled is loaded and no code of a checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from costmodel.model.layout import LayerLayout, TensorLayout, model_layers
+from costmodel.model.model_spec import ModelSpec, named_dtype, spec_from_config
+from executor.checkpoint.families import (
+    HEAD_NAME,
+    DecoderConfig,
+    decoder_config,
+    name_parts,
+    part_rows,
+)
+from executor.checkpoint.safetensors_file import TensorEntry
+from executor.checkpoint.stored_tensors import (
+    SOURCE_DTYPES,
+    StoredTensors,
+    are_equal,
+    contents_digest,
+    read_elements,
+)
+from profiles.compute_plan import DTYPES
+from profiles.errors import InputError, RunError
+from profiles.files import read_json
+
+ADAPTER_NAME = "adapter_config.json"
+logger = logging.getLogger(__name__)
+
+
+class WeightSource(Protocol):
+    """Where the weights of a model come from, layer by layer."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Shapes and compute dtype."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The numbers that the decoder computes with."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that differs where the weights do."""
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where the weights are no longer those of the fingerprint."""
+
+    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
+        """Fill ``out`` with bytes of layer ``index`` of ``model_layers(spec)``, from ``start`` on.
+
+        ``out`` is one-dimensional uint8 in CPU memory; both ends of the range are whole elements.
+        The tensors come to lie at their offsets in the dtype of ``spec``, the padding between
+        them is zero.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPart:
+    """Rows of one of our tensors, and the tensor of the checkpoint that they are.
+
+    ``shape`` is what the whole checkpoint tensor must have; ``first_row`` is where our rows
+    begin in it (above zero for later chunks of the head); ``offset_bytes`` is where they go.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    first_row: int
+    num_elements: int
+    offset_bytes: int
+
+
+def layer_parts(spec: ModelSpec, index: int, layout: LayerLayout) -> Iterator[TensorPart]:
+    """Yield what layer ``index`` of ``model_layers(spec)`` is made of, in order of offset."""
+    for tensor in layout.tensors:
+        yield from _tensor_parts(spec, index, layout, tensor)
+
+
+def _tensor_parts(
+    spec: ModelSpec, index: int, layout: LayerLayout, tensor: TensorLayout
+) -> Iterator[TensorPart]:
+    names = name_parts(spec, tensor.name, index - 1)
+    offset = tensor.offset_bytes
+    tail = tensor.shape[1:]
+    width = tail[0] if tail else 1
+    for name, rows in zip(names, part_rows(spec, tensor.name, tensor.shape[0]), strict=True):
+        is_head = tensor.name == "head.weight"
+        yield TensorPart(
+            name=name,
+            shape=(spec.vocab_size if is_head else rows, *tail),
+            first_row=layout.first_row if is_head else 0,
+            num_elements=rows * width,
+            offset_bytes=offset,
+        )
+        offset += rows * width * spec.dtype_bytes
+
+
+def overlaps(
+    parts: Iterable[TensorPart], start: int, out: torch.Tensor, dtype: torch.dtype
+) -> Iterator[tuple[TensorPart, int, torch.Tensor]]:
+    """Yield each part that a range of a layer touches, with the first of its elements that the
+    range holds and the elements' place in ``out`` (uint8, the range's bytes)."""
+    for part in parts:
+        low = max(part.offset_bytes, start)
+        high = min(part.offset_bytes + part.num_elements * dtype.itemsize, start + len(out))
+        if low < high:
+            target = out[low - start : high - start].view(dtype)
+            yield part, (low - part.offset_bytes) // dtype.itemsize, target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint folder that holds every tensor its config asks for, in the right shape.
+
+    Parameters
+    ----------
+    tensors
+        Those that are needed, by their names in transformers' causal model.
+    contents
+        Their digest, taken when the folder was opened.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    config: DecoderConfig
+    tensors: Mapping[str, TensorEntry]
+    contents: str
+
+    @classmethod
+    def open(cls, folder: Path, dtype: str | None = None) -> Checkpoint:
+        """Check a folder from end to end. Of the weights, samples are read. A head and an embedding
+        are compared where both are stored and the config says that they are one.
+
+        Parameters
+        ----------
+        dtype
+            The dtype to compute in; ``None`` means the one that the config names, or else the one
+            that the weights are stored in.
+
+        Raises
+        ------
+        InputError
+            Naming the file or tensor, what was found and what would be right.
+        """
+        folder = Path(folder)
+        raw = read_json(folder / "config.json", "model config")
+        if (folder / ADAPTER_NAME).exists():
+            raise InputError(
+                f"checkpoint {folder}", got=f"{ADAPTER_NAME}, an adapter that is not applied",
+                allowed="a folder of whole weights",
+                hint="merging the adapter, or removing that file where the weights hold it already",
+            )  # fmt: skip
+        spec = spec_from_config(raw, name=folder.resolve().name)
+        config = decoder_config(raw, spec)
+        stored = StoredTensors.open(folder)
+        if dtype is None and named_dtype(raw) is None:
+            dtype = stored.dtype
+        if dtype is not None:
+            spec = spec.with_dtype(dtype)
+        spec, tensors = _find_tensors(stored, spec)
+        contents = contents_digest(tensors)
+        return cls(folder=folder, spec=spec, config=config, tensors=tensors, contents=contents)
+
+    def in_dtype(self, dtype: str) -> Checkpoint:
+        """Return the same weights, to be computed in another dtype."""
+        return replace(self, spec=self.spec.with_dtype(dtype))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the compute dtype and of the weights as they were when opened."""
+        return hashlib.sha256(f"{self.spec.dtype} {self.contents}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where the files have changed since they were opened."""
+        if contents_digest(self.tensors) != self.contents:
+            raise RunError(
+                f"checkpoint {self.folder}: it changed while it was read; try: run again"
+            )
+
+    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
+        """Read part of one layer (see ``WeightSource.read_range``); scratch is at most 16 MiB."""
+        # The padding between tensors, so that a layer's bytes depend on its weights only.
+        out.zero_()
+        parts = layer_parts(self.spec, index, layout)
+        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+            width = part.shape[1] if len(part.shape) == 2 else 1
+            read_elements(self.tensors[part.name], part.first_row * width + first, target)
+
+
+def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor that a model needs."""
+    return {
+        part.name: part.shape
+        for index, layout in enumerate(model_layers(spec))
+        for part in layer_parts(spec, index, layout)
+    }
+
+
+def _find_tensors(
+    stored: StoredTensors, spec: ModelSpec
+) -> tuple[ModelSpec, dict[str, TensorEntry]]:
+    """Find all tensors that a model needs; the model is no longer tied where its head is another
+    than its embedding."""
+    shapes = _needed_shapes(spec)
+    tensors = {name: entry for name in shapes if (entry := stored.find(name))}
+    head = stored.find(HEAD_NAME) if spec.tied_embeddings else None
+    if head is not None:
+        (table_name,) = name_parts(spec, "head.weight", 0)
+        shape = shapes[table_name]
+        table = tensors.setdefault(table_name, head)
+        for name, entry in ((HEAD_NAME, head), (table_name, table)):
+            _check_tensor(name, entry, shape, spec)
+        if table is not head and not are_equal(head, table):
+            logger.warning(
+                "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
+                stored.folder / "config.json", HEAD_NAME, table_name,
+            )  # fmt: skip
+            spec = replace(spec, tied_embeddings=False)
+            shapes[HEAD_NAME], tensors[HEAD_NAME] = shape, head
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise stored.missing(missing, len(shapes))
+    for name, shape in shapes.items():
+        _check_tensor(name, tensors[name], shape, spec)
+    return spec, tensors
+
+
+def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...], spec: ModelSpec) -> None:
+    label = f"tensor {name} of checkpoint {spec.name}"
+    if entry.shape != shape:
+        raise InputError(
+            label, got=f"shape {list(entry.shape)}", allowed=f"{list(shape)} as its config says"
+        )
+    if entry.dtype not in SOURCE_DTYPES:
+        raise InputError(label, got=f"dtype {entry.dtype}", allowed=", ".join(SOURCE_DTYPES))

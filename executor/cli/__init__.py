@@ -1,0 +1,1 @@
+"""What the commands share: flags, files, progress, printed reports."""

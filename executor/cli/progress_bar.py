@@ -1,0 +1,107 @@
+"""The progress of a run on a terminal: phase, token/s, and the time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Never
+
+from tqdm import tqdm
+
+from costmodel.model.layout import model_layers
+from costmodel.plan.policy import Policy, Prediction
+from costmodel.schedule.tasks import Task
+from executor.run.results import Progress
+
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+
+
+class ProgressBar(Progress):
+    """One bar for the weights, one for the run. A context manager.
+
+    The run's bar counts predicted seconds, so that the time left is right although a layer takes
+    much longer in prefill than in decode; tqdm scales them by what the run really takes.
+
+    Parameters
+    ----------
+    predictions
+        One for each block, in the order in which they run.
+    policy
+        The policy that runs.
+    num_prompts
+        Sequences in all blocks together.
+    """
+
+    def __init__(
+        self, predictions: Sequence[Prediction], policy: Policy, *, num_prompts: int
+    ) -> None:
+        self._predictions = predictions
+        self._block_size = policy.block_size
+        self._num_prompts = num_prompts
+        self._gen_len = policy.workload.gen_len
+        self._num_layers = len(model_layers(policy.model))
+        self._block = -1
+        self._num_batches = 1
+        self._tokens = 0.0
+        self._start_s = 0.0
+        self._lock = threading.Lock()
+        self._bar: tqdm[Never] | None = None
+
+    def loading(self, num_bytes: int) -> None:
+        """Open the bar of the weights."""
+        self._bar = tqdm(
+            total=num_bytes, desc="loading weights", unit="B", unit_scale=True, disable=None
+        )
+
+    def loaded(self, num_bytes: int) -> None:
+        """Advance the bar of the weights."""
+        if self._bar is not None:
+            self._bar.update(num_bytes)
+
+    def started(self, num_batches: int) -> None:
+        """Open the bar of the run at its first block."""
+        with self._lock:
+            self._block += 1
+            self._num_batches = num_batches
+            if self._block == 0:
+                self.close()
+                self._start_s = time.perf_counter()
+                total = sum(prediction.latency_s for prediction in self._predictions)
+                self._bar = tqdm(
+                    total=total,
+                    bar_format=BAR_FORMAT,
+                    disable=None,
+                )
+
+    def computed(self, task: Task) -> None:
+        """Advance the bar of the run by one layer of one batch."""
+        with self._lock:
+            if self._bar is None or self._block < 0:
+                return
+            prediction = self._predictions[self._block]
+            visits = self._num_layers * self._num_batches
+            if task.is_prefill:
+                seconds = prediction.prefill_s / visits
+            else:
+                seconds = prediction.decode_s / (visits * (self._gen_len - 1))
+            sequences = min(self._block_size, self._num_prompts - self._block * self._block_size)
+            self._tokens += sequences / visits
+            rate = self._tokens / (time.perf_counter() - self._start_s)
+            phase = "prefill" if task.is_prefill else f"decode {task.token + 1}/{self._gen_len}"
+            block = f"block {self._block + 1}/{len(self._predictions)}"
+            self._bar.set_description_str(f"{block} {phase}", refresh=False)
+            self._bar.set_postfix_str(f"{rate:.1f} token/s", refresh=False)
+            self._bar.update(seconds)
+
+    def close(self) -> None:
+        """Close whichever bar is open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

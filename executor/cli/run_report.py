@@ -1,0 +1,224 @@
+"""What a run did, beside what was predicted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from costmodel.calibration.measured_runs import MeasuredRun
+from costmodel.optimizer.job_throughput import blocks_of
+from costmodel.plan.policy import Policy, Prediction
+from executor.machine.memory_peak import gpu_peak_bytes
+from executor.run.results import BlockResult
+from executor.run.runner import Runner
+from profiles.emulate import EmulatedGpu
+from profiles.files import to_json
+from profiles.hardware import HardwareProfile
+from profiles.runtime import peak_resident_bytes
+from profiles.units import format_bytes, format_figure, format_seconds
+
+
+def policies_of_blocks(policy: Policy, prompt_lengths: Sequence[int]) -> list[Policy]:
+    """Return the policy of every block of a job, with the prompts that it will really hold."""
+    lengths = sorted(prompt_lengths, reverse=True)
+    policy = replace(policy, workload=replace(policy.workload, num_prompts=len(lengths)))
+    return [
+        replace(block, workload=replace(block.workload, prompt_len=lengths[i * policy.block_size]))
+        for i, block in enumerate(blocks_of(policy))
+    ]
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """A run's figures, gathered block by block."""
+
+    policy: Policy
+    hardware: HardwareProfile
+    # The policy's own prediction: what memory was set aside for.
+    planned: Prediction
+    # Of each block that the prompts really fill.
+    policies: list[Policy]
+    predictions: list[Prediction]
+    blocks: list[BlockResult] = field(default_factory=list)
+    num_tokens: int = 0
+    planned_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    busy_s: dict[str, float] = field(default_factory=dict)
+    # Seconds in which a channel had a task that waited for other channels.
+    blocked_s: dict[str, float] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, block: BlockResult) -> None:
+        """Count one block."""
+        self.blocks.append(block)
+        self.num_tokens += sum(len(ids) for ids in block.output_ids.values())
+
+    def finish(self, runner: Runner) -> None:
+        """Take the peaks and the channels' seconds from a run that has ended."""
+        resident = peak_resident_bytes()
+        self.planned_bytes = dict(self.planned.peak_bytes)
+        if self.hardware.is_emulated:
+            # Both tiers are CPU memory then, and the system sees only their sum.
+            self.planned_bytes["cpu + gpu"] = sum(
+                self.planned_bytes.pop(tier) for tier in ("cpu", "gpu")
+            )
+            self.peak_bytes["cpu + gpu"] = resident
+        else:
+            self.peak_bytes["cpu"] = resident
+            if self.hardware.has_gpu:
+                self.peak_bytes["gpu"] = gpu_peak_bytes()
+        self.peak_bytes["disk"] = runner.disk_bytes
+        for channels in runner.trace.busy_s.values():
+            for channel, seconds in channels.items():
+                self.busy_s[channel] = self.busy_s.get(channel, 0.0) + seconds
+        self.blocked_s = dict(runner.trace.blocked_s)
+        self.moved_bytes = dict(runner.trace.moved_bytes)
+
+    @property
+    def prefill_s(self) -> float:
+        """Measured seconds of prefill, all blocks."""
+        return sum(block.prefill_s for block in self.blocks)
+
+    @property
+    def decode_s(self) -> float:
+        """Measured seconds of decode, all blocks."""
+        return sum(block.decode_s for block in self.blocks)
+
+    @property
+    def waiting_s(self) -> dict[str, float]:
+        """Seconds of the blocks in which each channel had nothing to do, or could not do it."""
+        seconds = self.prefill_s + self.decode_s
+        return {channel: max(0.0, seconds - busy) for channel, busy in self.busy_s.items()}
+
+    @property
+    def lower_bound_s(self) -> float:
+        """Seconds below which no run of these blocks can be, by the profile's rates."""
+        return sum(prediction.lower_bound_s for prediction in self.predictions)
+
+    @property
+    def measured_tok_per_s(self) -> float:
+        """Tokens computed over the seconds of both phases.
+
+        Sequences that ended early count in full, as their slots were computed all the same.
+        """
+        computed = sum(len(block.output_ids) * block.num_tokens for block in self.blocks)
+        return computed / (self.prefill_s + self.decode_s)
+
+    @property
+    def predicted_tok_per_s(self) -> float:
+        """The same figure as predicted."""
+        computed = sum(len(block.output_ids) for block in self.blocks)
+        latency_s = sum(prediction.latency_s for prediction in self.predictions)
+        return computed * self.policy.workload.gen_len / latency_s
+
+    @property
+    def busy_shares(self) -> dict[str, float]:
+        """Share of the whole run in which each channel was busy."""
+        seconds = self.prefill_s + self.decode_s
+        return {channel: busy / seconds for channel, busy in self.busy_s.items()}
+
+    def first_block(self) -> MeasuredRun:
+        """Return the first block, with as many tokens as it generated, as a measured run."""
+        block, policy = self.blocks[0], self.policies[0]
+        work = replace(policy.workload, gen_len=block.num_tokens, num_prompts=None)
+        seconds = block.prefill_s + block.decode_s
+        gpu, emulated = self.hardware.gpu, None
+        if gpu is not None and gpu.emulated:
+            emulated = EmulatedGpu(
+                memory_bytes=gpu.memory_bytes, link_bytes_per_s=gpu.h2d.pinned_bytes_per_s
+            )
+        return MeasuredRun(
+            policy=replace(policy, workload=work),
+            throughput_tok_per_s=policy.block_size * block.num_tokens / seconds,
+            prefill_s=block.prefill_s,
+            decode_s=block.decode_s,
+            emulated=emulated,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every figure under its name."""
+        policy = self.policy
+        return {
+            "emulated_gpu": self.hardware.is_emulated,
+            "machine": self.hardware.name,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "model": policy.model.name,
+            "dtype": policy.model.dtype,
+            "prompt_len": policy.workload.prompt_len,
+            "gen_len": policy.workload.gen_len,
+            "num_prompts": sum(len(block.output_ids) for block in self.blocks),
+            "num_blocks": len(self.blocks),
+            "block_size": policy.block_size,
+            "gpu_batch_size": policy.gpu_batch_size,
+            "num_gpu_batches": policy.num_gpu_batches,
+            "prefill_batch_size": policy.prefill_batch_size,
+            "weights": to_json(policy.weights),
+            "cache": to_json(policy.cache),
+            "activations": to_json(policy.activations),
+            "cpu_attention": policy.cpu_attention,
+            "weight_bits": policy.weight_bits,
+            "cache_bits": policy.cache_bits,
+            "group_size": policy.group_size,
+            "attention_sparsity": policy.attention_sparsity,
+            "generated_tokens": self.num_tokens,
+            "predicted_tok_per_s": self.predicted_tok_per_s,
+            "measured_tok_per_s": self.measured_tok_per_s,
+            "predicted_prefill_s": sum(p.prefill_s for p in self.predictions),
+            "prefill_s": self.prefill_s,
+            "predicted_decode_s": sum(p.decode_s for p in self.predictions),
+            "decode_s": self.decode_s,
+            "lower_bound_s": self.lower_bound_s,
+            "attainment": self.lower_bound_s / (self.prefill_s + self.decode_s),
+            "bottleneck": self.predictions[0].bottleneck,
+            "busy_s": self.busy_s,
+            "waiting_s": self.waiting_s,
+            "blocked_s": self.blocked_s,
+            "moved_bytes": self.moved_bytes,
+            "predicted_peak_bytes": self.planned_bytes,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def format_report(report: Report) -> str:
+    """Lay out predicted beside measured."""
+    predicted = report.predictions
+    lines = [f"{'':<20}{'predicted':>18}{'measured':>18}"]
+    rows = [
+        (
+            "throughput",
+            f"{format_figure(report.predicted_tok_per_s)} token/s",
+            f"{format_figure(report.measured_tok_per_s)} token/s",
+        ),
+        (
+            "prefill",
+            format_seconds(sum(p.prefill_s for p in predicted)),
+            format_seconds(report.prefill_s),
+        ),
+        (
+            "decode",
+            format_seconds(sum(p.decode_s for p in predicted)),
+            format_seconds(report.decode_s),
+        ),
+    ]
+    rows += [
+        (
+            f"peak {tier}",
+            format_bytes(report.planned_bytes[tier]),
+            format_bytes(report.peak_bytes[tier]),
+        )
+        for tier in report.peak_bytes
+    ]
+    lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
+    bound = format_seconds(report.lower_bound_s)
+    lines.append(f"lower bound: {bound}, the busiest channel of each phase alone")
+    busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)
+    lines.append(f"channels were busy: {shares}")
+    if report.hardware.is_emulated:
+        lines.append("the GPU tier was emulated in CPU memory")
+    return "\n".join(lines)

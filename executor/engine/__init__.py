@@ -1,0 +1,1 @@
+"""The loop over tasks, one worker a channel, and what it records."""

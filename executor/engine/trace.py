@@ -1,0 +1,55 @@
+"""What every task did: its seconds, its bytes, and how long it waited for others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from costmodel.schedule.tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One task as it ran: start and end in seconds on the run's clock, bytes that it moved.
+
+    ``blocked_s`` is the time between the worker's picking the task and its start, in which it
+    waited for tasks of other channels. It is not known, and zero, where a CUDA stream waits.
+    """
+
+    task: Task
+    start_s: float
+    end_s: float
+    num_bytes: int
+    blocked_s: float = 0.0
+
+
+class Trace:
+    """Sums over the spans of a run, by channel, and whoever else wants to see each span.
+
+    Spans are not kept: a long run has millions of them.
+
+    Parameters
+    ----------
+    listeners
+        Called with each span by the worker of its channel.
+    """
+
+    def __init__(self, listeners: Sequence[Callable[[Span], None]] = ()) -> None:
+        self._listeners = listeners
+        self.busy_s: dict[str, dict[str, float]] = {
+            "prefill": defaultdict(float),
+            "decode": defaultdict(float),
+        }
+        self.blocked_s: dict[str, float] = defaultdict(float)
+        self.moved_bytes: dict[str, int] = defaultdict(int)
+
+    def record(self, span: Span) -> None:
+        """Add one span; called by the worker of its channel, which alone writes its keys."""
+        channel = span.task.channel
+        phase = "prefill" if span.task.is_prefill else "decode"
+        self.busy_s[phase][channel] += span.end_s - span.start_s
+        self.blocked_s[channel] += span.blocked_s
+        self.moved_bytes[channel] += span.num_bytes
+        for listen in self._listeners:
+            listen(span)

@@ -1,0 +1,1 @@
+"""Tiers of memory, their budgets, and what is really used."""

@@ -1,0 +1,1 @@
+"""The decoder's arithmetic and the choice of the next token."""

@@ -1,0 +1,255 @@
+"""The decoder's arithmetic, one half layer at a time. Pure tensor maths: no placement.
+
+Weights come as row chunks, because a placement may cut a matrix between two rows: the results do
+not depend on where. Everything rounds where transformers' own modules round, so that the logits
+are theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from costmodel.model.model_spec import ModelSpec
+from executor.checkpoint.families import DecoderConfig, Rope
+from profiles import kernels
+from profiles.packing import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a matrix that is multiplied as it lies packed: uint8 [rows, row_bytes]."""
+
+    rows: torch.Tensor
+    packing: Packing
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and elements of the matrix."""
+        return len(self.rows), self.packing.num_elements
+
+    def __getitem__(self, part: slice) -> PackedRows:
+        """Return some of the rows, as a view."""
+        return PackedRows(self.rows[part], self.packing)
+
+
+Matrix = torch.Tensor | PackedRows
+# Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one.
+LayerWeights = Mapping[str, Sequence[Matrix]]
+
+
+def linear(
+    x: torch.Tensor, chunks: Sequence[Matrix], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
+
+    Allocates the result only: every chunk's product is written to its columns in place.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
+        return kernels.linear(rows, chunks[0], bias).view(*x.shape[:-1], chunks[0].shape[0])
+    out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
+    first = 0
+    for chunk in chunks:
+        columns = slice(first, first + chunk.shape[0])
+        added = None if bias is None else bias[columns]
+        if isinstance(chunk, PackedRows):
+            kernels.multiply_rows(rows, chunk.rows, chunk.packing, out[:, columns], added)
+        else:
+            kernels.linear(rows, chunk, added, out[:, columns])
+        first += chunk.shape[0]
+    return out.view(*x.shape[:-1], first)
+
+
+def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:
+    """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
+    before: list[Matrix] = []
+    behind: list[Matrix] = []
+    for chunk in chunks:
+        kept = min(max(row, 0), chunk.shape[0])
+        if kept:
+            before.append(chunk[:kept])
+        if kept < chunk.shape[0]:
+            behind.append(chunk[kept:])
+        row -= chunk.shape[0]
+    return before, behind
+
+
+def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig) -> torch.Tensor:
+    """Normalise ``x`` [..., hidden] by LayerNorm where ``name`` has a bias, else by RMSNorm."""
+    weight = vector(weights, f"{name}.weight")
+    bias = _bias(weights, name)
+    if bias is None:
+        return rms_norm(x, weight, config.norm_eps)
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, config.norm_eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divide ``x`` [..., hidden] by its root mean square, and scale by ``weight``.
+
+    Temporaries at the peak: the result; without native kernels a float32 copy of ``x`` too.
+    """
+    out = torch.empty_like(x)
+    kernels.rms_norm(x.view(-1, 1, x.shape[-1]), weight, eps, out.view(-1, 1, x.shape[-1]))
+    return out
+
+
+# Cosines and sines of a pass's positions (see ``kernels.rotate``).
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotation_of(positions: torch.Tensor, rope: Rope, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines [positions, head_dim / 2] of int64 [positions]."""
+    frequencies = rotary_frequencies(rope, head_dim, positions.device)
+    angles = positions[:, None].float() * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@lru_cache(maxsize=8)
+def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
+
+    The ``llama3`` kind follows transformers' ``_compute_llama3_parameters``: long waves are
+    slowed by ``factor``, short ones kept, those between blended.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "default":
+        return frequencies
+    wave_lengths = 2 * math.pi / frequencies
+    blend = (rope.original_max_positions / wave_lengths - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blend = blend.clamp(0, 1)
+    return (1 - blend) * frequencies / rope.factor + blend * frequencies
+
+
+def project_qkv(
+    x: torch.Tensor,
+    weights: LayerWeights,
+    rotation: Rotation | None,
+    spec: ModelSpec,
+    config: DecoderConfig,
+) -> torch.Tensor:
+    """Norm, project and rotate: the first half of a decoder layer, up to its attention.
+
+    Parameters
+    ----------
+    x
+        Hidden states [batch, tokens, hidden]; not changed.
+    rotation
+        Of the positions of one sequence's tokens, where they are every sequence's, or of all
+        tokens, sequence by sequence; ``None`` for families that have learned positions.
+
+    Returns
+    -------
+    torch.Tensor
+        Queries, keys and values, [batch, tokens, query + 2 * kv]; see ``split_heads``.
+
+    Notes
+    -----
+    Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
+    ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
+    query`` (rotation), and with head norms (Qwen3) ``qkv + query`` and a float32 ``query``. ``qkv``
+    lives on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
+    themselves.
+    """
+    # The norm is not bound to a name, so that it is gone once it has been multiplied.
+    qkv = linear(
+        norm(x, weights, "attention_norm", config), weights["qkv.weight"], _bias(weights, "qkv")
+    )
+    heads = qkv.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+    with_keys = spec.num_heads + spec.num_kv_heads
+    if config.qk_norm:
+        for part, name in (
+            (heads[:, : spec.num_heads], "q_norm.weight"),
+            (heads[:, spec.num_heads : with_keys], "k_norm.weight"),
+        ):
+            kernels.rms_norm(part, vector(weights, name), config.norm_eps, part)
+    if rotation is not None:
+        kernels.rotate(heads[:, :with_keys], *rotation)
+    return qkv
+
+
+def split_heads(
+    qkv: torch.Tensor, spec: ModelSpec
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries [..., heads, head_dim], keys and values [..., kv heads, head_dim] as views of
+    all [..., query + 2 * kv]."""
+    heads = qkv.unflatten(-1, (-1, spec.head_dim))
+    q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=-2)
+    return q, k, v
+
+
+def finish_layer(
+    x: torch.Tensor,
+    attended: torch.Tensor,
+    weights: LayerWeights,
+    spec: ModelSpec,
+    config: DecoderConfig,
+) -> None:
+    """Project what was attended and run the MLP: the second half of a decoder layer.
+
+    Parameters
+    ----------
+    x
+        Hidden states [batch, tokens, hidden]; both halves are added to it in place.
+    attended
+        [batch, tokens, query]; not changed.
+
+    Notes
+    -----
+    Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
+    ``hidden + 2 * ffn`` (norm, gate, up), then ``ffn + hidden``; OPT ``hidden + ffn``.
+    """
+    x.add_(linear(attended, weights["output.weight"], _bias(weights, "output")))
+    normed = norm(x, weights, "mlp_norm", config)
+    if spec.is_gated:
+        gate, up = split_rows(weights["gate_up.weight"], spec.ffn_size)
+        inner = linear(normed, gate)
+        _gate(inner, linear(normed, up), config)
+    else:
+        inner = _activate(linear(normed, weights["up.weight"], _bias(weights, "up")), config)
+    del normed
+    x.add_(linear(inner, weights["down.weight"], _bias(weights, "down")))
+
+
+def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden]; weights are those of the first head chunk."""
+    return norm(x, weights, "final_norm", config)
+
+
+def vector(weights: LayerWeights, name: str) -> torch.Tensor:
+    """Return a tensor of one dimension, which is never cut or packed."""
+    (found,) = weights[name]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
+    return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None
+
+
+def _gate(gate: torch.Tensor, up: torch.Tensor, config: DecoderConfig) -> None:
+    """Replace ``gate`` [..., ffn] by its activation times ``up``."""
+    if config.activation == "silu":
+        kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
+    else:
+        _activate(gate, config).mul_(up)
+
+
+def _activate(x: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    if config.activation == "silu":
+        return F.silu(x, inplace=True)
+    if config.activation == "relu":
+        return x.relu_()
+    # There is no public gelu in place; the operator itself has one.
+    activated: torch.Tensor = torch.ops.aten.gelu_(x)
+    return activated

@@ -1,0 +1,213 @@
+"""Choosing the next token: greedy, or drawn after temperature, top-k, top-p and min-p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from executor.model.logits_processors import History, LogitsProcessors
+from profiles.errors import InputError, RunError
+
+MAX_SEED = 2**64 - 1
+# Logits that are drawn from at once; each costs up to 40 bytes for as long.
+DRAWN_LOGITS = 2**18
+
+
+def no_history() -> torch.Tensor:
+    """Stand for the tokens so far where nothing asks for them."""
+    raise RuntimeError("the tokens so far were not given")
+
+
+class Chooser(Protocol):
+    """Whoever says how each sequence goes on."""
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
+    ) -> torch.Tensor:
+        """Return one token for each sequence (see ``Sampler.sample``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """How tokens are chosen.
+
+    Parameters
+    ----------
+    temperature
+        Zero takes the likeliest token; above zero the logits are divided by it.
+    top_k
+        Keep only this many likeliest tokens; zero keeps all.
+    top_p
+        Keep the fewest likeliest tokens whose probabilities sum to this; 1 keeps all.
+    min_p
+        Keep the tokens that are at least this share as likely as the likeliest; 0 keeps all.
+    processors
+        What changes the logits before.
+    seed
+        The draw for a sequence depends on the seed, the sequence's index and the step, and on
+        nothing else: neither its batch nor any placement changes it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    processors: LogitsProcessors = field(default_factory=LogitsProcessors)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise InputError("temperature", got=self.temperature, allowed="0 (greedy) or above")
+        if self.top_k < 0:
+            raise InputError("top-k", got=self.top_k, allowed="1 or more, or 0 to keep all")
+        if not 0 < self.top_p <= 1:
+            raise InputError("top-p", got=self.top_p, allowed="above 0, at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise InputError("min-p", got=self.min_p, allowed="0 to 1")
+        penalty = self.processors.repetition_penalty
+        if not math.isfinite(penalty) or penalty <= 0:
+            raise InputError(
+                "repetition-penalty", got=penalty, allowed="above 0; 1 changes nothing"
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError("seed", got=self.seed, allowed=f"0 to {MAX_SEED}")
+        if self.is_greedy and (self.top_k or self.top_p < 1 or self.min_p):
+            raise InputError(
+                "top-k, top-p and min-p", got="a limit with temperature 0, the likeliest",
+                allowed="a limit with a temperature above 0",
+            )  # fmt: skip
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn at all."""
+        return self.temperature == 0
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
+    ) -> torch.Tensor:
+        """Choose one token per sequence.
+
+        Parameters
+        ----------
+        logits
+            float32 [batch, vocabulary], on any device; the processors change them in place.
+        sequence_ids
+            Index of each sequence in the whole run, [batch].
+        step
+            Which generated token this is, from zero.
+        history
+            Returns the tokens so far, int64 [batch, tokens], ``NO_TOKEN`` before short ones.
+
+        Returns
+        -------
+        torch.Tensor
+            int64 [batch], on the device of the logits.
+        """
+        best = _likeliest(
+            logits,
+            "the model's logits are not finite numbers; "
+            "try computing in bfloat16 or float32, or check the checkpoint",
+        )
+        if not self.processors.is_idle:
+            self.processors.apply(logits, step, history)
+            best = _likeliest(
+                logits,
+                "penalties, biases and forbidden tokens leave no token with a finite logit; "
+                "try --ignore-generation-config",
+            )
+        if self.is_greedy:
+            return best
+        uniform = torch.tensor(
+            [_uniform(self.seed, int(sequence), step) for sequence in sequence_ids],
+            dtype=torch.float64,
+            device=logits.device,
+        )
+        # A few rows at a time: the temporaries are several times as large as the logits.
+        count = max(1, DRAWN_LOGITS // logits.shape[1])
+        drawn = [
+            self._draw(rows, numbers)
+            for rows, numbers in zip(logits.split(count), uniform.split(count), strict=True)
+        ]
+        return torch.cat(drawn)
+
+    def weights(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what the draw goes by.
+
+        Returns
+        -------
+        weights
+            float64 [rows, tokens], in proportion to the probabilities; 0 for what is not kept.
+        ids
+            The tokens that they belong to, [rows, tokens]; ``None`` for the whole vocabulary.
+        """
+        ids = None
+        if self.top_k:
+            logits, ids = _largest(logits, min(self.top_k, logits.shape[1]))
+        elif self.top_p < 1:
+            logits, ids = logits.sort(descending=True, stable=True)
+        weights = (logits.double() - logits.amax(-1, keepdim=True)) / self.temperature
+        weights = weights.exp_()
+        if self.top_p < 1:
+            # Without those of which the likelier ones reach the sum, but always with the first.
+            cumulative = weights.cumsum(-1)
+            is_beyond = cumulative - weights >= self.top_p * cumulative[:, -1:]
+            weights = weights.masked_fill_(is_beyond, 0)
+        if self.min_p:
+            # The likeliest token's weight is 1.
+            weights = weights.masked_fill_(weights < self.min_p, 0)
+        return weights, ids
+
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """Invert each row's distribution at its own number; no row sees another."""
+        weights, ids = self.weights(logits)
+        cumulative = weights.cumsum(-1)
+        # Right, so that a token of probability zero is never drawn, not even with uniform 0.
+        wanted = cumulative[:, -1:] * uniform[:, None]
+        place = torch.searchsorted(cumulative, wanted, right=True)
+        place = place.clamp(max=cumulative.shape[1] - 1)
+        return (place if ids is None else ids.gather(1, place))[:, 0]
+
+
+def _likeliest(logits: torch.Tensor, complaint: str) -> torch.Tensor:
+    """Return the likeliest token of each row; raises ``RunError`` where it has no finite logit."""
+    peaks, best = logits.max(dim=-1)
+    if not bool(peaks.isfinite().all()):
+        raise RunError(complaint)
+    return best
+
+
+def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each row's largest logits and their ids, largest first, then by id.
+
+    What equals the last of them is kept too. Where rows have different numbers of those, the rest
+    of a row is minus infinity.
+    """
+    top = logits.topk(count)
+    least = top.values[:, -1:]
+    width = int((logits >= least).sum(-1).max())
+    if width > count:
+        top = logits.topk(width)
+    ids = top.indices.sort().values
+    found = logits.gather(1, ids)
+    found, order = found.masked_fill(found < least, -math.inf).sort(descending=True, stable=True)
+    return found, ids.gather(1, order)
+
+
+def _uniform(seed: int, sequence: int, step: int) -> float:
+    """Return the one number in [0, 1) that belongs to a seed, a sequence and a step."""
+    key = np.array([seed, sequence], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64))
+    return float(np.random.Generator(generator).random())

@@ -1,0 +1,1 @@
+"""A run: block by block, task by task."""

@@ -1,0 +1,60 @@
+"""Sequences that are computed at once, as token ids: what went in and what was generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from executor.model.logits_processors import NO_TOKEN
+
+
+class Batch:
+    """Sequences computed at once: prompts padded on the right, and what was generated.
+
+    Parameters
+    ----------
+    prompts
+        Token ids, at most ``prompt_len`` each.
+    sequence_ids
+        Index of each prompt among all; seeds its sampling.
+    prompt_len, gen_len
+        Tokens that every prompt is padded to, and tokens to generate.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sequence_ids: Sequence[int],
+        *,
+        prompt_len: int,
+        gen_len: int,
+    ) -> None:
+        self.sequence_ids = list(sequence_ids)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
+        for row, prompt in zip(self.prompt_ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        # Whether some prompt is shorter than the longest.
+        self.is_padded = bool((self.lengths < prompt_len).any())
+        self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
+        self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def token_ids(self, token: int) -> torch.Tensor:
+        """Return what goes into the model at a pass: int64 [batch, tokens]."""
+        return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
+
+    def history(self, token: int) -> torch.Tensor:
+        """Return all tokens before a pass chooses its own: int64 [batch, tokens].
+
+        Unlike ``prompt_ids``, they end together: ``NO_TOKEN`` stands before shorter prompts.
+        """
+        prompts = self.prompt_ids
+        if self.is_padded:
+            width = prompts.shape[1]
+            places = torch.arange(width) - (width - self.lengths[:, None])
+            prompts = prompts.gather(1, places.clamp(min=0)).masked_fill(places < 0, NO_TOKEN)
+        return torch.cat([prompts, self.generated[:, :token]], dim=1)

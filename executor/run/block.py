@@ -1,0 +1,225 @@
+"""One block of sequences: its state, and what each kind of task does to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from costmodel.model.layout import OPT_POSITION_OFFSET
+from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import LOGIT_BYTES
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import num_weight_pieces
+from executor.checkpoint.families import DecoderConfig
+from executor.engine.channels import Handler
+from executor.machine.tiers import Machine
+from executor.model import layers
+from executor.model.prefill_attention import prefill_attention
+from executor.model.rotations import Rotations
+from executor.model.sampling import Chooser
+from executor.run.batch import Batch
+from executor.run.cache_attention import DecodeAttention
+from executor.stores.activations import HiddenStates
+from executor.stores.embedding import EmbeddingTable
+from executor.stores.kv_cache import KVCache
+from executor.stores.weights import WeightStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Everything that a block computes with."""
+
+    weights: WeightStore
+    tokens: EmbeddingTable
+    positions: EmbeddingTable | None
+    cache: KVCache
+    hidden: HiddenStates
+
+
+class Block:
+    """The state of one block and the handlers of its tasks.
+
+    Every buffer that the handlers write is either this block's own or ordered by the schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: DecoderConfig,
+        machine: Machine,
+        stores: Stores,
+        sampler: Chooser,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.policy = policy
+        self.spec = policy.model
+        self.config = config
+        self.device = machine.compute.device
+        self.stores = stores
+        self.sampler = sampler
+        self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
+        self.batches: list[Batch] = []
+        self.attention = DecodeAttention(policy, machine, stores.cache)
+        self.rotations = Rotations(policy.model, config)
+        # For each batch the tokens of each prompt, int64 [batch] on the compute device.
+        self._lengths: list[torch.Tensor] = []
+        self.kinds = [layer.kind for layer in stores.weights.layers]
+        self._last_layer = len(self.kinds) - 1
+        self._head_inputs: dict[int, torch.Tensor] = {}
+        # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
+        # and the next ones lie behind it. Where the head has one chunk, batches take turns.
+        count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
+        shape = count, policy.gpu_batch_size, self.spec.vocab_size
+        raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
+        self._logits = raw.view(torch.float32).view(shape)
+
+    def start(self, batches: list[Batch]) -> None:
+        """Take up a new block."""
+        self.batches = batches
+        self._lengths = [batch.lengths.to(self.device) for batch in batches]
+        sizes = [len(batch) for batch in batches]
+        prompt_len = batches[0].prompt_ids.shape[1]
+        self.attention.start_block(batches)
+        self.rotations.start_block(self._lengths, prompt_len)
+        self.stores.weights.num_pieces = num_weight_pieces(len(batches))
+        self.stores.cache.start_block(sizes, prompt_len)
+        self.stores.hidden.start_block(sizes, prompt_len)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has met an end-of-sequence token."""
+        return all(bool(batch.is_finished.all()) for batch in self.batches)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return what to do for each kind of task."""
+        stores = self.stores
+        return {
+            "read_weights": stores.weights.read,
+            "send_weights": stores.weights.send,
+            "read_cache": stores.cache.read,
+            "send_cache": stores.cache.send,
+            "return_cache": stores.cache.bring_back,
+            "write_cache": stores.cache.write,
+            "read_hidden": stores.hidden.read,
+            "send_hidden": stores.hidden.send,
+            "return_hidden": stores.hidden.bring_back,
+            "write_hidden": stores.hidden.write,
+            "compute": self.compute,
+            "project": self.project,
+            "return_queries": self.attention.return_queries,
+            "attend": self.attention.attend,
+            "send_attended": self.attention.send_attended,
+            "finish": self.finish,
+        }
+
+    def compute(self, task: Task) -> int:
+        """Run one layer for one batch, whole."""
+        kind = self.kinds[task.layer]
+        if kind == "head":
+            self._compute_head(task)
+            return 0
+        hidden = self.stores.hidden.gather(task)
+        if kind == "embed":
+            self._embed(task, hidden)
+        elif task.is_prefill:
+            self._prefill(task, hidden)
+        else:
+            self._decode(task, hidden)
+        self.stores.hidden.hand_back(task)
+        return 0
+
+    def project(self, task: Task) -> int:
+        """Make queries, keys and values, and attend to what lies on the GPU."""
+        self.attention.begin(task, self._project(task, self.stores.hidden.gather(task)))
+        return 0
+
+    def finish(self, task: Task) -> int:
+        """Run the rest of the layer on what the GPU and the CPU have attended."""
+        hidden = self.stores.hidden.gather(task)
+        self._finish(task, hidden, self.attention.end(task))
+        self.stores.hidden.hand_back(task)
+        return 0
+
+    def _weights(self, task: Task) -> layers.LayerWeights:
+        return self.stores.weights.layer(task)
+
+    def _embed(self, task: Task, hidden: torch.Tensor) -> None:
+        batch = self.batches[task.batch]
+        step = self.policy.prefill_batch_size if task.is_prefill else len(batch)
+        ids = batch.token_ids(task.token)
+        for first in range(0, len(batch), step):
+            part = slice(first, first + step)
+            hidden[part] = self.stores.tokens.gather(ids[part])
+            if self.stores.positions is not None:
+                if task.is_prefill:
+                    # Prompts all begin at the first position.
+                    positions = torch.arange(ids.shape[1])[None]
+                else:
+                    positions = batch.lengths[part, None] + (task.token - 1)
+                hidden[part] += self.stores.positions.gather(positions + OPT_POSITION_OFFSET)
+        if task.is_prefill and batch.is_padded:
+            # Padding rows may hold NaN, and 0 x NaN is NaN.
+            lengths = self._lengths[task.batch][:, None]
+            is_padding = torch.arange(ids.shape[1], device=self.device) >= lengths
+            hidden.masked_fill_(is_padding[..., None], 0)
+
+    def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
+        for first in range(0, len(hidden), self.policy.prefill_batch_size):
+            part = slice(first, first + self.policy.prefill_batch_size)
+            q, k, v = layers.split_heads(self._project(task, hidden[part]), self.spec)
+            self.stores.cache.write_prompt(task, first, k, v)
+            attended = prefill_attention(q, k, v)
+            del q, k, v
+            if self.kinds[task.layer + 1] != "head":
+                self._finish(task, hidden[part], attended)
+                continue
+            # Of the last layer, the head takes each prompt's last token alone.
+            last = self._lengths[task.batch][part] - 1
+            rows = torch.arange(len(last), device=last.device)
+            picked = hidden[part][rows, last][:, None]
+            self._finish(task, picked, attended[rows, last][:, None])
+            hidden[part][rows, last] = picked[:, 0]
+
+    def _decode(self, task: Task, hidden: torch.Tensor) -> None:
+        qkv = self._project(task, hidden)
+        self._finish(task, hidden, self.attention.attend_here(task, qkv))
+
+    def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
+        rotation = self.rotations.of(task)
+        return layers.project_qkv(hidden, self._weights(task), rotation, self.spec, self.config)
+
+    def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        layers.finish_layer(hidden, attended, self._weights(task), self.spec, self.config)
+
+    def _compute_head(self, task: Task) -> None:
+        batch, weights = self.batches[task.batch], self._weights(task)
+        if self.kinds[task.layer - 1] != "head":
+            last = self._of_last_tokens(task, self.stores.hidden.gather(task))
+            self._head_inputs[task.batch] = layers.final_norm(last, weights, self.config)
+        logits = self._logits[task.batch % len(self._logits), : len(batch)]
+        chunks = weights["head.weight"]
+        first = self.stores.weights.layers[task.layer].first_row
+        for chunk in chunks:
+            columns = slice(first, first + chunk.shape[0])
+            logits[:, columns] = layers.linear(self._head_inputs[task.batch], [chunk])
+            first += chunk.shape[0]
+        if task.layer == self._last_layer:
+            del self._head_inputs[task.batch]
+            self._choose(task, batch, logits)
+
+    def _of_last_tokens(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states [batch, hidden] of each sequence's last token in this pass."""
+        if not task.is_prefill:
+            return hidden[:, 0]
+        last = self._lengths[task.batch] - 1
+        return hidden[torch.arange(len(last), device=last.device), last]
+
+    def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
+        history = partial(batch.history, task.token)
+        ids = self.sampler.sample(logits, batch.sequence_ids, task.token, history).cpu()
+        batch.generated[:, task.token] = ids
+        batch.is_finished |= torch.isin(ids, self.eos_ids)

@@ -1,0 +1,135 @@
+"""Attention of one decode step where the cache lies: on the GPU, on the CPU, or on both at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from costmodel.plan.policy import Policy
+from costmodel.schedule.tasks import Task
+from executor.machine.tiers import Machine
+from executor.run.batch import Batch
+from executor.stores.kv_cache import KVCache
+from profiles import kernels
+
+
+class DecodeAttention:
+    """Appends a batch's new keys and values to its cache and attends to it.
+
+    ``attend_here`` does all of it on the device that computes. Where the CPU attends beside a GPU,
+    ``begin`` does the GPU's rows, the three handlers bring the CPU's there and back, and ``end``
+    returns both; a batch keeps its staging slot from the one to the other.
+    """
+
+    def __init__(self, policy: Policy, machine: Machine, cache: KVCache) -> None:
+        self.spec = policy.model
+        self.cache = cache
+        self.device = machine.compute.device
+        self._sparsity = policy.attention_sparsity
+        self._batches: Sequence[Batch] = ()
+        # By place, for each batch the tokens of each prompt, int32 [batch]: copied once a block.
+        self._lengths: dict[str, list[torch.Tensor]] = {}
+        # By staging slot: queries, keys and values on the GPU, and those of the CPU's sequences
+        # there; what the CPU attended, by row; and what both did.
+        self._projected: dict[int, torch.Tensor] = {}
+        self._returned: dict[int, torch.Tensor] = {}
+        self._attended: dict[int, list[tuple[slice, torch.Tensor]]] = {}
+        self._outputs: dict[int, torch.Tensor] = {}
+
+    def start_block(self, batches: Sequence[Batch]) -> None:
+        """Prepare for a block."""
+        self._batches = batches
+        for kept in (self._projected, self._returned, self._attended, self._outputs):
+            kept.clear()
+        self._lengths = {
+            place: [batch.lengths.to(device, torch.int32) for batch in batches]
+            for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))
+        }
+
+    def attend_here(self, task: Task, qkv: torch.Tensor) -> torch.Tensor:
+        """Attend with queries, keys and values [batch, 1, query + 2 * kv] to all of a batch's
+        cache; returns [batch, 1, query]."""
+        out = self._empty_rows(qkv)
+        # Without a GPU, everything is attended on the CPU, which computes.
+        for place in ("gpu", "cpu"):
+            self._attend_rows(task, place, qkv, out)
+        return out.view(len(qkv), 1, -1)
+
+    def begin(self, task: Task, qkv: torch.Tensor) -> None:
+        """Attend to what lies on the GPU, and keep the rest for the CPU."""
+        out = self._empty_rows(qkv)
+        self._attend_rows(task, "gpu", qkv, out)
+        self._projected[task.slot], self._outputs[task.slot] = qkv, out
+
+    def return_queries(self, task: Task) -> int:
+        """Copy queries, keys and values to the CPU, from the first sequence attended there on."""
+        qkv = self._projected[task.slot]
+        down = qkv[self._first_on_cpu(task) :].to("cpu", non_blocking=True)
+        self._returned[task.slot] = down
+        return down.nbytes
+
+    def attend(self, task: Task) -> int:
+        """Attend on the CPU to what lies in its memory."""
+        qkv = self._returned[task.slot]
+        # Pinned memory is sent at the link's rate, and without holding up who sends it.
+        out = self._empty_rows(qkv, pins=self.device.type == "cuda")
+        first = self._first_on_cpu(task)
+        self._attended[task.slot] = self._attend_rows(task, "cpu", qkv, out, first)
+        return 0
+
+    def send_attended(self, task: Task) -> int:
+        """Copy what the CPU attended to its place among what the GPU did."""
+        out = self._outputs[task.slot]
+        for rows, part in self._attended[task.slot]:
+            out[rows].copy_(part, non_blocking=True)
+        return sum(part.nbytes for _, part in self._attended[task.slot])
+
+    def end(self, task: Task) -> torch.Tensor:
+        """Return what both have attended, [batch, 1, query]."""
+        return self._outputs[task.slot].view(len(self._batches[task.batch]), 1, -1)
+
+    def _first_on_cpu(self, task: Task) -> int:
+        """Return the first sequence of a batch that has a row attended on the CPU."""
+        return self.cache.first_row_attended_at(task, "cpu") // self.spec.num_kv_heads
+
+    def _empty_rows(self, qkv: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
+        shape = len(qkv) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
+        return qkv.new_empty(shape, pin_memory=pins)
+
+    def _attend_rows(
+        self, task: Task, place: str, qkv: torch.Tensor, out: torch.Tensor, first_sequence: int = 0
+    ) -> list[tuple[slice, torch.Tensor]]:
+        """Append the new token to each segment attended at ``place`` and attend to it.
+
+        ``qkv`` is that of the batch's sequences from ``first_sequence`` on; ``out`` is [rows,
+        group, head_dim], of the same. Returns which of the batch's rows were filled, each with its
+        part of ``out``.
+        """
+        segments = self.cache.attended_at(task, place)
+        if not segments:
+            return []
+        q, keys_values = self._by_row(qkv)
+        batch = self._batches[task.batch]
+        lengths = self._lengths[place][task.batch][first_sequence:] if batch.is_padded else None
+        before = first_sequence * self.spec.num_kv_heads
+        filled = []
+        for segment, context in segments:
+            rows = slice(segment.first_row - before, segment.end_row - before)
+            self.cache.append(context, keys_values[:, rows])
+            kernels.decode_attention(
+                q, context, out[rows], first_row=rows.start, lengths=lengths,
+                prompt_len=batch.prompt_ids.shape[1], packing=self.cache.packing,
+                sparsity=self._sparsity, value_sums=self.cache.value_sums(task, segment),
+                begins=task.token == 1,
+            )  # fmt: skip
+            filled.append((slice(segment.first_row, segment.end_row), out[rows]))
+        return filled
+
+    def _by_row(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries [sequences, heads, head_dim], a view, and keys and values [2, rows,
+        head_dim], copied together."""
+        spec = self.spec
+        heads = qkv.view(len(qkv), -1, spec.head_dim)
+        keys_values = heads[:, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))
+        return heads[:, : spec.num_heads], keys_values.transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,248 @@
+"""Runs a policy over prompts, block by block."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from costmodel.model.layout import model_layers
+from costmodel.plan.policy import Policy
+from costmodel.plan.route import route_of
+from costmodel.pricing.price import check_executable, check_machine, estimate
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule
+from executor.checkpoint.folder import WeightSource
+from executor.engine.channels import Ending, Engine
+from executor.engine.trace import Span, Trace
+from executor.machine.allocator import keep_freed_memory
+from executor.machine.memory_budget import check_available
+from executor.machine.memory_watch import MemoryWatch, out_of_memory_told
+from executor.machine.offload_folder import bytes_in_memory, check_offload_folder, remove_orphans
+from executor.machine.tiers import Machine
+from executor.model.sampling import Chooser, Sampler
+from executor.run.batch import Batch
+from executor.run.block import Block, Stores
+from executor.run.results import BlockResult, Progress, collect
+from executor.run.warm_up import compile_kernels
+from executor.stores.activations import HiddenStates
+from executor.stores.embedding import EmbeddingTable
+from executor.stores.kv_cache import KVCache
+from executor.stores.quantized import QuantizedSource
+from executor.stores.scratch_file import ScratchFile
+from executor.stores.weight_file import WeightFile
+from executor.stores.weights import WeightStore
+from profiles import kernels
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+# Tasks that are made while the token before them is computed.
+TASKS_AHEAD = 256
+
+
+class Runner:
+    """Everything that a policy needs to run, allocated once. A context manager.
+
+    Parameters
+    ----------
+    policy
+        Is executed to the byte.
+    hardware
+        The machine with its budgets; the policy must fit them.
+    source
+        The weights.
+    offload_dir
+        Where weights, cache and hidden states on disk go.
+    sampler, eos_ids
+        How tokens are chosen, and which of them end a sequence.
+    on_span
+        Called with each task that has ended, by the worker of its channel.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        hardware: HardwareProfile,
+        source: WeightSource,
+        offload_dir: Path,
+        *,
+        sampler: Chooser | None = None,
+        eos_ids: frozenset[int] = frozenset(),
+        progress: Progress | None = None,
+        on_span: Callable[[Span], None] | None = None,
+    ) -> None:
+        check_runnable(policy, hardware, source)
+        self.policy = policy
+        self.hardware = hardware
+        packs = policy.weight_bits < policy.model.full_bits
+        self.source = QuantizedSource(source=source) if packs else source
+        self.offload_dir = offload_dir
+        self.sampler: Chooser = sampler or Sampler()
+        self.eos_ids = eos_ids
+        self.progress = progress or Progress()
+        self.layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+        self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
+        self.trace = Trace([self._tell, on_span] if on_span else [self._tell])
+        self._stack = ExitStack()
+        self._disk_bytes = 0
+
+    def __enter__(self) -> Runner:
+        try:
+            with out_of_memory_told(self.hardware):
+                self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        # The trace outlives the run, and knows the runner: its memory must not.
+        del self.weights, self.block, self.engine
+
+    def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
+        """Generate for every prompt, given as token ids; yields each block as it ends.
+
+        Prompts of like length share a block, the longest first, so that little is padded and the
+        most memory is needed at the start.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for first in range(0, len(order), self.policy.block_size):
+            with out_of_memory_told(self.hardware):
+                block = self._run_block(prompts, order[first : first + self.policy.block_size])
+            yield block
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that this run keeps on disk: weights, cache and hidden states."""
+        return self._disk_bytes
+
+    def _tell(self, span: Span) -> None:
+        if span.task.kind in ("compute", "finish"):
+            self.progress.computed(span.task)
+            self._watch.check()
+
+    def _tell_loaded(self, num_bytes: int) -> None:
+        self.progress.loaded(num_bytes)
+        self._watch.check()
+
+    def _open(self) -> None:
+        keep_freed_memory()
+        remove_orphans(self.offload_dir)
+        policy, enter = self.policy, self._stack.enter_context
+        file = None
+        if policy.weights.disk > 0:
+            file = enter(WeightFile(self.offload_dir, self.source, self.layers))
+        needed = estimate(policy, self.hardware).peak_bytes["disk"]
+        file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
+        check_available(policy, self.hardware, file_bytes=file_bytes)
+        # Where the kernels are not built yet, the compiler must not run beside the weights.
+        kernels.load_library()
+        self._watch = enter(MemoryWatch(self.hardware))
+        machine = enter(Machine(self.hardware))
+        self.weights = WeightStore(policy, self.layers, machine, file)
+        missing = file.missing_bytes(self.weights.cuts) if file else 0
+        cache = KVCache(policy, machine)
+        hidden = HiddenStates(policy, machine, file_offset=cache.disk_bytes())
+        scratch_bytes = cache.disk_bytes() + hidden.disk_bytes()
+        self._disk_bytes = scratch_bytes + sum(cut.disk_bytes for cut in self.weights.cuts)
+        if missing or scratch_bytes:
+            check_offload_folder(self.offload_dir, missing + scratch_bytes)
+        if scratch_bytes:
+            cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
+        self.progress.loading(missing + self.weights.resident_bytes)
+        if file:
+            file.build(self.weights.cuts, self._tell_loaded)
+        self.weights.load(self.source, self._tell_loaded)
+        self.source.check_unchanged()
+        tied = policy.model.tied_embeddings
+        tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
+        positions = None
+        if self.source.config.rope is None:
+            positions = EmbeddingTable(self.weights, file, "positions.weight")
+        if self.hardware.uses_cuda:
+            device = machine.compute.device
+            compile_kernels(policy, self.source.config, self.layers, cache, device)
+        stores = Stores(
+            weights=self.weights, tokens=tokens, positions=positions, cache=cache,
+            hidden=hidden,
+        )  # fmt: skip
+        self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
+        channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
+        self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
+
+    def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
+        gen_len = self.policy.workload.gen_len
+        prompt_len = max(len(prompts[i]) for i in indices)
+        # Dealt out evenly, so that the last batch of a block is not a small one.
+        num_batches = -(-len(indices) // self.policy.gpu_batch_size)
+        size = -(-len(indices) // num_batches)
+        parts = [indices[first : first + size] for first in range(0, len(indices), size)]
+        batches = [
+            Batch([prompts[i] for i in part], part, prompt_len=prompt_len, gen_len=gen_len)
+            for part in parts
+        ]
+        self.block.start(batches)
+        self.progress.started(len(batches))
+        schedule = ZigzagSchedule(
+            self.route, self.layers, num_batches=len(batches), num_tokens=gen_len
+        )
+        start_s = time.perf_counter()
+        ends_s = self._run_schedule(schedule)
+        return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
+
+    def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
+        """Submit the tasks token by token; returns when each token was done."""
+        # This thread computes nothing now, and its team would slow down the workers'.
+        kernels.end_idle_threads()
+        ends_s: list[float] = []
+        last: Ending | None = None
+        tasks = iter(schedule)
+        ahead: deque[Task] = deque()
+        while (task := ahead.popleft() if ahead else next(tasks, None)) is not None:
+            if task.token > len(ends_s) and task.channel == self.route.compute_channel:
+                # The next token needs this one anyway; its first loads are under way already, and
+                # its next tasks are made before the workers want the interpreter.
+                assert last is not None
+                ahead.extend(itertools.islice(tasks, TASKS_AHEAD - len(ahead)))
+                self.engine.wait(last)
+                ends_s.append(time.perf_counter())
+                self.engine.forget_done()
+                if self.block.is_finished:
+                    break
+            completion = self.engine.submit(task)
+            if task.channel == self.route.compute_channel:
+                last = completion
+        else:
+            assert last is not None
+            self.engine.wait(last)
+            ends_s.append(time.perf_counter())
+        self.engine.drain()
+        return ends_s
+
+
+def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
+    """Refuse what this executor would otherwise do wrongly or not at all."""
+    wanted, found = policy.model, source.spec
+    for name in wanted.__dataclass_fields__:
+        if name != "name" and getattr(wanted, name) != getattr(found, name):
+            raise InputError(
+                "policy for another model",
+                got=f"{name} {getattr(wanted, name)} for {wanted.name}",
+                allowed=f"{name} {getattr(found, name)} as in {found.name}",
+                hint="search again with --model",
+            )
+    check_machine(policy, hardware)
+    check_executable(policy)
+    if hardware.uses_cuda and not torch.cuda.is_available():
+        raise InputError(
+            "machine",
+            got="no CUDA device",
+            allowed=f"the GPU of {hardware.name}, for which the policy was made",
+            hint="searching again with this machine's profile",
+        )

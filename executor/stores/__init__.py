@@ -1,0 +1,1 @@
+"""Weights, KV cache and hidden states on their tiers."""

@@ -1,0 +1,127 @@
+"""Rows of the embedding tables, gathered from wherever they live."""
+
+from __future__ import annotations
+
+import torch
+
+from costmodel.model.layout import LayerLayout, TensorLayout
+from executor.stores.weight_file import WeightFile
+from executor.stores.weights import WeightStore
+from profiles.kernels import unpack_rows
+from profiles.units import MIB
+
+# Rows that are brought together in CPU memory and copied up at once.
+GATHERED_AT_ONCE_BYTES = 8 * MIB
+
+
+class EmbeddingTable:
+    """A table of which only the rows that are asked for are ever touched.
+
+    Rows on disk are read through the page cache, unlike all else: they are small, and common
+    tokens come again.
+
+    Parameters
+    ----------
+    weights, file
+        The store and, where some rows live on disk, its file.
+    name
+        The tensor that holds the rows: ``tokens.weight``, ``positions.weight``, or
+        ``head.weight`` in several chunks where it is tied to the embedding.
+    """
+
+    def __init__(self, weights: WeightStore, file: WeightFile | None, name: str) -> None:
+        self._runs: list[tuple[int, torch.Tensor]] = []
+        self._disk: list[tuple[int, int, int]] = []
+        self._device = weights.machine.compute.device
+        self._dtype = weights.dtype
+        self._file = file
+        found = [
+            (index, layout, tensor)
+            for index, layout in enumerate(weights.layers)
+            for tensor in layout.tensors
+            if tensor.name == name
+        ]
+        self._tensor = found[0][2]
+        # Rows are gathered as bytes, in words where every row begins on one.
+        in_words = all(t.row_bytes % 4 == 0 for layer in weights.layers for t in layer.tensors)
+        self._word = torch.int32 if in_words else torch.uint8
+        for index, layout, tensor in found:
+            self._add(weights, file, index, layout, tensor)
+
+    def _add(
+        self,
+        weights: WeightStore,
+        file: WeightFile | None,
+        index: int,
+        layout: LayerLayout,
+        tensor: TensorLayout,
+    ) -> None:
+        start, end = tensor.offset_bytes, tensor.end_bytes
+        for offset, run in weights.resident_runs(index):
+            low, high = max(start, offset), min(end, offset + len(run))
+            if low < high:
+                rows = run[low - offset : high - offset].view(-1, tensor.row_bytes)
+                first = layout.first_row + (low - start) // tensor.row_bytes
+                self._runs.append((first, rows.view(self._word)))
+        low = max(start, weights.cuts[index].cpu_end)
+        if low < end and weights.cuts[index].disk_bytes:
+            assert file is not None
+            first = (low - start) // tensor.row_bytes
+            self._disk.append(
+                (
+                    layout.first_row + first,
+                    layout.first_row + tensor.num_rows,
+                    file.position(index, low),
+                )
+            )
+
+    def gather(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""
+        step = max(1, GATHERED_AT_ONCE_BYTES // self._tensor.row_bytes)
+        parts = [self._gather(part) for part in ids.flatten().split(step)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*ids.shape, -1)
+
+    def _gather(self, flat: torch.Tensor) -> torch.Tensor:
+        raw = self._empty_rows(len(flat))
+        for first, rows in self._runs:
+            found = _between(flat, first, first + len(rows))
+            if len(found) and rows.device.type == "cpu":
+                raw[found] = rows[flat[found] - first]
+        for first, end, position in self._disk:
+            found = _between(flat, first, end)
+            if len(found):
+                raw[found] = self._read(flat[found] - first, position)
+        # One copy up, because each waits for whatever the link is busy with.
+        raw = raw.to(self._device)
+        for first, rows in self._runs:
+            found = _between(flat, first, first + len(rows))
+            if len(found) and rows.device.type != "cpu":
+                places, wanted = torch.stack((found, flat[found] - first)).to(self._device)
+                raw[places] = rows[wanted]
+        return self._elements(raw)
+
+    def _empty_rows(self, count: int) -> torch.Tensor:
+        return torch.empty(count, self._tensor.row_bytes, dtype=torch.uint8).view(self._word)
+
+    def _elements(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return gathered rows as elements [rows, hidden_size], unpacked if they were packed."""
+        if self._tensor.packing is None:
+            return raw.view(self._dtype)
+        width = self._tensor.shape[1]
+        out = torch.empty(1, len(raw), width, dtype=self._dtype, device=raw.device)
+        unpack_rows(raw.view(torch.uint8)[None], self._tensor.packing, out)
+        return out[0]
+
+    def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
+        assert self._file is not None
+        wanted, places = rows.unique(return_inverse=True)
+        table = self._empty_rows(len(wanted))
+        raw = table.view(torch.uint8).numpy()
+        for i, row in enumerate(wanted.tolist()):
+            self._file.read_row(raw[i].data, position + row * self._tensor.row_bytes)
+        return table[places]
+
+
+def _between(ids: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Return which of ``ids`` are in [first, end): int64 indices."""
+    return ((ids >= first) & (ids < end)).nonzero().squeeze(1)

@@ -1,0 +1,107 @@
+"""A source of weights whose matrices are packed as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from costmodel.model.layout import LayerLayout, TensorLayout, unpacked_layout
+from costmodel.model.model_spec import ModelSpec
+from executor.checkpoint.families import DecoderConfig
+from executor.checkpoint.folder import WeightSource
+from profiles.compute_plan import DTYPES
+from profiles.errors import InputError
+from profiles.kernels import pack_rows
+from profiles.units import MIB
+
+# Of elements in the model's own dtype that are held at once.
+PIECE_BYTES = 2 * MIB
+# Tables of which a prompt needs some rows only.
+GATHERED = ("tokens.weight", "positions.weight")
+# NaN in bfloat16, low byte first. A row with it as scale and minimum unpacks to NaN.
+NAN_BYTES = (0xC0, 0x7F)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedSource:
+    """Packs another source's matrices, in pieces, to what a packed layout asks for."""
+
+    source: WeightSource
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shapes, in the dtype to compute in."""
+        return self.source.spec
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The numbers that the decoder computes with."""
+        return self.source.config
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is packed; the layout tells how."""
+        return hashlib.sha256(f"packed {self.source.fingerprint}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where what is packed has changed."""
+        self.source.check_unchanged()
+
+    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
+        """Pack part of one layer (see ``WeightSource.read_range``).
+
+        Raises
+        ------
+        InputError
+            Naming the tensor that holds a value that is not finite. Rows of tables that are
+            gathered may hold one. Such a row unpacks to NaN, and only its own tokens use it.
+        """
+        out.zero_()
+        plain = unpacked_layout(layout, self.spec)
+        for tensor, unpacked in zip(layout.tensors, plain.tensors, strict=True):
+            low = max(tensor.offset_bytes, start)
+            high = min(tensor.end_bytes, start + len(out))
+            if low >= high:
+                continue
+            target, first = out[low - start : high - start], low - tensor.offset_bytes
+            if tensor.packing is None:
+                self.source.read_range(index, plain, unpacked.offset_bytes + first, target)
+            else:
+                self._pack(index, plain, (tensor, unpacked), first, target)
+
+    def _pack(
+        self,
+        index: int,
+        plain: LayerLayout,
+        tensors: tuple[TensorLayout, TensorLayout],
+        first: int,
+        target: torch.Tensor,
+    ) -> None:
+        """Fill ``target`` with the packed bytes of a tensor from ``first`` on."""
+        tensor, unpacked = tensors
+        assert tensor.packing is not None
+        size, end = tensor.row_bytes, first + len(target)
+        end_row, step = -(-end // size), max(1, PIECE_BYTES // unpacked.row_bytes)
+        for row in range(first // size, end_row, step):
+            count = min(step, end_row - row)
+            values = torch.empty(count * unpacked.row_bytes, dtype=torch.uint8)
+            position = unpacked.offset_bytes + row * unpacked.row_bytes
+            self.source.read_range(index, plain, position, values)
+            packed = torch.empty(1, count, size, dtype=torch.uint8)
+            elements = values.view(DTYPES[self.spec.dtype]).view(1, count, -1)
+            is_bad = torch.zeros(count, dtype=torch.bool)
+            if tensor.name in GATHERED:
+                is_bad = ~elements[0].isfinite().all(dim=-1)
+                elements[0, is_bad] = 0
+            if not pack_rows(elements, tensor.packing, packed):
+                raise InputError(
+                    f"tensor {tensor.name} of {plain.kind} layer {index} of {self.spec.name}",
+                    got="a value that is not finite",
+                    allowed="numbers, which alone can be quantized",
+                )
+            shared = packed[0, :, tensor.packing.code_bytes :]
+            shared[is_bad] = torch.tensor(NAN_BYTES, dtype=torch.uint8).repeat(shared.shape[1] // 2)
+            low, high = max(first, row * size), min(end, (row + count) * size)
+            target[low - first : high - first] = packed.flatten()[low - row * size :][: high - low]

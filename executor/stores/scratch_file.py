@@ -1,0 +1,40 @@
+"""A file for what a run keeps on disk only while it runs: KV cache and hidden states."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from executor.machine.offload_folder import SCRATCH_PREFIX
+from profiles.aligned_io import DirectFile
+
+
+class ScratchFile:
+    """A direct-I/O file that never has a name where the file system can make such files, and
+    elsewhere loses it at once: no crash leaves it behind."""
+
+    def __init__(self, folder: Path) -> None:
+        with tempfile.TemporaryFile(dir=folder, prefix=SCRATCH_PREFIX) as unnamed:
+            self._file = DirectFile(Path(f"/proc/self/fd/{unnamed.fileno()}"), writable=True)
+        # For messages: the name it was opened by means nothing to a reader.
+        self._file.path = folder / "(cache and hidden states)"
+
+    def read_into(self, buffer: torch.Tensor, position: int) -> None:
+        """Fill ``buffer`` (uint8, on a page, whole pages long) from ``position``."""
+        self._file.read_into(buffer.numpy().data, position)
+
+    def write_from(self, buffer: torch.Tensor, position: int) -> None:
+        """Write ``buffer`` (uint8, on a page, whole pages long) at ``position``."""
+        self._file.write_from(buffer.numpy().data, position)
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()
+
+    def __enter__(self) -> ScratchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

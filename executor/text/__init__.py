@@ -1,0 +1,1 @@
+"""Tokenizers, and the text that continues a prompt."""

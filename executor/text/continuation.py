@@ -1,0 +1,118 @@
+"""Text to token ids and back, with the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from executor.text.tokenizer_json import TokenizerFiles, cannot_encode, refuse_pointer
+from executor.text.transformers_tokenizer import load_through_transformers
+
+# What transformers removes from decoded text where a checkpoint asks for it, in this order.
+CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+    (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+class TextTokenizer(Protocol):
+    """What the commands need of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text`` with the special tokens that the model was trained on."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens."""
+
+
+class FastTokenizer:
+    """A ``tokenizer.json``.
+
+    Parameters
+    ----------
+    cleans_up
+        Whether spaces before punctuation are removed from decoded text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._cleans_up = cleans_up
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text`` with special tokens added."""
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except Exception as error:  # the library raises bare Exception
+            raise cannot_encode(error) from error
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        if self._cleans_up:
+            for spaced, clean in CLEAN_UP:
+                text = text.replace(spaced, clean)
+        return text
+
+
+def decode_continuation(
+    tokenizer: TextTokenizer, prompt_ids: Sequence[int], output_ids: Sequence[int]
+) -> str:
+    """Return the text that ``output_ids`` add to the text of ``prompt_ids``.
+
+    Both are decoded together, and the text of the prompt alone is removed. The output is not
+    decoded alone, because some decoders drop a leading space. The output may change the end of
+    the prompt: it may complete a character, or remove a space before punctuation. The text then
+    begins with the first character that differs from the prompt's text.
+    """
+    prompt = tokenizer.decode(prompt_ids)
+    whole = tokenizer.decode([*prompt_ids, *output_ids])
+    # A prompt of thousands of tokens is decoded in a millisecond, so all of it is the context.
+    return whole[len(prompt) if whole.startswith(prompt) else shared_length(prompt, whole) :]
+
+
+def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items two sequences have in common at their beginning."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def load_tokenizer(folder: Path) -> TextTokenizer:
+    """Load a checkpoint's tokenizer as transformers 5 does.
+
+    ``tokenizer.json`` is read without transformers where that gives the same ids and text.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if path.exists():
+        refuse_pointer(path)
+        files = TokenizerFiles.read(folder)
+        why = files.only_transformers()
+        if why is None:
+            tokenizer = files.build()
+            _tell_ignored_keys(files.config, tokenizer)
+            return FastTokenizer(tokenizer, cleans_up=files.cleans_up)
+        return load_through_transformers(folder, why)
+    return load_through_transformers(folder, "no tokenizer.json")
+
+
+def _tell_ignored_keys(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Print a note where ``tokenizer_config.json`` contradicts what ``tokenizer.json`` adds."""
+    ids = tokenizer.encode("").ids
+    for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(content, str) or not isinstance(config.get(key), bool):
+            continue
+        if config[key] != (tokenizer.token_to_id(content) in ids):
+            does = "does not add it" if config[key] else "adds it all the same"
+            print(
+                f"note: {key} of tokenizer_config.json is {str(config[key]).lower()}, and"
+                f" tokenizer.json {does}; as in transformers 5, tokenizer.json decides",
+                file=sys.stderr,
+            )
