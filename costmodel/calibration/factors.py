@@ -17,8 +17,8 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from costmodel.calibration.measured_runs import MeasuredRun
-from costmodel.optimizer.rates import RATES
 from costmodel.pricing.price import check_machine, estimate
+from costmodel.pricing.rates import RATES
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
 

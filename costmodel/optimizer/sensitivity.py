@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from costmodel.optimizer.program import Solution, rows_of
-from costmodel.optimizer.rates import RATES
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.problem import Problem
+from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 

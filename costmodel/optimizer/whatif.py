@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import SearchResult, search
-from costmodel.optimizer.rates import RATES
 from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 

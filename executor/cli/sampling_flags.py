@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from executor.checkpoint.generation_config import (
+from executor.model.generation_config import (
     DRAW_DEFAULTS,
     PROCESSOR_KEYS,
     GenerationConfig,

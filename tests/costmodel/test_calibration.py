@@ -12,10 +12,10 @@ from costmodel.calibration import factors as calibration
 from costmodel.calibration.factors import Fit, calibrate, errors_of, leave_one_out, mean_error
 from costmodel.calibration.measured_runs import MeasuredRun, append_row, read_runs, row_of
 from costmodel.model.model_spec import load_model_spec
-from costmodel.optimizer.rates import RATES
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
+from costmodel.pricing.rates import RATES
 from profiles import HardwareProfile, InputError, recorded_profile
 from profiles.emulate import EmulatedGpu
 from profiles.units import GIB

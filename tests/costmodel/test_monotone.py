@@ -17,11 +17,11 @@ from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import NEARLY_AS_FAST, SearchResult, search
 from costmodel.optimizer.program import Limits, solve
-from costmodel.optimizer.rates import RATES
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.rates import RATES
 from profiles import HardwareProfile, InfeasibleError, recorded_profile
 from profiles.hardware import Contention
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from costmodel.model.layout import CUT_ROWS
 from costmodel.optimizer.program import Limits, Solution, solve
-from costmodel.optimizer.rates import RATES
 from costmodel.optimizer.shortage import shortage_of
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import CpuWeights, Placement
@@ -24,6 +23,7 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.limits import stage_limits
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
 from costmodel.pricing.problem import Problem, Shares
+from costmodel.pricing.rates import RATES
 from costmodel.pricing.stages import stages_of
 from profiles import HardwareProfile, recorded_profile
 from tests.costmodel.machines import (

@@ -12,12 +12,12 @@ from costmodel.model.model_spec import load_model_spec
 from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.program import Limits, Solution, solve
-from costmodel.optimizer.rates import RATES
 from costmodel.optimizer.sensitivity import ShadowPrice, shadow_prices
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.problem import Problem
+from costmodel.pricing.rates import RATES
 from profiles import HardwareProfile, recorded_profile
 from profiles.hardware import Contention
 from profiles.units import GIB

@@ -19,14 +19,14 @@ from transformers import GenerationConfig as TheirConfig
 
 from executor import generate
 from executor.checkpoint.folder import Checkpoint
-from executor.checkpoint.generation_config import (
+from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.model.generation_config import (
     FOLLOWED,
     HARMLESS,
     LENGTHS,
     NOT_FOLLOWED,
     GenerationConfig,
 )
-from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.batch import Batch
