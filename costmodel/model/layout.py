@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from costmodel.model.model_spec import ModelSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
@@ -48,7 +49,7 @@ def packed_bytes(num_elements: int, bits: int, group_size: int) -> int:
     return packing.row_bytes if packing else num_elements * bits // 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorLayout:
     """One tensor in its layer: rows of ``row_bytes`` from ``offset_bytes`` on, perhaps packed."""
 
@@ -63,7 +64,7 @@ class TensorLayout:
         """Rows that a cut may fall between; a vector counts as one."""
         return self.shape[0] if len(self.shape) == 2 else 1
 
-    @property
+    @cached_property
     def num_elements(self) -> int:
         """Elements of the tensor."""
         return math.prod(self.shape)
@@ -74,7 +75,7 @@ class TensorLayout:
         return self.offset_bytes + self.num_rows * self.row_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerLayout:
     """The tensors of one layer and the bytes that they take, padding included.
 
@@ -87,7 +88,7 @@ class LayerLayout:
     num_bytes: int
     first_row: int = 0
 
-    @property
+    @cached_property
     def num_matrix_elements(self) -> int:
         """Elements of the matrices: a token costs two FLOP for each."""
         return sum(t.num_elements for t in self.tensors if len(t.shape) == 2)

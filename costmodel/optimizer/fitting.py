@@ -75,7 +75,7 @@ def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str,
     return {tier: count for tier, count in over.items() if count > 0}
 
 
-def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares) -> Policy:
+def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) -> Policy:
     off_gpu = shares.cache_cpu + shares.cache_disk
     attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
     on_cpu = shares.weights_cpu / shares.per_block

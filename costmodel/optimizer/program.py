@@ -12,20 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import pulp
 
-from costmodel.optimizer.solver import run_solver
-from costmodel.pricing.limits import stage_limits
+from costmodel.optimizer.columns import PER_BLOCK, Columns, coefficients
+from costmodel.optimizer.solver import Array
+from costmodel.pricing.limits import limit_forms
+from costmodel.pricing.linear_form import LinearForm, total
 from costmodel.pricing.memory import capacities, memory_rows
-from costmodel.pricing.problem import PRODUCTS, SHARE_NAMES, Problem, Quantity, Shares
+from costmodel.pricing.problem import SHARE_NAMES, UNIT_SHARES, Problem, Shares
 from costmodel.pricing.stages import stages_of
 
 # Among policies of one latency, the one whose channels have the least to do is the best: what is
 # moved without need disturbs what is not in the model.
 TRAFFIC_WEIGHT = 1e-5
-
-Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,182 +61,97 @@ class Solution:
         By row: seconds per sequence that one unit more of its right-hand side would change.
     """
 
-    shares: Shares
+    shares: Shares[float]
     latency_per_sequence_s: float
     bound_per_sequence_s: float
     duals: Mapping[str, float]
 
 
-def _row_name(name: str) -> str:
-    """Return a name that PuLP takes as it is."""
-    return name.replace(", ", ".").replace(" ", "_")
-
-
-def unit_shares() -> Shares:
-    """Return shares whose values are unit vectors: a formula then gives its coefficients."""
-    return Shares(**dict(zip(SHARE_NAMES, np.eye(len(SHARE_NAMES)), strict=True)))
-
-
-def solve(problem: Problem, limits: Limits) -> Solution:
-    """Solve for one ``Problem``.
-
-    Raises
-    ------
-    Infeasible
-        When nothing fits.
-    RunError
-        When the solver is missing or ends in any other way than with an optimum.
-    """
-    model = pulp.LpProblem("policy", pulp.LpMinimize)
-    columns = Columns(model, problem, limits.block_sizes)
-    units = unit_shares()
-    stages = stages_of(problem)
-    lasting = {
-        stage.name: pulp.LpVariable(f"{stage.name.replace(' ', '_')}_s", 0) for stage in stages
-    }
-    rows = rows_of(problem, units, reserve=limits.reserve)
-    for name, form in rows.items():
-        columns.add_row(name, form, minus=lasting.get(name.split(".")[1]))
-    timed = [form for name, form in rows.items() if name.startswith("time.")]
-    latency = pulp.lpSum(lasting.values())
-    model += latency + TRAFFIC_WEIGHT * columns.expression(sum(timed))
-    if limits.max_latency_s is not None:
-        limit = columns.expression(units.per_block * limits.max_latency_s)
-        model.addConstraint(latency <= limit, "latency")
-    run_solver(model)
-    values = columns.values()
-    latency_s = float(pulp.value(latency))
-    # Limits add up to at most their number times the latency: what is left bounds every policy.
-    objective = float(pulp.value(model.objective))
-    most = 1 + TRAFFIC_WEIGHT * len(timed) / len(stages)
-    return Solution(
-        shares=values,
-        latency_per_sequence_s=latency_s,
-        bound_per_sequence_s=objective / most,
-        duals={name: float(model.constraints[_row_name(name)].pi or 0.0) for name in rows},
-    )
-
-
-def rows_of(
-    problem: Problem, shares: Shares, *, reserve: Mapping[str, int] | None = None
-) -> dict[str, Quantity]:
+def rows_of(problem: Problem) -> dict[str, LinearForm]:
     """Return the left sides of the program's rows: each is at most zero, and those of a stage,
     named ``time.STAGE.LIMIT``, at most the stage's seconds."""
     rows = {
         f"time.{stage.name}.{name}": limit
         for stage in stages_of(problem)
-        for name, limit in stage_limits(problem, shares, stage).items()
+        for name, limit in limit_forms(problem, stage).items()
     }
+    memory = memory_rows(problem, UNIT_SHARES)
     for tier, capacity in capacities(problem.hardware).items():
-        usable = max(0, capacity - (reserve or {}).get(tier, 0))
-        # As fractions of the capacity and of one batch, so that the solver's absolute tolerance
-        # means the same everywhere.
-        scale = problem.gpu_batch_size / max(capacity, 1)
-        for name, terms in memory_rows(problem, shares)[tier].items():
-            use = sum(terms.values()) - shares.per_block * usable
+        scale = _scale(problem, capacity)
+        for name, terms in memory[tier].items():
+            use = total([*terms.values(), UNIT_SHARES.per_block * -capacity])
             rows[f"capacity.{tier}.{name}"] = use * scale
     return rows
 
 
-class Columns:
-    """The program's variables: a linear form of the shares becomes an expression over them.
+def _scale(problem: Problem, capacity: int) -> float:
+    """Rows of memory are fractions of the capacity and of one batch, so that the solver's absolute
+    tolerance means the same everywhere."""
+    return problem.gpu_batch_size / max(capacity, 1)
 
-    Parameters
-    ----------
-    model
-        The program that the variables and their own rows are added to.
-    block_sizes
-        Least and most sequences in a block.
-    """
 
-    def __init__(
-        self, model: pulp.LpProblem, problem: Problem, block_sizes: tuple[int, int]
-    ) -> None:
-        self.model = model
-        batch = problem.gpu_batch_size
-        self._low, self._high = batch / block_sizes[1], batch / block_sizes[0]
-        # The inverse number of batches: per_block would be too small for the solver's tolerances.
-        self._inverse = pulp.LpVariable("inverse_batches", self._low, self._high)
-        scaled = {name: pulp.LpVariable(name, 0) for name in SHARE_NAMES if "weights_" in name}
-        plain = {
-            name: pulp.LpVariable(name, 0, 1)
-            for name in SHARE_NAMES
-            if name.startswith(("cache_", "activations_", "attended", "multiplied_"))
-            and not name.endswith("_per_block")
-        }
-        # What stands behind each share: an expression and a factor.
-        self._behind: dict[str, pulp.LpAffineExpression | pulp.LpVariable | float]
-        self._behind = {"whole": 1.0, "per_block": self._inverse * (1 / batch)}
-        self._behind |= {name: variable * (1 / batch) for name, variable in scaled.items()}
-        self._behind |= plain
-        self._close_tiers(problem, scaled, plain)
-        products = {name: self._product(name, plain[name]) for name in PRODUCTS}
-        self._behind |= {f"{name}_per_block": p * (1 / batch) for name, p in products.items()}
-        for phase in ("prefill", "decode"):
-            product = products[f"multiplied_{phase}"]
-            model.addConstraint(product <= scaled["weights_cpu"], f"multiplied.{phase}")
+class Program:
+    """The rows of one problem, evaluated once, and solved for any range of block sizes."""
 
-    def _close_tiers(
-        self,
-        problem: Problem,
-        scaled: Mapping[str, pulp.LpVariable],
-        plain: Mapping[str, pulp.LpVariable],
-    ) -> None:
-        """Let fractions add up to one, and keep to zero what the machine or the problem lacks."""
-        has_gpu = problem.hardware.has_gpu
-        self.model.addConstraint(pulp.lpSum(scaled.values()) == self._inverse, "whole.weights")
-        for kind in ("cache", "activations"):
-            parts = [plain[f"{kind}_{tier}"] for tier in ("gpu", "cpu", "disk")]
-            self.model.addConstraint(pulp.lpSum(parts) == 1, f"whole.{kind}")
-        off_gpu = plain["cache_cpu"] + plain["cache_disk"]
-        self.model.addConstraint(plain["attended"] <= off_gpu, "attended")
-        if not has_gpu:
-            for variable in (
-                scaled["weights_gpu"], plain["cache_gpu"], plain["activations_gpu"],
-                plain["attended"],
-            ):  # fmt: skip
-                variable.upBound = 0
-        if not (has_gpu and problem.cpu_weights):
-            plain["multiplied_prefill"].upBound = plain["multiplied_decode"].upBound = 0
-        if problem.in_place:
-            plain["activations_gpu" if has_gpu else "activations_cpu"].lowBound = 1
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        rows = rows_of(problem)
+        self._names = tuple(rows)
+        # [rows, shares]
+        self._rows = coefficients(rows.values())
+        stages = {stage.name: index for index, stage in enumerate(stages_of(problem))}
+        kinds = [name.split(".") for name in self._names]
+        self._timed = np.array([kind[0] == "time" for kind in kinds])
+        # [rows, stages]: what a row takes off its stage's seconds.
+        self._stages = np.zeros((len(rows), len(stages)))
+        for index, kind in enumerate(kinds):
+            if kind[0] == "time":
+                self._stages[index, stages[kind[1]]] = -1.0
+        self._columns = Columns(problem)
 
-    def _product(self, name: str, fraction: pulp.LpVariable) -> pulp.LpAffineExpression:
-        """Return ``fraction * inverse``: exact where ``inverse`` is fixed, else its envelope.
+    def solve(self, limits: Limits) -> Solution:
+        """Solve for the block sizes and limits given.
 
-        McCormick 1976, for a fraction in [0, 1]: the convex hull of the product over the
-        rectangle.
+        Raises
+        ------
+        Infeasible
+            When nothing fits.
+        RunError
+            When the solver is missing or ends in any other way than with an optimum.
         """
-        low, high, inverse = self._low, self._high, self._inverse
-        if low == high or fraction.upBound == 0:
-            return fraction * low
-        product = pulp.LpVariable(f"{name}_product", 0)
-        for row, text in (
-            (product >= fraction * low, "low"),
-            (product >= fraction * high + inverse - high, "high"),
-            # What is attended is subtracted from what is fetched: upper planes matter too.
-            (product <= fraction * high, "below_high"),
-            (product <= fraction * low + inverse - low, "below_low"),
-        ):
-            self.model.addConstraint(row, f"envelope.{name}.{text}")
-        return product * 1.0
+        rows = self._with_reserve(limits.reserve or {})
+        others = self._stages
+        num_stages = others.shape[1]
+        if limits.max_latency_s is not None:
+            latency = np.zeros((1, len(SHARE_NAMES)))
+            latency[0, PER_BLOCK] = -limits.max_latency_s
+            rows, others = np.vstack([rows, latency]), np.vstack([others, np.ones((1, num_stages))])
+        point = self._columns.minimize(
+            limits.block_sizes,
+            rows=rows,
+            others=others,
+            cost=TRAFFIC_WEIGHT * self._rows[self._timed].sum(axis=0),
+            cost_of_others=np.ones(num_stages),
+        )
+        # Limits add up to at most their number times the latency: what is left bounds every policy.
+        most = 1 + TRAFFIC_WEIGHT * int(self._timed.sum()) / num_stages
+        return Solution(
+            shares=point.shares,
+            latency_per_sequence_s=float(point.others.sum()),
+            bound_per_sequence_s=point.objective / most,
+            duals=dict(zip(self._names, point.duals[: len(self._names)].tolist(), strict=True)),
+        )
 
-    def expression(self, form: Vector) -> pulp.LpAffineExpression:
-        """Return a linear form of the shares as an expression."""
-        expression = pulp.LpAffineExpression()
-        for name, coefficient in zip(SHARE_NAMES, form, strict=True):
-            if coefficient:
-                expression += self._behind[name] * float(coefficient)
-        return expression
+    def _with_reserve(self, reserve: Mapping[str, int]) -> Array:
+        rows = self._rows
+        for tier, capacity in capacities(self.problem.hardware).items():
+            if taken := min(reserve.get(tier, 0), capacity):
+                rows = rows.copy()
+                of_tier = [name.startswith(f"capacity.{tier}.") for name in self._names]
+                rows[of_tier, PER_BLOCK] += taken * _scale(self.problem, capacity)
+        return rows
 
-    def add_row(self, name: str, form: Vector, *, minus: pulp.LpVariable | None = None) -> None:
-        """Add the row ``form - minus <= 0``."""
-        expression = self.expression(form)
-        if minus is not None:
-            expression -= minus
-        self.model.addConstraint(expression <= 0, _row_name(name))
 
-    def values(self) -> Shares:
-        """Return the values of a solved program."""
-        found = {name: float(pulp.value(self._behind[name]) or 0.0) for name in SHARE_NAMES}
-        return Shares(**found)
+def solve(problem: Problem, limits: Limits) -> Solution:
+    """Solve for one ``Problem``, see ``Program.solve``."""
+    return Program(problem).solve(limits)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pulp
+import numpy as np
 
-from costmodel.optimizer.program import Columns, unit_shares
-from costmodel.optimizer.solver import run_solver
+from costmodel.optimizer.columns import Columns, coefficients
+from costmodel.pricing.linear_form import total
 from costmodel.pricing.memory import capacities, memory_rows
-from costmodel.pricing.problem import Problem
+from costmodel.pricing.problem import SHARE_NAMES, UNIT_SHARES, Problem
 from profiles.aligned_io import PAGE_BYTES
 from profiles.units import format_bytes
 
@@ -46,18 +46,23 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
     """
     limits = capacities(problem.hardware)
     batch = problem.gpu_batch_size
-    model = pulp.LpProblem("shortage", pulp.LpMinimize)
-    columns = Columns(model, problem, (batch, batch))
-    missing = {tier: pulp.LpVariable(f"missing_{tier}", 0) for tier in limits}
-    model += pulp.lpSum(SHORTAGE_COST[tier] * variable for tier, variable in missing.items())
-    units = unit_shares()
+    units = UNIT_SHARES
+    tiers, forms = list(limits), []
+    short_of: list[str] = []
     for tier, rows in memory_rows(problem, units).items():
-        for row, terms in rows.items():
-            over = sum(terms.values()) - units.per_block * limits[tier]
-            form = over * (batch / MEGABYTE)
-            columns.add_row(f"capacity.{tier}.{row}", form, minus=missing[tier])
-    run_solver(model)
-    short = {tier: int(float(v.value()) * MEGABYTE) for tier, v in missing.items()}
+        for terms in rows.values():
+            over = total([*terms.values(), units.per_block * -limits[tier]])
+            forms.append(over * (batch / MEGABYTE))
+            short_of.append(tier)
+    missing = np.array([[-float(tier == other) for other in tiers] for tier in short_of])
+    point = Columns(problem).minimize(
+        (batch, batch),
+        rows=coefficients(forms),
+        others=missing,
+        cost=np.zeros(len(SHARE_NAMES)),
+        cost_of_others=np.array([SHORTAGE_COST[tier] for tier in tiers]),
+    )
+    short = {tier: int(value * MEGABYTE) for tier, value in zip(tiers, point.others, strict=True)}
     # Where nothing is short, it is the rounding that finds no room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
     # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.

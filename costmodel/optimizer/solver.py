@@ -1,25 +1,78 @@
-"""Run HiGHS through PuLP, and turn every way in which it can end into one of three."""
+"""Run HiGHS on arrays, and turn every way in which it can end into one of three."""
 
 from __future__ import annotations
 
-import pulp
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from profiles.errors import RunError
 
-# Where a program misses feasibility by about the solver's tolerance, its scaled and its own form
-# can disagree, and the status is unknown; unscaled and whole, most of these are decided.
+# Programs are small: what would prepare them takes longer than solving them. Where one misses
+# feasibility by about the solver's tolerance, its scaled and its own form can disagree, and the
+# status is unknown; unscaled, most of these are decided.
 SOLVER_OPTIONS: tuple[dict[str, str | int], ...] = (
-    {},
+    {"presolve": "off", "simplex_scale_strategy": 2},
     {"presolve": "off", "simplex_scale_strategy": 0},
 )
+
+Array = npt.NDArray[np.float64]
 
 
 class Infeasible(Exception):
     """No point satisfies the rows; ``search`` turns this into advice."""
 
 
-def run_solver(model: pulp.LpProblem) -> None:
-    """Solve ``model`` to its optimum.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearProgram:
+    """Minimise ``cost @ x`` where ``lower <= x <= upper`` and
+    ``row_lower <= matrix @ x <= row_upper``.
+
+    Parameters
+    ----------
+    cost, lower, upper
+        [columns]
+    matrix
+        [rows, columns]
+    row_lower, row_upper
+        [rows]
+    """
+
+    cost: Array
+    lower: Array
+    upper: Array
+    matrix: Array
+    row_lower: Array
+    row_upper: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimum:
+    """The optimum of a ``LinearProgram``.
+
+    Parameters
+    ----------
+    objective
+        The least cost.
+    values
+        [columns]
+    duals
+        [rows], what one unit more of a row's right-hand side would add to the cost.
+    """
+
+    objective: float
+    values: Array
+    duals: Array
+
+
+# An instance of the solver takes longer to make than a program to solve. It serves one thread.
+_local = threading.local()
+
+
+def minimize(program: LinearProgram) -> Optimum:
+    """Solve a program to its optimum.
 
     Raises
     ------
@@ -28,26 +81,41 @@ def run_solver(model: pulp.LpProblem) -> None:
     RunError
         When the solver is missing or ends in any other way.
     """
-    if not pulp.HiGHS(msg=False).available():
-        raise RunError("the solver HiGHS is missing; try: pip install highspy")
+    try:
+        import highspy
+    except ImportError as error:
+        raise RunError("the solver HiGHS is missing; try: pip install highspy") from error
+    statuses = highspy.HighsModelStatus
+    if not hasattr(_local, "highs"):
+        _local.highs = highspy.Highs()  # type: ignore[no-untyped-call]
+        _local.highs.setOptionValue("output_flag", False)
+    highs = _local.highs
+    rows, columns = np.nonzero(program.matrix)
+    num_rows, num_columns = program.matrix.shape
+    starts = np.searchsorted(rows, np.arange(num_rows + 1)).astype(np.int32)
+    status = statuses.kNotset
     for options in SOLVER_OPTIONS:
-        try:
-            status = pulp.LpStatus[model.solve(pulp.HiGHS(msg=False, **options))]
-        except KeyError as error:
-            # PuLP does not know every status of HiGHS.
-            raise RunError(f"the solver ended with status {error} instead of an optimum") from error
-        if status != "Not Solved":
+        for name, value in options.items():
+            highs.setOptionValue(name, value)
+        highs.passModel(
+            num_columns, num_rows, len(rows), int(highspy.MatrixFormat.kRowwise),
+            int(highspy.ObjSense.kMinimize), 0.0, program.cost, program.lower, program.upper,
+            program.row_lower, program.row_upper, starts, columns.astype(np.int32),
+            program.matrix[rows, columns], np.zeros(num_columns, dtype=np.int32),
+        )  # fmt: skip
+        highs.run()
+        status = highs.getModelStatus()
+        if status in (statuses.kOptimal, statuses.kInfeasible, statuses.kUnbounded):
             break
-    # What no form decides is on the edge of feasibility: no whole rows and pages fit there.
-    if status == "Infeasible" or _is_undecided(model):
+    # The cost is a time or a number of bytes, so what may be unbounded is infeasible. What no form
+    # decides is on the edge of feasibility: no whole rows and pages fit there.
+    if status in (statuses.kInfeasible, statuses.kUnboundedOrInfeasible, statuses.kUnknown):
         raise Infeasible
-    if status == "Optimal" and model.sol_status != pulp.LpSolutionOptimal:
-        # PuLP calls whatever HiGHS stopped at, such as a time limit, optimal.
-        status = "Stopped"
-    if status != "Optimal":
-        raise RunError(f"the solver ended with status {status!r} instead of an optimum")
-
-
-def _is_undecided(model: pulp.LpProblem) -> bool:
-    highs = getattr(model, "solverModel", None)
-    return highs is not None and highs.getModelStatus().name == "kUnknown"
+    if status != statuses.kOptimal:
+        raise RunError(f"the solver ended with status {status.name!r} instead of an optimum")
+    solution = highs.getSolution()
+    return Optimum(
+        objective=highs.getInfo().objective_function_value,
+        values=np.array(solution.col_value),
+        duals=np.array(solution.row_dual),
+    )

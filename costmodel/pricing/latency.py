@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic
 
 from costmodel.pricing.arithmetic import (
     attended_bytes,
@@ -22,7 +23,8 @@ from costmodel.pricing.arithmetic import (
     unpack_weights_seconds,
     unpacking_bytes,
 )
-from costmodel.pricing.problem import Problem, Quantity, Shares
+from costmodel.pricing.linear_form import Quantity
+from costmodel.pricing.problem import Problem, Shares
 from costmodel.pricing.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
@@ -33,35 +35,39 @@ EXCHANGES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class TaskWork:
+class TaskWork(Generic[Quantity]):
     """One kind of task in one stage: its channel, seconds and bytes through CPU memory."""
 
     kind: str
     channel: str
     seconds: Quantity
-    memory_bytes: Quantity = 0.0
+    memory_bytes: Quantity | None = None
 
 
-def stage_work(problem: Problem, shares: Shares, stage: Stage) -> list[TaskWork]:
+def stage_work(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> list[TaskWork[Quantity]]:
     """Return what every kind of task takes in one stage, per sequence of the block."""
-    work = [*_disk_work(problem, shares, stage)]
+    work: list[TaskWork[Quantity]] = list(_disk_work(problem, shares, stage))
     if problem.hardware.has_gpu:
-        work += _link_work(problem, shares, stage)
-        work += _gpu_work(problem, shares, stage)
-        work += _cpu_work_beside_gpu(problem, shares, stage)
+        work.extend(_link_work(problem, shares, stage))
+        work.extend(_gpu_work(problem, shares, stage))
+        work.extend(_cpu_work_beside_gpu(problem, shares, stage))
     else:
-        work += _cpu_work(problem, shares, stage)
+        work.extend(_cpu_work(problem, shares, stage))
     return work
 
 
-def _per_block(shares: Shares, stage: Stage) -> Quantity:
+def _per_block(shares: Shares[Quantity], stage: Stage) -> Quantity:
     """Weights that the CPU multiplies in place, times loads of the block."""
     if stage.is_prefill:
         return shares.multiplied_prefill_per_block
     return shares.multiplied_decode_per_block
 
 
-def _disk_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWork]:
+def _disk_work(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> Iterable[TaskWork[Quantity]]:
     disk = problem.hardware.disk
     padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
     hidden = shares.activations_disk * _hidden_moves(problem, stage)
@@ -83,7 +89,7 @@ def _disk_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskW
     )
 
 
-def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork:
+def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork[Quantity]:
     return TaskWork(kind, channel, num_bytes * (1 / rate), num_bytes)
 
 
@@ -108,7 +114,9 @@ def _hidden_moves(problem: Problem, stage: Stage) -> int:
     return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
 
 
-def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWork]:
+def _link_work(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> Iterable[TaskWork[Quantity]]:
     gpu, model = problem.hardware.gpu, problem.model
     assert gpu is not None
     layers = model.num_layers
@@ -143,7 +151,9 @@ def _link_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskW
     )
 
 
-def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWork]:
+def _gpu_work(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> Iterable[TaskWork[Quantity]]:
     gpu = problem.hardware.gpu
     assert gpu is not None
     multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
@@ -152,7 +162,9 @@ def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWo
     if problem.unpacks_per_batch:
         loaded = here * (1 / stage.sequences_at_once)
     attended = shares.whole - shares.attended
-    seconds = _layer_seconds(problem, stage, gpu.compute, shares.whole, here, attended, loaded)
+    seconds: dict[str, Quantity] = _layer_seconds(
+        problem, stage, gpu.compute, shares.whole, here, attended, loaded
+    )
     if not stage.is_prefill:
         # Where the CPU attends, a layer is cut in two: for however few rows, but counted by their
         # share, so that the program stays linear.
@@ -162,12 +174,14 @@ def _gpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWo
         )
     head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
     return (
-        *(TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()),
+        *[TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()],
         TaskWork("head", "gpu_compute", head),
     )
 
 
-def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWork]:
+def _cpu_work_beside_gpu(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> Iterable[TaskWork[Quantity]]:
     cpu, layers = problem.hardware.cpu, problem.model.num_layers
     attend, attend_bytes = shares.attended * 0.0, shares.attended * 0.0
     if not stage.is_prefill:
@@ -191,19 +205,23 @@ def _cpu_work_beside_gpu(problem: Problem, shares: Shares, stage: Stage) -> Iter
     )
 
 
-def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWork]:
+def _cpu_work(
+    problem: Problem, shares: Shares[Quantity], stage: Stage
+) -> Iterable[TaskWork[Quantity]]:
     """Work of a CPU that computes everything."""
     cpu = problem.hardware.cpu
     whole = shares.whole
     loaded = shares.per_block
     if problem.unpacks_per_batch:
         loaded = whole * (1 / stage.sequences_at_once)
-    seconds = _layer_seconds(problem, stage, cpu.compute, whole, whole, shares.cache_cpu, loaded)
+    seconds: dict[str, Quantity] = _layer_seconds(
+        problem, stage, cpu.compute, whole, whole, shares.cache_cpu, loaded
+    )
     if not stage.is_prefill:
         # What comes from disk lies token by token.
         moved_s = attention_seconds(problem, stage, problem.cpu_over_tokens)
         seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
-    memory_bytes = {
+    memory_bytes: dict[str, Quantity] = {
         "project": whole * (attended_bytes(problem, stage)),
         "finish": whole
         * (multiplied_bytes(problem, stage) * stage.passes / stage.sequences_at_once)
@@ -211,7 +229,7 @@ def _cpu_work(problem: Problem, shares: Shares, stage: Stage) -> Iterable[TaskWo
     }
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
     return (
-        *(TaskWork(k, "cpu_compute", value, memory_bytes[k]) for k, value in seconds.items()),
+        *[TaskWork(k, "cpu_compute", value, memory_bytes[k]) for k, value in seconds.items()],
         TaskWork("head", "cpu_compute", head),
     )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from costmodel.pricing.latency import TaskWork, stage_work
-from costmodel.pricing.problem import Problem, Quantity, Shares
+from costmodel.pricing.linear_form import LinearForm, Quantity, total
+from costmodel.pricing.problem import UNIT_SHARES, Problem, Shares
 from costmodel.pricing.stages import Stage
 from profiles.hardware import Contention, HardwareProfile
 
@@ -29,22 +30,28 @@ IN_SERIES_ON_CPU = (IN_SERIES - {"project", "finish"}) | {
 }  # fmt: skip
 
 
-def stage_limits(problem: Problem, shares: Shares, stage: Stage) -> dict[str, Quantity]:
+def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> dict[str, Quantity]:
     """Return ``{limit: seconds per sequence}``: the stage lasts as long as the largest.
 
     The names of channels among them carry the channels' busy seconds and, where runs overlap
     imperfectly, the unhidden share of the other channels' time.
     """
-    work = stage_work(problem, shares, stage)
+    forms = limit_forms(problem, stage)
+    return {name: shares.value_of(form) for name, form in forms.items()}
+
+
+def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
+    """Return the same as linear forms of the shares."""
+    work = stage_work(problem, UNIT_SHARES, stage)
     busy = channel_seconds(work)
     limits = dict(busy)
     if stage.is_prefill:
         # Nothing is computed before the first layer's weights have come.
         name = _compute_channel(problem)
-        limits[name] = limits[name] + _fill_seconds(problem, shares)
+        limits[name] = limits[name] + _fill_seconds(problem, UNIT_SHARES)
     if unhidden := problem.hardware.unhidden_share:
-        total = sum(limits.values())
-        limits = {name: s * (1 - unhidden) + total * unhidden for name, s in limits.items()}
+        of_all = total(limits.values())
+        limits = {name: s * (1 - unhidden) + of_all * unhidden for name, s in limits.items()}
     for pair in contentions(problem.hardware):
         first, second = busy[pair.first], busy[pair.second]
         name = f"{pair.first} beside {pair.second}"
@@ -52,28 +59,29 @@ def stage_limits(problem: Problem, shares: Shares, stage: Stage) -> dict[str, Qu
         name = f"{pair.second} beside {pair.first}"
         limits[name] = second + first * _cost_beside(pair.second_keeps, pair.first_keeps)
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
-    limits[CPU_MEMORY] = sum(w.memory_bytes for w in work) * (1 / memory_rate)
-    alone = stage_work(problem, shares.of_one_batch(problem.gpu_batch_size), stage)
-    limits[ONE_BATCH] = sum(w.seconds for w in alone if w.kind in IN_SERIES)
+    moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
+    limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
+    alone = UNIT_SHARES.of_one_batch(problem.gpu_batch_size)
+    limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     if problem.cpu_weights:
-        on_cpu = sum(w.seconds for w in alone if w.kind in IN_SERIES_ON_CPU)
-        limits[f"{ONE_BATCH} on the CPU"] = on_cpu
+        on_cpu = total(w.seconds for w in work if w.kind in IN_SERIES_ON_CPU)
+        limits[f"{ONE_BATCH} on the CPU"] = alone.value_of(on_cpu)
     return limits
 
 
-def channel_seconds(work: Sequence[TaskWork]) -> dict[str, Quantity]:
+def channel_seconds(work: Sequence[TaskWork[Quantity]]) -> dict[str, Quantity]:
     """Add up the seconds of each channel."""
-    totals: dict[str, Quantity] = {}
+    pieces: dict[str, list[Quantity]] = {}
     for piece in work:
-        totals[piece.channel] = totals.get(piece.channel, 0.0) + piece.seconds
-    return totals
+        pieces.setdefault(piece.channel, []).append(piece.seconds)
+    return {channel: total(seconds) for channel, seconds in pieces.items()}
 
 
 def _compute_channel(problem: Problem) -> str:
     return "gpu_compute" if problem.hardware.has_gpu else "cpu_compute"
 
 
-def _fill_seconds(problem: Problem, shares: Shares) -> Quantity:
+def _fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
     hardware, layer_bytes = problem.hardware, problem.largest_layer_bytes
     read = shares.weights_disk * (layer_bytes / hardware.disk.read.peak)
     if hardware.gpu is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
-from costmodel.pricing.problem import Problem, Quantity, Shares
+from costmodel.pricing.linear_form import Quantity
+from costmodel.pricing.problem import Problem, Shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
@@ -42,10 +43,10 @@ CUDA_LIBRARY_BYTES = 40 * MIB
 OUTPUT_TOKEN_BYTES = 48
 OUTPUT_BYTES = 512
 
-Terms = dict[str, Quantity]
 
-
-def memory_rows(problem: Problem, shares: Shares) -> dict[str, dict[str, Terms]]:
+def memory_rows(
+    problem: Problem, shares: Shares[Quantity]
+) -> dict[str, dict[str, dict[str, Quantity]]]:
     """Return ``{tier: {row: {buffer: bytes per sequence}}}`` for every tier of the machine.
 
     A tier's use in a row is the sum of its terms. A policy fits when every row of every tier is
@@ -70,7 +71,7 @@ def with_capacities(hardware: HardwareProfile, budgets: Mapping[str, int]) -> Ha
     )
 
 
-def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:
+def peak_bytes(problem: Problem, shares: Shares[float]) -> dict[str, int]:
     """Return the peak of each tier in bytes, for shares that are numbers."""
     return {
         tier: round(max(sum(terms.values()) for terms in rows.values()) / shares.per_block)
@@ -78,9 +79,9 @@ def peak_bytes(problem: Problem, shares: Shares) -> dict[str, int]:
     }
 
 
-def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:
     staged = shares.weights_cpu + shares.weights_disk
-    home: Terms = {
+    home: dict[str, Quantity] = {
         "weights": shares.weights_gpu * problem.weight_bytes,
         "cache": shares.cache_gpu * problem.cache_sequence_bytes,
         "hidden states": shares.activations_gpu * _hidden_bytes(problem),
@@ -117,10 +118,10 @@ def _gpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     }
 
 
-def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
+def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:
     # A buffer of disk bytes begins near the fraction, and on whole pages.
     edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_cut_bytes)
-    home: Terms = {
+    home: dict[str, Quantity] = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
         "outputs": shares.per_block * _output_bytes(problem),
         "weights": shares.weights_cpu * problem.weight_bytes,
@@ -159,7 +160,7 @@ def _cpu_rows(problem: Problem, shares: Shares) -> dict[str, Terms]:
     }
 
 
-def _disk(problem: Problem, shares: Shares) -> Terms:
+def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     # Without a disk nothing lies there, nor any padding.
     page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
     return {
@@ -212,7 +213,7 @@ def _attention_token_bytes(problem: Problem) -> int:
     return (2 * model.query_size + 4 * model.kv_size) * model.dtype_bytes
 
 
-def _kept_terms(problem: Problem, shares: Shares) -> Terms:
+def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     """Count what is kept of every sequence where it is computed: the output head's input, logits
     over its chunks, and in a pass the cosines and sines of a rotary family's positions."""
     logits = problem.model.vocab_size * LOGIT_BYTES

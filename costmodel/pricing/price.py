@@ -76,7 +76,7 @@ def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[
     }
 
 
-def _phase_channels(problem: Problem, shares: Shares) -> dict[str, dict[str, float]]:
+def _phase_channels(problem: Problem, shares: Shares[float]) -> dict[str, dict[str, float]]:
     channels = _channels_of(problem.hardware)
     phases = {phase: dict.fromkeys(channels, 0.0) for phase in PHASES}
     for stage in stages_of(problem):
@@ -96,7 +96,7 @@ def _name_largest(limits: Mapping[str, float]) -> str:
     return max(limits, key=lambda name: limits[name] * (1.01 if name in CHANNELS else 1.0))
 
 
-def _lower_bound_s(problem: Problem, shares: Shares) -> float:
+def _lower_bound_s(problem: Problem, shares: Shares[float]) -> float:
     """Seconds per sequence if channels did nothing but move and compute, all at once."""
     hardware = problem.hardware
     cpu = replace(hardware.cpu, compute=replace(hardware.cpu.compute, task_overhead_s=0.0))

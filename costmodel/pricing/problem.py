@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Generic
 
 from costmodel.model.layout import CUT_ROWS, LayerLayout, model_layers, packed_bytes, round_up
 from costmodel.model.model_spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
 from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
-
-# A number or a numpy array: formulas use ``+`` and ``*`` only.
-Quantity = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,54 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shares:
+class Variable:
+    """What the program knows of one share beside the formulas.
+
+    Parameters
+    ----------
+    group
+        The shares of a group place the same bytes, so that they add up to the whole.
+    is_scaled
+        The share comes multiplied by ``per_block``.
+    needs_product
+        Formulas use the share's product with ``per_block``.
+    needs_gpu
+        The share is zero on a machine without a GPU.
+    needs_cpu_weights
+        The share is zero where the CPU multiplies no weights beside a GPU.
+    """
+
+    group: str = ""
+    is_scaled: bool = False
+    needs_product: bool = False
+    needs_gpu: bool = False
+    needs_cpu_weights: bool = False
+
+
+VARIABLES = {
+    "weights_gpu": Variable(group="weights", is_scaled=True, needs_gpu=True),
+    "weights_cpu": Variable(group="weights", is_scaled=True),
+    "weights_disk": Variable(group="weights", is_scaled=True),
+    "cache_gpu": Variable(group="cache", needs_gpu=True),
+    "cache_cpu": Variable(group="cache", needs_product=True),
+    "cache_disk": Variable(group="cache", needs_product=True),
+    "attended": Variable(needs_gpu=True, needs_product=True),
+    "activations_gpu": Variable(group="activations", needs_gpu=True),
+    "activations_cpu": Variable(group="activations", needs_product=True),
+    "activations_disk": Variable(group="activations", needs_product=True),
+    "multiplied_prefill": Variable(needs_cpu_weights=True, needs_product=True),
+    "multiplied_decode": Variable(needs_cpu_weights=True, needs_product=True),
+}
+PRODUCTS = tuple(name for name, variable in VARIABLES.items() if variable.needs_product)
+
+
+def product_name(name: str) -> str:
+    """Return the name of the product of a share and ``per_block``."""
+    return f"{name}_per_block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares(Generic[Quantity]):
     """The variables, per sequence of the block.
 
     Dividing by the block size makes the program linear (Charnes and Cooper 1962): ``per_block``
@@ -194,23 +239,29 @@ class Shares:
     multiplied_prefill_per_block: Quantity
     multiplied_decode_per_block: Quantity
 
-    def of_one_batch(self, gpu_batch_size: int) -> Shares:
+    def of_one_batch(self, gpu_batch_size: int) -> Shares[Quantity]:
         """Return the shares times the fraction of the block that one batch is.
 
         Formulas then give what one batch takes per sequence of the block. The cache on the GPU
         is not needed for that, nor are the weights.
         """
-        scaled = {name: getattr(self, f"{name}_per_block") * gpu_batch_size for name in PRODUCTS}
+        scaled = {name: getattr(self, product_name(name)) * gpu_batch_size for name in PRODUCTS}
         return replace(self, whole=self.per_block * gpu_batch_size, **scaled)
+
+    def value_of(self, form: LinearForm) -> Quantity:
+        """Return a linear form of the shares at these shares."""
+        parts: list[Quantity] = [getattr(self, n) * factor for n, factor in form.terms.items()]
+        return total(parts or [self.whole * 0.0])
 
 
 SHARE_NAMES = tuple(f.name for f in fields(Shares))
-PRODUCTS = tuple(
-    name.removesuffix("_per_block") for name in SHARE_NAMES if name.endswith("_per_block")
-)
 
 
-def shares_of(policy: Policy) -> Shares:
+# The variables themselves: evaluated on them, a formula gives its coefficients.
+UNIT_SHARES = Shares(**{name: LinearForm({name: 1.0}) for name in SHARE_NAMES})
+
+
+def shares_of(policy: Policy) -> Shares[float]:
     """Return a policy's fractions as the values of the program's variables."""
     per_block = 1 / policy.block_size
     plain = {
@@ -228,7 +279,7 @@ def shares_of(policy: Policy) -> Shares:
         weights_cpu=policy.weights.cpu * per_block,
         weights_disk=policy.weights.disk * per_block,
         **plain,
-        **{f"{name}_per_block": plain[name] * per_block for name in PRODUCTS},
+        **{product_name(name): plain[name] * per_block for name in PRODUCTS},
     )
 
 

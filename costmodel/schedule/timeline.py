@@ -173,7 +173,7 @@ class _TaskSeconds:
         return 1 / stage.passes
 
 
-def _by_kind(work: Sequence[TaskWork], block_size: int) -> dict[str, float]:
+def _by_kind(work: Sequence[TaskWork[float]], block_size: int) -> dict[str, float]:
     return {piece.kind: float(piece.seconds) * block_size for piece in work}
 
 

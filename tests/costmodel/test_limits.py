@@ -99,7 +99,8 @@ def _formulas(problem: Problem, shares: Shares) -> dict[str, Quantity]:
     for tier, rows in memory_rows(problem, shares).items():
         for row, terms in rows.items():
             found |= {f"{tier} {row} {name}": term for name, term in terms.items()}
-    return found | rows_of(problem, shares, reserve={"cpu": 10**6})
+    rows = rows_of(problem)
+    return found | {name: shares.value_of(form) for name, form in rows.items()}
 
 
 @pytest.mark.parametrize("name", ["t4-flexgen", "cpu-2core"])

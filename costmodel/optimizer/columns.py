@@ -1,0 +1,170 @@
+"""The shares as columns of a linear program, and what they keep beside the formulas."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from costmodel.optimizer.solver import Array, LinearProgram, minimize
+from costmodel.pricing.linear_form import LinearForm, total
+from costmodel.pricing.problem import (
+    PRODUCTS,
+    SHARE_NAMES,
+    UNIT_SHARES,
+    VARIABLES,
+    Problem,
+    Shares,
+    product_name,
+)
+
+INDEX = {name: index for index, name in enumerate(SHARE_NAMES)}
+PER_BLOCK, WHOLE = INDEX["per_block"], INDEX["whole"]
+FRACTIONS = np.array([INDEX[name] for name in PRODUCTS])
+MULTIPLIED = np.array([INDEX[product_name(name)] for name in PRODUCTS])
+
+
+def coefficients(forms: Iterable[LinearForm]) -> Array:
+    """Return the coefficients of linear forms of the shares: [forms, shares]."""
+    rows = [form.terms for form in forms]
+    matrix = np.zeros((len(rows), len(SHARE_NAMES)))
+    for index, terms in enumerate(rows):
+        for name, value in terms.items():
+            matrix[index, INDEX[name]] = value
+    return matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """An optimum: the shares, the values of the other columns, and the duals of the rows given."""
+
+    objective: float
+    shares: Shares[float]
+    others: Array
+    duals: Array
+
+
+class Columns:
+    """The columns of one problem's shares, over any range of block sizes.
+
+    The column of ``per_block`` and of all that is multiplied by it stands for the share times the
+    batch size, which else would be too small for the solver's tolerances.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._batch = problem.gpu_batch_size
+        self._scale = np.ones(len(SHARE_NAMES))
+        self._lower, self._upper = np.zeros(len(SHARE_NAMES)), np.ones(len(SHARE_NAMES))
+        self._lower[WHOLE] = 1.0
+        for name, variable in VARIABLES.items():
+            if variable.is_scaled:
+                self._scale[INDEX[name]] = 1 / self._batch
+                self._upper[INDEX[name]] = np.inf
+            if not _is_possible(problem, name):
+                self._upper[INDEX[name]] = 0.0
+        self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
+        self._upper[MULTIPLIED] = self._upper[FRACTIONS]
+        if problem.in_place:
+            here = "activations_gpu" if problem.hardware.has_gpu else "activations_cpu"
+            self._lower[INDEX[here]] = 1.0
+
+    def minimize(
+        self,
+        block_sizes: tuple[int, int],
+        *,
+        rows: Array,
+        others: Array,
+        cost: Array,
+        cost_of_others: Array,
+    ) -> Point:
+        """Minimise over the shares and over other columns, none of them below zero.
+
+        Parameters
+        ----------
+        block_sizes
+            Least and most sequences in a block; equal fixes the size.
+        rows, others
+            [rows, shares] and [rows, others]: the sum of both products is at most zero.
+        cost, cost_of_others
+            [shares] and [others]
+        """
+        lower, upper = self._lower.copy(), self._upper.copy()
+        lower[PER_BLOCK], upper[PER_BLOCK] = (self._batch / size for size in block_sizes[::-1])
+        substitution = np.diag(self._scale)
+        kept, num_equal = _ties()
+        if lower[PER_BLOCK] == upper[PER_BLOCK]:
+            # A product with a constant is no variable.
+            substitution[MULTIPLIED, MULTIPLIED] = 0.0
+            substitution[MULTIPLIED, FRACTIONS] = 1 / block_sizes[0]
+        else:
+            kept = np.vstack([kept, self._envelope(1 / block_sizes[1], 1 / block_sizes[0])])
+        num_others = others.shape[1]
+        of_shares = np.vstack([rows, kept * self._batch]) @ substitution
+        row_lower = np.full(len(of_shares), -np.inf)
+        row_lower[len(rows) : len(rows) + num_equal] = 0.0
+        optimum = minimize(
+            LinearProgram(
+                cost=np.concatenate([cost @ substitution, cost_of_others]),
+                lower=np.concatenate([lower, np.zeros(num_others)]),
+                upper=np.concatenate([upper, np.full(num_others, np.inf)]),
+                matrix=np.hstack([of_shares, np.pad(others, ((0, len(kept)), (0, 0)))]),
+                row_lower=row_lower,
+                row_upper=np.zeros(len(of_shares)),
+            )
+        )
+        values = substitution @ optimum.values[: len(SHARE_NAMES)]
+        return Point(
+            objective=optimum.objective,
+            shares=Shares(**dict(zip(SHARE_NAMES, values.tolist(), strict=True))),
+            others=optimum.values[len(SHARE_NAMES) :],
+            duals=optimum.duals[: len(rows)],
+        )
+
+    def _envelope(self, low: float, high: float) -> Array:
+        """Return the rows that hold the products of fractions and ``per_block`` in [low, high].
+
+        McCormick 1976, for a fraction in [0, 1]: the convex hull of the product over the
+        rectangle. Of the fractions that are always zero, so are the products.
+        """
+        free = self._upper[FRACTIONS] > 0
+        fractions, products = FRACTIONS[free], MULTIPLIED[free]
+        each = np.arange(len(products))
+        rows = np.zeros((4, len(products), len(SHARE_NAMES)))
+        # What is attended is subtracted from what is fetched: upper planes matter too.
+        for plane, (bound, is_shifted, sign) in enumerate(
+            ((low, False, -1.0), (high, True, -1.0), (high, False, 1.0), (low, True, 1.0))
+        ):
+            rows[plane, each, products] = sign
+            rows[plane, each, fractions] = -sign * bound
+            if is_shifted:
+                rows[plane, :, PER_BLOCK] = -sign
+                rows[plane, :, WHOLE] = sign * bound
+        return rows.reshape(-1, len(SHARE_NAMES))
+
+
+def _is_possible(problem: Problem, name: str) -> bool:
+    variable, has_gpu = VARIABLES[name], problem.hardware.has_gpu
+    if variable.needs_cpu_weights and not problem.cpu_weights:
+        return False
+    return has_gpu or not (variable.needs_gpu or variable.needs_cpu_weights)
+
+
+@functools.cache
+def _ties() -> tuple[Array, int]:
+    """Return forms that are at most zero whatever the problem, and how many of them, the first,
+    are zero."""
+    units = UNIT_SHARES
+    groups = dict.fromkeys(variable.group for variable in VARIABLES.values() if variable.group)
+    equal = []
+    for group in groups:
+        parts = [name for name, variable in VARIABLES.items() if variable.group == group]
+        whole = units.per_block if VARIABLES[parts[0]].is_scaled else units.whole
+        equal.append(total([*(getattr(units, name) for name in parts), whole * -1.0]))
+    most = [
+        units.attended - units.cache_cpu - units.cache_disk,
+        units.multiplied_prefill_per_block - units.weights_cpu,
+        units.multiplied_decode_per_block - units.weights_cpu,
+    ]
+    return coefficients([*equal, *most]), len(equal)
