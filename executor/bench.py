@@ -19,7 +19,8 @@ from costmodel.cli.flags import (
     read_permitted,
 )
 from costmodel.cli.policy_report import format_prediction
-from costmodel.model.model_spec import ModelSpec, load_model_spec, preset_names
+from costmodel.families import load_model_spec, preset_names
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.families import load_model_spec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import DEFAULT_MARGIN
 from costmodel.plan.workload import Workload
@@ -75,8 +76,6 @@ def add_question_flags(parser: Parser) -> None:
         help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
     )
     add_permitted_flags(parser)
-    priced = "price what cannot run yet: beside a GPU, the CPU multiplies by weights in its memory"
-    add("--cpu-weights", action="store_true", help=priced)
 
 
 def add_permitted_flags(parser: Parser) -> None:
@@ -101,7 +100,7 @@ def read_permitted(flags: argparse.Namespace) -> Permitted:
         "sparsity": flags.sparsity,
     }
     permitted = replace(
-        Permitted(cpu_weights=getattr(flags, "cpu_weights", False)),
+        Permitted(),
         **{name: value for name, value in given.items() if value is not None},
     )
     if flags.group_size is not None and not permitted.packs:

@@ -61,9 +61,6 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
         lines.append(
             f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU"
         )
-    if policy.cpu_weights.is_used:
-        shares = f"{policy.cpu_weights.prefill:.0%} in prefill, {policy.cpu_weights.decode:.0%}"
-        lines.append(f"  of the weights in CPU memory, it multiplies {shares} in decode")
     full = policy.model.full_bits
     if (policy.weight_bits, policy.cache_bits) != (full, full):
         lines.append(f"  weights in {policy.weight_bits} bits, cache in {policy.cache_bits} bits")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import LayerSpec, ModelSpec, NormSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
 # Tensors start on a cache line, layers of the weight file on a disk page.
@@ -26,9 +26,6 @@ TENSOR_ALIGNMENT = 64
 # A matrix is cut between so many rows: a GPU multiplies with other numbers of them, whose results
 # are not aligned, several times slower.
 CUT_ROWS = 8
-
-# OPT numbers its positions from 2 (the first two rows of its table are never used).
-OPT_POSITION_OFFSET = 2
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -123,14 +120,15 @@ def model_layers(
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
-    decoder = pack("decoder", _decoder_shapes(spec))
+    decoders = [pack("decoder", _layer_shapes(spec, kind)) for kind in spec.layer_kinds]
     embed = pack("embed", _embed_shapes(spec))
     row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
-    num_chunks = max(1, round(spec.vocab_size * row_bytes / decoder.num_bytes))
+    chunk_bytes = max(decoder.num_bytes for decoder in decoders)
+    num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     head = (
         pack("head", shapes, first_row=first) for first, shapes in _head_shapes(spec, num_chunks)
     )
-    return (embed, *(decoder for _ in range(spec.num_layers)), *head)
+    return (embed, *(decoders[kind] for kind in spec.layer_order), *head)
 
 
 def unpacked_layout(layer: LayerLayout, spec: ModelSpec) -> LayerLayout:
@@ -142,45 +140,69 @@ def unpacked_layout(layer: LayerLayout, spec: ModelSpec) -> LayerLayout:
     )  # fmt: skip
 
 
-def _norm_shapes(spec: ModelSpec, name: str) -> dict[str, tuple[int, ...]]:
-    weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (spec.hidden_size,)}
-    return weight if spec.is_gated else weight | {f"{name}.bias": (spec.hidden_size,)}
+Shapes = dict[str, tuple[int, ...]]
 
 
-def _decoder_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, query = spec.hidden_size, spec.ffn_size, spec.query_size
-    qkv = query + 2 * spec.kv_size
-    shapes: dict[str, tuple[int, ...]] = {}
-    shapes |= _norm_shapes(spec, "attention_norm") | _norm_shapes(spec, "mlp_norm")
-    if spec.attention_bias:
-        shapes["qkv.bias"] = (qkv,)
-    if spec.family == "qwen3":
-        shapes |= {"q_norm.weight": (spec.head_dim,), "k_norm.weight": (spec.head_dim,)}
-    if not spec.is_gated and spec.attention_bias:
-        shapes |= {"output.bias": (hidden,), "up.bias": (ffn,), "down.bias": (hidden,)}
-    shapes |= {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
-    if spec.is_gated:
-        return shapes | {"gate_up.weight": (2 * ffn, hidden), "down.weight": (hidden, ffn)}
-    return shapes | {"up.weight": (ffn, hidden), "down.weight": (hidden, ffn)}
+def _norm_shapes(spec: ModelSpec, norm: NormSpec, name: str) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (spec.hidden_size,)}
+    return weight if norm.kind == "rms" else weight | {f"{name}.bias": (spec.hidden_size,)}
 
 
-def _embed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    if not spec.is_gated:
-        shapes["positions.weight"] = (spec.max_positions + OPT_POSITION_OFFSET, spec.hidden_size)
-    if not spec.tied_embeddings:
+def _half_norm_shapes(spec: ModelSpec, layer: LayerSpec, half: str) -> Shapes:
+    names = {"before": f"{half}_norm", "after": f"{half}_output_norm"}
+    shapes: Shapes = {}
+    for place in layer.norm_places:
+        shapes |= _norm_shapes(spec, layer.norm, names[place])
+    return shapes
+
+
+def _layer_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
+    """Return the tensors of one decoder layer: first its vectors, then its matrices."""
+    shapes = _attention_shapes(spec, layer) | _mlp_shapes(spec, layer)
+    return dict(sorted(shapes.items(), key=lambda item: len(item[1])))
+
+
+def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
+    attention, hidden = layer.attention, spec.hidden_size
+    shapes = _half_norm_shapes(spec, layer, "attention")
+    if attention.qkv_bias:
+        shapes["qkv.bias"] = (attention.qkv_size,)
+    if attention.qk_norm == "head":
+        shapes |= {"q_norm.weight": (attention.head_dim,), "k_norm.weight": (attention.head_dim,)}
+    if attention.qk_norm == "projection":
+        shapes |= {"q_norm.weight": (attention.query_size,), "k_norm.weight": (attention.kv_size,)}
+    if attention.output_bias:
+        shapes["output.bias"] = (hidden,)
+    qkv, query = attention.qkv_size, attention.query_size
+    return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
+
+
+def _mlp_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
+    mlp, hidden = layer.mlp, spec.hidden_size
+    assert mlp is not None
+    shapes = _half_norm_shapes(spec, layer, "mlp")
+    up = "gate_up" if mlp.is_gated else "up"
+    if mlp.has_bias:
+        shapes |= {f"{up}.bias": (mlp.inner_rows,), "down.bias": (hidden,)}
+    return shapes | {f"{up}.weight": (mlp.inner_rows, hidden), "down.weight": (hidden, mlp.size)}
+
+
+def _embed_shapes(spec: ModelSpec) -> Shapes:
+    shapes: Shapes = {}
+    if spec.embedding.has_positions:
+        rows = spec.max_positions + spec.embedding.position_offset
+        shapes["positions.weight"] = (rows, spec.hidden_size)
+    if not spec.head.is_tied:
         shapes["tokens.weight"] = (spec.vocab_size, spec.hidden_size)
     return shapes
 
 
-def _head_shapes(
-    spec: ModelSpec, num_chunks: int
-) -> Iterator[tuple[int, dict[str, tuple[int, ...]]]]:
+def _head_shapes(spec: ModelSpec, num_chunks: int) -> Iterator[tuple[int, Shapes]]:
     """Yield each chunk of the head: its first row and its shapes."""
     rows_per_chunk = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
     for first in range(0, spec.vocab_size, rows_per_chunk):
         rows = min(rows_per_chunk, spec.vocab_size - first)
-        shapes = _norm_shapes(spec, "final_norm") if first == 0 else {}
+        shapes = _norm_shapes(spec, spec.final_norm, "final_norm") if first == 0 else {}
         yield first, shapes | {"head.weight": (rows, spec.hidden_size)}
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.workload import Workload
 from costmodel.pricing.problem import Problem
 from profiles.errors import InputError
@@ -32,16 +32,12 @@ class Permitted:
         Elements that share a scale where they are quantized.
     sparsity
         Fraction of the keys that each query of decode may leave it at; 1 is dense attention.
-    cpu_weights
-        Beside a GPU, the CPU may multiply part of the weights where they lie. Changes no output,
-        and cannot be run yet.
     """
 
     weight_bits: tuple[int, ...] = (FULL_BITS,)
     cache_bits: tuple[int, ...] = (FULL_BITS,)
     group_size: int = DEFAULT_GROUP_SIZE
     sparsity: float = 1.0
-    cpu_weights: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "cache_bits"):
@@ -83,9 +79,8 @@ def problems_of(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
     """Yield every problem that the search compares."""
-    cpu_weights = [False, True] if permitted.cpu_weights and hardware.has_gpu else [False]
-    for batch, in_place, in_cpu, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload), (True, False), cpu_weights, permitted.bits(model, "weight"),
+    for batch, in_place, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), (True, False), permitted.bits(model, "weight"),
         permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
     ):  # fmt: skip
         sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
@@ -97,7 +92,6 @@ def problems_of(
                 gpu_batch_size=batch,
                 prefill_batch_size=prefill_batch_size,
                 in_place=in_place,
-                cpu_weights=in_cpu,
                 weight_bits=weight_bits,
                 cache_bits=cache_bits,
                 group_size=permitted.group_size,

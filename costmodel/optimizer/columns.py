@@ -145,10 +145,7 @@ class Columns:
 
 
 def _is_possible(problem: Problem, name: str) -> bool:
-    variable, has_gpu = VARIABLES[name], problem.hardware.has_gpu
-    if variable.needs_cpu_weights and not problem.cpu_weights:
-        return False
-    return has_gpu or not (variable.needs_gpu or variable.needs_cpu_weights)
+    return problem.hardware.has_gpu or not VARIABLES[name].needs_gpu
 
 
 @functools.cache
@@ -164,7 +161,5 @@ def _ties() -> tuple[Array, int]:
         equal.append(total([*(getattr(units, name) for name in parts), whole * -1.0]))
     most = [
         units.attended - units.cache_cpu - units.cache_disk,
-        units.multiplied_prefill_per_block - units.weights_cpu,
-        units.multiplied_decode_per_block - units.weights_cpu,
     ]
     return coefficients([*equal, *most]), len(equal)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from costmodel.optimizer.program import Limits, Solution, solve
 from costmodel.optimizer.solver import Infeasible
-from costmodel.plan.policy import CpuWeights, Placement, Policy, Prediction
+from costmodel.plan.policy import Placement, Policy, Prediction
 from costmodel.plan.rounding import round_policy, roundings_of
-from costmodel.pricing.memory import PHASES, capacities
+from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import estimate
 from costmodel.pricing.problem import Problem, Shares
 from profiles.hardware import HardwareProfile
@@ -78,11 +78,6 @@ def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str,
 def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) -> Policy:
     off_gpu = shares.cache_cpu + shares.cache_disk
     attended = shares.attended / off_gpu if problem.hardware.has_gpu and off_gpu > 0 else 1.0
-    on_cpu = shares.weights_cpu / shares.per_block
-    multiplied = {
-        phase: min(1.0, getattr(shares, f"multiplied_{phase}") / on_cpu) if on_cpu > 0 else 0.0
-        for phase in PHASES
-    }
     return Policy(
         model=problem.model,
         workload=problem.workload,
@@ -95,7 +90,6 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
             shares.activations_gpu, shares.activations_cpu, shares.activations_disk
         ),
         cpu_attention=min(1.0, max(0.0, attended)),
-        cpu_weights=CpuWeights(**multiplied) if problem.cpu_weights else CpuWeights(),
         weight_bits=problem.weight_bits or problem.model.full_bits,
         cache_bits=problem.cache_bits or problem.model.full_bits,
         group_size=problem.group_size,

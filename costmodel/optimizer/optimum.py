@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from costmodel.model.layout import model_layers
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import (
     DEFAULT_PERMITTED,
     MAX_BLOCK_SIZE,
@@ -188,8 +188,8 @@ def search(
 
 def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> float:
     """Return what one sequence takes at least on a machine: its products at the best rate."""
-    decoder = next(layer for layer in model_layers(model) if layer.kind == "decoder")
-    flop = 2 * decoder.num_matrix_elements * model.num_layers
+    decoders = [layer for layer in model_layers(model) if layer.kind == "decoder"]
+    flop = 2 * sum(layer.num_matrix_elements for layer in decoders)
     tokens = workload.prompt_len + workload.gen_len - 1
     return flop * tokens / hardware.compute.matmul[model.dtype].peak
 

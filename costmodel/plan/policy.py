@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.workload import Workload
 from profiles.errors import InputError
 from profiles.files import dump_json, from_json, read_json, to_json
@@ -44,26 +44,6 @@ class Placement:
                 got=f"gpu {self.gpu} + cpu {self.cpu} + disk {self.disk} = {total:.6g}",
                 allowed="fractions that sum to 1",
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuWeights:
-    """Fractions of the weights in CPU memory that the CPU multiplies where they lie, by phase;
-    the rest is sent to the GPU. Without a GPU, the CPU multiplies everything and these are 0."""
-
-    prefill: float = 0.0
-    decode: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("prefill", "decode"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or not 0 <= value <= 1:
-                raise InputError(f"cpu_weights.{name}", got=value, allowed="a fraction in [0, 1]")
-
-    @property
-    def is_used(self) -> bool:
-        """Whether the CPU multiplies any weights beside a GPU."""
-        return max(self.prefill, self.decode) > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +94,6 @@ class Policy:
     cpu_attention
         Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
         is fetched. Without a GPU everything is attended on the CPU and this is 1.
-    cpu_weights
-        Fractions of the weights in CPU memory that the CPU multiplies where they lie.
     weight_bits, cache_bits
         Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
     group_size
@@ -139,7 +117,6 @@ class Policy:
     cache: Placement
     activations: Placement
     cpu_attention: float = 1.0
-    cpu_weights: CpuWeights = CpuWeights()
     weight_bits: int = 16
     cache_bits: int = 16
     group_size: int = DEFAULT_GROUP_SIZE

@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from costmodel.model.layout import LayerLayout, model_layers, packed_bytes, round_up
+from costmodel.model.cache import CacheSpec, cache_of
+from costmodel.model.layout import LayerLayout, model_layers, round_up
+from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
@@ -63,23 +65,21 @@ def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
     return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
 
 
-def _row_bytes(policy: Policy) -> int:
-    return 2 * packed_bytes(policy.model.head_dim, policy.cache_bits, policy.group_size)
+def cache_spec(policy: Policy, layer: LayerSpec) -> CacheSpec:
+    """Return what a layer keeps under a policy."""
+    return cache_of(layer, policy.cache_bits, policy.group_size, policy.model.dtype_bytes)
 
 
-def _disk_unit(policy: Policy) -> int:
-    """Rows that fill a page of the disk best."""
-    return max(1, PAGE_BYTES // _row_bytes(policy))
-
-
-def cut_cache(policy: Policy, batch_size: int, *, has_gpu: bool) -> tuple[Segment, ...]:
-    """Cut the cache rows of a batch of ``batch_size`` sequences into segments.
+def cut_cache(
+    policy: Policy, cache: CacheSpec, batch_size: int, *, has_gpu: bool
+) -> tuple[Segment, ...]:
+    """Cut the rows that a layer keeps of a batch of ``batch_size`` sequences into segments.
 
     The rows on disk take whole pages for each token, so that every token can be appended with
     one aligned write: their number is rounded to a multiple of the rows that fill a page.
     """
-    rows = batch_size * policy.model.num_kv_heads
-    row_bytes, unit = _row_bytes(policy), _disk_unit(policy)
+    rows = batch_size * cache.rows_per_sequence
+    row_bytes, unit = cache.row_bytes, cache.rows_per_page
     gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
     attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
     if attended_from > cpu_end:
@@ -137,16 +137,21 @@ def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-    # All decoder layers are one object: cut each layout once.
+    # Equal layers are one object: cut each layout once.
     layouts = {id(layer): layer for layer in layers}
     cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}
     cuts = [cut_by_layout[id(layer)] for layer in layers]
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
-    rows = {home: sum(s.num_rows for s in segments if s.home == home) for home in ("gpu", "disk")}
-    attended = sum(s.num_rows for s in segments if s.attended == "cpu")
-    total = policy.gpu_batch_size * policy.model.num_kv_heads
-    off_gpu = total - rows["gpu"]
     batch = policy.gpu_batch_size
+    rows = {"gpu": 0, "disk": 0}
+    attended = total = 0
+    for layer, count in policy.model.kinds_and_counts:
+        cache = cache_spec(policy, layer)
+        segments = cut_cache(policy, cache, batch, has_gpu=has_gpu)
+        for home in rows:
+            rows[home] += count * sum(s.num_rows for s in segments if s.home == home)
+        attended += count * sum(s.num_rows for s in segments if s.attended == "cpu")
+        total += count * batch * cache.rows_per_sequence
+    off_gpu = total - rows["gpu"]
     disk_end, cpu_end = cut_hidden(policy, batch)
     return replace(
         policy,
@@ -171,8 +176,9 @@ def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
 
 
 def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placement, float]]:
-    rows = policy.gpu_batch_size * policy.model.num_kv_heads
-    unit = _disk_unit(policy)
+    # Of the kind of layer that is first; others are rounded to the nearest of their rows.
+    cache = cache_spec(policy, policy.model.layer_kinds[0])
+    rows, unit = policy.gpu_batch_size * cache.rows_per_sequence, cache.rows_per_page
     attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
     on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
     for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):

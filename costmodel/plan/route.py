@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cut_cache, cut_hidden, cut_layer
+from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, cut_layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,13 @@ class Route:
 def route_of(policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> Route:
     """Derive from a policy's cuts which moves it needs."""
     cuts = {i: cut_layer(c, policy.weights) for i, c in enumerate(layers) if c.kind != "embed"}
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
-    disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
+    batch = policy.gpu_batch_size
+    segments = [
+        segment
+        for layer in policy.model.layer_kinds
+        for segment in cut_cache(policy, cache_spec(policy, layer), batch, has_gpu=has_gpu)
+    ]
+    disk_end, cpu_end = cut_hidden(policy, batch)
     fetched = [s for s in segments if s.attended == "gpu" and s.home != "gpu"]
     return Route(
         has_gpu=has_gpu,

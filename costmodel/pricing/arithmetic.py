@@ -5,7 +5,7 @@ No placement: how much of it a device does is for ``latency`` to say.
 
 from __future__ import annotations
 
-from costmodel.model.layout import LayerLayout
+from costmodel.model.spec import LayerSpec
 from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
@@ -17,33 +17,34 @@ SAMPLING_PASSES = 3
 UNPACKED_BYTES = 2
 
 
-def decoder_layer(problem: Problem) -> LayerLayout:
-    """Return the layout that all decoder layers share."""
-    return next(layer for layer in problem.layers if layer.kind == "decoder")
-
-
 def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
     """Seconds of the matrix products of all decoder layers, before and behind their attention."""
-    tokens = problem.model.num_layers * stage.tokens
-    # In prefill the head takes each prompt's last token, and the last layer finishes no other.
-    finished = tokens - (stage.tokens - 1 if stage.is_prefill else 0)
+    last = problem.layers[problem.model.num_layers]
     first_s = second_s = 0.0
-    for tensor in decoder_layer(problem).tensors:
-        if len(tensor.shape) < 2:
-            continue
-        rate = _matmul_rate(problem, stage, rates, stage.matmul_rows, tensor.shape[1])
-        if tensor.name == "qkv.weight":
-            first_s += 2 * tensor.num_elements * tokens / rate
-        else:
-            second_s += 2 * tensor.num_elements * finished / rate
+    for kind in problem.layer_kinds:
+        tokens = kind.count * stage.tokens
+        # In prefill the head takes each prompt's last token, and the last layer finishes no other.
+        skips = stage.is_prefill and kind.layout is last
+        finished = tokens - (stage.tokens - 1 if skips else 0)
+        for tensor in kind.layout.tensors:
+            if len(tensor.shape) < 2:
+                continue
+            rate = _matmul_rate(problem, stage, rates, stage.matmul_rows, tensor.shape[1])
+            if tensor.name == "qkv.weight":
+                first_s += 2 * tensor.num_elements * tokens / rate
+            else:
+                second_s += 2 * tensor.num_elements * finished / rate
     return first_s, second_s
 
 
 def projected_share(problem: Problem) -> float:
-    """Share of a layer's matrices that is multiplied before its attention."""
-    layer = decoder_layer(problem)
-    first = sum(t.num_elements for t in layer.tensors if t.name == "qkv.weight")
-    return first / layer.num_matrix_elements
+    """Share of the layers' matrices that is multiplied before attention."""
+    first = whole = 0
+    for kind in problem.layer_kinds:
+        matrices = [t for t in kind.layout.tensors if len(t.shape) == 2]
+        whole += kind.count * sum(t.num_elements for t in matrices)
+        first += kind.count * sum(t.num_elements for t in matrices if t.name == "qkv.weight")
+    return first / whole
 
 
 def _matmul_rate(
@@ -83,33 +84,38 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:
     """Bytes of the cache, as it lies, that the CPU's attention reads for one sequence."""
-    token_bytes = problem.cache_token_bytes * problem.model.num_layers
-    share = _read_share(problem, problem.hardware.cpu.compute)
-    return token_bytes * stage.context_tokens * share
+    rates = problem.hardware.cpu.compute
+    read = sum(
+        kind.count * kind.cache.token_bytes * _read_share(problem, kind.spec, rates)
+        for kind in problem.layer_kinds
+    )
+    return read * stage.context_tokens
 
 
 def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
     """Seconds of attention in all layers, and of packing what is new where the cache is packed."""
     model = problem.model
-    token_bytes = problem.unpacked_token_bytes * model.num_layers
     # What is new is packed.
-    packed_s = 0.0
+    seconds = 0.0
     if problem.packs_cache:
-        elements = token_bytes / model.dtype_bytes
+        elements = problem.unpacked_token_bytes / model.dtype_bytes
         rate = rates.unpack_rate(problem.cache_bits)
-        packed_s = elements * UNPACKED_BYTES * stage.stored_tokens / rate
+        seconds = elements * UNPACKED_BYTES * stage.stored_tokens / rate
     if stage.is_prefill:
-        square = 4 * stage.tokens**2 * model.query_size * model.num_layers
-        return packed_s + square / rates.attention_prefill[model.dtype]
-    read_bytes = token_bytes * stage.context_tokens * _read_share(problem, rates)
-    return packed_s + read_bytes / _decode_rate(problem, rates)
+        query = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
+        return seconds + 4 * stage.tokens**2 * query / rates.attention_prefill[model.dtype]
+    for kind in problem.layer_kinds:
+        token_bytes = kind.count * kind.cache.full_token_bytes
+        read_bytes = token_bytes * stage.context_tokens * _read_share(problem, kind.spec, rates)
+        seconds += read_bytes / _decode_rate(problem, kind.spec, rates)
+    return seconds
 
 
-def _decode_rate(problem: Problem, rates: ComputeRates) -> float:
+def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
     """Bytes per second of the cache as attention computes with it, however it lies."""
-    model = problem.model
+    attention = layer.attention
     bits = problem.cache_bits if problem.packs_cache else None
-    rate = rates.attention_rate(model.dtype, bits, model.group_size, model.head_dim)
+    rate = rates.attention_rate(problem.model.dtype, bits, attention.group_size, attention.head_dim)
     if problem.attention_sparsity < 1 and rates.sparse_attention_bytes_per_s:
         rate = min(rate, rates.sparse_attention_bytes_per_s)
     return rate
@@ -125,7 +131,7 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     return flop / rate + sampled_bytes / memory_rate + overhead_s
 
 
-def _read_share(problem: Problem, rates: ComputeRates) -> float:
+def _read_share(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
     """Share of the cache that attention reads where it is computed: all keys, and the values that
     some query of those which share them picks, as if queries picked independently.
 
@@ -136,5 +142,5 @@ def _read_share(problem: Problem, rates: ComputeRates) -> float:
     # A rate that was measured is of the whole cache.
     if on_gpu or rates.sparse_attention_bytes_per_s:
         return 1.0
-    picked = 1 - (1 - problem.attention_sparsity) ** problem.model.group_size
+    picked = 1 - (1 - problem.attention_sparsity) ** layer.attention.group_size
     return (1 + picked) / 2

@@ -15,7 +15,6 @@ from typing import Generic
 from costmodel.pricing.arithmetic import (
     attended_bytes,
     attention_seconds,
-    decoder_layer,
     head_seconds,
     matmul_seconds,
     multiplied_bytes,
@@ -28,10 +27,6 @@ from costmodel.pricing.problem import Problem, Shares
 from costmodel.pricing.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
-
-# The CPU's part of a layer takes the hidden states and returns what is added to them, once for
-# attention and once for the MLP.
-EXCHANGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +53,17 @@ def stage_work(
     return work
 
 
-def _per_block(shares: Shares[Quantity], stage: Stage) -> Quantity:
-    """Weights that the CPU multiplies in place, times loads of the block."""
-    if stage.is_prefill:
-        return shares.multiplied_prefill_per_block
-    return shares.multiplied_decode_per_block
-
-
 def _disk_work(
     problem: Problem, shares: Shares[Quantity], stage: Stage
 ) -> Iterable[TaskWork[Quantity]]:
     disk = problem.hardware.disk
-    padded = problem.cache_token_bytes * problem.model.num_layers * problem.disk_cache_padding
+    padded = problem.cache_token_bytes * problem.disk_cache_padding
     hidden = shares.activations_disk * _hidden_moves(problem, stage)
     weights = shares.weights_disk * _loaded_bytes(problem, stage)
     read = shares.cache_disk * (padded * stage.context_tokens)
     written = shares.cache_disk * (padded * stage.stored_tokens)
     # Small pieces move at the disk's rate for small requests.
-    batch_bytes = problem.cache_token_bytes * problem.gpu_batch_size
+    batch_bytes = problem.layer_token_bytes * problem.gpu_batch_size
     mean_context = stage.context_tokens / stage.passes
     weight_rate = disk.read.at(_request(problem.largest_layer_bytes))
     cache_rate = disk.read.at(_request(batch_bytes * mean_context))
@@ -103,12 +91,6 @@ def _loaded_bytes(problem: Problem, stage: Stage) -> float:
     return problem.staged_weight_bytes * stage.passes * problem.loads_per_block
 
 
-def _decoder_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the decoder layers, for all passes of the stage."""
-    num_bytes = decoder_layer(problem).num_bytes * problem.model.num_layers
-    return num_bytes * stage.passes * problem.loads_per_block
-
-
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
     return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
@@ -119,35 +101,28 @@ def _link_work(
 ) -> Iterable[TaskWork[Quantity]]:
     gpu, model = problem.hardware.gpu, problem.model
     assert gpu is not None
-    layers = model.num_layers
-    token_bytes = problem.cache_token_bytes * layers
+    token_bytes = problem.cache_token_bytes
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
     hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
     streamed = (shares.weights_cpu + shares.weights_disk) * _loaded_bytes(problem, stage)
-    # The head is the GPU's, whoever multiplies the layers.
-    in_place = _per_block(shares, stage) * _decoder_bytes(problem, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
-    query_bytes = model.query_size * model.dtype_bytes * layers * stage.tokens
-    new_bytes = problem.unpacked_token_bytes * layers * stage.tokens
+    queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
+    query_bytes = queried * model.dtype_bytes * stage.tokens
+    new_bytes = problem.unpacked_token_bytes * stage.tokens
     queries, stored = shares.attended * 0.0, off_gpu
     if not stage.is_prefill:
         queries, stored = shares.attended, fetched
     fetched_bytes = fetched * (token_bytes * stage.context_tokens)
-    exchanged = shares.whole * (
-        EXCHANGES * problem.cpu_weights * layers * stage.tokens * problem.hidden_token_bytes
-    )
     up, down = gpu.h2d.pinned_bytes_per_s, gpu.d2h.pinned_bytes_per_s
     return (
-        _move("send_weights", "h2d", streamed - in_place, up),
+        _move("send_weights", "h2d", streamed, up),
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", hidden, up),
         _move("send_attended", "h2d", queries * query_bytes, up),
-        _move("send_partial", "h2d", exchanged, up),
         _move("return_cache", "d2h", stored * (token_bytes * stage.stored_tokens), down),
         _move("return_hidden", "d2h", hidden, down),
         _move("return_queries", "d2h", queries * (query_bytes + new_bytes), down),
-        _move("return_partial", "d2h", exchanged, down),
     )
 
 
@@ -156,15 +131,8 @@ def _gpu_work(
 ) -> Iterable[TaskWork[Quantity]]:
     gpu = problem.hardware.gpu
     assert gpu is not None
-    multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
-    here = shares.whole - multiplied
-    loaded = shares.per_block - _per_block(shares, stage)
-    if problem.unpacks_per_batch:
-        loaded = here * (1 / stage.sequences_at_once)
     attended = shares.whole - shares.attended
-    seconds: dict[str, Quantity] = _layer_seconds(
-        problem, stage, gpu.compute, shares.whole, here, attended, loaded
-    )
+    seconds: dict[str, Quantity] = _layer_seconds(problem, stage, gpu.compute, shares, attended)
     if not stage.is_prefill:
         # Where the CPU attends, a layer is cut in two: for however few rows, but counted by their
         # share, so that the program stays linear.
@@ -173,10 +141,8 @@ def _gpu_work(
             cut * gpu.compute.task_overhead_s
         )
     head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
-    return (
-        *[TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()],
-        TaskWork("head", "gpu_compute", head),
-    )
+    seconds["head"] = head
+    return [TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()]
 
 
 def _cpu_work_beside_gpu(
@@ -190,19 +156,7 @@ def _cpu_work_beside_gpu(
             layers * stage.passes * cpu.compute.task_overhead_s / stage.sequences_at_once
         )
         attend_bytes = shares.attended * attended_bytes(problem, stage)
-    multiplied = shares.multiplied_prefill if stage.is_prefill else shares.multiplied_decode
-    flop_s = sum(matmul_seconds(problem, stage, cpu.compute))
-    unpack = unpack_weights_seconds(problem, stage, cpu.compute)
-    loaded = _per_block(shares, stage)
-    if problem.unpacks_per_batch:
-        loaded = multiplied * (1 / stage.sequences_at_once)
-    batches = _decoder_bytes(problem, stage) / problem.loads_per_block / stage.sequences_at_once
-    return (
-        TaskWork("attend", "cpu_compute", attend, attend_bytes),
-        TaskWork(
-            "multiply", "cpu_compute", multiplied * flop_s + loaded * unpack, multiplied * batches
-        ),
-    )
+    return (TaskWork("attend", "cpu_compute", attend, attend_bytes),)
 
 
 def _cpu_work(
@@ -210,12 +164,9 @@ def _cpu_work(
 ) -> Iterable[TaskWork[Quantity]]:
     """Work of a CPU that computes everything."""
     cpu = problem.hardware.cpu
-    whole = shares.whole
-    loaded = shares.per_block
-    if problem.unpacks_per_batch:
-        loaded = whole * (1 / stage.sequences_at_once)
+    whole, loaded = shares.whole, _unpackings(problem, shares, stage)
     seconds: dict[str, Quantity] = _layer_seconds(
-        problem, stage, cpu.compute, whole, whole, shares.cache_cpu, loaded
+        problem, stage, cpu.compute, shares, shares.cache_cpu
     )
     if not stage.is_prefill:
         # What comes from disk lies token by token.
@@ -228,30 +179,33 @@ def _cpu_work(
         + loaded * unpacking_bytes(problem, stage),
     }
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
-    return (
-        *[TaskWork(k, "cpu_compute", value, memory_bytes[k]) for k, value in seconds.items()],
-        TaskWork("head", "cpu_compute", head),
-    )
+    seconds["head"] = head
+    return [TaskWork(k, "cpu_compute", s, memory_bytes.get(k)) for k, s in seconds.items()]
+
+
+def _unpackings(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
+    """How often all weights are unpacked in a pass, per sequence of the block."""
+    if problem.unpacks_per_batch:
+        return shares.whole * (1 / stage.sequences_at_once)
+    return shares.per_block
 
 
 def _layer_seconds(
     problem: Problem,
     stage: Stage,
     rates: ComputeRates,
-    whole: Quantity,
-    here: Quantity,
+    shares: Shares[Quantity],
     attended: Quantity,
-    loaded: Quantity,
 ) -> dict[str, Quantity]:
     """Seconds of the decoder layers on the device that computes them: up to the attention that
     it does itself (``project``), and the rest of the layer (``finish``).
 
-    ``here`` of the weights are multiplied and ``attended`` of the cache is attended on the
-    device, which unpacks ``loaded`` of the weights.
+    ``attended`` is the part of the cache that is attended on the device.
     """
+    whole = shares.whole
     share = projected_share(problem)
     projected_s, finished_s = matmul_seconds(problem, stage, rates)
-    unpack = loaded * unpack_weights_seconds(problem, stage, rates)
+    unpack = _unpackings(problem, shares, stage) * unpack_weights_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
@@ -259,6 +213,6 @@ def _layer_seconds(
     if stage.is_prefill:
         attention = whole * attention_seconds(problem, stage, rates)
     return {
-        "project": here * projected_s + unpack * share + attention,
-        "finish": here * finished_s + unpack * (1 - share) + overhead,
+        "project": whole * projected_s + unpack * share + attention,
+        "finish": whole * finished_s + unpack * (1 - share) + overhead,
     }

@@ -24,10 +24,6 @@ IN_SERIES = frozenset(
         "return_hidden", "write_hidden", "read_hidden", "send_hidden",
     }
 )  # fmt: skip
-# Instead of the GPU's part of a layer, the CPU's, where it multiplies weights in place.
-IN_SERIES_ON_CPU = (IN_SERIES - {"project", "finish"}) | {
-    "return_partial", "multiply", "send_partial",
-}  # fmt: skip
 
 
 def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> dict[str, Quantity]:
@@ -63,9 +59,6 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
     alone = UNIT_SHARES.of_one_batch(problem.gpu_batch_size)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
-    if problem.cpu_weights:
-        on_cpu = total(w.seconds for w in work if w.kind in IN_SERIES_ON_CPU)
-        limits[f"{ONE_BATCH} on the CPU"] = alone.value_of(on_cpu)
     return limits
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
+from costmodel.model.spec import LayerSpec
 from costmodel.pricing.linear_form import Quantity
 from costmodel.pricing.problem import Problem, Shares
 from profiles.aligned_io import PAGE_BYTES
@@ -98,16 +99,11 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }
     unpacked = shares.per_block * _unpacked_weight_bytes(problem)
-    multiplied = {
-        "prefill": shares.multiplied_prefill_per_block,
-        "decode": shares.multiplied_decode_per_block,
-    }
     return {
         f"{phase}, {moment} cache": home
         | {
             # The largest layer is cut near the fraction.
-            "weight staging": (staged - multiplied[phase])
-            * (NUM_BUFFERS * problem.largest_layer_bytes)
+            "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes)
             + shares.per_block * (NUM_BUFFERS * problem.longest_cut_bytes),
             "cache staging": cache,
             "unpacked weights": unpacked,
@@ -146,18 +142,7 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     home["attention staging"] = shares.attended_per_block * (
         NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
     )
-    if not problem.cpu_weights:
-        return {"whole run": home}
-    # It multiplies weights for one batch while the hidden states of the next arrive.
-    exchanged = 2 * NUM_BUFFERS * problem.gpu_batch_size * _hidden_bytes(problem)
-    return {
-        phase: home
-        | {
-            "workspace": shares.per_block * workspace_bytes(problem, phase),
-            "exchange staging": shares.per_block * exchanged,
-        }
-        for phase in PHASES
-    }
+    return {"whole run": home}
 
 
 def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
@@ -197,20 +182,21 @@ def _hidden_staging_bytes(problem: Problem) -> int:
 
 
 def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
-    return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.cache_token_bytes
+    return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.layer_token_bytes
 
 
 def _value_sum_bytes(problem: Problem) -> int:
     """Count the float32 sums of a sequence's values that sparse attention on the CPU keeps."""
     if problem.attention_sparsity == 1:
         return 0
-    return problem.model.num_layers * problem.model.kv_size * SUM_BYTES
+    return sum(kind.count * kind.spec.attention.kv_size for kind in problem.layer_kinds) * SUM_BYTES
 
 
 def _attention_token_bytes(problem: Problem) -> int:
-    model = problem.model
     # Queries, keys and values as they come, keys and values again as they are appended, the result.
-    return (2 * model.query_size + 4 * model.kv_size) * model.dtype_bytes
+    attentions = [kind.spec.attention for kind in problem.layer_kinds]
+    elements = max(2 * a.query_size + 4 * a.kv_size for a in attentions)
+    return elements * problem.model.dtype_bytes
 
 
 def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
@@ -223,7 +209,8 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         if problem.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    angles = problem.model.head_dim * problem.model.dtype_bytes if problem.model.is_gated else 0
+    rotated = {(a.rotary, a.head_dim) for a in (k.spec.attention for k in problem.layer_kinds)}
+    angles = sum(dim for rotary, dim in rotated if rotary) * problem.model.dtype_bytes
     return {
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,
@@ -243,11 +230,9 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
         tokens = problem.prefill_batch_size * workload.prompt_len
     else:
         tokens = problem.gpu_batch_size
-    qkv = model.query_size + 2 * model.kv_size
-    attention = model.hidden_size + 2 * qkv + 2 * model.query_size
-    mlp = 2 * model.hidden_size + (3 if model.is_gated else 2) * model.ffn_size
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
-    layer_bytes = tokens * max(attention, mlp, norm) * model.dtype_bytes
+    halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
+    layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
     # One chunk of the head makes its logits in the model's dtype, before they go where all are.
     head_rows = max(c.tensors[-1].num_rows for c in problem.distinct_layers if c.kind == "head")
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
@@ -256,6 +241,14 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     if not problem.hardware.uses_cuda:
         beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
+    """Count the elements for each token that the larger half of a layer holds."""
+    attention, mlp = layer.attention, layer.mlp
+    assert mlp is not None
+    attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
+    return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size)
 
 
 def _wide_bytes(problem: Problem, num_tokens: int) -> int:
@@ -287,7 +280,8 @@ def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
-    model, context = problem.model, problem.workload.context_len
     # One row is attended to whole, whatever it takes.
-    row_bytes = 2 * context * (model.head_dim + 3 * model.group_size) * LOGIT_BYTES
+    attentions = [kind.spec.attention for kind in problem.layer_kinds]
+    widest = max(a.head_dim + 3 * a.group_size for a in attentions)
+    row_bytes = 2 * problem.workload.context_len * widest * LOGIT_BYTES
     return max(UNPACKED_AT_ONCE_BYTES, row_bytes)

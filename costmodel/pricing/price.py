@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
@@ -131,23 +131,11 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
 
 def check_executable(policy: Policy) -> None:
     """Refuse what can be priced and not yet be run."""
-    _require("unpacks_per_batch", policy.unpacks_per_batch, False, "false in the policy")
-    check_simulable(policy)
-
-
-def check_simulable(policy: Policy) -> None:
-    """Refuse what the schedule has no tasks for."""
-    used = max(policy.cpu_weights.prefill, policy.cpu_weights.decode)
-    _require("cpu_weights", used, 0, "searching again without --cpu-weights")
-
-
-def _require(name: str, got: float, allowed: float, hint: str) -> None:
-    if got != allowed:
+    if policy.unpacks_per_batch:
         raise InputError(
-            f"policy.{name}",
-            got=got,
-            allowed=f"{allowed}: anything else can be priced, but not run yet",
-            hint=hint,
+            "policy.unpacks_per_batch",
+            got="true",
+            allowed="false: true can be priced, but not run",
         )
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Generic
 
-from costmodel.model.layout import CUT_ROWS, LayerLayout, model_layers, packed_bytes, round_up
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.cache import CacheSpec, cache_of
+from costmodel.model.layout import CUT_ROWS, LayerLayout, model_layers, round_up
+from costmodel.model.spec import LayerSpec, ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
@@ -15,6 +16,16 @@ from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
 from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """Decoder layers that are equal: their description, bytes and cache, and how many they are."""
+
+    spec: LayerSpec
+    layout: LayerLayout
+    cache: CacheSpec
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +37,6 @@ class Problem:
     in_place
         All hidden states live on the compute device, where the layers update them in place;
         otherwise they pass through two staging buffers of a batch each.
-    cpu_weights
-        Beside a GPU, the CPU may multiply weights where they lie in its memory: a part of the
-        heads and of the MLP's rows in every layer, whose outputs are added to the GPU's.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
     group_size
@@ -48,7 +56,6 @@ class Problem:
     gpu_batch_size: int
     prefill_batch_size: int
     in_place: bool = True
-    cpu_weights: bool = False
     weight_bits: int | None = None
     cache_bits: int | None = None
     group_size: int = DEFAULT_GROUP_SIZE
@@ -63,7 +70,7 @@ class Problem:
 
     @cached_property
     def distinct_layers(self) -> tuple[LayerLayout, ...]:
-        """The same without repetition: all decoder layers share one layout."""
+        """The same without repetition: equal decoder layers share one layout."""
         return tuple({id(layer): layer for layer in self.layers}.values())
 
     @cached_property
@@ -118,34 +125,49 @@ class Problem:
         return (self.cache_bits or self.model.full_bits) < self.model.full_bits
 
     @cached_property
-    def cache_row_bytes(self) -> int:
-        """Bytes of the key and the value of one token, key head and layer."""
-        bits = self.cache_bits or self.model.full_bits
-        return 2 * packed_bytes(self.model.head_dim, bits, self.group_size)
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The different decoder layers: costs are sums over them."""
+        model, bits = self.model, self.cache_bits or self.model.full_bits
+        return tuple(
+            LayerKind(
+                spec=spec,
+                layout=self.layers[1 + model.layer_order.index(kind)],
+                cache=cache_of(spec, bits, self.group_size, model.dtype_bytes),
+                count=count,
+            )
+            for kind, (spec, count) in enumerate(model.kinds_and_counts)
+        )
 
-    @property
+    @cached_property
     def cache_token_bytes(self) -> int:
-        """Bytes of keys and values of one token of one sequence in one layer, at rest."""
-        return self.model.num_kv_heads * self.cache_row_bytes
+        """Bytes of keys and values of one token of one sequence in all layers, at rest."""
+        return sum(kind.count * kind.cache.token_bytes for kind in self.layer_kinds)
 
-    @property
+    @cached_property
+    def layer_token_bytes(self) -> int:
+        """The same in the layer that keeps most."""
+        return max(kind.cache.token_bytes for kind in self.layer_kinds)
+
+    @cached_property
     def unpacked_token_bytes(self) -> int:
-        """The same in the dtype that attention computes in."""
-        return 2 * self.model.kv_size * self.model.dtype_bytes
+        """Bytes of keys and values of one token in all layers, in the dtype of attention."""
+        return sum(kind.count * kind.cache.full_token_bytes for kind in self.layer_kinds)
 
     @property
     def cache_sequence_bytes(self) -> int:
         """Bytes of KV cache of one sequence at full context, all layers."""
-        return self.cache_token_bytes * self.workload.context_len * self.model.num_layers
+        return self.cache_token_bytes * self.workload.context_len
 
     @cached_property
     def disk_cache_padding(self) -> float:
         """Most bytes on disk per byte of cache: a token's rows of a batch take whole pages."""
-        batch_bytes = self.cache_token_bytes * self.gpu_batch_size
-        row_bytes = self.cache_row_bytes
-        # Part of a batch goes to disk in units of the rows that fill a page best.
-        unit_bytes = min(batch_bytes, max(1, PAGE_BYTES // row_bytes) * row_bytes)
-        return max(round_up(size, PAGE_BYTES) / size for size in (batch_bytes, unit_bytes))
+        sizes = []
+        for kind in self.layer_kinds:
+            batch_bytes = kind.cache.token_bytes * self.gpu_batch_size
+            # Part of a batch goes to disk in units of the rows that fill a page best.
+            unit_bytes = min(batch_bytes, kind.cache.rows_per_page * kind.cache.row_bytes)
+            sizes += [batch_bytes, unit_bytes]
+        return max(round_up(size, PAGE_BYTES) / size for size in sizes)
 
     @property
     def hidden_token_bytes(self) -> int:
@@ -167,15 +189,12 @@ class Variable:
         Formulas use the share's product with ``per_block``.
     needs_gpu
         The share is zero on a machine without a GPU.
-    needs_cpu_weights
-        The share is zero where the CPU multiplies no weights beside a GPU.
     """
 
     group: str = ""
     is_scaled: bool = False
     needs_product: bool = False
     needs_gpu: bool = False
-    needs_cpu_weights: bool = False
 
 
 VARIABLES = {
@@ -189,8 +208,6 @@ VARIABLES = {
     "activations_gpu": Variable(group="activations", needs_gpu=True),
     "activations_cpu": Variable(group="activations", needs_product=True),
     "activations_disk": Variable(group="activations", needs_product=True),
-    "multiplied_prefill": Variable(needs_cpu_weights=True, needs_product=True),
-    "multiplied_decode": Variable(needs_cpu_weights=True, needs_product=True),
 }
 PRODUCTS = tuple(name for name, variable in VARIABLES.items() if variable.needs_product)
 
@@ -207,14 +224,12 @@ class Shares(Generic[Quantity]):
     Dividing by the block size makes the program linear (Charnes and Cooper 1962): ``per_block``
     is ``1 / block_size`` and the weight shares come multiplied by it; all else are plain
     fractions. ``attended`` is the fraction of the whole cache that lies off the GPU and is
-    attended on the CPU; ``multiplied_*`` the fraction of all weights that the CPU multiplies in
-    that phase where they lie. ``whole`` is the constant one, so that every formula is linear in
-    the shares without a constant term.
+    attended on the CPU. ``whole`` is the constant one, so that every formula is linear in the
+    shares without a constant term.
 
     Some costs need a fraction and its product with ``per_block``: staging buffers hold the cache
-    of one batch, not of the block, and weights multiplied on the CPU are not sent once per
-    load. The ``*_per_block`` fields carry the product, exact where the block size is fixed, a
-    McCormick variable where it is not.
+    of one batch, not of the block. The ``*_per_block`` fields carry the product, exact where the
+    block size is fixed, a McCormick variable where it is not.
     """
 
     whole: Quantity
@@ -229,15 +244,11 @@ class Shares(Generic[Quantity]):
     activations_gpu: Quantity
     activations_cpu: Quantity
     activations_disk: Quantity
-    multiplied_prefill: Quantity
-    multiplied_decode: Quantity
     cache_cpu_per_block: Quantity
     cache_disk_per_block: Quantity
     attended_per_block: Quantity
     activations_cpu_per_block: Quantity
     activations_disk_per_block: Quantity
-    multiplied_prefill_per_block: Quantity
-    multiplied_decode_per_block: Quantity
 
     def of_one_batch(self, gpu_batch_size: int) -> Shares[Quantity]:
         """Return the shares times the fraction of the block that one batch is.
@@ -270,8 +281,6 @@ def shares_of(policy: Policy) -> Shares[float]:
         for tier in ("gpu", "cpu", "disk")
     }
     plain["attended"] = policy.cpu_attention * (policy.cache.cpu + policy.cache.disk)
-    plain["multiplied_prefill"] = policy.cpu_weights.prefill * policy.weights.cpu
-    plain["multiplied_decode"] = policy.cpu_weights.decode * policy.weights.cpu
     return Shares(
         whole=1.0,
         per_block=per_block,
@@ -293,7 +302,6 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         gpu_batch_size=policy.gpu_batch_size,
         prefill_batch_size=policy.prefill_batch_size,
         in_place=compute_share >= 1,
-        cpu_weights=policy.cpu_weights.is_used,
         weight_bits=policy.weight_bits,
         cache_bits=policy.cache_bits,
         group_size=policy.group_size,

@@ -16,8 +16,8 @@ from costmodel.plan.rounding import cut_layer, round_policy
 from costmodel.plan.route import route_of
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import contentions
-from costmodel.pricing.price import check_machine, check_simulable
-from costmodel.pricing.problem import Problem, problem_of, shares_of
+from costmodel.pricing.price import check_machine
+from costmodel.pricing.problem import LayerKind, Problem, problem_of, shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule, num_weight_pieces
@@ -91,7 +91,6 @@ def simulate(
         For a policy that the machine cannot run, or whose tasks the schedule lacks.
     """
     check_machine(policy, hardware)
-    check_simulable(policy)
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem = problem_of(policy, hardware)
     num_tokens = min(num_passes or policy.workload.gen_len, policy.workload.gen_len)
@@ -126,6 +125,9 @@ class _TaskSeconds:
         # The embedding is gathered, never staged.
         for moved in self._moved_bytes.values():
             moved[0] = 0
+        # Of what all decoder layers compute and keep, the part of each.
+        self._computed = _shares_of_layers(problem, lambda kind: kind.layout.num_matrix_elements)
+        self._kept = _shares_of_layers(problem, lambda kind: kind.cache.token_bytes)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
             i for i, stage in enumerate(self._stages) for _ in range(stage.passes)
@@ -150,13 +152,15 @@ class _TaskSeconds:
             return kinds["head"] / per_pass / self._problem.num_head_chunks
         if task.kind == "compute" and layer == "embed":
             return self._overhead_s(stage)
-        if task.kind == "compute":
-            total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
-            return total / per_pass / self._problem.model.num_layers
         if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):
             return kinds[task.kind] / per_pass / (self._problem.model.num_layers + 1)
-        share = self._context_share(task, stage)
-        return kinds[task.kind] * share / self._num_batches / self._problem.model.num_layers
+        if task.kind == "compute":
+            total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
+            return total / per_pass * self._computed[task.layer]
+        if task.kind in WORK_OF_COMPUTE:
+            return kinds[task.kind] / per_pass * self._computed[task.layer]
+        share = self._context_share(task, stage) * self._kept[task.layer]
+        return kinds[task.kind] * share / self._num_batches
 
     def _overhead_s(self, stage: Stage) -> float:
         parts = self._problem.gpu_batch_size / stage.sequences_at_once
@@ -171,6 +175,13 @@ class _TaskSeconds:
             stored_passes = 1 if stage.is_prefill else stage.stored_tokens
             return 1 / max(1, stored_passes)
         return 1 / stage.passes
+
+
+def _shares_of_layers(problem: Problem, of: Callable[[LayerKind], int]) -> list[float]:
+    """Return the part of each layer of the schedule; that of embedding and head is none."""
+    kinds = [of(problem.layer_kinds[kind]) for kind in problem.model.layer_order]
+    shares = [0.0, *(part / sum(kinds) for part in kinds)]
+    return shares + [0.0] * (len(problem.layers) - len(shares))
 
 
 def _by_kind(work: Sequence[TaskWork[float]], block_size: int) -> dict[str, float]:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from costmodel.families import spec_from_config
 from costmodel.model.layout import LayerLayout, model_layers
-from costmodel.model.model_spec import ModelSpec, spec_from_config
-from executor.checkpoint.families import DecoderConfig, decoder_config
+from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import TensorPart, layer_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
@@ -36,21 +36,15 @@ SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DummyCheckpoint:
-    """A ``WeightSource`` of random weights; ``config`` defaults to the family's usual numbers."""
+    """A ``WeightSource`` of random weights."""
 
     spec: ModelSpec
     seed: int = 0
-    decoder: DecoderConfig | None = None
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The numbers that the decoder computes with."""
-        return self.decoder or decoder_config({}, self.spec)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the shapes and the seed."""
-        return hashlib.sha256(f"dummy {self.spec} {self.config} {self.seed}".encode()).hexdigest()
+        return hashlib.sha256(f"dummy {self.spec} {self.seed}".encode()).hexdigest()
 
     def check_unchanged(self) -> None:
         """Do nothing: there are no files."""
@@ -63,50 +57,18 @@ class DummyCheckpoint:
             _fill(target, part, self.seed, first)
 
 
-def config_json(spec: ModelSpec) -> dict[str, Any]:
-    """Write the shapes of ``spec`` as a Hugging Face ``config.json`` would."""
-    common = {
-        "model_type": spec.family,
-        "num_hidden_layers": spec.num_layers,
-        "hidden_size": spec.hidden_size,
-        "num_attention_heads": spec.num_heads,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.max_positions,
-        "tie_word_embeddings": spec.tied_embeddings,
-        "torch_dtype": spec.dtype,
-    }
-    if spec.family == "opt":
-        return common | {
-            "architectures": ["OPTForCausalLM"],
-            "ffn_dim": spec.ffn_size,
-            "word_embed_proj_dim": spec.hidden_size,
-            "do_layer_norm_before": True,
-            "enable_bias": spec.attention_bias,
-        }
-    return common | {
-        "architectures": [f"{spec.family.capitalize()}ForCausalLM"],
-        "intermediate_size": spec.ffn_size,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "attention_bias": spec.attention_bias,
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-        "sliding_window": None,
-    }
-
-
 def write_random_checkpoint(
-    folder: Path, config: Mapping[str, Any] | ModelSpec, *, seed: int = 0, shard_bytes: int = GIB
+    folder: Path, config: Mapping[str, Any], *, seed: int = 0, shard_bytes: int = GIB
 ) -> None:
-    """Write a checkpoint of random weights, in shards of at most ``shard_bytes`` where possible.
+    """Write a checkpoint of random weights for a ``config.json``, in shards of at most
+    ``shard_bytes`` where possible.
 
     Memory stays at one piece of a tensor, and the pages written leave the page cache, so that a
     model larger than memory can be made and the next read of it is a real one.
     """
-    raw = config_json(config) if isinstance(config, ModelSpec) else dict(config)
-    spec = spec_from_config(raw, name=folder.name)
+    spec = spec_from_config(config, name=folder.name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", raw)
+    write_json(folder / "config.json", config)
     shards = list(_shards(spec, shard_bytes))
     weight_map: dict[str, str] = {}
     for number, parts in enumerate(shards, start=1):

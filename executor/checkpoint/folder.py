@@ -14,15 +14,10 @@ from typing import Protocol
 
 import torch
 
+from costmodel.families import family_named, spec_from_config
+from costmodel.model.family import HEAD_MODULE
 from costmodel.model.layout import LayerLayout, TensorLayout, model_layers
-from costmodel.model.model_spec import ModelSpec, named_dtype, spec_from_config
-from executor.checkpoint.families import (
-    HEAD_NAME,
-    DecoderConfig,
-    decoder_config,
-    name_parts,
-    part_rows,
-)
+from costmodel.model.spec import ModelSpec
 from executor.checkpoint.safetensors_file import TensorEntry
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
@@ -45,10 +40,6 @@ class WeightSource(Protocol):
     @property
     def spec(self) -> ModelSpec:
         """Shapes and compute dtype."""
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The numbers that the decoder computes with."""
 
     @property
     def fingerprint(self) -> str:
@@ -87,14 +78,26 @@ def layer_parts(spec: ModelSpec, index: int, layout: LayerLayout) -> Iterator[Te
         yield from _tensor_parts(spec, index, layout, tensor)
 
 
+HEAD_NAME = f"{HEAD_MODULE}.weight"
+
+
+def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, ...]:
+    """Return the rows that each part of a stacked tensor has."""
+    module, rows = tensor.name.rpartition(".")[0], tensor.shape[0]
+    if module == "qkv":
+        attention = spec.layer(index - 1).attention
+        return (attention.query_size, attention.kv_size, attention.kv_size)
+    return (rows // 2, rows // 2) if module == "gate_up" else (rows,)
+
+
 def _tensor_parts(
     spec: ModelSpec, index: int, layout: LayerLayout, tensor: TensorLayout
 ) -> Iterator[TensorPart]:
-    names = name_parts(spec, tensor.name, index - 1)
+    names = family_named(spec.family).tensor_names(spec, tensor.name, index - 1)
     offset = tensor.offset_bytes
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
-    for name, rows in zip(names, part_rows(spec, tensor.name, tensor.shape[0]), strict=True):
+    for name, rows in zip(names, _part_rows(spec, index, tensor), strict=True):
         is_head = tensor.name == "head.weight"
         yield TensorPart(
             name=name,
@@ -133,7 +136,6 @@ class Checkpoint:
 
     folder: Path
     spec: ModelSpec
-    config: DecoderConfig
     tensors: Mapping[str, TensorEntry]
     contents: str
 
@@ -162,15 +164,14 @@ class Checkpoint:
                 hint="merging the adapter, or removing that file where the weights hold it already",
             )  # fmt: skip
         spec = spec_from_config(raw, name=folder.resolve().name)
-        config = decoder_config(raw, spec)
         stored = StoredTensors.open(folder)
-        if dtype is None and named_dtype(raw) is None:
+        if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
         contents = contents_digest(tensors)
-        return cls(folder=folder, spec=spec, config=config, tensors=tensors, contents=contents)
+        return cls(folder=folder, spec=spec, tensors=tensors, contents=contents)
 
     def in_dtype(self, dtype: str) -> Checkpoint:
         """Return the same weights, to be computed in another dtype."""
@@ -214,9 +215,9 @@ def _find_tensors(
     than its embedding."""
     shapes = _needed_shapes(spec)
     tensors = {name: entry for name in shapes if (entry := stored.find(name))}
-    head = stored.find(HEAD_NAME) if spec.tied_embeddings else None
+    head = stored.find(HEAD_NAME) if spec.head.is_tied else None
     if head is not None:
-        (table_name,) = name_parts(spec, "head.weight", 0)
+        (table_name,) = family_named(spec.family).tensor_names(spec, "head.weight", 0)
         shape = shapes[table_name]
         table = tensors.setdefault(table_name, head)
         for name, entry in ((HEAD_NAME, head), (table_name, table)):
@@ -226,14 +227,32 @@ def _find_tensors(
                 "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
                 stored.folder / "config.json", HEAD_NAME, table_name,
             )  # fmt: skip
-            spec = replace(spec, tied_embeddings=False)
+            spec = replace(spec, head=replace(spec.head, is_tied=False))
             shapes[HEAD_NAME], tensors[HEAD_NAME] = shape, head
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise stored.missing(missing, len(shapes))
     for name, shape in shapes.items():
         _check_tensor(name, tensors[name], shape, spec)
+    _refuse_unread(stored, spec, tensors)
     return spec, tensors
+
+
+def _refuse_unread(
+    stored: StoredTensors, spec: ModelSpec, tensors: Mapping[str, TensorEntry]
+) -> None:
+    """Refuse tensors that nothing reads: the model would compute something else without them."""
+    read = {entry.name for entry in tensors.values()}
+    family = family_named(spec.family)
+    unread = [n for n in sorted(stored.entries) if n not in read and not family.may_ignore(n)]
+    if unread:
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        raise InputError(
+            f"checkpoint {spec.name}",
+            got=f"tensor {unread[0]}{more}, which its config does not ask for",
+            allowed="tensors of the layers and parts that its config describes",
+            hint="another config.json, or saving the model again without them",
+        )
 
 
 def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...], spec: ModelSpec) -> None:

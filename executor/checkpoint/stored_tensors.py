@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from executor.checkpoint.families import stored_names
 from executor.checkpoint.safetensors_file import (
     READ_BYTES,
     TensorEntry,
@@ -26,6 +25,7 @@ from executor.checkpoint.safetensors_file import (
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
+BASE_PREFIX = "model."
 # Bytes of a file's name on any file system that is common.
 LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
@@ -35,6 +35,12 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 # What is read of a tensor to recognise it: so much of its start, its middle and its end.
 SAMPLE_BYTES = 4096
 SAMPLING_THREADS = 8
+
+
+def stored_names(name: str) -> tuple[str, ...]:
+    """Return the names under which transformers finds a tensor of its causal model in a file: its
+    own, and those with one prefix of the base model more or less."""
+    return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

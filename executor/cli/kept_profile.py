@@ -19,12 +19,11 @@ import torch
 
 from costmodel.calibration.factors import check_run
 from costmodel.calibration.measured_runs import append_row, read_runs, row_of
-from executor.checkpoint.dummy import config_json
 from executor.cli.run_report import Report
 from profiles.cache_folder import cache_folder
 from profiles.disk import free_disk_bytes
 from profiles.errors import InputError, RunError, ZigzagError
-from profiles.files import write_json
+from profiles.files import to_json, write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
 from profiles.mounts import mount_of
@@ -80,7 +79,7 @@ def keep_run(report: Report, offload_dir: Path) -> None:
     if block.prefill_s + block.decode_s < SHORTEST_S:
         return
     try:
-        path, shapes = _kept("runs", "csv", offload_dir), config_json(block.policy.model)
+        path, shapes = _kept("runs", "csv", offload_dir), to_json(block.policy.model)
         if path is None:
             return
         key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]

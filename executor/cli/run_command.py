@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy, Prediction

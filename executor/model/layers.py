@@ -15,8 +15,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.model_spec import ModelSpec
-from executor.checkpoint.families import DecoderConfig, Rope
+from costmodel.model.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
 from profiles import kernels
 from profiles.packing import Packing
 
@@ -80,13 +79,12 @@ def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[M
     return before, behind
 
 
-def norm(x: torch.Tensor, weights: LayerWeights, name: str, config: DecoderConfig) -> torch.Tensor:
-    """Normalise ``x`` [..., hidden] by LayerNorm where ``name`` has a bias, else by RMSNorm."""
+def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
+    """Normalise ``x`` [..., hidden] as ``spec`` says."""
     weight = vector(weights, f"{name}.weight")
-    bias = _bias(weights, name)
-    if bias is None:
-        return rms_norm(x, weight, config.norm_eps)
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, config.norm_eps)
+    if spec.kind == "rms":
+        return rms_norm(x, weight, spec.eps)
+    return F.layer_norm(x, (x.shape[-1],), weight, _bias(weights, name), spec.eps)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -103,40 +101,41 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
-def rotation_of(positions: torch.Tensor, rope: Rope, head_dim: int, dtype: torch.dtype) -> Rotation:
+def rotation_of(
+    positions: torch.Tensor, rotary: RotarySpec, head_dim: int, dtype: torch.dtype
+) -> Rotation:
     """Return cosines and sines [positions, head_dim / 2] of int64 [positions]."""
-    frequencies = rotary_frequencies(rope, head_dim, positions.device)
+    frequencies = rotary_frequencies(rotary, head_dim, positions.device)
     angles = positions[:, None].float() * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 @lru_cache(maxsize=8)
-def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device) -> torch.Tensor:
+def rotary_frequencies(rotary: RotarySpec, head_dim: int, device: torch.device) -> torch.Tensor:
     """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
 
     The ``llama3`` kind follows transformers' ``_compute_llama3_parameters``: long waves are
     slowed by ``factor``, short ones kept, those between blended.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    frequencies = 1.0 / rope.theta**exponents
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "default":
+    frequencies = 1.0 / rotary.theta**exponents
+    if rotary.kind == "linear":
+        return frequencies / rotary.factor
+    if rotary.kind == "default":
         return frequencies
     wave_lengths = 2 * math.pi / frequencies
-    blend = (rope.original_max_positions / wave_lengths - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
+    blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
+        rotary.high_freq_factor - rotary.low_freq_factor
     )
     blend = blend.clamp(0, 1)
-    return (1 - blend) * frequencies / rope.factor + blend * frequencies
+    return (1 - blend) * frequencies / rotary.factor + blend * frequencies
 
 
 def project_qkv(
     x: torch.Tensor,
     weights: LayerWeights,
     rotation: Rotation | None,
-    spec: ModelSpec,
-    config: DecoderConfig,
+    layer: LayerSpec,
 ) -> torch.Tensor:
     """Norm, project and rotate: the first half of a decoder layer, up to its attention.
 
@@ -146,7 +145,7 @@ def project_qkv(
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
         Of the positions of one sequence's tokens, where they are every sequence's, or of all
-        tokens, sequence by sequence; ``None`` for families that have learned positions.
+        tokens, sequence by sequence; ``None`` where they are not rotated.
 
     Returns
     -------
@@ -157,43 +156,53 @@ def project_qkv(
     -----
     Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
     ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
-    query`` (rotation), and with head norms (Qwen3) ``qkv + query`` and a float32 ``query``. ``qkv``
+    query`` (rotation), and with norms of queries ``qkv + query`` and a float32 ``query``. ``qkv``
     lives on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
     # The norm is not bound to a name, so that it is gone once it has been multiplied.
     qkv = linear(
-        norm(x, weights, "attention_norm", config), weights["qkv.weight"], _bias(weights, "qkv")
+        _normed_input(x, weights, "attention", layer),
+        weights["qkv.weight"],
+        _bias(weights, "qkv"),
     )
-    heads = qkv.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-    with_keys = spec.num_heads + spec.num_kv_heads
-    if config.qk_norm:
-        for part, name in (
-            (heads[:, : spec.num_heads], "q_norm.weight"),
-            (heads[:, spec.num_heads : with_keys], "k_norm.weight"),
-        ):
-            kernels.rms_norm(part, vector(weights, name), config.norm_eps, part)
+    attention = layer.attention
+    heads = qkv.view(-1, attention.num_heads + 2 * attention.num_kv_heads, attention.head_dim)
+    _norm_queries(heads, weights, layer)
     if rotation is not None:
-        kernels.rotate(heads[:, :with_keys], *rotation)
+        kernels.rotate(heads[:, : attention.num_heads + attention.num_kv_heads], *rotation)
+    if attention.scale is not None:
+        # Kernels of attention scale by the root of the head's width.
+        heads[:, : attention.num_heads].mul_(attention.scale * attention.head_dim**0.5)
     return qkv
 
 
+def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
+    """Normalise queries and keys in place, where the layer does; [tokens, heads, head_dim]."""
+    attention = layer.attention
+    if attention.qk_norm == "none":
+        return
+    queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
+        [attention.num_heads, attention.num_kv_heads], dim=1
+    )
+    for part, name in ((queries, "q_norm.weight"), (keys, "k_norm.weight")):
+        rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
+        kernels.rms_norm(rows, vector(weights, name), layer.norm.eps, rows)
+
+
 def split_heads(
-    qkv: torch.Tensor, spec: ModelSpec
+    qkv: torch.Tensor, attention: AttentionSpec
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return queries [..., heads, head_dim], keys and values [..., kv heads, head_dim] as views of
     all [..., query + 2 * kv]."""
-    heads = qkv.unflatten(-1, (-1, spec.head_dim))
-    q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=-2)
+    heads = qkv.unflatten(-1, (-1, attention.head_dim))
+    kv_heads = attention.num_kv_heads
+    q, k, v = heads.split([attention.num_heads, kv_heads, kv_heads], dim=-2)
     return q, k, v
 
 
 def finish_layer(
-    x: torch.Tensor,
-    attended: torch.Tensor,
-    weights: LayerWeights,
-    spec: ModelSpec,
-    config: DecoderConfig,
+    x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:
     """Project what was attended and run the MLP: the second half of a decoder layer.
 
@@ -207,23 +216,53 @@ def finish_layer(
     Notes
     -----
     Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
-    ``hidden + 2 * ffn`` (norm, gate, up), then ``ffn + hidden``; OPT ``hidden + ffn``.
+    ``hidden + 2 * inner`` (norm, gate, up), then ``inner + hidden``; else ``hidden + inner``.
     """
-    x.add_(linear(attended, weights["output.weight"], _bias(weights, "output")))
-    normed = norm(x, weights, "mlp_norm", config)
-    if spec.is_gated:
-        gate, up = split_rows(weights["gate_up.weight"], spec.ffn_size)
-        inner = linear(normed, gate)
-        _gate(inner, linear(normed, up), config)
-    else:
-        inner = _activate(linear(normed, weights["up.weight"], _bias(weights, "up")), config)
+    projected = linear(attended, weights["output.weight"], _bias(weights, "output"))
+    _add_half(x, projected, weights, "attention", layer)
+    del projected
+    assert layer.mlp is not None
+    normed = _normed_input(x, weights, "mlp", layer)
+    inner = _inner(normed, weights, layer.mlp)
     del normed
-    x.add_(linear(inner, weights["down.weight"], _bias(weights, "down")))
+    made = linear(inner, weights["down.weight"], _bias(weights, "down"))
+    _add_half(x, made, weights, "mlp", layer)
 
 
-def final_norm(x: torch.Tensor, weights: LayerWeights, config: DecoderConfig) -> torch.Tensor:
+def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
     """Normalise the last hidden states [..., hidden]; weights are those of the first head chunk."""
-    return norm(x, weights, "final_norm", config)
+    return norm(x, weights, "final_norm", spec)
+
+
+def _normed_input(
+    x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
+) -> torch.Tensor:
+    if "before" not in layer.norm_places:
+        return x
+    return norm(x, weights, f"{half}_norm", layer.norm)
+
+
+def _add_half(
+    x: torch.Tensor, made: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
+) -> None:
+    """Add what one half of a layer made to its input, in place."""
+    if "after" in layer.norm_places:
+        made = norm(made, weights, f"{half}_output_norm", layer.norm)
+    if layer.residual_scale != 1:
+        made.mul_(layer.residual_scale)
+    x.add_(made)
+
+
+def _inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec) -> torch.Tensor:
+    """Return the inner vectors [..., size] of an MLP."""
+    if not mlp.is_gated:
+        return _activate(linear(x, weights["up.weight"], _bias(weights, "up")), mlp)
+    bias = _bias(weights, "gate_up")
+    gate_bias, up_bias = (None, None) if bias is None else bias.split(mlp.size)
+    gate, up = split_rows(weights["gate_up.weight"], mlp.size)
+    inner = linear(x, gate, gate_bias)
+    _gate(inner, linear(x, up, up_bias), mlp)
+    return inner
 
 
 def vector(weights: LayerWeights, name: str) -> torch.Tensor:
@@ -237,18 +276,18 @@ def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
     return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None
 
 
-def _gate(gate: torch.Tensor, up: torch.Tensor, config: DecoderConfig) -> None:
+def _gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
     """Replace ``gate`` [..., ffn] by its activation times ``up``."""
-    if config.activation == "silu":
+    if mlp.activation == "silu":
         kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
     else:
-        _activate(gate, config).mul_(up)
+        _activate(gate, mlp).mul_(up)
 
 
-def _activate(x: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
-    if config.activation == "silu":
+def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
+    if mlp.activation == "silu":
         return F.silu(x, inplace=True)
-    if config.activation == "relu":
+    if mlp.activation == "relu":
         return x.relu_()
     # There is no public gelu in place; the operator itself has one.
     activated: torch.Tensor = torch.ops.aten.gelu_(x)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import AttentionSpec, ModelSpec, RotarySpec
 from costmodel.schedule.tasks import Task
-from executor.checkpoint.families import DecoderConfig, Rope
 from executor.model.layers import Rotation, rotation_of
 from profiles.compute_plan import DTYPES
 
@@ -19,13 +18,12 @@ PROMPTS = -1
 class Rotations:
     """Cosines and sines of the positions of a pass, made once and not once a layer."""
 
-    def __init__(self, spec: ModelSpec, config: DecoderConfig) -> None:
-        self.spec = spec
-        self.rope = config.rope
+    def __init__(self, spec: ModelSpec) -> None:
+        self._dtype = DTYPES[spec.dtype]
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
-        # Of the pass over ``_token``, by batch.
-        self._made: dict[int, Rotation] = {}
+        # Of the pass over ``_token``, by batch and kind of rotation.
+        self._made: dict[tuple[int, RotarySpec, int], Rotation] = {}
         self._token = 0
 
     def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
@@ -34,20 +32,21 @@ class Rotations:
         self._lengths, self._prompt_len = lengths, prompt_len
         self._made = {}
 
-    def of(self, task: Task) -> Rotation | None:
+    def of(self, task: Task, attention: AttentionSpec) -> Rotation | None:
         """Return those of a task's pass (see ``layers.project_qkv``)."""
-        if self.rope is None:
+        if attention.rotary is None:
             return None
         if task.token != self._token:
             self._token, self._made = task.token, {}
-        key = PROMPTS if task.is_prefill else task.batch
+        batch = PROMPTS if task.is_prefill else task.batch
+        key = batch, attention.rotary, attention.head_dim
         if key not in self._made:
-            self._made[key] = self._make(task, self.rope)
+            self._made[key] = self._make(task, attention.rotary, attention.head_dim)
         return self._made[key]
 
-    def _make(self, task: Task, rope: Rope) -> Rotation:
+    def _make(self, task: Task, rotary: RotarySpec, head_dim: int) -> Rotation:
         if task.is_prefill:
             positions = torch.arange(self._prompt_len, device=self._lengths[0].device)
         else:
             positions = self._lengths[task.batch] + (task.token - 1)
-        return rotation_of(positions, rope, self.spec.head_dim, DTYPES[self.spec.dtype])
+        return rotation_of(positions, rotary, head_dim, self._dtype)

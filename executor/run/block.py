@@ -9,12 +9,11 @@ from functools import partial
 
 import torch
 
-from costmodel.model.layout import OPT_POSITION_OFFSET
+from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import num_weight_pieces
-from executor.checkpoint.families import DecoderConfig
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
 from executor.model import layers
@@ -49,7 +48,6 @@ class Block:
     def __init__(
         self,
         policy: Policy,
-        config: DecoderConfig,
         machine: Machine,
         stores: Stores,
         sampler: Chooser,
@@ -57,14 +55,13 @@ class Block:
     ) -> None:
         self.policy = policy
         self.spec = policy.model
-        self.config = config
         self.device = machine.compute.device
         self.stores = stores
         self.sampler = sampler
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
         self.batches: list[Batch] = []
         self.attention = DecodeAttention(policy, machine, stores.cache)
-        self.rotations = Rotations(policy.model, config)
+        self.rotations = Rotations(policy.model)
         # For each batch the tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
@@ -144,6 +141,10 @@ class Block:
         self.stores.hidden.hand_back(task)
         return 0
 
+    def _layer(self, task: Task) -> LayerSpec:
+        # Layer 0 of the schedule is the embedding.
+        return self.spec.layer(task.layer - 1)
+
     def _weights(self, task: Task) -> layers.LayerWeights:
         return self.stores.weights.layer(task)
 
@@ -154,13 +155,16 @@ class Block:
         for first in range(0, len(batch), step):
             part = slice(first, first + step)
             hidden[part] = self.stores.tokens.gather(ids[part])
+            if self.spec.embedding.scale != 1:
+                hidden[part] *= self.spec.embedding.scale
             if self.stores.positions is not None:
                 if task.is_prefill:
                     # Prompts all begin at the first position.
                     positions = torch.arange(ids.shape[1])[None]
                 else:
                     positions = batch.lengths[part, None] + (task.token - 1)
-                hidden[part] += self.stores.positions.gather(positions + OPT_POSITION_OFFSET)
+                offset = self.spec.embedding.position_offset
+                hidden[part] += self.stores.positions.gather(positions + offset)
         if task.is_prefill and batch.is_padded:
             # Padding rows may hold NaN, and 0 x NaN is NaN.
             lengths = self._lengths[task.batch][:, None]
@@ -170,7 +174,9 @@ class Block:
     def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):
             part = slice(first, first + self.policy.prefill_batch_size)
-            q, k, v = layers.split_heads(self._project(task, hidden[part]), self.spec)
+            qkv = self._project(task, hidden[part])
+            q, k, v = layers.split_heads(qkv, self._layer(task).attention)
+            del qkv
             self.stores.cache.write_prompt(task, first, k, v)
             attended = prefill_attention(q, k, v)
             del q, k, v
@@ -189,17 +195,18 @@ class Block:
         self._finish(task, hidden, self.attention.attend_here(task, qkv))
 
     def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
-        rotation = self.rotations.of(task)
-        return layers.project_qkv(hidden, self._weights(task), rotation, self.spec, self.config)
+        layer = self._layer(task)
+        rotation = self.rotations.of(task, layer.attention)
+        return layers.project_qkv(hidden, self._weights(task), rotation, layer)
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
-        layers.finish_layer(hidden, attended, self._weights(task), self.spec, self.config)
+        layers.finish_layer(hidden, attended, self._weights(task), self._layer(task))
 
     def _compute_head(self, task: Task) -> None:
         batch, weights = self.batches[task.batch], self._weights(task)
         if self.kinds[task.layer - 1] != "head":
             last = self._of_last_tokens(task, self.stores.hidden.gather(task))
-            self._head_inputs[task.batch] = layers.final_norm(last, weights, self.config)
+            self._head_inputs[task.batch] = layers.final_norm(last, weights, self.spec.final_norm)
         logits = self._logits[task.batch % len(self._logits), : len(batch)]
         chunks = weights["head.weight"]
         first = self.stores.weights.layers[task.layer].first_row
@@ -208,6 +215,8 @@ class Block:
             logits[:, columns] = layers.linear(self._head_inputs[task.batch], [chunk])
             first += chunk.shape[0]
         if task.layer == self._last_layer:
+            if self.spec.head.scale != 1:
+                logits *= self.spec.head.scale
             del self._head_inputs[task.batch]
             self._choose(task, batch, logits)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.model.spec import AttentionSpec
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
@@ -23,7 +24,7 @@ class DecodeAttention:
     """
 
     def __init__(self, policy: Policy, machine: Machine, cache: KVCache) -> None:
-        self.spec = policy.model
+        self.model = policy.model
         self.cache = cache
         self.device = machine.compute.device
         self._sparsity = policy.attention_sparsity
@@ -50,7 +51,7 @@ class DecodeAttention:
     def attend_here(self, task: Task, qkv: torch.Tensor) -> torch.Tensor:
         """Attend with queries, keys and values [batch, 1, query + 2 * kv] to all of a batch's
         cache; returns [batch, 1, query]."""
-        out = self._empty_rows(qkv)
+        out = self._empty_rows(task, qkv)
         # Without a GPU, everything is attended on the CPU, which computes.
         for place in ("gpu", "cpu"):
             self._attend_rows(task, place, qkv, out)
@@ -58,7 +59,7 @@ class DecodeAttention:
 
     def begin(self, task: Task, qkv: torch.Tensor) -> None:
         """Attend to what lies on the GPU, and keep the rest for the CPU."""
-        out = self._empty_rows(qkv)
+        out = self._empty_rows(task, qkv)
         self._attend_rows(task, "gpu", qkv, out)
         self._projected[task.slot], self._outputs[task.slot] = qkv, out
 
@@ -73,7 +74,7 @@ class DecodeAttention:
         """Attend on the CPU to what lies in its memory."""
         qkv = self._returned[task.slot]
         # Pinned memory is sent at the link's rate, and without holding up who sends it.
-        out = self._empty_rows(qkv, pins=self.device.type == "cuda")
+        out = self._empty_rows(task, qkv, pins=self.device.type == "cuda")
         first = self._first_on_cpu(task)
         self._attended[task.slot] = self._attend_rows(task, "cpu", qkv, out, first)
         return 0
@@ -91,10 +92,16 @@ class DecodeAttention:
 
     def _first_on_cpu(self, task: Task) -> int:
         """Return the first sequence of a batch that has a row attended on the CPU."""
-        return self.cache.first_row_attended_at(task, "cpu") // self.spec.num_kv_heads
+        heads = self._attention(task).num_kv_heads
+        return self.cache.first_row_attended_at(task, "cpu") // heads
 
-    def _empty_rows(self, qkv: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
-        shape = len(qkv) * self.spec.num_kv_heads, self.spec.group_size, self.spec.head_dim
+    def _attention(self, task: Task) -> AttentionSpec:
+        # Layer 0 of the schedule is the embedding.
+        return self.model.layer(task.layer - 1).attention
+
+    def _empty_rows(self, task: Task, qkv: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
+        spec = self._attention(task)
+        shape = len(qkv) * spec.num_kv_heads, spec.group_size, spec.head_dim
         return qkv.new_empty(shape, pin_memory=pins)
 
     def _attend_rows(
@@ -109,27 +116,28 @@ class DecodeAttention:
         segments = self.cache.attended_at(task, place)
         if not segments:
             return []
-        q, keys_values = self._by_row(qkv)
+        spec = self._attention(task)
+        q, keys_values = _by_row(qkv, spec)
         batch = self._batches[task.batch]
         lengths = self._lengths[place][task.batch][first_sequence:] if batch.is_padded else None
-        before = first_sequence * self.spec.num_kv_heads
+        before = first_sequence * spec.num_kv_heads
         filled = []
         for segment, context in segments:
             rows = slice(segment.first_row - before, segment.end_row - before)
-            self.cache.append(context, keys_values[:, rows])
+            self.cache.append(task, context, keys_values[:, rows])
             kernels.decode_attention(
                 q, context, out[rows], first_row=rows.start, lengths=lengths,
-                prompt_len=batch.prompt_ids.shape[1], packing=self.cache.packing,
+                prompt_len=batch.prompt_ids.shape[1], packing=self.cache.layout(task).packing,
                 sparsity=self._sparsity, value_sums=self.cache.value_sums(task, segment),
                 begins=task.token == 1,
             )  # fmt: skip
             filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled
 
-    def _by_row(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries [sequences, heads, head_dim], a view, and keys and values [2, rows,
-        head_dim], copied together."""
-        spec = self.spec
-        heads = qkv.view(len(qkv), -1, spec.head_dim)
-        keys_values = heads[:, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))
-        return heads[:, : spec.num_heads], keys_values.transpose(0, 1).flatten(1, 2)
+
+def _by_row(qkv: torch.Tensor, spec: AttentionSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return queries [sequences, heads, head_dim], a view, and keys and values [2, rows, head_dim],
+    copied together."""
+    heads = qkv.view(len(qkv), -1, spec.head_dim)
+    keys_values = heads[:, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))
+    return heads[:, : spec.num_heads], keys_values.transpose(0, 1).flatten(1, 2)

@@ -160,19 +160,19 @@ class Runner:
             file.build(self.weights.cuts, self._tell_loaded)
         self.weights.load(self.source, self._tell_loaded)
         self.source.check_unchanged()
-        tied = policy.model.tied_embeddings
+        tied = policy.model.head.is_tied
         tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
         positions = None
-        if self.source.config.rope is None:
+        if policy.model.embedding.has_positions:
             positions = EmbeddingTable(self.weights, file, "positions.weight")
         if self.hardware.uses_cuda:
             device = machine.compute.device
-            compile_kernels(policy, self.source.config, self.layers, cache, device)
+            compile_kernels(policy, self.layers, device)
         stores = Stores(
             weights=self.weights, tokens=tokens, positions=positions, cache=cache,
             hidden=hidden,
         )  # fmt: skip
-        self.block = Block(policy, self.source.config, machine, stores, self.sampler, self.eos_ids)
+        self.block = Block(policy, machine, stores, self.sampler, self.eos_ids)
         channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
         self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
 

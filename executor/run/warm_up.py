@@ -7,10 +7,9 @@ from functools import partial
 
 import torch
 
-from costmodel.model.layout import LayerLayout
+from costmodel.model.layout import LayerLayout, row_packing
+from costmodel.model.spec import AttentionSpec
 from costmodel.plan.policy import Policy
-from executor.checkpoint.families import DecoderConfig
-from executor.stores.kv_cache import KVCache
 from profiles import kernels
 from profiles.compute_plan import DTYPES
 from profiles.packing import Packing
@@ -21,30 +20,35 @@ UNALIGNED = 4
 
 def compile_kernels(
     policy: Policy,
-    config: DecoderConfig,
     layers: Sequence[LayerLayout],
-    cache: KVCache,
     device: torch.device,
 ) -> None:
     """Have all kernels compiled that a run will call, each of which takes up to a second, by
     calling them for next to nothing."""
-    _compile_layer(policy, config, device)
+    _compile_layers(policy, device)
     for matrix in {tensor.packing for layer in layers for tensor in layer.tensors}:
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
-    if cache.packing is not None:
-        _compile_attention(policy, cache, cache.packing, device)
+    for layer in policy.model.layer_kinds:
+        packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)
+        if packing is not None:
+            _compile_attention(policy, layer.attention, packing, device)
 
 
-def _compile_layer(policy: Policy, config: DecoderConfig, device: torch.device) -> None:
+def _compile_layers(policy: Policy, device: torch.device) -> None:
     model = policy.model
     ones = partial(torch.ones, dtype=DTYPES[model.dtype], device=device)
-    if model.is_gated:
-        for dim in (model.hidden_size, *([model.head_dim] if config.qk_norm else [])):
-            kernels.rms_norm(ones(1, 1, dim), ones(dim), config.norm_eps, ones(1, 1, dim))
-    if config.rope is not None:
-        angles = ones(1, model.head_dim // 2)
-        kernels.rotate(ones(1, 1, model.head_dim), angles, angles)
+    for layer in model.layer_kinds:
+        attention = layer.attention
+        normed = {
+            "head": [attention.head_dim],
+            "projection": [attention.query_size, attention.kv_size],
+        }.get(attention.qk_norm, [])
+        for dim in (model.hidden_size, *normed) if layer.norm.kind == "rms" else ():
+            kernels.rms_norm(ones(1, 1, dim), ones(dim), layer.norm.eps, ones(1, 1, dim))
+        if attention.rotary is not None:
+            angles = ones(1, attention.head_dim // 2)
+            kernels.rotate(ones(1, 1, attention.head_dim), angles, angles)
 
 
 def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:
@@ -57,13 +61,13 @@ def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device
 
 
 def _compile_attention(
-    policy: Policy, cache: KVCache, packing: Packing, device: torch.device
+    policy: Policy, attention: AttentionSpec, packing: Packing, device: torch.device
 ) -> None:
-    model = policy.model
-    q = torch.zeros(1, model.num_heads, model.head_dim, dtype=DTYPES[model.dtype], device=device)
-    out = q.view(model.num_kv_heads, model.group_size, model.head_dim)
+    dtype, shape = DTYPES[policy.model.dtype], (attention.num_heads, attention.head_dim)
+    q = torch.zeros(1, *shape, dtype=dtype, device=device)
+    out = q.view(attention.num_kv_heads, attention.group_size, attention.head_dim)
     context = torch.zeros(1, 2, len(out), packing.row_bytes, dtype=torch.uint8, device=device)
-    cache.append(context, torch.zeros_like(out[:, 0]).expand(2, -1, -1))
+    kernels.pack_rows(torch.zeros_like(out[:, 0]).expand(2, -1, -1), packing, context[-1])
     for lengths in (None, torch.ones(1, dtype=torch.int32, device=device)):
         kernels.decode_attention(
             q.clone(), context, out, lengths=lengths, packing=packing,

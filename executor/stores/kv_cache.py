@@ -11,20 +11,20 @@ so at the memory's own rate; views make both look the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from costmodel.model.layout import row_packing
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import Segment, cut_cache
+from costmodel.plan.rounding import Segment
 from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
+from executor.stores.cache_layout import CacheLayout
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.strided_copy import copy_runs
-from profiles.compute_plan import DTYPES
 from profiles.errors import RunError
 from profiles.kernels import pack_rows
 
@@ -43,72 +43,73 @@ class KVCache:
     """
 
     def __init__(self, policy: Policy, machine: Machine) -> None:
-        self.model = policy.model
-        self.policy = policy
         self.machine = machine
         self.file: ScratchFile | None = None
-        self.context_len = policy.workload.context_len
-        # How a key or value of one row is packed, if it is.
-        self.packing = row_packing(policy.model.head_dim, policy.cache_bits, policy.group_size)
-        self._dtype = torch.uint8 if self.packing else DTYPES[policy.model.dtype]
-        self._width = self.packing.row_bytes if self.packing else policy.model.head_dim
-        self.segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=machine.has_gpu)
-        self._batch_segments: list[tuple[Segment, ...]] = []
+        model = policy.model
+        kinds = [CacheLayout.of(policy, k, has_gpu=machine.has_gpu) for k in model.layer_kinds]
+        # By layer.
+        self._layouts = [kinds[kind] for kind in model.layer_order]
+        self._num_batches = policy.num_gpu_batches
+        self._sums_values = policy.attention_sparsity < 1
+        # The segments of each batch, by layout.
+        self._segments: list[dict[int, tuple[Segment, ...]]] = []
         self._prompt_len = 0
         # What ``attended_at`` has found in this block, whole: views cost more than a small step.
-        self._contexts: dict[tuple[int, int, str], list[tuple[Segment, torch.Tensor]]] = {}
+        self._contexts: dict[tuple[int, int, int, str], list[tuple[Segment, torch.Tensor]]] = {}
+        # Where each layer begins on each tier.
+        self._starts = {
+            tier: self._accumulated(partial(CacheLayout.home_bytes, tier=tier))
+            for tier in (*machine.arenas, "disk")
+        }
         self._homes = {
-            tier: arena.allocate("cache", self._home_bytes(tier) * self._num_units)
+            tier: arena.allocate("cache", self._starts[tier][-1])
             for tier, arena in machine.arenas.items()
         }
         self._staging = {
             tier: [
-                arena.allocate("cache staging", self._staging_bytes(tier))
+                arena.allocate("cache staging", max(k.staging_bytes(tier) for k in kinds))
                 for _ in range(NUM_BUFFERS)
             ]
             for tier, arena in machine.arenas.items()
         }
-        # Of the rows that are attended sparsely on the CPU, [rows, head_dim] for each unit.
-        self._value_sums = machine.arenas["cpu"].allocate(
-            "value sums", self._value_sum_bytes * self._num_units
-        )
+        # Of the rows that are attended sparsely on the CPU, [rows, head_dim] by layer and batch.
+        self._sum_starts = self._accumulated(self._value_sum_bytes)
+        self._value_sums = machine.arenas["cpu"].allocate("value sums", self._sum_starts[-1])
 
-    @property
-    def _value_sum_bytes(self) -> int:
-        if self.policy.attention_sparsity == 1:
-            return 0
-        rows = sum(s.num_rows for s in self.segments if s.attended == "cpu")
-        return rows * self.model.head_dim * SUM_BYTES
+    def _accumulated(self, num_bytes: Callable[[CacheLayout], int]) -> list[int]:
+        """Return where each layer begins, ``num_bytes`` for each of its batches; and the end."""
+        sizes = (num_bytes(layout) * self._num_batches for layout in self._layouts)
+        return list(itertools.accumulate(sizes, initial=0))
 
-    @property
-    def _num_units(self) -> int:
-        return self.model.num_layers * self.policy.num_gpu_batches
+    def _value_sum_bytes(self, layout: CacheLayout) -> int:
+        return layout.num_rows_on_cpu * layout.head_dim * SUM_BYTES if self._sums_values else 0
+
+    def layout(self, task: Task) -> CacheLayout:
+        """Return the layout of the layer that a task is of."""
+        # Layer 0 of the schedule is the embedding.
+        return self._layouts[task.layer - 1]
 
     def start_block(self, batch_sizes: list[int], prompt_len: int) -> None:
         """Prepare for a block: a batch smaller than the policy's drops its last rows."""
         self._prompt_len = prompt_len
         self._contexts = {}
-        self._batch_segments = []
-        for size in batch_sizes:
-            rows = size * self.model.num_kv_heads
-            kept = [
-                replace(s, end_row=min(s.end_row, rows))
-                for s in self.segments
-                if s.first_row < rows
-            ]
-            self._batch_segments.append(tuple(kept))
+        kinds = {id(layout): layout for layout in self._layouts}
+        self._segments = [
+            {key: layout.of_batch(size) for key, layout in kinds.items()} for size in batch_sizes
+        ]
 
     def disk_bytes(self) -> int:
         """Bytes that the file must hold."""
-        return self._home_bytes("disk") * self._num_units
+        return self._starts["disk"][-1]
 
     def write_prompt(
         self, task: Task, first_sequence: int, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Store the keys and values [batch, tokens, heads, head_dim] of some of the sequences."""
-        heads = self.model.num_kv_heads
+        heads = keys.shape[2]
         first, end = first_sequence * heads, (first_sequence + keys.shape[0]) * heads
-        by_token = [self._at_rest(t).transpose(0, 1).flatten(1, 2) for t in (keys, values)]
+        packed = [self._at_rest(self.layout(task), t) for t in (keys, values)]
+        by_token = [t.transpose(0, 1).flatten(1, 2) for t in packed]
         num_tokens = keys.shape[1]
         for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
@@ -118,17 +119,18 @@ class KVCache:
             for kind, source in enumerate(by_token):
                 context[:num_tokens, kind, rows].copy_(source[:, start - first : stop - first])
 
-    def append(self, context: torch.Tensor, keys_values: torch.Tensor) -> None:
+    def append(self, task: Task, context: torch.Tensor, keys_values: torch.Tensor) -> None:
         """Fill the last token of a context with keys and values [2, rows, head_dim]."""
-        if self.packing is None:
+        layout = self.layout(task)
+        if layout.packing is None:
             context[-1].copy_(keys_values)
         else:
-            self._pack(keys_values, context[-1])
+            _pack(layout, keys_values, context[-1])
 
     def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
         """Return the segments attended at ``place`` with their context up to and including the
         new token: [tokens, 2, rows, head_dim]."""
-        key = self._unit(task), task.slot, place
+        key = task.layer, task.batch, task.slot, place
         if key not in self._contexts:
             views = self._views(task, appends_prompt=False)
             self._contexts[key] = [view for view in views if view[0].attended == place]
@@ -138,16 +140,18 @@ class KVCache:
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
         """Return where the sums of a segment's values are kept, float32 [rows, head_dim], if it is
         attended sparsely on the CPU."""
-        if not self._value_sum_bytes or segment.attended != "cpu":
+        if not self._sums_values or segment.attended != "cpu":
             return None
-        start = self._unit(task) * self._value_sum_bytes
-        unit = self._value_sums[start : start + self._value_sum_bytes].view(torch.float32)
-        first = sum(s.num_rows for s in self._before(segment) if s.attended == "cpu")
-        return unit.view(-1, self.model.head_dim)[first : first + segment.num_rows]
+        layout = self.layout(task)
+        size = self._value_sum_bytes(layout)
+        start = self._sum_starts[task.layer - 1] + task.batch * size
+        sums = self._value_sums[start : start + size].view(torch.float32)
+        first = layout.rows_on_cpu_before(segment)
+        return sums.view(-1, layout.head_dim)[first : first + segment.num_rows]
 
     def first_row_attended_at(self, task: Task, place: str) -> int:
         """Return the first of a batch's rows attended at ``place``; behind the last if none is."""
-        segments = self._batch_segments[task.batch]
+        segments = self._of_batch(task)
         firsts = [s.first_row for s in segments if s.attended == place]
         return min(firsts, default=max(s.end_row for s in segments))
 
@@ -156,9 +160,9 @@ class KVCache:
         moved = 0
         for segment, offset in self._disk_segments(task):
             num_bytes = self._new_slot(task) * segment.token_bytes
-            buffer = self._staged("cpu", task.slot, segment, offset)[:num_bytes]
+            buffer = self._cpu_staged(task, segment, offset)[:num_bytes]
             assert self.file is not None
-            self.file.read_into(buffer, self._file_position(task, offset))
+            self.file.read_into(buffer, self._home_start(task, "disk") + offset)
             moved += num_bytes
         return moved
 
@@ -180,130 +184,82 @@ class KVCache:
         end = self._prompt_len if task.is_prefill else first + 1
         for segment, offset in self._disk_segments(task):
             tokens = slice(first * segment.token_bytes, end * segment.token_bytes)
-            buffer = self._staged("cpu", task.slot, segment, offset)[tokens]
+            buffer = self._cpu_staged(task, segment, offset)[tokens]
             assert self.file is not None
-            self.file.write_from(buffer, self._file_position(task, offset) + tokens.start)
+            position = self._home_start(task, "disk") + offset + tokens.start
+            self.file.write_from(buffer, position)
             moved += buffer.numel()
         return moved
 
     def _new_slot(self, task: Task) -> int:
         return self._prompt_len + task.token - 1
 
-    def _home_bytes(self, tier: str) -> int:
-        return self.context_len * sum(s.token_bytes for s in self.segments if s.home == tier)
+    def _of_batch(self, task: Task) -> tuple[Segment, ...]:
+        return self._segments[task.batch][id(self.layout(task))]
 
-    def _staging_bytes(self, tier: str) -> int:
-        if tier == "cpu":
-            return self._home_bytes("disk")
-        off_gpu = [s for s in self.segments if s.home != "gpu"]
-        fetched = sum(s.token_bytes for s in off_gpu if s.attended == "gpu")
-        stored = sum(s.token_bytes for s in off_gpu)
-        return max(self.policy.workload.prompt_len * stored, self.context_len * fetched)
-
-    def _unit(self, task: Task) -> int:
-        # Layer 0 of the schedule is the embedding.
-        return (task.layer - 1) * self.policy.num_gpu_batches + task.batch
+    def _home_start(self, task: Task, tier: str) -> int:
+        before = task.batch * self.layout(task).home_bytes(tier)
+        return self._starts[tier][task.layer - 1] + before
 
     def _home(self, task: Task, segment: Segment) -> torch.Tensor:
-        before = sum(s.token_bytes for s in self._before(segment) if s.home == segment.home)
-        start = self._unit(task) * self._home_bytes(segment.home) + before * self.context_len
-        size = segment.token_bytes * self.context_len
-        return self._homes[segment.home][start : start + size]
-
-    def _before(self, segment: Segment) -> list[Segment]:
-        return [s for s in self.segments if s.first_row < segment.first_row]
+        found, start = self.layout(task).home_range(segment), self._home_start(task, segment.home)
+        return self._homes[segment.home][start + found.start : start + found.stop]
 
     def _disk_segments(self, task: Task) -> Iterator[tuple[Segment, int]]:
-        for segment in self._batch_segments[task.batch]:
-            if segment.home == "disk":
-                before = [s for s in self._before(segment) if s.home == "disk"]
-                yield segment, self.context_len * sum(s.token_bytes for s in before)
+        return self.layout(task).disk_segments(self._of_batch(task))
 
-    def _file_position(self, task: Task, offset: int) -> int:
-        return self._unit(task) * self._home_bytes("disk") + offset
-
-    def _staged(self, tier: str, slot: int, segment: Segment, offset: int) -> torch.Tensor:
-        size = segment.token_bytes * self.context_len
-        return self._staging[tier][slot][offset : offset + size]
+    def _cpu_staged(self, task: Task, segment: Segment, offset: int) -> torch.Tensor:
+        size = segment.token_bytes * self.layout(task).context_len
+        return self._staging["cpu"][task.slot][offset : offset + size]
 
     def _gpu_staged(self, task: Task, segment: Segment, *, in_prefill: bool) -> torch.Tensor:
-        """Find a segment's place in GPU staging: prompts of all rows off the GPU, or contexts of
-        those that are fetched."""
-        before = [s for s in self._before(segment) if s.home != "gpu"]
-        if in_prefill:
-            num_tokens = self.policy.workload.prompt_len
-        else:
-            before = [s for s in before if s.attended == "gpu"]
-            num_tokens = self.context_len
-        start = num_tokens * sum(s.token_bytes for s in before)
-        size = num_tokens * segment.token_bytes
-        return self._staging["gpu"][task.slot][start : start + size]
+        found = self.layout(task).gpu_staged_range(segment, in_prefill=in_prefill)
+        return self._staging["gpu"][task.slot][found]
 
     def _views(self, task: Task, *, appends_prompt: bool) -> Iterator[tuple[Segment, torch.Tensor]]:
         """Yield each segment with its context where it is computed on: at home, or staged."""
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
-        for segment in self._batch_segments[task.batch]:
+        for segment in self._of_batch(task):
             on_gpu = self.machine.has_gpu and (appends_prompt or segment.attended == "gpu")
             if on_gpu and segment.home != "gpu":
                 buffer = self._gpu_staged(task, segment, in_prefill=appends_prompt)
             elif segment.home == "disk":
-                buffer = self._staged("cpu", task.slot, segment, offsets[segment.first_row])
+                buffer = self._cpu_staged(task, segment, offsets[segment.first_row])
             else:
                 buffer = self._home(task, segment)
-            yield segment, self._as_context(segment, buffer)
+            yield segment, self.layout(task).as_context(segment, buffer)
 
-    def _as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
-        row_bytes = self._width * self._dtype.itemsize
-        if _lies_by_row(segment):
-            rows = segment.token_bytes // (2 * row_bytes)
-            by_row = buffer.view(self._dtype).view(rows, 2, -1, self._width)
-            return by_row[: segment.num_rows].permute(2, 1, 0, 3)
-        used = 2 * segment.num_rows * row_bytes
-        tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(self._dtype)
-        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, self._width))
-        return context
-
-    def _at_rest(self, x: torch.Tensor) -> torch.Tensor:
-        """Return keys or values [batch, tokens, heads, head_dim] as they lie, packed or not."""
-        if self.packing is None:
+    @staticmethod
+    def _at_rest(layout: CacheLayout, x: torch.Tensor) -> torch.Tensor:
+        """Return keys or values [batch, tokens, heads, head_dim] as they are kept."""
+        if layout.packing is None:
             return x
-        packed = x.new_empty(*x.shape[:3], self._width, dtype=torch.uint8)
-        self._pack(x.flatten(0, 1), packed.flatten(0, 1))
+        packed = x.new_empty(*x.shape[:3], layout.width, dtype=torch.uint8)
+        _pack(layout, x.flatten(0, 1), packed.flatten(0, 1))
         return packed
 
-    def _pack(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        assert self.packing is not None
-        if not pack_rows(x, self.packing, out):
-            raise RunError(
-                "a key or value is not a finite number, and cannot be quantized; try computing in"
-                " bfloat16 or float32, or check the checkpoint"
-            )
-
     def _copy_off_gpu(self, task: Task, tokens: slice, *, down: bool) -> int:
+        layout = self.layout(task)
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
         moved = 0
-        for segment in self._batch_segments[task.batch]:
+        for segment in self._of_batch(task):
             if segment.home == "gpu" or (segment.attended == "cpu" and not task.is_prefill):
                 continue
             if segment.home == "disk":
-                below = self._staged("cpu", task.slot, segment, offsets[segment.first_row])
+                below = self._cpu_staged(task, segment, offsets[segment.first_row])
             else:
                 below = self._home(task, segment)
             above = self._gpu_staged(task, segment, in_prefill=task.is_prefill)
             source, target = (above, below) if down else (below, above)
-            runs = (self._runs(segment, buffer, tokens) for buffer in (target, source))
+            runs = (layout.as_runs(segment, buffer, tokens) for buffer in (target, source))
             moved += copy_runs(*runs)
         return moved
 
-    def _runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:
-        """Return some tokens of a segment as the runs that they are in memory: [runs, elements]."""
-        if _lies_by_row(segment):
-            by_row = self._as_context(segment, buffer)[tokens].permute(2, 1, 0, 3)
-            return by_row.flatten(0, 1).flatten(1)
-        size = segment.token_bytes
-        return buffer[tokens.start * size : tokens.stop * size][None]
 
-
-def _lies_by_row(segment: Segment) -> bool:
-    """Whether the context of each row lies in one run, where it lives and on its way there."""
-    return segment.home == "cpu" and segment.attended == "cpu"
+def _pack(layout: CacheLayout, x: torch.Tensor, out: torch.Tensor) -> None:
+    assert layout.packing is not None
+    if not pack_rows(x, layout.packing, out):
+        raise RunError(
+            "a key or value is not a finite number, and cannot be quantized; try computing in"
+            " bfloat16 or float32, or check the checkpoint"
+        )

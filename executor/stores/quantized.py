@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from costmodel.model.layout import LayerLayout, TensorLayout, unpacked_layout
-from costmodel.model.model_spec import ModelSpec
-from executor.checkpoint.families import DecoderConfig
+from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import WeightSource
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError
@@ -34,11 +33,6 @@ class QuantizedSource:
     def spec(self) -> ModelSpec:
         """The model's shapes, in the dtype to compute in."""
         return self.source.spec
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The numbers that the decoder computes with."""
-        return self.source.config
 
     @property
     def fingerprint(self) -> str:

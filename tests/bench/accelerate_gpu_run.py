@@ -12,7 +12,7 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from transformers_run import FirstTokenClock
 
-from costmodel.model.model_spec import load_model_spec
+from costmodel.families import load_model_spec
 from executor.checkpoint.dummy import config_json
 
 

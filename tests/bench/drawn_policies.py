@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.families import load_model_spec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_policy

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from workload_run import BenchParser, circumstances, keep_result, say
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import TIERS, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.schedule.timeline import simulate

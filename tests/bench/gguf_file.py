@@ -14,10 +14,10 @@ from typing import Any
 import gguf  # type: ignore[import-not-found,unused-ignore]  # extra ``bench`` only
 import numpy as np
 import torch
+from executor.checkpoint.families import decoder_config
 from safetensors import safe_open
 
-from costmodel.model.model_spec import ModelSpec
-from executor.checkpoint.families import decoder_config
+from costmodel.model.spec import ModelSpec
 
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from drawn_policies import draw_placement
 
-from costmodel.model.model_spec import load_model_spec
+from costmodel.families import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy, Prediction

@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
-from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.families import load_model_spec
+from costmodel.model.spec import ModelSpec
 from executor.checkpoint.dummy import config_json, write_random_checkpoint
 from profiles.command import Parser
 from profiles.errors import InputError, RunError

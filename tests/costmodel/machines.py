@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import CpuWeights, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.problem import Shares, shares_of

@@ -10,8 +10,9 @@ import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from costmodel.families import load_model_spec
 from costmodel.model.layout import model_layers
-from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import CpuWeights, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities

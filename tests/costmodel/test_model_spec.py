@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.model.model_spec import load_model_spec, preset_names, spec_from_config
+from costmodel.families import load_model_spec, preset_names, spec_from_config
 from profiles import InputError
 
 LLAMA = {

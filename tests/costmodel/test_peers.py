@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.model.model_spec import ModelSpec, load_model_spec
+from costmodel.families import load_model_spec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import DEFAULT_MARGIN, search

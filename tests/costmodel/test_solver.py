@@ -7,7 +7,7 @@ import types
 import pulp
 import pytest
 
-from costmodel.model.model_spec import load_model_spec
+from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.program import Limits, solve
 from costmodel.optimizer.solver import Infeasible, run_solver

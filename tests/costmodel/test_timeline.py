@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.model.model_spec import load_model_spec
+from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import CpuWeights, Placement, Policy
 from costmodel.plan.workload import Workload

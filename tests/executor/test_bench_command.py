@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from costmodel.calibration.measured_runs import read_runs
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from executor import bench
 from executor.checkpoint.dummy import config_json

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from costmodel.families.hf_config import FAMILIES
+from executor.checkpoint.families import decoder_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from costmodel.families.hf_config import FAMILIES
+from costmodel.families import spec_from_config
 from costmodel.model.layout import model_layers
-from costmodel.model.model_spec import ModelSpec, spec_from_config
+from costmodel.model.spec import ModelSpec
 from executor.checkpoint.dummy import DummyCheckpoint, config_json, write_random_checkpoint
-from executor.checkpoint.families import decoder_config
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError

@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
+from costmodel.families.hf_config import DEFAULTS, FAMILIES
+from executor.checkpoint.families import ROPE_KINDS, decoder_config
 from transformers import (
     AutoModelForCausalLM,
     cache_utils,
@@ -31,9 +33,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
-from costmodel.families.hf_config import DEFAULTS, FAMILIES
-from costmodel.model.model_spec import spec_from_config
-from executor.checkpoint.families import ROPE_KINDS, decoder_config
+from costmodel.families import spec_from_config
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import rotary_frequencies
 from profiles.errors import InputError

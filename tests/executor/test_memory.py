@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.memory import memory_rows, peak_bytes

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from costmodel.model.layout import model_layers
-from costmodel.model.model_spec import ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.route import route_of
 from costmodel.schedule.tasks import Task

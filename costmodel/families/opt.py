@@ -1,0 +1,98 @@
+"""OPT: LayerNorm, biases, learned positions, a plain MLP. Not OPT-350M."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    LLAMA_MODULES,
+    activation,
+    decoder,
+    equal_layers,
+    refuse_windows,
+    require,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import (
+    AttentionSpec,
+    EmbeddingSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+)
+from profiles.errors import InputError
+
+NORM = NormSpec(kind="layer", eps=1e-5)
+# The first two rows of its table of positions are never used.
+POSITION_OFFSET = 2
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
+    before = config.flag("do_layer_norm_before")
+    if not before or config.whole("word_embed_proj_dim", instead_of_null=hidden) != hidden:
+        raise InputError(
+            f"config of {config.name}",
+            got="OPT with projected embeddings or norms after the block (as in opt-350m)",
+            allowed="OPT with word_embed_proj_dim = hidden_size and norms before the block",
+        )
+    require(config, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
+    refuse_windows(config)
+    if hidden % heads:
+        raise config.refusal("hidden_size", hidden, "a multiple of the heads")
+    has_bias = config.flag("enable_bias")
+    layer = LayerSpec(
+        attention=AttentionSpec(
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=hidden // heads,
+            qkv_bias=has_bias,
+            output_bias=has_bias,
+        ),
+        mlp=MlpSpec(
+            size=config.whole("ffn_dim"),
+            activation=activation(config, "activation_function", ("relu", "gelu")),
+            is_gated=False,
+            has_bias=has_bias,
+        ),
+        norm=NORM,
+    )
+    return decoder(
+        config,
+        equal_layers(config, layer),
+        embedding=EmbeddingSpec(has_positions=True, position_offset=POSITION_OFFSET),
+        final_norm=NORM,
+        dtype="float16",
+    )
+
+
+FAMILY = Family(
+    defaults={
+        "vocab_size": 50272,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "ffn_dim": 3072,
+        "max_position_embeddings": 2048,
+        "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False,
+        "word_embed_proj_dim": None,
+        "num_attention_heads": 12,
+        "activation_function": "relu",
+        "enable_bias": True,
+        "layer_norm_elementwise_affine": True,
+        "tie_word_embeddings": True,
+    },
+    describe=_describe,
+    modules={
+        "tokens": ("embed_tokens",),
+        "positions": ("embed_positions",),
+        "attention_norm": ("layers.{layer}.self_attn_layer_norm",),
+        "qkv": LLAMA_MODULES["qkv"],
+        "output": ("layers.{layer}.self_attn.out_proj",),
+        "mlp_norm": ("layers.{layer}.final_layer_norm",),
+        "up": ("layers.{layer}.fc1",),
+        "down": ("layers.{layer}.fc2",),
+        "final_norm": ("final_layer_norm",),
+    },
+    prefix="model.decoder.",
+)

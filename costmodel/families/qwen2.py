@@ -1,0 +1,31 @@
+"""Qwen 2 and 2.5: biases on queries, keys and values, whatever the config says."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    LLAMA_MODULES,
+    QWEN2_DEFAULTS,
+    decoder,
+    equal_layers,
+    gated_mlp,
+    llama_attention,
+    qwen_window,
+    rms_norm,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import LayerSpec, ModelSpec
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    # Its config class has no head size: null is not one, unless the key is absent.
+    takes_null = ["num_key_value_heads"] + ["head_dim"] * ("head_dim" not in config.raw)
+    layer = LayerSpec(
+        attention=llama_attention(config, takes_null=takes_null, qkv_bias=True),
+        mlp=gated_mlp(config),
+        norm=rms_norm(config),
+    )
+    return decoder(config, equal_layers(config, layer), window=qwen_window(config))
+
+
+FAMILY = Family(defaults=QWEN2_DEFAULTS, describe=_describe, modules=LLAMA_MODULES)

@@ -1,0 +1,37 @@
+"""Qwen 3: queries and keys are normalised head by head."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    LLAMA_MODULES,
+    QWEN2_DEFAULTS,
+    decoder,
+    equal_layers,
+    gated_mlp,
+    llama_attention,
+    qwen_window,
+    rms_norm,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import LayerSpec, ModelSpec
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    has_bias = config.flag("attention_bias")
+    attention = llama_attention(
+        config,
+        takes_null=("num_key_value_heads",),
+        qk_norm="head",
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+    )
+    layer = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=rms_norm(config))
+    return decoder(config, equal_layers(config, layer), window=qwen_window(config))
+
+
+FAMILY = Family(
+    defaults={**QWEN2_DEFAULTS, "head_dim": 128, "attention_bias": False},
+    describe=_describe,
+    modules=LLAMA_MODULES,
+)

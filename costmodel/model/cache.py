@@ -1,0 +1,58 @@
+"""What a decoder layer keeps of every token. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.model.layout import packed_bytes
+from costmodel.model.spec import LayerSpec
+from profiles.aligned_io import PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSpec:
+    """The KV cache of one layer.
+
+    A row is what one key head keeps of one sequence: a key and a value of ``width`` elements for
+    each token.
+
+    Parameters
+    ----------
+    rows_per_sequence
+        Key heads.
+    row_bytes
+        Bytes of a row for one token, at rest.
+    full_row_bytes
+        The same in the dtype that attention computes in.
+    """
+
+    rows_per_sequence: int
+    width: int
+    row_bytes: int
+    full_row_bytes: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one sequence, at rest."""
+        return self.rows_per_sequence * self.row_bytes
+
+    @property
+    def full_token_bytes(self) -> int:
+        """The same in the dtype that attention computes in."""
+        return self.rows_per_sequence * self.full_row_bytes
+
+    @property
+    def rows_per_page(self) -> int:
+        """Rows that fill a page of the disk best."""
+        return max(1, PAGE_BYTES // self.row_bytes)
+
+
+def cache_of(layer: LayerSpec, bits: int, group_size: int, dtype_bytes: int) -> CacheSpec:
+    """Return what a layer keeps with ``bits`` an element."""
+    attention = layer.attention
+    return CacheSpec(
+        rows_per_sequence=attention.num_kv_heads,
+        width=attention.head_dim,
+        row_bytes=2 * packed_bytes(attention.head_dim, bits, group_size),
+        full_row_bytes=2 * attention.head_dim * dtype_bytes,
+    )

@@ -1,0 +1,105 @@
+"""A Hugging Face ``config.json``, read the way transformers 5 reads it.
+
+An absent key has the default of the family's config class there. Null is refused unless it means
+something there. Keys that a family does not read are ignored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from profiles.errors import InputError
+
+# The largest whole number that is taken: no dimension of a model is larger.
+MAX_WHOLE = 2**31 - 1
+
+# Older names of kinds of attention.
+_LAYER_TYPES = {
+    "full_attention": "full_attention",
+    "attention": "full_attention",
+    "sliding_attention": "sliding_attention",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HFConfig:
+    """The keys of one ``config.json``.
+
+    Parameters
+    ----------
+    family
+        The ``model_type``.
+    name
+        What the model is called in messages.
+    raw
+        The parsed file.
+    defaults
+        What the family's class in transformers takes for keys that are absent.
+    """
+
+    family: str
+    name: str
+    raw: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    def get(self, key: str) -> Any:
+        """Return what the file says, or the family's default."""
+        return self.raw.get(key, self.defaults.get(key))
+
+    def whole(self, key: str, *, instead_of_null: int | None = None, least: int = 1) -> int:
+        """Return a whole number."""
+        value = self.get(key)
+        if value is None and instead_of_null is not None:
+            return instead_of_null
+        if type(value) is not int or not least <= value <= MAX_WHOLE:
+            raise self.refusal(key, value, f"a whole number of at least {least}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.refusal(key, value, "true or false")
+        return value
+
+    def number(self, key: str) -> float:
+        """Return a number above zero that is written as a fraction."""
+        value = self.positive(key, self.get(key))
+        if not isinstance(self.get(key), float):
+            raise self.refusal(key, self.get(key), "a number with a decimal point or an exponent")
+        return value
+
+    def positive(self, key: str, value: Any) -> float:
+        """Return ``value``, which was found under ``key``, if it is a number above zero."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= sys.float_info.max:
+            raise self.refusal(key, value, "a number above 0")
+        return float(value)
+
+    def refusal(self, key: str, got: object, allowed: str, hint: str = "") -> InputError:
+        """Make the error for a key whose value this project does not follow."""
+        text = "null" if got is None else got if isinstance(got, str) and " " in got else repr(got)
+        return InputError(f"{key} in config of {self.name}", got=text, allowed=allowed, hint=hint)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that the file names, if it names one."""
+        value = self.raw.get("dtype")
+        value = self.raw.get("torch_dtype") if value is None else value
+        return None if value is None else str(value)
+
+    def layer_types(self) -> list[str]:
+        """Return the kind of attention of each layer; nothing where the file names none."""
+        found = self.raw.get("layer_types")
+        if found is None:
+            return []
+        count = self.whole("num_hidden_layers")
+        if not isinstance(found, list) or len(found) != count:
+            raise self.refusal("layer_types", found, f"a list of {count}, one for each layer")
+        for kind in found:
+            if not isinstance(kind, str) or kind not in _LAYER_TYPES:
+                raise self.refusal("layer_types", kind, ", ".join(_LAYER_TYPES))
+        return [_LAYER_TYPES[kind] for kind in found]

@@ -1,0 +1,393 @@
+"""A model as a description: everything that a decoder computes with. No torch.
+
+A model is a list of layers, and a layer is an attention and a feed-forward of stated kinds. Layers
+that are equal form a kind: costs are sums over kinds and their counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from profiles.errors import InputError
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Deeper than any model; every layer is laid out one by one.
+MAX_LAYERS = 10_000
+ACTIVATIONS = ("silu", "relu", "gelu")
+ROTARY_KINDS = ("default", "linear", "llama3")
+NORM_PLACES = ("before", "after")
+
+
+def _check_least(spec: object, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(spec, name) < least:
+            raise InputError(f"model {name}", got=getattr(spec, name), allowed=f"{least} or more")
+
+
+def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(what, got=repr(value), allowed=", ".join(allowed))
+
+
+def _check_positive(what: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise InputError(what, got=value, allowed="above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormSpec:
+    """How vectors are normalised.
+
+    Parameters
+    ----------
+    kind
+        ``rms``: by the root mean square, scaled by a weight (Zhang and Sennrich 2019); ``layer``:
+        mean and variance, with weight and bias (Ba et al. 2016).
+    eps
+        Added to the variance.
+    """
+
+    kind: str = "rms"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_choice("norm", self.kind, ("rms", "layer"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotarySpec:
+    """Rotary position embedding: its base and how its frequencies are scaled.
+
+    The last three numbers are read by the ``llama3`` kind only, ``factor`` also by ``linear``.
+    """
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: float = 8192
+
+    def __post_init__(self) -> None:
+        _check_choice("rotary scaling", self.kind, ROTARY_KINDS)
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+            _check_positive(f"rotary {name}", getattr(self, name))
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise InputError(
+                "rotary high_freq_factor",
+                got=self.high_freq_factor,
+                allowed=f"more than low_freq_factor {self.low_freq_factor}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """Grouped-query attention.
+
+    Parameters
+    ----------
+    num_kv_heads
+        Heads of keys and values; fewer than ``num_heads`` is grouped-query attention.
+    rotary
+        ``None`` where queries and keys are not rotated.
+    scale
+        Factor of the scores; ``None`` is one over the root of ``head_dim``.
+    qk_norm
+        Whether queries and keys are normalised before they are rotated: not (``none``), each
+        ``head`` by itself, or all heads as one ``projection``.
+    qkv_bias, output_bias
+        Which projections have biases.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary: RotarySpec | None = None
+    scale: float | None = None
+    qk_norm: str = "none"
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                "model num_kv_heads",
+                got=self.num_kv_heads,
+                allowed=f"a divisor of num_heads {self.num_heads}",
+            )
+        _check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
+        if self.rotary is not None and self.head_dim % 2:
+            raise InputError("model head_dim", got=self.head_dim, allowed="an even number")
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads together (the value heads are as wide)."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Width of queries, keys and values together."""
+        return self.query_size + 2 * self.kv_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpSpec:
+    """A feed-forward network.
+
+    Parameters
+    ----------
+    size
+        Width of its inner vectors.
+    activation
+        ``silu``, ``relu`` or ``gelu`` (exact).
+    is_gated
+        Whether two projections are multiplied, one of them activated, before the last one.
+    has_bias
+        Whether its projections have biases.
+    """
+
+    size: int
+    activation: str = "silu"
+    is_gated: bool = True
+    has_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "size")
+        _check_choice("activation", self.activation, ACTIVATIONS)
+
+    @property
+    def inner_rows(self) -> int:
+        """Rows of the stacked projections into the inner vectors."""
+        return (2 if self.is_gated else 1) * self.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSpec:
+    """How a token's experts are chosen and weighed, from one logit for each expert.
+
+    Parameters
+    ----------
+    score
+        ``softmax`` over all experts, or ``sigmoid`` of each logit.
+    selects_first
+        Whether the scores are taken over the chosen logits only (top-k before the softmax).
+    renormalises
+        Whether the weights of the chosen are divided by their sum.
+    scale
+        Factor of the weights.
+    """
+
+    score: str = "softmax"
+    selects_first: bool = False
+    renormalises: bool = True
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_choice("router score", self.score, ("softmax", "sigmoid"))
+        _check_positive("router scale", self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsSpec:
+    """A mixture of experts.
+
+    Parameters
+    ----------
+    experts_per_token
+        Experts that each token passes through.
+    expert
+        The network that each expert is.
+    shared
+        A network that every token passes through beside its experts.
+    gates_shared
+        Whether what ``shared`` adds is multiplied by the sigmoid of one more logit.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    expert: MlpSpec
+    router: RouterSpec = RouterSpec()
+    shared: MlpSpec | None = None
+    gates_shared: bool = False
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "num_experts", "experts_per_token")
+        if self.experts_per_token > self.num_experts:
+            raise InputError(
+                "model experts_per_token",
+                got=self.experts_per_token,
+                allowed=f"at most num_experts {self.num_experts}",
+            )
+        if self.expert.has_bias or not self.expert.is_gated:
+            raise InputError("experts", got="biases or no gate", allowed="gated, without biases")
+
+    def touched(self, num_tokens: float) -> float:
+        """Return how many experts ``num_tokens`` tokens need on average, at most: those of uniform
+        routing, ``E (1 - (1 - k/E)^n)``."""
+        missed = 1 - self.experts_per_token / self.num_experts
+        return float(self.num_experts * (1 - missed**num_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One decoder layer: an attention, then an MLP or a mixture of experts, each added to its
+    input.
+
+    Parameters
+    ----------
+    norm_places
+        Whether a norm comes ``before`` each half, ``after`` it, before what it makes is added, or
+        both.
+    residual_scale
+        Factor of what each half adds.
+    """
+
+    attention: AttentionSpec
+    mlp: MlpSpec | None = None
+    experts: ExpertsSpec | None = None
+    norm: NormSpec = NormSpec()
+    norm_places: tuple[str, ...] = ("before",)
+    residual_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.mlp is None) == (self.experts is None):
+            raise InputError("layer", got="not one feed-forward", allowed="an mlp or experts")
+        for place in self.norm_places:
+            _check_choice("norm place", place, NORM_PLACES)
+
+    @property
+    def has_rms_norms(self) -> bool:
+        """Whether its norms are by the root mean square."""
+        return self.norm.kind == "rms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSpec:
+    """What is looked up for a token.
+
+    Parameters
+    ----------
+    has_positions
+        Whether a learned row for its position is added.
+    position_offset
+        Row of that table that belongs to the first position.
+    scale
+        Factor of the token's row.
+    """
+
+    has_positions: bool = False
+    position_offset: int = 0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSpec:
+    """How logits are made.
+
+    Parameters
+    ----------
+    is_tied
+        Whether the matrix is the token embedding table.
+    scale
+        Factor of the logits.
+    """
+
+    is_tied: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only transformer.
+
+    Parameters
+    ----------
+    name
+        Preset name, or the folder that the config came from.
+    family
+        Which file of ``costmodel.families`` read it: that file names its tensors.
+    max_positions
+        Longest context, prompt and generated tokens together.
+    layer_kinds
+        The different layers that there are.
+    layer_order
+        For each layer, the number of its kind.
+    dtype
+        The dtype that the model computes in.
+    """
+
+    name: str
+    family: str
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    layer_kinds: tuple[LayerSpec, ...]
+    layer_order: tuple[int, ...]
+    embedding: EmbeddingSpec = EmbeddingSpec()
+    final_norm: NormSpec = NormSpec()
+    head: HeadSpec = HeadSpec()
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _check_choice("model dtype", self.dtype, tuple(DTYPE_BYTES))
+        _check_least(self, 1, "vocab_size", "hidden_size", "max_positions")
+        if not 1 <= len(self.layer_order) <= MAX_LAYERS:
+            raise InputError(
+                "model layers", got=len(self.layer_order), allowed=f"1 to {MAX_LAYERS}"
+            )
+        if set(self.layer_order) != set(range(len(self.layer_kinds))):
+            raise InputError(
+                "model layer_order",
+                got="numbers of other kinds",
+                allowed=f"each of the {len(self.layer_kinds)} kinds of layer_kinds",
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layer_order)
+
+    def layer(self, number: int) -> LayerSpec:
+        """Return one decoder layer, by its number from zero."""
+        return self.layer_kinds[self.layer_order[number]]
+
+    @property
+    def kinds_and_counts(self) -> list[tuple[LayerSpec, int]]:
+        """Each kind of layer, with how many layers are of it."""
+        return [(kind, self.layer_order.count(i)) for i, kind in enumerate(self.layer_kinds)]
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one element in the compute dtype."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def full_bits(self) -> int:
+        """Bits of one element in the compute dtype."""
+        return 8 * self.dtype_bytes
+
+    def with_dtype(self, dtype: str) -> ModelSpec:
+        """Return the same model computing in another dtype."""
+        return replace(self, dtype=dtype)
+
+
+def model_of_layers(layers: list[LayerSpec], **fields: Any) -> ModelSpec:
+    """Make a model of a list of layers, equal ones of which become one kind."""
+    kinds = tuple(dict.fromkeys(layers))
+    if len(layers) > MAX_LAYERS:
+        raise InputError("model num_layers", got=len(layers), allowed=f"{MAX_LAYERS} or fewer")
+    numbers = {kind: i for i, kind in enumerate(kinds)}
+    order = tuple(numbers[layer] for layer in layers)
+    return ModelSpec(layer_kinds=kinds, layer_order=order, **fields)

@@ -1,0 +1,146 @@
+"""Where the rows of a layer's KV cache are: segments, and their places at home and in staging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from costmodel.model.layout import row_packing
+from costmodel.model.spec import LayerSpec
+from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import Segment, cache_spec, cut_cache
+from profiles.compute_plan import DTYPES
+from profiles.packing import Packing
+
+
+def is_by_row(segment: Segment) -> bool:
+    """Whether the context of each row is one run, where it lives and on its way there."""
+    return segment.home == "cpu" and segment.attended == "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayout:
+    """The cache of one batch in the layers of one kind.
+
+    Parameters
+    ----------
+    rows_per_sequence
+        Key heads.
+    head_dim
+        Elements of a key, and of a value.
+    context_len, prompt_len
+        Most tokens of a sequence, and of its prompt.
+    segments
+        Those of a whole batch.
+    packing
+        How a key or value of one row is packed, if it is.
+    dtype
+        Of what is kept: bytes where it is packed.
+    """
+
+    rows_per_sequence: int
+    head_dim: int
+    context_len: int
+    prompt_len: int
+    segments: tuple[Segment, ...]
+    packing: Packing | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, policy: Policy, layer: LayerSpec, *, has_gpu: bool) -> CacheLayout:
+        """Cut the cache of a kind of layer as a policy says."""
+        cache, batch = cache_spec(policy, layer), policy.gpu_batch_size
+        packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
+        return cls(
+            rows_per_sequence=cache.rows_per_sequence,
+            head_dim=cache.width,
+            context_len=policy.workload.context_len,
+            prompt_len=policy.workload.prompt_len,
+            segments=cut_cache(policy, cache, batch, has_gpu=has_gpu),
+            packing=packing,
+            dtype=torch.uint8 if packing else DTYPES[policy.model.dtype],
+        )
+
+    @property
+    def width(self) -> int:
+        """Elements of ``dtype`` that a key or value of one row takes."""
+        return self.packing.row_bytes if self.packing else self.head_dim
+
+    def of_batch(self, size: int) -> tuple[Segment, ...]:
+        """Return the segments of a batch, which drops the last rows where it is smaller."""
+        rows = size * self.rows_per_sequence
+        return tuple(
+            replace(segment, end_row=min(segment.end_row, rows))
+            for segment in self.segments
+            if segment.first_row < rows
+        )
+
+    def home_bytes(self, tier: str) -> int:
+        """Bytes of one layer and batch whose home is ``tier``."""
+        return self.context_len * sum(s.token_bytes for s in self.segments if s.home == tier)
+
+    def staging_bytes(self, tier: str) -> int:
+        """Bytes of one layer and batch that are staged at once on ``tier``."""
+        if tier == "cpu":
+            return self.home_bytes("disk")
+        off_gpu = [s for s in self.segments if s.home != "gpu"]
+        fetched = sum(s.token_bytes for s in off_gpu if s.attended == "gpu")
+        stored = sum(s.token_bytes for s in off_gpu)
+        return max(self.prompt_len * stored, self.context_len * fetched)
+
+    @property
+    def num_rows_on_cpu(self) -> int:
+        """Rows of a batch that are attended on the CPU."""
+        return sum(s.num_rows for s in self.segments if s.attended == "cpu")
+
+    def rows_on_cpu_before(self, segment: Segment) -> int:
+        """Rows before a segment that are attended on the CPU."""
+        return sum(s.num_rows for s in self._before(segment) if s.attended == "cpu")
+
+    def home_range(self, segment: Segment) -> slice:
+        """Find a segment among the bytes of its home."""
+        before = sum(s.token_bytes for s in self._before(segment) if s.home == segment.home)
+        start = before * self.context_len
+        return slice(start, start + segment.token_bytes * self.context_len)
+
+    def disk_segments(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+        """Yield the segments on disk, each with its offset in the layer's bytes there."""
+        for segment in segments:
+            if segment.home == "disk":
+                yield segment, self.home_range(segment).start
+
+    def gpu_staged_range(self, segment: Segment, *, in_prefill: bool) -> slice:
+        """Find a segment in GPU staging: prompts of all rows off the GPU, or contexts of those that
+        are fetched."""
+        before = [s for s in self._before(segment) if s.home != "gpu"]
+        num_tokens = self.prompt_len
+        if not in_prefill:
+            before = [s for s in before if s.attended == "gpu"]
+            num_tokens = self.context_len
+        start = num_tokens * sum(s.token_bytes for s in before)
+        return slice(start, start + num_tokens * segment.token_bytes)
+
+    def as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
+        """View a segment's bytes as its context, [tokens, 2, rows, width]."""
+        row_bytes = self.width * self.dtype.itemsize
+        if is_by_row(segment):
+            rows = segment.token_bytes // (2 * row_bytes)
+            by_row = buffer.view(self.dtype).view(rows, 2, -1, self.width)
+            return by_row[: segment.num_rows].permute(2, 1, 0, 3)
+        used = 2 * segment.num_rows * row_bytes
+        tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(self.dtype)
+        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, self.width))
+        return context
+
+    def as_runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """Return some tokens of a segment as the runs that they are in memory: [runs, elements]."""
+        if is_by_row(segment):
+            by_row = self.as_context(segment, buffer)[tokens].permute(2, 1, 0, 3)
+            return by_row.flatten(0, 1).flatten(1)
+        size = segment.token_bytes
+        return buffer[tokens.start * size : tokens.stop * size][None]
+
+    def _before(self, segment: Segment) -> list[Segment]:
+        return [s for s in self.segments if s.first_row < segment.first_row]
