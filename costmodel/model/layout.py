@@ -1,9 +1,9 @@
-"""Where each tensor of a model lies inside its layer's run of bytes. No torch.
+"""Where each tensor of a model is inside its component's run of bytes. No torch.
 
 A model is a list of layers in the order of the schedule: the embedding, the decoder layers, and
-the output head cut into chunks of about a decoder layer's size. The weights of one layer are one
-contiguous run of bytes, so that the layer moves as one copy and one read. A placement cuts that
-run between two rows of a matrix; vectors are never cut.
+the output head cut into chunks of about a decoder layer's size. A layer is components, each one
+contiguous run of bytes, so that a component moves as one copy and one read. A placement cuts that
+run between two rows of a matrix, or between two experts; vectors are never cut.
 
 Matrices that multiply the same input are stacked into one (``qkv``, ``gate_up``), because one
 large product is faster than several small ones.
@@ -14,11 +14,11 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.spec import LayerSpec, ModelSpec, NormSpec
+from costmodel.model.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
 # Tensors start on a cache line, layers of the weight file on a disk page.
@@ -73,30 +73,62 @@ class TensorLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerLayout:
-    """The tensors of one layer and the bytes that they take, padding included.
+class ComponentLayout:
+    """A part of a layer that is placed as one: a run of bytes of equal units.
 
-    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder`` or ``head``.
-    ``first_row`` is the vocabulary row at which a chunk of the head begins.
+    Parameters
+    ----------
+    name
+        Its class: components of one name share a placement.
+    tensors
+        Those of one unit, from the start of the unit.
+    unit_bytes
+        Bytes of one unit, padding included.
+    num_units
+        Experts; one for everything else.
+    first_row
+        The vocabulary row at which a chunk of the head begins.
     """
 
-    kind: str
+    name: str
     tensors: tuple[TensorLayout, ...]
-    num_bytes: int
+    unit_bytes: int
+    num_units: int = 1
     first_row: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all units."""
+        return self.unit_bytes * self.num_units
+
     @cached_property
-    def num_matrix_elements(self) -> int:
-        """Elements of the matrices: a token costs two FLOP for each."""
+    def unit_elements(self) -> int:
+        """Elements of the matrices of one unit: a token costs two FLOP for each."""
         return sum(t.num_elements for t in self.tensors if len(t.shape) == 2)
 
+    @property
+    def num_matrix_elements(self) -> int:
+        """Elements of the matrices of all units."""
+        return self.unit_elements * self.num_units
+
+    @cached_property
+    def cut_bytes(self) -> int:
+        """Bytes of the longest piece that is never cut."""
+        if self.num_units > 1:
+            return self.unit_bytes
+        pieces = (t.row_bytes * min(CUT_ROWS, t.num_rows) for t in self.tensors)
+        return max(pieces, default=0)
+
     def cut_near(self, num_bytes: float) -> int:
-        """Find the place to cut that is nearest to ``num_bytes`` from the start of the layer: the
-        start of a tensor, or a whole number of ``CUT_ROWS`` into a matrix."""
+        """Find the place to cut that is nearest to ``num_bytes`` from the start: between two units,
+        or in a single one the start of a tensor, or a whole number of ``CUT_ROWS`` into a
+        matrix."""
         if num_bytes <= 0 or not self.tensors:
             return 0
         if num_bytes >= self.num_bytes:
             return self.num_bytes
+        if self.num_units > 1:
+            return round(num_bytes / self.unit_bytes) * self.unit_bytes
         starts = [t.offset_bytes for t in self.tensors]
         tensor = self.tensors[bisect.bisect_right(starts, num_bytes) - 1]
         wanted = (num_bytes - tensor.offset_bytes) / tensor.row_bytes
@@ -109,6 +141,22 @@ class LayerLayout:
         return tensor.offset_bytes + row * tensor.row_bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerLayout:
+    """The components of one layer.
+
+    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder`` or ``head``.
+    """
+
+    kind: str
+    components: tuple[ComponentLayout, ...]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all components, padding included."""
+        return sum(component.num_bytes for component in self.components)
+
+
 @functools.lru_cache(maxsize=64)
 def model_layers(
     spec: ModelSpec, weight_bits: int | None = None, group_size: int = DEFAULT_GROUP_SIZE
@@ -116,28 +164,45 @@ def model_layers(
     """Lay out every layer of ``spec`` in the order in which the schedule visits them.
 
     ``weight_bits`` is what an element of a matrix takes, scales apart; ``None`` is the model's
-    own dtype. Vectors keep that dtype.
+    own dtype. Vectors keep that dtype. Equal layers are one object.
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
-    decoders = [pack("decoder", _layer_shapes(spec, kind)) for kind in spec.layer_kinds]
-    embed = pack("embed", _embed_shapes(spec))
+    decoders = [
+        LayerLayout(
+            kind="decoder",
+            components=tuple(
+                pack(name, shapes, num_units=count)
+                for name, (shapes, count) in component_shapes(spec, kind).items()
+            ),
+        )
+        for kind in spec.layer_kinds
+    ]
+    embedding = _embedding_shapes(spec)
+    embed = LayerLayout(
+        kind="embed", components=(pack("embedding", embedding),) if embedding else ()
+    )
     row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
     chunk_bytes = max(decoder.num_bytes for decoder in decoders)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     head = (
-        pack("head", shapes, first_row=first) for first, shapes in _head_shapes(spec, num_chunks)
+        LayerLayout(kind="head", components=(pack("head", shapes, first_row=first),))
+        for first, shapes in _head_shapes(spec, num_chunks)
     )
     return (embed, *(decoders[kind] for kind in spec.layer_order), *head)
 
 
-def unpacked_layout(layer: LayerLayout, spec: ModelSpec) -> LayerLayout:
-    """Lay out the tensors of a packed layer as they are in the model's own dtype."""
-    shapes = {tensor.name: tensor.shape for tensor in layer.tensors}
+def unpacked_layout(component: ComponentLayout, spec: ModelSpec) -> ComponentLayout:
+    """Lay out the tensors of a packed component as they are in the model's own dtype."""
     return _lay_out(
-        layer.kind, shapes, spec=spec, bits=spec.full_bits, group_size=DEFAULT_GROUP_SIZE,
-        first_row=layer.first_row,
-    )  # fmt: skip
+        component.name,
+        {tensor.name: tensor.shape for tensor in component.tensors},
+        spec=spec,
+        bits=spec.full_bits,
+        group_size=DEFAULT_GROUP_SIZE,
+        num_units=component.num_units,
+        first_row=component.first_row,
+    )
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -156,10 +221,23 @@ def _half_norm_shapes(spec: ModelSpec, layer: LayerSpec, half: str) -> Shapes:
     return shapes
 
 
-def _layer_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
-    """Return the tensors of one decoder layer: first its vectors, then its matrices."""
-    shapes = _attention_shapes(spec, layer) | _mlp_shapes(spec, layer)
-    return dict(sorted(shapes.items(), key=lambda item: len(item[1])))
+def component_shapes(spec: ModelSpec, layer: LayerSpec) -> dict[str, tuple[Shapes, int]]:
+    """Return the tensors of one unit of each component of a layer, and how many units it has."""
+    hidden, mlp, experts = spec.hidden_size, layer.mlp, layer.experts
+    components = {"attention": (_attention_shapes(spec, layer), 1)}
+    if mlp is not None:
+        shapes = _half_norm_shapes(spec, layer, "mlp") | _mlp_shapes(hidden, mlp, "")
+        return components | {"mlp": (shapes, 1)}
+    assert experts is not None
+    router = _half_norm_shapes(spec, layer, "mlp")
+    router["router.weight"] = (experts.num_experts, hidden)
+    if experts.gates_shared:
+        router["shared_gate.weight"] = (1, hidden)
+    components["router"] = router, 1
+    if experts.shared is not None:
+        components["shared_expert"] = _mlp_shapes(hidden, experts.shared, "shared_"), 1
+    expert = _mlp_shapes(hidden, experts.expert, "expert_")
+    return components | {"experts": (expert, experts.num_experts)}
 
 
 def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
@@ -177,17 +255,16 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
     return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
 
 
-def _mlp_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
-    mlp, hidden = layer.mlp, spec.hidden_size
-    assert mlp is not None
-    shapes = _half_norm_shapes(spec, layer, "mlp")
-    up = "gate_up" if mlp.is_gated else "up"
+def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
+    up = f"{prefix}gate_up" if mlp.is_gated else f"{prefix}up"
+    shapes: Shapes = {}
     if mlp.has_bias:
-        shapes |= {f"{up}.bias": (mlp.inner_rows,), "down.bias": (hidden,)}
-    return shapes | {f"{up}.weight": (mlp.inner_rows, hidden), "down.weight": (hidden, mlp.size)}
+        shapes |= {f"{up}.bias": (mlp.inner_rows,), f"{prefix}down.bias": (hidden,)}
+    shapes |= {f"{up}.weight": (mlp.inner_rows, hidden)}
+    return shapes | {f"{prefix}down.weight": (hidden, mlp.size)}
 
 
-def _embed_shapes(spec: ModelSpec) -> Shapes:
+def _embedding_shapes(spec: ModelSpec) -> Shapes:
     shapes: Shapes = {}
     if spec.embedding.has_positions:
         rows = spec.max_positions + spec.embedding.position_offset
@@ -207,22 +284,34 @@ def _head_shapes(spec: ModelSpec, num_chunks: int) -> Iterator[tuple[int, Shapes
 
 
 def _lay_out(
-    kind: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+    shapes: Shapes,
     *,
     spec: ModelSpec,
     bits: int,
     group_size: int,
+    num_units: int = 1,
     first_row: int = 0,
-) -> LayerLayout:
+) -> ComponentLayout:
     offset = 0
     tensors = []
-    for name, shape in shapes.items():
+    # Vectors first: they are never cut.
+    for tensor_name, shape in sorted(shapes.items(), key=lambda item: len(item[1])):
         packing = row_packing(shape[-1], bits, group_size) if len(shape) == 2 else None
         row_bytes = packing.row_bytes if packing else shape[-1] * spec.dtype_bytes
         tensor = TensorLayout(
-            name=name, shape=shape, offset_bytes=offset, row_bytes=row_bytes, packing=packing
+            name=tensor_name,
+            shape=shape,
+            offset_bytes=offset,
+            row_bytes=row_bytes,
+            packing=packing,
         )
         tensors.append(tensor)
         offset = round_up(tensor.end_bytes, TENSOR_ALIGNMENT)
-    return LayerLayout(kind=kind, tensors=tuple(tensors), num_bytes=offset, first_row=first_row)
+    return ComponentLayout(
+        name=name,
+        tensors=tuple(tensors),
+        unit_bytes=offset,
+        num_units=num_units,
+        first_row=first_row,
+    )

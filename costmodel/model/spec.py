@@ -268,9 +268,12 @@ class LayerSpec:
             _check_choice("norm place", place, NORM_PLACES)
 
     @property
-    def has_rms_norms(self) -> bool:
-        """Whether its norms are by the root mean square."""
-        return self.norm.kind == "rms"
+    def component_names(self) -> tuple[str, ...]:
+        """The parts that have placements of their own, in the order in which they compute."""
+        if self.experts is None:
+            return ("attention", "mlp")
+        shared = ("shared_expert",) if self.experts.shared else ()
+        return ("attention", "router", *shared, "experts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,6 +370,13 @@ class ModelSpec:
     def kinds_and_counts(self) -> list[tuple[LayerSpec, int]]:
         """Each kind of layer, with how many layers are of it."""
         return [(kind, self.layer_order.count(i)) for i, kind in enumerate(self.layer_kinds)]
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Classes of components: those of all layers that have the same name."""
+        is_stored = self.embedding.has_positions or not self.head.is_tied
+        names = [name for kind in self.layer_kinds for name in kind.component_names]
+        return tuple(dict.fromkeys((*["embedding"] * is_stored, *names, "head")))
 
     @property
     def dtype_bytes(self) -> int:
