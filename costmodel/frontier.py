@@ -18,6 +18,7 @@ from costmodel.cli.flags import (
     read_question,
 )
 from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.plan.rounding import overall_weights
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.output_checks import output_path
@@ -167,7 +168,8 @@ def format_frontier(points: Sequence[FrontierPoint]) -> str:
     for point in points:
         policy = point.result.policy
         block = f"{policy.gpu_batch_size} x {policy.num_gpu_batches}"
-        weights = " ".join(f"{getattr(policy.weights, t):.0%}" for t in ("gpu", "cpu", "disk"))
+        shares = overall_weights(policy)
+        weights = " ".join(f"{getattr(shares, t):.0%}" for t in ("gpu", "cpu", "disk"))
         lines.append(
             f"{format_seconds(point.latency_s):>14}"
             f"{format_figure(point.tok_per_s, 4):>10}{block:>12}"

@@ -11,6 +11,7 @@ from typing import IO
 
 from costmodel.calibration.runs_table import FRACTION_DIGITS, Row, RunsTable
 from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import overall_weights
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -172,9 +173,13 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
     policy, which must then be a preset.
     """
     policy = run.policy
+    kinds = {"weights": overall_weights(policy), "cache": policy.cache}
+    kinds["activations"] = policy.activations
+    if len(set(policy.weights.values())) > 1:
+        kinds |= {f"weights_{name}": place for name, place in policy.weights.items()}
     placements = {
-        f"{kind}_{tier}": round(getattr(getattr(policy, kind), tier), FRACTION_DIGITS)
-        for kind in ("weights", "cache", "activations")
+        f"{kind}_{tier}": round(getattr(placement, tier), FRACTION_DIGITS)
+        for kind, placement in kinds.items()
         for tier in ("gpu", "cpu")
     }
     return {

@@ -85,7 +85,7 @@ class Row:
             gpu_batch_size=batch,
             num_gpu_batches=self._count("num_gpu_batches"),
             prefill_batch_size=self._count("prefill_batch_size", default=batch),
-            weights=self._placement("weights"),
+            weights={name: self._weights(name) for name in model.component_names},
             cache=self._placement("cache"),
             activations=self._placement("activations"),
             weight_bits=self._count("weight_bits"),
@@ -118,6 +118,11 @@ class Row:
         if value != int(value):
             raise InputError(name, got=value, allowed="a whole number")
         return int(value)
+
+    def _weights(self, component: str) -> Placement:
+        """Return a component's own placement, or that of all weights."""
+        own = f"weights_{component}"
+        return self._placement(own if self._is_given(f"{own}_gpu") else "weights")
 
     def _placement(self, kind: str) -> Placement:
         gpu, cpu = self.number(f"{kind}_gpu"), self.number(f"{kind}_cpu")

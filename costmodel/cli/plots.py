@@ -18,7 +18,8 @@ from costmodel.optimizer.sensitivity import ShadowPrice, shadow_prices
 from costmodel.plan.policy import TIERS, Policy
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities
 from costmodel.pricing.price import phase_channels
-from costmodel.pricing.problem import problem_of, shares_of
+from costmodel.pricing.problem import problem_of
+from costmodel.pricing.shares import shares_of
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
@@ -151,7 +152,8 @@ def plot_rates(hardware: HardwareProfile) -> Figure:
 
 def draw_placement(axes: Axes, policy: Policy) -> None:
     """Draw the shares of weights, cache and hidden states on each tier."""
-    kinds = {"weights": policy.weights, "KV cache": policy.cache, "hidden": policy.activations}
+    kinds = {name.replace("_", " "): placement for name, placement in policy.weights.items()}
+    kinds |= {"KV cache": policy.cache, "hidden": policy.activations}
     left = [0.0] * len(kinds)
     for color, tier in zip(COLORS, TIERS, strict=False):
         shares = [100 * getattr(placement, tier) for placement in kinds.values()]

@@ -10,7 +10,8 @@ from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.price import phase_channels
-from costmodel.pricing.problem import problem_of, shares_of
+from costmodel.pricing.problem import problem_of
+from costmodel.pricing.shares import shares_of
 from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes, format_figure, format_seconds
 
@@ -32,7 +33,10 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     problem, workload = problem_of(policy, hardware), policy.workload
     tiers = ("gpu", "cpu", "disk") if hardware.has_gpu else ("cpu", "disk")
     sizes = {
-        "weights": (policy.weights, problem.weight_bytes),
+        name.replace("_", " "): (placement, problem.component_bytes[name])
+        for name, placement in policy.weights.items()
+    }
+    sizes |= {
         "KV cache": (policy.cache, problem.cache_sequence_bytes * policy.block_size),
         "hidden states": (
             policy.activations,

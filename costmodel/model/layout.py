@@ -67,9 +67,14 @@ class TensorLayout:
         return math.prod(self.shape)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.num_rows * self.row_bytes
+
+    @property
     def end_bytes(self) -> int:
         """Offset just behind the tensor."""
-        return self.offset_bytes + self.num_rows * self.row_bytes
+        return self.offset_bytes + self.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.workload import Workload
@@ -75,28 +75,44 @@ def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
         )
 
 
+def open_problems(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
+) -> Iterator[Problem]:
+    """Yield problems that together stand for all that the search compares, see ``decide``."""
+    for batch, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), permitted.bits(model, "weight"),
+        permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
+    ):  # fmt: skip
+        sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
+        yield Problem(
+            hardware=hardware,
+            model=model,
+            workload=workload,
+            gpu_batch_size=batch,
+            prefill_batch_size=min(sizes),
+            open_prefill_batch_sizes=tuple(sorted(sizes)),
+            in_place=None,
+            weight_bits=weight_bits,
+            cache_bits=cache_bits,
+            group_size=permitted.group_size,
+            attention_sparsity=sparsity,
+        )
+
+
+def decide(problem: Problem) -> Iterator[Problem]:
+    """Yield the problems that an open one stands for: its program bounds each of theirs."""
+    for in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
+        yield replace(
+            problem, in_place=in_place, prefill_batch_size=size, open_prefill_batch_sizes=()
+        )
+
+
 def problems_of(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
     """Yield every problem that the search compares."""
-    for batch, in_place, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload), (True, False), permitted.bits(model, "weight"),
-        permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
-    ):  # fmt: skip
-        sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
-        for prefill_batch_size in sorted(sizes):
-            yield Problem(
-                hardware=hardware,
-                model=model,
-                workload=workload,
-                gpu_batch_size=batch,
-                prefill_batch_size=prefill_batch_size,
-                in_place=in_place,
-                weight_bits=weight_bits,
-                cache_bits=cache_bits,
-                group_size=permitted.group_size,
-                attention_sparsity=sparsity,
-            )
+    for problem in open_problems(hardware, model, workload, permitted):
+        yield from decide(problem)
 
 
 def smallest_problem(

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from costmodel.optimizer.solver import Array, LinearProgram, minimize
 from costmodel.pricing.linear_form import LinearForm, total
-from costmodel.pricing.problem import (
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import (
+    PLAIN_NAMES,
     PRODUCTS,
-    SHARE_NAMES,
-    UNIT_SHARES,
-    VARIABLES,
-    Problem,
     Shares,
     product_name,
+    share_names,
+    unit_shares,
+    variables_of,
 )
 
-INDEX = {name: index for index, name in enumerate(SHARE_NAMES)}
-PER_BLOCK, WHOLE = INDEX["per_block"], INDEX["whole"]
-FRACTIONS = np.array([INDEX[name] for name in PRODUCTS])
-MULTIPLIED = np.array([INDEX[product_name(name)] for name in PRODUCTS])
+# The weights come behind these, so that their places are the same for every model.
+PER_BLOCK, WHOLE = PLAIN_NAMES.index("per_block"), PLAIN_NAMES.index("whole")
+FRACTIONS = np.array([PLAIN_NAMES.index(name) for name in PRODUCTS])
+MULTIPLIED = np.array([PLAIN_NAMES.index(product_name(name)) for name in PRODUCTS])
 
 
-def coefficients(forms: Iterable[LinearForm]) -> Array:
+@functools.cache
+def _places(components: tuple[str, ...]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(share_names(components))}
+
+
+def coefficients(forms: Collection[LinearForm], components: tuple[str, ...]) -> Array:
     """Return the coefficients of linear forms of the shares: [forms, shares]."""
-    rows = [form.terms for form in forms]
-    matrix = np.zeros((len(rows), len(SHARE_NAMES)))
-    for index, terms in enumerate(rows):
-        for name, value in terms.items():
-            matrix[index, INDEX[name]] = value
+    places = _places(components)
+    matrix = np.zeros((len(forms), len(places)))
+    for index, form in enumerate(forms):
+        for name, value in form.terms.items():
+            matrix[index, places[name]] = value
     return matrix
 
 
@@ -54,21 +60,23 @@ class Columns:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._batch = problem.gpu_batch_size
-        self._scale = np.ones(len(SHARE_NAMES))
-        self._lower, self._upper = np.zeros(len(SHARE_NAMES)), np.ones(len(SHARE_NAMES))
+        self._batch, self._components = problem.gpu_batch_size, problem.components
+        places = _places(problem.components)
+        self._count = len(places)
+        self._scale = np.ones(self._count)
+        self._lower, self._upper = np.zeros(self._count), np.ones(self._count)
         self._lower[WHOLE] = 1.0
-        for name, variable in VARIABLES.items():
+        for name, variable in variables_of(problem.components).items():
             if variable.is_scaled:
-                self._scale[INDEX[name]] = 1 / self._batch
-                self._upper[INDEX[name]] = np.inf
-            if not _is_possible(problem, name):
-                self._upper[INDEX[name]] = 0.0
+                self._scale[places[name]] = 1 / self._batch
+                self._upper[places[name]] = np.inf
+            if variable.needs_gpu and not problem.hardware.has_gpu:
+                self._upper[places[name]] = 0.0
         self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
         self._upper[MULTIPLIED] = self._upper[FRACTIONS]
         if problem.in_place:
             here = "activations_gpu" if problem.hardware.has_gpu else "activations_cpu"
-            self._lower[INDEX[here]] = 1.0
+            self._lower[places[here]] = 1.0
 
     def minimize(
         self,
@@ -93,7 +101,7 @@ class Columns:
         lower, upper = self._lower.copy(), self._upper.copy()
         lower[PER_BLOCK], upper[PER_BLOCK] = (self._batch / size for size in block_sizes[::-1])
         substitution = np.diag(self._scale)
-        kept, num_equal = _ties()
+        kept, num_equal = _ties(self._components)
         if lower[PER_BLOCK] == upper[PER_BLOCK]:
             # A product with a constant is no variable.
             substitution[MULTIPLIED, MULTIPLIED] = 0.0
@@ -114,11 +122,14 @@ class Columns:
                 row_upper=np.zeros(len(of_shares)),
             )
         )
-        values = substitution @ optimum.values[: len(SHARE_NAMES)]
+        values = substitution @ optimum.values[: self._count]
         return Point(
             objective=optimum.objective,
-            shares=Shares(**dict(zip(SHARE_NAMES, values.tolist(), strict=True))),
-            others=optimum.values[len(SHARE_NAMES) :],
+            shares=Shares.of(
+                dict(zip(share_names(self._components), values.tolist(), strict=True)),
+                self._components,
+            ),
+            others=optimum.values[self._count :],
             duals=optimum.duals[: len(rows)],
         )
 
@@ -131,7 +142,7 @@ class Columns:
         free = self._upper[FRACTIONS] > 0
         fractions, products = FRACTIONS[free], MULTIPLIED[free]
         each = np.arange(len(products))
-        rows = np.zeros((4, len(products), len(SHARE_NAMES)))
+        rows = np.zeros((4, len(products), self._count))
         # What is attended is subtracted from what is fetched: upper planes matter too.
         for plane, (bound, is_shifted, sign) in enumerate(
             ((low, False, -1.0), (high, True, -1.0), (high, False, 1.0), (low, True, 1.0))
@@ -141,25 +152,21 @@ class Columns:
             if is_shifted:
                 rows[plane, :, PER_BLOCK] = -sign
                 rows[plane, :, WHOLE] = sign * bound
-        return rows.reshape(-1, len(SHARE_NAMES))
-
-
-def _is_possible(problem: Problem, name: str) -> bool:
-    return problem.hardware.has_gpu or not VARIABLES[name].needs_gpu
+        return rows.reshape(-1, self._count)
 
 
 @functools.cache
-def _ties() -> tuple[Array, int]:
+def _ties(components: tuple[str, ...]) -> tuple[Array, int]:
     """Return forms that are at most zero whatever the problem, and how many of them, the first,
     are zero."""
-    units = UNIT_SHARES
-    groups = dict.fromkeys(variable.group for variable in VARIABLES.values() if variable.group)
+    units, variables = unit_shares(components), variables_of(components)
+    forms = units.values()
     equal = []
-    for group in groups:
-        parts = [name for name, variable in VARIABLES.items() if variable.group == group]
-        whole = units.per_block if VARIABLES[parts[0]].is_scaled else units.whole
-        equal.append(total([*(getattr(units, name) for name in parts), whole * -1.0]))
-    most = [
-        units.attended - units.cache_cpu - units.cache_disk,
-    ]
-    return coefficients([*equal, *most]), len(equal)
+    for group in dict.fromkeys(variable.group for variable in variables.values()):
+        if not group:
+            continue
+        parts = [name for name, variable in variables.items() if variable.group == group]
+        whole = units.per_block if variables[parts[0]].is_scaled else units.whole
+        equal.append(total([*(forms[name] for name in parts), whole * -1.0]))
+    most = [units.attended - units.cache_cpu - units.cache_disk]
+    return coefficients([*equal, *most], components), len(equal)

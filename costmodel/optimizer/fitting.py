@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from costmodel.optimizer.program import Limits, Solution, solve
+from costmodel.optimizer.program import Limits, Price, Program, Solution
 from costmodel.optimizer.solver import Infeasible
-from costmodel.plan.policy import Placement, Policy, Prediction
+from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_policy, roundings_of
-from costmodel.pricing.memory import capacities
-from costmodel.pricing.price import estimate
-from costmodel.pricing.problem import Problem, Shares
-from profiles.hardware import HardwareProfile
+from costmodel.pricing.problem import Problem, problem_of
+from costmodel.pricing.shares import Shares, shares_of
 
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
 ROUNDING_ATTEMPTS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class _Rounded:
-    policy: Policy
-    predicted: Prediction
-    overshoot: Mapping[str, int]
-
-
 def fit(
-    problem: Problem, num_gpu_batches: int, *, max_latency_s: float | None
+    program: Program, num_gpu_batches: int, *, max_latency_s: float | None
 ) -> tuple[Policy, Solution] | None:
     """Solve at a fixed block size and round to a policy that keeps every capacity and the limit.
 
     Where every rounding overshoots a capacity, that much is left free and the program is solved
     again. ``None`` where nothing fits, or where the job would leave a batch of the block empty.
     """
+    problem = program.problem
     num_prompts = problem.workload.num_prompts
     if num_prompts is not None and problem.gpu_batch_size > -(-num_prompts // num_gpu_batches):
         return None
@@ -44,14 +33,15 @@ def fit(
             block_sizes=(block_size, block_size), max_latency_s=limit_s, reserve=reserve
         )
         try:
-            solution = solve(problem, limits)
+            solution = program.solve(limits)
         except Infeasible:
             return None
-        rounded = _round(_policy_of(problem, num_gpu_batches, solution.shares), problem.hardware)
-        lateness = rounded.predicted.latency_s / max_latency_s if max_latency_s else 0.0
-        if not rounded.overshoot and lateness <= 1:
-            return rounded.policy, solution
-        for tier, num_bytes in rounded.overshoot.items():
+        policy, price = _round(_policy_of(problem, num_gpu_batches, solution.shares), program)
+        latency_s = price.latency_per_sequence_s * block_size
+        lateness = latency_s / max_latency_s if max_latency_s else 0.0
+        if not price.overshoot_bytes and lateness <= 1:
+            return policy, solution
+        for tier, num_bytes in price.overshoot_bytes.items():
             # Twice as much each time: a little less may round to the same rows.
             reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
         if limit_s is not None and lateness > 1:
@@ -59,20 +49,21 @@ def fit(
     return None
 
 
-def _round(policy: Policy, hardware: HardwareProfile) -> _Rounded:
+def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
     """Return the fastest rounding that fits; where none does, the one that overshoots least."""
+    hardware = program.problem.hardware
+    # Rounding can make another problem of it: all hidden states on the compute device.
+    programs = {program.problem.in_place: program.with_loads(1.0)}
     options = []
     for option in roundings_of(policy, has_gpu=hardware.has_gpu):
         rounded = round_policy(option, has_gpu=hardware.has_gpu)
-        predicted = estimate(rounded, hardware)
-        options.append(_Rounded(rounded, predicted, _overshoot(predicted, hardware)))
-    return min(options, key=lambda o: (sum(o.overshoot.values()), o.predicted.latency_s))
-
-
-def _overshoot(predicted: Prediction, hardware: HardwareProfile) -> Mapping[str, int]:
-    peaks = predicted.peak_bytes
-    over = {tier: peaks[tier] - limit for tier, limit in capacities(hardware).items()}
-    return {tier: count for tier, count in over.items() if count > 0}
+        problem = problem_of(rounded, hardware)
+        if problem.in_place not in programs:
+            programs[problem.in_place] = Program(problem)
+        options.append((rounded, programs[problem.in_place].price(shares_of(rounded))))
+    return min(
+        options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)
+    )
 
 
 def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) -> Policy:
@@ -84,7 +75,10 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
         gpu_batch_size=problem.gpu_batch_size,
         num_gpu_batches=num_gpu_batches,
         prefill_batch_size=problem.prefill_batch_size,
-        weights=_placement(shares.weights_gpu, shares.weights_cpu, shares.weights_disk),
+        weights={
+            name: _placement(share.gpu, share.cpu, share.disk)
+            for name, share in shares.weights.items()
+        },
         cache=_placement(shares.cache_gpu, shares.cache_cpu, shares.cache_disk),
         activations=_placement(
             shares.activations_gpu, shares.activations_cpu, shares.activations_disk

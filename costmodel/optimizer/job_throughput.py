@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import block_seconds
 from profiles.hardware import HardwareProfile
 
 
@@ -15,9 +15,9 @@ def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
     num_prompts = policy.workload.num_prompts or policy.block_size
     latency_s = 0.0
     if num_full := num_prompts // policy.block_size:
-        latency_s += num_full * estimate(policy, hardware).latency_s
+        latency_s += num_full * block_seconds(policy, hardware)
     if last := _last_block(policy, num_prompts % policy.block_size):
-        latency_s += estimate(last, hardware).latency_s
+        latency_s += block_seconds(last, hardware)
     return num_prompts * policy.workload.gen_len / latency_s
 
 

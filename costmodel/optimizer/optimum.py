@@ -20,12 +20,14 @@ from costmodel.optimizer.choices import (
     MAX_BLOCK_SIZE,
     Permitted,
     check_permitted,
+    decide,
+    open_problems,
     problems_of,
     smallest_problem,
 )
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.job_throughput import job_throughput
-from costmodel.optimizer.program import Limits, Solution, solve
+from costmodel.optimizer.program import Limits, Program, Solution, solve
 from costmodel.optimizer.shortage import shortage_of
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy, Prediction
@@ -98,10 +100,15 @@ class _Node:
 
     seconds: float
     index: int
-    problem: Problem = field(compare=False)
+    program: Program = field(compare=False)
     fewest: int = field(compare=False)
     most: int = field(compare=False)
     solution: Solution = field(compare=False)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem whose block sizes these are."""
+        return self.program.problem
 
     @property
     def wanted(self) -> float:
@@ -159,12 +166,12 @@ def search(
     usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
     machine = with_capacities(hardware, usable)
     tree = _Tree(max_latency_s)
-    tree.plant(problems_of(machine, model, workload, permitted))
+    tree.plant(open_problems(machine, model, workload, permitted))
     if machine.has_gpu and not machine.is_emulated:
         # A GPU with little memory can be worse than none; seldom is it worth asking.
         alone = with_capacities(machine, {"gpu": 0})
         if _least_seconds(alone, model, workload) < tree.best_s:
-            tree.plant(problems_of(alone, model, workload, permitted))
+            tree.plant(open_problems(alone, model, workload, permitted))
     if not tree.found:
         smallest = smallest_problem(hardware, model, workload, permitted)
         raise _reason_of(
@@ -188,8 +195,12 @@ def search(
 
 def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> float:
     """Return what one sequence takes at least on a machine: its products at the best rate."""
-    decoders = [layer for layer in model_layers(model) if layer.kind == "decoder"]
-    flop = 2 * sum(layer.num_matrix_elements for layer in decoders)
+    flop = 0
+    for number, layout in enumerate(model_layers(model)[1 : model.num_layers + 1]):
+        experts = model.layer(number).experts
+        for component in layout.components:
+            used = experts.experts_per_token if experts and component.num_units > 1 else 1
+            flop += 2 * component.unit_elements * used
     tokens = workload.prompt_len + workload.gen_len - 1
     return flop * tokens / hardware.compute.matmul[model.dtype].peak
 
@@ -213,40 +224,45 @@ class _Tree:
     def plant(self, problems: Iterable[Problem]) -> None:
         """Take up problems, and search them as far as they can better what was found."""
         for problem in problems:
-            self.add(problem, 1, _most_batches(problem))
+            self.add(Program(problem), 1, _most_batches(problem))
         self.grow()
 
-    def add(self, problem: Problem, fewest: int, most: int) -> None:
+    def add(self, program: Program, fewest: int, most: int) -> None:
         """Solve for a range of batches in the block and keep it, unless nothing fits there."""
         if fewest > most:
             return
         # A limit holds for a full block, which loads the weights once; the bound is then that of
         # jobs without a partly filled block.
         if fewest == most and self.max_latency_s is None:
-            problem = replace(problem, loads_per_block=_loads_per_block(problem, fewest))
-        batch = problem.gpu_batch_size
+            program = program.with_loads(_loads_per_block(program.problem, fewest))
+        batch = program.problem.gpu_batch_size
         limits = Limits(
             block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s
         )
         try:
-            solution = solve(problem, limits)
+            solution = program.solve(limits)
         except Infeasible:
             return
         node = _Node(
-            solution.bound_per_sequence_s, next(self._count), problem, fewest, most, solution
+            solution.bound_per_sequence_s, next(self._count), program, fewest, most, solution
         )
         heapq.heappush(self._open, node)
 
     def grow(self) -> None:
         """Split the best range until all that is left is worse than the best policy found, by so
         much that it is no choice either."""
-        for count in itertools.count():
+        count = 0
+        while True:
             slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
             if not self._open or self._open[0].seconds >= self.best_s * (1 + slack):
                 break
             if self.found and count >= MAX_SPLITS:
                 break
             node = heapq.heappop(self._open)
+            if node.problem.is_open:
+                self._decide(node)
+                continue
+            count += 1
             if node.fewest == node.most:
                 self.bound_s = min(self.bound_s, node.seconds)
                 self._round(node)
@@ -255,15 +271,19 @@ class _Tree:
         open_s = self._open[0].seconds if self._open else math.inf
         self.bound_s = min(self.bound_s, open_s, self.best_s)
 
+    def _decide(self, node: _Node) -> None:
+        for problem in decide(node.problem):
+            self.add(Program(problem), node.fewest, node.most)
+
     def _split(self, node: _Node) -> None:
         """Take the block size that the relaxed optimum wants, and what is below and above it."""
         here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
-        self.add(node.problem, here, here)
-        self.add(node.problem, node.fewest, here - 1)
-        self.add(node.problem, max(above, node.fewest), node.most)
+        self.add(node.program, here, here)
+        self.add(node.program, node.fewest, here - 1)
+        self.add(node.program, max(above, node.fewest), node.most)
 
     def _round(self, node: _Node) -> None:
-        fitted = fit(node.problem, node.fewest, max_latency_s=self.max_latency_s)
+        fitted = fit(node.program, node.fewest, max_latency_s=self.max_latency_s)
         if fitted is not None:
             policy, solution = fitted
             rate = job_throughput(policy, node.problem.hardware)
@@ -325,7 +345,7 @@ def _reason_of(
         roomier = with_capacities(hardware, shortage.budget_bytes)
         usable = {t: math.floor(c * (1 - margin)) for t, c in capacities(roomier).items()}
         enough = replace(smallest, hardware=with_capacities(roomier, usable))
-        if fit(enough, 1, max_latency_s=max_latency_s) is not None:
+        if fit(Program(enough), 1, max_latency_s=max_latency_s) is not None:
             break
     return InfeasibleError(str(shortage))
 

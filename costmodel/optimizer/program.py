@@ -9,7 +9,7 @@ optimum a certified lower bound of every policy's latency.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from costmodel.optimizer.solver import Array
 from costmodel.pricing.limits import limit_forms
 from costmodel.pricing.linear_form import LinearForm, total
 from costmodel.pricing.memory import capacities, memory_rows
-from costmodel.pricing.problem import SHARE_NAMES, UNIT_SHARES, Problem, Shares
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import Shares, share_names, unit_shares
 from costmodel.pricing.stages import stages_of
 
 # Among policies of one latency, the one whose channels have the least to do is the best: what is
@@ -75,13 +76,23 @@ def rows_of(problem: Problem) -> dict[str, LinearForm]:
         for stage in stages_of(problem)
         for name, limit in limit_forms(problem, stage).items()
     }
-    memory = memory_rows(problem, UNIT_SHARES)
+    units = unit_shares(problem.components)
+    memory = memory_rows(problem, units)
     for tier, capacity in capacities(problem.hardware).items():
         scale = _scale(problem, capacity)
         for name, terms in memory[tier].items():
-            use = total([*terms.values(), UNIT_SHARES.per_block * -capacity])
+            use = total([*terms.values(), units.per_block * -capacity])
             rows[f"capacity.{tier}.{name}"] = use * scale
     return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What shares take of one block: seconds per sequence, and bytes beyond each tier's capacity
+    where it is exceeded."""
+
+    latency_per_sequence_s: float
+    overshoot_bytes: Mapping[str, int]
 
 
 def _scale(problem: Problem, capacity: int) -> float:
@@ -98,7 +109,7 @@ class Program:
         rows = rows_of(problem)
         self._names = tuple(rows)
         # [rows, shares]
-        self._rows = coefficients(rows.values())
+        self._rows = coefficients(rows.values(), problem.components)
         stages = {stage.name: index for index, stage in enumerate(stages_of(problem))}
         kinds = [name.split(".") for name in self._names]
         self._timed = np.array([kind[0] == "time" for kind in kinds])
@@ -108,6 +119,27 @@ class Program:
             if kind[0] == "time":
                 self._stages[index, stages[kind[1]]] = -1.0
         self._columns = Columns(problem)
+
+    def price(self, shares: Shares[float]) -> Price:
+        """Price a point of the problem, whether it fits or not."""
+        named = shares.values()
+        values = self._rows @ np.array([named[n] for n in share_names(self.problem.components)])
+        # Of the rows that are not a stage's, none is above zero here.
+        seconds = np.where(self._stages < 0, values[:, None], 0.0).max(axis=0)
+        over = {}
+        for tier, capacity in capacities(self.problem.hardware).items():
+            most = values[self._of_tier(tier)].max()
+            over[tier] = round(most / _scale(self.problem, capacity) / shares.per_block)
+        return Price(
+            latency_per_sequence_s=float(seconds.sum()),
+            overshoot_bytes={tier: count for tier, count in over.items() if count > 0},
+        )
+
+    def with_loads(self, loads_per_block: float) -> Program:
+        """Return the program of the same problem with other ``loads_per_block``."""
+        if loads_per_block == self.problem.loads_per_block:
+            return self
+        return Program(replace(self.problem, loads_per_block=loads_per_block))
 
     def solve(self, limits: Limits) -> Solution:
         """Solve for the block sizes and limits given.
@@ -123,7 +155,7 @@ class Program:
         others = self._stages
         num_stages = others.shape[1]
         if limits.max_latency_s is not None:
-            latency = np.zeros((1, len(SHARE_NAMES)))
+            latency = np.zeros((1, rows.shape[1]))
             latency[0, PER_BLOCK] = -limits.max_latency_s
             rows, others = np.vstack([rows, latency]), np.vstack([others, np.ones((1, num_stages))])
         point = self._columns.minimize(
@@ -147,9 +179,11 @@ class Program:
         for tier, capacity in capacities(self.problem.hardware).items():
             if taken := min(reserve.get(tier, 0), capacity):
                 rows = rows.copy()
-                of_tier = [name.startswith(f"capacity.{tier}.") for name in self._names]
-                rows[of_tier, PER_BLOCK] += taken * _scale(self.problem, capacity)
+                rows[self._of_tier(tier), PER_BLOCK] += taken * _scale(self.problem, capacity)
         return rows
+
+    def _of_tier(self, tier: str) -> list[bool]:
+        return [name.startswith(f"capacity.{tier}.") for name in self._names]
 
 
 def solve(problem: Problem, limits: Limits) -> Solution:

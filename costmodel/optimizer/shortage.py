@@ -10,7 +10,8 @@ import numpy as np
 from costmodel.optimizer.columns import Columns, coefficients
 from costmodel.pricing.linear_form import total
 from costmodel.pricing.memory import capacities, memory_rows
-from costmodel.pricing.problem import SHARE_NAMES, UNIT_SHARES, Problem
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import unit_shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.units import format_bytes
 
@@ -46,7 +47,7 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
     """
     limits = capacities(problem.hardware)
     batch = problem.gpu_batch_size
-    units = UNIT_SHARES
+    units = unit_shares(problem.components)
     tiers, forms = list(limits), []
     short_of: list[str] = []
     for tier, rows in memory_rows(problem, units).items():
@@ -55,18 +56,20 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
             forms.append(over * (batch / MEGABYTE))
             short_of.append(tier)
     missing = np.array([[-float(tier == other) for other in tiers] for tier in short_of])
+    matrix = coefficients(forms, problem.components)
     point = Columns(problem).minimize(
         (batch, batch),
-        rows=coefficients(forms),
+        rows=matrix,
         others=missing,
-        cost=np.zeros(len(SHARE_NAMES)),
+        cost=np.zeros(matrix.shape[1]),
         cost_of_others=np.array([SHORTAGE_COST[tier] for tier in tiers]),
     )
     short = {tier: int(value * MEGABYTE) for tier, value in zip(tiers, point.others, strict=True)}
     # Where nothing is short, it is the rounding that finds no room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
-    # A cut may fall half a row off in every layer, and every layer begins on a page of the disk.
-    edges = len(problem.layers) * (PAGE_BYTES + problem.longest_cut_bytes)
+    # A cut may be half a piece off in every component, and each begins on a page of the disk.
+    parts = [component for layer in problem.layers for component in layer.components]
+    edges = sum(PAGE_BYTES + component.cut_bytes for component in parts)
     budgets = {
         tier: int((limits[tier] + count) * (1 + margin)) + edges for tier, count in short.items()
     }

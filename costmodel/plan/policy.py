@@ -16,7 +16,7 @@ from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
 from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TIERS = ("gpu", "cpu", "disk")
 # Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
 SUM_TOLERANCE = 1e-6
@@ -91,6 +91,9 @@ class Policy:
     prefill_batch_size
         Sequences computed at once inside a batch during prefill, at most ``gpu_batch_size``:
         it bounds the workspace, and long prompts fill a matrix product with few sequences.
+    weights
+        For each class of components of the model (see ``ModelSpec.component_names``), where its
+        bytes are.
     cpu_attention
         Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
         is fetched. Without a GPU everything is attended on the CPU and this is 1.
@@ -113,7 +116,7 @@ class Policy:
     gpu_batch_size: int
     num_gpu_batches: int
     prefill_batch_size: int
-    weights: Placement
+    weights: Mapping[str, Placement]
     cache: Placement
     activations: Placement
     cpu_attention: float = 1.0
@@ -130,6 +133,12 @@ class Policy:
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(
                 "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
+            )
+        if set(self.weights) != set(self.model.component_names):
+            raise InputError(
+                "policy.weights",
+                got=", ".join(self.weights) or "nothing",
+                allowed=f"each of {', '.join(self.model.component_names)}",
             )
         for name in ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"):
             if not 1 <= getattr(self, name) <= MAX_SEQUENCES:
@@ -175,4 +184,17 @@ class Policy:
     @classmethod
     def load(cls, path: Path) -> Policy:
         """Read a policy; raises ``InputError`` with file and key on anything out of place."""
-        return from_json(cls, read_json(path, "policy"), f"policy {path}")
+        raw = read_json(path, "policy")
+        if raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise InputError(
+                f"policy {path}",
+                got=f"schema_version {raw['schema_version']}",
+                allowed=f"{SCHEMA_VERSION}; another version of this program wrote the policy",
+                hint="python -m costmodel.search",
+            )
+        return from_json(cls, raw, f"policy {path}")
+
+
+def placed_alike(model: ModelSpec, placement: Placement) -> dict[str, Placement]:
+    """Return one placement for all components of a model."""
+    return dict.fromkeys(model.component_names, placement)

@@ -1,37 +1,56 @@
 """From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
 
-Weights are cut in every layer between the rows nearest to the fraction. The cache of a batch
-is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are attended
-on the CPU are the last ones. Hidden states are cut between sequences.
+Each component is cut between the rows, or the experts, nearest to the fraction. The cache of a
+batch is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are
+attended on the CPU are the last ones. Hidden states are cut between sequences.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from costmodel.model.cache import CacheSpec, cache_of
-from costmodel.model.layout import LayerLayout, model_layers, round_up
+from costmodel.model.layout import ComponentLayout, model_layers, round_up
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerCut:
-    """Bytes [0, gpu_end) of a layer live on the GPU, [gpu_end, cpu_end) on the CPU, the rest on
-    disk."""
+class ComponentCut:
+    """Bytes [0, gpu_end) of a component live on the GPU, [gpu_end, cpu_end) on the CPU, the rest
+    on disk."""
 
     gpu_end: int
     cpu_end: int
     num_bytes: int
 
     @property
+    def cpu_bytes(self) -> int:
+        """Bytes that live in CPU memory."""
+        return self.cpu_end - self.gpu_end
+
+    @property
     def disk_bytes(self) -> int:
-        """Bytes of the layer that live on disk."""
+        """Bytes that live on disk."""
         return self.num_bytes - self.cpu_end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedComponent:
+    """A component of a layer, with where its bytes are."""
+
+    layer: int
+    layout: ComponentLayout
+    cut: ComponentCut
+
+
+# For each layer, its components.
+PlacedLayers = tuple[tuple[PlacedComponent, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +72,30 @@ class Segment:
         return self.end_row - self.first_row
 
 
-def cut_layer(layout: LayerLayout, placement: Placement) -> LayerCut:
-    """Cut one layer's run of bytes at the row boundaries nearest to the placement."""
-    # Both cuts from the start of the layer, so that errors of the two do not add up.
+def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut:
+    """Cut a component's run of bytes at the boundaries nearest to the placement."""
+    # Both cuts from the start of the run, so that errors of the two do not add up.
     gpu_end = layout.cut_near(placement.gpu * layout.num_bytes)
     cpu_end = layout.num_bytes
     if placement.disk > 0:
         cpu_end = max(gpu_end, layout.cut_near((1 - placement.disk) * layout.num_bytes))
     if placement.cpu == 0:
         gpu_end = cpu_end
-    return LayerCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
+    return ComponentCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
+
+
+def place_weights(policy: Policy) -> PlacedLayers:
+    """Cut every component of every layer as a policy says."""
+    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    return tuple(
+        tuple(
+            PlacedComponent(
+                layer=index, layout=layout, cut=cut_component(layout, policy.weights[layout.name])
+            )
+            for layout in layer.components
+        )
+        for index, layer in enumerate(layers)
+    )
 
 
 def cache_spec(policy: Policy, layer: LayerSpec) -> CacheSpec:
@@ -136,11 +169,6 @@ def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
 
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
-    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-    # Equal layers are one object: cut each layout once.
-    layouts = {id(layer): layer for layer in layers}
-    cut_by_layout = {key: cut_layer(layer, policy.weights) for key, layer in layouts.items()}
-    cuts = [cut_by_layout[id(layer)] for layer in layers]
     batch = policy.gpu_batch_size
     rows = {"gpu": 0, "disk": 0}
     attended = total = 0
@@ -155,7 +183,7 @@ def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     disk_end, cpu_end = cut_hidden(policy, batch)
     return replace(
         policy,
-        weights=_weight_fractions(cuts),
+        weights=_weight_fractions(policy),
         cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
         activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
         cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
@@ -205,10 +233,34 @@ def _sides(value: float) -> set[int]:
     return {nearest} if abs(value - nearest) < 1e-6 else {math.floor(value), math.ceil(value)}
 
 
-def _weight_fractions(cuts: Sequence[LayerCut]) -> Placement:
-    total = sum(cut.num_bytes for cut in cuts)
-    gpu = sum(cut.gpu_end for cut in cuts) / total
-    return _fractions(gpu, sum(cut.disk_bytes for cut in cuts) / total)
+def _weight_fractions(policy: Policy) -> dict[str, Placement]:
+    """Return the fractions that the cuts of each class of components make."""
+    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    sums = {name: [0, 0, 0] for name in policy.weights}
+    counts = Counter(map(id, layers))
+    for layer in {id(layer): layer for layer in layers}.values():
+        for component in layer.components:
+            cut = cut_component(component, policy.weights[component.name])
+            for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
+                sums[component.name][i] += size * counts[id(layer)]
+    return {
+        name: _fractions(gpu / total, disk / total) for name, (gpu, disk, total) in sums.items()
+    }
+
+
+def overall_weights(policy: Policy) -> Placement:
+    """Return the share of all bytes of weights on each tier."""
+    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    sizes = dict.fromkeys(policy.weights, 0)
+    for layer in layers:
+        for component in layer.components:
+            sizes[component.name] += component.num_bytes
+    total = sum(sizes.values())
+    gpu, disk = (
+        sum(getattr(policy.weights[name], tier) * size for name, size in sizes.items()) / total
+        for tier in ("gpu", "disk")
+    )
+    return _fractions(min(gpu, 1.0), min(disk, 1.0))
 
 
 def _fractions(gpu: float, disk: float) -> Placement:

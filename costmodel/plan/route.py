@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, cut_layer
+from costmodel.plan.rounding import PlacedLayers, Segment, cut_hidden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +31,35 @@ class Route:
         return "gpu_compute" if self.has_gpu else "cpu_compute"
 
 
-def route_of(policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> Route:
+def route_of(
+    policy: Policy,
+    layers: Sequence[LayerLayout],
+    weights: PlacedLayers,
+    segments: Sequence[Sequence[Segment]],
+    *,
+    has_gpu: bool,
+) -> Route:
     """Derive from a policy's cuts which moves it needs."""
-    cuts = {i: cut_layer(c, policy.weights) for i, c in enumerate(layers) if c.kind != "embed"}
-    batch = policy.gpu_batch_size
-    segments = [
-        segment
-        for layer in policy.model.layer_kinds
-        for segment in cut_cache(policy, cache_spec(policy, layer), batch, has_gpu=has_gpu)
-    ]
-    disk_end, cpu_end = cut_hidden(policy, batch)
-    fetched = [s for s in segments if s.attended == "gpu" and s.home != "gpu"]
+    # The embedding is gathered, never staged.
+    staged = {
+        index: [component.cut for component in components]
+        for index, (layer, components) in enumerate(zip(layers, weights, strict=True))
+        if layer.kind != "embed"
+    }
+    on_disk = {i for i, cuts in staged.items() if any(cut.disk_bytes for cut in cuts)}
+    off_gpu = {i for i, cuts in staged.items() if any(c.gpu_end < c.num_bytes for c in cuts)}
+    cache = [segment for kind in segments for segment in kind]
+    fetched = [s for s in cache if s.attended == "gpu" and s.home != "gpu"]
+    disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
     return Route(
         has_gpu=has_gpu,
-        disk_weights=frozenset(i for i, cut in cuts.items() if cut.disk_bytes),
-        sent_weights=frozenset(i for i, c in cuts.items() if has_gpu and c.gpu_end < c.num_bytes),
-        disk_cache=any(s.home == "disk" for s in segments),
+        disk_weights=frozenset(on_disk),
+        sent_weights=frozenset(off_gpu if has_gpu else ()),
+        disk_cache=any(s.home == "disk" for s in cache),
         sends_cache=bool(fetched),
         fetches_from_disk=any(s.home == "disk" for s in fetched),
-        stores_cache=has_gpu and any(s.home != "gpu" for s in segments),
-        attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in segments),
+        stores_cache=has_gpu and any(s.home != "gpu" for s in cache),
+        attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in cache),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
     )

@@ -5,6 +5,7 @@ No placement: how much of it a device does is for ``latency`` to say.
 
 from __future__ import annotations
 
+from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import LayerSpec
 from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.pricing.problem import Problem
@@ -26,32 +27,61 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple
         # In prefill the head takes each prompt's last token, and the last layer finishes no other.
         skips = stage.is_prefill and kind.layout is last
         finished = tokens - (stage.tokens - 1 if skips else 0)
-        for tensor in kind.layout.tensors:
-            if len(tensor.shape) < 2:
-                continue
-            rate = _matmul_rate(problem, stage, rates, stage.matmul_rows, tensor.shape[1])
-            if tensor.name == "qkv.weight":
-                first_s += 2 * tensor.num_elements * tokens / rate
-            else:
-                second_s += 2 * tensor.num_elements * finished / rate
+        for component in kind.layout.components:
+            rows, uses = rows_of_unit(kind.spec, component, stage.matmul_rows)
+            for tensor in component.tensors:
+                if len(tensor.shape) < 2:
+                    continue
+                rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+                if tensor.name == "qkv.weight":
+                    first_s += 2 * tensor.num_elements * tokens / rate
+                else:
+                    second_s += 2 * tensor.num_elements * uses * finished / rate
     return first_s, second_s
 
 
+def rows_of_unit(
+    layer: LayerSpec, component: ComponentLayout, token_counts: tuple[int, ...]
+) -> tuple[tuple[float, ...], int]:
+    """Return the rows that are multiplied with one unit of a component where so many tokens pass
+    at once, and how many units each token uses.
+
+    An expert that is needed has ``n k / touched(n)`` of ``n`` tokens.
+    """
+    experts = layer.experts
+    if component.num_units == 1 or experts is None:
+        return token_counts, 1
+    used = experts.experts_per_token
+    return tuple(count * used / experts.touched(count) for count in token_counts), used
+
+
+def touched_units(layer: LayerSpec, component: ComponentLayout, num_tokens: float) -> float:
+    """Return how many units of a component ``num_tokens`` tokens need, at most."""
+    if component.num_units == 1 or layer.experts is None:
+        return component.num_units
+    return layer.experts.touched(num_tokens)
+
+
 def projected_share(problem: Problem) -> float:
-    """Share of the layers' matrices that is multiplied before attention."""
+    """Share of what is unpacked for every load that is multiplied before attention."""
     first = whole = 0
     for kind in problem.layer_kinds:
-        matrices = [t for t in kind.layout.tensors if len(t.shape) == 2]
-        whole += kind.count * sum(t.num_elements for t in matrices)
-        first += kind.count * sum(t.num_elements for t in matrices if t.name == "qkv.weight")
+        for component in kind.layout.components:
+            if component.num_units > 1:
+                continue
+            whole += kind.count * component.num_matrix_elements
+            first += kind.count * sum(
+                t.num_elements for t in component.tensors if t.name == "qkv.weight"
+            )
     return first / whole
 
 
 def _matmul_rate(
-    problem: Problem, stage: Stage, rates: ComputeRates, rows: float, width: int
+    problem: Problem, stage: Stage, rates: ComputeRates, rows: tuple[float, ...], width: int
 ) -> float:
     packed = _is_direct(problem, stage, rates)
-    return rates.matmul_rate(problem.model.dtype, rows, width, packed=packed)
+    dtype = problem.model.dtype
+    return max(rates.matmul_rate(dtype, count, width, packed=packed) for count in rows)
 
 
 def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
@@ -60,25 +90,48 @@ def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
 
 
 def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking all weights once in every pass, where they are quantized."""
+    """Seconds of unpacking all weights but experts once in every pass, where they are packed."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
     num_bytes = problem.staged_elements * UNPACKED_BYTES * problem.loads_per_block
     return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
 
 
-def multiplied_bytes(problem: Problem, stage: Stage) -> int:
-    """Bytes of the weights as the CPU multiplies them, in all layers but the embedding."""
+def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of unpacking the experts that each batch needs, per sequence."""
+    if not problem.packs_weights or _is_direct(problem, stage, rates):
+        return 0.0
+    batches = stage.passes / stage.sequences_at_once
+    num_bytes = _touched_elements(problem, stage) * UNPACKED_BYTES
+    return num_bytes * batches / rates.unpack_rate(problem.weight_bits)
+
+
+def _touched_elements(problem: Problem, stage: Stage) -> float:
+    """Elements of the experts that one batch needs in all layers."""
+    return sum(
+        kind.count * touched_units(kind.spec, c, max(stage.matmul_rows)) * c.unit_elements
+        for kind in problem.layer_kinds
+        for c in kind.layout.components
+        if c.num_units > 1
+    )
+
+
+def multiplied_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the weights as the CPU multiplies one batch with them, in all layers but the
+    embedding."""
+    experts = _touched_elements(problem, stage)
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
-        return problem.staged_weight_bytes
-    return problem.staged_elements * problem.model.dtype_bytes
+        share = problem.staged_weight_bytes / problem.all_staged_elements
+        return (problem.staged_elements + experts) * share
+    return (problem.staged_elements + experts) * problem.model.dtype_bytes
 
 
 def unpacking_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes that unpacking all weights once in every pass reads and writes."""
+    """Bytes that unpacking all weights but experts once in every pass reads and writes."""
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
         return 0.0
-    num_bytes = problem.staged_weight_bytes + multiplied_bytes(problem, stage)
+    packed_share = problem.staged_weight_bytes / problem.all_staged_elements
+    num_bytes = problem.staged_elements * (packed_share + problem.model.dtype_bytes)
     return num_bytes * stage.passes * problem.loads_per_block
 
 
@@ -127,7 +180,7 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     flop = 2 * model.vocab_size * model.hidden_size * stage.passes
     sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
     overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    rate = _matmul_rate(problem, stage, rates, batch, model.hidden_size)
+    rate = _matmul_rate(problem, stage, rates, (batch,), model.hidden_size)
     return flop / rate + sampled_bytes / memory_rate + overhead_s
 
 

@@ -8,7 +8,7 @@ the estimator their sums, the simulator gives each task of a kind its part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -19,11 +19,13 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     multiplied_bytes,
     projected_share,
+    unpack_experts_seconds,
     unpack_weights_seconds,
     unpacking_bytes,
 )
-from costmodel.pricing.linear_form import Quantity
-from costmodel.pricing.problem import Problem, Shares
+from costmodel.pricing.linear_form import Quantity, total
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import Shares
 from costmodel.pricing.stages import Stage
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
@@ -59,7 +61,8 @@ def _disk_work(
     disk = problem.hardware.disk
     padded = problem.cache_token_bytes * problem.disk_cache_padding
     hidden = shares.activations_disk * _hidden_moves(problem, stage)
-    weights = shares.weights_disk * _loaded_bytes(problem, stage)
+    on_disk = {name: share.disk for name, share in shares.weights.items()}
+    weights = _loaded_bytes(problem, on_disk, stage)
     read = shares.cache_disk * (padded * stage.context_tokens)
     written = shares.cache_disk * (padded * stage.stored_tokens)
     # Small pieces move at the disk's rate for small requests.
@@ -86,9 +89,13 @@ def _request(num_bytes: float) -> float:
     return max(PAGE_BYTES, min(REQUEST_BYTES, num_bytes))
 
 
-def _loaded_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of all layers that are staged, for all passes of the stage."""
-    return problem.staged_weight_bytes * stage.passes * problem.loads_per_block
+def _loaded_bytes(problem: Problem, shares: Mapping[str, Quantity], stage: Stage) -> Quantity:
+    """Bytes that are loaded in all passes of the stage, where ``shares`` of each class of
+    components are not at rest on the device that computes."""
+    loads = stage.passes * problem.loads_per_block
+    return total(
+        shares[name] * (problem.component_bytes[name] * loads) for name in problem.staged_components
+    )
 
 
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
@@ -105,7 +112,8 @@ def _link_work(
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
     hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
-    streamed = (shares.weights_cpu + shares.weights_disk) * _loaded_bytes(problem, stage)
+    below = {name: share.off_gpu for name, share in shares.weights.items()}
+    streamed = _loaded_bytes(problem, below, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
     queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
     query_bytes = queried * model.dtype_bytes * stage.tokens
@@ -206,6 +214,7 @@ def _layer_seconds(
     share = projected_share(problem)
     projected_s, finished_s = matmul_seconds(problem, stage, rates)
     unpack = _unpackings(problem, shares, stage) * unpack_weights_seconds(problem, stage, rates)
+    finished_s += unpack_experts_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
-from costmodel.pricing.problem import UNIT_SHARES, Problem, Shares
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import Shares, unit_shares
 from costmodel.pricing.stages import Stage
 from profiles.hardware import Contention, HardwareProfile
 
@@ -38,13 +39,14 @@ def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> di
 
 def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     """Return the same as linear forms of the shares."""
-    work = stage_work(problem, UNIT_SHARES, stage)
+    units = unit_shares(problem.components)
+    work = stage_work(problem, units, stage)
     busy = channel_seconds(work)
     limits = dict(busy)
     if stage.is_prefill:
         # Nothing is computed before the first layer's weights have come.
         name = _compute_channel(problem)
-        limits[name] = limits[name] + _fill_seconds(problem, UNIT_SHARES)
+        limits[name] = limits[name] + _fill_seconds(problem, units)
     if unhidden := problem.hardware.unhidden_share:
         of_all = total(limits.values())
         limits = {name: s * (1 - unhidden) + of_all * unhidden for name, s in limits.items()}
@@ -57,7 +59,7 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
-    alone = UNIT_SHARES.of_one_batch(problem.gpu_batch_size)
+    alone = units.of_one_batch(problem.gpu_batch_size)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     return limits
 
@@ -75,12 +77,13 @@ def _compute_channel(problem: Problem) -> str:
 
 
 def _fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
-    hardware, layer_bytes = problem.hardware, problem.largest_layer_bytes
-    read = shares.weights_disk * (layer_bytes / hardware.disk.read.peak)
+    hardware, first = problem.hardware, problem.layers[1]
+    parts = [(shares.weights[c.name], c.num_bytes) for c in first.components]
+    read = total(share.disk * (size / hardware.disk.read.peak) for share, size in parts)
     if hardware.gpu is None:
         return read
     rate = hardware.gpu.h2d.pinned_bytes_per_s
-    return read + (shares.weights_cpu + shares.weights_disk) * (layer_bytes / rate)
+    return read + total(share.off_gpu * (size / rate) for share, size in parts)
 
 
 def contentions(hardware: HardwareProfile) -> Iterator[Contention]:

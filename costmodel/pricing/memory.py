@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
-from costmodel.model.spec import LayerSpec
-from costmodel.pricing.linear_form import Quantity
-from costmodel.pricing.problem import Problem, Shares
+from costmodel.model.spec import ExpertsSpec, LayerSpec
+from costmodel.pricing.linear_form import Quantity, total
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.shares import Shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
@@ -81,12 +82,12 @@ def peak_bytes(problem: Problem, shares: Shares[float]) -> dict[str, int]:
 
 
 def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:
-    staged = shares.weights_cpu + shares.weights_disk
     home: dict[str, Quantity] = {
-        "weights": shares.weights_gpu * problem.weight_bytes,
+        "weights": _weight_bytes(problem, {c: s.gpu for c, s in shares.weights.items()}),
         "cache": shares.cache_gpu * problem.cache_sequence_bytes,
         "hidden states": shares.activations_gpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
+        "unpacked weights": shares.per_block * _unpacked_weight_bytes(problem),
         **_kept_terms(problem, shares),
     }
     # Prefill hands every row that lives off the GPU down; decode fetches those that are not
@@ -98,31 +99,48 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         "fetched": (off_gpu - shares.attended_per_block)
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }
-    unpacked = shares.per_block * _unpacked_weight_bytes(problem)
+    staged = {component: s.off_gpu for component, s in shares.weights.items()}
     return {
-        f"{phase}, {moment} cache": home
+        f"{phase}, {moment} cache, {layer}": home
         | {
-            # The largest layer is cut near the fraction.
-            "weight staging": staged * (NUM_BUFFERS * problem.largest_layer_bytes)
-            + shares.per_block * (NUM_BUFFERS * problem.longest_cut_bytes),
+            "weight staging": weights,
             "cache staging": cache,
-            "unpacked weights": unpacked,
             "workspace": shares.per_block * workspace_bytes(problem, phase),
         }
         for phase in PHASES
         for moment, cache in staging.items()
+        for layer, weights in _weight_staging(problem, shares, staged, 0).items()
     }
 
 
+def _weight_bytes(problem: Problem, shares: Mapping[str, Quantity]) -> Quantity:
+    return total(share * problem.component_bytes[name] for name, share in shares.items())
+
+
+def _weight_staging(
+    problem: Problem, shares: Shares[Quantity], staged: Mapping[str, Quantity], edge_bytes: int
+) -> dict[str, Quantity]:
+    """Return the bytes of both staging buffers, were they made for each of the layers: they are
+    made for the largest.
+
+    ``staged`` is what is staged of each class of components. Each is cut near the fraction, and
+    takes ``edge_bytes`` more.
+    """
+    sizes: dict[str, Quantity] = {}
+    for name, layer in problem.staged_layers.items():
+        edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
+        size = shares.per_block * (NUM_BUFFERS * edges)
+        for component in layer.components:
+            size = size + staged[component.name] * (NUM_BUFFERS * component.num_bytes)
+        sizes[name] = size
+    return sizes
+
+
 def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:
-    # A buffer of disk bytes begins near the fraction, and on whole pages.
-    edges = NUM_BUFFERS * (2 * PAGE_BYTES + problem.longest_cut_bytes)
     home: dict[str, Quantity] = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
         "outputs": shares.per_block * _output_bytes(problem),
-        "weights": shares.weights_cpu * problem.weight_bytes,
-        "weight staging": shares.weights_disk * (NUM_BUFFERS * problem.largest_layer_bytes)
-        + shares.per_block * edges,
+        "weights": _weight_bytes(problem, {c: s.cpu for c, s in shares.weights.items()}),
         "cache": shares.cache_cpu * problem.cache_sequence_bytes,
         "cache staging": shares.cache_disk_per_block
         * (_batch_cache_bytes(problem, problem.workload.context_len) * problem.disk_cache_padding),
@@ -131,29 +149,38 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         "hidden states": shares.activations_cpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
-    if not problem.hardware.has_gpu:
-        home |= _kept_terms(problem, shares)
-        home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
-        return {
-            phase: home | {"workspace": shares.per_block * workspace_bytes(problem, phase)}
-            for phase in PHASES
+    # A buffer of disk bytes begins on a whole page, and ends on one.
+    on_disk = {component: s.disk for component, s in shares.weights.items()}
+    staging = _weight_staging(problem, shares, on_disk, 2 * PAGE_BYTES)
+    if problem.hardware.has_gpu:
+        # The CPU attends with the queries of one batch while those of the next arrive.
+        home["attention staging"] = shares.attended_per_block * (
+            NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
+        )
+        return {layer: home | {"weight staging": size} for layer, size in staging.items()}
+    home |= _kept_terms(problem, shares)
+    home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
+    return {
+        f"{phase}, {layer}": home
+        | {
+            "weight staging": size,
+            "workspace": shares.per_block * workspace_bytes(problem, phase),
         }
-    # The CPU attends with the queries of one batch while those of the next arrive.
-    home["attention staging"] = shares.attended_per_block * (
-        NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
-    )
-    return {"whole run": home}
+        for phase in PHASES
+        for layer, size in staging.items()
+    }
 
 
 def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
-    # Without a disk nothing lies there, nor any padding.
+    num_components = sum(len(layer.components) for layer in problem.layers)
+    # Without a disk there is no padding.
     page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
     return {
-        "weights": shares.weights_disk * problem.weight_bytes,
+        "weights": _weight_bytes(problem, {c: s.disk for c, s in shares.weights.items()}),
         "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
-        # Every layer and every batch's hidden states begin on a page of the file.
-        "page padding": shares.per_block * (page_bytes * len(problem.layers))
+        # Every component and every batch's hidden states begin on a page of the file.
+        "page padding": shares.per_block * (page_bytes * num_components)
         + shares.whole * (page_bytes / problem.gpu_batch_size),
     }
 
@@ -175,7 +202,7 @@ def num_hidden_buffers(*, has_gpu: bool) -> int:
 
 
 def _hidden_staging_bytes(problem: Problem) -> int:
-    if problem.in_place:
+    if problem.in_place is not False:
         return 0
     count = num_hidden_buffers(has_gpu=problem.hardware.has_gpu)
     return count * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
@@ -225,16 +252,22 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     (``executor.model.layers`` lists the temporaries): norm, stacked projections and attention; or
     norm and MLP, with the product of one chunk of a cut matrix beside its place in the result.
     """
-    model, workload = problem.model, problem.workload
-    if phase == "prefill":
-        tokens = problem.prefill_batch_size * workload.prompt_len
-    else:
-        tokens = problem.gpu_batch_size
+    if phase == "decode":
+        return _workspace_bytes(problem, phase, problem.gpu_batch_size)
+    prompt_len = problem.workload.prompt_len
+    return min(
+        _workspace_bytes(problem, phase, size * prompt_len) for size in problem.prefill_batch_sizes
+    )
+
+
+def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
+    model = problem.model
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
     halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
     # One chunk of the head makes its logits in the model's dtype, before they go where all are.
-    head_rows = max(c.tensors[-1].num_rows for c in problem.distinct_layers if c.kind == "head")
+    (head,) = problem.staged_layers["head"].components
+    head_rows = head.tensors[-1].num_rows
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     beside = CUDA_LIBRARY_BYTES
@@ -246,9 +279,21 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
 def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
     """Count the elements for each token that the larger half of a layer holds."""
     attention, mlp = layer.attention, layer.mlp
-    assert mlp is not None
     attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
-    return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size)
+    if mlp is not None:
+        return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size)
+    assert layer.experts is not None
+    return max(attended, 2 * hidden_size + _expert_elements(layer.experts, hidden_size))
+
+
+def _expert_elements(experts: ExpertsSpec, hidden_size: int) -> int:
+    """Count the elements for each token that a mixture of experts holds beside its input and
+    output: see ``executor.model.experts``."""
+    shared, expert = experts.shared, experts.expert
+    routed = experts.experts_per_token * (2 * hidden_size + expert.inner_rows + expert.size)
+    beside = 0 if shared is None else hidden_size + shared.inner_rows + shared.size
+    # Router logits and scores are float32.
+    return max(routed, beside) + 4 * experts.num_experts
 
 
 def _wide_bytes(problem: Problem, num_tokens: int) -> int:
@@ -256,9 +301,12 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
     if problem.model.dtype == "float32":
         return 0
     shapes = {
-        tensor.shape for layer in problem.distinct_layers for tensor in layer.tensors
-        if len(tensor.shape) == 2 and layer.kind != "embed"
-    }  # fmt: skip
+        tensor.shape
+        for layer in problem.staged_layers.values()
+        for component in layer.components
+        for tensor in component.tensors
+        if len(tensor.shape) == 2
+    }
     num_threads = problem.hardware.cpu.num_cores
     return max(wide_bytes(num_tokens, *shape, num_threads=num_threads) for shape in shapes)
 
@@ -267,10 +315,11 @@ def _unpacked_weight_bytes(problem: Problem) -> int:
     """Count what holds the matrices of the layer that is computed, where they are packed."""
     if not problem.packs_weights:
         return 0
-    staged = [layer for layer in problem.distinct_layers if layer.kind != "embed"]
-    elements = max(layer.num_matrix_elements for layer in staged)
+    components = [layer.components for layer in problem.staged_layers.values()]
+    # Of experts, one at a time is unpacked.
+    elements = max(sum(c.unit_elements for c in parts) for parts in components)
     if problem.unpacks_per_batch:
-        elements = max(t.num_elements for layer in staged for t in layer.tensors)
+        elements = max(t.num_elements for parts in components for c in parts for t in c.tensors)
     return elements * problem.model.dtype_bytes
 
 

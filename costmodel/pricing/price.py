@@ -12,7 +12,8 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.latency import stage_work
 from costmodel.pricing.limits import channel_seconds, stage_limits
 from costmodel.pricing.memory import PHASES, capacities, peak_bytes
-from costmodel.pricing.problem import Problem, Shares, problem_of, shares_of
+from costmodel.pricing.problem import Problem, problem_of
+from costmodel.pricing.shares import Shares, shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import CHANNELS, HardwareProfile
@@ -64,6 +65,12 @@ def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage
         (stage, max(stage_limits(problem, shares, stage).values()) * policy.block_size)
         for stage in stages_of(problem)
     ]
+
+
+def block_seconds(policy: Policy, hardware: HardwareProfile) -> float:
+    """Return the latency of one block alone, see ``estimate``."""
+    check_machine(policy, hardware)
+    return sum(seconds for _, seconds in stage_seconds(policy, hardware))
 
 
 def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
@@ -120,7 +127,7 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
             " is not known",
             hint="python -m profiles.measure",
         )
-    on_gpu = max(policy.weights.gpu, policy.cache.gpu, policy.activations.gpu)
+    on_gpu = max(p.gpu for p in (*policy.weights.values(), policy.cache, policy.activations))
     if on_gpu > 0 and not hardware.has_gpu:
         raise InputError(
             "policy",

@@ -1,17 +1,16 @@
-"""What is fixed when a program is solved (``Problem``) and what it decides (``Shares``)."""
+"""What is fixed when a program is solved (``Problem``); ``Shares`` is what it decides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic
 
 from costmodel.model.cache import CacheSpec, cache_of
-from costmodel.model.layout import CUT_ROWS, LayerLayout, model_layers, round_up
+from costmodel.model.layout import ComponentLayout, LayerLayout, model_layers, round_up
 from costmodel.model.spec import LayerSpec, ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
-from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
@@ -36,7 +35,11 @@ class Problem:
     ----------
     in_place
         All hidden states live on the compute device, where the layers update them in place;
-        otherwise they pass through two staging buffers of a batch each.
+        otherwise they pass through two staging buffers of a batch each. ``None`` leaves it open:
+        they live anywhere, and pass through no buffers.
+    open_prefill_batch_sizes
+        Where the prefill batch size is still open, those to choose from, in increasing order.
+        Every formula then takes the best of them, so that the program bounds each.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
     group_size
@@ -55,13 +58,24 @@ class Problem:
     workload: Workload
     gpu_batch_size: int
     prefill_batch_size: int
-    in_place: bool = True
+    in_place: bool | None = True
+    open_prefill_batch_sizes: tuple[int, ...] = ()
     weight_bits: int | None = None
     cache_bits: int | None = None
     group_size: int = DEFAULT_GROUP_SIZE
     unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
     loads_per_block: float = 1.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the problem stands for several that are yet to be told apart."""
+        return self.in_place is None or bool(self.open_prefill_batch_sizes)
+
+    @property
+    def prefill_batch_sizes(self) -> tuple[int, ...]:
+        """The prefill batch size, or those that it may be."""
+        return self.open_prefill_batch_sizes or (self.prefill_batch_size,)
 
     @cached_property
     def layers(self) -> tuple[LayerLayout, ...]:
@@ -74,30 +88,61 @@ class Problem:
         return tuple({id(layer): layer for layer in self.layers}.values())
 
     @cached_property
+    def components(self) -> tuple[str, ...]:
+        """Classes of components, each with a placement."""
+        return self.model.component_names
+
+    @cached_property
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of each class of components, in all layers."""
+        sizes = dict.fromkeys(self.model.component_names, 0)
+        for layer in self.layers:
+            for component in layer.components:
+                sizes[component.name] += component.num_bytes
+        return sizes
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        return sum(layer.num_bytes for layer in self.layers)
+        return sum(self.component_bytes.values())
+
+    @cached_property
+    def staged_layers(self) -> dict[str, LayerLayout]:
+        """The layers that staging buffers must hold, by name: each kind of decoder layer, and the
+        largest chunk of the head. The embedding is gathered."""
+        kinds = {f"layer kind {i}": kind.layout for i, kind in enumerate(self.layer_kinds)}
+        heads = [layer for layer in self.distinct_layers if layer.kind == "head"]
+        return kinds | {"head": max(heads, key=lambda layer: layer.num_bytes)}
+
+    @property
+    def staged_components(self) -> list[str]:
+        """Classes of components that are staged."""
+        return [name for name in self.model.component_names if name != "embedding"]
 
     @cached_property
     def staged_weight_bytes(self) -> int:
-        """Bytes of the layers that are staged whole: all but the embedding, which is gathered."""
-        return sum(layer.num_bytes for layer in self.layers if layer.kind != "embed")
+        """Bytes of all layers that are staged."""
+        return sum(self.component_bytes[name] for name in self.staged_components)
 
     @cached_property
     def staged_elements(self) -> int:
-        """Elements of the matrices of the layers that are staged whole."""
-        return sum(layer.num_matrix_elements for layer in self.layers if layer.kind != "embed")
+        """Elements of the matrices that are staged, without those of experts."""
+        return sum(c.num_matrix_elements for c in self._staged_parts if c.num_units == 1)
+
+    @cached_property
+    def all_staged_elements(self) -> int:
+        """The same with those of experts."""
+        return sum(c.num_matrix_elements for c in self._staged_parts)
+
+    @property
+    def _staged_parts(self) -> Iterator[ComponentLayout]:
+        staged = (layer for layer in self.layers if layer.kind != "embed")
+        return (component for layer in staged for component in layer.components)
 
     @cached_property
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer that is staged."""
-        return max(layer.num_bytes for layer in self.distinct_layers if layer.kind != "embed")
-
-    @cached_property
-    def longest_cut_bytes(self) -> int:
-        """Bytes of the rows that a cut keeps together, where they are longest."""
-        tensors = (tensor for layer in self.distinct_layers for tensor in layer.tensors)
-        return max(tensor.row_bytes * min(CUT_ROWS, tensor.num_rows) for tensor in tensors)
+        return max(layer.num_bytes for layer in self.staged_layers.values())
 
     @cached_property
     def num_head_chunks(self) -> int:
@@ -173,123 +218,6 @@ class Problem:
     def hidden_token_bytes(self) -> int:
         """Bytes of the hidden state of one token."""
         return self.model.hidden_size * self.model.dtype_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variable:
-    """What the program knows of one share beside the formulas.
-
-    Parameters
-    ----------
-    group
-        The shares of a group place the same bytes, so that they add up to the whole.
-    is_scaled
-        The share comes multiplied by ``per_block``.
-    needs_product
-        Formulas use the share's product with ``per_block``.
-    needs_gpu
-        The share is zero on a machine without a GPU.
-    """
-
-    group: str = ""
-    is_scaled: bool = False
-    needs_product: bool = False
-    needs_gpu: bool = False
-
-
-VARIABLES = {
-    "weights_gpu": Variable(group="weights", is_scaled=True, needs_gpu=True),
-    "weights_cpu": Variable(group="weights", is_scaled=True),
-    "weights_disk": Variable(group="weights", is_scaled=True),
-    "cache_gpu": Variable(group="cache", needs_gpu=True),
-    "cache_cpu": Variable(group="cache", needs_product=True),
-    "cache_disk": Variable(group="cache", needs_product=True),
-    "attended": Variable(needs_gpu=True, needs_product=True),
-    "activations_gpu": Variable(group="activations", needs_gpu=True),
-    "activations_cpu": Variable(group="activations", needs_product=True),
-    "activations_disk": Variable(group="activations", needs_product=True),
-}
-PRODUCTS = tuple(name for name, variable in VARIABLES.items() if variable.needs_product)
-
-
-def product_name(name: str) -> str:
-    """Return the name of the product of a share and ``per_block``."""
-    return f"{name}_per_block"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shares(Generic[Quantity]):
-    """The variables, per sequence of the block.
-
-    Dividing by the block size makes the program linear (Charnes and Cooper 1962): ``per_block``
-    is ``1 / block_size`` and the weight shares come multiplied by it; all else are plain
-    fractions. ``attended`` is the fraction of the whole cache that lies off the GPU and is
-    attended on the CPU. ``whole`` is the constant one, so that every formula is linear in the
-    shares without a constant term.
-
-    Some costs need a fraction and its product with ``per_block``: staging buffers hold the cache
-    of one batch, not of the block. The ``*_per_block`` fields carry the product, exact where the
-    block size is fixed, a McCormick variable where it is not.
-    """
-
-    whole: Quantity
-    per_block: Quantity
-    weights_gpu: Quantity
-    weights_cpu: Quantity
-    weights_disk: Quantity
-    cache_gpu: Quantity
-    cache_cpu: Quantity
-    cache_disk: Quantity
-    attended: Quantity
-    activations_gpu: Quantity
-    activations_cpu: Quantity
-    activations_disk: Quantity
-    cache_cpu_per_block: Quantity
-    cache_disk_per_block: Quantity
-    attended_per_block: Quantity
-    activations_cpu_per_block: Quantity
-    activations_disk_per_block: Quantity
-
-    def of_one_batch(self, gpu_batch_size: int) -> Shares[Quantity]:
-        """Return the shares times the fraction of the block that one batch is.
-
-        Formulas then give what one batch takes per sequence of the block. The cache on the GPU
-        is not needed for that, nor are the weights.
-        """
-        scaled = {name: getattr(self, product_name(name)) * gpu_batch_size for name in PRODUCTS}
-        return replace(self, whole=self.per_block * gpu_batch_size, **scaled)
-
-    def value_of(self, form: LinearForm) -> Quantity:
-        """Return a linear form of the shares at these shares."""
-        parts: list[Quantity] = [getattr(self, n) * factor for n, factor in form.terms.items()]
-        return total(parts or [self.whole * 0.0])
-
-
-SHARE_NAMES = tuple(f.name for f in fields(Shares))
-
-
-# The variables themselves: evaluated on them, a formula gives its coefficients.
-UNIT_SHARES = Shares(**{name: LinearForm({name: 1.0}) for name in SHARE_NAMES})
-
-
-def shares_of(policy: Policy) -> Shares[float]:
-    """Return a policy's fractions as the values of the program's variables."""
-    per_block = 1 / policy.block_size
-    plain = {
-        f"{kind}_{tier}": getattr(placement, tier)
-        for kind, placement in (("cache", policy.cache), ("activations", policy.activations))
-        for tier in ("gpu", "cpu", "disk")
-    }
-    plain["attended"] = policy.cpu_attention * (policy.cache.cpu + policy.cache.disk)
-    return Shares(
-        whole=1.0,
-        per_block=per_block,
-        weights_gpu=policy.weights.gpu * per_block,
-        weights_cpu=policy.weights.cpu * per_block,
-        weights_disk=policy.weights.disk * per_block,
-        **plain,
-        **{product_name(name): plain[name] * per_block for name in PRODUCTS},
-    )
 
 
 def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:

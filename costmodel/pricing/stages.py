@@ -29,7 +29,8 @@ class Stage:
     tokens
         Tokens that go through every layer.
     sequences_at_once, matmul_rows
-        Sequences that are computed at once, and the rows of their matrix products.
+        Sequences that are computed at once, and the rows of their matrix products: several where
+        the prefill batch size is open, of which the fastest counts.
     context_tokens
         Slots of the cache that are read, summed over the passes.
     stored_tokens
@@ -41,7 +42,7 @@ class Stage:
     passes: int
     tokens: int
     sequences_at_once: int
-    matmul_rows: int
+    matmul_rows: tuple[int, ...]
     context_tokens: float
     stored_tokens: int
 
@@ -64,8 +65,8 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         first_pass=0,
         passes=1,
         tokens=workload.prompt_len,
-        sequences_at_once=problem.prefill_batch_size,
-        matmul_rows=problem.prefill_batch_size * workload.prompt_len,
+        sequences_at_once=max(problem.prefill_batch_sizes),
+        matmul_rows=tuple(size * workload.prompt_len for size in problem.prefill_batch_sizes),
         context_tokens=0,
         # With one token to generate, nobody reads the cache again.
         stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
@@ -92,7 +93,7 @@ def _segment(problem: Problem, first: int, end: int) -> Stage:
         passes=passes,
         tokens=passes,
         sequences_at_once=problem.gpu_batch_size,
-        matmul_rows=problem.gpu_batch_size,
+        matmul_rows=(problem.gpu_batch_size,),
         context_tokens=context,
         stored_tokens=stored,
     )

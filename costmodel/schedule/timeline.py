@@ -11,13 +11,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cut_layer, round_policy
-from costmodel.plan.route import route_of
+from costmodel.plan.rounding import round_policy
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import contentions
 from costmodel.pricing.price import check_machine
-from costmodel.pricing.problem import LayerKind, Problem, problem_of, shares_of
+from costmodel.pricing.problem import LayerKind, Problem, problem_of
+from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule, num_weight_pieces
@@ -101,32 +102,32 @@ def simulate(
             got=f"{num_tokens} of {per_pass} layers and batches each",
             allowed=f"at most {max(1, MAX_LAYER_BATCHES // per_pass)} for this policy",
         )
+    plan = Plan.of(policy, has_gpu=hardware.has_gpu)
     schedule = ZigzagSchedule(
-        route_of(policy, problem.layers, has_gpu=hardware.has_gpu),
-        problem.layers,
-        num_batches=policy.num_gpu_batches,
-        num_tokens=num_tokens,
+        plan.route, plan.layers, num_batches=policy.num_gpu_batches, num_tokens=num_tokens
     )
-    seconds = _TaskSeconds(policy, problem)
+    seconds = _TaskSeconds(plan, problem)
     return Timeline(tasks=list(_run(schedule, seconds, hardware, progress)))
 
 
 class _TaskSeconds:
     """The seconds of every task: those of its kind and stage, dealt out by what it moves."""
 
-    def __init__(self, policy: Policy, problem: Problem) -> None:
+    def __init__(self, plan: Plan, problem: Problem) -> None:
+        policy = plan.policy
         self._problem = problem
         self._num_batches = policy.num_gpu_batches
-        cuts = [cut_layer(layer, policy.weights) for layer in problem.layers]
         self._moved_bytes = {
-            "read_weights": [cut.disk_bytes for cut in cuts],
-            "send_weights": [cut.num_bytes - cut.gpu_end for cut in cuts],
+            "read_weights": [sum(c.cut.disk_bytes for c in layer) for layer in plan.weights],
+            "send_weights": [
+                sum(c.cut.num_bytes - c.cut.gpu_end for c in layer) for layer in plan.weights
+            ],
         }
         # The embedding is gathered, never staged.
         for moved in self._moved_bytes.values():
             moved[0] = 0
         # Of what all decoder layers compute and keep, the part of each.
-        self._computed = _shares_of_layers(problem, lambda kind: kind.layout.num_matrix_elements)
+        self._computed = _shares_of_layers(problem, _used_elements)
         self._kept = _shares_of_layers(problem, lambda kind: kind.cache.token_bytes)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
@@ -175,6 +176,13 @@ class _TaskSeconds:
             stored_passes = 1 if stage.is_prefill else stage.stored_tokens
             return 1 / max(1, stored_passes)
         return 1 / stage.passes
+
+
+def _used_elements(kind: LayerKind) -> int:
+    """Elements of the matrices that a token passes through in a layer."""
+    experts = kind.spec.experts
+    used = experts.experts_per_token if experts else 1
+    return sum(c.unit_elements * (used if c.num_units > 1 else 1) for c in kind.layout.components)
 
 
 def _shares_of_layers(problem: Problem, of: Callable[[LayerKind], int]) -> list[float]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from costmodel.families import spec_from_config
-from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.folder import TensorPart, layer_parts, overlaps
+from executor.checkpoint.folder import TensorPart, component_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
 from profiles.compute_plan import DTYPES
@@ -49,10 +49,12 @@ class DummyCheckpoint:
     def check_unchanged(self) -> None:
         """Do nothing: there are no files."""
 
-    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
-        """Make part of one layer (see ``WeightSource.read_range``)."""
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
+        """Make part of one component (see ``WeightSource.read_range``)."""
         out.zero_()
-        parts = layer_parts(self.spec, index, layout)
+        parts = component_parts(self.spec, index, layout)
         for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
             _fill(target, part, self.seed, first)
 
@@ -95,8 +97,13 @@ def _shards(spec: ModelSpec, shard_bytes: int) -> Iterator[list[TensorPart]]:
 def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
     """Yield every tensor of the checkpoint once and whole, also the head that is cut in chunks."""
     seen: set[str] = set()
-    for index, layout in enumerate(model_layers(spec)):
-        for part in layer_parts(spec, index, layout):
+    components = (
+        (index, layout)
+        for index, layer in enumerate(model_layers(spec))
+        for layout in layer.components
+    )
+    for index, layout in components:
+        for part in component_parts(spec, index, layout):
             if part.name not in seen:
                 seen.add(part.name)
                 width = part.shape[1] if len(part.shape) == 2 else 1

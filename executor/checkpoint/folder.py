@@ -16,7 +16,7 @@ import torch
 
 from costmodel.families import family_named, spec_from_config
 from costmodel.model.family import HEAD_MODULE
-from costmodel.model.layout import LayerLayout, TensorLayout, model_layers
+from costmodel.model.layout import ComponentLayout, TensorLayout, model_layers
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.safetensors_file import TensorEntry
 from executor.checkpoint.stored_tensors import (
@@ -48,8 +48,11 @@ class WeightSource(Protocol):
     def check_unchanged(self) -> None:
         """Raise ``RunError`` where the weights are no longer those of the fingerprint."""
 
-    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
-        """Fill ``out`` with bytes of layer ``index`` of ``model_layers(spec)``, from ``start`` on.
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
+        """Fill ``out`` with bytes of a component of layer ``index`` of ``model_layers(spec)``, from
+        ``start`` on.
 
         ``out`` is one-dimensional uint8 in CPU memory; both ends of the range are whole elements.
         The tensors come to lie at their offsets in the dtype of ``spec``, the padding between
@@ -72,10 +75,12 @@ class TensorPart:
     offset_bytes: int
 
 
-def layer_parts(spec: ModelSpec, index: int, layout: LayerLayout) -> Iterator[TensorPart]:
-    """Yield what layer ``index`` of ``model_layers(spec)`` is made of, in order of offset."""
-    for tensor in layout.tensors:
-        yield from _tensor_parts(spec, index, layout, tensor)
+def component_parts(spec: ModelSpec, index: int, layout: ComponentLayout) -> Iterator[TensorPart]:
+    """Yield what a component of layer ``index`` of ``model_layers(spec)`` is made of, in order of
+    offset."""
+    for unit in range(layout.num_units):
+        for tensor in layout.tensors:
+            yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
 HEAD_NAME = f"{HEAD_MODULE}.weight"
@@ -87,14 +92,14 @@ def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, 
     if module == "qkv":
         attention = spec.layer(index - 1).attention
         return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (rows // 2, rows // 2) if module == "gate_up" else (rows,)
+    return (rows // 2, rows // 2) if module.endswith("gate_up") else (rows,)
 
 
 def _tensor_parts(
-    spec: ModelSpec, index: int, layout: LayerLayout, tensor: TensorLayout
+    spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
 ) -> Iterator[TensorPart]:
-    names = family_named(spec.family).tensor_names(spec, tensor.name, index - 1)
-    offset = tensor.offset_bytes
+    names = family_named(spec.family).tensor_names(spec, tensor.name, index - 1, unit)
+    offset = unit * layout.unit_bytes + tensor.offset_bytes
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
     for name, rows in zip(names, _part_rows(spec, index, tensor), strict=True):
@@ -112,7 +117,7 @@ def _tensor_parts(
 def overlaps(
     parts: Iterable[TensorPart], start: int, out: torch.Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[TensorPart, int, torch.Tensor]]:
-    """Yield each part that a range of a layer touches, with the first of its elements that the
+    """Yield each part that a range of a component touches, with the first of its elements that the
     range holds and the elements' place in ``out`` (uint8, the range's bytes)."""
     for part in parts:
         low = max(part.offset_bytes, start)
@@ -189,11 +194,14 @@ class Checkpoint:
                 f"checkpoint {self.folder}: it changed while it was read; try: run again"
             )
 
-    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
-        """Read part of one layer (see ``WeightSource.read_range``); scratch is at most 16 MiB."""
-        # The padding between tensors, so that a layer's bytes depend on its weights only.
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
+        """Read part of one component (see ``WeightSource.read_range``); scratch is at most
+        16 MiB."""
+        # The padding between tensors, so that a component's bytes depend on its weights only.
         out.zero_()
-        parts = layer_parts(self.spec, index, layout)
+        parts = component_parts(self.spec, index, layout)
         for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
             width = part.shape[1] if len(part.shape) == 2 else 1
             read_elements(self.tensors[part.name], part.first_row * width + first, target)
@@ -203,8 +211,9 @@ def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor that a model needs."""
     return {
         part.name: part.shape
-        for index, layout in enumerate(model_layers(spec))
-        for part in layer_parts(spec, index, layout)
+        for index, layer in enumerate(model_layers(spec))
+        for layout in layer.components
+        for part in component_parts(spec, index, layout)
     }
 
 

@@ -209,7 +209,8 @@ class Block:
             self._head_inputs[task.batch] = layers.final_norm(last, weights, self.spec.final_norm)
         logits = self._logits[task.batch % len(self._logits), : len(batch)]
         chunks = weights["head.weight"]
-        first = self.stores.weights.layers[task.layer].first_row
+        (layout,) = self.stores.weights.layers[task.layer].components
+        first = layout.first_row
         for chunk in chunks:
             columns = slice(first, first + chunk.shape[0])
             logits[:, columns] = layers.linear(self._head_inputs[task.batch], [chunk])

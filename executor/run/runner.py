@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from costmodel.model.layout import model_layers
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
-from costmodel.plan.route import route_of
 from costmodel.pricing.price import check_executable, check_machine, estimate
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
@@ -85,8 +84,8 @@ class Runner:
         self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids
         self.progress = progress or Progress()
-        self.layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-        self.route = route_of(policy, self.layers, has_gpu=hardware.has_gpu)
+        self.plan = Plan.of(policy, has_gpu=hardware.has_gpu)
+        self.route = self.plan.route
         self.trace = Trace([self._tell, on_span] if on_span else [self._tell])
         self._stack = ExitStack()
         self._disk_bytes = 0
@@ -136,8 +135,8 @@ class Runner:
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
         file = None
-        if policy.weights.disk > 0:
-            file = enter(WeightFile(self.offload_dir, self.source, self.layers))
+        if any(placement.disk for placement in policy.weights.values()):
+            file = enter(WeightFile(self.offload_dir, self.source, self.plan.layers))
         needed = estimate(policy, self.hardware).peak_bytes["disk"]
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
         check_available(policy, self.hardware, file_bytes=file_bytes)
@@ -145,19 +144,19 @@ class Runner:
         kernels.load_library()
         self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
-        self.weights = WeightStore(policy, self.layers, machine, file)
-        missing = file.missing_bytes(self.weights.cuts) if file else 0
-        cache = KVCache(policy, machine)
+        self.weights = WeightStore(self.plan, machine, file)
+        missing = file.missing_bytes(self.plan.weights) if file else 0
+        cache = KVCache(self.plan, machine)
         hidden = HiddenStates(policy, machine, file_offset=cache.disk_bytes())
         scratch_bytes = cache.disk_bytes() + hidden.disk_bytes()
-        self._disk_bytes = scratch_bytes + sum(cut.disk_bytes for cut in self.weights.cuts)
+        self._disk_bytes = scratch_bytes + self.weights.disk_bytes
         if missing or scratch_bytes:
             check_offload_folder(self.offload_dir, missing + scratch_bytes)
         if scratch_bytes:
             cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
         self.progress.loading(missing + self.weights.resident_bytes)
         if file:
-            file.build(self.weights.cuts, self._tell_loaded)
+            file.build(self.plan.weights, self._tell_loaded)
         self.weights.load(self.source, self._tell_loaded)
         self.source.check_unchanged()
         tied = policy.model.head.is_tied
@@ -167,7 +166,7 @@ class Runner:
             positions = EmbeddingTable(self.weights, file, "positions.weight")
         if self.hardware.uses_cuda:
             device = machine.compute.device
-            compile_kernels(policy, self.layers, device)
+            compile_kernels(policy, self.plan.layers, device)
         stores = Stores(
             weights=self.weights, tokens=tokens, positions=positions, cache=cache,
             hidden=hidden,
@@ -190,7 +189,7 @@ class Runner:
         self.block.start(batches)
         self.progress.started(len(batches))
         schedule = ZigzagSchedule(
-            self.route, self.layers, num_batches=len(batches), num_tokens=gen_len
+            self.route, self.plan.layers, num_batches=len(batches), num_tokens=gen_len
         )
         start_s = time.perf_counter()
         ends_s = self._run_schedule(schedule)

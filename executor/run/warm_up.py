@@ -26,7 +26,8 @@ def compile_kernels(
     """Have all kernels compiled that a run will call, each of which takes up to a second, by
     calling them for next to nothing."""
     _compile_layers(policy, device)
-    for matrix in {tensor.packing for layer in layers for tensor in layer.tensors}:
+    components = {id(c): c for layer in layers for c in layer.components}.values()
+    for matrix in {tensor.packing for component in components for tensor in component.tensors}:
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:

@@ -10,7 +10,7 @@ import torch
 from costmodel.model.layout import row_packing
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import Segment, cache_spec, cut_cache
+from costmodel.plan.rounding import Segment, cache_spec
 from profiles.compute_plan import DTYPES
 from profiles.packing import Packing
 
@@ -49,16 +49,16 @@ class CacheLayout:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, policy: Policy, layer: LayerSpec, *, has_gpu: bool) -> CacheLayout:
-        """Cut the cache of a kind of layer as a policy says."""
-        cache, batch = cache_spec(policy, layer), policy.gpu_batch_size
+    def of(cls, policy: Policy, layer: LayerSpec, segments: tuple[Segment, ...]) -> CacheLayout:
+        """Lay out the cache of a kind of layer, which is cut into ``segments``."""
+        cache = cache_spec(policy, layer)
         packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
         return cls(
             rows_per_sequence=cache.rows_per_sequence,
             head_dim=cache.width,
             context_len=policy.workload.context_len,
             prompt_len=policy.workload.prompt_len,
-            segments=cut_cache(policy, cache, batch, has_gpu=has_gpu),
+            segments=segments,
             packing=packing,
             dtype=torch.uint8 if packing else DTYPES[policy.model.dtype],
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from costmodel.model.layout import LayerLayout, TensorLayout
+from costmodel.model.layout import TensorLayout
+from costmodel.plan.rounding import PlacedComponent
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
 from profiles.kernels import unpack_rows
@@ -36,44 +37,36 @@ class EmbeddingTable:
         self._dtype = weights.dtype
         self._file = file
         found = [
-            (index, layout, tensor)
-            for index, layout in enumerate(weights.layers)
-            for tensor in layout.tensors
+            (component, tensor)
+            for layer in weights.placed
+            for component in layer
+            for tensor in component.layout.tensors
             if tensor.name == name
         ]
-        self._tensor = found[0][2]
+        self._tensor = found[0][1]
         # Rows are gathered as bytes, in words where every row begins on one.
-        in_words = all(t.row_bytes % 4 == 0 for layer in weights.layers for t in layer.tensors)
+        in_words = all(
+            other.row_bytes % 4 == 0 for component, _ in found for other in component.layout.tensors
+        )
         self._word = torch.int32 if in_words else torch.uint8
-        for index, layout, tensor in found:
-            self._add(weights, file, index, layout, tensor)
+        for component, tensor in found:
+            self._add(weights, component, tensor)
 
-    def _add(
-        self,
-        weights: WeightStore,
-        file: WeightFile | None,
-        index: int,
-        layout: LayerLayout,
-        tensor: TensorLayout,
-    ) -> None:
+    def _add(self, weights: WeightStore, component: PlacedComponent, tensor: TensorLayout) -> None:
+        layout = component.layout
         start, end = tensor.offset_bytes, tensor.end_bytes
-        for offset, run in weights.resident_runs(index):
+        for offset, run in weights.resident_runs(component.layer, layout.name):
             low, high = max(start, offset), min(end, offset + len(run))
             if low < high:
                 rows = run[low - offset : high - offset].view(-1, tensor.row_bytes)
                 first = layout.first_row + (low - start) // tensor.row_bytes
                 self._runs.append((first, rows.view(self._word)))
-        low = max(start, weights.cuts[index].cpu_end)
-        if low < end and weights.cuts[index].disk_bytes:
-            assert file is not None
-            first = (low - start) // tensor.row_bytes
-            self._disk.append(
-                (
-                    layout.first_row + first,
-                    layout.first_row + tensor.num_rows,
-                    file.position(index, low),
-                )
-            )
+        low = max(start, component.cut.cpu_end)
+        if low < end and component.cut.disk_bytes:
+            assert self._file is not None
+            first = layout.first_row + (low - start) // tensor.row_bytes
+            position = self._file.position(component, low)
+            self._disk.append((first, layout.first_row + tensor.num_rows, position))
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from costmodel.plan.policy import Policy
+from costmodel.plan.plan import Plan
 from costmodel.plan.rounding import Segment
 from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
@@ -34,19 +34,22 @@ class KVCache:
 
     Parameters
     ----------
-    policy
-        Decides the segments; its workload bounds the number of tokens.
+    plan
+        Decides the segments; the workload bounds the number of tokens.
     machine
         Whose arenas hold homes and staging.
 
     ``file`` must be set before a run where ``disk_bytes`` is above zero.
     """
 
-    def __init__(self, policy: Policy, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, plan: Plan, machine: Machine) -> None:
+        self.machine, policy = machine, plan.policy
         self.file: ScratchFile | None = None
         model = policy.model
-        kinds = [CacheLayout.of(policy, k, has_gpu=machine.has_gpu) for k in model.layer_kinds]
+        kinds = [
+            CacheLayout.of(policy, kind, segments)
+            for kind, segments in zip(model.layer_kinds, plan.segments, strict=True)
+        ]
         # By layer.
         self._layouts = [kinds[kind] for kind in model.layer_order]
         self._num_batches = policy.num_gpu_batches

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from costmodel.model.layout import LayerLayout, TensorLayout, unpacked_layout
+from costmodel.model.layout import ComponentLayout, TensorLayout, unpacked_layout
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import WeightSource
 from profiles.compute_plan import DTYPES
@@ -43,8 +43,10 @@ class QuantizedSource:
         """Raise ``RunError`` where what is packed has changed."""
         self.source.check_unchanged()
 
-    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
-        """Pack part of one layer (see ``WeightSource.read_range``).
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
+        """Pack part of one component (see ``WeightSource.read_range``).
 
         Raises
         ------
@@ -54,34 +56,37 @@ class QuantizedSource:
         """
         out.zero_()
         plain = unpacked_layout(layout, self.spec)
-        for tensor, unpacked in zip(layout.tensors, plain.tensors, strict=True):
-            low = max(tensor.offset_bytes, start)
-            high = min(tensor.end_bytes, start + len(out))
-            if low >= high:
-                continue
-            target, first = out[low - start : high - start], low - tensor.offset_bytes
-            if tensor.packing is None:
-                self.source.read_range(index, plain, unpacked.offset_bytes + first, target)
-            else:
-                self._pack(index, plain, (tensor, unpacked), first, target)
+        for unit in range(layout.num_units):
+            for tensor, unpacked in zip(layout.tensors, plain.tensors, strict=True):
+                offset = unit * layout.unit_bytes + tensor.offset_bytes
+                plain_offset = unit * plain.unit_bytes + unpacked.offset_bytes
+                low = max(offset, start)
+                high = min(offset + tensor.num_bytes, start + len(out))
+                if low >= high:
+                    continue
+                target, first = out[low - start : high - start], low - offset
+                if tensor.packing is None:
+                    self.source.read_range(index, plain, plain_offset + first, target)
+                else:
+                    self._pack(index, plain, (tensor, unpacked, plain_offset), first, target)
 
     def _pack(
         self,
         index: int,
-        plain: LayerLayout,
-        tensors: tuple[TensorLayout, TensorLayout],
+        plain: ComponentLayout,
+        tensors: tuple[TensorLayout, TensorLayout, int],
         first: int,
         target: torch.Tensor,
     ) -> None:
         """Fill ``target`` with the packed bytes of a tensor from ``first`` on."""
-        tensor, unpacked = tensors
+        tensor, unpacked, plain_offset = tensors
         assert tensor.packing is not None
         size, end = tensor.row_bytes, first + len(target)
         end_row, step = -(-end // size), max(1, PIECE_BYTES // unpacked.row_bytes)
         for row in range(first // size, end_row, step):
             count = min(step, end_row - row)
             values = torch.empty(count * unpacked.row_bytes, dtype=torch.uint8)
-            position = unpacked.offset_bytes + row * unpacked.row_bytes
+            position = plain_offset + row * unpacked.row_bytes
             self.source.read_range(index, plain, position, values)
             packed = torch.empty(1, count, size, dtype=torch.uint8)
             elements = values.view(DTYPES[self.spec.dtype]).view(1, count, -1)
@@ -91,7 +96,7 @@ class QuantizedSource:
                 elements[0, is_bad] = 0
             if not pack_rows(elements, tensor.packing, packed):
                 raise InputError(
-                    f"tensor {tensor.name} of {plain.kind} layer {index} of {self.spec.name}",
+                    f"tensor {tensor.name} of {plain.name} of layer {index} of {self.spec.name}",
                     got="a value that is not finite",
                     allowed="numbers, which alone can be quantized",
                 )

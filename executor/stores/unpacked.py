@@ -15,10 +15,11 @@ from profiles.kernels import unpack_rows
 class UnpackedMatrices:
     """One buffer as large as the largest layer; each matrix of a layer has its place in it.
 
-    A matrix is unpacked when it is asked for and its place holds another layer's, so once in a pass
-    over the model for all batches of a block: what comes before attention and what comes behind
-    it hold different places, and may belong to different layers. (Where a GPU computes the head for
-    one batch while the CPU attends for another, they take the place from each other once.)
+    A matrix is unpacked when it is asked for and its place holds another, so once in a pass over
+    the model for all batches of a block: what comes before attention and what comes behind it hold
+    different places, and may belong to different layers. (Where a GPU computes the head for one
+    batch while the CPU attends for another, they take the place from each other once.) Experts
+    take turns: a layer has one place for a matrix of each of its experts.
 
     Parameters
     ----------
@@ -31,19 +32,31 @@ class UnpackedMatrices:
     """
 
     def __init__(self, layers: Sequence[LayerLayout], dtype: torch.dtype, arena: Arena) -> None:
-        size = max(c.num_matrix_elements for c in layers if c.kind != "embed")
+        size = max(
+            sum(component.unit_elements for component in layer.components)
+            for layer in layers
+            if layer.kind != "embed"
+        )
         buffer = arena.allocate("unpacked weights", size * dtype.itemsize)
         self._buffer = buffer.view(dtype)
-        # Which layer's matrix lies from where to where.
-        self._held: dict[tuple[int, int], int] = {}
+        # Which layer's matrix, of which unit, is from where to where.
+        self._held: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def unpack(self, layer: int, tensor: TensorLayout, start: int, chunks: Sequence[torch.Tensor]
-    ) -> torch.Tensor:  # fmt: skip
-        """Return a matrix whose place begins at element ``start``, unpacked now if need be."""
+    def unpack(
+        self,
+        owner: tuple[int, int],
+        tensor: TensorLayout,
+        start: int,
+        chunks: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Return a matrix whose place begins at element ``start``, unpacked now if need be.
+
+        ``owner`` is the number of its layer and of its unit.
+        """
         assert tensor.packing is not None
         end = start + tensor.num_elements
         matrix = self._buffer[start:end].view(tensor.shape)
-        if self._held.get((start, end)) == layer:
+        if self._held.get((start, end)) == owner:
             return matrix
         self._held = {
             (low, high): held
@@ -54,13 +67,13 @@ class UnpackedMatrices:
         for chunk in chunks:
             unpack_rows(chunk[None], tensor.packing, matrix[None, first : first + len(chunk)])
             first += len(chunk)
-        self._held[start, end] = layer
+        self._held[start, end] = owner
         return matrix
 
 
 class PackedLayer(Mapping[str, Sequence[Matrix]]):
     """The tensors of one layer: matrices are unpacked as they are asked for, or with ``is_direct``
-    left as they lie, to be multiplied so."""
+    kept packed, to be multiplied so."""
 
     def __init__(
         self,
@@ -71,24 +84,57 @@ class PackedLayer(Mapping[str, Sequence[Matrix]]):
         *,
         is_direct: bool,
     ) -> None:
-        self._layout = layout
         self._packed = packed
         self._matrices = matrices
         self._index = index
         self._is_direct = is_direct
+        # Of each packed tensor, its place in the buffer and how many units it has.
+        self._places: dict[str, tuple[TensorLayout, int, int]] = {}
+        start = 0
+        for component in layout.components:
+            for tensor in component.tensors:
+                if tensor.packing is not None:
+                    self._places[tensor.name] = tensor, start, component.num_units
+                    start += tensor.num_elements
 
     def __getitem__(self, name: str) -> Sequence[Matrix]:
-        start = 0
-        for tensor in self._layout.tensors:
-            if tensor.name == name and tensor.packing is not None:
-                if self._is_direct:
-                    return [PackedRows(chunk, tensor.packing) for chunk in self._packed[name]]
-                return [self._matrices.unpack(self._index, tensor, start, self._packed[name])]
-            start += tensor.num_elements if tensor.packing else 0
-        return self._packed[name]
+        if name not in self._places:
+            return self._packed[name]
+        tensor, start, num_units = self._places[name]
+        if self._is_direct:
+            assert tensor.packing is not None
+            return [PackedRows(chunk, tensor.packing) for chunk in self._packed[name]]
+        if num_units > 1:
+            return UnpackedExperts(self._matrices, self._index, tensor, start, self._packed[name])
+        return [self._matrices.unpack((self._index, 0), tensor, start, self._packed[name])]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+class UnpackedExperts(Sequence[torch.Tensor]):
+    """One matrix of each expert, unpacked when it is asked for; it holds until the next is."""
+
+    def __init__(
+        self,
+        matrices: UnpackedMatrices,
+        layer: int,
+        tensor: TensorLayout,
+        start: int,
+        packed: Sequence[torch.Tensor],
+    ) -> None:
+        self._matrices = matrices
+        self._layer = layer
+        self._tensor = tensor
+        self._start = start
+        self._packed = packed
+
+    def __getitem__(self, expert: int) -> torch.Tensor:  # type: ignore[override]  # no slices
+        chunk = self._packed[expert]
+        return self._matrices.unpack((self._layer, expert), self._tensor, self._start, [chunk])
 
     def __len__(self) -> int:
         return len(self._packed)

@@ -1,9 +1,9 @@
 """The weights that live on disk: one aligned file per model and precision, built once.
 
-Every layer has a fixed place in the file, so the layout does not depend on the policy. Only the
+Every component has a fixed place in the file, so the layout does not depend on the policy. Only the
 bytes that some policy has put on disk are ever written (the file is sparse), and behind the
-layers lies a checksum for each page. A manifest beside the file says from which byte on each layer
-is there.
+layers lies a checksum for each page. A manifest beside the file says from which byte on each
+component is there.
 
 The file is written in place and the manifest appears last, by renaming: a file is never
 believed before all of it is safe, and it can grow without a second copy of it. Whoever builds
@@ -26,10 +26,11 @@ from pathlib import Path
 import torch
 
 from costmodel.model.layout import LayerLayout, round_up
-from costmodel.plan.rounding import LayerCut
+from costmodel.plan.rounding import PlacedComponent, PlacedLayers
 from executor.checkpoint.folder import WeightSource
 from executor.machine.offload_folder import MANIFEST_SUFFIX, WEIGHTS_PREFIX, WEIGHTS_SUFFIX
 from executor.stores.page_checksums import PageChecksums
+from executor.stores.staging import page_floor
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError, ZigzagError
 from profiles.files import from_json, read_json, to_json, write_json
@@ -43,21 +44,16 @@ Progress = Callable[[int], None]
 PageRange = tuple[int, int, int]
 
 
-def page_floor(position: int) -> int:
-    """Round down to the start of a page."""
-    return position // PAGE_BYTES * PAGE_BYTES
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """From which byte on each layer is in the file, for one source of weights."""
+    """From which byte on each component is in the file, for one source of weights."""
 
     fingerprint: str
     first_bytes: tuple[int, ...]
 
 
 class WeightFile:
-    """Layers on disk, each from some byte on. A context manager.
+    """Components on disk, each from some byte on. A context manager.
 
     Each page is held against its checksum when this process first reads it. Any thread may read.
 
@@ -73,27 +69,31 @@ class WeightFile:
 
     def __init__(self, folder: Path, source: WeightSource, layers: Sequence[LayerLayout]) -> None:
         self.source = source
-        self.layers = layers
+        # Each component has a place of its own; its layer is the first of the pair.
+        self._components = [
+            (index, layout) for index, layer in enumerate(layers) for layout in layer.components
+        ]
         self._fingerprint = source.fingerprint
         # A layout of another version must never be taken for this one.
         key = hashlib.sha256(f"{self._fingerprint} {layers}".encode()).hexdigest()
         self.path = folder / f"{WEIGHTS_PREFIX}{key[:16]}{WEIGHTS_SUFFIX}"
         self.manifest_path = self.path.with_suffix(MANIFEST_SUFFIX)
         self._bases = [0]
-        for layer in layers:
-            self._bases.append(self._bases[-1] + round_up(layer.num_bytes, PAGE_BYTES))
+        for _, layout in self._components:
+            self._bases.append(self._bases[-1] + round_up(layout.num_bytes, PAGE_BYTES))
+        self._places = {(i, c.name): place for place, (i, c) in enumerate(self._components)}
         self._checksums = PageChecksums(self._bases[-1])
-        self._nothing = [layer.num_bytes for layer in layers]
+        self._nothing = [layout.num_bytes for _, layout in self._components]
         self._first_bytes = self._read_manifest()
         self._file: DirectFile | None = None
         # Reads through the page cache, of checksums and of rows of tables.
         self._descriptor = -1
 
-    def missing_bytes(self, cuts: Sequence[LayerCut]) -> int:
-        """Bytes that ``build`` would have to write for these cuts."""
-        return sum(end - start for _, start, end in self._missing(cuts))
+    def missing_bytes(self, placed: PlacedLayers) -> int:
+        """Bytes that ``build`` would have to write for components with these cuts."""
+        return sum(end - start for _, start, end in self._missing(placed))
 
-    def build(self, cuts: Sequence[LayerCut], progress: Progress) -> None:
+    def build(self, placed: PlacedLayers, progress: Progress) -> None:
         """Write what the cuts put on disk and the file does not hold yet, and open the file.
 
         ``progress`` is called with the bytes of each piece. Where another process is building,
@@ -104,22 +104,22 @@ class WeightFile:
         RunError
             When the disk is full or fails; what was written is not in the manifest then.
         """
-        missing = self.missing_bytes(cuts)
+        missing = self.missing_bytes(placed)
         try:
             if missing:
                 with self._locked() as descriptor:
                     # Another process may have written it in the meantime.
                     self._first_bytes = self._read_manifest()
-                    progress(max(0, missing - self.missing_bytes(cuts)))
-                    self._write_ranges(descriptor, self._missing(cuts), progress)
+                    progress(max(0, missing - self.missing_bytes(placed)))
+                    self._write_ranges(descriptor, self._missing(placed), progress)
             self._file = DirectFile(self.path)
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as error:
             raise RunError(f"weight file {self.path}: {error.strerror}") from error
 
-    def read_into(self, buffer: torch.Tensor, layer: int, start: int) -> None:
-        """Fill ``buffer`` (uint8, whole pages) with a layer's bytes from ``start`` (a page) on.
+    def read_into(self, buffer: torch.Tensor, component: PlacedComponent, start: int) -> None:
+        """Fill ``buffer`` (uint8, whole pages) with a component's bytes from ``start`` (a page) on.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class WeightFile:
             When the bytes cannot be read, or are not those that were written.
         """
         assert self._file is not None
-        data, position = buffer.numpy().data, self._bases[layer] + start
+        data, position = buffer.numpy().data, self.position(component, start)
         self._file.read_into(data, position)
         if not self._checksums.were_checked(position, len(data)):
             self._check(data, position)
@@ -149,9 +149,9 @@ class WeightFile:
         self._check(pages, first)
         row[:] = pages[position - first : position - first + len(row)]
 
-    def position(self, layer: int, start: int) -> int:
-        """Return where byte ``start`` of a layer lies in the file."""
-        return self._bases[layer] + start
+    def position(self, component: PlacedComponent, start: int) -> int:
+        """Return where byte ``start`` of a component is in the file."""
+        return self._bases[self._places[component.layer, component.layout.name]] + start
 
     def close(self) -> None:
         """Close the file; it stays for the next run."""
@@ -182,22 +182,23 @@ class WeightFile:
         return list(found.first_bytes if is_believed else self._nothing)
 
     def _is_sound(self, manifest: Manifest) -> bool:
-        """Whether each layer begins on one of its pages, or is not there at all."""
-        return len(manifest.first_bytes) == len(self.layers) and all(
-            first == layer.num_bytes or first in range(0, layer.num_bytes, PAGE_BYTES)
-            for first, layer in zip(manifest.first_bytes, self.layers, strict=True)
+        """Whether each component begins on one of its pages, or is not there at all."""
+        return len(manifest.first_bytes) == len(self._components) and all(
+            first == layout.num_bytes or first in range(0, layout.num_bytes, PAGE_BYTES)
+            for first, (_, layout) in zip(manifest.first_bytes, self._components, strict=True)
         )
 
-    def _missing(self, cuts: Sequence[LayerCut]) -> list[PageRange]:
-        """List (layer, start, end) of whole pages to be written."""
+    def _missing(self, placed: PlacedLayers) -> list[PageRange]:
+        """List (place, start, end) of whole pages to be written."""
         ranges = []
-        for layer, cut in enumerate(cuts):
+        for place, component in enumerate(c for layer in placed for c in layer):
+            cut = component.cut
             start = page_floor(cut.cpu_end)
             end = round_up(cut.num_bytes, PAGE_BYTES)
-            if self._first_bytes[layer] < cut.num_bytes:
-                end = page_floor(self._first_bytes[layer])
+            if self._first_bytes[place] < cut.num_bytes:
+                end = page_floor(self._first_bytes[place])
             if cut.disk_bytes and start < end:
-                ranges.append((layer, start, end))
+                ranges.append((place, start, end))
         return ranges
 
     @contextlib.contextmanager
@@ -227,12 +228,12 @@ class WeightFile:
                 sync_folder(self.path.parent)
             os.truncate(descriptor, max(self._checksums.end, os.fstat(descriptor).st_size))
             with DirectFile(self.path, writable=True) as file:
-                for layer, first, last in ranges:
-                    self._write_pages(file, descriptor, layer, first, last, progress)
+                for place, first, last in ranges:
+                    self._write_pages(file, descriptor, place, first, last, progress)
             self.source.check_unchanged()
             os.fsync(descriptor)
-            for layer, first, _ in ranges:
-                self._first_bytes[layer] = min(self._first_bytes[layer], first)
+            for place, first, _ in ranges:
+                self._first_bytes[place] = min(self._first_bytes[place], first)
             manifest = Manifest(fingerprint=self._fingerprint, first_bytes=tuple(self._first_bytes))
             write_json(self.manifest_path, to_json(manifest))
             sync_folder(self.path.parent)
@@ -243,16 +244,17 @@ class WeightFile:
             raise
 
     def _write_pages(
-        self, file: DirectFile, descriptor: int, layer: int, first: int, last: int,
+        self, file: DirectFile, descriptor: int, place: int, first: int, last: int,
         progress: Progress,
     ) -> None:  # fmt: skip
         scratch = torch.frombuffer(aligned_buffer(BUILD_PIECE_BYTES), dtype=torch.uint8)
         for start in range(first, last, BUILD_PIECE_BYTES):
             piece = scratch[: min(BUILD_PIECE_BYTES, last - start)]
-            known = min(len(piece), self.layers[layer].num_bytes - start)
-            self.source.read_range(layer, self.layers[layer], start, piece[:known])
+            layer, layout = self._components[place]
+            known = min(len(piece), layout.num_bytes - start)
+            self.source.read_range(layer, layout, start, piece[:known])
             piece[known:].zero_()
-            data, position = piece.numpy().data, self._bases[layer] + start
+            data, position = piece.numpy().data, self._bases[place] + start
             file.write_from(data, position)
             self._checksums.write(descriptor, data, position)
             progress(len(piece))
@@ -266,10 +268,10 @@ class WeightFile:
             return
         # The next start believes nothing of the file and writes it again.
         self.manifest_path.unlink(missing_ok=True)
-        layer = bisect.bisect_right(self._bases, position) - 1
+        layer, layout = self._components[bisect.bisect_right(self._bases, position) - 1]
         raise RunError(
-            f"weight file {self.path}: layer {layer} is not what was written there (its checksum"
-            " differs); run again, and the file is built anew"
+            f"weight file {self.path}: {layout.name} of layer {layer} is not what was written there"
+            " (its checksum differs); run again, and the file is built anew"
         )
 
     def _read_cached(self, target: memoryview, position: int) -> None:

@@ -1,0 +1,53 @@
+"""What a policy means for each byte and each move, derived once and handed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.plan.policy import Policy
+from costmodel.plan.rounding import PlacedLayers, Segment, cache_spec, cut_cache, place_weights
+from costmodel.plan.route import Route, route_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A policy with its cuts.
+
+    Parameters
+    ----------
+    layers
+        Layouts in the order of the schedule: embedding, decoder layers, chunks of the head.
+    weights
+        For each of them, its components with their cuts.
+    segments
+        For each kind of decoder layer, those of a whole batch's cache.
+    route
+        The moves that are needed at all.
+    """
+
+    policy: Policy
+    has_gpu: bool
+    layers: tuple[LayerLayout, ...]
+    weights: PlacedLayers
+    segments: tuple[tuple[Segment, ...], ...]
+    route: Route
+
+    @classmethod
+    def of(cls, policy: Policy, *, has_gpu: bool) -> Plan:
+        """Derive the plan of a policy."""
+        layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+        weights = place_weights(policy)
+        batch = policy.gpu_batch_size
+        segments = tuple(
+            cut_cache(policy, cache_spec(policy, kind), batch, has_gpu=has_gpu)
+            for kind in policy.model.layer_kinds
+        )
+        return cls(
+            policy=policy,
+            has_gpu=has_gpu,
+            layers=layers,
+            weights=weights,
+            segments=segments,
+            route=route_of(policy, layers, weights, segments, has_gpu=has_gpu),
+        )

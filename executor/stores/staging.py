@@ -1,0 +1,86 @@
+"""Where the components of a layer are in the two kinds of weight staging buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from costmodel.model.layout import TENSOR_ALIGNMENT, round_up
+from costmodel.plan.rounding import PlacedComponent
+from profiles.aligned_io import PAGE_BYTES
+
+
+def page_floor(position: int) -> int:
+    """Round down to the start of a page."""
+    return position // PAGE_BYTES * PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedComponent:
+    """One component with its places.
+
+    Parameters
+    ----------
+    window_offset
+        Where the pages that hold its disk part begin in CPU staging.
+    gpu_offset
+        Where the part off the GPU begins in GPU staging.
+    """
+
+    placed: PlacedComponent
+    window_offset: int
+    gpu_offset: int
+
+    @property
+    def window_start(self) -> int:
+        """The byte of the component at which the pages of its disk part begin."""
+        return page_floor(self.placed.cut.cpu_end)
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the pages that hold its disk part."""
+        cut = self.placed.cut
+        return round_up(cut.num_bytes, PAGE_BYTES) - self.window_start if cut.disk_bytes else 0
+
+    def window_part(self, low: int, high: int) -> tuple[int, int]:
+        """Return the bytes of the component whose place in CPU staging is in [low, high)."""
+        shift = self.window_start - self.window_offset
+        first = max(low, self.window_offset) + shift
+        return first, max(first, min(high, self.window_offset + self.window_bytes) + shift)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedLayer:
+    """The components of one layer, and the bytes that they take in each kind of buffer."""
+
+    components: tuple[StagedComponent, ...]
+    cpu_bytes: int
+    gpu_bytes: int
+
+    @classmethod
+    def of(cls, placed: Sequence[PlacedComponent]) -> StagedLayer:
+        """Put components one behind another."""
+        components = []
+        cpu_bytes = gpu_bytes = 0
+        for component in placed:
+            staged = StagedComponent(
+                placed=component, window_offset=cpu_bytes, gpu_offset=gpu_bytes
+            )
+            components.append(staged)
+            cpu_bytes += staged.window_bytes
+            off_gpu = component.cut.num_bytes - component.cut.gpu_end
+            gpu_bytes = round_up(gpu_bytes + off_gpu, TENSOR_ALIGNMENT)
+        return cls(components=tuple(components), cpu_bytes=cpu_bytes, gpu_bytes=gpu_bytes)
+
+    def resident_parts(self, part: int, num_parts: int) -> Iterator[tuple[StagedComponent, slice]]:
+        """Yield one of ``num_parts`` equal parts of what is resident in CPU memory: components,
+        each with bytes of its resident run."""
+        total = sum(c.placed.cut.cpu_bytes for c in self.components)
+        low, high = (total * (part + i) // num_parts for i in (0, 1))
+        before = 0
+        for component in self.components:
+            size = component.placed.cut.cpu_bytes
+            first, end = max(low - before, 0), min(high - before, size)
+            if first < end:
+                yield component, slice(first, end)
+            before += size
