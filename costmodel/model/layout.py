@@ -148,9 +148,10 @@ class ComponentLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLayout:
-    """The components of one layer.
+    """The components that one visit of the schedule computes with.
 
-    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder`` or ``head``.
+    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder``, ``head``; or, of a decoder
+    layer with experts, ``attention`` and ``experts``, which are visited one after the other.
     """
 
     kind: str
@@ -173,28 +174,38 @@ def model_layers(
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
-    decoders = [
-        LayerLayout(
-            kind="decoder",
-            components=tuple(
-                pack(name, shapes, num_units=count)
-                for name, (shapes, count) in component_shapes(spec, kind).items()
-            ),
+    decoders = []
+    for kind in spec.layer_kinds:
+        components = tuple(
+            pack(name, shapes, num_units=count)
+            for name, (shapes, count) in component_shapes(spec, kind).items()
         )
-        for kind in spec.layer_kinds
-    ]
+        parts = {"decoder": components}
+        if kind.experts is not None:
+            parts = {"attention": components[:1], "experts": components[1:]}
+        decoders.append([LayerLayout(kind=name, components=c) for name, c in parts.items()])
     embedding = _embedding_shapes(spec)
     embed = LayerLayout(
         kind="embed", components=(pack("embedding", embedding),) if embedding else ()
     )
     row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
-    chunk_bytes = max(decoder.num_bytes for decoder in decoders)
+    chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     head = (
         LayerLayout(kind="head", components=(pack("head", shapes, first_row=first),))
         for first, shapes in _head_shapes(spec, num_chunks)
     )
-    return (embed, *(decoders[kind] for kind in spec.layer_order), *head)
+    visited = (part for kind in spec.layer_order for part in decoders[kind])
+    return (embed, *visited, *head)
+
+
+@functools.lru_cache(maxsize=64)
+def decoder_numbers(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the number of the decoder layer that each layer of ``model_layers`` is a part of,
+    from the embedding, which is of none, to the last decoder layer."""
+    visits = [1 if kind.experts is None else 2 for kind in spec.layer_kinds]
+    order = enumerate(spec.layer_order)
+    return (-1, *(number for number, kind in order for _ in range(visits[kind])))
 
 
 def unpacked_layout(component: ComponentLayout, spec: ModelSpec) -> ComponentLayout:

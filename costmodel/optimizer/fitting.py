@@ -53,7 +53,8 @@ def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
     """Return the fastest rounding that fits; where none does, the one that overshoots least."""
     hardware = program.problem.hardware
     # Rounding can make another problem of it: all hidden states on the compute device.
-    programs = {program.problem.in_place: program.with_loads(1.0)}
+    num_batches = (policy.num_gpu_batches, policy.num_gpu_batches)
+    programs = {program.problem.in_place: program.of_blocks(num_batches)}
     options = []
     for option in roundings_of(policy, has_gpu=hardware.has_gpu):
         rounded = round_policy(option, has_gpu=hardware.has_gpu)
@@ -88,6 +89,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
         cache_bits=problem.cache_bits or problem.model.full_bits,
         group_size=problem.group_size,
         attention_sparsity=problem.attention_sparsity,
+        loads_on_demand=problem.loads_on_demand,
     )
 
 

@@ -233,8 +233,10 @@ class _Tree:
             return
         # A limit holds for a full block, which loads the weights once; the bound is then that of
         # jobs without a partly filled block.
+        loads = program.problem.loads_per_block
         if fewest == most and self.max_latency_s is None:
-            program = program.with_loads(_loads_per_block(program.problem, fewest))
+            loads = _loads_per_block(program.problem, fewest)
+        program = program.of_blocks((fewest, most), loads)
         batch = program.problem.gpu_batch_size
         limits = Limits(
             block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s

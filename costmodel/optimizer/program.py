@@ -135,11 +135,13 @@ class Program:
             overshoot_bytes={tier: count for tier, count in over.items() if count > 0},
         )
 
-    def with_loads(self, loads_per_block: float) -> Program:
-        """Return the program of the same problem with other ``loads_per_block``."""
-        if loads_per_block == self.problem.loads_per_block:
-            return self
-        return Program(replace(self.problem, loads_per_block=loads_per_block))
+    def of_blocks(self, num_batches: tuple[int, int], loads_per_block: float = 1.0) -> Program:
+        """Return the program of the same problem for blocks of other sizes, and other
+        ``loads_per_block``; without experts, no row depends on how many batches there are."""
+        problem = replace(self.problem, loads_per_block=loads_per_block)
+        if "experts" in problem.components:
+            problem = replace(problem, num_batches=num_batches)
+        return self if problem == self.problem else Program(problem)
 
     def solve(self, limits: Limits) -> Solution:
         """Solve for the block sizes and limits given.

@@ -33,6 +33,14 @@ class Plan:
     segments: tuple[tuple[Segment, ...], ...]
     route: Route
 
+    @property
+    def batches_at_once(self) -> int:
+        """Batches whose tokens pass through experts together in decode: all, where their hidden
+        states are on the device that computes."""
+        placement = self.policy.activations
+        is_in_place = (placement.gpu if self.has_gpu else placement.cpu) >= 1
+        return self.policy.num_gpu_batches if is_in_place else 1
+
     @classmethod
     def of(cls, policy: Policy, *, has_gpu: bool) -> Plan:
         """Derive the plan of a policy."""

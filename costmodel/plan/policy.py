@@ -107,6 +107,8 @@ class Policy:
         instead of a layer at once for every load, which takes more memory and less time.
     attention_sparsity
         Fraction of the keys that each query of decode attends to; 1 is dense attention.
+    loads_on_demand
+        In decode, experts are loaded when the router has chosen them, and no others.
     hardware
         The machine and the budgets that the policy was made for, without raw measurements.
     """
@@ -125,6 +127,7 @@ class Policy:
     group_size: int = DEFAULT_GROUP_SIZE
     unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
+    loads_on_demand: bool = False
     hardware: HardwareProfile | None = None
     predicted: Prediction | None = None
     schema_version: int = SCHEMA_VERSION

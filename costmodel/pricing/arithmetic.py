@@ -5,8 +5,10 @@ No placement: how much of it a device does is for ``latency`` to say.
 
 from __future__ import annotations
 
-from costmodel.model.layout import ComponentLayout
+from dataclasses import dataclass
+
 from costmodel.model.spec import LayerSpec
+from costmodel.pricing.experts import expert_rows, touched_elements
 from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
@@ -18,62 +20,56 @@ SAMPLING_PASSES = 3
 UNPACKED_BYTES = 2
 
 
-def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> tuple[float, float]:
-    """Seconds of the matrix products of all decoder layers, before and behind their attention."""
-    last = problem.layers[problem.model.num_layers]
-    first_s = second_s = 0.0
-    for kind in problem.layer_kinds:
+@dataclass(frozen=True, slots=True)
+class LayerSeconds:
+    """Seconds of the parts of all decoder layers: before and behind their attention, and their
+    mixtures of experts."""
+
+    project: float = 0.0
+    finish: float = 0.0
+    experts: float = 0.0
+
+
+def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> LayerSeconds:
+    """Seconds of the matrix products of all decoder layers."""
+    last = problem.model.layer_order[-1]
+    sums = {"project": 0.0, "finish": 0.0, "experts": 0.0}
+    for number, kind in enumerate(problem.layer_kinds):
         tokens = kind.count * stage.tokens
         # In prefill the head takes each prompt's last token, and the last layer finishes no other.
-        skips = stage.is_prefill and kind.layout is last
-        finished = tokens - (stage.tokens - 1 if skips else 0)
-        for component in kind.layout.components:
-            rows, uses = rows_of_unit(kind.spec, component, stage.matmul_rows)
+        skipped = stage.tokens - 1 if stage.is_prefill and number == last else 0
+        experts = kind.spec.experts
+        for component in kind.components:
             for tensor in component.tensors:
                 if len(tensor.shape) < 2:
                     continue
-                rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+                flop = 2.0 * tensor.num_elements
+                rows: tuple[float, ...] = stage.matmul_rows
+                part, count = "finish", tokens - skipped
                 if tensor.name == "qkv.weight":
-                    first_s += 2 * tensor.num_elements * tokens / rate
-                else:
-                    second_s += 2 * tensor.num_elements * uses * finished / rate
-    return first_s, second_s
-
-
-def rows_of_unit(
-    layer: LayerSpec, component: ComponentLayout, token_counts: tuple[int, ...]
-) -> tuple[tuple[float, ...], int]:
-    """Return the rows that are multiplied with one unit of a component where so many tokens pass
-    at once, and how many units each token uses.
-
-    An expert that is needed has ``n k / touched(n)`` of ``n`` tokens.
-    """
-    experts = layer.experts
-    if component.num_units == 1 or experts is None:
-        return token_counts, 1
-    used = experts.experts_per_token
-    return tuple(count * used / experts.touched(count) for count in token_counts), used
-
-
-def touched_units(layer: LayerSpec, component: ComponentLayout, num_tokens: float) -> float:
-    """Return how many units of a component ``num_tokens`` tokens need, at most."""
-    if component.num_units == 1 or layer.experts is None:
-        return component.num_units
-    return layer.experts.touched(num_tokens)
+                    part, count = "project", tokens
+                elif experts is not None and component.name == "attention":
+                    count = tokens
+                elif experts is not None:
+                    part, rows = "experts", stage.expert_tokens
+                if experts is not None and component.name == "experts":
+                    flop *= experts.experts_per_token
+                    rows = tuple(expert_rows(experts, n) for n in rows)
+                rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+                sums[part] += flop * count / rate
+    return LayerSeconds(**sums)
 
 
 def projected_share(problem: Problem) -> float:
     """Share of what is unpacked for every load that is multiplied before attention."""
-    first = whole = 0
-    for kind in problem.layer_kinds:
-        for component in kind.layout.components:
-            if component.num_units > 1:
-                continue
-            whole += kind.count * component.num_matrix_elements
-            first += kind.count * sum(
-                t.num_elements for t in component.tensors if t.name == "qkv.weight"
-            )
-    return first / whole
+    first = sum(
+        kind.count * tensor.num_elements
+        for kind in problem.layer_kinds
+        for component in kind.components
+        for tensor in component.tensors
+        if tensor.name == "qkv.weight"
+    )
+    return first / problem.staged_elements
 
 
 def _matmul_rate(
@@ -98,32 +94,33 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
 
 
 def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking the experts that each batch needs, per sequence."""
+    """Seconds of unpacking the experts that are needed at once, per sequence."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
-    batches = stage.passes / stage.sequences_at_once
-    num_bytes = _touched_elements(problem, stage) * UNPACKED_BYTES
-    return num_bytes * batches / rates.unpack_rate(problem.weight_bits)
+    num_bytes = touched_elements(problem, stage) * UNPACKED_BYTES
+    return num_bytes * expert_visits(stage) / rates.unpack_rate(problem.weight_bits)
 
 
-def _touched_elements(problem: Problem, stage: Stage) -> float:
-    """Elements of the experts that one batch needs in all layers."""
-    return sum(
-        kind.count * touched_units(kind.spec, c, max(stage.matmul_rows)) * c.unit_elements
-        for kind in problem.layer_kinds
-        for c in kind.layout.components
-        if c.num_units > 1
-    )
+def expert_visits(stage: Stage) -> float:
+    """How often a mixture of experts is computed in a stage, per sequence."""
+    at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
+    return stage.passes / at_once
 
 
 def multiplied_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the weights as the CPU multiplies one batch with them, in all layers but the
-    embedding."""
-    experts = _touched_elements(problem, stage)
+    """Bytes of all weights but experts, as the CPU multiplies one batch with them."""
+    return problem.staged_elements * _element_bytes(problem, stage)
+
+
+def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the experts that are needed at once, as the CPU multiplies with them."""
+    return touched_elements(problem, stage) * _element_bytes(problem, stage)
+
+
+def _element_bytes(problem: Problem, stage: Stage) -> float:
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
-        share = problem.staged_weight_bytes / problem.all_staged_elements
-        return (problem.staged_elements + experts) * share
-    return (problem.staged_elements + experts) * problem.model.dtype_bytes
+        return problem.staged_weight_bytes / problem.all_staged_elements
+    return problem.model.dtype_bytes
 
 
 def unpacking_bytes(problem: Problem, stage: Stage) -> float:

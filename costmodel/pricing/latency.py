@@ -15,14 +15,17 @@ from typing import Generic
 from costmodel.pricing.arithmetic import (
     attended_bytes,
     attention_seconds,
+    expert_visits,
     head_seconds,
     matmul_seconds,
     multiplied_bytes,
+    multiplied_expert_bytes,
     projected_share,
     unpack_experts_seconds,
     unpack_weights_seconds,
     unpacking_bytes,
 )
+from costmodel.pricing.experts import loaded_share
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
@@ -93,14 +96,15 @@ def _loaded_bytes(problem: Problem, shares: Mapping[str, Quantity], stage: Stage
     """Bytes that are loaded in all passes of the stage, where ``shares`` of each class of
     components are not at rest on the device that computes."""
     loads = stage.passes * problem.loads_per_block
-    return total(
-        shares[name] * (problem.component_bytes[name] * loads) for name in problem.staged_components
-    )
+    sizes = {name: float(problem.component_bytes[name]) for name in problem.staged_components}
+    if "experts" in sizes:
+        sizes["experts"] *= loaded_share(problem, stage)
+    return total(shares[name] * (size * loads) for name, size in sizes.items())
 
 
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
-    return stage.tokens * problem.hidden_token_bytes * (problem.model.num_layers + 1)
+    return stage.tokens * problem.hidden_token_bytes * (problem.num_visits + 1)
 
 
 def _link_work(
@@ -185,6 +189,7 @@ def _cpu_work(
         "finish": whole
         * (multiplied_bytes(problem, stage) * stage.passes / stage.sequences_at_once)
         + loaded * unpacking_bytes(problem, stage),
+        "experts": whole * (multiplied_expert_bytes(problem, stage) * expert_visits(stage)),
     }
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
     seconds["head"] = head
@@ -206,22 +211,26 @@ def _layer_seconds(
     attended: Quantity,
 ) -> dict[str, Quantity]:
     """Seconds of the decoder layers on the device that computes them: up to the attention that
-    it does itself (``project``), and the rest of the layer (``finish``).
+    it does itself (``project``), the rest of the layer (``finish``), and what a mixture of
+    ``experts`` takes in its place.
 
     ``attended`` is the part of the cache that is attended on the device.
     """
     whole = shares.whole
     share = projected_share(problem)
-    projected_s, finished_s = matmul_seconds(problem, stage, rates)
+    products = matmul_seconds(problem, stage, rates)
     unpack = _unpackings(problem, shares, stage) * unpack_weights_seconds(problem, stage, rates)
-    finished_s += unpack_experts_seconds(problem, stage, rates)
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
+    num_mixtures = problem.num_visits - problem.model.num_layers
+    experts_s = products.experts + unpack_experts_seconds(problem, stage, rates)
+    experts_s += num_mixtures * rates.task_overhead_s * expert_visits(stage)
     attention = attended * attention_seconds(problem, stage, rates)
     if stage.is_prefill:
         attention = whole * attention_seconds(problem, stage, rates)
     return {
-        "project": whole * projected_s + unpack * share + attention,
-        "finish": whole * finished_s + unpack * (1 - share) + overhead,
+        "project": whole * products.project + unpack * share + attention,
+        "finish": whole * products.finish + unpack * (1 - share) + overhead,
+        "experts": whole * experts_s,
     }

@@ -21,7 +21,7 @@ ONE_BATCH = "one batch in series"
 # What a batch passes through one after another, layer by layer.
 IN_SERIES = frozenset(
     {
-        "project", "return_queries", "attend", "send_attended", "finish", "head",
+        "project", "return_queries", "attend", "send_attended", "finish", "experts", "head",
         "return_hidden", "write_hidden", "read_hidden", "send_hidden",
     }
 )  # fmt: skip

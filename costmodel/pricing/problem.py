@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.model.cache import CacheSpec, cache_of
-from costmodel.model.layout import ComponentLayout, LayerLayout, model_layers, round_up
+from costmodel.model.layout import (
+    ComponentLayout,
+    LayerLayout,
+    decoder_numbers,
+    model_layers,
+    round_up,
+)
 from costmodel.model.spec import LayerSpec, ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
@@ -22,7 +28,7 @@ class LayerKind:
     """Decoder layers that are equal: their description, bytes and cache, and how many they are."""
 
     spec: LayerSpec
-    layout: LayerLayout
+    components: tuple[ComponentLayout, ...]
     cache: CacheSpec
     count: int
 
@@ -40,6 +46,10 @@ class Problem:
     open_prefill_batch_sizes
         Where the prefill batch size is still open, those to choose from, in increasing order.
         Every formula then takes the best of them, so that the program bounds each.
+    num_batches
+        Fewest and most batches in the block. Where they differ, formulas take the better of them.
+    loads_on_demand
+        In decode, experts are loaded when the router has chosen them, and no others.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
     group_size
@@ -66,11 +76,18 @@ class Problem:
     unpacks_per_batch: bool = False
     attention_sparsity: float = 1.0
     loads_per_block: float = 1.0
+    num_batches: tuple[int, int] = (1, 1)
+    loads_on_demand: bool = False
 
     @property
     def is_open(self) -> bool:
         """Whether the problem stands for several that are yet to be told apart."""
         return self.in_place is None or bool(self.open_prefill_batch_sizes)
+
+    @property
+    def batches_at_once(self) -> tuple[int, int]:
+        """Fewest and most batches whose tokens pass through experts together in decode."""
+        return (1, 1) if self.in_place is False else self.num_batches
 
     @property
     def prefill_batch_sizes(self) -> tuple[int, ...]:
@@ -108,11 +125,17 @@ class Problem:
 
     @cached_property
     def staged_layers(self) -> dict[str, LayerLayout]:
-        """The layers that staging buffers must hold, by name: each kind of decoder layer, and the
-        largest chunk of the head. The embedding is gathered."""
-        kinds = {f"layer kind {i}": kind.layout for i, kind in enumerate(self.layer_kinds)}
-        heads = [layer for layer in self.distinct_layers if layer.kind == "head"]
-        return kinds | {"head": max(heads, key=lambda layer: layer.num_bytes)}
+        """The layers that staging buffers must hold: of those that have the same components, the
+        largest. The embedding is gathered."""
+        largest: dict[str, LayerLayout] = {}
+        for layer in self.distinct_layers:
+            names = {component.name for component in layer.components}
+            name = " and ".join(sorted(names))
+            if layer.kind != "embed" and (
+                name not in largest or largest[name].num_bytes < layer.num_bytes
+            ):
+                largest[name] = layer
+        return largest
 
     @property
     def staged_components(self) -> list[str]:
@@ -143,6 +166,11 @@ class Problem:
     def largest_layer_bytes(self) -> int:
         """Bytes of the largest layer that is staged."""
         return max(layer.num_bytes for layer in self.staged_layers.values())
+
+    @cached_property
+    def num_visits(self) -> int:
+        """Layers of the schedule before the head, without the embedding."""
+        return sum(layer.kind not in ("embed", "head") for layer in self.layers)
 
     @cached_property
     def num_head_chunks(self) -> int:
@@ -176,7 +204,12 @@ class Problem:
         return tuple(
             LayerKind(
                 spec=spec,
-                layout=self.layers[1 + model.layer_order.index(kind)],
+                components=tuple(
+                    component
+                    for layer, number in zip(self.layers, decoder_numbers(model), strict=False)
+                    if number == model.layer_order.index(kind)
+                    for component in layer.components
+                ),
                 cache=cache_of(spec, bits, self.group_size, model.dtype_bytes),
                 count=count,
             )
@@ -235,4 +268,6 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         group_size=policy.group_size,
         unpacks_per_batch=policy.unpacks_per_batch,
         attention_sparsity=policy.attention_sparsity,
+        num_batches=(policy.num_gpu_batches, policy.num_gpu_batches),
+        loads_on_demand=policy.loads_on_demand,
     )

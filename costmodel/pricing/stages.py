@@ -31,6 +31,9 @@ class Stage:
     sequences_at_once, matmul_rows
         Sequences that are computed at once, and the rows of their matrix products: several where
         the prefill batch size is open, of which the fastest counts.
+    expert_tokens
+        Tokens that pass through experts at once: in decode those of the whole block, where the
+        hidden states are on the device that computes.
     context_tokens
         Slots of the cache that are read, summed over the passes.
     stored_tokens
@@ -43,6 +46,7 @@ class Stage:
     tokens: int
     sequences_at_once: int
     matmul_rows: tuple[int, ...]
+    expert_tokens: tuple[int, ...]
     context_tokens: float
     stored_tokens: int
 
@@ -60,13 +64,15 @@ class Stage:
 def stages_of(problem: Problem) -> tuple[Stage, ...]:
     """Return the stages of a block in order; with one token to generate, prefill alone."""
     workload = problem.workload
+    prefill_rows = tuple(size * workload.prompt_len for size in problem.prefill_batch_sizes)
     prefill = Stage(
         phase="prefill",
         first_pass=0,
         passes=1,
         tokens=workload.prompt_len,
         sequences_at_once=max(problem.prefill_batch_sizes),
-        matmul_rows=tuple(size * workload.prompt_len for size in problem.prefill_batch_sizes),
+        matmul_rows=prefill_rows,
+        expert_tokens=prefill_rows,
         context_tokens=0,
         # With one token to generate, nobody reads the cache again.
         stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
@@ -94,6 +100,7 @@ def _segment(problem: Problem, first: int, end: int) -> Stage:
         tokens=passes,
         sequences_at_once=problem.gpu_batch_size,
         matmul_rows=(problem.gpu_batch_size,),
+        expert_tokens=(problem.gpu_batch_size * problem.batches_at_once[1],),
         context_tokens=context,
         stored_tokens=stored,
     )

@@ -11,13 +11,15 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from costmodel.model.layout import LayerLayout, decoder_numbers
+from costmodel.model.spec import ExpertsSpec
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import contentions
 from costmodel.pricing.price import check_machine
-from costmodel.pricing.problem import LayerKind, Problem, problem_of
+from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from costmodel.schedule.tasks import Task
@@ -103,9 +105,7 @@ def simulate(
             allowed=f"at most {max(1, MAX_LAYER_BATCHES // per_pass)} for this policy",
         )
     plan = Plan.of(policy, has_gpu=hardware.has_gpu)
-    schedule = ZigzagSchedule(
-        plan.route, plan.layers, num_batches=policy.num_gpu_batches, num_tokens=num_tokens
-    )
+    schedule = ZigzagSchedule(plan, num_batches=policy.num_gpu_batches, num_tokens=num_tokens)
     seconds = _TaskSeconds(plan, problem)
     return Timeline(tasks=list(_run(schedule, seconds, hardware, progress)))
 
@@ -126,9 +126,17 @@ class _TaskSeconds:
         # The embedding is gathered, never staged.
         for moved in self._moved_bytes.values():
             moved[0] = 0
-        # Of what all decoder layers compute and keep, the part of each.
-        self._computed = _shares_of_layers(problem, _used_elements)
-        self._kept = _shares_of_layers(problem, lambda kind: kind.cache.token_bytes)
+        # Of what all layers compute and keep, the part of each.
+        specs = [problem.model.layer(number) for number in decoder_numbers(problem.model)[1:]]
+        layers = problem.layers[1 : len(specs) + 1]
+        kept = [problem.layer_kinds[problem.model.layer_kinds.index(spec)] for spec in specs]
+        used = [_token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
+        routed = [layer.kind == "experts" for layer in layers]
+        self._computed = [0.0, *_shares([u * (not r) for u, r in zip(used, routed, strict=True)])]
+        self._routed = [0.0, *_shares([u * r for u, r in zip(used, routed, strict=True)])]
+        tokens = [k.cache.token_bytes * (not r) for k, r in zip(kept, routed, strict=True)]
+        self._kept = [0.0, *_shares(tokens)]
+        self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
             i for i, stage in enumerate(self._stages) for _ in range(stage.passes)
@@ -154,7 +162,12 @@ class _TaskSeconds:
         if task.kind == "compute" and layer == "embed":
             return self._overhead_s(stage)
         if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):
-            return kinds[task.kind] / per_pass / (self._problem.model.num_layers + 1)
+            return kinds[task.kind] / per_pass / (self._problem.num_visits + 1)
+        if task.kind == "compute" and layer == "experts":
+            visits = stage.passes * (
+                self._num_groups if not stage.is_prefill else self._num_batches
+            )
+            return kinds["experts"] / visits * self._routed[task.layer]
         if task.kind == "compute":
             total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
             return total / per_pass * self._computed[task.layer]
@@ -178,18 +191,19 @@ class _TaskSeconds:
         return 1 / stage.passes
 
 
-def _used_elements(kind: LayerKind) -> int:
-    """Elements of the matrices that a token passes through in a layer."""
-    experts = kind.spec.experts
+def _token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
+    """Elements of the matrices that a token passes through in a layer of the schedule."""
     used = experts.experts_per_token if experts else 1
-    return sum(c.unit_elements * (used if c.num_units > 1 else 1) for c in kind.layout.components)
+    return sum(
+        component.unit_elements * (used if component.name == "experts" else 1)
+        for component in layer.components
+    )
 
 
-def _shares_of_layers(problem: Problem, of: Callable[[LayerKind], int]) -> list[float]:
-    """Return the part of each layer of the schedule; that of embedding and head is none."""
-    kinds = [of(problem.layer_kinds[kind]) for kind in problem.model.layer_order]
-    shares = [0.0, *(part / sum(kinds) for part in kinds)]
-    return shares + [0.0] * (len(problem.layers) - len(shares))
+def _shares(amounts: Sequence[int]) -> list[float]:
+    """Return each amount as a part of their sum."""
+    whole = sum(amounts) or 1
+    return [amount / whole for amount in amounts]
 
 
 def _by_kind(work: Sequence[TaskWork[float]], block_size: int) -> dict[str, float]:

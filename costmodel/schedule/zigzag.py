@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from costmodel.model.layout import LayerLayout
-from costmodel.plan.route import Route
+from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers
 from costmodel.schedule.tasks import Hazards, Resource, Task
 
@@ -35,6 +34,8 @@ class _Position:
     batch: int
     visit: int
     step: int
+    # Those that are computed here, the first of which is ``batch``.
+    batches: range
 
     @property
     def is_prefill(self) -> bool:
@@ -54,19 +55,16 @@ class ZigzagSchedule:
 
     Parameters
     ----------
-    route
-        Which moves the policy needs.
-    layers
-        The model's layers, embedding first, head chunks last.
+    plan
+        The layers, and which moves the policy needs.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
     """
 
-    def __init__(
-        self, route: Route, layers: Sequence[LayerLayout], *, num_batches: int, num_tokens: int
-    ) -> None:
-        self.route = route
-        self.kinds = [layer.kind for layer in layers]
+    def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
+        self.route = plan.route
+        self.kinds = [layer.kind for layer in plan.layers]
+        self._batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
         self.num_pieces = num_weight_pieces(num_batches)
         self.num_tokens = num_tokens
@@ -84,6 +82,10 @@ class ZigzagSchedule:
             for i, here in enumerate(positions):
                 there = (positions[i + 1 :] or behind)[:1]
                 is_split = self._is_split(here)
+                if pending is not None and pending.batch in here.batches:
+                    # Experts take the tokens of many batches, that of the pending one among them.
+                    yield from self._back(pending)
+                    pending = None
                 yield from self._front(here) if is_split else self._compute(here)
                 loads = self._loads(here, there, pending)
                 for load, is_late in loads:
@@ -104,15 +106,20 @@ class ZigzagSchedule:
 
     def _positions_of_token(self, token: int) -> Iterator[_Position]:
         staged = len(self.kinds) - 1
-        for layer in range(len(self.kinds)):
-            for batch in range(self.num_batches):
+        for layer, kind in enumerate(self.kinds):
+            at_once = self._batches_at_once if token and kind == "experts" else 1
+            for batch in range(0, self.num_batches, at_once):
                 step = (token * len(self.kinds) + layer) * self.num_batches + batch
                 # The embedding is gathered, so it takes no turn in the weight buffers.
                 visit = token * staged + layer - 1
-                yield _Position(token, layer, batch, visit, step)
+                batches = range(batch, min(batch + at_once, self.num_batches))
+                yield _Position(token, layer, batch, visit, step, batches)
+
+    def _attends(self, here: _Position) -> bool:
+        return self.kinds[here.layer] in ("decoder", "attention")
 
     def _is_split(self, here: _Position) -> bool:
-        is_decode = here.token > 0 and self.kinds[here.layer] == "decoder"
+        is_decode = here.token > 0 and self._attends(here)
         return is_decode and self.route.attends_on_cpu
 
     def _make(
@@ -142,7 +149,7 @@ class ZigzagSchedule:
 
     def _load_first(self, first: _Position) -> Iterator[Task]:
         yield from self._load_weights(
-            [_Position(0, 1, piece, 0, 0) for piece in range(self.num_pieces)]
+            [_Position(0, 1, piece, 0, 0, range(0)) for piece in range(self.num_pieces)]
         )
         yield from self._load_hidden([first])
 
@@ -173,8 +180,12 @@ class ZigzagSchedule:
         token, layer = (here.token, here.layer + 1) if here.layer < last else (here.token + 1, 1)
         if here.layer == 0 or token == self.num_tokens:
             return []
-        pieces = [here.batch] if self.num_batches > 1 else range(self.num_pieces)
-        return [_Position(token, layer, piece, here.visit + 1, here.step) for piece in pieces]
+        pieces: Sequence[int] = range(self.num_pieces)
+        if self.num_batches > 1:
+            pieces = here.batches
+        return [
+            _Position(token, layer, piece, here.visit + 1, here.step, range(0)) for piece in pieces
+        ]
 
     def _load_weights(self, targets: Sequence[_Position]) -> Iterator[Task]:
         for target in targets:
@@ -195,7 +206,7 @@ class ZigzagSchedule:
         route = self.route
         for target in targets:
             home = (target.layer, target.batch)
-            if self.kinds[target.layer] != "decoder" or target.token == 0:
+            if not self._attends(target) or target.token == 0:
                 continue
             if route.disk_cache:
                 yield self._make(
@@ -295,7 +306,7 @@ class ZigzagSchedule:
         yield from self._store_hidden(here)
 
     def _stores_cache(self, here: _Position) -> bool:
-        return self.kinds[here.layer] == "decoder" and here.token + 1 < self.num_tokens
+        return self._attends(here) and here.token + 1 < self.num_tokens
 
     def _return_cache(self, here: _Position) -> Iterator[Task]:
         """Hand new cache down from the GPU."""

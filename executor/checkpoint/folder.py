@@ -16,7 +16,7 @@ import torch
 
 from costmodel.families import family_named, spec_from_config
 from costmodel.model.family import HEAD_MODULE
-from costmodel.model.layout import ComponentLayout, TensorLayout, model_layers
+from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.safetensors_file import TensorEntry
 from executor.checkpoint.stored_tensors import (
@@ -90,7 +90,7 @@ def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, 
     """Return the rows that each part of a stacked tensor has."""
     module, rows = tensor.name.rpartition(".")[0], tensor.shape[0]
     if module == "qkv":
-        attention = spec.layer(index - 1).attention
+        attention = spec.layer(decoder_numbers(spec)[index]).attention
         return (attention.query_size, attention.kv_size, attention.kv_size)
     return (rows // 2, rows // 2) if module.endswith("gate_up") else (rows,)
 
@@ -98,7 +98,9 @@ def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, 
 def _tensor_parts(
     spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
 ) -> Iterator[TensorPart]:
-    names = family_named(spec.family).tensor_names(spec, tensor.name, index - 1, unit)
+    # A layer of the head has no number, and needs none.
+    number = dict(enumerate(decoder_numbers(spec))).get(index, -1)
+    names = family_named(spec.family).tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1

@@ -204,7 +204,8 @@ def split_heads(
 def finish_layer(
     x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:
-    """Project what was attended and run the MLP: the second half of a decoder layer.
+    """Project what was attended and, where the layer has one, run the MLP: the second half of a
+    decoder layer. A mixture of experts is left to ``feed_forward``.
 
     Parameters
     ----------

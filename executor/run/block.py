@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from costmodel.model.layout import decoder_numbers
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import LOGIT_BYTES
@@ -65,6 +66,8 @@ class Block:
         # For each batch the tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
+        self._numbers = decoder_numbers(policy.model)
+        self._batches_at_once = stores.weights.plan.batches_at_once
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
         # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
@@ -119,6 +122,9 @@ class Block:
         if kind == "head":
             self._compute_head(task)
             return 0
+        if kind == "experts":
+            self._compute_experts(task)
+            return 0
         hidden = self.stores.hidden.gather(task)
         if kind == "embed":
             self._embed(task, hidden)
@@ -142,8 +148,7 @@ class Block:
         return 0
 
     def _layer(self, task: Task) -> LayerSpec:
-        # Layer 0 of the schedule is the embedding.
-        return self.spec.layer(task.layer - 1)
+        return self.spec.layer(self._numbers[task.layer])
 
     def _weights(self, task: Task) -> layers.LayerWeights:
         return self.stores.weights.layer(task)
@@ -183,9 +188,7 @@ class Block:
             if self.kinds[task.layer + 1] != "head":
                 self._finish(task, hidden[part], attended)
                 continue
-            # Of the last layer, the head takes each prompt's last token alone.
-            last = self._lengths[task.batch][part] - 1
-            rows = torch.arange(len(last), device=last.device)
+            rows, last = self._last_tokens(task, part)
             picked = hidden[part][rows, last][:, None]
             self._finish(task, picked, attended[rows, last][:, None])
             hidden[part][rows, last] = picked[:, 0]
@@ -193,6 +196,42 @@ class Block:
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         qkv = self._project(task, hidden)
         self._finish(task, hidden, self.attention.attend_here(task, qkv))
+
+    def _compute_experts(self, task: Task) -> None:
+        """Pass hidden states through the second half of a layer with experts: in decode those of
+        several batches together, because an expert then has more rows."""
+        if task.is_prefill:
+            hidden = self.stores.hidden.gather(task)
+            for first in range(0, len(hidden), self.policy.prefill_batch_size):
+                part = slice(first, first + self.policy.prefill_batch_size)
+                self._prefill_experts(task, hidden[part], part)
+            self.stores.hidden.hand_back(task)
+            return
+        batches = range(task.batch, min(task.batch + self._batches_at_once, len(self.batches)))
+        tasks = [replace(task, batch=batch) for batch in batches]
+        parts = [self.stores.hidden.gather(each) for each in tasks]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        layers.feed_forward(whole, self._weights(task), self._layer(task))
+        if len(parts) > 1:
+            for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+                own.copy_(made)
+        for each in tasks:
+            self.stores.hidden.hand_back(each)
+
+    def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
+        if self.kinds[task.layer + 1] != "head":
+            layers.feed_forward(hidden, self._weights(task), self._layer(task))
+            return
+        rows, last = self._last_tokens(task, part)
+        picked = hidden[rows, last][:, None]
+        layers.feed_forward(picked, self._weights(task), self._layer(task))
+        hidden[rows, last] = picked[:, 0]
+
+    def _last_tokens(self, task: Task, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows and places of each prompt's last token: of the last layer, the head takes no
+        other."""
+        last = self._lengths[task.batch][part] - 1
+        return torch.arange(len(last), device=last.device), last
 
     def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
         layer = self._layer(task)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.model.layout import decoder_numbers
 from costmodel.model.spec import AttentionSpec
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
@@ -25,6 +26,7 @@ class DecodeAttention:
 
     def __init__(self, policy: Policy, machine: Machine, cache: KVCache) -> None:
         self.model = policy.model
+        self._numbers = decoder_numbers(policy.model)
         self.cache = cache
         self.device = machine.compute.device
         self._sparsity = policy.attention_sparsity
@@ -96,8 +98,7 @@ class DecodeAttention:
         return self.cache.first_row_attended_at(task, "cpu") // heads
 
     def _attention(self, task: Task) -> AttentionSpec:
-        # Layer 0 of the schedule is the embedding.
-        return self.model.layer(task.layer - 1).attention
+        return self.model.layer(self._numbers[task.layer]).attention
 
     def _empty_rows(self, task: Task, qkv: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
         spec = self._attention(task)

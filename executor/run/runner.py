@@ -188,9 +188,7 @@ class Runner:
         ]
         self.block.start(batches)
         self.progress.started(len(batches))
-        schedule = ZigzagSchedule(
-            self.route, self.plan.layers, num_batches=len(batches), num_tokens=gen_len
-        )
+        schedule = ZigzagSchedule(self.plan, num_batches=len(batches), num_tokens=gen_len)
         start_s = time.perf_counter()
         ends_s = self._run_schedule(schedule)
         return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)

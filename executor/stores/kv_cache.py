@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from costmodel.model.layout import decoder_numbers
 from costmodel.plan.plan import Plan
 from costmodel.plan.rounding import Segment
 from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
@@ -50,8 +51,9 @@ class KVCache:
             CacheLayout.of(policy, kind, segments)
             for kind, segments in zip(model.layer_kinds, plan.segments, strict=True)
         ]
-        # By layer.
+        # By decoder layer.
         self._layouts = [kinds[kind] for kind in model.layer_order]
+        self._numbers = decoder_numbers(model)
         self._num_batches = policy.num_gpu_batches
         self._sums_values = policy.attention_sparsity < 1
         # The segments of each batch, by layout.
@@ -89,8 +91,7 @@ class KVCache:
 
     def layout(self, task: Task) -> CacheLayout:
         """Return the layout of the layer that a task is of."""
-        # Layer 0 of the schedule is the embedding.
-        return self._layouts[task.layer - 1]
+        return self._layouts[self._numbers[task.layer]]
 
     def start_block(self, batch_sizes: list[int], prompt_len: int) -> None:
         """Prepare for a block: a batch smaller than the policy's drops its last rows."""
@@ -147,7 +148,7 @@ class KVCache:
             return None
         layout = self.layout(task)
         size = self._value_sum_bytes(layout)
-        start = self._sum_starts[task.layer - 1] + task.batch * size
+        start = self._sum_starts[self._numbers[task.layer]] + task.batch * size
         sums = self._value_sums[start : start + size].view(torch.float32)
         first = layout.rows_on_cpu_before(segment)
         return sums.view(-1, layout.head_dim)[first : first + segment.num_rows]
@@ -202,7 +203,7 @@ class KVCache:
 
     def _home_start(self, task: Task, tier: str) -> int:
         before = task.batch * self.layout(task).home_bytes(tier)
-        return self._starts[tier][task.layer - 1] + before
+        return self._starts[tier][self._numbers[task.layer]] + before
 
     def _home(self, task: Task, segment: Segment) -> torch.Tensor:
         found, start = self.layout(task).home_range(segment), self._home_start(task, segment.home)

@@ -46,6 +46,7 @@ class WeightStore:
 
     def __init__(self, plan: Plan, machine: Machine, file: WeightFile | None) -> None:
         policy = plan.policy
+        self.plan = plan
         self.layers = plan.layers
         self.placed = plan.weights
         self.machine = machine
