@@ -8,75 +8,15 @@ are theirs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.spec import AttentionSpec, LayerSpec, MlpSpec, NormSpec, RotarySpec
+from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
+from executor.model import mlp as feed_forward
+from executor.model.matrices import LayerWeights, bias_of, linear, vector
 from profiles import kernels
-from profiles.packing import Packing
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRows:
-    """Rows of a matrix that is multiplied as it lies packed: uint8 [rows, row_bytes]."""
-
-    rows: torch.Tensor
-    packing: Packing
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and elements of the matrix."""
-        return len(self.rows), self.packing.num_elements
-
-    def __getitem__(self, part: slice) -> PackedRows:
-        """Return some of the rows, as a view."""
-        return PackedRows(self.rows[part], self.packing)
-
-
-Matrix = torch.Tensor | PackedRows
-# Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one.
-LayerWeights = Mapping[str, Sequence[Matrix]]
-
-
-def linear(
-    x: torch.Tensor, chunks: Sequence[Matrix], bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
-
-    Allocates the result only: every chunk's product is written to its columns in place.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
-        return kernels.linear(rows, chunks[0], bias).view(*x.shape[:-1], chunks[0].shape[0])
-    out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
-    first = 0
-    for chunk in chunks:
-        columns = slice(first, first + chunk.shape[0])
-        added = None if bias is None else bias[columns]
-        if isinstance(chunk, PackedRows):
-            kernels.multiply_rows(rows, chunk.rows, chunk.packing, out[:, columns], added)
-        else:
-            kernels.linear(rows, chunk, added, out[:, columns])
-        first += chunk.shape[0]
-    return out.view(*x.shape[:-1], first)
-
-
-def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:
-    """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
-    before: list[Matrix] = []
-    behind: list[Matrix] = []
-    for chunk in chunks:
-        kept = min(max(row, 0), chunk.shape[0])
-        if kept:
-            before.append(chunk[:kept])
-        if kept < chunk.shape[0]:
-            behind.append(chunk[kept:])
-        row -= chunk.shape[0]
-    return before, behind
 
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
@@ -84,7 +24,7 @@ def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> t
     weight = vector(weights, f"{name}.weight")
     if spec.kind == "rms":
         return rms_norm(x, weight, spec.eps)
-    return F.layer_norm(x, (x.shape[-1],), weight, _bias(weights, name), spec.eps)
+    return F.layer_norm(x, (x.shape[-1],), weight, bias_of(weights, name), spec.eps)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -164,7 +104,7 @@ def project_qkv(
     qkv = linear(
         _normed_input(x, weights, "attention", layer),
         weights["qkv.weight"],
-        _bias(weights, "qkv"),
+        bias_of(weights, "qkv"),
     )
     attention = layer.attention
     heads = qkv.view(-1, attention.num_heads + 2 * attention.num_kv_heads, attention.head_dim)
@@ -219,14 +159,14 @@ def finish_layer(
     Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
     ``hidden + 2 * inner`` (norm, gate, up), then ``inner + hidden``; else ``hidden + inner``.
     """
-    projected = linear(attended, weights["output.weight"], _bias(weights, "output"))
+    projected = linear(attended, weights["output.weight"], bias_of(weights, "output"))
     _add_half(x, projected, weights, "attention", layer)
     del projected
-    assert layer.mlp is not None
     normed = _normed_input(x, weights, "mlp", layer)
-    inner = _inner(normed, weights, layer.mlp)
+    assert layer.mlp is not None
+    inner = feed_forward.inner(normed, weights, layer.mlp)
     del normed
-    made = linear(inner, weights["down.weight"], _bias(weights, "down"))
+    made = feed_forward.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
 
 
@@ -252,44 +192,3 @@ def _add_half(
     if layer.residual_scale != 1:
         made.mul_(layer.residual_scale)
     x.add_(made)
-
-
-def _inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec) -> torch.Tensor:
-    """Return the inner vectors [..., size] of an MLP."""
-    if not mlp.is_gated:
-        return _activate(linear(x, weights["up.weight"], _bias(weights, "up")), mlp)
-    bias = _bias(weights, "gate_up")
-    gate_bias, up_bias = (None, None) if bias is None else bias.split(mlp.size)
-    gate, up = split_rows(weights["gate_up.weight"], mlp.size)
-    inner = linear(x, gate, gate_bias)
-    _gate(inner, linear(x, up, up_bias), mlp)
-    return inner
-
-
-def vector(weights: LayerWeights, name: str) -> torch.Tensor:
-    """Return a tensor of one dimension, which is never cut or packed."""
-    (found,) = weights[name]
-    assert isinstance(found, torch.Tensor)
-    return found
-
-
-def _bias(weights: LayerWeights, name: str) -> torch.Tensor | None:
-    return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None
-
-
-def _gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
-    """Replace ``gate`` [..., ffn] by its activation times ``up``."""
-    if mlp.activation == "silu":
-        kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
-    else:
-        _activate(gate, mlp).mul_(up)
-
-
-def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
-    if mlp.activation == "silu":
-        return F.silu(x, inplace=True)
-    if mlp.activation == "relu":
-        return x.relu_()
-    # There is no public gelu in place; the operator itself has one.
-    activated: torch.Tensor = torch.ops.aten.gelu_(x)
-    return activated

@@ -18,6 +18,7 @@ from costmodel.schedule.zigzag import num_weight_pieces
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
 from executor.model import layers
+from executor.model.matrices import LayerWeights, linear
 from executor.model.prefill_attention import prefill_attention
 from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
@@ -150,7 +151,7 @@ class Block:
     def _layer(self, task: Task) -> LayerSpec:
         return self.spec.layer(self._numbers[task.layer])
 
-    def _weights(self, task: Task) -> layers.LayerWeights:
+    def _weights(self, task: Task) -> LayerWeights:
         return self.stores.weights.layer(task)
 
     def _embed(self, task: Task, hidden: torch.Tensor) -> None:
@@ -252,7 +253,7 @@ class Block:
         first = layout.first_row
         for chunk in chunks:
             columns = slice(first, first + chunk.shape[0])
-            logits[:, columns] = layers.linear(self._head_inputs[task.batch], [chunk])
+            logits[:, columns] = linear(self._head_inputs[task.batch], [chunk])
             first += chunk.shape[0]
         if task.layer == self._last_layer:
             if self.spec.head.scale != 1:

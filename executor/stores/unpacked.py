@@ -8,7 +8,7 @@ import torch
 
 from costmodel.model.layout import LayerLayout, TensorLayout
 from executor.machine.arena import Arena
-from executor.model.layers import Matrix, PackedRows
+from executor.model.matrices import Matrix, PackedRows
 from profiles.kernels import unpack_rows
 
 

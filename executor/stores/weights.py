@@ -18,7 +18,7 @@ from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import num_weight_pieces
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
-from executor.model.layers import LayerWeights
+from executor.model.matrices import LayerWeights
 from executor.stores.staging import StagedComponent, StagedLayer
 from executor.stores.unpacked import PackedLayer, UnpackedMatrices
 from executor.stores.weight_file import Progress, WeightFile

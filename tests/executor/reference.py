@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from costmodel.model.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
+from executor.model.matrices import linear
 from executor.model.prefill_attention import prefill_attention
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
@@ -189,9 +190,7 @@ class ReferenceModel:
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
         normed = layers.final_norm(x, self.head[0], self.config)
-        return torch.cat(
-            [layers.linear(normed, part["head.weight"]).float() for part in self.head], -1
-        )
+        return torch.cat([linear(normed, part["head.weight"]).float() for part in self.head], -1)
 
 
 def _until(ids: list[int], eos: frozenset[int]) -> list[int]:

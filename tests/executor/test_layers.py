@@ -12,13 +12,12 @@ from executor.checkpoint.families import Rope
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import (
     finish_layer,
-    linear,
     project_qkv,
     rotary_frequencies,
     rotation_of,
     split_heads,
-    split_rows,
 )
+from executor.model.matrices import linear, split_rows
 from executor.model.prefill_attention import prefill_attention
 from tests.executor.reference import ReferenceModel, gather_rows
 from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model

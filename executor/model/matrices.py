@@ -1,0 +1,90 @@
+"""Products with matrices in row chunks, because a placement may cut a matrix between two rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from profiles import kernels
+from profiles.packing import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Rows of a matrix that is multiplied as it lies packed: uint8 [rows, row_bytes]."""
+
+    rows: torch.Tensor
+    packing: Packing
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and elements of the matrix."""
+        return len(self.rows), self.packing.num_elements
+
+    def __getitem__(self, part: slice) -> PackedRows:
+        """Return some of the rows, as a view."""
+        return PackedRows(self.rows[part], self.packing)
+
+
+Matrix = torch.Tensor | PackedRows
+# Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one. Those
+# of experts have a whole matrix for each expert instead.
+LayerWeights = Mapping[str, Sequence[Matrix]]
+
+
+def linear(
+    x: torch.Tensor, chunks: Sequence[Matrix], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
+
+    Allocates the result only: every chunk's product is written to its columns in place.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
+        return kernels.linear(rows, chunks[0], bias).view(*x.shape[:-1], chunks[0].shape[0])
+    out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
+    first = 0
+    for chunk in chunks:
+        columns = slice(first, first + chunk.shape[0])
+        multiply(rows, chunk, out[:, columns], None if bias is None else bias[columns])
+        first += chunk.shape[0]
+    return out.view(*x.shape[:-1], first)
+
+
+def multiply(
+    x: torch.Tensor, matrix: Matrix, out: torch.Tensor, bias: torch.Tensor | None = None
+) -> None:
+    """Fill ``out`` [rows, out] with ``x`` [rows, in] times one matrix; both dense in their last
+    dimension."""
+    if isinstance(matrix, PackedRows):
+        kernels.multiply_rows(x, matrix.rows, matrix.packing, out, bias)
+    else:
+        kernels.linear(x, matrix, bias, out)
+
+
+def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:
+    """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
+    before: list[Matrix] = []
+    behind: list[Matrix] = []
+    for chunk in chunks:
+        kept = min(max(row, 0), chunk.shape[0])
+        if kept:
+            before.append(chunk[:kept])
+        if kept < chunk.shape[0]:
+            behind.append(chunk[kept:])
+        row -= chunk.shape[0]
+    return before, behind
+
+
+def vector(weights: LayerWeights, name: str) -> torch.Tensor:
+    """Return a tensor of one dimension, which is never cut or packed."""
+    (found,) = weights[name]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def bias_of(weights: LayerWeights, name: str) -> torch.Tensor | None:
+    """Return the bias of a projection, where it has one."""
+    return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None

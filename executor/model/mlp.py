@@ -1,0 +1,48 @@
+"""The arithmetic of one feed-forward network."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from costmodel.model.spec import MlpSpec
+from executor.model.matrices import LayerWeights, bias_of, linear, split_rows
+from profiles import kernels
+
+
+def inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec, prefix: str = "") -> torch.Tensor:
+    """Return the inner vectors [..., size] of an MLP whose tensors' names begin with ``prefix``."""
+    if not mlp.is_gated:
+        up_name = f"{prefix}up"
+        return _activate(linear(x, weights[f"{up_name}.weight"], bias_of(weights, up_name)), mlp)
+    name = f"{prefix}gate_up"
+    bias = bias_of(weights, name)
+    gate_bias, up_bias = (None, None) if bias is None else bias.split(mlp.size)
+    gate, up = split_rows(weights[f"{name}.weight"], mlp.size)
+    found = linear(x, gate, gate_bias)
+    apply_gate(found, linear(x, up, up_bias), mlp)
+    return found
+
+
+def output(inner: torch.Tensor, weights: LayerWeights, prefix: str = "") -> torch.Tensor:
+    """Multiply inner vectors [..., size] by the last matrix: [..., hidden]."""
+    name = f"{prefix}down"
+    return linear(inner, weights[f"{name}.weight"], bias_of(weights, name))
+
+
+def apply_gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
+    """Replace ``gate`` [..., ffn] by its activation times ``up``."""
+    if mlp.activation == "silu":
+        kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
+    else:
+        _activate(gate, mlp).mul_(up)
+
+
+def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
+    if mlp.activation == "silu":
+        return F.silu(x, inplace=True)
+    if mlp.activation == "relu":
+        return x.relu_()
+    # There is no public gelu in place; the operator itself has one.
+    activated: torch.Tensor = torch.ops.aten.gelu_(x)
+    return activated
