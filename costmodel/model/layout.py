@@ -246,6 +246,8 @@ def component_shapes(spec: ModelSpec, layer: LayerSpec) -> dict[str, tuple[Shape
         return components | {"mlp": (shapes, 1)}
     assert experts is not None
     router = _half_norm_shapes(spec, layer, "mlp")
+    if experts.router.has_bias:
+        router["router.bias"] = (experts.num_experts,)
     router["router.weight"] = (experts.num_experts, hidden)
     if experts.gates_shared:
         router["shared_gate.weight"] = (1, hidden)

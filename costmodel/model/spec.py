@@ -17,6 +17,8 @@ MAX_LAYERS = 10_000
 ACTIVATIONS = ("silu", "relu", "gelu")
 ROTARY_KINDS = ("default", "linear", "llama3")
 NORM_PLACES = ("before", "after")
+# Temporaries of so many rows of experts are small beside the experts.
+EXPERT_ROWS_AT_ONCE = 1024
 
 
 def _check_least(spec: object, least: int, *names: str) -> None:
@@ -187,16 +189,32 @@ class RouterSpec:
         Whether the weights of the chosen are divided by their sum.
     scale
         Factor of the weights.
+    has_bias
+        Whether each expert has a bias on its score when experts are chosen. It is not in the
+        weights.
+    num_groups, groups_per_token
+        Experts are chosen from the best of so many groups, by the sum of a group's two best scores
+        (DeepSeek-V3). One group: from all.
+    in_float32
+        Whether the logits are computed in float32.
+    rounds_weights
+        Whether the weights are rounded to the model's dtype before they multiply anything.
     """
 
     score: str = "softmax"
     selects_first: bool = False
     renormalises: bool = True
     scale: float = 1.0
+    has_bias: bool = False
+    num_groups: int = 1
+    groups_per_token: int = 1
+    in_float32: bool = False
+    rounds_weights: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("router score", self.score, ("softmax", "sigmoid"))
         _check_positive("router scale", self.scale)
+        _check_least(self, 1, "num_groups", "groups_per_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +248,27 @@ class ExpertsSpec:
                 got=self.experts_per_token,
                 allowed=f"at most num_experts {self.num_experts}",
             )
+        self._check_groups()
         if self.expert.has_bias or not self.expert.is_gated:
             raise InputError("experts", got="biases or no gate", allowed="gated, without biases")
+
+    def _check_groups(self) -> None:
+        groups, chosen = self.router.num_groups, self.router.groups_per_token
+        if groups == 1 and chosen == 1:
+            return
+        size, rest = divmod(self.num_experts, groups)
+        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
+            raise InputError(
+                "router groups",
+                got=f"{chosen} of {groups}",
+                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
+                f"of them for {self.experts_per_token} experts",
+            )
+
+    def rows_at_once(self, num_tokens: int) -> int:
+        """Return how many rows, each a token of one expert, are multiplied at once: all of a few
+        tokens, of many as many as there are tokens, however they are routed."""
+        return min(num_tokens * self.experts_per_token, max(num_tokens, EXPERT_ROWS_AT_ONCE))
 
     def touched(self, num_tokens: float) -> float:
         """Return how many experts ``num_tokens`` tokens need on average, at most: those of uniform

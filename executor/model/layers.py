@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
 from executor.model import mlp as feed_forward
+from executor.model.experts import experts_output, route
 from executor.model.matrices import LayerWeights, bias_of, linear, vector
 from profiles import kernels
 
@@ -157,16 +158,22 @@ def finish_layer(
     Notes
     -----
     Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
-    ``hidden + 2 * inner`` (norm, gate, up), then ``inner + hidden``; else ``hidden + inner``.
+    ``hidden + 2 * inner`` (norm, gate, up), then ``inner + hidden``; else ``hidden + inner``. With
+    experts ``hidden`` (norm) and those of ``executor.model.experts``. A norm behind a half takes
+    ``hidden`` beside what the half made.
     """
     projected = linear(attended, weights["output.weight"], bias_of(weights, "output"))
     _add_half(x, projected, weights, "attention", layer)
     del projected
     normed = _normed_input(x, weights, "mlp", layer)
-    assert layer.mlp is not None
-    inner = feed_forward.inner(normed, weights, layer.mlp)
-    del normed
-    made = feed_forward.output(inner, weights)
+    if layer.experts is not None:
+        routing = route(normed, weights, layer.experts)
+        made = experts_output(normed, routing, weights, layer.experts)
+    else:
+        assert layer.mlp is not None
+        inner = feed_forward.inner(normed, weights, layer.mlp)
+        del normed
+        made = feed_forward.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
 
 

@@ -1,0 +1,203 @@
+"""The arithmetic of a mixture of experts. Pure tensor maths: no placement.
+
+Each token passes through the few experts that a router chooses for it. Tokens are sorted by expert,
+so that each expert that has tokens is multiplied once with all of them. What the experts make is
+added in the order of their numbers, as transformers adds it.
+
+Notes
+-----
+Temporaries at the peak, in elements per token, with ``E`` experts of ``size``, ``k`` of them a
+token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
+
+- ``route``: ``E`` in the model's dtype and ``2 E`` in float32; ``k`` int64 and ``2 k`` float32 live
+  on or are gone soon.
+- ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. Where weights stay in float32 and
+  the model does not, two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden`` in all.
+- ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
+- ``experts_output``: ``hidden`` (what it returns), and the larger of the last two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from costmodel.model.spec import ExpertsSpec, MlpSpec, RouterSpec
+from executor.model import mlp as feed_forward
+from executor.model.matrices import LayerWeights, Matrix, linear, multiply, vector
+
+# Rows whose factors are of another dtype are converted so many at once.
+WEIGHED_AT_ONCE = 256
+# Keeps a sum of weights that are all zero from being divided by; changes no other sum.
+LEAST_SUM = 1e-20
+
+# An expert, and which rows of those sorted by expert are its own.
+Group = tuple[int, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where tokens go.
+
+    Parameters
+    ----------
+    experts
+        Numbers of the experts of each token, int64 [tokens, experts per token].
+    weights
+        Factors of what they make, of the same shape.
+    """
+
+    experts: torch.Tensor
+    weights: torch.Tensor
+
+    def counts(self, num_experts: int) -> torch.Tensor:
+        """Count the tokens of each expert, int64 [num_experts]."""
+        return self.experts.flatten().bincount(minlength=num_experts)
+
+
+def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
+    """Choose and weigh the experts of each token of ``x`` [..., hidden]."""
+    router = spec.router
+    scores = _logits(x.reshape(-1, x.shape[-1]), weights, router)
+    if not router.selects_first:
+        scores = _scored(scores, router)
+    ranks = scores
+    if router.has_bias:
+        ranks = scores + vector(weights, "router.bias").float()
+    if router.num_groups > 1:
+        ranks = _in_best_groups(ranks, router)
+    experts = ranks.topk(spec.experts_per_token).indices
+    found = scores.gather(1, experts)
+    if router.selects_first:
+        found = _scored(found, router)
+    if router.renormalises:
+        found /= found.sum(dim=-1, keepdim=True) + LEAST_SUM
+    if router.scale != 1:
+        found *= router.scale
+    return Routing(experts, found.to(x.dtype) if router.rounds_weights else found)
+
+
+def _logits(rows: torch.Tensor, weights: LayerWeights, router: RouterSpec) -> torch.Tensor:
+    """Return one logit for each token and expert, float32 [tokens, experts]."""
+    chunks = weights["router.weight"]
+    if router.in_float32:
+        rows = rows.float()
+        chunks = [c.float() if isinstance(c, torch.Tensor) else c for c in chunks]
+    return linear(rows, chunks).float()
+
+
+def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
+    return logits.softmax(dim=-1) if router.score == "softmax" else logits.sigmoid()
+
+
+def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
+    """Shut out the experts of all groups but the best, by the sum of their two best ranks."""
+    groups = ranks.unflatten(1, (router.num_groups, -1))
+    best = groups.topk(2, dim=-1).values.sum(dim=-1)
+    is_shut = torch.ones_like(best, dtype=torch.bool)
+    is_shut.scatter_(1, best.topk(router.groups_per_token).indices, False)
+    return groups.masked_fill(is_shut[..., None], -torch.inf).flatten(1)
+
+
+def experts_output(
+    x: torch.Tensor, routing: Routing, weights: LayerWeights, spec: ExpertsSpec
+) -> torch.Tensor:
+    """Return what the experts of each token and the shared one make of ``x`` [..., hidden]."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.zeros_like(rows)
+    add_routed(out, rows, routing, weights, spec)
+    if spec.shared is not None:
+        add_shared(out, rows, weights, spec)
+    return out.view(x.shape)
+
+
+def add_shared(
+    out: torch.Tensor, x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec
+) -> None:
+    """Add to ``out`` what the shared expert makes of ``x``, both [tokens, hidden]."""
+    assert spec.shared is not None
+    inner = feed_forward.inner(x, weights, spec.shared, "shared_")
+    made = feed_forward.output(inner, weights, "shared_")
+    if spec.gates_shared:
+        made *= linear(x, weights["shared_gate.weight"]).sigmoid()
+    out += made
+
+
+def add_routed(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    routing: Routing,
+    weights: LayerWeights,
+    spec: ExpertsSpec,
+    experts: range | None = None,
+) -> None:
+    """Add to ``out`` what the experts of each token make of ``x``, both [tokens, hidden].
+
+    Parameters
+    ----------
+    weights
+        Only matrices of experts that have tokens are looked at.
+    experts
+        Those to run; ``None``: all. What the others make is not added.
+    """
+    experts = range(spec.num_experts) if experts is None else experts
+    order = routing.experts.flatten().argsort(stable=True)
+    tokens = order // spec.experts_per_token
+    factors = routing.weights.flatten()[order, None]
+    ends = [0, *routing.counts(spec.num_experts).cumsum(0).tolist()]
+    last = ends[experts.stop]
+    step = spec.rows_at_once(len(x))
+    for first in range(ends[experts.start], last, step):
+        part = slice(first, min(first + step, last))
+        made = _run(x[tokens[part]], _groups(ends, experts, part), weights, spec.expert)
+        _weigh(made, factors[part])
+        _add_rows(out, tokens[part], made)
+
+
+def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
+    """Find the experts of some of the sorted rows, and their rows, counted from the first."""
+    found = []
+    for expert in experts:
+        first, last = max(ends[expert], part.start), min(ends[expert + 1], part.stop)
+        if first < last:
+            found.append((expert, slice(first - part.start, last - part.start)))
+    return found
+
+
+def _run(
+    rows: torch.Tensor, groups: Sequence[Group], weights: LayerWeights, mlp: MlpSpec
+) -> torch.Tensor:
+    """Replace ``rows`` [rows, hidden] by what the experts that they are grouped by make of them."""
+    inner = rows.new_empty(len(rows), mlp.inner_rows)
+    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
+    gate, up = inner.split(mlp.size, dim=1)
+    feed_forward.apply_gate(gate, up, mlp)
+    multiply_groups(gate, weights["expert_down.weight"], groups, rows)
+    return rows
+
+
+def multiply_groups(
+    x: torch.Tensor, matrices: Sequence[Matrix], groups: Sequence[Group], out: torch.Tensor
+) -> None:
+    """Fill rows of ``out`` [rows, out] with those of ``x`` [rows, in] times their group's matrix;
+    both are dense in their last dimension."""
+    for expert, part in groups:
+        multiply(x[part], matrices[expert], out[part])
+
+
+def _weigh(rows: torch.Tensor, factors: torch.Tensor) -> None:
+    """Multiply rows [rows, hidden] by their factors [rows, 1], rounding once."""
+    step = len(rows) if rows.dtype == factors.dtype else WEIGHED_AT_ONCE
+    for first in range(0, len(rows), step):
+        rows[first : first + step].mul_(factors[first : first + step])
+
+
+def _add_rows(out: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add each of ``rows`` to the row of ``out`` that is its token's, in their order."""
+    if out.is_cuda:
+        # The faster ``index_add_`` adds in no certain order there.
+        out.index_put_((tokens,), rows, accumulate=True)
+    else:
+        out.index_add_(0, tokens, rows)
