@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
-from executor.model import mlp as feed_forward
+from executor.model import mlp
 from executor.model.experts import experts_output, route
 from executor.model.matrices import LayerWeights, bias_of, linear, vector
 from profiles import kernels
@@ -142,38 +142,41 @@ def split_heads(
     return q, k, v
 
 
-def finish_layer(
+def finish_attention(
     x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:
-    """Project what was attended and, where the layer has one, run the MLP: the second half of a
-    decoder layer. A mixture of experts is left to ``feed_forward``.
+    """Project what was attended [batch, tokens, query], and add it to ``x`` [batch, tokens, hidden]
+    in place.
+
+    Temporaries at the peak, in elements per token: ``hidden``; with a norm behind, twice that.
+    """
+    projected = linear(attended, weights["output.weight"], bias_of(weights, "output"))
+    _add_half(x, projected, weights, "attention", layer)
+
+
+def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
+    """Run the MLP or the mixture of experts of a layer: the half behind its attention.
 
     Parameters
     ----------
     x
-        Hidden states [batch, tokens, hidden]; both halves are added to it in place.
-    attended
-        [batch, tokens, query]; not changed.
+        Hidden states [batch, tokens, hidden]; what is made of them is added in place.
 
     Notes
     -----
-    Temporaries at the peak, in elements per token beside ``x`` and ``attended``: gated
-    ``hidden + 2 * inner`` (norm, gate, up), then ``inner + hidden``; else ``hidden + inner``. With
-    experts ``hidden`` (norm) and those of ``executor.model.experts``. A norm behind a half takes
-    ``hidden`` beside what the half made.
+    Temporaries at the peak, in elements per token: gated ``hidden + 2 * inner`` (norm, gate, up),
+    then ``inner + hidden``; else ``hidden + inner``. With experts ``hidden`` (norm) and those of
+    ``executor.model.experts``. A norm behind it takes ``hidden`` beside what was made.
     """
-    projected = linear(attended, weights["output.weight"], bias_of(weights, "output"))
-    _add_half(x, projected, weights, "attention", layer)
-    del projected
     normed = _normed_input(x, weights, "mlp", layer)
     if layer.experts is not None:
         routing = route(normed, weights, layer.experts)
         made = experts_output(normed, routing, weights, layer.experts)
     else:
         assert layer.mlp is not None
-        inner = feed_forward.inner(normed, weights, layer.mlp)
+        inner = mlp.inner(normed, weights, layer.mlp)
         del normed
-        made = feed_forward.output(inner, weights)
+        made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
 
 

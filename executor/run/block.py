@@ -240,7 +240,9 @@ class Block:
         return layers.project_qkv(hidden, self._weights(task), rotation, layer)
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
-        layers.finish_layer(hidden, attended, self._weights(task), self._layer(task))
+        layers.finish_attention(hidden, attended, self._weights(task), self._layer(task))
+        if self.kinds[task.layer] == "decoder":
+            layers.feed_forward(hidden, self._weights(task), self._layer(task))
 
     def _compute_head(self, task: Task) -> None:
         batch, weights = self.batches[task.batch], self._weights(task)

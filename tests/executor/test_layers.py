@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from executor.checkpoint.families import Rope
+
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import (
     finish_layer,
