@@ -18,6 +18,8 @@ MAX_BLOCK_SIZE = 4096
 # Rows of a matrix product in prefill: more run faster and take more memory.
 PREFILL_ROWS = (8192, 2048, 512)
 FULL_BITS = 16
+# Where more of the experts are needed, all are loaded ahead.
+MOST_DEMANDED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,12 @@ def open_problems(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
     """Yield problems that together stand for all that the search compares, see ``decide``."""
-    for batch, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload), permitted.bits(model, "weight"),
+    for batch, on_demand, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), (False, True), permitted.bits(model, "weight"),
         permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
     ):  # fmt: skip
+        if on_demand and not _may_demand(model, batch):
+            continue
         sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
         yield Problem(
             hardware=hardware,
@@ -96,12 +100,22 @@ def open_problems(
             cache_bits=cache_bits,
             group_size=permitted.group_size,
             attention_sparsity=sparsity,
+            loads_on_demand=on_demand,
         )
+
+
+def _may_demand(model: ModelSpec, batch: int) -> bool:
+    """Whether the smallest block of such batches leaves enough experts out to load the others on
+    demand, which holds up whoever computes."""
+    mixtures = [kind.experts for kind in model.layer_kinds if kind.experts]
+    return any(e.touched(batch) < MOST_DEMANDED * e.num_experts for e in mixtures)
 
 
 def decide(problem: Problem) -> Iterator[Problem]:
     """Yield the problems that an open one stands for: its program bounds each of theirs."""
     for in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
+        if problem.loads_on_demand and not in_place:
+            continue
         yield replace(
             problem, in_place=in_place, prefill_batch_size=size, open_prefill_batch_sizes=()
         )

@@ -30,6 +30,11 @@ class ComponentCut:
     num_bytes: int
 
     @property
+    def off_gpu_bytes(self) -> int:
+        """Bytes that do not live on the GPU."""
+        return self.num_bytes - self.gpu_end
+
+    @property
     def cpu_bytes(self) -> int:
         """Bytes that live in CPU memory."""
         return self.cpu_end - self.gpu_end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
@@ -24,6 +24,8 @@ class Route:
     attends_on_cpu: bool
     disk_hidden: bool
     sends_hidden: bool
+    # Layers whose experts are loaded in decode when the router has chosen them.
+    demanding: frozenset[int] = frozenset()
 
     @property
     def compute_channel(self) -> str:
@@ -60,6 +62,19 @@ def route_of(
         fetches_from_disk=any(s.home == "disk" for s in fetched),
         stores_cache=has_gpu and any(s.home != "gpu" for s in cache),
         attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in cache),
+        demanding=frozenset(_demanding(layers, weights, has_gpu) if policy.loads_on_demand else ()),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
     )
+
+
+def _demanding(
+    layers: Sequence[LayerLayout], weights: PlacedLayers, has_gpu: bool
+) -> Iterator[int]:
+    """Yield the layers with experts that are not at rest on the device that computes."""
+    for index, layer in enumerate(layers):
+        for component in weights[index] if layer.kind == "experts" else ():
+            cut = component.cut
+            here = cut.gpu_end if has_gpu else cut.cpu_end
+            if component.layout.name == "experts" and here < cut.num_bytes:
+                yield index

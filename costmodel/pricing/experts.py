@@ -37,11 +37,9 @@ def touched_elements(problem: Problem, stage: Stage) -> float:
     )
 
 
-def loaded_share(problem: Problem, stage: Stage) -> float:
-    """Return the share of the experts' bytes that a pass loads: on demand, those of the fewest
-    sequences that a block may have."""
-    if stage.is_prefill or not problem.loads_on_demand:
-        return 1.0
+def demanded_share(problem: Problem) -> float:
+    """Return the share of the experts' bytes that a pass of decode loads on demand: those of the
+    fewest sequences that a block may have, so that no block loads less."""
     tokens = problem.num_batches[0] * problem.gpu_batch_size
     parts = [
         (e.touched(tokens) / e.num_experts, c.num_bytes * n) for e, c, n in experts_of(problem)

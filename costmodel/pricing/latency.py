@@ -25,7 +25,7 @@ from costmodel.pricing.arithmetic import (
     unpack_weights_seconds,
     unpacking_bytes,
 )
-from costmodel.pricing.experts import loaded_share
+from costmodel.pricing.experts import demanded_share
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
@@ -65,7 +65,7 @@ def _disk_work(
     padded = problem.cache_token_bytes * problem.disk_cache_padding
     hidden = shares.activations_disk * _hidden_moves(problem, stage)
     on_disk = {name: share.disk for name, share in shares.weights.items()}
-    weights = _loaded_bytes(problem, on_disk, stage)
+    weights, experts = _loaded_bytes(problem, on_disk, stage)
     read = shares.cache_disk * (padded * stage.context_tokens)
     written = shares.cache_disk * (padded * stage.stored_tokens)
     # Small pieces move at the disk's rate for small requests.
@@ -76,6 +76,7 @@ def _disk_work(
     write_rate = disk.write.at(_request(batch_bytes * stage.tokens / stage.passes))
     return (
         _move("read_weights", "disk_read", weights, weight_rate),
+        _move("read_experts", "disk_read", experts, weight_rate),
         _move("read_hidden", "disk_read", hidden, weight_rate),
         _move("read_cache", "disk_read", read, cache_rate),
         _move("write_cache", "disk_write", written, write_rate),
@@ -92,14 +93,20 @@ def _request(num_bytes: float) -> float:
     return max(PAGE_BYTES, min(REQUEST_BYTES, num_bytes))
 
 
-def _loaded_bytes(problem: Problem, shares: Mapping[str, Quantity], stage: Stage) -> Quantity:
+def _loaded_bytes(
+    problem: Problem, shares: Mapping[str, Quantity], stage: Stage
+) -> tuple[Quantity, Quantity]:
     """Bytes that are loaded in all passes of the stage, where ``shares`` of each class of
-    components are not at rest on the device that computes."""
+    components are not at rest on the device that computes: ahead, and on demand."""
     loads = stage.passes * problem.loads_per_block
-    sizes = {name: float(problem.component_bytes[name]) for name in problem.staged_components}
-    if "experts" in sizes:
-        sizes["experts"] *= loaded_share(problem, stage)
-    return total(shares[name] * (size * loads) for name, size in sizes.items())
+    ahead = {name: problem.component_bytes[name] * loads for name in problem.staged_components}
+    late = 0.0
+    if problem.loads_on_demand and not stage.is_prefill:
+        late = ahead.pop("experts") * demanded_share(problem)
+    return (
+        total(shares[name] * size for name, size in ahead.items()),
+        shares["experts" if late else "head"] * late,
+    )
 
 
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
@@ -117,7 +124,7 @@ def _link_work(
     fetched = off_gpu - shares.attended
     hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
     below = {name: share.off_gpu for name, share in shares.weights.items()}
-    streamed = _loaded_bytes(problem, below, stage)
+    streamed, experts = _loaded_bytes(problem, below, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
     queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
     query_bytes = queried * model.dtype_bytes * stage.tokens
@@ -129,6 +136,7 @@ def _link_work(
     up, down = gpu.h2d.pinned_bytes_per_s, gpu.d2h.pinned_bytes_per_s
     return (
         _move("send_weights", "h2d", streamed, up),
+        _move("send_experts", "h2d", experts, up),
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", hidden, up),
         _move("send_attended", "h2d", queries * query_bytes, up),

@@ -18,6 +18,7 @@ from profiles.hardware import Contention, HardwareProfile
 CPU_MEMORY = "cpu_memory"
 GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
+ON_DEMAND = "experts on demand"
 # What a batch passes through one after another, layer by layer.
 IN_SERIES = frozenset(
     {
@@ -60,6 +61,10 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
     alone = units.of_one_batch(problem.gpu_batch_size)
+    if problem.loads_on_demand and not stage.is_prefill:
+        # What is loaded when the router has chosen holds up whoever computes.
+        late = (w.seconds for w in work if w.kind in ("read_experts", "send_experts"))
+        limits[ON_DEMAND] = total([busy[_compute_channel(problem)], *late])
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     return limits
 

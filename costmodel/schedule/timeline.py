@@ -119,10 +119,10 @@ class _TaskSeconds:
         self._num_batches = policy.num_gpu_batches
         self._moved_bytes = {
             "read_weights": [sum(c.cut.disk_bytes for c in layer) for layer in plan.weights],
-            "send_weights": [
-                sum(c.cut.num_bytes - c.cut.gpu_end for c in layer) for layer in plan.weights
-            ],
+            "send_weights": [sum(c.cut.off_gpu_bytes for c in layer) for layer in plan.weights],
         }
+        self._moved_bytes["read_experts"] = _of_experts(plan, "disk_bytes")
+        self._moved_bytes["send_experts"] = _of_experts(plan, "off_gpu_bytes")
         # The embedding is gathered, never staged.
         for moved in self._moved_bytes.values():
             moved[0] = 0
@@ -153,6 +153,8 @@ class _TaskSeconds:
         stage, kinds = self._stages[stage_index], self._kinds[stage_index]
         layer = self._problem.layers[task.layer].kind
         per_pass = stage.passes * self._num_batches
+        if task.kind == "route":
+            return self._overhead_s(stage)
         if task.kind in self._moved_bytes:
             moved = self._moved_bytes[task.kind]
             pieces = stage.passes * num_weight_pieces(self._num_batches)
@@ -189,6 +191,14 @@ class _TaskSeconds:
             stored_passes = 1 if stage.is_prefill else stage.stored_tokens
             return 1 / max(1, stored_passes)
         return 1 / stage.passes
+
+
+def _of_experts(plan: Plan, what: str) -> list[int]:
+    """Return the bytes of each layer's experts that are on some tiers."""
+    return [
+        sum(getattr(c.cut, what) for c in layer if c.layout.name == "experts")
+        for layer in plan.weights
+    ]
 
 
 def _token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:

@@ -12,7 +12,7 @@ can run them with predicted seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers
@@ -258,12 +258,36 @@ class ZigzagSchedule:
         return ("hidden staging", tier, self._hidden_slot(here))
 
     def _compute(self, here: _Position) -> Iterator[Task]:
+        if here.token > 0 and here.layer in self.route.demanding:
+            yield from self._load_experts(here)
         yield self._make(
             "compute", self.route.compute_channel, here, reads=self._weights_read(here),
             writes=[self._hidden_staging(here), self._cache_staging(here)],
         )  # fmt: skip
         yield from self._return_cache(here)
         yield from self._write_cache(here)
+
+    def _load_experts(self, here: _Position) -> Iterator[Task]:
+        """Let the router choose, and load what it chose."""
+        slot = here.weight_slot
+        yield self._make(
+            "route", self.route.compute_channel, here,
+            reads=[*self._weights_read(here), self._hidden_staging(here)],
+            writes=[("routing", slot)],
+        )  # fmt: skip
+        for piece in range(self.num_pieces):
+            there = replace(here, batch=piece)
+            if here.layer in self.route.disk_weights:
+                yield self._make(
+                    "read_experts", "disk_read", there, reads=[("routing", slot)],
+                    writes=[("weights", "cpu", slot, piece)], slot=slot,
+                )  # fmt: skip
+            if here.layer in self.route.sent_weights:
+                yield self._make(
+                    "send_experts", "h2d", there,
+                    reads=[("routing", slot), ("weights", "cpu", slot, piece)],
+                    writes=[("weights", "gpu", slot, piece)], slot=slot,
+                )  # fmt: skip
 
     def _front(self, here: _Position) -> Iterator[Task]:
         """Project on the GPU, attend on the CPU what lies there."""

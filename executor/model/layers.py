@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
 from executor.model import mlp
-from executor.model.experts import experts_output, route
+from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, bias_of, linear, vector
 from profiles import kernels
 
@@ -178,6 +178,12 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         del normed
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
+
+
+def routing_of(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> Routing:
+    """Return where the tokens of ``x`` [batch, tokens, hidden] go in a layer with experts."""
+    assert layer.experts is not None
+    return route(_normed_input(x, weights, "mlp", layer), weights, layer.experts)
 
 
 def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:

@@ -71,6 +71,8 @@ class Block:
         self._batches_at_once = stores.weights.plan.batches_at_once
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
+        # By layer, the experts that are loaded on demand.
+        self._needed: dict[int, list[int]] = {}
         # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
         # and the next ones lie behind it. Where the head has one chunk, batches take turns.
         count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
@@ -109,6 +111,9 @@ class Block:
             "send_hidden": stores.hidden.send,
             "return_hidden": stores.hidden.bring_back,
             "write_hidden": stores.hidden.write,
+            "route": self.route,
+            "read_experts": self.read_experts,
+            "send_experts": self.send_experts,
             "compute": self.compute,
             "project": self.project,
             "return_queries": self.attention.return_queries,
@@ -208,16 +213,44 @@ class Block:
                 self._prefill_experts(task, hidden[part], part)
             self.stores.hidden.hand_back(task)
             return
-        batches = range(task.batch, min(task.batch + self._batches_at_once, len(self.batches)))
-        tasks = [replace(task, batch=batch) for batch in batches]
-        parts = [self.stores.hidden.gather(each) for each in tasks]
+        parts = self._gather_group(task)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         layers.feed_forward(whole, self._weights(task), self._layer(task))
         if len(parts) > 1:
             for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
                 own.copy_(made)
-        for each in tasks:
-            self.stores.hidden.hand_back(each)
+        for batch in self._group(task):
+            self.stores.hidden.hand_back(replace(task, batch=batch))
+
+    def _group(self, task: Task) -> range:
+        """Return the batches whose tokens pass through experts together."""
+        return range(task.batch, min(task.batch + self._batches_at_once, len(self.batches)))
+
+    def _gather_group(self, task: Task) -> list[torch.Tensor]:
+        return [self.stores.hidden.gather(replace(task, batch=b)) for b in self._group(task)]
+
+    def route(self, task: Task) -> int:
+        """Find the experts that the tokens of a layer will need."""
+        parts = self._gather_group(task)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights, layer = self._weights(task), self._layer(task)
+        assert layer.experts is not None
+        counts = layers.routing_of(whole, weights, layer).counts(layer.experts.num_experts)
+        self._needed[task.layer] = counts.nonzero().flatten().tolist()
+        return 0
+
+    def read_experts(self, task: Task) -> int:
+        """Read a part of the experts that are needed into CPU staging."""
+        return self.stores.weights.read_experts(task, self._needed_part(task))
+
+    def send_experts(self, task: Task) -> int:
+        """Copy a part of the experts that are needed into GPU staging."""
+        return self.stores.weights.send_experts(task, self._needed_part(task))
+
+    def _needed_part(self, task: Task) -> list[int]:
+        needed, count = self._needed[task.layer], self.stores.weights.num_pieces
+        first, end = (len(needed) * (task.batch + i) // count for i in (0, 1))
+        return needed[first:end]
 
     def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
         if self.kinds[task.layer + 1] != "head":

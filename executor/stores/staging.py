@@ -72,15 +72,18 @@ class StagedLayer:
             gpu_bytes = round_up(gpu_bytes + off_gpu, TENSOR_ALIGNMENT)
         return cls(components=tuple(components), cpu_bytes=cpu_bytes, gpu_bytes=gpu_bytes)
 
-    def resident_parts(self, part: int, num_parts: int) -> Iterator[tuple[StagedComponent, slice]]:
-        """Yield one of ``num_parts`` equal parts of what is resident in CPU memory: components,
-        each with bytes of its resident run."""
-        total = sum(c.placed.cut.cpu_bytes for c in self.components)
-        low, high = (total * (part + i) // num_parts for i in (0, 1))
-        before = 0
-        for component in self.components:
-            size = component.placed.cut.cpu_bytes
-            first, end = max(low - before, 0), min(high - before, size)
-            if first < end:
-                yield component, slice(first, end)
-            before += size
+
+def resident_parts(
+    components: Sequence[StagedComponent], part: int, num_parts: int
+) -> Iterator[tuple[StagedComponent, slice]]:
+    """Yield one of ``num_parts`` equal parts of what is resident in CPU memory: components, each
+    with bytes of its resident run."""
+    whole = sum(component.placed.cut.cpu_bytes for component in components)
+    low, high = (whole * (part + i) // num_parts for i in (0, 1))
+    before = 0
+    for component in components:
+        size = component.placed.cut.cpu_bytes
+        first, end = max(low - before, 0), min(high - before, size)
+        if first < end:
+            yield component, slice(first, end)
+        before += size

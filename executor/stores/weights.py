@@ -8,9 +8,11 @@ experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
-from costmodel.model.layout import TensorLayout
+from costmodel.model.layout import TensorLayout, round_up
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
@@ -19,7 +21,7 @@ from costmodel.schedule.zigzag import num_weight_pieces
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights
-from executor.stores.staging import StagedComponent, StagedLayer
+from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
 from executor.stores.unpacked import PackedLayer, UnpackedMatrices
 from executor.stores.weight_file import Progress, WeightFile
 from profiles.aligned_io import PAGE_BYTES
@@ -105,7 +107,7 @@ class WeightStore:
         assert self.file is not None
         moved = 0
         low, high = self._disk_piece(task)
-        for component in self._staged[task.layer].components:
+        for component in self._loaded_ahead(task):
             first, end = component.window_part(low, high)
             if first < end:
                 buffer = self._window(task, component, first, end)
@@ -113,17 +115,57 @@ class WeightStore:
                 moved += end - first
         return moved
 
+    def read_experts(self, task: Task, experts: Sequence[int]) -> int:
+        """Read what some experts of a layer have on disk into CPU staging."""
+        assert self.file is not None
+        component, size = self._experts(task)
+        start, moved = component.placed.cut.cpu_end, 0
+        for expert in experts:
+            first, end = page_floor(max(expert * size, start)), (expert + 1) * size
+            if first < end:
+                buffer = self._window(task, component, first, round_up(end, PAGE_BYTES))
+                self.file.read_into(buffer, component.placed, first)
+                moved += len(buffer)
+        return moved
+
+    def send_experts(self, task: Task, experts: Sequence[int]) -> int:
+        """Copy some experts of a layer into GPU staging, from where they are below it."""
+        component, size = self._experts(task)
+        cut, target = component.placed.cut, self._staging["gpu"][task.slot]
+        start, moved = component.gpu_offset - cut.gpu_end, 0
+        for first, end in ((e * size, (e + 1) * size) for e in experts if e * size >= cut.gpu_end):
+            if first < cut.cpu_end:
+                source = self._home("cpu", component)[first - cut.gpu_end : end - cut.gpu_end]
+            else:
+                source = self._window(task, component, first, end)
+            self._queue_copy(target[start + first : start + end], source)
+            moved += size
+        return moved
+
+    def _experts(self, task: Task) -> tuple[StagedComponent, int]:
+        """Return the experts of a layer, and the bytes of one."""
+        components = self._staged[task.layer].components
+        (found,) = (c for c in components if c.placed.layout.name == "experts")
+        return found, found.placed.layout.unit_bytes
+
+    def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
+        """Yield the components of a layer that are loaded before the layer is computed."""
+        demands = not task.is_prefill and task.layer in self.plan.route.demanding
+        for component in self._staged[task.layer].components:
+            if not demands or component.placed.layout.name != "experts":
+                yield component
+
     def send(self, task: Task) -> int:
         """Copy one piece of what a layer has below the GPU into GPU staging."""
-        layer, target = self._staged[task.layer], self._staging["gpu"][task.slot]
+        target, ahead = self._staging["gpu"][task.slot], list(self._loaded_ahead(task))
         moved = 0
-        for component, part in layer.resident_parts(task.batch, self.num_pieces):
+        for component, part in resident_parts(ahead, task.batch, self.num_pieces):
             start = component.gpu_offset
             home = self._home("cpu", component)
             self._queue_copy(target[start + part.start : start + part.stop], home[part])
             moved += part.stop - part.start
         low, high = self._disk_piece(task)
-        for component in layer.components:
+        for component in ahead:
             cut = component.placed.cut
             first, end = component.window_part(low, high)
             first, end = max(first, cut.cpu_end), min(end, cut.num_bytes)
