@@ -8,9 +8,11 @@ from typing import Any
 
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import (
+    MAX_LAYERS,
     ROTARY_KINDS,
     AttentionSpec,
     EmbeddingSpec,
+    ExpertsSpec,
     HeadSpec,
     LayerSpec,
     MlpSpec,
@@ -73,6 +75,18 @@ LLAMA_MODULES: Mapping[str, tuple[str, ...]] = {
     "down": ("layers.{layer}.mlp.down_proj",),
     "final_norm": ("norm",),
 }
+# With a mixture of experts; a family's dense layers are those of Llama.
+EXPERTS_MODULES: Mapping[str, tuple[str, ...]] = {
+    **LLAMA_MODULES,
+    "router": ("layers.{layer}.mlp.gate",),
+    "expert_gate_up": (
+        "layers.{layer}.mlp.experts.{expert}.gate_proj",
+        "layers.{layer}.mlp.experts.{expert}.up_proj",
+    ),
+    "expert_down": ("layers.{layer}.mlp.experts.{expert}.down_proj",),
+}
+# Of most families: where a config names no base of the rotation.
+DEFAULT_THETA = 10000.0
 
 
 def check_followed(config: HFConfig) -> None:
@@ -110,13 +124,50 @@ def gated_mlp(config: HFConfig, size_key: str = "intermediate_size", **fields: A
     return MlpSpec(size=config.whole(size_key), activation=kind, is_gated=True, **fields)
 
 
+def experts(
+    config: HFConfig, *, count_keys: Sequence[str], size_key: str, **fields: Any
+) -> ExpertsSpec:
+    """Read a mixture of experts.
+
+    ``count_keys`` are names of the number of experts, of which the first that is there is read, or
+    else the last one's default; ``size_key`` is the size of an expert.
+    """
+    found = [key for key in count_keys if key in config.raw]
+    count = config.whole(found[0] if found else count_keys[-1])
+    chosen = config.whole("num_experts_per_tok")
+    if chosen > count:
+        raise config.refusal("num_experts_per_tok", chosen, f"at most the {count} experts")
+    return ExpertsSpec(
+        num_experts=count, experts_per_token=chosen, expert=gated_mlp(config, size_key), **fields
+    )
+
+
+def sparse_layers(config: HFConfig) -> list[bool]:
+    """Read which layers have experts, as Qwen's configs say it."""
+    step, dense = config.whole("decoder_sparse_step"), set(config.wholes("mlp_only_layers"))
+    return [i not in dense and (i + 1) % step == 0 for i in range(num_layers(config))]
+
+
+def absent(config: HFConfig, *keys: str) -> list[str]:
+    """Return the keys that a config does not have.
+
+    Some config classes have no head size: null is not one, unless the key is absent.
+    """
+    return [key for key in keys if key not in config.raw]
+
+
 def llama_attention(
-    config: HFConfig, *, takes_null: Sequence[str] = (), **fields: Any
+    config: HFConfig,
+    *,
+    takes_null: Sequence[str] = (),
+    theta: float = DEFAULT_THETA,
+    **fields: Any,
 ) -> AttentionSpec:
     """Read the attention of the Llama family.
 
     ``takes_null`` are keys that may be null: ``num_key_value_heads`` is then the number of heads,
-    and ``head_dim`` what divides ``hidden_size``.
+    and ``head_dim`` what divides ``hidden_size``. ``theta`` is the base of the rotation where the
+    config names none.
     """
     heads = config.whole("num_attention_heads")
     instead = {"num_key_value_heads": heads, "head_dim": config.whole("hidden_size") // heads}
@@ -133,7 +184,11 @@ def llama_attention(
             "num_key_value_heads", kv_heads, f"a divisor of the {heads} of num_attention_heads"
         )
     return AttentionSpec(
-        num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, rotary=rotary(config), **fields
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary=rotary(config, theta),
+        **fields,
     )
 
 
@@ -169,13 +224,30 @@ def decoder(
 
 def equal_layers(config: HFConfig, layer: LayerSpec) -> list[LayerSpec]:
     """Return as many equal layers as the config says."""
-    return [layer] * config.whole("num_hidden_layers")
+    return [layer] * num_layers(config)
+
+
+def num_layers(config: HFConfig) -> int:
+    """Read how many layers there are."""
+    count = config.whole("num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise config.refusal("num_hidden_layers", count, f"at most {MAX_LAYERS}")
+    return count
 
 
 def refuse_windows(config: HFConfig) -> None:
     """Check kinds of layers in a family that reads no window."""
     if "sliding_attention" in config.layer_types():
         raise config.refusal("layer_types", "sliding_attention", "full_attention")
+
+
+def only_window(config: HFConfig, *, is_on: bool = True) -> int | None:
+    """Read the window of families that have it in all layers or in none."""
+    window = None if config.get("sliding_window") is None else config.whole("sliding_window")
+    if window is None or not is_on:
+        refuse_windows(config)
+        return None
+    return window
 
 
 def mistral_window(config: HFConfig) -> int | None:
@@ -204,8 +276,9 @@ def qwen_window(config: HFConfig) -> int | None:
     return window if "sliding_attention" in kinds else None
 
 
-def rotary(config: HFConfig) -> RotarySpec:
-    """Read rotary positions, with every place where the keys may be."""
+def rotary(config: HFConfig, theta: float = DEFAULT_THETA) -> RotarySpec:
+    """Read rotary positions, with every place where the keys may be; ``theta`` is the base where
+    none of them has it."""
     # The older key wins, as in transformers 5, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")
     found = {} if found is None else found
@@ -225,8 +298,8 @@ def rotary(config: HFConfig) -> RotarySpec:
     share = found[name] if name in found else config.raw.get(name) or 1
     if share != 1:
         raise config.refusal(name, share, "1 (whole heads)")
-    theta = found.get("rope_theta", config.raw.get("rope_theta", 10000.0))
-    spec = RotarySpec(theta=config.positive("rope_theta", theta))
+    base = found.get("rope_theta", config.raw.get("rope_theta", theta))
+    spec = RotarySpec(theta=config.positive("rope_theta", base))
     return spec if kind == "default" else _scaled(config, found, replace(spec, kind=kind))
 
 

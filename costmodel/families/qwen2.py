@@ -5,6 +5,7 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_MODULES,
     QWEN2_DEFAULTS,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
@@ -18,8 +19,7 @@ from costmodel.model.spec import LayerSpec, ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    # Its config class has no head size: null is not one, unless the key is absent.
-    takes_null = ["num_key_value_heads"] + ["head_dim"] * ("head_dim" not in config.raw)
+    takes_null = ["num_key_value_heads", *absent(config, "head_dim")]
     layer = LayerSpec(
         attention=llama_attention(config, takes_null=takes_null, qkv_bias=True),
         mlp=gated_mlp(config),

@@ -58,6 +58,13 @@ class HFConfig:
             raise self.refusal(key, value, f"a whole number of at least {least}")
         return value
 
+    def wholes(self, key: str) -> list[int]:
+        """Return a list of whole numbers of at least zero; nothing where it is null."""
+        value = [] if self.get(key) is None else self.get(key)
+        if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
+            raise self.refusal(key, value, "a list of whole numbers of at least 0")
+        return value
+
     def flag(self, key: str) -> bool:
         """Return true or false."""
         value = self.get(key)

@@ -1,0 +1,67 @@
+"""OLMoE: queries and keys are normalised over all heads at once."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    EXPERTS_MODULES,
+    LLAMA_DEFAULTS,
+    absent,
+    decoder,
+    equal_layers,
+    experts,
+    llama_attention,
+    refuse_windows,
+    rms_norm,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import LayerSpec, ModelSpec, RouterSpec
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    if config.get("clip_qkv") is not None:
+        raise config.refusal("clip_qkv", config.get("clip_qkv"), "null")
+    refuse_windows(config)
+    has_bias = config.flag("attention_bias")
+    attention = llama_attention(
+        config,
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
+        qk_norm="projection",
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+    )
+    hidden = config.whole("hidden_size")
+    if attention.query_size != hidden:
+        raise config.refusal("hidden_size", hidden, "num_attention_heads times head_dim")
+    layer = LayerSpec(
+        attention=attention,
+        experts=experts(
+            config,
+            count_keys=("num_local_experts", "num_experts"),
+            size_key="intermediate_size",
+            router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
+        ),
+        norm=rms_norm(config),
+    )
+    return decoder(config, equal_layers(config, layer))
+
+
+FAMILY = Family(
+    defaults={
+        **LLAMA_DEFAULTS,
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "clip_qkv": None,
+        "num_experts_per_tok": 8,
+        "num_experts": 64,
+        "norm_topk_prob": False,
+    },
+    describe=_describe,
+    modules=EXPERTS_MODULES,
+)

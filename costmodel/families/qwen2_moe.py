@@ -1,0 +1,82 @@
+"""Qwen 1.5 and Qwen 2 with experts: one is shared, behind a gate of its own."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    EXPERTS_MODULES,
+    QWEN2_DEFAULTS,
+    absent,
+    decoder,
+    experts,
+    gated_mlp,
+    llama_attention,
+    rms_norm,
+    sparse_layers,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import LayerSpec, ModelSpec, RouterSpec
+
+
+def _window(config: HFConfig) -> int | None:
+    """Read the window of every other layer up to some layer, where it is switched on."""
+    is_on = config.flag("use_sliding_window")
+    window = config.whole("sliding_window", least=0, instead_of_null=0)
+    behind = config.whole("max_window_layers", least=0)
+    kinds = config.layer_types() or ["sliding_attention"] * (is_on and behind > 0)
+    if "sliding_attention" not in kinds:
+        return None
+    if not is_on or not window:
+        raise config.refusal("layer_types", "sliding_attention", "full_attention without a window")
+    return window
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    takes_null = ["num_key_value_heads", *absent(config, "head_dim")]
+    attention = llama_attention(config, takes_null=takes_null, qkv_bias=config.flag("qkv_bias"))
+    norm = rms_norm(config)
+    dense = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm)
+    sparse = LayerSpec(
+        attention=attention,
+        experts=experts(
+            config,
+            count_keys=("num_experts",),
+            size_key="moe_intermediate_size",
+            router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
+            shared=gated_mlp(config, "shared_expert_intermediate_size"),
+            gates_shared=True,
+        ),
+        norm=norm,
+    )
+    layers = [sparse if is_sparse else dense for is_sparse in sparse_layers(config)]
+    return decoder(config, layers, window=_window(config))
+
+
+FAMILY = Family(
+    defaults={
+        **QWEN2_DEFAULTS,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "decoder_sparse_step": 1,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts_per_tok": 4,
+        "num_experts": 60,
+        "norm_topk_prob": False,
+        "mlp_only_layers": None,
+        "qkv_bias": True,
+    },
+    describe=_describe,
+    modules={
+        **EXPERTS_MODULES,
+        "shared_gate": ("layers.{layer}.mlp.shared_expert_gate",),
+        "shared_gate_up": (
+            "layers.{layer}.mlp.shared_expert.gate_proj",
+            "layers.{layer}.mlp.shared_expert.up_proj",
+        ),
+        "shared_down": ("layers.{layer}.mlp.shared_expert.down_proj",),
+    },
+)
