@@ -81,11 +81,14 @@ def open_problems(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
     """Yield problems that together stand for all that the search compares, see ``decide``."""
-    for batch, on_demand, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload), (False, True), permitted.bits(model, "weight"),
+    in_place = (False, True) if hardware.has_gpu else (False,)
+    for batch, on_demand, on_cpu, weight_bits, cache_bits, sparsity in itertools.product(
+        batch_sizes(workload), (False, True), in_place, permitted.bits(model, "weight"),
         permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
     ):  # fmt: skip
         if on_demand and not _may_demand(model, batch):
+            continue
+        if on_cpu and "experts" not in model.component_names:
             continue
         sizes = {_even_part(batch, rows // workload.prompt_len) for rows in PREFILL_ROWS}
         yield Problem(
@@ -101,6 +104,7 @@ def open_problems(
             group_size=permitted.group_size,
             attention_sparsity=sparsity,
             loads_on_demand=on_demand,
+            cpu_experts=on_cpu,
         )
 
 
@@ -114,7 +118,8 @@ def _may_demand(model: ModelSpec, batch: int) -> bool:
 def decide(problem: Problem) -> Iterator[Problem]:
     """Yield the problems that an open one stands for: its program bounds each of theirs."""
     for in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
-        if problem.loads_on_demand and not in_place:
+        if (problem.loads_on_demand or problem.cpu_experts) and not in_place:
+            # The tokens of all batches pass through experts together.
             continue
         yield replace(
             problem, in_place=in_place, prefill_batch_size=size, open_prefill_batch_sizes=()

@@ -72,6 +72,8 @@ class Columns:
                 self._upper[places[name]] = np.inf
             if variable.needs_gpu and not problem.hardware.has_gpu:
                 self._upper[places[name]] = 0.0
+        if not problem.cpu_experts:
+            self._upper[places["experts_in_place"]] = 0.0
         self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
         self._upper[MULTIPLIED] = self._upper[FRACTIONS]
         if problem.in_place:
@@ -169,4 +171,6 @@ def _ties(components: tuple[str, ...]) -> tuple[Array, int]:
         whole = units.per_block if variables[parts[0]].is_scaled else units.whole
         equal.append(total([*(forms[name] for name in parts), whole * -1.0]))
     most = [units.attended - units.cache_cpu - units.cache_disk]
+    if "experts" in components:
+        most.append(units.experts_in_place_per_block - units.weights["experts"].cpu)
     return coefficients([*equal, *most], components), len(equal)

@@ -90,7 +90,16 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
         group_size=problem.group_size,
         attention_sparsity=problem.attention_sparsity,
         loads_on_demand=problem.loads_on_demand,
+        cpu_experts=_experts_share(problem, shares),
     )
+
+
+def _experts_share(problem: Problem, shares: Shares[float]) -> float:
+    """Return the part of the experts in CPU memory that are multiplied there."""
+    if not problem.cpu_experts:
+        return 0.0
+    in_memory = shares.weights["experts"].cpu / shares.per_block
+    return min(1.0, shares.experts_in_place / in_memory) if in_memory > 0 else 0.0
 
 
 def _placement(gpu: float, cpu: float, disk: float) -> Placement:

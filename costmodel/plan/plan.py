@@ -45,7 +45,7 @@ class Plan:
     def of(cls, policy: Policy, *, has_gpu: bool) -> Plan:
         """Derive the plan of a policy."""
         layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-        weights = place_weights(policy)
+        weights = place_weights(policy, has_gpu=has_gpu)
         batch = policy.gpu_batch_size
         segments = tuple(
             cut_cache(policy, cache_spec(policy, kind), batch, has_gpu=has_gpu)

@@ -97,6 +97,9 @@ class Policy:
     cpu_attention
         Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
         is fetched. Without a GPU everything is attended on the CPU and this is 1.
+    cpu_experts
+        Fraction of the experts in CPU memory that the CPU multiplies there in decode, beside a GPU;
+        the rest is sent.
     weight_bits, cache_bits
         Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
     group_size
@@ -122,6 +125,7 @@ class Policy:
     cache: Placement
     activations: Placement
     cpu_attention: float = 1.0
+    cpu_experts: float = 0.0
     weight_bits: int = 16
     cache_bits: int = 16
     group_size: int = DEFAULT_GROUP_SIZE
@@ -154,7 +158,7 @@ class Policy:
                 got=self.prefill_batch_size,
                 allowed=f"at most gpu_batch_size {self.gpu_batch_size}",
             )
-        for name in ("cpu_attention", "attention_sparsity"):
+        for name in ("cpu_attention", "cpu_experts", "attention_sparsity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"

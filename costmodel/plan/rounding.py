@@ -52,6 +52,15 @@ class PlacedComponent:
     layer: int
     layout: ComponentLayout
     cut: ComponentCut
+    # Of what lives in CPU memory, the last bytes, which the CPU multiplies there in decode.
+    bytes_in_place: int = 0
+
+    @property
+    def units_in_place(self) -> range:
+        """Experts that the CPU multiplies where they are."""
+        size = self.layout.unit_bytes
+        end = self.cut.cpu_end // size if self.bytes_in_place else 0
+        return range(end - self.bytes_in_place // size, end)
 
 
 # For each layer, its components.
@@ -89,17 +98,24 @@ def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut
     return ComponentCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
 
 
-def place_weights(policy: Policy) -> PlacedLayers:
+def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
     """Cut every component of every layer as a policy says."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
     return tuple(
-        tuple(
-            PlacedComponent(
-                layer=index, layout=layout, cut=cut_component(layout, policy.weights[layout.name])
-            )
-            for layout in layer.components
-        )
+        tuple(_place(policy, index, layout, has_gpu=has_gpu) for layout in layer.components)
         for index, layer in enumerate(layers)
+    )
+
+
+def _place(
+    policy: Policy, layer: int, layout: ComponentLayout, *, has_gpu: bool
+) -> PlacedComponent:
+    cut = cut_component(layout, policy.weights[layout.name])
+    in_place = 0
+    if layout.name == "experts" and has_gpu:
+        in_place = round(policy.cpu_experts * cut.cpu_bytes / layout.unit_bytes)
+    return PlacedComponent(
+        layer=layer, layout=layout, cut=cut, bytes_in_place=in_place * layout.unit_bytes
     )
 
 
@@ -189,6 +205,7 @@ def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     return replace(
         policy,
         weights=_weight_fractions(policy),
+        cpu_experts=_share_in_place(policy) if has_gpu else policy.cpu_experts,
         cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
         activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
         cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
@@ -251,6 +268,14 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
     return {
         name: _fractions(gpu / total, disk / total) for name, (gpu, disk, total) in sums.items()
     }
+
+
+def _share_in_place(policy: Policy) -> float:
+    """Return the fraction of the experts in CPU memory that are multiplied there."""
+    placed = place_weights(policy, has_gpu=True) if policy.cpu_experts else ()
+    experts = [c for layer in placed for c in layer if c.layout.name == "experts"]
+    in_memory = sum(component.cut.cpu_bytes for component in experts)
+    return sum(c.bytes_in_place for c in experts) / in_memory if in_memory else policy.cpu_experts
 
 
 def overall_weights(policy: Policy) -> Placement:

@@ -26,6 +26,8 @@ class Route:
     sends_hidden: bool
     # Layers whose experts are loaded in decode when the router has chosen them.
     demanding: frozenset[int] = frozenset()
+    # Layers with experts that the CPU multiplies in decode where they are.
+    in_place: frozenset[int] = frozenset()
 
     @property
     def compute_channel(self) -> str:
@@ -63,6 +65,7 @@ def route_of(
         stores_cache=has_gpu and any(s.home != "gpu" for s in cache),
         attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in cache),
         demanding=frozenset(_demanding(layers, weights, has_gpu) if policy.loads_on_demand else ()),
+        in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.spec import LayerSpec
-from costmodel.pricing.experts import expert_rows, touched_elements
+from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
@@ -58,6 +58,24 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                 rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
                 sums[part] += flop * count / rate
     return LayerSeconds(**sums)
+
+
+def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of the products of all experts, without routers and shared experts."""
+    seconds = 0.0
+    for experts, component, count in experts_of(problem):
+        rows = tuple(expert_rows(experts, n) for n in stage.expert_tokens)
+        flop = 2.0 * experts.experts_per_token * count * stage.tokens
+        for tensor in component.tensors:
+            rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+            seconds += flop * tensor.num_elements / rate
+    return seconds
+
+
+def in_place_bytes(problem: Problem, stage: Stage) -> float:
+    """Bytes of the experts that are needed at once, as they are in memory."""
+    packed = problem.staged_weight_bytes / problem.all_staged_elements
+    return touched_elements(problem, stage) * packed
 
 
 def projected_share(problem: Problem) -> float:

@@ -17,10 +17,12 @@ from costmodel.pricing.arithmetic import (
     attention_seconds,
     expert_visits,
     head_seconds,
+    in_place_bytes,
     matmul_seconds,
     multiplied_bytes,
     multiplied_expert_bytes,
     projected_share,
+    routed_seconds,
     unpack_experts_seconds,
     unpack_weights_seconds,
     unpacking_bytes,
@@ -124,6 +126,8 @@ def _link_work(
     fetched = off_gpu - shares.attended
     hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
     below = {name: share.off_gpu for name, share in shares.weights.items()}
+    if problem.cpu_experts and not stage.is_prefill:
+        below["experts"] = below["experts"] - shares.experts_in_place_per_block
     streamed, experts = _loaded_bytes(problem, below, stage)
     # Attending on the CPU sends queries, keys and values down and the result up.
     queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
@@ -133,15 +137,23 @@ def _link_work(
     if not stage.is_prefill:
         queries, stored = shares.attended, fetched
     fetched_bytes = fetched * (token_bytes * stage.context_tokens)
+    # The CPU's experts take the hidden states of all tokens, and return what they make of them.
+    num_mixtures = problem.num_visits - model.num_layers
+    is_exchanged = problem.cpu_experts and not stage.is_prefill
+    exchanged = shares.whole * (
+        is_exchanged * num_mixtures * stage.tokens * problem.hidden_token_bytes
+    )
     up, down = gpu.h2d.pinned_bytes_per_s, gpu.d2h.pinned_bytes_per_s
     return (
         _move("send_weights", "h2d", streamed, up),
         _move("send_experts", "h2d", experts, up),
+        _move("send_made", "h2d", exchanged, up),
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", hidden, up),
         _move("send_attended", "h2d", queries * query_bytes, up),
         _move("return_cache", "d2h", stored * (token_bytes * stage.stored_tokens), down),
         _move("return_hidden", "d2h", hidden, down),
+        _move("return_tokens", "d2h", exchanged, down),
         _move("return_queries", "d2h", queries * (query_bytes + new_bytes), down),
     )
 
@@ -162,6 +174,9 @@ def _gpu_work(
         )
     head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
     seconds["head"] = head
+    if problem.cpu_experts and not stage.is_prefill:
+        routed_s = routed_seconds(problem, stage, gpu.compute)
+        seconds["experts"] = seconds["experts"] - shares.experts_in_place * routed_s
     return [TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()]
 
 
@@ -176,7 +191,17 @@ def _cpu_work_beside_gpu(
             layers * stage.passes * cpu.compute.task_overhead_s / stage.sequences_at_once
         )
         attend_bytes = shares.attended * attended_bytes(problem, stage)
-    return (TaskWork("attend", "cpu_compute", attend, attend_bytes),)
+    run, run_bytes = shares.experts_in_place * 0.0, shares.experts_in_place * 0.0
+    if problem.cpu_experts and not stage.is_prefill:
+        run = shares.experts_in_place * routed_seconds(problem, stage, cpu.compute)
+        num_mixtures = problem.num_visits - problem.model.num_layers
+        visits = expert_visits(stage)
+        run = run + shares.whole * (num_mixtures * cpu.compute.task_overhead_s * visits)
+        run_bytes = shares.experts_in_place * (in_place_bytes(problem, stage) * visits)
+    return (
+        TaskWork("attend", "cpu_compute", attend, attend_bytes),
+        TaskWork("run_experts", "cpu_compute", run, run_bytes),
+    )
 
 
 def _cpu_work(

@@ -19,6 +19,11 @@ CPU_MEMORY = "cpu_memory"
 GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = "experts on demand"
+IN_PLACE = "experts on the CPU"
+# What a pass goes through one after another where the CPU multiplies experts.
+AROUND_EXPERTS = frozenset(
+    {"project", "finish", "head", "return_tokens", "run_experts", "send_made"}
+)
 # What a batch passes through one after another, layer by layer.
 IN_SERIES = frozenset(
     {
@@ -65,6 +70,8 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
         # What is loaded when the router has chosen holds up whoever computes.
         late = (w.seconds for w in work if w.kind in ("read_experts", "send_experts"))
         limits[ON_DEMAND] = total([busy[_compute_channel(problem)], *late])
+    if problem.cpu_experts and not stage.is_prefill:
+        limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     return limits
 

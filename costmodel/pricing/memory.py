@@ -157,6 +157,7 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         home["attention staging"] = shares.attended_per_block * (
             NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
         )
+        home["expert staging"] = shares.per_block * _expert_staging_bytes(problem)
         return {layer: home | {"weight staging": size} for layer, size in staging.items()}
     home |= _kept_terms(problem, shares)
     home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
@@ -224,6 +225,21 @@ def _attention_token_bytes(problem: Problem) -> int:
     attentions = [kind.spec.attention for kind in problem.layer_kinds]
     elements = max(2 * a.query_size + 4 * a.kv_size for a in attentions)
     return elements * problem.model.dtype_bytes
+
+
+def _expert_staging_bytes(problem: Problem) -> int:
+    """Count what the CPU's experts hold beside a GPU: tokens, what is made of them, and the
+    temporaries between."""
+    if not problem.cpu_experts:
+        return 0
+    tokens = problem.gpu_batch_size * problem.num_batches[0]
+    hidden = problem.model.hidden_size
+    elements = max(
+        2 * hidden + _expert_elements(kind.spec.experts, hidden)
+        for kind in problem.layer_kinds
+        if kind.spec.experts
+    )
+    return round(tokens * elements * problem.model.dtype_bytes * (1 + ALLOCATOR_SHARE))
 
 
 def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:

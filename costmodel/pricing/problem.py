@@ -50,6 +50,8 @@ class Problem:
         Fewest and most batches in the block. Where they differ, formulas take the better of them.
     loads_on_demand
         In decode, experts are loaded when the router has chosen them, and no others.
+    cpu_experts
+        Beside a GPU, the CPU may multiply experts in its memory in decode.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
     group_size
@@ -78,6 +80,7 @@ class Problem:
     loads_per_block: float = 1.0
     num_batches: tuple[int, int] = (1, 1)
     loads_on_demand: bool = False
+    cpu_experts: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -270,4 +273,5 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         attention_sparsity=policy.attention_sparsity,
         num_batches=(policy.num_gpu_batches, policy.num_gpu_batches),
         loads_on_demand=policy.loads_on_demand,
+        cpu_experts=policy.cpu_experts > 0 and hardware.has_gpu,
     )

@@ -38,6 +38,7 @@ PLAIN_VARIABLES = {
     "cache_cpu": Variable(group="cache", needs_product=True),
     "cache_disk": Variable(group="cache", needs_product=True),
     "attended": Variable(needs_gpu=True, needs_product=True),
+    "experts_in_place": Variable(needs_gpu=True, needs_product=True),
     "activations_gpu": Variable(group="activations", needs_gpu=True),
     "activations_cpu": Variable(group="activations", needs_product=True),
     "activations_disk": Variable(group="activations", needs_product=True),
@@ -76,8 +77,9 @@ class Shares(Generic[Quantity]):
     Dividing by the block size makes the program linear (Charnes and Cooper 1962): ``per_block``
     is ``1 / block_size`` and the shares of ``weights``, by class of components, come multiplied by
     it; all else are plain fractions. ``attended`` is the fraction of the whole cache that is off
-    the GPU and attended on the CPU. ``whole`` is the constant one, so that every formula is linear
-    in the shares without a constant term.
+    the GPU and attended on the CPU, ``experts_in_place`` that of all experts that the CPU
+    multiplies in decode where they are. ``whole`` is the constant one, so that every formula is
+    linear in the shares without a constant term.
 
     Some costs need a fraction and its product with ``per_block``: staging buffers hold the cache
     of one batch, not of the block. The ``*_per_block`` fields carry the product, exact where the
@@ -90,12 +92,14 @@ class Shares(Generic[Quantity]):
     cache_cpu: Quantity
     cache_disk: Quantity
     attended: Quantity
+    experts_in_place: Quantity
     activations_gpu: Quantity
     activations_cpu: Quantity
     activations_disk: Quantity
     cache_cpu_per_block: Quantity
     cache_disk_per_block: Quantity
     attended_per_block: Quantity
+    experts_in_place_per_block: Quantity
     activations_cpu_per_block: Quantity
     activations_disk_per_block: Quantity
     weights: Mapping[str, TierShares[Quantity]]
@@ -174,6 +178,8 @@ def shares_of(policy: Policy) -> Shares[float]:
         for tier in TIERS
     }
     plain["attended"] = policy.cpu_attention * (policy.cache.cpu + policy.cache.disk)
+    experts = policy.weights.get("experts")
+    plain["experts_in_place"] = policy.cpu_experts * experts.cpu if experts else 0.0
     return Shares(
         whole=1.0,
         per_block=per_block,

@@ -153,8 +153,11 @@ class _TaskSeconds:
         stage, kinds = self._stages[stage_index], self._kinds[stage_index]
         layer = self._problem.layers[task.layer].kind
         per_pass = stage.passes * self._num_batches
-        if task.kind == "route":
+        if task.kind in ("route", "combine"):
             return self._overhead_s(stage)
+        if task.kind in ("return_tokens", "run_experts", "send_made"):
+            visits = stage.passes * self._num_groups
+            return kinds[task.kind] / visits * self._routed[task.layer]
         if task.kind in self._moved_bytes:
             moved = self._moved_bytes[task.kind]
             pieces = stage.passes * num_weight_pieces(self._num_batches)

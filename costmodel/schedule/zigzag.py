@@ -258,12 +258,18 @@ class ZigzagSchedule:
         return ("hidden staging", tier, self._hidden_slot(here))
 
     def _compute(self, here: _Position) -> Iterator[Task]:
-        if here.token > 0 and here.layer in self.route.demanding:
+        route = self.route
+        in_place = here.token > 0 and here.layer in route.in_place
+        if in_place or (here.token > 0 and here.layer in route.demanding):
             yield from self._load_experts(here)
+        if in_place:
+            yield from self._run_experts(here)
         yield self._make(
             "compute", self.route.compute_channel, here, reads=self._weights_read(here),
             writes=[self._hidden_staging(here), self._cache_staging(here)],
         )  # fmt: skip
+        if in_place:
+            yield from self._combine(here)
         yield from self._return_cache(here)
         yield from self._write_cache(here)
 
@@ -275,7 +281,7 @@ class ZigzagSchedule:
             reads=[*self._weights_read(here), self._hidden_staging(here)],
             writes=[("routing", slot)],
         )  # fmt: skip
-        for piece in range(self.num_pieces):
+        for piece in range(self.num_pieces) if here.layer in self.route.demanding else ():
             there = replace(here, batch=piece)
             if here.layer in self.route.disk_weights:
                 yield self._make(
@@ -288,6 +294,30 @@ class ZigzagSchedule:
                     reads=[("routing", slot), ("weights", "cpu", slot, piece)],
                     writes=[("weights", "gpu", slot, piece)], slot=slot,
                 )  # fmt: skip
+
+    def _run_experts(self, here: _Position) -> Iterator[Task]:
+        """Let the CPU run the experts that are in its memory."""
+        slot = here.weight_slot
+        yield self._make(
+            "return_tokens", "d2h", here, reads=[("routing", slot)],
+            writes=[("tokens", "cpu", slot)],
+        )  # fmt: skip
+        yield self._make(
+            "run_experts", "cpu_compute", here, reads=[("tokens", "cpu", slot)],
+            writes=[("made", "cpu", slot)],
+        )  # fmt: skip
+
+    def _combine(self, here: _Position) -> Iterator[Task]:
+        """Add what the CPU's experts made to what the GPU's did."""
+        slot = here.weight_slot
+        yield self._make(
+            "send_made", "h2d", here, reads=[("made", "cpu", slot)],
+            writes=[("made", "gpu", slot)],
+        )  # fmt: skip
+        yield self._make(
+            "combine", "gpu_compute", here, reads=[("made", "gpu", slot)],
+            writes=[self._hidden_staging(here)],
+        )  # fmt: skip
 
     def _front(self, here: _Position) -> Iterator[Task]:
         """Project on the GPU, attend on the CPU what lies there."""

@@ -98,7 +98,8 @@ def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
     best = groups.topk(2, dim=-1).values.sum(dim=-1)
     is_shut = torch.ones_like(best, dtype=torch.bool)
     is_shut.scatter_(1, best.topk(router.groups_per_token).indices, False)
-    return groups.masked_fill(is_shut[..., None], -torch.inf).flatten(1)
+    open_groups: torch.Tensor = groups.masked_fill(is_shut[..., None], -torch.inf)
+    return open_groups.flatten(1)
 
 
 def experts_output(
@@ -154,6 +155,13 @@ def add_routed(
         made = _run(x[tokens[part]], _groups(ends, experts, part), weights, spec.expert)
         _weigh(made, factors[part])
         _add_rows(out, tokens[part], made)
+
+
+def routed_ranges(spec: ExpertsSpec, without: range) -> list[range]:
+    """Return the experts of a layer without some that are side by side."""
+    if not without:
+        return [range(spec.num_experts)]
+    return [range(without.start), range(without.stop, spec.num_experts)]
 
 
 def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:

@@ -180,10 +180,22 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
     _add_half(x, made, weights, "mlp", layer)
 
 
-def routing_of(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> Routing:
-    """Return where the tokens of ``x`` [batch, tokens, hidden] go in a layer with experts."""
+def feed_forward_input(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> torch.Tensor:
+    """Return what the half behind attention takes of ``x`` [batch, tokens, hidden]."""
+    return _normed_input(x, weights, "mlp", layer)
+
+
+def routing_of(normed: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> Routing:
+    """Return where tokens [batch, tokens, hidden] go in a layer with experts."""
     assert layer.experts is not None
-    return route(_normed_input(x, weights, "mlp", layer), weights, layer.experts)
+    return route(normed, weights, layer.experts)
+
+
+def add_feed_forward(
+    x: torch.Tensor, made: torch.Tensor, weights: LayerWeights, layer: LayerSpec
+) -> None:
+    """Add to ``x`` in place what the half behind attention made of it."""
+    _add_half(x, made, weights, "mlp", layer)
 
 
 def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
 from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
+from executor.run.expert_steps import ExpertSteps
 from executor.stores.activations import HiddenStates
 from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
@@ -63,16 +64,14 @@ class Block:
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
         self.batches: list[Batch] = []
         self.attention = DecodeAttention(policy, machine, stores.cache)
+        self.experts = ExpertSteps(policy, stores.weights, stores.hidden)
         self.rotations = Rotations(policy.model)
         # For each batch the tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._numbers = decoder_numbers(policy.model)
-        self._batches_at_once = stores.weights.plan.batches_at_once
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
-        # By layer, the experts that are loaded on demand.
-        self._needed: dict[int, list[int]] = {}
         # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
         # and the next ones lie behind it. Where the head has one chunk, batches take turns.
         count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
@@ -87,6 +86,7 @@ class Block:
         sizes = [len(batch) for batch in batches]
         prompt_len = batches[0].prompt_ids.shape[1]
         self.attention.start_block(batches)
+        self.experts.start_block(batches)
         self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.num_pieces = num_weight_pieces(len(batches))
         self.stores.cache.start_block(sizes, prompt_len)
@@ -111,9 +111,13 @@ class Block:
             "send_hidden": stores.hidden.send,
             "return_hidden": stores.hidden.bring_back,
             "write_hidden": stores.hidden.write,
-            "route": self.route,
-            "read_experts": self.read_experts,
-            "send_experts": self.send_experts,
+            "route": self.experts.route,
+            "read_experts": self.experts.read_experts,
+            "send_experts": self.experts.send_experts,
+            "return_tokens": self.experts.return_tokens,
+            "run_experts": self.experts.run_experts,
+            "send_made": self.experts.send_made,
+            "combine": self.experts.combine,
             "compute": self.compute,
             "project": self.project,
             "return_queries": self.attention.return_queries,
@@ -204,53 +208,15 @@ class Block:
         self._finish(task, hidden, self.attention.attend_here(task, qkv))
 
     def _compute_experts(self, task: Task) -> None:
-        """Pass hidden states through the second half of a layer with experts: in decode those of
-        several batches together, because an expert then has more rows."""
-        if task.is_prefill:
-            hidden = self.stores.hidden.gather(task)
-            for first in range(0, len(hidden), self.policy.prefill_batch_size):
-                part = slice(first, first + self.policy.prefill_batch_size)
-                self._prefill_experts(task, hidden[part], part)
-            self.stores.hidden.hand_back(task)
+        """Pass hidden states through the half of a layer that has experts."""
+        if not task.is_prefill:
+            self.experts.compute(task)
             return
-        parts = self._gather_group(task)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        layers.feed_forward(whole, self._weights(task), self._layer(task))
-        if len(parts) > 1:
-            for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
-                own.copy_(made)
-        for batch in self._group(task):
-            self.stores.hidden.hand_back(replace(task, batch=batch))
-
-    def _group(self, task: Task) -> range:
-        """Return the batches whose tokens pass through experts together."""
-        return range(task.batch, min(task.batch + self._batches_at_once, len(self.batches)))
-
-    def _gather_group(self, task: Task) -> list[torch.Tensor]:
-        return [self.stores.hidden.gather(replace(task, batch=b)) for b in self._group(task)]
-
-    def route(self, task: Task) -> int:
-        """Find the experts that the tokens of a layer will need."""
-        parts = self._gather_group(task)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weights, layer = self._weights(task), self._layer(task)
-        assert layer.experts is not None
-        counts = layers.routing_of(whole, weights, layer).counts(layer.experts.num_experts)
-        self._needed[task.layer] = counts.nonzero().flatten().tolist()
-        return 0
-
-    def read_experts(self, task: Task) -> int:
-        """Read a part of the experts that are needed into CPU staging."""
-        return self.stores.weights.read_experts(task, self._needed_part(task))
-
-    def send_experts(self, task: Task) -> int:
-        """Copy a part of the experts that are needed into GPU staging."""
-        return self.stores.weights.send_experts(task, self._needed_part(task))
-
-    def _needed_part(self, task: Task) -> list[int]:
-        needed, count = self._needed[task.layer], self.stores.weights.num_pieces
-        first, end = (len(needed) * (task.batch + i) // count for i in (0, 1))
-        return needed[first:end]
+        hidden = self.stores.hidden.gather(task)
+        for first in range(0, len(hidden), self.policy.prefill_batch_size):
+            part = slice(first, first + self.policy.prefill_batch_size)
+            self._prefill_experts(task, hidden[part], part)
+        self.stores.hidden.hand_back(task)
 
     def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
         if self.kinds[task.layer + 1] != "head":

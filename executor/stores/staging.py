@@ -74,15 +74,17 @@ class StagedLayer:
 
 
 def resident_parts(
-    components: Sequence[StagedComponent], part: int, num_parts: int
+    components: Sequence[StagedComponent], part: int, num_parts: int, *, in_prefill: bool
 ) -> Iterator[tuple[StagedComponent, slice]]:
-    """Yield one of ``num_parts`` equal parts of what is resident in CPU memory: components, each
-    with bytes of its resident run."""
-    whole = sum(component.placed.cut.cpu_bytes for component in components)
+    """Yield one of ``num_parts`` equal parts of what is sent from CPU memory: components, each with
+    bytes of its resident run. In decode, what the CPU multiplies in place is not sent."""
+    sizes = [
+        c.placed.cut.cpu_bytes - (0 if in_prefill else c.placed.bytes_in_place) for c in components
+    ]
+    whole = sum(sizes)
     low, high = (whole * (part + i) // num_parts for i in (0, 1))
     before = 0
-    for component in components:
-        size = component.placed.cut.cpu_bytes
+    for component, size in zip(components, sizes, strict=True):
         first, end = max(low - before, 0), min(high - before, size)
         if first < end:
             yield component, slice(first, end)

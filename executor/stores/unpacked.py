@@ -138,3 +138,34 @@ class UnpackedExperts(Sequence[torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._packed)
+
+
+class CpuExperts(Sequence[Matrix]):
+    """One matrix of each expert in CPU memory, by the number of the expert; packed ones are
+    multiplied so."""
+
+    def __init__(
+        self,
+        home: torch.Tensor,
+        dtype: torch.dtype,
+        tensor: TensorLayout,
+        *,
+        first_byte: int,
+        unit_bytes: int,
+    ) -> None:
+        self._home = home
+        self._dtype = dtype
+        self._tensor = tensor
+        self._first_byte = first_byte
+        self._unit_bytes = unit_bytes
+
+    def __getitem__(self, expert: int) -> Matrix:  # type: ignore[override]  # no slices
+        tensor = self._tensor
+        start = expert * self._unit_bytes + tensor.offset_bytes - self._first_byte
+        raw = self._home[start : start + tensor.num_bytes]
+        if tensor.packing is not None:
+            return PackedRows(raw.view(-1, tensor.row_bytes), tensor.packing)
+        return raw.view(self._dtype).view(tensor.shape)
+
+    def __len__(self) -> int:
+        return (self._first_byte + len(self._home)) // self._unit_bytes

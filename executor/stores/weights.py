@@ -22,7 +22,7 @@ from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights
 from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
-from executor.stores.unpacked import PackedLayer, UnpackedMatrices
+from executor.stores.unpacked import CpuExperts, PackedLayer, UnpackedMatrices
 from executor.stores.weight_file import Progress, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
@@ -142,6 +142,22 @@ class WeightStore:
             moved += size
         return moved
 
+    def experts_in_place(self, task: Task) -> range:
+        """Return the experts of a layer that the CPU multiplies in its memory."""
+        component, _ = self._experts(task)
+        return component.placed.units_in_place
+
+    def layer_in_place(self, task: Task) -> LayerWeights:
+        """Return the matrices of those experts, by the number of the expert."""
+        component, size = self._experts(task)
+        first, home = component.placed.cut.gpu_end, self._home("cpu", component)
+        found: dict[str, CpuExperts] = {}
+        for tensor in component.placed.layout.tensors:
+            found[tensor.name] = CpuExperts(
+                home, self.dtype, tensor, first_byte=first, unit_bytes=size
+            )
+        return found
+
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
         """Return the experts of a layer, and the bytes of one."""
         components = self._staged[task.layer].components
@@ -159,7 +175,9 @@ class WeightStore:
         """Copy one piece of what a layer has below the GPU into GPU staging."""
         target, ahead = self._staging["gpu"][task.slot], list(self._loaded_ahead(task))
         moved = 0
-        for component, part in resident_parts(ahead, task.batch, self.num_pieces):
+        for component, part in resident_parts(
+            ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill
+        ):
             start = component.gpu_offset
             home = self._home("cpu", component)
             self._queue_copy(target[start + part.start : start + part.stop], home[part])

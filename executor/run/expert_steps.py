@@ -1,0 +1,164 @@
+"""The steps of a layer's mixture of experts: routing, loads on demand, and experts on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from costmodel.model.layout import decoder_numbers
+from costmodel.model.spec import ExpertsSpec, LayerSpec
+from costmodel.plan.policy import Policy
+from costmodel.schedule.tasks import Task
+from executor.model import layers
+from executor.model.experts import Routing, add_routed, add_shared, routed_ranges
+from executor.run.batch import Batch
+from executor.stores.activations import HiddenStates
+from executor.stores.weights import WeightStore
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One visit to a layer's experts: the tokens, normalised, where they go, and what was made."""
+
+    normed: torch.Tensor
+    routing: Routing
+    needed: list[int]
+    made: torch.Tensor | None = None
+    tokens_on_cpu: tuple[torch.Tensor, Routing] | None = None
+    made_on_cpu: torch.Tensor | None = None
+    made_there: torch.Tensor | None = None
+
+
+class ExpertSteps:
+    """What a block does at a layer with experts.
+
+    In decode the tokens of several batches pass through experts together, because an expert then
+    has more rows. Beside a GPU, the CPU may run experts in its memory: ``route``, then
+    ``return_tokens`` and ``run_experts`` beside ``compute``, then ``send_made`` and ``combine``.
+    """
+
+    def __init__(self, policy: Policy, weights: WeightStore, hidden: HiddenStates) -> None:
+        self.policy = policy
+        self.weights = weights
+        self.hidden = hidden
+        self._numbers = decoder_numbers(policy.model)
+        self._batches_at_once = weights.plan.batches_at_once
+        self._batches: Sequence[Batch] = ()
+        # By layer.
+        self._visits: dict[int, _Visit] = {}
+
+    def start_block(self, batches: Sequence[Batch]) -> None:
+        """Prepare for a block."""
+        self._batches = batches
+        self._visits.clear()
+
+    def compute(self, task: Task) -> None:
+        """Pass the tokens of a step of decode through the experts."""
+        if task.layer in self.weights.plan.route.in_place:
+            self._compute_beside_cpu(task)
+            return
+        parts = self._parts(task)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        layers.feed_forward(whole, self.weights.layer(task), self._layer(task))
+        self._hand_back(task, parts, whole)
+
+    def route(self, task: Task) -> int:
+        """Find the experts that the tokens of a layer need."""
+        parts = self._parts(task)
+        layer = self._layer(task)
+        normed = layers.feed_forward_input(torch.cat(parts), self.weights.layer(task), layer)
+        routing = layers.routing_of(normed, self.weights.layer(task), layer)
+        needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
+        in_place = self.weights.experts_in_place(task)
+        self._visits[task.layer] = _Visit(
+            normed=normed, routing=routing, needed=[e for e in needed if e not in in_place]
+        )
+        return 0
+
+    def read_experts(self, task: Task) -> int:
+        """Read a part of the experts that are needed into CPU staging."""
+        return self.weights.read_experts(task, self._needed_part(task))
+
+    def send_experts(self, task: Task) -> int:
+        """Copy a part of the experts that are needed into GPU staging."""
+        return self.weights.send_experts(task, self._needed_part(task))
+
+    def return_tokens(self, task: Task) -> int:
+        """Copy the tokens to the CPU, with the experts that they need."""
+        visit = self._visits[task.layer]
+        rows = visit.normed.flatten(0, 1).to("cpu", non_blocking=True)
+        experts, factors = (
+            t.to("cpu", non_blocking=True) for t in (visit.routing.experts, visit.routing.weights)
+        )
+        visit.tokens_on_cpu = rows, Routing(experts, factors)
+        return rows.nbytes + experts.nbytes + factors.nbytes
+
+    def run_experts(self, task: Task) -> int:
+        """Run the experts in CPU memory."""
+        visit, spec = self._visits[task.layer], self._experts(task)
+        assert visit.tokens_on_cpu is not None
+        rows, routing = visit.tokens_on_cpu
+        made = torch.zeros_like(rows, pin_memory=visit.normed.is_cuda)
+        here = self.weights.experts_in_place(task)
+        add_routed(made, rows, routing, self.weights.layer_in_place(task), spec, here)
+        visit.made_on_cpu = made
+        return 0
+
+    def send_made(self, task: Task) -> int:
+        """Copy what the CPU's experts made to the GPU."""
+        visit = self._visits[task.layer]
+        assert visit.made_on_cpu is not None
+        visit.made_there = visit.made_on_cpu.to(visit.normed.device, non_blocking=True)
+        return visit.made_on_cpu.nbytes
+
+    def combine(self, task: Task) -> int:
+        """Add up what both have made, and add it to the hidden states."""
+        visit = self._visits[task.layer]
+        assert visit.made is not None and visit.made_there is not None
+        visit.made += visit.made_there
+        parts = self._parts(task)
+        whole = torch.cat(parts)
+        made = visit.made.view(whole.shape)
+        layers.add_feed_forward(whole, made, self.weights.layer(task), self._layer(task))
+        self._hand_back(task, parts, whole)
+        return 0
+
+    def _compute_beside_cpu(self, task: Task) -> None:
+        visit, spec = self._visits[task.layer], self._experts(task)
+        rows = visit.normed.flatten(0, 1)
+        made, weights = torch.zeros_like(rows), self.weights.layer(task)
+        for experts in routed_ranges(spec, self.weights.experts_in_place(task)):
+            add_routed(made, rows, visit.routing, weights, spec, experts)
+        if spec.shared is not None:
+            add_shared(made, rows, weights, spec)
+        visit.made = made
+
+    def _needed_part(self, task: Task) -> list[int]:
+        needed, count = self._visits[task.layer].needed, self.weights.num_pieces
+        first, end = (len(needed) * (task.batch + i) // count for i in (0, 1))
+        return needed[first:end]
+
+    def _group(self, task: Task) -> range:
+        """Return the batches whose tokens pass through experts together."""
+        return range(task.batch, min(task.batch + self._batches_at_once, len(self._batches)))
+
+    def _parts(self, task: Task) -> list[torch.Tensor]:
+        return [self.hidden.gather(replace(task, batch=batch)) for batch in self._group(task)]
+
+    def _hand_back(self, task: Task, parts: Sequence[torch.Tensor], whole: torch.Tensor) -> None:
+        self._visits.pop(task.layer, None)
+        for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+            if own.data_ptr() != made.data_ptr():
+                own.copy_(made)
+        for batch in self._group(task):
+            self.hidden.hand_back(replace(task, batch=batch))
+
+    def _layer(self, task: Task) -> LayerSpec:
+        return self.policy.model.layer(self._numbers[task.layer])
+
+    def _experts(self, task: Task) -> ExpertsSpec:
+        experts = self._layer(task).experts
+        assert experts is not None
+        return experts
