@@ -15,7 +15,7 @@ from costmodel.cli.flags import (
 )
 from costmodel.cli.policy_report import format_explanation, format_prediction
 from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
-from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.optimum import Search, SearchResult
 from costmodel.optimizer.whatif import what_would_change
 from profiles.command import Parser, run
 from profiles.files import to_json
@@ -50,18 +50,18 @@ def main(arguments: list[str]) -> None:
 
 def _search(flags: argparse.Namespace) -> None:
     question = read_question(flags)
-    result = search(
+    search = Search(
         question.hardware,
         question.model,
         question.workload,
         max_latency_s=flags.max_latency,
         margin=question.margin,
-        permitted=question.permitted,
     )
+    result = search.run(question.permitted)
     result.policy.save(flags.output)
     print(format_prediction(result.policy, result.hardware, result.predicted))
     if question.permitted == DEFAULT_PERMITTED:
-        _tell_of_four_bits(question, result, flags.max_latency)
+        _tell_of_four_bits(search, result)
     if flags.explain:
         _explain(question, result, flags.max_latency)
     if flags.plot is not None:
@@ -71,21 +71,12 @@ def _search(flags: argparse.Namespace) -> None:
         print(json.dumps(to_json(result.policy)))
 
 
-def _tell_of_four_bits(
-    question: Question, result: SearchResult, max_latency_s: float | None
-) -> None:
+def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     """Say what quantization would yield, which is not done unasked: it changes outputs."""
-    if not question.hardware.knows_unpacking:
+    if not result.hardware.knows_unpacking:
         return
     # What full precision is permitted to, four bits can at worst leave as it is.
-    other = search(
-        question.hardware,
-        question.model,
-        question.workload,
-        max_latency_s=max_latency_s,
-        margin=question.margin,
-        permitted=Permitted(weight_bits=(16, 4), cache_bits=(16, 4)),
-    )
+    other = search.run(Permitted(weight_bits=(16, 4), cache_bits=(16, 4)))
     policy = other.policy
     if not policy.is_compressed:
         print("\nfewer bits would not be faster")

@@ -42,7 +42,7 @@ def touch_libraries() -> None:
     import torch
     import torch.nn.functional as F
 
-    for name in ("numpy", "tokenizers", "tqdm", "pulp", "highspy"):
+    for name in ("numpy", "tokenizers", "tqdm", "highspy"):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

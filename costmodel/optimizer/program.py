@@ -9,7 +9,9 @@ optimum a certified lower bound of every policy's latency.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -109,7 +111,7 @@ class Program:
         rows = rows_of(problem)
         self._names = tuple(rows)
         # [rows, shares]
-        self._rows = coefficients(rows.values(), problem.components)
+        self.rows = coefficients(rows.values(), problem.components)
         stages = {stage.name: index for index, stage in enumerate(stages_of(problem))}
         kinds = [name.split(".") for name in self._names]
         self._timed = np.array([kind[0] == "time" for kind in kinds])
@@ -123,7 +125,7 @@ class Program:
     def price(self, shares: Shares[float]) -> Price:
         """Price a point of the problem, whether it fits or not."""
         named = shares.values()
-        values = self._rows @ np.array([named[n] for n in share_names(self.problem.components)])
+        values = self.rows @ np.array([named[n] for n in share_names(self.problem.components)])
         # Of the rows that are not a stage's, none is above zero here.
         seconds = np.where(self._stages < 0, values[:, None], 0.0).max(axis=0)
         over = {}
@@ -138,10 +140,24 @@ class Program:
     def of_blocks(self, num_batches: tuple[int, int], loads_per_block: float = 1.0) -> Program:
         """Return the program of the same problem for blocks of other sizes, and other
         ``loads_per_block``; without experts, no row depends on how many batches there are."""
-        problem = replace(self.problem, loads_per_block=loads_per_block)
-        if "experts" in problem.components:
-            problem = replace(problem, num_batches=num_batches)
-        return self if problem == self.problem else Program(problem)
+        if "experts" in self.problem.components and num_batches != self.problem.num_batches:
+            problem = replace(
+                self.problem, loads_per_block=loads_per_block, num_batches=num_batches
+            )
+            return Program(problem)
+        more = loads_per_block - self.problem.loads_per_block
+        if not more:
+            return self
+        rows = self.rows + more * self._rows_per_load
+        other = copy(self)
+        other.problem, other.rows = replace(self.problem, loads_per_block=loads_per_block), rows
+        return other
+
+    @cached_property
+    def _rows_per_load(self) -> Array:
+        """What one load more adds to every coefficient; formulas are linear in the loads."""
+        loads = self.problem.loads_per_block + 1
+        return Program(replace(self.problem, loads_per_block=loads)).rows - self.rows
 
     def solve(self, limits: Limits) -> Solution:
         """Solve for the block sizes and limits given.
@@ -164,7 +180,7 @@ class Program:
             limits.block_sizes,
             rows=rows,
             others=others,
-            cost=TRAFFIC_WEIGHT * self._rows[self._timed].sum(axis=0),
+            cost=TRAFFIC_WEIGHT * self.rows[self._timed].sum(axis=0),
             cost_of_others=np.ones(num_stages),
         )
         # Limits add up to at most their number times the latency: what is left bounds every policy.
@@ -177,7 +193,7 @@ class Program:
         )
 
     def _with_reserve(self, reserve: Mapping[str, int]) -> Array:
-        rows = self._rows
+        rows = self.rows
         for tier, capacity in capacities(self.problem.hardware).items():
             if taken := min(reserve.get(tier, 0), capacity):
                 rows = rows.copy()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from costmodel.families import family_named
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.workload import Workload
 from profiles.errors import InputError
@@ -141,6 +142,8 @@ class Policy:
             raise InputError(
                 "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
             )
+        # Its file may be from anywhere: no other family can be run.
+        family_named(self.model.family)
         if set(self.weights) != set(self.model.component_names):
             raise InputError(
                 "policy.weights",

@@ -143,6 +143,7 @@ def check_executable(policy: Policy) -> None:
             "policy.unpacks_per_batch",
             got="true",
             allowed="false: true can be priced, but not run",
+            hint="false in the policy",
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -245,15 +245,14 @@ def _find_tensors(
         raise stored.missing(missing, len(shapes))
     for name, shape in shapes.items():
         _check_tensor(name, tensors[name], shape, spec)
-    _refuse_unread(stored, spec, tensors)
+    # A head that equals the table has been read, though only one of them is used.
+    read = {entry.name for entry in (*tensors.values(), *([head] if head else []))}
+    _refuse_unread(stored, spec, read)
     return spec, tensors
 
 
-def _refuse_unread(
-    stored: StoredTensors, spec: ModelSpec, tensors: Mapping[str, TensorEntry]
-) -> None:
+def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> None:
     """Refuse tensors that nothing reads: the model would compute something else without them."""
-    read = {entry.name for entry in tensors.values()}
     family = family_named(spec.family)
     unread = [n for n in sorted(stored.entries) if n not in read and not family.may_ignore(n)]
     if unread:

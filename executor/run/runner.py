@@ -28,6 +28,7 @@ from executor.model.sampling import Chooser, Sampler
 from executor.run.batch import Batch
 from executor.run.block import Block, Stores
 from executor.run.results import BlockResult, Progress, collect
+from executor.run.same_model import check_same_model
 from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
 from executor.stores.embedding import EmbeddingTable
@@ -225,15 +226,7 @@ class Runner:
 
 def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
     """Refuse what this executor would otherwise do wrongly or not at all."""
-    wanted, found = policy.model, source.spec
-    for name in wanted.__dataclass_fields__:
-        if name != "name" and getattr(wanted, name) != getattr(found, name):
-            raise InputError(
-                "policy for another model",
-                got=f"{name} {getattr(wanted, name)} for {wanted.name}",
-                allowed=f"{name} {getattr(found, name)} as in {found.name}",
-                hint="search again with --model",
-            )
+    check_same_model(policy.model, source.spec)
     check_machine(policy, hardware)
     check_executable(policy)
     if hardware.uses_cuda and not torch.cuda.is_available():

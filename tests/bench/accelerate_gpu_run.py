@@ -12,8 +12,7 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from transformers_run import FirstTokenClock
 
-from costmodel.families import load_model_spec
-from executor.checkpoint.dummy import config_json
+from costmodel.families import load_model_spec, preset_config
 
 
 def main() -> None:
@@ -32,9 +31,10 @@ def main() -> None:
     spec = load_model_spec(flags.model)
     # The cache lies on the GPU with what a layer computes; the rest of the cap may hold weights.
     context = flags.batch * (flags.prompt_len + flags.gen_len)
-    cache_bytes = context * 2 * spec.num_layers * spec.kv_size * spec.dtype_bytes
+    elements = sum(2 * count * kind.attention.kv_size for kind, count in spec.kinds_and_counts)
+    cache_bytes = context * elements * spec.dtype_bytes
     room = max(0, flags.gpu_memory - 2 * cache_bytes - 2**30)
-    settings = config_json(spec)
+    settings = dict(preset_config(flags.model))
     family = settings.pop("model_type")
     config = transformers.AutoConfig.for_model(family, **settings)
     with torch.device("meta"):

@@ -51,7 +51,7 @@ def draw_policies(rng: random.Random, hardware: HardwareProfile) -> Iterator[Dra
 
 def _draw_work(rng: random.Random) -> tuple[ModelSpec, Workload]:
     spec = load_model_spec(rng.choice(MODELS)).with_dtype(rng.choice(("bfloat16", "float32")))
-    spec = replace(spec, num_layers=rng.randint(2, spec.num_layers))
+    spec = replace(spec, layer_order=spec.layer_order[: rng.randint(2, spec.num_layers)])
     return spec, Workload(
         prompt_len=rng.randint(16, 512), gen_len=rng.randint(2, 16), num_prompts=rng.randint(4, 64)
     )

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from workload_run import BenchParser, circumstances, keep_result, say
 
-from costmodel.model.spec import ModelSpec
+from costmodel.families import spec_from_config
 from costmodel.plan.policy import TIERS, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.schedule.timeline import simulate
@@ -39,16 +39,18 @@ MACHINE = "cpu-2core"
 GPU_BYTES = 2 * GIB
 ON_GPU, ON_CPU = Placement(gpu=1), Placement(cpu=1)
 
-MODEL = ModelSpec(
-    name="llama-340m", family="llama", num_layers=12, hidden_size=1024, ffn_size=2816,
-    num_heads=16, num_kv_heads=8, head_dim=64, vocab_size=16384, max_positions=4096,
-    tied_embeddings=False, attention_bias=False,
-)  # fmt: skip
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "num_hidden_layers": 12, "hidden_size": 1024, "intermediate_size": 2816,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 16384,
+    "max_position_embeddings": 4096,
+}  # fmt: skip
 # Narrow beside its heads, so that attention outweighs the products as it does in long contexts.
-NARROW_MODEL = replace(
-    MODEL, name="llama-narrow", num_layers=10, hidden_size=128, ffn_size=256, num_kv_heads=16,
-    head_dim=128, vocab_size=2048,
-)  # fmt: skip
+NARROW: dict[str, Any] = CONFIG | {
+    "num_hidden_layers": 10, "hidden_size": 128, "intermediate_size": 256,
+    "num_key_value_heads": 16, "head_dim": 128, "vocab_size": 2048,
+}  # fmt: skip
+MODEL = spec_from_config(CONFIG, name="llama-340m")
+NARROW_MODEL = spec_from_config(NARROW, name="llama-narrow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

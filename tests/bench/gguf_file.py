@@ -14,7 +14,6 @@ from typing import Any
 import gguf  # type: ignore[import-not-found,unused-ignore]  # extra ``bench`` only
 import numpy as np
 import torch
-from executor.checkpoint.families import decoder_config
 from safetensors import safe_open
 
 from costmodel.model.spec import ModelSpec
@@ -65,20 +64,22 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
 
 
 def _add_numbers(writer: Any, spec: ModelSpec) -> None:
-    config = decoder_config({}, spec)
-    assert config.rope is not None
+    (layer,) = spec.layer_kinds
+    attention, mlp = layer.attention, layer.mlp
+    assert mlp is not None and attention.rotary is not None
+    assert attention.rotary.kind == "default"
     writer.add_name(spec.name)
     writer.add_block_count(spec.num_layers)
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)
-    writer.add_feed_forward_length(spec.ffn_size)
-    writer.add_head_count(spec.num_heads)
-    writer.add_head_count_kv(spec.num_kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.head_dim)
-    writer.add_rope_freq_base(config.rope.theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_feed_forward_length(mlp.size)
+    writer.add_head_count(attention.num_heads)
+    writer.add_head_count_kv(attention.num_kv_heads)
+    writer.add_key_length(attention.head_dim)
+    writer.add_value_length(attention.head_dim)
+    writer.add_rope_dimension_count(attention.head_dim)
+    writer.add_rope_freq_base(attention.rotary.theta)
+    writer.add_layer_norm_rms_eps(layer.norm.eps)
     writer.add_vocab_size(spec.vocab_size)
     writer.add_tokenizer_model("none")
 
@@ -93,7 +94,9 @@ def _converted(name: str, tensor: torch.Tensor, spec: ModelSpec) -> np.ndarray[A
     if tensor.dim() == 1:
         tensor = tensor.float()
     if ARCHITECTURES[spec.family] == "LLAMA":
-        for part, num_heads in (("q_proj", spec.num_heads), ("k_proj", spec.num_kv_heads)):
+        (layer,) = spec.layer_kinds
+        heads = {"q_proj": layer.attention.num_heads, "k_proj": layer.attention.num_kv_heads}
+        for part, num_heads in heads.items():
             if part in name:
                 tensor = _interleaved(tensor, num_heads)
     raw = tensor.contiguous()

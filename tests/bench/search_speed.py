@@ -126,7 +126,7 @@ def compare(flexgen_python: str, rounds: int, folder: Path) -> dict[str, Any]:
         # Part of flexgen_process_s: mostly torch and transformers, which ours never imports.
         "flexgen_import_s": _median(imports),
         "flexgen_versions": versions,
-        **circumstances("search_speed.py", sys.argv[1:], "pulp", "highspy", "numpy"),
+        **circumstances("search_speed.py", sys.argv[1:], "highspy", "numpy"),
     }
 
 

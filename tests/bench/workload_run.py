@@ -24,9 +24,9 @@ from typing import Any
 import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
-from costmodel.families import load_model_spec
+from costmodel.families import load_model_spec, preset_config, spec_from_config
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.dummy import config_json, write_random_checkpoint
+from executor.checkpoint.dummy import write_random_checkpoint
 from profiles.command import Parser
 from profiles.errors import InputError, RunError
 from profiles.files import read_json, write_json
@@ -42,8 +42,9 @@ LEAST = {"num_prompts": 1, "prompt_len": 1, "gen_len": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """One workload and where its files are."""
+    """One workload and where its files are; ``config`` is the model's ``config.json``."""
 
+    config: Mapping[str, Any]
     model: ModelSpec
     num_prompts: int
     prompt_len: int
@@ -86,17 +87,18 @@ class Bench:
     @property
     def cache_bytes(self) -> int:
         """Keys and values of all prompts, full length."""
-        token = 2 * self.model.num_layers * self.model.kv_size * self.model.dtype_bytes
+        elements = sum(2 * n * kind.attention.kv_size for kind, n in self.model.kinds_and_counts)
+        token = elements * self.model.dtype_bytes
         return self.num_prompts * (self.prompt_len + self.gen_len) * token
 
     def make_inputs(self) -> None:
         """Write the model, unless it is there already, and the prompts."""
-        made_from = {"config": config_json(self.model), "seed": self.seed}
+        made_from = {"config": self.config, "seed": self.seed}
         stamp = self.checkpoint / "made_from.json"
         if not stamp.exists() or read_json(stamp, "stamp") != made_from:
             say(f"making random weights of {self.model.name}")
             shutil.rmtree(self.checkpoint, ignore_errors=True)
-            write_random_checkpoint(self.checkpoint, self.model, seed=self.seed)
+            write_random_checkpoint(self.checkpoint, self.config, seed=self.seed)
             write_json(stamp, made_from)
         draw = random.Random(self.seed)
         with self.prompts.open("w", encoding="utf-8") as handle:
@@ -125,11 +127,24 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
         else:
             folder = flags.work_dir.resolve()
             folder.mkdir(parents=True, exist_ok=True)
+        config = _config_of(flags.preset)
         yield Bench(
-            model=load_model_spec(flags.preset), num_prompts=flags.num_prompts,
-            prompt_len=flags.prompt_len, gen_len=flags.gen_len, limit_bytes=flags.memory,
-            seed=flags.seed, folder=folder,
+            config=config, model=spec_from_config(config, name=load_model_spec(flags.preset).name),
+            num_prompts=flags.num_prompts, prompt_len=flags.prompt_len, gen_len=flags.gen_len,
+            limit_bytes=flags.memory, seed=flags.seed, folder=folder,
         )  # fmt: skip
+
+
+def _config_of(preset: str) -> dict[str, Any]:
+    """Return a preset's ``config.json``, or the one in a file or folder.
+
+    Rotary positions are not scaled: the file that llama.cpp reads says nothing of it, and no
+    prompt here is long.
+    """
+    path = Path(preset)
+    path = path / "config.json" if path.is_dir() else path
+    raw = read_json(path, "model config") if path.is_file() else preset_config(preset)
+    return {key: value for key, value in raw.items() if key != "rope_scaling"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cut_cache, cut_hidden, cut_layer
+from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, cut_layer
 from costmodel.schedule.tasks import Task
 
 Content = Hashable
@@ -63,7 +63,10 @@ class BlockMemory:
             if has_gpu
             else self.disk_layers
         ) - {0}
-        segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=has_gpu)
+        # All layers of these models keep the same.
+        (kind,) = policy.model.layer_kinds
+        cache = cache_spec(policy, kind)
+        segments = cut_cache(policy, cache, policy.gpu_batch_size, has_gpu=has_gpu)
         self.rows = {(s.home, s.attended) for s in segments}
         disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
         self.hidden_on_disk = disk_end > 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
-from costmodel.pricing.problem import Shares, shares_of
+from costmodel.pricing.shares import Shares, shares_of
 from profiles import ComputeRates, Cpu, Disk, Gpu, HardwareProfile, Link, RateCurve
+from tests.plain_models import plain_model
 
 # So fast that it never decides anything.
 FAST = 1e30
@@ -18,7 +19,6 @@ def make_model(**changes: object) -> ModelSpec:
     """Make a Llama of 8 layers: query 256, key 128, gated MLP of 512, 1000 words, bfloat16."""
     shapes: dict[str, object] = {
         "name": "small",
-        "family": "llama",
         "num_layers": 8,
         "hidden_size": 256,
         "ffn_size": 512,
@@ -27,10 +27,10 @@ def make_model(**changes: object) -> ModelSpec:
         "head_dim": 64,
         "vocab_size": 1000,
         "max_positions": 4096,
-        "tied_embeddings": True,
-        "attention_bias": False,
+        "tied": True,
+        "dtype": "bfloat16",
     }
-    return ModelSpec(**(shapes | changes))  # type: ignore[arg-type]  # plain keyword table
+    return plain_model(**(shapes | changes))  # type: ignore[arg-type]  # plain keyword table
 
 
 # Bytes of the model above, counted by hand.
@@ -128,8 +128,7 @@ def make_shares(
     cache: Placement,
     activations: Placement = ON_GPU,
     attended: float = 0.0,
-    cpu_weights: CpuWeights = CpuWeights(),  # noqa: B008  # frozen
-) -> Shares:
+) -> Shares[float]:
     """Make the shares of a placement; ``attended`` is the fraction of what lies off the GPU."""
     policy = make_policy(
         gpu_batch_size=1,
@@ -139,6 +138,5 @@ def make_shares(
         cache=cache,
         activations=activations,
         cpu_attention=attended,
-        cpu_weights=cpu_weights,
     )
     return shares_of(policy)

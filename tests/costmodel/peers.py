@@ -13,7 +13,7 @@ from pathlib import Path
 from costmodel.families import load_model_spec
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import estimate
@@ -38,7 +38,6 @@ def _one_batch(
     weights: Placement,
     cache: Placement = ON_GPU,
     cpu_attention: float = 0.0,
-    cpu_weights: CpuWeights = CpuWeights(),  # noqa: B008  # frozen
     bits: int | None = None,
 ) -> Policy:
     """One batch, computed at once in both phases, with its hidden states on the GPU."""
@@ -52,7 +51,6 @@ def _one_batch(
         cache=cache,
         activations=ON_GPU,
         cpu_attention=cpu_attention,
-        cpu_weights=cpu_weights,
         weight_bits=bits or model.full_bits,
         cache_bits=model.full_bits,
     )
@@ -116,7 +114,8 @@ def llama_cpp(
     bits: int | None = None,
     margin: float = 0.0,
 ) -> Iterator[Policy]:
-    """``-ngl N``: N whole layers and their cache on the GPU, the CPU computes the rest."""
+    """``-ngl N``: N whole layers and their cache on the GPU. The CPU attends to the rest of the
+    cache; what it would multiply is sent to the GPU, because products there have no price."""
     for size in (1, 4, 16, 64):
         if size > (workload.num_prompts or size):
             return
@@ -124,9 +123,8 @@ def llama_cpp(
             share = num_layers / model.num_layers
             split = Placement(gpu=share, cpu=1 - share)
             policy = _one_batch(
-                model, workload, size, weights=split, cache=split, cpu_attention=1.0, bits=bits,
-                cpu_weights=CpuWeights(prefill=1.0, decode=1.0) if share < 1 else CpuWeights(),
-            )  # fmt: skip
+                model, workload, size, weights=split, cache=split, cpu_attention=1.0, bits=bits
+            )
             if fits(policy, hardware, margin=margin):
                 yield policy
                 break

@@ -10,6 +10,7 @@ import pytest
 
 from costmodel.families import load_model_spec, preset_names, spec_from_config
 from profiles import InputError
+from profiles.files import to_json
 
 LLAMA = {
     "model_type": "llama",
@@ -41,7 +42,9 @@ def test_preset_agrees_with_transformers() -> None:
     spec = load_model_spec("opt-125m")
     # The defaults of OPTConfig are those of OPT-125M.
     config = transformers.OPTConfig()
-    assert (spec.num_layers, spec.hidden_size, spec.ffn_size, spec.vocab_size) == (
+    (layer,) = spec.layer_kinds
+    assert layer.mlp is not None
+    assert (spec.num_layers, spec.hidden_size, layer.mlp.size, spec.vocab_size) == (
         config.num_hidden_layers,
         config.hidden_size,
         config.ffn_dim,
@@ -51,16 +54,21 @@ def test_preset_agrees_with_transformers() -> None:
 
 def test_config_with_defaults() -> None:
     spec = spec_from_config(LLAMA, name="x")
-    assert (spec.num_kv_heads, spec.head_dim, spec.tied_embeddings) == (4, 16, False)
-    assert (spec.attention_bias, spec.is_gated, spec.dtype) == (False, True, "bfloat16")
+    (layer,) = spec.layer_kinds
+    attention, mlp = layer.attention, layer.mlp
+    assert mlp is not None
+    assert (attention.num_kv_heads, attention.head_dim, spec.head.is_tied) == (4, 16, False)
+    assert (attention.qkv_bias, mlp.is_gated, spec.dtype) == (False, True, "bfloat16")
     qwen2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
-    assert spec_from_config(qwen2, name="x").attention_bias
+    attention = spec_from_config(qwen2, name="x").layer(0).attention
+    assert attention.qkv_bias and not attention.output_bias
 
 
 def test_config_with_grouped_heads_and_own_head_size() -> None:
     changes = {"num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"}
     spec = spec_from_config(LLAMA | changes, name="x")
-    assert (spec.group_size, spec.query_size, spec.kv_size) == (2, 128, 64)
+    attention = spec.layer(0).attention
+    assert (attention.group_size, attention.query_size, attention.kv_size) == (2, 128, 64)
     assert spec.dtype_bytes == 4
 
 
@@ -89,6 +97,13 @@ def test_folder_and_file(tmp_path: Path) -> None:
     assert load_model_spec(str(tmp_path)).name == tmp_path.name
 
 
+@pytest.mark.parametrize("name", ["opt-125m", "llama-3.1-8b", "mistral-7b", "qwen3-8b"])
+def test_a_file_of_a_spec_is_read_back(name: str, tmp_path: Path) -> None:
+    spec = load_model_spec(name)
+    (tmp_path / "spec.json").write_text(json.dumps(to_json(spec)))
+    assert load_model_spec(str(tmp_path / "spec.json")) == spec
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -98,7 +113,7 @@ def test_folder_and_file(tmp_path: Path) -> None:
         (LLAMA | {"hidden_size": "64"}, "hidden_size"),
         (LLAMA | {"num_hidden_layers": True}, "num_hidden_layers"),
         (LLAMA | {"vocab_size": None}, "vocab_size"),
-        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads"),
         (LLAMA | {"num_key_value_heads": "2"}, "num_key_value_heads"),
         (LLAMA | {"num_key_value_heads": 2.5}, "num_key_value_heads"),
         (LLAMA | {"num_attention_heads": 128}, "a multiple of the 128 heads"),
@@ -110,7 +125,7 @@ def test_folder_and_file(tmp_path: Path) -> None:
         (LLAMA | {"layer_types": ["mamba"] * 3}, "layer_types"),
         (LLAMA | {"head_dim": 0}, "head_dim"),
         (LLAMA | {"head_dim": [16]}, "head_dim"),
-        (LLAMA | {"model_type": "mistral", "sliding_window": "4k"}, "sliding_window"),
+        (LLAMA | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": "4k"}, "4k"),
         (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         (LLAMA | {"attention_bias": 1}, "attention_bias"),
         (LLAMA | {"dtype": "int8"}, "dtype"),

@@ -15,9 +15,10 @@ import pytest
 from costmodel.families import load_model_spec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.job_throughput import job_throughput
-from costmodel.optimizer.optimum import NEARLY_AS_FAST, SearchResult, search
+from costmodel.optimizer.optimum import SearchResult, search
 from costmodel.optimizer.program import Limits, solve
 from costmodel.optimizer.solver import Infeasible
+from costmodel.optimizer.tree import NEARLY_AS_FAST
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities

@@ -19,7 +19,8 @@ from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import DEFAULT_MARGIN, SearchResult, search
-from costmodel.plan.policy import CpuWeights, Placement, Policy
+from costmodel.optimizer.program import Program
+from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.price import estimate
@@ -46,7 +47,6 @@ PERMITTED = (
     Permitted(cache_bits=(16, 8)),
     Permitted(cache_bits=(16, 4)),
     Permitted(sparsity=0.1),
-    Permitted(cpu_weights=True),
 )
 
 
@@ -131,11 +131,6 @@ def _grid(case: Case, rng: random.Random) -> list[Policy]:
     for _ in range(GRID_POINTS):
         problem = rng.choice(problems)
         most = -(-(case.workload.num_prompts or MAX_BLOCK_SIZE) // problem.gpu_batch_size)
-        products = CpuWeights()
-        if problem.cpu_weights:
-            products = CpuWeights(
-                prefill=rng.choice((0.0, 0.5, 1.0)), decode=rng.choice((0.5, 1.0))
-            )
         points.append(
             Policy(
                 model=case.model,
@@ -150,7 +145,6 @@ def _grid(case: Case, rng: random.Random) -> list[Policy]:
                     Placement(**{tiers[0]: 1.0}) if problem.in_place else _split(rng, tiers, 2)
                 ),
                 cpu_attention=rng.choice((0.0, 0.5, 1.0)) if case.hardware.has_gpu else 1.0,
-                cpu_weights=products,
                 weight_bits=problem.weight_bits or case.model.full_bits,
                 cache_bits=problem.cache_bits or case.model.full_bits,
                 attention_sparsity=problem.attention_sparsity,
@@ -197,7 +191,7 @@ def _nothing_fits(case: Case) -> bool:
     machine = with_capacities(case.hardware, usable)
     one = replace(case.workload, num_prompts=1)
     problems = problems_of(machine, case.model, one, case.permitted)
-    return all(fit(problem, 1, max_latency_s=None) is None for problem in problems)
+    return all(fit(Program(problem), 1, max_latency_s=None) is None for problem in problems)
 
 
 @pytest.mark.parametrize("first", range(0, NUM_CASES, CHUNK))
@@ -228,7 +222,7 @@ def test_rounding_costs_at_most_two_hundredths_in_nearly_all_cases() -> None:
     told = "\n".join(
         f"{_case(seed)}: gap {f.gap:.4f}, block {f.policy.gpu_batch_size} x"
         f" {f.policy.num_gpu_batches}, cache rows of a batch"
-        f" {f.policy.gpu_batch_size * f.policy.model.num_kv_heads}"
+        f" {f.policy.gpu_batch_size * f.policy.model.layer(0).attention.num_kv_heads}"
         for seed, f in wide.items()
     )
     assert min(f.gap for f in solved.values()) >= -1e-6

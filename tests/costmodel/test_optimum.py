@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from costmodel.families import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.job_throughput import blocks_of, job_throughput
-from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.optimum import Search, SearchResult, search
+from costmodel.optimizer.tree import NEARLY_AS_FAST
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import check_fits, estimate
@@ -316,3 +317,15 @@ def test_refused_before_any_work() -> None:
         search(machine, make_model(max_positions=100), PAPER)
     with pytest.raises(InputError, match="--dtype"):
         search(machine, make_model(dtype="float16"), Workload(prompt_len=8, gen_len=2))
+
+
+def test_a_search_that_goes_on_finds_what_one_from_the_start_finds() -> None:
+    """The line about four bits is told from the tree of full precision."""
+    question = (recorded_profile("t4-flexgen"), load_model_spec("opt-30b"), PAPER)
+    four = Permitted(weight_bits=(16, 4), cache_bits=(16, 4))
+    going_on = Search(*question)
+    first, then = going_on.run(), going_on.run(four)
+    alone, at_once = search(*question), search(*question, permitted=four)
+    assert (first.policy, first.bound_tok_per_s) == (alone.policy, alone.bound_tok_per_s)
+    assert then.job_tok_per_s == pytest.approx(at_once.job_tok_per_s, rel=NEARLY_AS_FAST)
+    assert then.bound_tok_per_s == pytest.approx(at_once.bound_tok_per_s, rel=1e-6)

@@ -36,11 +36,12 @@ def test_file_round_trip_with_prediction(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
 
 
-def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     def change(value: dict[str, Any]) -> None:
+        place: Any = value
         for key in path[:-1]:
-            value = value[key]
-        value[path[-1]] = to
+            place = place[key]
+        place[path[-1]] = to
 
     return change
 
@@ -65,7 +66,10 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("workload", "gen_len", to=0), "gen_len"),
         (_set("model", "family", to="gpt2"), "family"),
         (lambda value: value.pop("weights"), "weights"),
-        (lambda value: value["model"].pop("num_layers"), "num_layers"),
+        (lambda value: value["model"].pop("layer_order"), "layer_order"),
+        (_set("model", "layer_order", to=[0, 2]), "layer_order"),
+        (_set("model", "layer_kinds", 0, "attention", "num_kv_heads", to=3), "num_kv_heads"),
+        (_set("model", "layer_kinds", 0, "mlp", to=None), "layer"),
     ],
 )
 def test_malformed(change: Callable[[dict[str, Any]], None], said: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import random
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.model.layout import CUT_ROWS
+from costmodel.optimizer.choices import decide
 from costmodel.optimizer.program import Limits, Solution, solve
 from costmodel.optimizer.shortage import shortage_of
 from costmodel.optimizer.solver import Infeasible
-from costmodel.plan.policy import CpuWeights, Placement
+from costmodel.plan.policy import Placement
 from costmodel.plan.workload import Workload
 from costmodel.pricing.limits import stage_limits
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
-from costmodel.pricing.problem import Problem, Shares
+from costmodel.pricing.problem import Problem
 from costmodel.pricing.rates import RATES
+from costmodel.pricing.shares import Shares
 from costmodel.pricing.stages import stages_of
-from profiles import HardwareProfile, recorded_profile
+from profiles import HardwareProfile, RateCurve, recorded_profile
 from tests.costmodel.machines import (
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
@@ -106,56 +109,6 @@ def test_attention_is_split_so_that_link_and_cpu_end_together() -> None:
     assert found.latency_per_sequence_s == pytest.approx(step_s, rel=2e-3)
 
 
-@pytest.mark.parametrize("gpu_flop", [3e6, 1e9])
-def test_weights_are_multiplied_where_link_gpu_and_cpu_end_together(gpu_flop: float) -> None:
-    """All weights lie in CPU memory; the share that the CPU multiplies is not sent."""
-    work = Workload(prompt_len=2, gen_len=2)
-    machine = make_machine(
-        gpu_memory=10**9, h2d=1e7, d2h=1e12,
-        cpu=make_compute(flop=2e6), gpu=make_compute(flop=gpu_flop),
-    )  # fmt: skip
-    problem = _problem(
-        machine, workload=work, gpu_batch_size=1, prefill_batch_size=1, cpu_weights=True
-    )
-    # No room on the GPU for weights, nor on the disk.
-    rows = memory_rows(problem, make_shares(1, weights=ON_CPU, cache=ON_GPU))["gpu"]
-    machine = with_capacities(
-        machine, {"gpu": math.ceil(max(sum(t.values()) for t in rows.values())), "disk": 0}
-    )
-    found = _solve(replace(problem, hardware=machine), 1)
-    decoder = DECODER_BYTES / 2 - 2 * 256
-    # One token in decode; in prefill two, of which the last layer finishes one.
-    flop = {n: 2 * (n * 8 * decoder - (n - 1) * (decoder - PROJECTED)) for n in (1, 2)}
-    head_s = 2 * 1000 * 256 / gpu_flop
-    exchanged_s = 2 * 8 * 256 * 2 / 1e7
-
-    # In prefill the GPU waits until the first layer has passed the link.
-    fill_s = {2: DECODER_BYTES / 1e7, 1: 0.0}
-
-    def seconds(share: float, tokens: int, resident: float) -> float:
-        return max(
-            ((1 - resident) * SMALL_BYTES - share * 8 * DECODER_BYTES) / 1e7 + tokens * exchanged_s,
-            (1 - share) * flop[tokens] / gpu_flop + head_s + fill_s[tokens],
-            # The one batch in series: its part on the CPU, the head, and what passes the link.
-            share * flop[tokens] / 2e6 + head_s + tokens * exchanged_s,
-        )
-
-    def both(prefill: float, decode: float) -> float:
-        # What is never sent needs no staging: two buffers of the largest layer shrink by the
-        # smaller of the shares, and weights move in.
-        staging = 2 * DECODER_BYTES
-        resident = staging * min(prefill, decode) / (SMALL_BYTES - staging)
-        return seconds(prefill, 2, resident) + seconds(decode, 1, resident)
-
-    steps = [i / 400 for i in range(401)]
-    best = min(both(prefill, decode) for prefill in steps for decode in steps)
-    # The cache could leave the GPU for a thousandth of the weights.
-    assert found.latency_per_sequence_s == pytest.approx(best, rel=5e-3)
-    shares = (found.shares.multiplied_prefill, found.shares.multiplied_decode)
-    assert all(0 < share < 1 for share in shares)
-    assert both(*shares) == pytest.approx(best, rel=5e-3)
-
-
 def test_where_all_fits_latency_is_flop_over_rate() -> None:
     """Nothing moves, so every sequence costs its own arithmetic whatever the block."""
     machine = make_machine(cpu=make_compute(flop=1e9))
@@ -204,12 +157,12 @@ def test_in_place_keeps_hidden_states_on_the_device_that_computes() -> None:
     assert found.shares.weights_gpu == found.shares.cache_gpu == found.shares.attended == 0
 
 
-def _price(problem: Problem, shares: Shares) -> float:
+def _price(problem: Problem, shares: Shares[float]) -> float:
     stages = (stage_limits(problem, shares, stage) for stage in stages_of(problem))
     return float(sum(max(limits.values()) for limits in stages))
 
 
-def _fits(problem: Problem, shares: Shares, slack: float = 1e-9) -> bool:
+def _fits(problem: Problem, shares: Shares[float], slack: float = 1e-9) -> bool:
     limits = capacities(problem.hardware)
     return all(
         sum(terms.values()) <= limits[tier] * shares.per_block * (1 + slack)
@@ -228,30 +181,24 @@ def _splits(steps: int, *, has_gpu: bool) -> list[Placement]:
     return splits if has_gpu else [split for split in splits if split.gpu == 0]
 
 
-def _grid(problem: Problem, block_size: int) -> list[Shares]:
-    """Every placement in quarters, every share of attention, and of products in place, in
-    halves."""
+def _grid(problem: Problem, block_size: int) -> list[Shares[float]]:
+    """Every placement in quarters and every share of attention in halves."""
     has_gpu = problem.hardware.has_gpu
     here = ON_GPU if has_gpu else ON_CPU
     hidden = [here] if problem.in_place else _splits(2, has_gpu=has_gpu)
     halves = (0.0, 0.5, 1.0)
-    products = [CpuWeights()]
-    if has_gpu and problem.cpu_weights:
-        products = [CpuWeights(prefill=p, decode=d) for p, d in ((0, 0), (0, 1), (0.5, 1), (1, 1))]
     points = [
-        (w, c, h, product, part)
-        for w, c, h, product in itertools.product(
-            _splits(4, has_gpu=has_gpu), _splits(4, has_gpu=has_gpu), hidden, products
+        (w, c, h, part)
+        for w, c, h in itertools.product(
+            _splits(4, has_gpu=has_gpu), _splits(4, has_gpu=has_gpu), hidden
         )
         for part in (halves if has_gpu else (0.0,))
     ]
     rng = random.Random(block_size)
     points = rng.sample(points, min(len(points), MOST_POINTS))
     return [
-        make_shares(
-            block_size, weights=w, cache=c, activations=h, attended=part, cpu_weights=product
-        )
-        for w, c, h, product, part in points
+        make_shares(block_size, weights=w, cache=c, activations=h, attended=part)
+        for w, c, h, part in points
     ]
 
 
@@ -276,7 +223,6 @@ def _random_problem(seed: int) -> Problem:
         "gpu_batch_size": rng.choice([1, 4, 16]),
         "prefill_batch_size": 1,
         "in_place": rng.random() < 0.5,
-        "cpu_weights": rng.random() < 0.5,
     }
     # What no placement can save: temporaries, and staging of layers.
     like_it = make_machine(gpu_memory=1 if has_gpu else None)
@@ -334,12 +280,17 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     u = 1 / block_size
     mesh = np.linspace(0, 1, 2001)
     weights, cache = mesh[:, None], mesh[None, :]
-    shares = replace(
-        make_shares(block_size, weights=ON_CPU, cache=ON_CPU, activations=ON_CPU),
-        weights_cpu=weights * u, weights_disk=(1 - weights) * u,
-        cache_cpu=cache, cache_disk=1 - cache,
-        cache_cpu_per_block=cache * u, cache_disk_per_block=(1 - cache) * u,
-    )  # fmt: skip
+    columns: dict[str, Any] = {
+        "weights_cpu": weights * u,
+        "weights_disk": (1 - weights) * u,
+        "cache_cpu": cache,
+        "cache_disk": 1 - cache,
+        "cache_cpu_per_block": cache * u,
+        "cache_disk_per_block": (1 - cache) * u,
+    }
+    # Formulas take arrays as well as numbers.
+    corner = make_shares(block_size, weights=ON_CPU, cache=ON_CPU, activations=ON_CPU)
+    shares = replace(corner, **columns)
     limits = capacities(problem.hardware)
     fits = np.ones((len(mesh), len(mesh)), dtype=bool)
     for tier, rows in memory_rows(problem, shares).items():
@@ -350,6 +301,32 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     best = float(np.where(fits, price, np.inf).min())
     assert exact.latency_per_sequence_s <= best * (1 + 1e-6)
     assert best <= exact.latency_per_sequence_s * 1.005
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_open_problem_bounds_all_that_it_stands_for(seed: int) -> None:
+    """Also where products of more rows are slower, and where a part of it fits and a part does
+    not."""
+    problem = replace(_random_problem(seed), gpu_batch_size=16, in_place=None)
+    dips = RateCurve(sizes=(8, 64, 1024), rates=(1e9, 8e9, 5e8))
+    cpu = problem.hardware.cpu
+    compute = replace(cpu.compute, matmul={"bfloat16": dips})
+    hardware = replace(problem.hardware, cpu=replace(cpu, compute=compute))
+    problem = replace(problem, hardware=hardware, open_prefill_batch_sizes=(1, 4, 16))
+    decided = list(decide(problem))
+    assert problem.is_open and not any(other.is_open for other in decided)
+    assert len({(other.in_place, other.prefill_batch_size) for other in decided}) == 6
+    for block_size in (None, 16, 32):
+        bounds = [_bound(other, block_size) for other in decided]
+        assert _bound(problem, block_size) <= min(bounds) * (1 + 1e-9)
+    assert min(bounds) < math.inf
+
+
+def _bound(problem: Problem, block_size: int | None) -> float:
+    try:
+        return _solve(problem, block_size).bound_per_sequence_s
+    except Infeasible:
+        return math.inf
 
 
 def test_the_grid_is_not_empty_everywhere() -> None:

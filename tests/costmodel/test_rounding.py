@@ -12,14 +12,30 @@ from costmodel.model.layout import CUT_ROWS, model_layers
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy
-from costmodel.plan.rounding import cut_cache, cut_hidden, cut_layer, round_policy, roundings_of
+from costmodel.plan.rounding import (
+    Segment,
+    cache_spec,
+    cut_cache,
+    cut_hidden,
+    cut_layer,
+    round_policy,
+    roundings_of,
+)
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import peak_bytes
-from costmodel.pricing.problem import problem_of, shares_of
+from costmodel.pricing.problem import problem_of
+from costmodel.pricing.shares import shares_of
 from profiles.aligned_io import PAGE_BYTES
 from profiles.recorded import recorded_profile
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
 from tests.costmodel.strategies import placements, policies
+
+
+def cut(policy: Policy, *, has_gpu: bool) -> tuple[Segment, ...]:
+    """Cut what a batch keeps in each of the layers, which are equal."""
+    (layer,) = policy.model.layer_kinds
+    cache = cache_spec(policy, layer)
+    return cut_cache(policy, cache, policy.gpu_batch_size, has_gpu=has_gpu)
 
 
 @given(placements())
@@ -35,7 +51,7 @@ def test_weights_are_cut_where_they_should_be(placement: Placement) -> None:
 
 @given(policies())
 def test_cache_rows_are_covered_once(policy: Policy) -> None:
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
+    segments = cut(policy, has_gpu=True)
     row = 0
     for segment in segments:
         assert segment.first_row == row < segment.end_row
@@ -44,16 +60,16 @@ def test_cache_rows_are_covered_once(policy: Policy) -> None:
         assert not (segment.home == "gpu" and segment.attended == "cpu")
         if segment.home == "disk":
             assert segment.token_bytes % PAGE_BYTES == 0
-        row_bytes = 2 * policy.model.head_dim * policy.model.dtype_bytes
+        row_bytes = 2 * policy.model.layer(0).attention.head_dim * policy.model.dtype_bytes
         assert segment.token_bytes >= segment.num_rows * row_bytes
-    assert row == policy.gpu_batch_size * policy.model.num_kv_heads
+    assert row == policy.gpu_batch_size * policy.model.layer(0).attention.num_kv_heads
 
 
 @given(policies())
 def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy) -> None:
     problem = problem_of(policy, recorded_profile("t4-flexgen"))
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
-    row_bytes = 2 * policy.model.head_dim * policy.model.dtype_bytes
+    segments = cut(policy, has_gpu=True)
+    row_bytes = 2 * policy.model.layer(0).attention.head_dim * policy.model.dtype_bytes
     used = sum(s.num_rows * row_bytes for s in segments if s.home == "disk")
     taken = sum(s.token_bytes for s in segments if s.home == "disk")
     assert taken <= used * problem.disk_cache_padding * (1 + 1e-12)
@@ -63,14 +79,14 @@ def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy
 def test_all_or_nothing_is_attended_where_asked(policy: Policy) -> None:
     for share, place in ((0.0, "gpu"), (1.0, "cpu")):
         asked = replace(policy, cpu_attention=share)
-        for segment in cut_cache(asked, policy.gpu_batch_size, has_gpu=True):
+        for segment in cut(asked, has_gpu=True):
             assert segment.home == "gpu" or segment.attended == place
 
 
 @given(policies())
 def test_without_a_gpu_everything_is_attended_where_it_computes(policy: Policy) -> None:
     cpu_only = make_policy(model=policy.model, cache=Placement(cpu=0.5, disk=0.5))
-    for segment in cut_cache(cpu_only, 4, has_gpu=False):
+    for segment in cut(cpu_only, has_gpu=False):
         assert segment.attended == "cpu" and segment.home in ("cpu", "disk")
 
 
@@ -104,7 +120,7 @@ def test_peaks_hold_what_the_cuts_need(policy: Policy) -> None:
     peaks = peak_bytes(problem_of(rounded, hardware), shares_of(rounded))
     layers = model_layers(policy.model)
     cuts = [cut_layer(layer, policy.weights) for layer in layers]
-    segments = cut_cache(policy, policy.gpu_batch_size, has_gpu=True)
+    segments = cut(policy, has_gpu=True)
     disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
     context, batches = policy.workload.context_len, policy.num_gpu_batches
     sequence = policy.workload.prompt_len * policy.model.hidden_size * policy.model.dtype_bytes
@@ -154,8 +170,10 @@ def test_part_of_a_page_on_disk_is_rounded_to_pages() -> None:
 
 @given(policies())
 def test_roundings_lie_within_one_unit_and_are_exact(policy: Policy) -> None:
-    rows = policy.gpu_batch_size * policy.model.num_kv_heads
-    unit = max(1, PAGE_BYTES // (2 * policy.model.head_dim * policy.model.dtype_bytes))
+    rows = policy.gpu_batch_size * policy.model.layer(0).attention.num_kv_heads
+    unit = max(
+        1, PAGE_BYTES // (2 * policy.model.layer(0).attention.head_dim * policy.model.dtype_bytes)
+    )
     for option in roundings_of(policy, has_gpu=True):
         assert abs(option.cache.gpu - policy.cache.gpu) * rows < 1 + 1e-6
         assert abs(option.cache.disk - policy.cache.disk) * rows < unit + 1e-6

@@ -64,15 +64,6 @@ CASES = {
         model="llama-2-13b",
         workload=Workload(prompt_len=100, gen_len=20, num_prompts=1),
     ),
-    "in place": Case(
-        machine="rtx3090-pc",
-        model="qwen3-32b",
-        workload=Workload(prompt_len=100, gen_len=100, num_prompts=4),
-        permitted=Permitted(cpu_weights=True),
-    ),
-    "in place, large": Case(
-        machine="t4-flexgen", model="opt-30b", workload=PAPER, permitted=Permitted(cpu_weights=True)
-    ),
     "full disk": Case(
         machine="t4-flexgen",
         model="opt-175b",

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import types
+import sys
 
-import pulp
+import highspy
+import numpy as np
 import pytest
 
 from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.program import Limits, solve
-from costmodel.optimizer.solver import Infeasible, run_solver
+from costmodel.optimizer.solver import SOLVER_OPTIONS, Infeasible, LinearProgram, minimize
 from costmodel.plan.workload import Workload
 from costmodel.pricing.problem import Problem
 from profiles import InfeasibleError, RunError, recorded_profile
 from tests.costmodel.machines import make_machine, make_model
 
 WORK = Workload(prompt_len=16, gen_len=5)
+STATUSES = highspy.HighsModelStatus
 
 
-def _model(*, bounded: bool = True, feasible: bool = True) -> pulp.LpProblem:
-    """Two variables with two rows."""
-    model = pulp.LpProblem("by_hand", pulp.LpMinimize)
-    x, y = pulp.LpVariable("x", 0), pulp.LpVariable("y", None if not bounded else 0)
-    model += x + y
-    model.addConstraint(x + 2 * y <= 4, "most")
-    model.addConstraint(x - y >= (1 if feasible else 5), "least")
-    if not feasible:
-        model.addConstraint(x <= 3, "more")
-    return model
+def _program(*, bounded: bool = True, feasible: bool = True) -> LinearProgram:
+    """Minimise x + y where x + 2 y <= 4, x - y >= 1 (or 5), and x <= 3 (or anything)."""
+    return LinearProgram(
+        cost=np.array([1.0, 1.0]),
+        lower=np.array([0.0, 0.0 if bounded else -np.inf]),
+        upper=np.array([np.inf if feasible else 3.0, np.inf]),
+        matrix=np.array([[1.0, 2.0], [1.0, -1.0]]),
+        row_lower=np.array([-np.inf, 1.0 if feasible else 5.0]),
+        row_upper=np.array([4.0, np.inf]),
+    )
 
 
 def _problem() -> Problem:
@@ -42,102 +44,70 @@ def _problem() -> Problem:
 
 
 def test_an_optimum_is_found() -> None:
-    model = _model()
-    run_solver(model)
-    assert pulp.value(model.objective) == pytest.approx(1)
+    found = minimize(_program())
+    assert found.objective == pytest.approx(1)
+    assert found.values == pytest.approx([1, 0])
+    # One more on the right of the second row costs one more; the first row does not bind.
+    assert found.duals == pytest.approx([0, 1])
 
 
 def test_no_point_is_infeasible() -> None:
     with pytest.raises(Infeasible):
-        run_solver(_model(feasible=False))
+        minimize(_program(feasible=False))
 
 
 def test_no_bottom_is_named() -> None:
-    with pytest.raises(RunError, match="status 'Unbounded'") as caught:
-        run_solver(_model(bounded=False))
+    with pytest.raises(RunError, match="status 'kUnbounded'") as caught:
+        minimize(_program(bounded=False))
     assert "\n" not in str(caught.value)
 
 
+def test_a_program_leaves_nothing_to_the_next() -> None:
+    """One instance of the solver serves all."""
+    alone = minimize(_program())
+    with pytest.raises(Infeasible):
+        minimize(_program(feasible=False))
+    again = minimize(_program())
+    assert (again.objective, again.values.tolist()) == (alone.objective, alone.values.tolist())
+
+
 def test_a_missing_solver_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulp.HiGHS, "available", lambda self: False)
+    monkeypatch.setitem(sys.modules, "highspy", None)
     with pytest.raises(RunError, match="pip install highspy") as caught:
         solve(_problem(), Limits(block_sizes=(4, 4)))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("status", sorted(pulp.LpStatus.values()))
-def test_every_status_of_pulp_ends_in_one_of_three(
-    status: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = next(code for code, name in pulp.LpStatus.items() if name == status)
-
-    def ended(self: pulp.LpProblem, solver: object) -> int:
-        self.assignStatus(code)
-        return int(code)
-
-    monkeypatch.setattr(pulp.LpProblem, "solve", ended)
-    if status == "Optimal":
-        run_solver(_model())
-    elif status == "Infeasible":
-        with pytest.raises(Infeasible):
-            run_solver(_model())
-    else:
-        with pytest.raises(RunError, match=f"status '{status}'") as caught:
-            run_solver(_model())
-        assert "\n" not in str(caught.value)
-
-
-def _highs_statuses() -> list[str]:
-    import highspy
-
-    return sorted(highspy.HighsModelStatus.__members__)
-
-
-@pytest.mark.parametrize("name", _highs_statuses())
+@pytest.mark.parametrize("name", sorted(STATUSES.__members__))
 def test_every_status_of_highs_ends_in_one_of_three(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HiGHS itself is made to report each of its endings; PuLP translates, we decide."""
-    import highspy
-
-    status = highspy.HighsModelStatus.__members__[name]
+    """HiGHS is made to report each of its endings."""
+    status = STATUSES.__members__[name]
     monkeypatch.setattr(highspy.Highs, "getModelStatus", lambda self: status)
     try:
-        run_solver(_model())
+        minimize(_program())
     except Infeasible:
         # The program's objective is a time, so what may be unbounded is infeasible.
         assert name in ("kInfeasible", "kUnboundedOrInfeasible", "kUnknown")
     except RunError as error:
-        assert "the solver ended with status" in str(error) and "\n" not in str(error)
+        assert f"the solver ended with status '{name}'" in str(error)
+        assert "\n" not in str(error)
         assert name not in ("kOptimal", "kInfeasible")
     else:
         assert name == "kOptimal"
 
 
-def test_what_the_solver_cannot_decide_is_taken_as_infeasible(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def undecided(self: pulp.LpProblem, solver: object) -> int:
-        status = types.SimpleNamespace(name="kUnknown")
-        self.solverModel = types.SimpleNamespace(getModelStatus=lambda: status)
-        return int(pulp.LpStatusNotSolved)
-
-    monkeypatch.setattr(pulp.LpProblem, "solve", undecided)
-    with pytest.raises(Infeasible):
-        run_solver(_model())
-
-
 def test_what_is_not_decided_at_first_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve_once, calls = pulp.LpProblem.solve, []
+    decided, calls = highspy.Highs.getModelStatus, []
 
-    def at_second(self: pulp.LpProblem, solver: pulp.HiGHS) -> int:
-        calls.append(solver)
-        return int(pulp.LpStatusNotSolved if len(calls) == 1 else solve_once(self, solver))
+    def at_second(self: highspy.Highs) -> highspy.HighsModelStatus:
+        calls.append(self.getOptionValue("simplex_scale_strategy")[1])
+        return STATUSES.kUnknown if len(calls) == 1 else decided(self)
 
-    monkeypatch.setattr(pulp.LpProblem, "solve", at_second)
-    model = _model()
-    run_solver(model)
-    assert len(calls) == 2 and pulp.value(model.objective) == pytest.approx(1)
+    monkeypatch.setattr(highspy.Highs, "getModelStatus", at_second)
+    assert minimize(_program()).objective == pytest.approx(1)
+    assert calls == [options["simplex_scale_strategy"] for options in SOLVER_OPTIONS]
 
 
 @pytest.mark.parametrize("tier", ["gpu_memory", "cpu_memory", "disk"])

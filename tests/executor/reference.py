@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layout import OPT_POSITION_OFFSET, LayerLayout, model_layers
+from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.model.spec import EmbeddingSpec, LayerSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
 from executor.model.matrices import linear
@@ -68,7 +69,7 @@ class ReferenceModel:
     def __init__(
         self, source: WeightSource, *, cut: float = 0.0, compression: Compression | None = None
     ) -> None:
-        self.spec, self.config = source.spec, source.config
+        self.spec = source.spec
         self.compression = compression or Compression()
         self.dtype = DTYPES[source.spec.dtype]
         weights = []
@@ -81,7 +82,7 @@ class ReferenceModel:
         self.embedding, self.decoders = weights[0], weights[1 : count + 1]
         self.head = weights[count + 1 :]
         chunks = [chunk for part in self.head for chunk in part["head.weight"]]
-        self.tokens = chunks if source.spec.tied_embeddings else self.embedding["tokens.weight"]
+        self.tokens = chunks if source.spec.head.is_tied else self.embedding["tokens.weight"]
 
     def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
         bits = self.compression.weight_bits
@@ -109,10 +110,10 @@ class ReferenceModel:
         prompt_len = int(lengths.max())
         padded = torch.tensor([p + [0] * (prompt_len - len(p)) for p in prompts])
         context = prompt_len + gen_len - 1
-        rows = batch * spec.num_kv_heads
-        caches = [
-            torch.zeros(context, 2, rows, spec.head_dim, dtype=self.dtype) for _ in self.decoders
-        ]
+        caches = []
+        for attention in (spec.layer(i).attention for i in range(spec.num_layers)):
+            shape = (context, 2, batch * attention.num_kv_heads, attention.head_dim)
+            caches.append(torch.zeros(shape, dtype=self.dtype))
         x = self._prefill(padded, caches)
         tokens = self._head(x[torch.arange(batch), lengths - 1]).argmax(-1)
         outputs = [tokens]
@@ -123,18 +124,20 @@ class ReferenceModel:
         return [_until(row.tolist(), eos) for row in torch.stack(outputs, dim=1)]
 
     def _embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return embed(gather_rows(ids, self.tokens), positions, self.embedding)
+        rows = gather_rows(ids, self.tokens)
+        return embed(rows, positions, self.embedding, self.spec.embedding)
 
     def _prefill(self, ids: torch.Tensor, caches: list[torch.Tensor] | None) -> torch.Tensor:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         x = self._embed(ids, positions)
         for i, weights in enumerate(self.decoders):
-            q, k, v = self._project(x, weights, positions[0])
+            layer = self.spec.layer(i)
+            q, k, v = self._project(x, weights, positions[0], layer)
             if caches is not None:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            layers.finish_layer(x, prefill_attention(q, k, v), weights, self.spec, self.config)
+            layers.finish_layer(x, prefill_attention(q, k, v), weights, layer)
         return x
 
     def _decode(
@@ -146,33 +149,34 @@ class ReferenceModel:
         lengths: torch.Tensor,
         prompt_len: int,
     ) -> torch.Tensor:
-        spec = self.spec
         x = self._embed(tokens[:, None], positions[:, None])
         slots = torch.arange(slot + 1)
         is_void = (slots >= lengths[:, None]) & (slots < prompt_len)
-        for weights, cache in zip(self.decoders, caches, strict=True):
-            q, k, v = self._project(x, weights, positions)
+        for i, (weights, cache) in enumerate(zip(self.decoders, caches, strict=True)):
+            layer = self.spec.layer(i)
+            attention = layer.attention
+            q, k, v = self._project(x, weights, positions, layer)
             bits = self.compression.cache_bits
             for kind, part in enumerate((k, v)):
                 cache[slot, kind] = self.compression.of(part.flatten(0, 2), bits)
             context = cache[: slot + 1].unflatten(2, (len(tokens), -1)).permute(1, 2, 3, 0, 4)
             keys, values = context
-            queries = q.reshape(len(tokens), -1, spec.group_size, spec.head_dim)
-            scores = queries @ keys.transpose(2, 3) / spec.head_dim**0.5
+            queries = q.reshape(len(tokens), -1, attention.group_size, attention.head_dim)
+            scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
             shares = self._without_small(scores, ~is_void)
-            attended = (shares @ values).reshape(len(tokens), 1, spec.query_size)
-            layers.finish_layer(x, attended, weights, spec, self.config)
+            attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
+            layers.finish_layer(x, attended, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
 
     def _project(
-        self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor
+        self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rope, rotation = self.config.rope, None
-        if rope is not None:
-            rotation = layers.rotation_of(positions, rope, self.spec.head_dim, x.dtype)
-        qkv = layers.project_qkv(x, weights, rotation, self.spec, self.config)
-        return layers.split_heads(qkv, self.spec)
+        attention, rotation = layer.attention, None
+        if attention.rotary is not None:
+            rotation = layers.rotation_of(positions, attention.rotary, attention.head_dim, x.dtype)
+        qkv = layers.project_qkv(x, weights, rotation, layer)
+        return layers.split_heads(qkv, attention)
 
     def _without_small(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Return each query's shares, those of small scores shared out among all that are
@@ -189,8 +193,9 @@ class ReferenceModel:
         return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
-        normed = layers.final_norm(x, self.head[0], self.config)
-        return torch.cat([linear(normed, part["head.weight"]).float() for part in self.head], -1)
+        normed = layers.final_norm(x, self.head[0], self.spec.final_norm)
+        logits = torch.cat([linear(normed, part["head.weight"]).float() for part in self.head], -1)
+        return logits * self.spec.head.scale
 
 
 def _until(ids: list[int], eos: frozenset[int]) -> list[int]:
@@ -211,13 +216,16 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
     return out
 
 
-def embed(token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors) -> torch.Tensor:
-    """Add learned positions, where the family has them, to embedded tokens in place.
+def embed(
+    token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors, spec: EmbeddingSpec
+) -> torch.Tensor:
+    """Scale embedded tokens and add learned positions, where the model has them.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
     are those of the embed layer.
     """
-    table = weights.get("positions.weight")
-    if table is None:
+    if spec.scale != 1:
+        token_rows = token_rows * spec.scale
+    if not spec.has_positions:
         return token_rows
-    return token_rows.add_(gather_rows(positions + OPT_POSITION_OFFSET, table))
+    return token_rows + gather_rows(positions + spec.position_offset, weights["positions.weight"])

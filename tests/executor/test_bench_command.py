@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from costmodel.calibration.measured_runs import read_runs
-from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from executor import bench
-from executor.checkpoint.dummy import config_json
 from executor.model.sampling import Sampler
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
@@ -24,13 +22,11 @@ from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
 from tests.executor.tiny_machines import ON_DISK, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.plain_models import plain_config, plain_model
 
 PROMPT_LEN, GEN_LEN = 6, 4
-SPEC = ModelSpec(
-    name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=112, num_heads=4,
-    num_kv_heads=2, head_dim=16, vocab_size=VOCAB_SIZE, max_positions=96, tied_embeddings=False,
-    attention_bias=False, dtype="float32",
-)  # fmt: skip
+SHAPES: dict[str, Any] = {"num_layers": 3, "num_kv_heads": 2, "vocab_size": VOCAB_SIZE}
+SPEC = plain_model(**SHAPES)
 HARDWARE = make_hardware(gpu=True)
 SPREAD = Placement(gpu=0.3, cpu=0.3, disk=0.4)
 
@@ -150,7 +146,7 @@ def test_prompts_are_drawn_with_the_seed_at_full_length(
 
 def test_searches_by_itself(tmp_path: Path, run_bench: Bench) -> None:
     config, profile = tmp_path / "config.json", tmp_path / "profile.json"
-    config.write_text(json.dumps(config_json(SPEC)))
+    config.write_text(json.dumps(plain_config(**SHAPES)))
     make_hardware().save(profile)
     flags = [
         "--hardware", profile, "--model", config, "--dummy-weights", "--dtype=bfloat16",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from costmodel.families.hf_config import FAMILIES
-from executor.checkpoint.families import decoder_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from costmodel.families import spec_from_config
+from costmodel.families import family_names, spec_from_config
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.dummy import DummyCheckpoint, config_json, write_random_checkpoint
+from executor.checkpoint.dummy import DummyCheckpoint, write_random_checkpoint
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, view_layer
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -174,7 +174,7 @@ def test_a_tied_model_is_what_transformers_makes_of_it(
         store(is_tied, **tensors)
         checkpoint = Checkpoint.open(tmp_path)
         is_one = is_tied and (len(tensors) == 1 or torch.equal(*tensors.values()))
-        assert checkpoint.spec.tied_embeddings == is_one
+        assert checkpoint.spec.head.is_tied == is_one
         assert ("both are used" in caplog.text) == (is_tied and not is_one)
         caplog.clear()
         model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -190,18 +190,45 @@ def test_a_tied_model_is_what_transformers_makes_of_it(
         Checkpoint.open(tmp_path)
 
 
-def test_tensors_that_nobody_needs_are_not_looked_at(single: Path, sharded: Path) -> None:
-    expected = read_all(Checkpoint.open(single))
-    more = {
-        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
-        "model.layers.0.self_attn.q_proj.bias": torch.zeros(64),
-        "model.layers.0.self_attn.q_proj.scales": torch.zeros(4, dtype=torch.int8),
+BLOCK = "model.layers.0.self_attn"
+UNREAD: dict[str, dict[str, torch.Tensor]] = {
+    f"tensor {BLOCK}.q_proj.bias": {f"{BLOCK}.q_proj.bias": torch.zeros(64)},
+    f"tensor {BLOCK}.q_proj.scales": {f"{BLOCK}.q_proj.scales": torch.zeros(4, dtype=torch.int8)},
+    "tensor model.layers.7.mlp.up_proj.weight (and 1 more)": {
+        "vision.weight": torch.zeros(2),
         "model.layers.7.mlp.up_proj.weight": torch.full((2, 2), torch.nan),
-    }
-    rewrite(single, lambda t: t.update(more))
-    rewrite_header(
-        single, lambda h: h["model.layers.0.self_attn.q_proj.scales"].update(dtype="F4_E9M9")
+    },
+}
+
+
+@pytest.mark.parametrize("said", UNREAD)
+def test_tensors_that_nothing_reads_are_refused(said: str, single: Path, sharded: Path) -> None:
+    rewrite(single, lambda t: t.update(UNREAD[said]))
+    shard = "model-more.safetensors"
+    save_file(UNREAD[said], sharded / shard)
+    edit_json(
+        sharded / INDEX_NAME, lambda i: i["weight_map"].update(dict.fromkeys(UNREAD[said], shard))
     )
+    for folder in (single, sharded):
+        with pytest.raises(InputError, match=re.escape(f"got {said}, which")) as caught:
+            Checkpoint.open(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_layer_more_than_the_config_says_is_refused(single: Path) -> None:
+    edit_json(single / "config.json", lambda c: c.update(num_hidden_layers=1))
+    # Transformers would drop it and compute with one layer.
+    with pytest.raises(InputError, match=r"tensor model\.layers\.1\.\S+ \(and 8 more\)"):
+        Checkpoint.open(single)
+
+
+def test_rotary_buffers_and_promises_of_an_index_are_not_looked_at(
+    single: Path, sharded: Path
+) -> None:
+    expected = read_all(Checkpoint.open(single))
+    buffer = f"{BLOCK}.rotary_emb.inv_freq"
+    rewrite(single, lambda t: t.update({buffer: torch.zeros(4, dtype=torch.int8)}))
+    rewrite_header(single, lambda h: h[buffer].update(dtype="F4_E9M9"))
     edit_json(
         sharded / INDEX_NAME,
         lambda i: i["weight_map"].update(
@@ -459,8 +486,8 @@ OPT = {
 }  # fmt: skip
 
 
-def read_config(config: dict[str, Any]) -> Any:
-    return decoder_config(config, spec_from_config(config, name="tiny"))
+def read_config(config: dict[str, Any]) -> ModelSpec:
+    return spec_from_config(config, name="tiny")
 
 
 @pytest.mark.parametrize(
@@ -474,8 +501,6 @@ def read_config(config: dict[str, Any]) -> Any:
         (LLAMA, {"rope_theta": "big"}, "a number above 0"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        (LLAMA, {"attention_bias": True}, "attention_bias"),
-        (LLAMA, {"mlp_bias": True}, "mlp_bias"),
         (LLAMA, {"hidden_act": "gelu_new"}, "'gelu_new'; allowed: relu, silu, swish"),
         (LLAMA, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         (LLAMA, {"layer_types": ["linear_attention"]}, "linear_attention"),
@@ -500,16 +525,19 @@ def test_rope_is_read_from_old_and_new_configs() -> None:
     scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
     old = read_config(LLAMA | {"rope_theta": theta, "rope_scaling": scaling})
     assert new == old
-    assert new.rope.kind == "llama3"
-    assert new.rope.original_max_positions == 32
+    rotary = new.layer(0).attention.rotary
+    assert rotary is not None
+    assert rotary.kind == "llama3"
+    assert rotary.original_max_positions == 32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_names())
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
-    write_random_checkpoint(tmp_path, small_spec(family, tied), seed=3, shard_bytes=200_000)
+    config = small_config(family, tied=tied)
+    write_random_checkpoint(tmp_path, config, seed=3, shard_bytes=200_000)
     checkpoint = Checkpoint.open(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     made = read_all(DummyCheckpoint(spec=checkpoint.spec, seed=3))
@@ -520,8 +548,8 @@ def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
 
 
 def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
-    spec = small_spec("qwen3", tied=False).with_dtype("float32")
-    write_random_checkpoint(tmp_path, spec, shard_bytes=300_000)
+    config = small_config("qwen3", tied=False, dtype="float32")
+    write_random_checkpoint(tmp_path, config, shard_bytes=300_000)
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
@@ -531,15 +559,8 @@ def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hf_config_round_trips(family: str) -> None:
-    spec = small_spec(family, tied=False)
-    assert spec_from_config(config_json(spec), name=spec.name) == spec
-
-
-def small_spec(family: str, tied: bool) -> ModelSpec:
-    return ModelSpec(
-        name=family, family=family, num_layers=2, hidden_size=128, ffn_size=256, num_heads=4,
-        num_kv_heads=4 if family == "opt" else 2, head_dim=32, vocab_size=999, max_positions=64,
-        tied_embeddings=tied, attention_bias=family in ("opt", "qwen2"),
+def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[str, Any]:
+    return plain_config(
+        family=family, hidden_size=128, ffn_size=256, num_kv_heads=4 if family == "opt" else 2,
+        vocab_size=999, max_positions=64, tied=tied, dtype=dtype,
     )  # fmt: skip

@@ -21,8 +21,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
-from costmodel.families.hf_config import DEFAULTS, FAMILIES
-from executor.checkpoint.families import ROPE_KINDS, decoder_config
 from transformers import (
     AutoModelForCausalLM,
     cache_utils,
@@ -33,7 +31,8 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
-from costmodel.families import spec_from_config
+from costmodel.families import family_named, family_names, spec_from_config
+from costmodel.model.spec import ROTARY_KINDS, ModelSpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import rotary_frequencies
 from profiles.errors import InputError
@@ -63,11 +62,11 @@ class Folder:
         self.config_class = type(save_tiny_model(path, family, num_layers=1).config)
         self.base: Config = json.loads((path / "config.json").read_text())
 
-    def ours(self, config: Config) -> Any:
+    def ours(self, config: Config) -> ModelSpec | None:
         """What we read out of a config, or ``None`` where it or the prompt is refused."""
         try:
             spec = spec_from_config(config, name="tiny")
-            return (spec, decoder_config(config, spec)) if spec.max_positions > 24 else None
+            return spec if spec.max_positions > 24 else None
         except InputError as error:
             assert "\n" not in str(error)
             return None
@@ -107,7 +106,7 @@ class Folder:
         (self.path / "config.json").write_text(json.dumps(config))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=family_names())
 def folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Folder]:
@@ -185,7 +184,7 @@ def windowed(base: Config) -> Iterator[Config]:
 
 def test_defaults_are_those_of_transformers(folder: Folder) -> None:
     theirs = field_defaults(folder.config_class)
-    ours = DEFAULTS[folder.family]
+    ours = dict(family_named(folder.family).defaults)
     # Some keys are no fields of the class; the model reads them where they are there.
     assert set(ours) - set(theirs) <= names_read(folder.family)
     assert {key: theirs.get(key) for key in ours} == ours
@@ -262,7 +261,7 @@ def rope_configs(folder: Folder) -> Iterator[Config]:
             place: {"type": kind, **{k: v for k, v in found.items() if k != "rope_type"}}
         }
         # One family for all: they share the code that reads these keys, here and there.
-        is_whole = kind in ROPE_KINDS and folder.family == "llama"
+        is_whole = kind in ROTARY_KINDS and folder.family == "llama"
         for key in RopeParameters.__annotations__ if is_whole else ():
             less = {k: v for k, v in found.items() if k != key}
             yield plain | {place: less}
@@ -283,7 +282,9 @@ def rope_configs(folder: Folder) -> Iterator[Config]:
 
 
 def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
-    if folder.family == "opt":
+    plain = folder.ours(folder.base)
+    assert plain is not None
+    if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
     family, name = folder.family, folder.config_class.__name__
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
@@ -293,9 +294,10 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         ours = folder.ours(config)
         if ours is None:
             continue
-        spec, decoder = ours
+        attention = ours.layer(0).attention
+        assert attention.rotary is not None
         rotary = rotary_class(folder.config_class(**copy.deepcopy(config)))
-        frequencies = rotary_frequencies(decoder.rope, spec.head_dim, torch.device("cpu"))
+        frequencies = rotary_frequencies(attention.rotary, attention.head_dim, torch.device("cpu"))
         torch.testing.assert_close(frequencies, rotary.inv_freq, msg=json.dumps(config))
         assert rotary.attention_scaling == 1
         compared += 1

@@ -335,7 +335,10 @@ def leave_folder(desk: Desk) -> None:
 
 def other_model(desk: Desk) -> None:
     policy = desk.write_policy()
-    replace(policy, model=replace(policy.model, ffn_size=224)).save(desk.policy)
+    (layer,) = policy.model.layer_kinds
+    assert layer.mlp is not None
+    wider = replace(layer, mlp=replace(layer.mlp, size=224))
+    replace(policy, model=replace(policy.model, layer_kinds=(wider,))).save(desk.policy)
 
 
 def bad_fractions(desk: Desk) -> None:
@@ -379,7 +382,7 @@ REFUSALS: dict[str, tuple[Mischief, tuple[str, ...]]] = {
     "family": (unknown_family, ("mamba", "llama")),
     "weight map": (leave_folder, ("'../model/model-0000", "own folder")),
     "no model": (lambda desk: shutil.rmtree(desk.model), ("config.json", "no such file")),
-    "other model": (other_model, ("policy for another model", "ffn_size 224", "112")),
+    "other model": (other_model, ("policy for another model", "layer_kinds.0.mlp.size 224", "112")),
     "no policy": (lambda desk: desk.policy.unlink(), ("policy", "no such file")),
     "policy not JSON": (break_policy, ("policy", "not JSON")),
     "fractions": (bad_fractions, ("cache", "sum to 1")),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from executor.checkpoint.families import Rope
 
+from costmodel.model.spec import RotarySpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import (
     finish_layer,
@@ -33,10 +33,12 @@ CASES: dict[str, dict[str, Any]] = {
         "family": "llama",
         "rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0},
     },
+    "llama-biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"family": "mistral", "sliding_window": None},
     "mistral-wide-heads": {"family": "mistral", "head_dim": 32, "sliding_window": None},
     "qwen2": {"family": "qwen2", "tied": True},
     "qwen3": {"family": "qwen3", "num_kv_heads": 1},
+    "qwen3-biases": {"family": "qwen3", "attention_bias": True},
     "qwen3-tied-wide-heads": {"family": "qwen3", "head_dim": 32, "tied": True},
 }
 PROMPTS = [[5, 9, 170, 3, 3, 77, 12], [1, 2], [88] * 11, [33]]
@@ -121,8 +123,8 @@ def test_gather_rows_finds_rows_in_any_chunk() -> None:
 
 
 def test_llama3_rope_has_its_three_regimes() -> None:
-    plain = rotary_frequencies(Rope(theta=5e5), 128, torch.device("cpu"))
-    rope = Rope(theta=5e5, kind="llama3", factor=8.0, original_max_positions=8192)
+    plain = rotary_frequencies(RotarySpec(theta=5e5), 128, torch.device("cpu"))
+    rope = RotarySpec(theta=5e5, kind="llama3", factor=8.0, original_max_positions=8192)
     scaled = rotary_frequencies(rope, 128, torch.device("cpu"))
     waves = 2 * torch.pi / plain
     assert torch.equal(scaled[waves < 2048], plain[waves < 2048])
@@ -143,16 +145,17 @@ def test_prefill_attention_matches_explicit_softmax() -> None:
 def test_only_finish_layer_changes_what_it_is_given(case: str, tmp_path: Path) -> None:
     save_tiny_model(tmp_path, **CASES[case])
     model = ReferenceModel(Checkpoint.open(tmp_path))
-    spec, config, weights = model.spec, model.config, model.decoders[0]
-    x, rotation = torch.randn(2, 3, spec.hidden_size), None
-    if config.rope is not None:
-        rotation = rotation_of(torch.arange(3), config.rope, spec.head_dim, x.dtype)
+    layer, weights = model.spec.layer(0), model.decoders[0]
+    attention = layer.attention
+    x, rotation = torch.randn(2, 3, model.spec.hidden_size), None
+    if attention.rotary is not None:
+        rotation = rotation_of(torch.arange(3), attention.rotary, attention.head_dim, x.dtype)
     before = x.clone()
-    qkv = project_qkv(x, weights, rotation, spec, config)
-    attended = prefill_attention(*split_heads(qkv, spec))
+    qkv = project_qkv(x, weights, rotation, layer)
+    attended = prefill_attention(*split_heads(qkv, attention))
     assert torch.equal(x, before)
     attended_before = attended.clone()
-    finish_layer(x, attended, weights, spec, config)
+    finish_layer(x, attended, weights, layer)
     assert torch.equal(attended, attended_before)
     assert not torch.equal(x, before)
 

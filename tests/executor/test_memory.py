@@ -6,16 +6,17 @@ import random
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.memory import memory_rows, peak_bytes
 from costmodel.pricing.price import estimate
-from costmodel.pricing.problem import problem_of, shares_of
+from costmodel.pricing.problem import problem_of
+from costmodel.pricing.shares import shares_of
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.cli.prompts import Completion, PromptRecord
 from executor.run.runner import Runner
@@ -28,19 +29,20 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
+from tests.plain_models import plain_model
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
 TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging"}
-LLAMA = ModelSpec(
-    name="tiny", family="llama", num_layers=3, hidden_size=64, ffn_size=160, num_heads=4,
-    num_kv_heads=2, head_dim=16, vocab_size=900, max_positions=128, tied_embeddings=False,
-    attention_bias=False, dtype="float32",
-)  # fmt: skip
+SHAPES: dict[str, Any] = {
+    "num_layers": 3, "hidden_size": 64, "ffn_size": 160, "num_heads": 4, "num_kv_heads": 2,
+    "head_dim": 16, "vocab_size": 900, "max_positions": 128,
+}  # fmt: skip
+LLAMA = plain_model(**SHAPES)
 MODELS = {
     "llama": LLAMA,
-    "llama-tied": replace(LLAMA, tied_embeddings=True, num_kv_heads=1, dtype="bfloat16"),
-    "opt": replace(LLAMA, family="opt", num_kv_heads=4, tied_embeddings=True, attention_bias=True),
-    "wide cache": replace(LLAMA, num_kv_heads=4, head_dim=160, hidden_size=64),
+    "llama-tied": plain_model(**(SHAPES | {"tied": True, "num_kv_heads": 1, "dtype": "bfloat16"})),
+    "opt": plain_model(**(SHAPES | {"family": "opt", "num_kv_heads": 4, "tied": True})),
+    "wide cache": plain_model(**(SHAPES | {"num_kv_heads": 4, "head_dim": 160})),
 }
 
 
@@ -123,7 +125,8 @@ def test_cuda_peak_is_inside_the_prediction(tmp_path: Path) -> None:
     emulated = make_hardware(gpu=True)
     assert emulated.gpu is not None
     hardware = replace(emulated, gpu=replace(emulated.gpu, emulated=False))
-    model = replace(LLAMA, hidden_size=512, ffn_size=1536, num_heads=8, head_dim=64)
+    wide = {"hidden_size": 512, "ffn_size": 1536, "num_heads": 8, "head_dim": 64}
+    model = plain_model(**(SHAPES | wide))
     base = make_policy(model, prompt_len=60, gen_len=6)
     rng = random.Random(0)
     for _ in range(5):

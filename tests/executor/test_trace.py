@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from costmodel.model.layout import model_layers
-from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.route import route_of
 from costmodel.schedule.tasks import Task
@@ -31,13 +30,10 @@ from profiles.errors import InputError
 from profiles.hardware import CHANNELS
 from profiles.outputs import OutputError
 from tests.executor.tiny_machines import make_hardware, make_policy
+from tests.plain_models import plain_model
 
 PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 6, 4, 8
-SPEC = ModelSpec(
-    name="tiny", family="llama", num_layers=2, hidden_size=64, ffn_size=112, num_heads=4,
-    num_kv_heads=2, head_dim=16, vocab_size=173, max_positions=96, tied_embeddings=False,
-    attention_bias=False, dtype="float32",
-)  # fmt: skip
+SPEC = plain_model(num_kv_heads=2)
 HARDWARE = make_hardware(gpu=True)
 SPREAD = Placement(gpu=0.3, cpu=0.3, disk=0.4)
 MEASURED, SIMULATED = "measured", "simulated"

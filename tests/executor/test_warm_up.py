@@ -16,7 +16,6 @@ from executor.checkpoint.folder import Checkpoint
 from executor.machine.tiers import Machine
 from executor.run.warm_up import compile_kernels
 from executor.stores import embedding, kv_cache, unpacked
-from executor.stores.kv_cache import KVCache
 from profiles import kernels
 from profiles.packing import Packing
 from tests.executor.tiny_machines import Case, make_hardware, make_policy
@@ -77,8 +76,7 @@ def test_a_run_calls_what_was_compiled(
     hardware = make_hardware()
     with Machine(hardware) as machine, _noted() as compiled:
         layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-        cache = KVCache(policy, machine)
-        compile_kernels(policy, source.config, layers, cache, machine.compute.device)
+        compile_kernels(policy, layers, machine.compute.device)
     with _noted() as called:
         case = Case(source=source, prompts=prompts, folder=tmp_path / "offload")
         case.generate(policy, hardware)

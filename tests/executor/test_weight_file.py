@@ -43,7 +43,6 @@ class Source:
         self.at_first = at_first
         self.given_bytes = 0
         self.spec = self.checkpoint.spec
-        self.config = self.checkpoint.config
 
     @property
     def fingerprint(self) -> str:

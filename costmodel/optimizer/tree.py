@@ -1,0 +1,198 @@
+"""Branch and bound over problems and block sizes.
+
+A problem that is still open is solved with its block size free: the optimum bounds all of its
+policies. The one with the best bound is then taken first: it is decided, or its range of block
+sizes split at the one it wants, until what is left cannot be better than the best policy found.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from costmodel.optimizer.choices import MAX_BLOCK_SIZE, decide
+from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.job_throughput import job_throughput
+from costmodel.optimizer.program import Limits, Program, Solution
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.policy import Policy
+from costmodel.pricing.price import estimate
+from costmodel.pricing.problem import Problem
+
+# Differences in predicted throughput below this are not to be trusted.
+NEARLY_AS_FAST = 0.005
+# Splits after which policies that are only as good as the best are no longer looked for, and after
+# which the best is taken as it is; its gap is reported.
+ENOUGH_SPLITS = 32
+MAX_SPLITS = 160
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """A range of block sizes of one problem, by its bound: the best is the smallest."""
+
+    seconds: float
+    index: int
+    program: Program = field(compare=False)
+    fewest: int = field(compare=False)
+    most: int = field(compare=False)
+    solution: Solution = field(compare=False)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem whose block sizes these are."""
+        return self.program.problem
+
+    @property
+    def wanted(self) -> float:
+        """Batches in the block of the relaxed optimum."""
+        inverse = self.solution.shares.per_block * self.problem.gpu_batch_size
+        return float(min(max(1 / inverse, self.fewest), self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    tok_per_s: float
+    policy: Policy
+    problem: Problem
+    solution: Solution
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per sequence of the job."""
+        return self.problem.workload.gen_len / self.tok_per_s
+
+    @property
+    def busy_s(self) -> float:
+        """Busy seconds of all channels together, per sequence of the block."""
+        busy = estimate(self.policy, self.problem.hardware).channel_s
+        return sum(busy.values()) / self.policy.block_size
+
+
+class Tree:
+    """Best-first branch and bound over problems and block sizes."""
+
+    def __init__(self, max_latency_s: float | None) -> None:
+        self.max_latency_s = max_latency_s
+        self.found: list[Found] = []
+        # No policy takes fewer seconds per sequence than this.
+        self.bound_s = math.inf
+        self._open: list[Node] = []
+        self._count = itertools.count()
+
+    @property
+    def best_s(self) -> float:
+        """Seconds per sequence of the best policy found."""
+        return min((found.seconds for found in self.found), default=math.inf)
+
+    def plant(self, problems: Iterable[Problem]) -> None:
+        """Take up problems, and search them as far as they can better what was found."""
+        for problem in problems:
+            self.add(Program(problem), 1, _most_batches(problem))
+        self.grow()
+
+    def add(self, program: Program, fewest: int, most: int) -> None:
+        """Solve for a range of batches in the block and keep it, unless nothing fits there."""
+        if fewest > most:
+            return
+        # A limit holds for a full block, which loads the weights once; the bound is then that of
+        # jobs without a partly filled block.
+        loads = program.problem.loads_per_block
+        if fewest == most and self.max_latency_s is None:
+            loads = _loads_per_block(program.problem, fewest)
+        program = program.of_blocks((fewest, most), loads)
+        batch = program.problem.gpu_batch_size
+        limits = Limits(
+            block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s
+        )
+        try:
+            solution = program.solve(limits)
+        except Infeasible:
+            return
+        node = Node(
+            solution.bound_per_sequence_s, next(self._count), program, fewest, most, solution
+        )
+        heapq.heappush(self._open, node)
+
+    def grow(self) -> None:
+        """Split the best range until all that is left is worse than the best policy found, by so
+        much that it is no choice either."""
+        count = 0
+        while True:
+            slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
+            if not self._open or self._open[0].seconds >= self.best_s * (1 + slack):
+                break
+            if self.found and count >= MAX_SPLITS:
+                break
+            node = heapq.heappop(self._open)
+            if node.problem.is_open:
+                self._decide(node)
+                continue
+            count += 1
+            if node.fewest == node.most:
+                self.bound_s = min(self.bound_s, node.seconds)
+                self._round(node)
+            else:
+                self._split(node)
+        open_s = self._open[0].seconds if self._open else math.inf
+        self.bound_s = min(self.bound_s, open_s, self.best_s)
+
+    def _decide(self, node: Node) -> None:
+        for problem in decide(node.problem):
+            self.add(Program(problem), node.fewest, node.most)
+
+    def _split(self, node: Node) -> None:
+        """Take the block size that the relaxed optimum wants, and what is below and above it."""
+        here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
+        self.add(node.program, here, here)
+        self.add(node.program, node.fewest, here - 1)
+        self.add(node.program, max(above, node.fewest), node.most)
+
+    def _round(self, node: Node) -> None:
+        fitted = fit(node.program, node.fewest, max_latency_s=self.max_latency_s)
+        if fitted is not None:
+            policy, solution = fitted
+            rate = job_throughput(policy, node.problem.hardware)
+            self.found.append(Found(rate, policy, node.problem, solution))
+
+    def choose(self) -> Found:
+        """Of the policies predicted nearly as fast as the best, return the one whose channels
+        have the least to do: what the model leaves out, it suffers least from."""
+        best = max(found.tok_per_s for found in self.found)
+        near = [f for f in self.found if f.tok_per_s >= best * (1 - NEARLY_AS_FAST)]
+        return min(near, key=lambda found: found.busy_s)
+
+
+def _most_batches(problem: Problem) -> int:
+    """Return the most batches in a block that the job can fill, none of them left empty."""
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
+    most = -(-(num_prompts or MAX_BLOCK_SIZE) // batch)
+    # Sequences are dealt out evenly: the last batch may leave too few for each.
+    if num_prompts is not None and batch > -(-num_prompts // most):
+        return most - 1
+    return most
+
+
+def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
+    """Return the least number of batches that does the job in as many blocks as this one, and
+    the least that does it in one block less."""
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
+    if num_prompts is None:
+        return num_gpu_batches, num_gpu_batches + 1
+    num_blocks = -(-num_prompts // (batch * num_gpu_batches))
+    here = -(-num_prompts // (batch * num_blocks))
+    if num_blocks == 1:
+        return here, num_prompts + 1
+    return here, -(-num_prompts // (batch * (num_blocks - 1)))
+
+
+def _loads_per_block(problem: Problem, num_gpu_batches: int) -> float:
+    """Loads of the weights that a full block's share of the job pays for."""
+    num_prompts = problem.workload.num_prompts
+    if num_prompts is None:
+        return 1.0
+    block_size = problem.gpu_batch_size * num_gpu_batches
+    return max(1.0, -(-num_prompts // block_size) * block_size / num_prompts)
