@@ -433,8 +433,6 @@ class ModelSpec:
 def model_of_layers(layers: list[LayerSpec], **fields: Any) -> ModelSpec:
     """Make a model of a list of layers, equal ones of which become one kind."""
     kinds = tuple(dict.fromkeys(layers))
-    if len(layers) > MAX_LAYERS:
-        raise InputError("model num_layers", got=len(layers), allowed=f"{MAX_LAYERS} or fewer")
     numbers = {kind: i for i, kind in enumerate(kinds)}
     order = tuple(numbers[layer] for layer in layers)
     return ModelSpec(layer_kinds=kinds, layer_order=order, **fields)
