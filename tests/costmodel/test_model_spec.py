@@ -117,7 +117,7 @@ def test_a_file_of_a_spec_is_read_back(name: str, tmp_path: Path) -> None:
         (LLAMA | {"num_key_value_heads": "2"}, "num_key_value_heads"),
         (LLAMA | {"num_key_value_heads": 2.5}, "num_key_value_heads"),
         (LLAMA | {"num_attention_heads": 128}, "a multiple of the 128 heads"),
-        (LLAMA | {"num_hidden_layers": 10**6}, "num_layers"),
+        (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers"),
         (LLAMA | {"vocab_size": 10**12}, "vocab_size"),
         (LLAMA | {"tie_word_embeddings": None}, "tie_word_embeddings"),
         (LLAMA | {"layer_types": ["full_attention"]}, "layer_types"),
