@@ -78,7 +78,7 @@ def predicted_seconds(policy: Policy, hardware: HardwareProfile, num_passes: int
 
 
 def _simulate(policy: Policy, hardware: HardwareProfile, num_passes: int) -> Timeline:
-    num_layers = len(problem_of(policy, hardware).layers)
+    num_layers = len(problem_of(policy, hardware).sizes.layers)
     last = {"compute", "finish"}
     total = num_layers * policy.num_gpu_batches * num_passes
     with tqdm(total=total, desc="simulating", unit=" layers", leave=False, disable=None) as bar:

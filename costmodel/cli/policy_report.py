@@ -33,7 +33,7 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     problem, workload = problem_of(policy, hardware), policy.workload
     tiers = ("gpu", "cpu", "disk") if hardware.has_gpu else ("cpu", "disk")
     sizes = {
-        name.replace("_", " "): (placement, problem.component_bytes[name])
+        name.replace("_", " "): (placement, problem.sizes.component_bytes[name])
         for name, placement in policy.weights.items()
     }
     sizes |= {

@@ -121,6 +121,8 @@ class Program:
             if kind[0] == "time":
                 self._stages[index, stages[kind[1]]] = -1.0
         self._columns = Columns(problem)
+        # Programs that differ in the batches of a block only.
+        self._of_batches: dict[tuple[int, int], Program] = {}
 
     def price(self, shares: Shares[float]) -> Price:
         """Price a point of the problem, whether it fits or not."""
@@ -140,11 +142,15 @@ class Program:
     def of_blocks(self, num_batches: tuple[int, int], loads_per_block: float = 1.0) -> Program:
         """Return the program of the same problem for blocks of other sizes, and other
         ``loads_per_block``; without experts, no row depends on how many batches there are."""
-        if "experts" in self.problem.components and num_batches != self.problem.num_batches:
-            problem = replace(
-                self.problem, loads_per_block=loads_per_block, num_batches=num_batches
-            )
-            return Program(problem)
+        if "experts" in self.problem.components:
+            key = _coarsened(num_batches)
+            if key not in self._of_batches:
+                self._of_batches[key] = Program(replace(self.problem, num_batches=key))
+                self._of_batches[key]._of_batches = self._of_batches
+            return self._of_batches[key]._with_loads(loads_per_block)
+        return self._with_loads(loads_per_block)
+
+    def _with_loads(self, loads_per_block: float) -> Program:
         more = loads_per_block - self.problem.loads_per_block
         if not more:
             return self
@@ -202,6 +208,15 @@ class Program:
 
     def _of_tier(self, tier: str) -> list[bool]:
         return [name.startswith(f"capacity.{tier}.") for name in self._names]
+
+
+def _coarsened(num_batches: tuple[int, int]) -> tuple[int, int]:
+    """Widen a range to powers of two, so that few programs serve many ranges: the bound holds for
+    every range within."""
+    fewest, most = num_batches
+    if fewest == most:
+        return num_batches
+    return 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
 
 
 def solve(problem: Problem, limits: Limits) -> Solution:

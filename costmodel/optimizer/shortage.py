@@ -68,7 +68,7 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
     # Where nothing is short, it is the rounding that finds no room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
     # A cut may be half a piece off in every component, and each begins on a page of the disk.
-    parts = [component for layer in problem.layers for component in layer.components]
+    parts = [component for layer in problem.sizes.layers for component in layer.components]
     edges = sum(PAGE_BYTES + component.cut_bytes for component in parts)
     budgets = {
         tier: int((limits[tier] + count) * (1 + margin)) + edges for tier, count in short.items()

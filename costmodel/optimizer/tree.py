@@ -145,7 +145,17 @@ class Tree:
             self.add(Program(problem), node.fewest, node.most)
 
     def _split(self, node: Node) -> None:
-        """Take the block size that the relaxed optimum wants, and what is below and above it."""
+        """Take the block size that the relaxed optimum wants, and what is below and above it.
+
+        Experts multiply as many rows as a block has: a wide range is halved first, because its
+        bound takes the rates of its largest block.
+        """
+        if "experts" in node.problem.components and node.most >= 2 * node.fewest:
+            middle = 1 << round(math.log2(node.fewest * node.most) / 2 + 0.5)
+            middle = min(max(middle, node.fewest + 1), node.most)
+            self.add(node.program, node.fewest, middle - 1)
+            self.add(node.program, middle, node.most)
+            return
         here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
         self.add(node.program, here, here)
         self.add(node.program, node.fewest, here - 1)

@@ -74,7 +74,7 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
 
 def in_place_bytes(problem: Problem, stage: Stage) -> float:
     """Bytes of the experts that are needed at once, as they are in memory."""
-    packed = problem.staged_weight_bytes / problem.all_staged_elements
+    packed = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
     return touched_elements(problem, stage) * packed
 
 
@@ -87,7 +87,7 @@ def projected_share(problem: Problem) -> float:
         for tensor in component.tensors
         if tensor.name == "qkv.weight"
     )
-    return first / problem.staged_elements
+    return first / problem.sizes.staged_elements
 
 
 def _matmul_rate(
@@ -107,7 +107,7 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
     """Seconds of unpacking all weights but experts once in every pass, where they are packed."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
-    num_bytes = problem.staged_elements * UNPACKED_BYTES * problem.loads_per_block
+    num_bytes = problem.sizes.staged_elements * UNPACKED_BYTES * problem.loads_per_block
     return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
 
 
@@ -127,7 +127,7 @@ def expert_visits(stage: Stage) -> float:
 
 def multiplied_bytes(problem: Problem, stage: Stage) -> float:
     """Bytes of all weights but experts, as the CPU multiplies one batch with them."""
-    return problem.staged_elements * _element_bytes(problem, stage)
+    return problem.sizes.staged_elements * _element_bytes(problem, stage)
 
 
 def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
@@ -137,7 +137,7 @@ def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
 
 def _element_bytes(problem: Problem, stage: Stage) -> float:
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
-        return problem.staged_weight_bytes / problem.all_staged_elements
+        return problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
     return problem.model.dtype_bytes
 
 
@@ -145,8 +145,8 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
     """Bytes that unpacking all weights but experts once in every pass reads and writes."""
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
         return 0.0
-    packed_share = problem.staged_weight_bytes / problem.all_staged_elements
-    num_bytes = problem.staged_elements * (packed_share + problem.model.dtype_bytes)
+    packed_share = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
+    num_bytes = problem.sizes.staged_elements * (packed_share + problem.model.dtype_bytes)
     return num_bytes * stage.passes * problem.loads_per_block
 
 
@@ -194,7 +194,7 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     model, batch = problem.model, problem.gpu_batch_size
     flop = 2 * model.vocab_size * model.hidden_size * stage.passes
     sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
-    overhead_s = problem.num_head_chunks * stage.passes * rates.task_overhead_s / batch
+    overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
     rate = _matmul_rate(problem, stage, rates, (batch,), model.hidden_size)
     return flop / rate + sampled_bytes / memory_rate + overhead_s
 

@@ -73,7 +73,7 @@ def _disk_work(
     # Small pieces move at the disk's rate for small requests.
     batch_bytes = problem.layer_token_bytes * problem.gpu_batch_size
     mean_context = stage.context_tokens / stage.passes
-    weight_rate = disk.read.at(_request(problem.largest_layer_bytes))
+    weight_rate = disk.read.at(_request(problem.sizes.largest_layer_bytes))
     cache_rate = disk.read.at(_request(batch_bytes * mean_context))
     write_rate = disk.write.at(_request(batch_bytes * stage.tokens / stage.passes))
     return (
@@ -101,7 +101,10 @@ def _loaded_bytes(
     """Bytes that are loaded in all passes of the stage, where ``shares`` of each class of
     components are not at rest on the device that computes: ahead, and on demand."""
     loads = stage.passes * problem.loads_per_block
-    ahead = {name: problem.component_bytes[name] * loads for name in problem.staged_components}
+    ahead = {
+        name: problem.sizes.component_bytes[name] * loads
+        for name in problem.sizes.staged_components
+    }
     late = 0.0
     if problem.loads_on_demand and not stage.is_prefill:
         late = ahead.pop("experts") * demanded_share(problem)
@@ -113,7 +116,7 @@ def _loaded_bytes(
 
 def _hidden_moves(problem: Problem, stage: Stage) -> int:
     """Bytes of hidden states that pass between two layers, one way."""
-    return stage.tokens * problem.hidden_token_bytes * (problem.num_visits + 1)
+    return stage.tokens * problem.hidden_token_bytes * (problem.sizes.num_visits + 1)
 
 
 def _link_work(
@@ -138,7 +141,7 @@ def _link_work(
         queries, stored = shares.attended, fetched
     fetched_bytes = fetched * (token_bytes * stage.context_tokens)
     # The CPU's experts take the hidden states of all tokens, and return what they make of them.
-    num_mixtures = problem.num_visits - model.num_layers
+    num_mixtures = problem.sizes.num_visits - model.num_layers
     is_exchanged = problem.cpu_experts and not stage.is_prefill
     exchanged = shares.whole * (
         is_exchanged * num_mixtures * stage.tokens * problem.hidden_token_bytes
@@ -194,7 +197,7 @@ def _cpu_work_beside_gpu(
     run, run_bytes = shares.experts_in_place * 0.0, shares.experts_in_place * 0.0
     if problem.cpu_experts and not stage.is_prefill:
         run = shares.experts_in_place * routed_seconds(problem, stage, cpu.compute)
-        num_mixtures = problem.num_visits - problem.model.num_layers
+        num_mixtures = problem.sizes.num_visits - problem.model.num_layers
         visits = expert_visits(stage)
         run = run + shares.whole * (num_mixtures * cpu.compute.task_overhead_s * visits)
         run_bytes = shares.experts_in_place * (in_place_bytes(problem, stage) * visits)
@@ -256,7 +259,7 @@ def _layer_seconds(
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
-    num_mixtures = problem.num_visits - problem.model.num_layers
+    num_mixtures = problem.sizes.num_visits - problem.model.num_layers
     experts_s = products.experts + unpack_experts_seconds(problem, stage, rates)
     experts_s += num_mixtures * rates.task_overhead_s * expert_visits(stage)
     attention = attended * attention_seconds(problem, stage, rates)

@@ -89,7 +89,7 @@ def _compute_channel(problem: Problem) -> str:
 
 
 def _fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
-    hardware, first = problem.hardware, problem.layers[1]
+    hardware, first = problem.hardware, problem.sizes.layers[1]
     parts = [(shares.weights[c.name], c.num_bytes) for c in first.components]
     read = total(share.disk * (size / hardware.disk.read.peak) for share, size in parts)
     if hardware.gpu is None:

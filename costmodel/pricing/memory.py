@@ -114,7 +114,7 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
 
 
 def _weight_bytes(problem: Problem, shares: Mapping[str, Quantity]) -> Quantity:
-    return total(share * problem.component_bytes[name] for name, share in shares.items())
+    return total(share * problem.sizes.component_bytes[name] for name, share in shares.items())
 
 
 def _weight_staging(
@@ -127,7 +127,7 @@ def _weight_staging(
     takes ``edge_bytes`` more.
     """
     sizes: dict[str, Quantity] = {}
-    for name, layer in problem.staged_layers.items():
+    for name, layer in problem.sizes.staged_layers.items():
         edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
         size = shares.per_block * (NUM_BUFFERS * edges)
         for component in layer.components:
@@ -173,7 +173,7 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
 
 
 def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
-    num_components = sum(len(layer.components) for layer in problem.layers)
+    num_components = sum(len(layer.components) for layer in problem.sizes.layers)
     # Without a disk there is no padding.
     page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
     return {
@@ -249,7 +249,7 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
     # With the head in one piece, the logits of a batch are sampled from as they come.
     kept = (
         shares.whole * logits
-        if problem.num_head_chunks > 1
+        if problem.sizes.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
     rotated = {(a.rotary, a.head_dim) for a in (k.spec.attention for k in problem.layer_kinds)}
@@ -282,7 +282,7 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
     # One chunk of the head makes its logits in the model's dtype, before they go where all are.
-    (head,) = problem.staged_layers["head"].components
+    (head,) = problem.sizes.staged_layers["head"].components
     head_rows = head.tensors[-1].num_rows
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
@@ -318,7 +318,7 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
         return 0
     shapes = {
         tensor.shape
-        for layer in problem.staged_layers.values()
+        for layer in problem.sizes.staged_layers.values()
         for component in layer.components
         for tensor in component.tensors
         if len(tensor.shape) == 2
@@ -331,7 +331,7 @@ def _unpacked_weight_bytes(problem: Problem) -> int:
     """Count what holds the matrices of the layer that is computed, where they are packed."""
     if not problem.packs_weights:
         return 0
-    components = [layer.components for layer in problem.staged_layers.values()]
+    components = [layer.components for layer in problem.sizes.staged_layers.values()]
     # Of experts, one at a time is unpacked.
     elements = max(sum(c.unit_elements for c in parts) for parts in components)
     if problem.unpacks_per_batch:

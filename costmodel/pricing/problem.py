@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.cache import CacheSpec, cache_of
-from costmodel.model.layout import (
-    ComponentLayout,
-    LayerLayout,
-    decoder_numbers,
-    model_layers,
-    round_up,
-)
-from costmodel.model.spec import LayerSpec, ModelSpec
+from costmodel.model.layout import round_up
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes_of
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
 from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerKind:
-    """Decoder layers that are equal: their description, bytes and cache, and how many they are."""
-
-    spec: LayerSpec
-    components: tuple[ComponentLayout, ...]
-    cache: CacheSpec
-    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,87 +81,14 @@ class Problem:
         return self.open_prefill_batch_sizes or (self.prefill_batch_size,)
 
     @cached_property
-    def layers(self) -> tuple[LayerLayout, ...]:
-        """Layouts of all layers, embedding and head included."""
-        return model_layers(self.model, self.weight_bits, self.group_size)
-
-    @cached_property
-    def distinct_layers(self) -> tuple[LayerLayout, ...]:
-        """The same without repetition: equal decoder layers share one layout."""
-        return tuple({id(layer): layer for layer in self.layers}.values())
+    def sizes(self) -> ModelSizes:
+        """What weights take with the bits of this problem."""
+        return sizes_of(self.model, self.weight_bits, self.group_size)
 
     @cached_property
     def components(self) -> tuple[str, ...]:
         """Classes of components, each with a placement."""
         return self.model.component_names
-
-    @cached_property
-    def component_bytes(self) -> dict[str, int]:
-        """Bytes of each class of components, in all layers."""
-        sizes = dict.fromkeys(self.model.component_names, 0)
-        for layer in self.layers:
-            for component in layer.components:
-                sizes[component.name] += component.num_bytes
-        return sizes
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(self.component_bytes.values())
-
-    @cached_property
-    def staged_layers(self) -> dict[str, LayerLayout]:
-        """The layers that staging buffers must hold: of those that have the same components, the
-        largest. The embedding is gathered."""
-        largest: dict[str, LayerLayout] = {}
-        for layer in self.distinct_layers:
-            names = {component.name for component in layer.components}
-            name = " and ".join(sorted(names))
-            if layer.kind != "embed" and (
-                name not in largest or largest[name].num_bytes < layer.num_bytes
-            ):
-                largest[name] = layer
-        return largest
-
-    @property
-    def staged_components(self) -> list[str]:
-        """Classes of components that are staged."""
-        return [name for name in self.model.component_names if name != "embedding"]
-
-    @cached_property
-    def staged_weight_bytes(self) -> int:
-        """Bytes of all layers that are staged."""
-        return sum(self.component_bytes[name] for name in self.staged_components)
-
-    @cached_property
-    def staged_elements(self) -> int:
-        """Elements of the matrices that are staged, without those of experts."""
-        return sum(c.num_matrix_elements for c in self._staged_parts if c.num_units == 1)
-
-    @cached_property
-    def all_staged_elements(self) -> int:
-        """The same with those of experts."""
-        return sum(c.num_matrix_elements for c in self._staged_parts)
-
-    @property
-    def _staged_parts(self) -> Iterator[ComponentLayout]:
-        staged = (layer for layer in self.layers if layer.kind != "embed")
-        return (component for layer in staged for component in layer.components)
-
-    @cached_property
-    def largest_layer_bytes(self) -> int:
-        """Bytes of the largest layer that is staged."""
-        return max(layer.num_bytes for layer in self.staged_layers.values())
-
-    @cached_property
-    def num_visits(self) -> int:
-        """Layers of the schedule before the head, without the embedding."""
-        return sum(layer.kind not in ("embed", "head") for layer in self.layers)
-
-    @cached_property
-    def num_head_chunks(self) -> int:
-        """Chunks that the output head is cut into."""
-        return sum(layer.kind == "head" for layer in self.layers)
 
     @cached_property
     def cpu_over_tokens(self) -> ComputeRates:
@@ -203,21 +113,8 @@ class Problem:
     @cached_property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The different decoder layers: costs are sums over them."""
-        model, bits = self.model, self.cache_bits or self.model.full_bits
-        return tuple(
-            LayerKind(
-                spec=spec,
-                components=tuple(
-                    component
-                    for layer, number in zip(self.layers, decoder_numbers(model), strict=False)
-                    if number == model.layer_order.index(kind)
-                    for component in layer.components
-                ),
-                cache=cache_of(spec, bits, self.group_size, model.dtype_bytes),
-                count=count,
-            )
-            for kind, (spec, count) in enumerate(model.kinds_and_counts)
-        )
+        bits = self.cache_bits or self.model.full_bits
+        return layer_kinds_of(self.sizes, bits)
 
     @cached_property
     def cache_token_bytes(self) -> int:

@@ -97,7 +97,7 @@ def simulate(
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem = problem_of(policy, hardware)
     num_tokens = min(num_passes or policy.workload.gen_len, policy.workload.gen_len)
-    per_pass = len(problem.layers) * policy.num_gpu_batches
+    per_pass = len(problem.sizes.layers) * policy.num_gpu_batches
     if num_tokens * per_pass > MAX_LAYER_BATCHES:
         raise InputError(
             "--passes",
@@ -128,7 +128,7 @@ class _TaskSeconds:
             moved[0] = 0
         # Of what all layers compute and keep, the part of each.
         specs = [problem.model.layer(number) for number in decoder_numbers(problem.model)[1:]]
-        layers = problem.layers[1 : len(specs) + 1]
+        layers = problem.sizes.layers[1 : len(specs) + 1]
         kept = [problem.layer_kinds[problem.model.layer_kinds.index(spec)] for spec in specs]
         used = [_token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
         routed = [layer.kind == "experts" for layer in layers]
@@ -151,7 +151,7 @@ class _TaskSeconds:
         """Return the seconds of one task that has its channel's resources for itself."""
         stage_index = self._stage_of_pass[task.token]
         stage, kinds = self._stages[stage_index], self._kinds[stage_index]
-        layer = self._problem.layers[task.layer].kind
+        layer = self._problem.sizes.layers[task.layer].kind
         per_pass = stage.passes * self._num_batches
         if task.kind in ("route", "combine"):
             return self._overhead_s(stage)
@@ -163,11 +163,11 @@ class _TaskSeconds:
             pieces = stage.passes * num_weight_pieces(self._num_batches)
             return kinds[task.kind] * moved[task.layer] / max(1, sum(moved)) / pieces
         if task.kind == "compute" and layer == "head":
-            return kinds["head"] / per_pass / self._problem.num_head_chunks
+            return kinds["head"] / per_pass / self._problem.sizes.num_head_chunks
         if task.kind == "compute" and layer == "embed":
             return self._overhead_s(stage)
         if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):
-            return kinds[task.kind] / per_pass / (self._problem.num_visits + 1)
+            return kinds[task.kind] / per_pass / (self._problem.sizes.num_visits + 1)
         if task.kind == "compute" and layer == "experts":
             visits = stage.passes * (
                 self._num_groups if not stage.is_prefill else self._num_batches

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from costmodel.families import spec_from_config
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.shares import Shares, shares_of
 from profiles import ComputeRates, Cpu, Disk, Gpu, HardwareProfile, Link, RateCurve
@@ -43,6 +46,27 @@ DECODER_BYTES = 2 * (
 HEAD_BYTES = 2 * (256 + 1000 * 256)
 SMALL_BYTES = 8 * DECODER_BYTES + HEAD_BYTES
 CACHE_TOKEN_BYTES = 2 * 2 * 128
+
+
+def make_mixture(**changes: object) -> ModelSpec:
+    """Make a Qwen 3 with experts: of the layers of ``make_model``, four, each with 8 experts of
+    128, of which a token takes two."""
+    config: dict[str, object] = {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 1000,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+    }
+    return spec_from_config(config | changes, name="small mixture")
 
 
 def make_compute(
@@ -107,7 +131,10 @@ def make_machine(
 
 
 def make_policy(**changes: object) -> Policy:
-    """Make a policy of two batches of four, all on the CPU, prompts of 16 and 5 generated."""
+    """Make a policy of two batches of four, all on the CPU, prompts of 16 and 5 generated.
+
+    A single placement of ``weights`` is that of every component.
+    """
     fields: dict[str, object] = {
         "model": make_model(),
         "workload": Workload(prompt_len=16, gen_len=5),
@@ -118,19 +145,28 @@ def make_policy(**changes: object) -> Policy:
         "cache": ON_CPU,
         "activations": ON_CPU,
     }
-    return Policy(**(fields | changes))  # type: ignore[arg-type]  # plain keyword table
+    fields |= changes
+    model, weights = fields["model"], fields["weights"]
+    if isinstance(weights, Placement):
+        assert isinstance(model, ModelSpec)
+        fields["weights"] = placed_alike(model, weights)
+    return Policy(**fields)  # type: ignore[arg-type]  # plain keyword table
 
 
 def make_shares(
     block_size: int,
     *,
-    weights: Placement,
+    weights: Placement | Mapping[str, Placement],
     cache: Placement,
     activations: Placement = ON_GPU,
     attended: float = 0.0,
+    model: ModelSpec | None = None,
+    in_place: float = 0.0,
 ) -> Shares[float]:
-    """Make the shares of a placement; ``attended`` is the fraction of what lies off the GPU."""
+    """Make the shares of a placement; ``attended`` is the fraction of the cache off the GPU, and
+    ``in_place`` that of the experts in CPU memory."""
     policy = make_policy(
+        model=model or make_model(),
         gpu_batch_size=1,
         num_gpu_batches=block_size,
         prefill_batch_size=1,
@@ -138,5 +174,6 @@ def make_shares(
         cache=cache,
         activations=activations,
         cpu_attention=attended,
+        cpu_experts=in_place,
     )
     return shares_of(policy)

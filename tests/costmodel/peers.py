@@ -13,7 +13,7 @@ from pathlib import Path
 from costmodel.families import load_model_spec
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import estimate
@@ -47,7 +47,7 @@ def _one_batch(
         gpu_batch_size=size,
         num_gpu_batches=1,
         prefill_batch_size=size,
-        weights=weights,
+        weights=placed_alike(model, weights),
         cache=cache,
         activations=ON_GPU,
         cpu_attention=cpu_attention,
@@ -167,14 +167,14 @@ def _published(row: dict[str, str]) -> Policy:
         gpu, cpu = float(row[f"{kind}_gpu"]), float(row[f"{kind}_cpu"])
         return Placement(gpu=gpu, cpu=cpu, disk=max(0.0, 1 - gpu - cpu))
 
-    batch = int(row["gpu_batch_size"])
+    batch, model = int(row["gpu_batch_size"]), load_model_spec(row["model"])
     return Policy(
-        model=load_model_spec(row["model"]),
+        model=model,
         workload=Workload(prompt_len=int(row["prompt_len"]), gen_len=int(row["gen_len"])),
         gpu_batch_size=batch,
         num_gpu_batches=int(row["num_gpu_batches"]),
         prefill_batch_size=batch,
-        weights=placement("weights"),
+        weights=placed_alike(model, placement("weights")),
         cache=placement("cache"),
         activations=placement("activations"),
         cpu_attention=float(row["cpu_attention"]),

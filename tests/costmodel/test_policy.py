@@ -49,9 +49,9 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_set("schema_version", to=2), "schema_version"),
+        (_set("schema_version", to=1), "schema_version"),
         (_set("surprise", to=1), "surprise"),
-        (_set("weights", "cpu", to=0.5), "sum to 1"),
+        (_set("weights", "mlp", "cpu", to=0.5), "sum to 1"),
         (_set("cache", "cpu", to=-0.1), "cache"),
         (_set("cache", "cpu", to="all"), "cache.cpu"),
         (_set("activations", to=None), "activations"),
@@ -66,6 +66,11 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("workload", "gen_len", to=0), "gen_len"),
         (_set("model", "family", to="gpt2"), "family"),
         (lambda value: value.pop("weights"), "weights"),
+        (_set("weights", to={"cpu": 1.0}), "weights"),
+        (lambda value: value["weights"].pop("mlp"), "each of attention, mlp, head"),
+        (_set("weights", "experts", to={"cpu": 1.0}), "each of attention, mlp, head"),
+        (_set("cpu_experts", to=-0.5), "cpu_experts"),
+        (_set("loads_on_demand", to=1), "loads_on_demand"),
         (lambda value: value["model"].pop("layer_order"), "layer_order"),
         (_set("model", "layer_order", to=[0, 2]), "layer_order"),
         (_set("model", "layer_kinds", 0, "attention", "num_kv_heads", to=3), "num_kv_heads"),

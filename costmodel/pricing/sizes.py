@@ -1,0 +1,135 @@
+"""What the weights of a model take, computed once for each precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from costmodel.model.cache import CacheSpec, cache_of
+from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
+from costmodel.model.spec import LayerSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """Decoder layers that are equal: their description, bytes and cache, and how many they are."""
+
+    spec: LayerSpec
+    components: tuple[ComponentLayout, ...]
+    cache: CacheSpec
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """Layouts and bytes of a model whose weights take ``weight_bits`` an element at rest; ``None``
+    is the model's own dtype."""
+
+    model: ModelSpec
+    weight_bits: int | None
+    group_size: int
+
+    @cached_property
+    def layers(self) -> tuple[LayerLayout, ...]:
+        """Layouts of all layers, embedding and head included."""
+        return model_layers(self.model, self.weight_bits, self.group_size)
+
+    @cached_property
+    def distinct_layers(self) -> tuple[LayerLayout, ...]:
+        """The same without repetition: equal decoder layers share one layout."""
+        return tuple({id(layer): layer for layer in self.layers}.values())
+
+    @cached_property
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of each class of components, in all layers."""
+        sizes = dict.fromkeys(self.model.component_names, 0)
+        for layer in self.layers:
+            for component in layer.components:
+                sizes[component.name] += component.num_bytes
+        return sizes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(self.component_bytes.values())
+
+    @cached_property
+    def staged_layers(self) -> dict[str, LayerLayout]:
+        """The layers that staging buffers must hold: of those that have the same components, the
+        largest. The embedding is gathered."""
+        largest: dict[str, LayerLayout] = {}
+        for layer in self.distinct_layers:
+            names = {component.name for component in layer.components}
+            name = " and ".join(sorted(names))
+            if layer.kind != "embed" and (
+                name not in largest or largest[name].num_bytes < layer.num_bytes
+            ):
+                largest[name] = layer
+        return largest
+
+    @property
+    def staged_components(self) -> list[str]:
+        """Classes of components that are staged."""
+        return [name for name in self.model.component_names if name != "embedding"]
+
+    @cached_property
+    def staged_weight_bytes(self) -> int:
+        """Bytes of all layers that are staged."""
+        return sum(self.component_bytes[name] for name in self.staged_components)
+
+    @cached_property
+    def staged_elements(self) -> int:
+        """Elements of the matrices that are staged, without those of experts."""
+        return sum(c.num_matrix_elements for c in self._staged_parts if c.num_units == 1)
+
+    @cached_property
+    def all_staged_elements(self) -> int:
+        """The same with those of experts."""
+        return sum(c.num_matrix_elements for c in self._staged_parts)
+
+    @property
+    def _staged_parts(self) -> Iterator[ComponentLayout]:
+        staged = (layer for layer in self.layers if layer.kind != "embed")
+        return (component for layer in staged for component in layer.components)
+
+    @cached_property
+    def largest_layer_bytes(self) -> int:
+        """Bytes of the largest layer that is staged."""
+        return max(layer.num_bytes for layer in self.staged_layers.values())
+
+    @cached_property
+    def num_visits(self) -> int:
+        """Layers of the schedule before the head, without the embedding."""
+        return sum(layer.kind not in ("embed", "head") for layer in self.layers)
+
+    @cached_property
+    def num_head_chunks(self) -> int:
+        """Chunks that the output head is cut into."""
+        return sum(layer.kind == "head" for layer in self.layers)
+
+
+@functools.lru_cache(maxsize=64)
+def sizes_of(model: ModelSpec, weight_bits: int | None, group_size: int) -> ModelSizes:
+    """Return the sizes of a model; those of one precision are one object."""
+    return ModelSizes(model=model, weight_bits=weight_bits, group_size=group_size)
+
+
+@functools.lru_cache(maxsize=64)
+def layer_kinds_of(sizes: ModelSizes, cache_bits: int) -> tuple[LayerKind, ...]:
+    """Return the different decoder layers, whose cache takes ``cache_bits`` an element."""
+    model, numbers = sizes.model, decoder_numbers(sizes.model)
+    kinds = []
+    for kind, (spec, count) in enumerate(model.kinds_and_counts):
+        first = model.layer_order.index(kind)
+        visited = [layer for layer, n in zip(sizes.layers, numbers, strict=False) if n == first]
+        kinds.append(
+            LayerKind(
+                spec=spec,
+                components=tuple(c for layer in visited for c in layer.components),
+                cache=cache_of(spec, cache_bits, sizes.group_size, model.dtype_bytes),
+                count=count,
+            )
+        )
+    return tuple(kinds)
