@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Before torch is imported, in this process and in those that tests start. OpenMP's threads sleep
+# while they wait: spinning, those of a dozen tiny runs take ten times the cores' time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
