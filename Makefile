@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

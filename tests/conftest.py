@@ -1,8 +1,9 @@
-"""What all tests share: tests marked ``gpu`` are skipped where there is no CUDA device."""
+"""What all tests share: how processes share them, and which need a CUDA device."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Before torch is imported, in this process and in those that tests start. OpenMP's threads sleep
 # while they wait: spinning, those of a dozen tiny runs take ten times the cores' time.
@@ -14,6 +15,28 @@ import torch
 if not torch.cuda.is_available():
     # Before anything imports Triton, so that its kernels run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
+
+from profiles.kernels import build
+
+# Parts of names: what shares a costly thing is run by one process. These units come first, and
+# the single tests fill up the time of the processes that end early.
+UNITS = ("[portable", "test_optimality.py", "test_notebooks.py")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, before several processes would each do so."""
+    if not hasattr(session.config, "workerinput"):
+        build.load_library()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share out single tests and ``UNITS``; the marks of ``--dist loadgroup`` need pytest < 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = lambda name: next((u for u in UNITS if u in name), name)
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
