@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from costmodel.plan.policy import Policy
+from profiles import HardwareProfile
 
 
 def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:
@@ -16,6 +17,11 @@ def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
     for expected in ("matmul", "limited by", "peak cpu", "predicted", "measured", "lower bound"):
         assert expected in ended.stdout
+    profile = HardwareProfile.load(tmp_path / "profile.json")
+    assert {"cpu.memory.read", "cpu.task_overhead", "disk.write.1024KiB.depth4"} <= {
+        figure.name for figure in profile.measurements
+    }
+    assert all(len(figure.samples) >= 3 for figure in profile.measurements)
     policy = Policy.load(tmp_path / "policy.json")
     assert policy.weights.disk > 0.1
     assert policy.cache.disk > 0.1

@@ -19,7 +19,7 @@ from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.program import Limits, Program, Solution
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import Problem
 
 # Differences in predicted throughput below this are not to be trusted.
@@ -68,8 +68,8 @@ class Found:
     @property
     def busy_s(self) -> float:
         """Busy seconds of all channels together, per sequence of the block."""
-        busy = estimate(self.policy, self.problem.hardware).channel_s
-        return sum(busy.values()) / self.policy.block_size
+        phases = phase_channels(self.policy, self.problem.hardware).values()
+        return sum(sum(busy.values()) for busy in phases) / self.policy.block_size
 
 
 class Tree:

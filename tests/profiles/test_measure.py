@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,38 @@ import psutil
 import pytest
 import torch
 
-from profiles import HardwareProfile, compute, disk, measure, recorded_profile
+from profiles import HardwareProfile, compute, compute_plan, disk, measure, recorded_profile
 from profiles.cores import num_threads_of
 from profiles.disk import DiskPlan, free_disk_bytes, measure_disk
 from profiles.errors import InputError
 from profiles.measure import main
-from profiles.repeats import Effort, Repeater
+from profiles.repeats import QUICK, Effort, Repeater
 from profiles.table import format_profile
 from profiles.units import MIB
 
 TINY = Effort(num_samples=3, sample_s=1e-4, figure_s=1.0, total_s=0.0)
 
 
-def test_quick_measurement_as_a_command(tmp_path: Path) -> None:
+def test_quick_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of little work, in moments; ``tests/test_demo.py`` runs the command with all of it."""
+    monkeypatch.setattr(measure, "QUICK", replace(QUICK, sample_s=1e-4, total_s=0.0, window_s=0.01))
+    small = replace(
+        compute_plan.QUICK_PLAN, rows=(1, 16), out_features=256, prompt_len=64, context_len=64,
+        num_cache_rows=8, stream_bytes=MIB,
+    )  # fmt: skip
+    monkeypatch.setattr(compute_plan, "QUICK_PLAN", small)
     offload_dir = tmp_path / "offload"
     offload_dir.mkdir()
     output = tmp_path / "profile.json"
-    done = subprocess.run(
+    main(
         [
-            sys.executable, "-m", "profiles.measure", "--quick", "--json",
-            "--output", str(output), "--offload-dir", str(offload_dir),
+            "--quick", "--json", "--output", str(output), "--offload-dir", str(offload_dir),
             "--cpu-memory", "8GB", "--disk", "100GiB", "--name", "mine",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+        ]
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    stdout = capsys.readouterr().out
     profile = HardwareProfile.load(output)
     assert (profile.name, profile.cpu.memory_bytes) == ("mine", 8_000_000_000)
     assert profile.disk.free_bytes == 100 * 2**30
@@ -47,13 +51,13 @@ def test_quick_measurement_as_a_command(tmp_path: Path) -> None:
     assert {"cpu.memory.read", "cpu.task_overhead", "disk.write.1024KiB.depth4"} <= names
     assert all(len(m.samples) >= 3 for m in profile.measurements)
     assert 50 * MIB < profile.cpu.runtime_bytes < 4096 * MIB
-    line = json.loads(done.stdout.splitlines()[-1])
+    line = json.loads(stdout.splitlines()[-1])
     assert line["profile"]["cpu"]["memory_bytes"] == 8_000_000_000
-    assert "matmul, 1 rows" in done.stdout and "4.00 MiB requests" in done.stdout
+    assert "matmul, 1 rows" in stdout and "4.00 MiB requests" in stdout
     assert not list(offload_dir.iterdir())
     assert {p.name for p in tmp_path.iterdir()} == {"offload", "profile.json"}
     # What was printed is what was saved.
-    assert format_profile(profile) in done.stdout
+    assert format_profile(profile) in stdout
 
 
 @pytest.mark.parametrize(
