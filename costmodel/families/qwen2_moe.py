@@ -10,6 +10,7 @@ from costmodel.families._shared import (
     experts,
     gated_mlp,
     llama_attention,
+    refuse_windows,
     rms_norm,
     sparse_layers,
 )
@@ -24,11 +25,11 @@ def _window(config: HFConfig) -> int | None:
     window = config.whole("sliding_window", least=0, instead_of_null=0)
     behind = config.whole("max_window_layers", least=0)
     kinds = config.layer_types() or ["sliding_attention"] * (is_on and behind > 0)
-    if "sliding_attention" not in kinds:
-        return None
-    if not is_on or not window:
-        raise config.refusal("layer_types", "sliding_attention", "full_attention without a window")
-    return window
+    if is_on and not window:
+        raise config.refusal("sliding_window", config.get("sliding_window"), "a window above 0")
+    if not is_on:
+        refuse_windows(config)
+    return window if "sliding_attention" in kinds else None
 
 
 def _describe(config: HFConfig) -> ModelSpec:
