@@ -20,6 +20,19 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+# What a family's configs say beside the shapes of a plain decoder.
+MORE_KEYS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 72,
+    },
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+}
+
 
 def save_tiny_model(
     folder: Path,
@@ -49,6 +62,7 @@ def save_tiny_model(
         shapes |= {"ffn_dim": 112, "word_embed_proj_dim": HIDDEN_SIZE}
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
+    shapes |= MORE_KEYS.get(family, {})
     config = AutoConfig.for_model(family, **(shapes | overrides))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -1,0 +1,113 @@
+"""Every family's logits and tensor names against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.families import family_names, load_model_spec, spec_from_config
+from costmodel.model.layout import model_layers
+from executor.checkpoint.folder import Checkpoint
+from profiles.errors import InputError
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+# A family as it is, and what some of its configs say besides.
+CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "mixtral-one-expert": {"family": "mixtral", "num_experts_per_tok": 1},
+    "olmoe-renormalised": {"family": "olmoe", "norm_topk_prob": True, "num_kv_heads": 4},
+    "qwen2-moe-every-other-layer": {
+        "family": "qwen2_moe",
+        "decoder_sparse_step": 2,
+        "norm_topk_prob": True,
+        "qkv_bias": False,
+    },
+    "qwen3-moe-dense-layers": {
+        "family": "qwen3_moe",
+        "mlp_only_layers": [0, 2],
+        "norm_topk_prob": True,
+        "attention_bias": True,
+        "head_dim": 32,
+        "tied": True,
+    },
+}
+# In billions, as published.
+PRESET_SIZES = {
+    "mixtral-8x7b": 46.70,
+    "mixtral-8x22b": 140.62,
+    "olmoe-1b-7b": 6.919,
+    "qwen1.5-moe-a2.7b": 14.316,
+    "qwen2-57b-a14b": 57.41,
+    "qwen3-30b-a3b": 30.53,
+    "qwen3-235b-a22b": 235.09,
+    "qwen3-coder-480b-a35b": 480.15,
+}
+PROMPT = [5, 9, 170, 3, 3, 77, 12, 88, 1, 33, 41]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small a model is slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_tokens_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(tmp_path, num_layers=3, **CASES[case])
+    checkpoint = Checkpoint.open(tmp_path)
+    ids = torch.randint(0, VOCAB_SIZE, (60,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    for cut in (0.0, 0.43):
+        got = ReferenceModel(checkpoint, cut=cut).logits(ids.tolist())
+        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+    prompts = [PROMPT, PROMPT[:2], PROMPT[3:9], PROMPT[-1:]]
+    expected_ids = [_greedy(theirs, prompt, 6) for prompt in prompts]
+    assert ReferenceModel(checkpoint).generate(prompts, 6) == expected_ids
+
+
+def _greedy(model: Any, prompt: list[int], gen_len: int) -> list[int]:
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(gen_len):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_bfloat16_is_as_near_to_float32_as_transformers(family: str, tmp_path: Path) -> None:
+    theirs = save_tiny_model(tmp_path, family, dtype="bfloat16")
+    exact = ReferenceModel(Checkpoint.open(tmp_path, "float32")).logits(PROMPT)
+    got = ReferenceModel(Checkpoint.open(tmp_path)).logits(PROMPT)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([PROMPT])).logits[0].float()
+    # A token for which two experts are nearly equal may go to either, here as there.
+    errors = [(logits - exact).abs().max(-1).values.median() for logits in (got, expected)]
+    assert errors[0] <= 1.5 * errors[1]
+
+
+@pytest.mark.parametrize(("name", "billions"), PRESET_SIZES.items())
+def test_presets_have_as_many_elements_as_their_models(name: str, billions: float) -> None:
+    components = [c for layer in model_layers(load_model_spec(name)) for c in layer.components]
+    sizes = [sum(t.num_elements for t in c.tensors) * c.num_units for c in components]
+    assert sum(sizes) / 1e9 == pytest.approx(billions, rel=0.003)
+
+
+def test_more_experts_for_a_token_than_there_are_are_refused() -> None:
+    config = {"model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 7}
+    with pytest.raises(InputError, match=r"num_experts_per_tok .*at most the 6 experts"):
+        spec_from_config(config, name="tiny")
+
+
+@pytest.mark.parametrize("layers", [3, [-1], ["0"], [True]])
+def test_dense_layers_that_are_no_list_of_numbers_are_refused(layers: object) -> None:
+    config = {"model_type": "qwen3_moe", "mlp_only_layers": layers}
+    with pytest.raises(InputError, match=r"mlp_only_layers .*a list of whole numbers"):
+        spec_from_config(config, name="tiny")
