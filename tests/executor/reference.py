@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
 from costmodel.model.spec import EmbeddingSpec, LayerSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
@@ -22,18 +22,21 @@ from profiles.packing import Packing
 Tensors = Mapping[str, Sequence[torch.Tensor]]
 
 
-def view_layer(
-    buffer: torch.Tensor, layout: LayerLayout, dtype: torch.dtype, cut_bytes: int = 0
+def view_component(
+    buffer: torch.Tensor, layout: ComponentLayout, dtype: torch.dtype, cut_bytes: int = 0
 ) -> dict[str, tuple[torch.Tensor, ...]]:
-    """View a layer's bytes as tensors; a matrix that ``cut_bytes`` falls into has two chunks."""
+    """View a component's bytes as tensors: whole ones of each unit where there are several, else a
+    matrix that ``cut_bytes`` falls into has two chunks."""
     weights: dict[str, tuple[torch.Tensor, ...]] = {}
+    units = buffer.view(layout.num_units, layout.unit_bytes)
     for tensor in layout.tensors:
-        whole = buffer[tensor.offset_bytes : tensor.end_bytes].view(dtype).view(tensor.shape)
+        parts = units[:, tensor.offset_bytes : tensor.end_bytes]
+        wholes = [part.view(dtype).view(tensor.shape) for part in parts]
         row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
-        if len(tensor.shape) == 2 and 0 < row < tensor.num_rows:
-            weights[tensor.name] = (whole[:row], whole[row:])
+        if len(wholes) == 1 and len(tensor.shape) == 2 and 0 < row < tensor.num_rows:
+            weights[tensor.name] = (wholes[0][:row], wholes[0][row:])
         else:
-            weights[tensor.name] = (whole,)
+            weights[tensor.name] = tuple(wholes)
     return weights
 
 
@@ -72,19 +75,32 @@ class ReferenceModel:
         self.spec = source.spec
         self.compression = compression or Compression()
         self.dtype = DTYPES[source.spec.dtype]
-        weights = []
-        for index, layout in enumerate(model_layers(source.spec)):
-            buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
-            source.read_range(index, layout, 0, buffer)
-            at = layout.cut_near(cut * layout.num_bytes)
-            weights.append(self._lossy(view_layer(buffer, layout, self.dtype, at)))
-        count = source.spec.num_layers
-        self.embedding, self.decoders = weights[0], weights[1 : count + 1]
-        self.head = weights[count + 1 :]
+        numbers = decoder_numbers(source.spec)
+        self.embedding: dict[str, Sequence[torch.Tensor]] = {}
+        self.decoders: list[dict[str, Sequence[torch.Tensor]]] = []
+        self.head: list[Tensors] = []
+        for index, layer in enumerate(model_layers(source.spec)):
+            weights: dict[str, Sequence[torch.Tensor]] = {}
+            for layout in layer.components:
+                buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
+                source.read_range(index, layout, 0, buffer)
+                at = layout.cut_near(cut * layout.num_bytes)
+                weights |= self._lossy(view_component(buffer, layout, self.dtype, at))
+            if index == 0:
+                self.embedding = weights
+            elif index >= len(numbers):
+                self.head.append(weights)
+            elif numbers[index] == numbers[index - 1]:
+                # A layer's attention and its experts are visited one after the other.
+                self.decoders[-1] |= weights
+            else:
+                self.decoders.append(weights)
         chunks = [chunk for part in self.head for chunk in part["head.weight"]]
         self.tokens = chunks if source.spec.head.is_tied else self.embedding["tokens.weight"]
 
-    def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
+    def _lossy(
+        self, weights: dict[str, tuple[torch.Tensor, ...]]
+    ) -> dict[str, Sequence[torch.Tensor]]:
         bits = self.compression.weight_bits
         return {
             name: [self.compression.of(c, bits) if c.dim() == 2 else c for c in chunks]
@@ -137,7 +153,7 @@ class ReferenceModel:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            layers.finish_layer(x, prefill_attention(q, k, v), weights, layer)
+            self._finish(x, prefill_attention(q, k, v), weights, layer)
         return x
 
     def _decode(
@@ -166,8 +182,15 @@ class ReferenceModel:
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
             shares = self._without_small(scores, ~is_void)
             attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
-            layers.finish_layer(x, attended, weights, layer)
+            self._finish(x, attended, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
+
+    @staticmethod
+    def _finish(
+        x: torch.Tensor, attended: torch.Tensor, weights: Tensors, layer: LayerSpec
+    ) -> None:
+        layers.finish_attention(x, attended, weights, layer)
+        layers.feed_forward(x, weights, layer)
 
     def _project(
         self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec
