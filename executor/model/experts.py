@@ -9,10 +9,10 @@ Notes
 Temporaries at the peak, in elements per token, with ``E`` experts of ``size``, ``k`` of them a
 token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 
-- ``route``: ``E`` in the model's dtype and ``2 E`` in float32; ``k`` int64 and ``2 k`` float32 live
-  on or are gone soon.
-- ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. Where weights stay in float32 and
-  the model does not, two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden`` in all.
+- ``route``: ``3 E`` in float32; ``k`` int64 and ``k`` factors live on.
+- ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. In 16 bits the CPU's products copy
+  the inner vectors, ``r * size`` more. Where weights stay in float32 and the model does not, two
+  float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden`` in all.
 - ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
 - ``experts_output``: ``hidden`` (what it returns), and the larger of the last two.
 """
@@ -152,9 +152,30 @@ def add_routed(
     step = spec.rows_at_once(len(x))
     for first in range(ends[experts.start], last, step):
         part = slice(first, min(first + step, last))
-        made = _run(x[tokens[part]], _groups(ends, experts, part), weights, spec.expert)
-        _weigh(made, factors[part])
-        _add_rows(out, tokens[part], made)
+        groups = _groups(ends, experts, part)
+        _add_part(out, x, tokens[part], factors[part], groups, weights, spec.expert)
+
+
+def _add_part(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    tokens: torch.Tensor,
+    factors: torch.Tensor,
+    groups: Sequence[Group],
+    weights: LayerWeights,
+    mlp: MlpSpec,
+) -> None:
+    """Add what experts make of some rows of ``x``, whose numbers are ``tokens``; temporaries go
+    when it returns."""
+    rows = x[tokens]
+    inner = rows.new_empty(len(rows), mlp.inner_rows)
+    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
+    gate, up = inner.split(mlp.size, dim=1)
+    feed_forward.apply_gate(gate, up, mlp)
+    # What went in is no longer needed: what comes out takes its place.
+    multiply_groups(gate, weights["expert_down.weight"], groups, rows)
+    _weigh(rows, factors)
+    _add_rows(out, tokens, rows)
 
 
 def routed_ranges(spec: ExpertsSpec, without: range) -> list[range]:
@@ -172,18 +193,6 @@ def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
         if first < last:
             found.append((expert, slice(first - part.start, last - part.start)))
     return found
-
-
-def _run(
-    rows: torch.Tensor, groups: Sequence[Group], weights: LayerWeights, mlp: MlpSpec
-) -> torch.Tensor:
-    """Replace ``rows`` [rows, hidden] by what the experts that they are grouped by make of them."""
-    inner = rows.new_empty(len(rows), mlp.inner_rows)
-    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
-    gate, up = inner.split(mlp.size, dim=1)
-    feed_forward.apply_gate(gate, up, mlp)
-    multiply_groups(gate, weights["expert_down.weight"], groups, rows)
-    return rows
 
 
 def multiply_groups(
