@@ -36,4 +36,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=LLAMA_MODULES,
+    fixes_tokenizer_class=True,
 )

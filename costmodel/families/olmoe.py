@@ -64,4 +64,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=EXPERTS_MODULES,
+    tokenizer_class="GPTNeoXTokenizer",
 )

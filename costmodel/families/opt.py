@@ -95,4 +95,5 @@ FAMILY = Family(
         "final_norm": ("final_layer_norm",),
     },
     prefix="model.decoder.",
+    tokenizer_class="GPT2Tokenizer",
 )

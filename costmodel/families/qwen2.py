@@ -28,4 +28,10 @@ def _describe(config: HFConfig) -> ModelSpec:
     return decoder(config, equal_layers(config, layer), window=qwen_window(config))
 
 
-FAMILY = Family(defaults=QWEN2_DEFAULTS, describe=_describe, modules=LLAMA_MODULES)
+FAMILY = Family(
+    defaults=QWEN2_DEFAULTS,
+    describe=_describe,
+    modules=LLAMA_MODULES,
+    tokenizer_class="Qwen2Tokenizer",
+    fixes_tokenizer_class=True,
+)

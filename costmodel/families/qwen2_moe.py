@@ -80,4 +80,5 @@ FAMILY = Family(
         ),
         "shared_down": ("layers.{layer}.mlp.shared_expert.down_proj",),
     },
+    tokenizer_class="Qwen2Tokenizer",
 )

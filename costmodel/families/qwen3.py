@@ -34,4 +34,5 @@ FAMILY = Family(
     defaults={**QWEN2_DEFAULTS, "head_dim": 128, "attention_bias": False},
     describe=_describe,
     modules=LLAMA_MODULES,
+    tokenizer_class="Qwen2Tokenizer",
 )

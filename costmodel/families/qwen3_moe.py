@@ -66,4 +66,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=EXPERTS_MODULES,
+    tokenizer_class="Qwen2Tokenizer",
 )

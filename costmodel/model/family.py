@@ -12,6 +12,8 @@ from costmodel.model.spec import ModelSpec
 HEAD_MODULE = "lm_head"
 # Buffers that old checkpoints hold and that are made anew from the config.
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
+# The class of transformers that takes a ``tokenizer.json`` as it stands.
+AS_IT_STANDS = "TokenizersBackend"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,10 @@ class Family:
         Where the decoder is in transformers' causal model.
     unread
         Patterns of tensors that a checkpoint may hold although nothing reads them.
+    tokenizer_class
+        The class in transformers that reads its ``tokenizer.json`` where no file names one.
+    fixes_tokenizer_class
+        Whether it is that class even where a file names another.
     """
 
     defaults: Mapping[str, object]
@@ -39,6 +45,8 @@ class Family:
     modules: Mapping[str, tuple[str, ...]]
     prefix: str = "model."
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
+    tokenizer_class: str = AS_IT_STANDS
+    fixes_tokenizer_class: bool = False
 
     def tensor_names(
         self, spec: ModelSpec, name: str, layer: int, expert: int = 0

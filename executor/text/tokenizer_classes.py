@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from costmodel.families import family_named, family_names
+from costmodel.model.family import AS_IT_STANDS
+
 # Classes that take the file as it stands.
-AS_IT_STANDS = "TokenizersBackend"
 PLAIN_CLASSES = (
     AS_IT_STANDS, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend",
     "BloomTokenizer",
 )  # fmt: skip
-# The class of a model type; the second kind of model type has it whatever its files say.
-DEFAULT_CLASS = {"opt": "GPT2Tokenizer", "qwen3": "Qwen2Tokenizer"}
-FIXED_CLASS = {"mistral": AS_IT_STANDS, "qwen2": "Qwen2Tokenizer"}
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -148,12 +147,13 @@ REBUILT = {
 
 def class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_level: bool) -> str:
     """Return the class that transformers chooses, without the ending ``Fast``."""
-    family = str(model.get("model_type"))
-    if family in FIXED_CLASS:
-        return FIXED_CLASS[family]
+    name = model.get("model_type")
+    family = family_named(name) if name in family_names() else None
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if family and (family.fixes_tokenizer_class or not named):
+        return family.tokenizer_class
     if not named:
-        return DEFAULT_CLASS.get(family, AS_IT_STANDS)
+        return AS_IT_STANDS
     named = str(named).removesuffix("Fast")
     # Files of Llama 3 and its like name the class of Llama 2, which could not read them.
     return AS_IT_STANDS if named == "LlamaTokenizer" and is_byte_level else named

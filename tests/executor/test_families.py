@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+)
 
-from costmodel.families import family_names, load_model_spec, spec_from_config
+from costmodel.families import family_named, family_names, load_model_spec, spec_from_config
+from costmodel.model.family import AS_IT_STANDS
 from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
@@ -98,6 +103,16 @@ def test_presets_have_as_many_elements_as_their_models(name: str, billions: floa
     components = [c for layer in model_layers(load_model_spec(name)) for c in layer.components]
     sizes = [sum(t.num_elements for t in c.tensors) * c.num_units for c in components]
     assert sum(sizes) / 1e9 == pytest.approx(billions, rel=0.003)
+
+
+def test_tokenizer_classes_are_those_of_transformers() -> None:
+    for name in family_names():
+        family = family_named(name)
+        registered = TOKENIZER_MAPPING_NAMES.get(name)
+        assert family.tokenizer_class == (registered or AS_IT_STANDS), name
+        # What a file names is looked at where another class of its own is registered, or none.
+        is_fixed = registered == AS_IT_STANDS or name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        assert family.fixes_tokenizer_class == is_fixed, name
 
 
 def test_more_experts_for_a_token_than_there_are_are_refused() -> None:

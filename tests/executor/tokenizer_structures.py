@@ -316,11 +316,16 @@ STRUCTURES: Mapping[str, Structure] = {
             "clean_up_tokenization_spaces": False,
         },
     ),
+    "Mixtral": like(
+        LLAMA2, model_type="mixtral", lists_added=True, other_files={},
+        config={**SMALL_CONFIG, "legacy": True, "sp_model_kwargs": {}},
+    ),
     "Qwen 2.5": QWEN25,
     "Qwen 3": like(
         QWEN25, model_type="qwen3",
         added={**QWEN25.added, "<think>": {"special": False}, "</think>": {"special": False}},
     ),
+    "Qwen 3 with experts": like(QWEN25, model_type="qwen3_moe", config={"tokenizer_class": None}),
     "Gemma 2": Structure(
         vocabulary=piece_pairs,
         parts={
