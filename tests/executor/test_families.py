@@ -24,6 +24,12 @@ from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
     "mixtral-one-expert": {"family": "mixtral", "num_experts_per_tok": 1},
+    "olmo2-biases-wide-heads": {
+        "family": "olmo2",
+        "attention_bias": True,
+        "head_dim": 32,
+        "num_kv_heads": 1,
+    },
     "olmoe-renormalised": {"family": "olmoe", "norm_topk_prob": True, "num_kv_heads": 4},
     "qwen2-moe-every-other-layer": {
         "family": "qwen2_moe",
@@ -44,6 +50,10 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
 PRESET_SIZES = {
     "mixtral-8x7b": 46.70,
     "mixtral-8x22b": 140.62,
+    "olmo-2-1b": 1.485,
+    "olmo-2-7b": 7.299,
+    "olmo-2-13b": 13.716,
+    "olmo-2-32b": 32.234,
     "olmoe-1b-7b": 6.919,
     "qwen1.5-moe-a2.7b": 14.316,
     "qwen2-57b-a14b": 57.41,

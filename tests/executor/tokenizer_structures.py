@@ -474,6 +474,17 @@ STRUCTURES: Mapping[str, Structure] = {
         added={"<unk>": {}, "<s>": {}, "</s>": {}, "<|im_start|>": {}, "<|im_end|>": {}},
         config={**SMALL_CONFIG, "legacy": True, "add_bos_token": False},
     ),
+    "OLMo 2": like(
+        LLAMA3, model_type="olmo2",
+        parts={"post_processor": None, "decoder": byte_level(prefix=True)},
+        added={t: {"special": t != "|||IP_ADDRESS|||"} for t in
+               ("<|endoftext|>", "<|pad|>", "|||IP_ADDRESS|||")},
+        config={
+            "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "unk_token": "<|endoftext|>",
+            "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+        },
+    ),
     "OPT": like(
         GPT2, model_type="opt",
         parts={"post_processor": template(begin="</s>")},

@@ -1,0 +1,51 @@
+"""OLMo 2: norms behind each half of a layer, and over all heads of queries and keys at once."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    LLAMA_DEFAULTS,
+    LLAMA_MODULES,
+    absent,
+    decoder,
+    equal_layers,
+    gated_mlp,
+    llama_attention,
+    refuse_windows,
+    rms_norm,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.spec import LayerSpec, ModelSpec
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    refuse_windows(config)
+    has_bias = config.flag("attention_bias")
+    attention = llama_attention(
+        config,
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
+        qk_norm="projection",
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+    )
+    layer = LayerSpec(
+        attention=attention, mlp=gated_mlp(config), norm=rms_norm(config), norm_places=("after",)
+    )
+    return decoder(config, equal_layers(config, layer))
+
+
+FAMILY = Family(
+    defaults={
+        **LLAMA_DEFAULTS,
+        "vocab_size": 50304,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+    },
+    describe=_describe,
+    modules={
+        **LLAMA_MODULES,
+        "attention_output_norm": ("layers.{layer}.post_attention_layernorm",),
+        "mlp_output_norm": ("layers.{layer}.post_feedforward_layernorm",),
+    },
+    fixes_tokenizer_class=True,
+)
