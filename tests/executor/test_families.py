@@ -23,6 +23,7 @@ from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "granite-biases": {"family": "granite", "attention_bias": True, "mlp_bias": True},
     "mixtral-one-expert": {"family": "mixtral", "num_experts_per_tok": 1},
     "olmo2-biases-wide-heads": {
         "family": "olmo2",
@@ -48,6 +49,8 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
 }
 # In billions, as published.
 PRESET_SIZES = {
+    "granite-3.1-2b": 2.534,
+    "granite-3.1-8b": 8.171,
     "mixtral-8x7b": 46.70,
     "mixtral-8x22b": 140.62,
     "olmo-2-1b": 1.485,

@@ -22,6 +22,12 @@ LLAMA3_ROPE = {
 
 # What a family's configs say beside the shapes of a plain decoder.
 MORE_KEYS: dict[str, dict[str, Any]] = {
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8,
+    },
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "qwen2_moe": {

@@ -465,6 +465,22 @@ STRUCTURES: Mapping[str, Structure] = {
         },
         lists_added=True,
     ),
+    "Granite": like(
+        GPT2, model_type="granite",
+        parts={
+            "pre_tokenizer": sequence(
+                "pretokenizers", {"type": "Digits", "individual_digits": True}, byte_level()
+            ),
+        },
+        added={t: {} for t in ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")},
+        config={
+            "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|end_of_text|>",
+            "eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>",
+            "unk_token": "<|end_of_text|>", "add_prefix_space": False, "add_bos_token": False,
+            "clean_up_tokenization_spaces": True, "errors": "replace",
+        },
+        lists_added=True,
+    ),
     "Yi": like(
         LLAMA2, lists_added=True, other_files={},
         parts={
