@@ -11,7 +11,8 @@ import torch
 from costmodel.model.spec import RotarySpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import (
-    finish_layer,
+    feed_forward,
+    finish_attention,
     project_qkv,
     rotary_frequencies,
     rotation_of,
@@ -142,7 +143,7 @@ def test_prefill_attention_matches_explicit_softmax() -> None:
 
 
 @pytest.mark.parametrize("case", ["opt", "qwen3"])
-def test_only_finish_layer_changes_what_it_is_given(case: str, tmp_path: Path) -> None:
+def test_only_what_is_added_to_changes(case: str, tmp_path: Path) -> None:
     save_tiny_model(tmp_path, **CASES[case])
     model = ReferenceModel(Checkpoint.open(tmp_path))
     layer, weights = model.spec.layer(0), model.decoders[0]
@@ -155,7 +156,8 @@ def test_only_finish_layer_changes_what_it_is_given(case: str, tmp_path: Path) -
     attended = prefill_attention(*split_heads(qkv, attention))
     assert torch.equal(x, before)
     attended_before = attended.clone()
-    finish_layer(x, attended, weights, layer)
+    finish_attention(x, attended, weights, layer)
+    feed_forward(x, weights, layer)
     assert torch.equal(attended, attended_before)
     assert not torch.equal(x, before)
 
