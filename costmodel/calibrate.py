@@ -54,9 +54,10 @@ def _parser() -> Parser:
     )
     add("--leave-one-out", action="store_true", help="also predict each run from the others")
     add(
-        "--skip-broken", action="store_true",
+        "--skip-broken",
+        action="store_true",
         help="leave out lines that cannot be read or are of another machine, and name each",
-    )  # fmt: skip
+    )
     add("--json", action="store_true", help="end with factors and errors in one line")
     return parser
 

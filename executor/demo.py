@@ -48,16 +48,41 @@ def main(arguments: list[str]) -> None:
     memory = HardwareProfile.load(profile).cpu.runtime_bytes + MEMORY_BYTES
     _say("2  search: where should every byte live, in a little less memory than it wants?")
     _command(
-        "costmodel.search", "--hardware", profile, "--model", MODEL, "--output", policy,
-        "--prompt-len", PROMPT_LEN, "--gen-len", GEN_LEN, "--num-prompts", _count(PROMPTS),
-        "--cpu-memory", f"{memory}B",
-    )  # fmt: skip
+        "costmodel.search",
+        "--hardware",
+        profile,
+        "--model",
+        MODEL,
+        "--output",
+        policy,
+        "--prompt-len",
+        PROMPT_LEN,
+        "--gen-len",
+        GEN_LEN,
+        "--num-prompts",
+        _count(PROMPTS),
+        "--cpu-memory",
+        f"{memory}B",
+    )
 
     _say("3  generate: run that policy, and hold it against the prediction")
     _command(
-        "executor.generate", "--policy", policy, "--model", MODEL, "--prompts", PROMPTS,
-        "--output", outputs, "--offload-dir", folder, "--temperature", 0.7, "--top-k", 40,
-    )  # fmt: skip
+        "executor.generate",
+        "--policy",
+        policy,
+        "--model",
+        MODEL,
+        "--prompts",
+        PROMPTS,
+        "--output",
+        outputs,
+        "--offload-dir",
+        folder,
+        "--temperature",
+        0.7,
+        "--top-k",
+        40,
+    )
     _show(outputs)
 
 

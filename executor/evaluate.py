@@ -179,8 +179,11 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint folder")
     add("--text", type=Path, required=True, help="UTF-8 text")
-    add("--prompt-len", type=int, help=f"tokens before the first that is scored, without --policy"
-        f" ({DEFAULT_PROMPT_LEN})")  # fmt: skip
+    add(
+        "--prompt-len",
+        type=int,
+        help=f"tokens before the first that is scored, without --policy ({DEFAULT_PROMPT_LEN})",
+    )
     add("--num-prompts", type=int, default=DEFAULT_WINDOWS, help=f"windows ({DEFAULT_WINDOWS})")
     add_job_flags(parser, gen_len=f"the rest of the model's context, up to {MOST_TOKENS} in all")
     add("--json", action="store_true", help="end with the figures in one line")
@@ -200,15 +203,17 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     workload = policy.workload if policy else _workload(flags, source)
     if workload.gen_len < 2:
         raise InputError(
-            "tokens behind a window's prompt", got=workload.gen_len,
+            "tokens behind a window's prompt",
+            got=workload.gen_len,
             allowed="2 or more: the first comes from prefill and is not scored",
-        )  # fmt: skip
+        )
     windows = read_windows(flags.text, flags.model, workload, flags.num_prompts)
     if (highest := int(windows.max())) >= source.spec.vocab_size:
         raise InputError(
-            f"--text {flags.text}", got=f"token id {highest}",
+            f"--text {flags.text}",
+            got=f"token id {highest}",
             allowed=f"0 to {source.spec.vocab_size - 1}, the model's vocabulary",
-        )  # fmt: skip
+        )
     if len(windows) < flags.num_prompts:
         print(f"note: the text holds {len(windows)} windows", file=sys.stderr)
     if policy is None:
@@ -224,8 +229,9 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     try:
         uncompressed = plan_job(hardware, source, workload, windows, DEFAULT_PERMITTED)
     except InfeasibleError as error:
-        print(f"note: not beside the uncompressed model, which does not fit: {error}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"note: not beside the uncompressed model, which does not fit: {error}", file=sys.stderr
+        )
     if not job.policy.is_compressed:
         print("note: this policy compresses nothing", file=sys.stderr)
     return job, uncompressed, windows[:, workload.prompt_len :]
@@ -278,9 +284,11 @@ def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torc
     size = workload.prompt_len + workload.gen_len - len(begin)
     if len(ids) < size:
         raise InputError(
-            f"--text {path}", got=f"{len(ids)} tokens", allowed=f"{size} or more",
+            f"--text {path}",
+            got=f"{len(ids)} tokens",
+            allowed=f"{size} or more",
             hint="a smaller --gen-len or --prompt-len",
-        )  # fmt: skip
+        )
     count = min(len(ids) // size, most)
     begins = torch.tensor(begin, dtype=torch.int64).expand(count, -1)
     return torch.cat([begins, ids[: count * size].view(count, size)], dim=1)

@@ -146,9 +146,11 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     policy = Policy.load(flags.policy) if flags.policy else None
     source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
     sampling = choose_sampling(
-        flags, GenerationConfig.load(flags.model), vocab_size=source.spec.vocab_size,
+        flags,
+        GenerationConfig.load(flags.model),
+        vocab_size=source.spec.vocab_size,
         has_length=policy is not None or flags.gen_len is not None,
-    )  # fmt: skip
+    )
     gen_len = policy.workload.gen_len if policy else flags.gen_len or DEFAULT_GEN_LEN
     limits = PromptLimits(
         vocab_size=source.spec.vocab_size, max_positions=source.spec.max_positions, gen_len=gen_len

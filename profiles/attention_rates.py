@@ -49,8 +49,13 @@ def measure_decode_attention(device: str, plan: ComputePlan, repeater: Repeater)
         rates[key] = bench.rate(name, DTYPE, bits=bits)
         one = bench.rate(f"{name}.one_query", DTYPE, bits=bits, group_size=1)
         one_query[key] = max(1.0, one / rates[key])
-        many = bench.rate(f"{name}.many_queries", DTYPE, bits=bits, group_size=MANY_QUERIES,
-                          head_dim=SHORT_HEAD_DIM)  # fmt: skip
+        many = bench.rate(
+            f"{name}.many_queries",
+            DTYPE,
+            bits=bits,
+            group_size=MANY_QUERIES,
+            head_dim=SHORT_HEAD_DIM,
+        )
         many_queries[key] = min(1.0, many / rates[key])
         # A GPU has its cache token by token in any case.
         if device == "cpu":
@@ -88,9 +93,15 @@ class _DecodeBench:
     ) -> float:
         """Measure one decode step in bytes of cache per second, as it is unpacked."""
         attend, cache_bytes = decode_attention_call(
-            self.device, dtype, self.plan, bits=bits, sparsity=sparsity, group_size=group_size,
-            head_dim=head_dim, lies_by_token=lies_by_token,
-        )  # fmt: skip
+            self.device,
+            dtype,
+            self.plan,
+            bits=bits,
+            sparsity=sparsity,
+            group_size=group_size,
+            head_dim=head_dim,
+            lies_by_token=lies_by_token,
+        )
         figure = f"attention_decode.{name}"
         return measure_rate(self.device, figure, "bytes_per_s", attend, cache_bytes, self.repeater)
 

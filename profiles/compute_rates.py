@@ -90,9 +90,12 @@ class ComputeRates:
                 require_positive(f"{name}.{dtype}", rate)
         require_not_negative("task_overhead_s", self.task_overhead_s)
         for name in (
-            "unpack_bytes_per_s", "packed_attention_bytes_per_s", "sparse_attention_bytes_per_s",
-            "unpack_8bit_bytes_per_s", "packed_attention_8bit_bytes_per_s",
-        ):  # fmt: skip
+            "unpack_bytes_per_s",
+            "packed_attention_bytes_per_s",
+            "sparse_attention_bytes_per_s",
+            "unpack_8bit_bytes_per_s",
+            "packed_attention_8bit_bytes_per_s",
+        ):
             require_not_negative(name, getattr(self, name))
         for name in ("attention_many_queries", "attention_by_token"):
             for bits, share in getattr(self, name).items():

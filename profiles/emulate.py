@@ -92,12 +92,14 @@ def with_emulated_gpu(
         Contention(first="gpu_compute", second="cpu_compute", first_keeps=0.5, second_keeps=0.5),
         *(
             Contention(
-                first="gpu_compute", second=name, first_keeps=max(LEAST_LEFT, left),
+                first="gpu_compute",
+                second=name,
+                first_keeps=max(LEAST_LEFT, left),
                 second_keeps=1.0,
             )
             for name in ("h2d", "d2h")
         ),
-    )  # fmt: skip
+    )
     return replace(
         profile, name=f"{profile.name} + {gpu.name}", gpu=gpu, cpu=cpu, contention=contention
     )

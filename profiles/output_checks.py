@@ -23,8 +23,10 @@ from profiles.whole_file import check_creating
 
 ALLOWED = "a file in a folder that can be written, a pipe or a device"
 REFUSED_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device"
-}  # fmt: skip
+    stat.S_IFDIR: "a folder",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a block device",
+}
 STDOUT = 1
 Identity = tuple[int, int] | str
 

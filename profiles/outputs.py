@@ -30,9 +30,14 @@ closed_streams: set[int] = set()
 MOST_LINKS = 40
 # After these errors, an existing file may still be written in place.
 NO_REPLACING = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENOSYS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.ENOSYS,
     errno.EOPNOTSUPP,
-}  # fmt: skip
+}
 RESCUE_PREFIX = "zigzag-rescue-"
 
 

@@ -80,11 +80,13 @@ class _SmallLayer:
             return torch.ones(shape, dtype=torch.bfloat16, device=device)
 
         return cls(
-            x=ones(SEQUENCES, HIDDEN), matrix=ones(HIDDEN, HIDDEN),
-            stacked=ones(3 * HIDDEN, HIDDEN), vector=ones(HIDDEN),
+            x=ones(SEQUENCES, HIDDEN),
+            matrix=ones(HIDDEN, HIDDEN),
+            stacked=ones(3 * HIDDEN, HIDDEN),
+            vector=ones(HIDDEN),
             angles=ones(SEQUENCES, HEAD_DIM // 2),
             cache=ones(CONTEXT, 2, SEQUENCES * HEADS, HEAD_DIM),
-        )  # fmt: skip
+        )
 
     def launch(self) -> None:
         heads = kernels.linear(self._normed(), self.stacked).view(SEQUENCES, 3 * HEADS, HEAD_DIM)

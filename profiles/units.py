@@ -37,9 +37,11 @@ def parse_bytes(text: str, what: str = "size") -> int:
     number, unit = match.groups()
     if unit is None and float(number) != 0:
         raise InputError(
-            what, got=f"{text.strip()!r} without a unit", allowed="a size such as 8GiB or 8GB",
+            what,
+            got=f"{text.strip()!r} without a unit",
+            allowed="a size such as 8GiB or 8GB",
             hint=f"{number}GiB, or {number}B for bytes",
-        )  # fmt: skip
+        )
     size = float(number) * _FACTORS[(unit or "B").upper()]
     if not math.isfinite(size):
         raise InputError(what, got=f"{text.strip()[:20]!r}...", allowed="a finite size")

@@ -19,10 +19,22 @@ from profiles.outputs import is_stream, write_output
 from profiles.whole_file import Render
 
 COLUMNS = (
-    "model", "prompt_len", "gen_len", "gpu_batch_size", "num_gpu_batches", "weights_gpu",
-    "weights_cpu", "cache_gpu", "cache_cpu", "activations_gpu", "activations_cpu", "weight_bits",
-    "cache_bits", "cpu_attention", "throughput_tok_per_s",
-)  # fmt: skip
+    "model",
+    "prompt_len",
+    "gen_len",
+    "gpu_batch_size",
+    "num_gpu_batches",
+    "weights_gpu",
+    "weights_cpu",
+    "cache_gpu",
+    "cache_cpu",
+    "activations_gpu",
+    "activations_cpu",
+    "weight_bits",
+    "cache_bits",
+    "cpu_attention",
+    "throughput_tok_per_s",
+)
 # Ratio of a throughput to the one that the phases imply, or its inverse.
 MOST_APART = 1.1
 
@@ -58,16 +70,18 @@ class MeasuredRun:
         is_apart = self.prefill_s > 0, self.decode_s > 0
         if any(is_apart) and is_apart != (True, self.policy.workload.gen_len > 1):
             raise InputError(
-                "prefill_s and decode_s", got=f"{self.prefill_s} and {self.decode_s}",
+                "prefill_s and decode_s",
+                got=f"{self.prefill_s} and {self.decode_s}",
                 allowed="both, or neither; with one token to generate, prefill_s alone",
-            )  # fmt: skip
+            )
         num_tokens = self.policy.block_size * self.policy.workload.gen_len
         implied = num_tokens / (self.prefill_s + self.decode_s) if self.prefill_s else None
         if implied and not 1 / MOST_APART < self.throughput_tok_per_s / implied < MOST_APART:
             raise InputError(
-                "throughput_tok_per_s", got=self.throughput_tok_per_s,
+                "throughput_tok_per_s",
+                got=self.throughput_tok_per_s,
                 allowed=f"{num_tokens} tokens over prefill_s and decode_s, {implied:.4g}",
-            )  # fmt: skip
+            )
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine that it ran on: ``hardware``, with its emulated GPU if it had one."""

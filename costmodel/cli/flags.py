@@ -28,9 +28,17 @@ PICTURES = (".png", ".svg", ".pdf")
 # Flags that name input files.
 INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs")
 CHECKPOINT_FILES = (
-    "*config.json", "*.index.json", "*.safetensors", "tokenizer*", "*tokens*.json", "vocab*",
-    "merges*", "*.model", "*.bin", "*.jinja",
-)  # fmt: skip
+    "*config.json",
+    "*.index.json",
+    "*.safetensors",
+    "tokenizer*",
+    "*tokens*.json",
+    "vocab*",
+    "merges*",
+    "*.model",
+    "*.bin",
+    "*.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +113,11 @@ def read_permitted(flags: argparse.Namespace) -> Permitted:
     )
     if flags.group_size is not None and not permitted.packs:
         raise InputError(
-            "--group-size", got="16 bits everywhere, which have no groups", allowed="8 or 4 bits",
+            "--group-size",
+            got="16 bits everywhere, which have no groups",
+            allowed="8 or 4 bits",
             hint="--weight-bits 16,4",
-        )  # fmt: skip
+        )
     return permitted
 
 

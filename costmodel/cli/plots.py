@@ -30,12 +30,20 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 # The large buffers: each has one colour in every picture. Nobody reads a legend of fifteen.
 BUFFER_COLORS = dict(
     zip(
-        ("weights", "cache", "weight staging", "cache staging", "workspace", "hidden states",
-         "runtime", "other buffers"),
+        (
+            "weights",
+            "cache",
+            "weight staging",
+            "cache staging",
+            "workspace",
+            "hidden states",
+            "runtime",
+            "other buffers",
+        ),
         COLORS,
         strict=True,
     )
-)  # fmt: skip
+)
 PHASE_COLORS = {"prefill": COLORS[4], "decode": COLORS[0]}
 
 
@@ -63,9 +71,13 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
     axes.plot(latency_s, [point.tok_per_s for point in points], "o-", color=COLORS[0])
     for point in points:
         axes.annotate(
-            str(point.result.policy.block_size), (point.latency_s, point.tok_per_s),
-            textcoords="offset points", xytext=(-5, 5), ha="right", fontsize="small",
-        )  # fmt: skip
+            str(point.result.policy.block_size),
+            (point.latency_s, point.tok_per_s),
+            textcoords="offset points",
+            xytext=(-5, 5),
+            ha="right",
+            fontsize="small",
+        )
     axes.set_xscale("log")
     # The labels stand to the left of the curve and above it: the first and the last need room.
     axes.margins(x=0.08, y=0.1)
@@ -191,8 +203,9 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("share of capacity (%)")
     axes.set_title("Memory at its peak")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small",
-                frameon=False)  # fmt: skip
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small", frameon=False
+    )
 
 
 def draw_channels(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:

@@ -83,9 +83,13 @@ def open_problems(
     """Yield problems that together stand for all that the search compares, see ``decide``."""
     in_place = (False, True) if hardware.has_gpu else (False,)
     for batch, on_demand, on_cpu, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload), (False, True), in_place, permitted.bits(model, "weight"),
-        permitted.bits(model, "cache"), sorted({1.0, permitted.sparsity}, reverse=True),
-    ):  # fmt: skip
+        batch_sizes(workload),
+        (False, True),
+        in_place,
+        permitted.bits(model, "weight"),
+        permitted.bits(model, "cache"),
+        sorted({1.0, permitted.sparsity}, reverse=True),
+    ):
         if on_demand and not _may_demand(model, batch):
             continue
         if on_cpu and "experts" not in model.component_names:

@@ -98,11 +98,22 @@ def minimize(program: LinearProgram) -> Optimum:
         for name, value in options.items():
             highs.setOptionValue(name, value)
         highs.passModel(
-            num_columns, num_rows, len(rows), int(highspy.MatrixFormat.kRowwise),
-            int(highspy.ObjSense.kMinimize), 0.0, program.cost, program.lower, program.upper,
-            program.row_lower, program.row_upper, starts, columns.astype(np.int32),
-            program.matrix[rows, columns], np.zeros(num_columns, dtype=np.int32),
-        )  # fmt: skip
+            num_columns,
+            num_rows,
+            len(rows),
+            int(highspy.MatrixFormat.kRowwise),
+            int(highspy.ObjSense.kMinimize),
+            0.0,
+            program.cost,
+            program.lower,
+            program.upper,
+            program.row_lower,
+            program.row_upper,
+            starts,
+            columns.astype(np.int32),
+            program.matrix[rows, columns],
+            np.zeros(num_columns, dtype=np.int32),
+        )
         highs.run()
         status = highs.getModelStatus()
         if status in (statuses.kOptimal, statuses.kInfeasible, statuses.kUnbounded):

@@ -27,10 +27,19 @@ AROUND_EXPERTS = frozenset(
 # What a batch passes through one after another, layer by layer.
 IN_SERIES = frozenset(
     {
-        "project", "return_queries", "attend", "send_attended", "finish", "experts", "head",
-        "return_hidden", "write_hidden", "read_hidden", "send_hidden",
+        "project",
+        "return_queries",
+        "attend",
+        "send_attended",
+        "finish",
+        "experts",
+        "head",
+        "return_hidden",
+        "write_hidden",
+        "read_hidden",
+        "send_hidden",
     }
-)  # fmt: skip
+)
 
 
 def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> dict[str, Quantity]:

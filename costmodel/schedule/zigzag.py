@@ -192,14 +192,21 @@ class ZigzagSchedule:
             piece = (target.weight_slot, target.batch)
             if target.layer in self.route.disk_weights:
                 yield self._make(
-                    "read_weights", "disk_read", target, writes=[("weights", "cpu", *piece)],
+                    "read_weights",
+                    "disk_read",
+                    target,
+                    writes=[("weights", "cpu", *piece)],
                     slot=target.weight_slot,
-                )  # fmt: skip
+                )
             if target.layer in self.route.sent_weights:
                 yield self._make(
-                    "send_weights", "h2d", target, reads=[("weights", "cpu", *piece)],
-                    writes=[("weights", "gpu", *piece)], slot=target.weight_slot,
-                )  # fmt: skip
+                    "send_weights",
+                    "h2d",
+                    target,
+                    reads=[("weights", "cpu", *piece)],
+                    writes=[("weights", "gpu", *piece)],
+                    slot=target.weight_slot,
+                )
 
     def _load_cache(self, targets: Sequence[_Position]) -> Iterator[Task]:
         """Load the cache that the computation of a batch needs."""
@@ -210,15 +217,21 @@ class ZigzagSchedule:
                 continue
             if route.disk_cache:
                 yield self._make(
-                    "read_cache", "disk_read", target, reads=[("cache", "disk", *home)],
+                    "read_cache",
+                    "disk_read",
+                    target,
+                    reads=[("cache", "disk", *home)],
                     writes=[("cache staging", "cpu", target.slot)],
-                )  # fmt: skip
+                )
             if route.sends_cache:
                 staged = [("cache staging", "cpu", target.slot)] if route.fetches_from_disk else []
                 yield self._make(
-                    "send_cache", "h2d", target, reads=[("cache", "cpu", *home), *staged],
+                    "send_cache",
+                    "h2d",
+                    target,
+                    reads=[("cache", "cpu", *home), *staged],
                     writes=[("cache staging", "gpu", target.slot)],
-                )  # fmt: skip
+                )
 
     def _load_hidden(self, targets: Sequence[_Position]) -> Iterator[Task]:
         """Load the hidden states that the computation of a batch needs."""
@@ -229,15 +242,20 @@ class ZigzagSchedule:
             slot = self._hidden_slot(target)
             if route.disk_hidden:
                 yield self._make(
-                    "read_hidden", "disk_read", target, reads=[("hidden", "disk", target.batch)],
+                    "read_hidden",
+                    "disk_read",
+                    target,
+                    reads=[("hidden", "disk", target.batch)],
                     writes=[("hidden staging", "cpu", slot)],
-                )  # fmt: skip
+                )
             if route.sends_hidden:
                 yield self._make(
-                    "send_hidden", "h2d", target,
+                    "send_hidden",
+                    "h2d",
+                    target,
                     reads=[("hidden", "cpu", target.batch), ("hidden staging", "cpu", slot)],
                     writes=[("hidden staging", "gpu", slot)],
-                )  # fmt: skip
+                )
 
     def _weights_read(self, here: _Position) -> list[Resource]:
         tier = "gpu" if self.route.has_gpu else "cpu"
@@ -265,9 +283,12 @@ class ZigzagSchedule:
         if in_place:
             yield from self._run_experts(here)
         yield self._make(
-            "compute", self.route.compute_channel, here, reads=self._weights_read(here),
+            "compute",
+            self.route.compute_channel,
+            here,
+            reads=self._weights_read(here),
             writes=[self._hidden_staging(here), self._cache_staging(here)],
-        )  # fmt: skip
+        )
         if in_place:
             yield from self._combine(here)
         yield from self._return_cache(here)
@@ -277,86 +298,120 @@ class ZigzagSchedule:
         """Let the router choose, and load what it chose."""
         slot = here.weight_slot
         yield self._make(
-            "route", self.route.compute_channel, here,
+            "route",
+            self.route.compute_channel,
+            here,
             reads=[*self._weights_read(here), self._hidden_staging(here)],
             writes=[("routing", slot)],
-        )  # fmt: skip
+        )
         for piece in range(self.num_pieces) if here.layer in self.route.demanding else ():
             there = replace(here, batch=piece)
             if here.layer in self.route.disk_weights:
                 yield self._make(
-                    "read_experts", "disk_read", there, reads=[("routing", slot)],
-                    writes=[("weights", "cpu", slot, piece)], slot=slot,
-                )  # fmt: skip
+                    "read_experts",
+                    "disk_read",
+                    there,
+                    reads=[("routing", slot)],
+                    writes=[("weights", "cpu", slot, piece)],
+                    slot=slot,
+                )
             if here.layer in self.route.sent_weights:
                 yield self._make(
-                    "send_experts", "h2d", there,
+                    "send_experts",
+                    "h2d",
+                    there,
                     reads=[("routing", slot), ("weights", "cpu", slot, piece)],
-                    writes=[("weights", "gpu", slot, piece)], slot=slot,
-                )  # fmt: skip
+                    writes=[("weights", "gpu", slot, piece)],
+                    slot=slot,
+                )
 
     def _run_experts(self, here: _Position) -> Iterator[Task]:
         """Let the CPU run the experts that are in its memory."""
         slot = here.weight_slot
         yield self._make(
-            "return_tokens", "d2h", here, reads=[("routing", slot)],
+            "return_tokens",
+            "d2h",
+            here,
+            reads=[("routing", slot)],
             writes=[("tokens", "cpu", slot)],
-        )  # fmt: skip
+        )
         yield self._make(
-            "run_experts", "cpu_compute", here, reads=[("tokens", "cpu", slot)],
+            "run_experts",
+            "cpu_compute",
+            here,
+            reads=[("tokens", "cpu", slot)],
             writes=[("made", "cpu", slot)],
-        )  # fmt: skip
+        )
 
     def _combine(self, here: _Position) -> Iterator[Task]:
         """Add what the CPU's experts made to what the GPU's did."""
         slot = here.weight_slot
         yield self._make(
-            "send_made", "h2d", here, reads=[("made", "cpu", slot)],
+            "send_made",
+            "h2d",
+            here,
+            reads=[("made", "cpu", slot)],
             writes=[("made", "gpu", slot)],
-        )  # fmt: skip
+        )
         yield self._make(
-            "combine", "gpu_compute", here, reads=[("made", "gpu", slot)],
+            "combine",
+            "gpu_compute",
+            here,
+            reads=[("made", "gpu", slot)],
             writes=[self._hidden_staging(here)],
-        )  # fmt: skip
+        )
 
     def _front(self, here: _Position) -> Iterator[Task]:
         """Project on the GPU, attend on the CPU what lies there."""
         slot, home = here.slot, (here.layer, here.batch)
         yield self._make(
-            "project", "gpu_compute", here,
+            "project",
+            "gpu_compute",
+            here,
             reads=[*self._weights_read(here), self._hidden_staging(here)],
             writes=[
                 self._cache_staging(here),
                 ("projected", "gpu", slot),
                 ("attended", "gpu", slot),
             ],
-        )  # fmt: skip
+        )
         yield self._make(
-            "return_queries", "d2h", here, reads=[("projected", "gpu", slot)],
+            "return_queries",
+            "d2h",
+            here,
+            reads=[("projected", "gpu", slot)],
             writes=[("projected", "cpu", slot)],
-        )  # fmt: skip
+        )
         yield from self._return_cache(here)
         yield self._make(
-            "attend", "cpu_compute", here, reads=[("projected", "cpu", slot)],
+            "attend",
+            "cpu_compute",
+            here,
+            reads=[("projected", "cpu", slot)],
             writes=[
                 ("cache", "cpu", *home),
                 ("cache staging", "cpu", slot),
                 ("attended", "cpu", slot),
             ],
-        )  # fmt: skip
+        )
         yield from self._write_cache(here)
 
     def _back(self, here: _Position) -> Iterator[Task]:
         """Put together what both attended, and finish the layer."""
         yield self._make(
-            "send_attended", "h2d", here, reads=[("attended", "cpu", here.slot)],
+            "send_attended",
+            "h2d",
+            here,
+            reads=[("attended", "cpu", here.slot)],
             writes=[("attended", "gpu", here.slot)],
-        )  # fmt: skip
+        )
         yield self._make(
-            "finish", "gpu_compute", here,
+            "finish",
+            "gpu_compute",
+            here,
             reads=[*self._weights_read(here), ("attended", "gpu", here.slot)],
             writes=[self._hidden_staging(here)],
-        )  # fmt: skip
+        )
         yield from self._store_hidden(here)
 
     def _stores_cache(self, here: _Position) -> bool:
@@ -368,20 +423,26 @@ class ZigzagSchedule:
         moves = self.route.stores_cache and (here.is_prefill or self.route.sends_cache)
         if moves and self._stores_cache(here):
             yield self._make(
-                "return_cache", "d2h", here, reads=[("cache staging", "gpu", here.slot)],
+                "return_cache",
+                "d2h",
+                here,
+                reads=[("cache staging", "gpu", here.slot)],
                 writes=[
                     ("cache", "cpu", here.layer, here.batch),
                     ("cache staging", "cpu", here.slot),
                 ],
-            )  # fmt: skip
+            )
 
     def _write_cache(self, here: _Position) -> Iterator[Task]:
         """Hand new cache down to the disk."""
         if self.route.disk_cache and self._stores_cache(here):
             yield self._make(
-                "write_cache", "disk_write", here, reads=[("cache staging", "cpu", here.slot)],
+                "write_cache",
+                "disk_write",
+                here,
+                reads=[("cache staging", "cpu", here.slot)],
                 writes=[("cache", "disk", here.layer, here.batch)],
-            )  # fmt: skip
+            )
 
     def _store_hidden(self, here: _Position) -> Iterator[Task]:
         """Hand the new hidden states of one batch down."""
@@ -390,11 +451,17 @@ class ZigzagSchedule:
         slot = self._hidden_slot(here)
         if self.route.sends_hidden:
             yield self._make(
-                "return_hidden", "d2h", here, reads=[("hidden staging", "gpu", slot)],
+                "return_hidden",
+                "d2h",
+                here,
+                reads=[("hidden staging", "gpu", slot)],
                 writes=[("hidden", "cpu", here.batch), ("hidden staging", "cpu", slot)],
-            )  # fmt: skip
+            )
         if self.route.disk_hidden:
             yield self._make(
-                "write_hidden", "disk_write", here, reads=[("hidden staging", "cpu", slot)],
+                "write_hidden",
+                "disk_write",
+                here,
+                reads=[("hidden staging", "cpu", slot)],
                 writes=[("hidden", "disk", here.batch)],
-            )  # fmt: skip
+            )

@@ -108,9 +108,12 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
                 seen.add(part.name)
                 width = part.shape[1] if len(part.shape) == 2 else 1
                 yield TensorPart(
-                    name=part.name, shape=part.shape, first_row=0,
-                    num_elements=part.shape[0] * width, offset_bytes=0,
-                )  # fmt: skip
+                    name=part.name,
+                    shape=part.shape,
+                    first_row=0,
+                    num_elements=part.shape[0] * width,
+                    offset_bytes=0,
+                )
 
 
 def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int) -> None:

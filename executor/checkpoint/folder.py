@@ -166,10 +166,11 @@ class Checkpoint:
         raw = read_json(folder / "config.json", "model config")
         if (folder / ADAPTER_NAME).exists():
             raise InputError(
-                f"checkpoint {folder}", got=f"{ADAPTER_NAME}, an adapter that is not applied",
+                f"checkpoint {folder}",
+                got=f"{ADAPTER_NAME}, an adapter that is not applied",
                 allowed="a folder of whole weights",
                 hint="merging the adapter, or removing that file where the weights hold it already",
-            )  # fmt: skip
+            )
         spec = spec_from_config(raw, name=folder.resolve().name)
         stored = StoredTensors.open(folder)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
@@ -236,8 +237,10 @@ def _find_tensors(
         if table is not head and not are_equal(head, table):
             logger.warning(
                 "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
-                stored.folder / "config.json", HEAD_NAME, table_name,
-            )  # fmt: skip
+                stored.folder / "config.json",
+                HEAD_NAME,
+                table_name,
+            )
             spec = replace(spec, head=replace(spec.head, is_tied=False))
             shapes[HEAD_NAME], tensors[HEAD_NAME] = shape, head
     missing = [name for name in shapes if name not in tensors]

@@ -23,9 +23,24 @@ MAX_HEADER_BYTES = 100 * 10**6
 LENGTH_BYTES = 8
 READ_BYTES = 16 * MIB
 ITEM_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
-    "I16": 2, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "C64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +128,10 @@ def _parse_entry(name: str, value: Any, path: Path, data_offset: int, label: str
         raise InputError(f"dtype of {name} in {label}", got=repr(dtype), allowed="a dtype's name")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise InputError(
-            f"{name} in {label}", got=f"shape {shape}, data_offsets {offsets}",
+            f"{name} in {label}",
+            got=f"shape {shape}, data_offsets {offsets}",
             allowed="whole numbers, two of them offsets",
-        )  # fmt: skip
+        )
     num_bytes = offsets[1] - offsets[0]
     # A tensor of another dtype may be one that is not needed.
     wanted = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else max(0, num_bytes)
@@ -126,9 +142,13 @@ def _parse_entry(name: str, value: Any, path: Path, data_offset: int, label: str
             allowed=f"{wanted} for {dtype} {list(shape)}",
         )
     return TensorEntry(
-        path=path, name=name, dtype=dtype, shape=tuple(shape),
-        offset_bytes=data_offset + offsets[0], num_bytes=num_bytes,
-    )  # fmt: skip
+        path=path,
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        offset_bytes=data_offset + offsets[0],
+        num_bytes=num_bytes,
+    )
 
 
 def _are_sizes(values: Any) -> bool:
@@ -149,6 +169,8 @@ def _check_coverage(
         end += entry.num_bytes
     if end != file_bytes:
         raise InputError(
-            label, got=f"{file_bytes} bytes", allowed=f"{end} as its header says",
+            label,
+            got=f"{file_bytes} bytes",
+            allowed=f"{end} as its header says",
             hint="download the file again",
-        )  # fmt: skip
+        )

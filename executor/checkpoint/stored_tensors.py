@@ -115,9 +115,10 @@ class StoredTensors:
         found = [self.entries[stored] for stored in names if stored in self.entries]
         if len(found) > 1:
             raise InputError(
-                f"checkpoint {self.folder.name}", got=f"{found[0].name} and {found[1].name}",
+                f"checkpoint {self.folder.name}",
+                got=f"{found[0].name} and {found[1].name}",
                 allowed="one tensor for each name of the model",
-            )  # fmt: skip
+            )
         return found[0] if found else None
 
     def missing(self, names: list[str], count: int) -> InputError:
@@ -125,14 +126,16 @@ class StoredTensors:
         for stored in stored_names(names[0]):
             if stored in self.promised:
                 return InputError(
-                    f"shard {self.promised[stored]}", got=f"no tensor {stored}",
+                    f"shard {self.promised[stored]}",
+                    got=f"no tensor {stored}",
                     allowed=f"the tensors that {INDEX_NAME} says it holds",
-                )  # fmt: skip
+                )
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         return InputError(
-            f"checkpoint {self.folder.name}", got=f"no tensor {names[0]}{more}",
+            f"checkpoint {self.folder.name}",
+            got=f"no tensor {names[0]}{more}",
             allowed=f"all {count} tensors that its config asks for",
-        )  # fmt: skip
+        )
 
 
 def _open_indexed(folder: Path) -> StoredTensors:
@@ -140,9 +143,10 @@ def _open_indexed(folder: Path) -> StoredTensors:
     promised, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(promised, dict) or not promised:
         raise InputError(
-            f"weight_map in {INDEX_NAME}", got=f"a {type(promised).__name__} without names",
+            f"weight_map in {INDEX_NAME}",
+            got=f"a {type(promised).__name__} without names",
             allowed="an object of tensor names and shards",
-        )  # fmt: skip
+        )
     entries: dict[str, TensorEntry] = {}
     faults: dict[str, InputError] = {}
     shards = {name for name in promised.values() if _is_shard_name(name)}
@@ -156,15 +160,20 @@ def _open_indexed(folder: Path) -> StoredTensors:
             )
         elif shard in lacking:
             faults[tensor] = InputError(
-                f"shard {shard}", got=f"no such file in {folder}",
-                allowed="a file of the checkpoint", hint="download the checkpoint again",
-            )  # fmt: skip
+                f"shard {shard}",
+                got=f"no such file in {folder}",
+                allowed="a file of the checkpoint",
+                hint="download the checkpoint again",
+            )
     for shard in sorted(shards - lacking):
         entries |= open_safetensors(folder / shard)
     return StoredTensors(
-        folder=folder, entries=entries, promised=promised, faults=faults,
+        folder=folder,
+        entries=entries,
+        promised=promised,
+        faults=faults,
         index_dtype=metadata.get("dtype") if isinstance(metadata, dict) else None,
-    )  # fmt: skip
+    )
 
 
 def _is_shard_name(name: object) -> bool:

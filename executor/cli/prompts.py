@@ -166,17 +166,19 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     keys = [key for key in PROMPT_KEYS if key in parsed]
     if len(keys) != 1:
         raise InputError(
-            where, got="both prompt and prompt_ids" if keys else "neither prompt nor prompt_ids",
+            where,
+            got="both prompt and prompt_ids" if keys else "neither prompt nor prompt_ids",
             allowed=LINE_FORM,
-        )  # fmt: skip
+        )
     if keys == ["prompt"]:
         _check_text(parsed["prompt"], where)
     taken = [key for key in OUTPUT_KEYS if key in parsed]
     if taken:
         raise InputError(
-            where, got=f"a key {taken[0]!r}, which the outputs need for themselves",
+            where,
+            got=f"a key {taken[0]!r}, which the outputs need for themselves",
             allowed="any other name",
-        )  # fmt: skip
+        )
     return parsed
 
 
@@ -200,15 +202,17 @@ def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
     outside = [i for i in ids if not 0 <= i < limits.vocab_size]
     if outside:
         raise InputError(
-            where, got=f"token id {outside[0]}",
+            where,
+            got=f"token id {outside[0]}",
             allowed=f"0 to {limits.vocab_size - 1}, the model's vocabulary",
-        )  # fmt: skip
+        )
     if len(ids) + limits.gen_len > limits.max_positions:
         raise InputError(
-            where, got=f"{len(ids)} tokens + {limits.gen_len} generated",
+            where,
+            got=f"{len(ids)} tokens + {limits.gen_len} generated",
             allowed=f"{limits.max_positions} positions",
             hint="a shorter prompt or a smaller --gen-len",
-        )  # fmt: skip
+        )
 
 
 def _refuse_two_prompts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,9 +34,16 @@ from profiles.recorded import find_profile
 
 # What a policy was made for, and cannot be told again.
 PLANNED = (
-    "gen_len", "dtype", "gpu_memory", "cpu_memory", "disk", "weight_bits", "cache_bits",
-    "group_size", "sparsity",
-)  # fmt: skip
+    "gen_len",
+    "dtype",
+    "gpu_memory",
+    "cpu_memory",
+    "disk",
+    "weight_bits",
+    "cache_bits",
+    "group_size",
+    "sparsity",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +94,24 @@ class Job:
         policies = self._policies_of_blocks()
         predictions = [estimate(policy, self.hardware) for policy in policies]
         report = Report(
-            policy=self.policy, hardware=self.hardware, planned=planned, policies=policies,
+            policy=self.policy,
+            hardware=self.hardware,
+            planned=planned,
+            policies=policies,
             predictions=predictions,
-        )  # fmt: skip
+        )
         bar = ProgressBar(predictions, self.policy, num_prompts=len(self.prompts))
         reset_peaks()
         runner = Runner(
-            self.policy, self.hardware, self.source, offload_dir,
-            sampler=self.sampler, eos_ids=self.eos_ids, progress=bar,
+            self.policy,
+            self.hardware,
+            self.source,
+            offload_dir,
+            sampler=self.sampler,
+            eos_ids=self.eos_ids,
+            progress=bar,
             on_span=recorder.record if recorder else None,
-        )  # fmt: skip
+        )
         with bar, runner:
             if recorder:
                 recorder.start()
@@ -128,9 +143,11 @@ def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> Non
     parser.add_bytes("--cpu-memory", help="budget, without --policy")
     parser.add_bytes("--disk", help="budget, without --policy")
     add(
-        "--trace", type=output_path, metavar="FILE",
+        "--trace",
+        type=output_path,
+        metavar="FILE",
         help="timeline for ui.perfetto.dev, measured beside simulated",
-    )  # fmt: skip
+    )
 
 
 def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:

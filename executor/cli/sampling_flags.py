@@ -35,9 +35,10 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--repetition-penalty", type=float, help="divides the logits of tokens that were there")
     add("--seed", type=int, default=0, help="of the draws (0)")
     add(
-        "--ignore-generation-config", action="store_true",
+        "--ignore-generation-config",
+        action="store_true",
         help="take nothing but the end tokens from the model's generation_config.json",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,9 @@ class Sampling:
         if self.not_followed:
             logger.warning(
                 "%s: not followed here: %s; --ignore-generation-config ignores the file",
-                self.path, _join(self.not_followed),
-            )  # fmt: skip
+                self.path,
+                _join(self.not_followed),
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return every setting under its name."""
@@ -97,9 +99,11 @@ class Sampling:
             "do_sample": not self.sampler.is_greedy,
             "seed": self.sampler.seed,
             "eos_token_id": sorted(self.eos_ids),
-            **self.by_default, **self.from_file, **self.from_flags,
+            **self.by_default,
+            **self.from_file,
+            **self.from_flags,
             "not_followed": dict(self.not_followed),
-        }  # fmt: skip
+        }
 
 
 def choose_sampling(
@@ -122,9 +126,11 @@ def choose_sampling(
             limits.setdefault(name, read(name, DRAW_DEFAULTS[name]))
         if limits["temperature"] == 0:
             raise InputError(
-                f"temperature in {told.path}", got="0 with do_sample true", allowed="above 0",
+                f"temperature in {told.path}",
+                got="0 with do_sample true",
+                allowed="above 0",
                 hint="--temperature 0 to take the likeliest tokens",
-            )  # fmt: skip
+            )
     processors = told.processors(vocab_size)
     if "repetition_penalty" in given:
         processors = replace(processors, repetition_penalty=given["repetition_penalty"])

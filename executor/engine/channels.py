@@ -228,9 +228,12 @@ class Engine:
             timer.emit_done()
             return
         span = Span(
-            task=task, start_s=start_s, end_s=time.perf_counter(), num_bytes=num_bytes,
+            task=task,
+            start_s=start_s,
+            end_s=time.perf_counter(),
+            num_bytes=num_bytes,
             blocked_s=start_s - picked_s,
-        )  # fmt: skip
+        )
         self._trace.record(span)
 
     def _do(self, task: Task, num_threads: int) -> tuple[float, int]:

@@ -74,15 +74,18 @@ class Machine:
         ]
         if gpu is None:
             return channels
-        compute = Channel("gpu_compute", stream=self._stream("gpu_compute"),
-                          num_threads=gpu_threads, cores=cores)  # fmt: skip
+        compute = Channel(
+            "gpu_compute", stream=self._stream("gpu_compute"), num_threads=gpu_threads, cores=cores
+        )
         links = [
             Channel(
-                name, stream=self._stream(name), num_threads=1,
+                name,
+                stream=self._stream(name),
+                num_threads=1,
                 throttle=Throttle(link.pinned_bytes_per_s) if gpu.emulated else None,
             )
             for name, link in (("h2d", gpu.h2d), ("d2h", gpu.d2h))
-        ]  # fmt: skip
+        ]
         return [*channels, *links, compute]
 
     def _stream(self, channel: str) -> torch.cuda.Stream | None:

@@ -20,21 +20,42 @@ from profiles.files import read_json
 DRAW_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 # Keys that are followed, beside those.
 PROCESSOR_KEYS = (
-    "sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length",
-    "min_new_tokens", "suppress_tokens", "begin_suppress_tokens",
-)  # fmt: skip
+    "sequence_bias",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_length",
+    "min_new_tokens",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 FOLLOWED = ("do_sample", *DRAW_DEFAULTS, *PROCESSOR_KEYS, "eos_token_id")
 # Keys that would change the tokens and are not followed, with the values that change nothing.
 NOT_FOLLOWED: Mapping[str, tuple[Any, ...]] = {
-    "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,),
-    "constraints": (), "force_words_ids": (), "penalty_alpha": (0,), "dola_layers": (),
-    "guidance_scale": (1,), "watermarking_config": (), "token_healing": (False,),
-    "stop_strings": ([],), "max_time": (), "cache_implementation": ("dynamic", "hybrid"),
-    "top_h": (), "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
-    "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
-    "forced_bos_token_id": (), "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (), "assistant_ensemble_weight": (),
-}  # fmt: skip
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "stop_strings": ([],),
+    "max_time": (),
+    "cache_implementation": ("dynamic", "hybrid"),
+    "top_h": (),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "assistant_ensemble_weight": (),
+}
 # Of NOT_FOLLOWED, what matters only where tokens are drawn.
 DRAW_ONLY = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # The number of tokens is part of the plan: it comes from --gen-len or the policy.
@@ -42,17 +63,43 @@ LENGTHS = ("max_length", "max_new_tokens")
 # Keys without an effect on the tokens of a model without an encoder: what is returned, speed,
 # memory, what only beams or the settings above use. Assisted generation keeps the distribution.
 # Logits that are not finite end a run, whether they are to be removed or not.
-HARMLESS = frozenset({
-    "early_stopping", "length_penalty", "diversity_penalty", "renormalize_logits",
-    "remove_invalid_values", "use_cache", "cache_config", "max_cache_len", "low_memory",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits",
-    "return_dict_in_generate", "pad_token_id", "bos_token_id", "decoder_start_token_id",
-    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
-    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
-    "use_mtp", "compile_config", "disable_compile", "continuous_batching_config",
-    "prefill_chunk_size", "transformers_version",
-})  # fmt: skip
+HARMLESS = frozenset(
+    {
+        "early_stopping",
+        "length_penalty",
+        "diversity_penalty",
+        "renormalize_logits",
+        "remove_invalid_values",
+        "use_cache",
+        "cache_config",
+        "max_cache_len",
+        "low_memory",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "pad_token_id",
+        "bos_token_id",
+        "decoder_start_token_id",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "prompt_lookup_num_tokens",
+        "max_matching_ngram_size",
+        "assistant_early_exit",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "speculation_type",
+        "use_mtp",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "prefill_chunk_size",
+        "transformers_version",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +160,14 @@ class GenerationConfig:
         biases = self._list(
             "sequence_bias",
             lambda pair: (
-                isinstance(pair, list) and len(pair) == 2 and _is_run(pair[0], vocab_size)
-                and type(pair[1]) in (int, float) and abs(pair[1]) <= sys.float_info.max
+                isinstance(pair, list)
+                and len(pair) == 2
+                and _is_run(pair[0], vocab_size)
+                and type(pair[1]) in (int, float)
+                and abs(pair[1]) <= sys.float_info.max
             ),
             "pairs of a run of ids and a number",
-        )  # fmt: skip
+        )
         known = [
             [i for i in self._ids(key) if 0 <= i < vocab_size]
             for key in ("suppress_tokens", "begin_suppress_tokens")

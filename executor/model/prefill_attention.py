@@ -38,9 +38,12 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     kv_heads = k.shape[2]
     if q.is_cuda and (heads == kv_heads or _knows_groups(q)):
         attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-            is_causal=True, enable_gqa=heads != kv_heads,
-        )  # fmt: skip
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=heads != kv_heads,
+        )
         return attended.transpose(1, 2).flatten(2)
     out = q.new_empty(batch, tokens, heads, head_dim)
     group = heads // kv_heads

@@ -82,9 +82,10 @@ class Sampler:
             raise InputError("seed", got=self.seed, allowed=f"0 to {MAX_SEED}")
         if self.is_greedy and (self.top_k or self.top_p < 1 or self.min_p):
             raise InputError(
-                "top-k, top-p and min-p", got="a limit with temperature 0, the likeliest",
+                "top-k, top-p and min-p",
+                got="a limit with temperature 0, the likeliest",
                 allowed="a limit with a temperature above 0",
-            )  # fmt: skip
+            )
 
     @property
     def is_greedy(self) -> bool:

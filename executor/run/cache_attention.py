@@ -127,11 +127,17 @@ class DecodeAttention:
             rows = slice(segment.first_row - before, segment.end_row - before)
             self.cache.append(task, context, keys_values[:, rows])
             kernels.decode_attention(
-                q, context, out[rows], first_row=rows.start, lengths=lengths,
-                prompt_len=batch.prompt_ids.shape[1], packing=self.cache.layout(task).packing,
-                sparsity=self._sparsity, value_sums=self.cache.value_sums(task, segment),
+                q,
+                context,
+                out[rows],
+                first_row=rows.start,
+                lengths=lengths,
+                prompt_len=batch.prompt_ids.shape[1],
+                packing=self.cache.layout(task).packing,
+                sparsity=self._sparsity,
+                value_sums=self.cache.value_sums(task, segment),
                 begins=task.token == 1,
-            )  # fmt: skip
+            )
             filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled
 

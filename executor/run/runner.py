@@ -169,9 +169,12 @@ class Runner:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
         stores = Stores(
-            weights=self.weights, tokens=tokens, positions=positions, cache=cache,
+            weights=self.weights,
+            tokens=tokens,
+            positions=positions,
+            cache=cache,
             hidden=hidden,
-        )  # fmt: skip
+        )
         self.block = Block(policy, machine, stores, self.sampler, self.eos_ids)
         channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
         self.engine = enter(Engine(channels, self.block.handlers(), self.trace))

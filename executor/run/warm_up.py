@@ -71,6 +71,10 @@ def _compile_attention(
     kernels.pack_rows(torch.zeros_like(out[:, 0]).expand(2, -1, -1), packing, context[-1])
     for lengths in (None, torch.ones(1, dtype=torch.int32, device=device)):
         kernels.decode_attention(
-            q.clone(), context, out, lengths=lengths, packing=packing,
+            q.clone(),
+            context,
+            out,
+            lengths=lengths,
+            packing=packing,
             sparsity=policy.attention_sparsity,
-        )  # fmt: skip
+        )

@@ -244,9 +244,14 @@ class WeightFile:
             raise
 
     def _write_pages(
-        self, file: DirectFile, descriptor: int, place: int, first: int, last: int,
+        self,
+        file: DirectFile,
+        descriptor: int,
+        place: int,
+        first: int,
+        last: int,
         progress: Progress,
-    ) -> None:  # fmt: skip
+    ) -> None:
         scratch = torch.frombuffer(aligned_buffer(BUILD_PIECE_BYTES), dtype=torch.uint8)
         for start in range(first, last, BUILD_PIECE_BYTES):
             piece = scratch[: min(BUILD_PIECE_BYTES, last - start)]

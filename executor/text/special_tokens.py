@@ -84,9 +84,10 @@ class DeclaredTokens:
                 other = tokenizer.id_to_token(index)
                 taken = "" if other is None else f", which is {other!r}"
                 raise InputError(
-                    f"added token {token.content!r}", got=f"id {index}{taken}",
+                    f"added token {token.content!r}",
+                    got=f"id {index}{taken}",
                     allowed=f"{found}, its id beside the vocabulary of tokenizer.json",
-                )  # fmt: skip
+                )
 
 
 def read_declared_tokens(

@@ -16,9 +16,12 @@ from costmodel.model.family import AS_IT_STANDS
 
 # Classes that take the file as it stands.
 PLAIN_CLASSES = (
-    AS_IT_STANDS, "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend",
+    AS_IT_STANDS,
+    "PreTrainedTokenizerFast",
+    "PreTrainedTokenizer",
+    "PythonBackend",
     "BloomTokenizer",
-)  # fmt: skip
+)
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -82,8 +85,11 @@ def _gemma(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _byte_level(*, prefix: bool = True, regex: bool = True) -> dict[str, Any]:
     return {
-        "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex,
-    }  # fmt: skip
+        "type": "ByteLevel",
+        "add_prefix_space": prefix,
+        "trim_offsets": True,
+        "use_regex": regex,
+    }
 
 
 def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,21 +126,28 @@ REBUILT = {
     "GemmaTokenizer": Rebuilt(
         parts=_gemma,
         tokens={
-            "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
-            "pad_token": "<pad>", "mask_token": "<mask>",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            "mask_token": "<mask>",
         },
     ),
     "GPT2Tokenizer": Rebuilt(
         parts=_gpt2,
         tokens={
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "unk_token": END_OF_TEXT,
             "pad_token": None,
         },
     ),
     "GPTNeoXTokenizer": Rebuilt(
         parts=_gpt_neox,
         tokens={
-            "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT,
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "unk_token": END_OF_TEXT,
             "pad_token": "<|padding|>",
         },
     ),
@@ -142,7 +155,7 @@ REBUILT = {
         parts=_qwen2,
         tokens={"eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT, "pad_token": END_OF_TEXT},
     ),
-}  # fmt: skip
+}
 
 
 def class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_level: bool) -> str:

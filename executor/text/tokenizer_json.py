@@ -95,9 +95,10 @@ class TokenizerFiles:
         missing = _missing_in_template(spec.get("post_processor"))
         if missing:
             raise InputError(
-                what, got=f"a post_processor that adds {missing[0]!r}, which it does not describe",
+                what,
+                got=f"a post_processor that adds {missing[0]!r}, which it does not describe",
                 allowed="only tokens of its special_tokens",
-            )  # fmt: skip
+            )
         return tokenizer
 
     def _rebuild(self, rebuilt: Rebuilt) -> dict[str, Any]:
@@ -117,9 +118,11 @@ def refuse_pointer(path: Path) -> None:
         raise InputError(f"tokenizer {path}", got="an empty file", allowed="the tokenizer")
     if head == POINTER:
         raise InputError(
-            f"tokenizer {path}", got="a pointer of Git LFS", allowed="the tokenizer",
+            f"tokenizer {path}",
+            got="a pointer of Git LFS",
+            allowed="the tokenizer",
             hint="git lfs pull",
-        )  # fmt: skip
+        )
 
 
 def cannot_encode(error: Exception) -> InputError:

@@ -49,25 +49,30 @@ def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:
     missing = [package for package in packages if not _is_installed(package)]
     if missing:
         raise InputError(
-            what, got=f"{why}, and {', '.join(missing)} not installed",
+            what,
+            got=f"{why}, and {', '.join(missing)} not installed",
             allowed="a tokenizer.json that is read without transformers",
             hint=f"pip install {' '.join(missing)}",
-        )  # fmt: skip
+        )
     found = version("transformers")
     if int(found.split(".")[0]) < 5:
         raise InputError(
-            what, got=f"{why}, and transformers {found}", allowed="transformers 5 or newer",
+            what,
+            got=f"{why}, and transformers {found}",
+            allowed="transformers 5 or newer",
             hint="pip install --upgrade transformers",
-        )  # fmt: skip
+        )
     try:
         tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # its readers raise whatever their formats raise
         raise InputError(
-            what, got=_damage(folder) or error, allowed="files that transformers can read",
+            what,
+            got=_damage(folder) or error,
+            allowed="files that transformers can read",
             hint="a tokenizer.json, which save_pretrained of transformers writes",
-        ) from error  # fmt: skip
+        ) from error
     return TransformersTokenizer(tokenizer)
 
 
@@ -80,9 +85,11 @@ def _packages_for(folder: Path) -> list[str]:
         others = [folder / name for name in OTHER_FILES if (folder / name).exists()]
         if not others:
             raise InputError(
-                f"tokenizer of {folder}", got="no tokenizer.json", allowed="a checkpoint with one",
+                f"tokenizer of {folder}",
+                got="no tokenizer.json",
+                allowed="a checkpoint with one",
                 hint="prompt_ids in place of prompt",
-            )  # fmt: skip
+            )
         for path in others:
             refuse_pointer(path)
         return ["tiktoken"] if others[0].name == "tiktoken.model" else []
