@@ -25,7 +25,7 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint, WeightSource
-from executor.cli.kept_profile import keep_run
+from executor.machine_profile import keep_run
 from executor.cli.run_command import (
     Job,
     add_job_flags,

@@ -15,7 +15,7 @@ from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
-from executor.cli.kept_profile import keep_run
+from executor.machine_profile import keep_run
 from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.cli.run_command import (
     Job,

@@ -16,7 +16,7 @@ from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.folder import WeightSource
-from executor.cli.kept_profile import machine_profile
+from executor.machine_profile import machine_profile
 from executor.cli.progress_bar import ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
 from executor.machine.memory_budget import within_free_memory

@@ -27,7 +27,7 @@ from costmodel.pricing.price import estimate
 from executor import generate
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import INDEX_NAME
-from executor.cli import kept_profile as machine_profile
+from executor import machine_profile
 from executor.run.block import Block
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.weight_file import WeightFile

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from costmodel.calibration.measured_runs import MeasuredRun
-from executor.cli import kept_profile as machine_profile
+from executor import machine_profile
 from executor.cli.run_report import Report
 from profiles.mounts import Mount
 from tests.executor.test_memory import LLAMA
