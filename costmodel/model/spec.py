@@ -305,6 +305,11 @@ class LayerSpec:
             _check_choice("norm place", place, NORM_PLACES)
 
     @property
+    def adds_plainly(self) -> bool:
+        """Whether what each half makes is added to its input without a norm or a factor."""
+        return "after" not in self.norm_places and self.residual_scale == 1
+
+    @property
     def component_names(self) -> tuple[str, ...]:
         """The parts that have placements of their own, in the order in which they compute."""
         if self.experts is None:

@@ -316,15 +316,14 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
     """Count what products hold in float32 of 16-bit operands; some processors convert none."""
     if problem.model.dtype == "float32":
         return 0
-    shapes = {
-        tensor.shape
+    in_features = max(
+        tensor.shape[1]
         for layer in problem.sizes.staged_layers.values()
         for component in layer.components
         for tensor in component.tensors
         if len(tensor.shape) == 2
-    }
-    num_threads = problem.hardware.cpu.num_cores
-    return max(wide_bytes(num_tokens, *shape, num_threads=num_threads) for shape in shapes)
+    )
+    return wide_bytes(num_tokens, in_features, num_threads=problem.hardware.cpu.num_cores)
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:

@@ -26,7 +26,7 @@ import torch
 
 from costmodel.model.spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model import mlp as feed_forward
-from executor.model.matrices import LayerWeights, Matrix, linear, multiply, vector
+from executor.model.matrices import LayerWeights, linear, multiply_groups, vector
 
 # Rows whose factors are of another dtype are converted so many at once.
 WEIGHED_AT_ONCE = 256
@@ -193,15 +193,6 @@ def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
         if first < last:
             found.append((expert, slice(first - part.start, last - part.start)))
     return found
-
-
-def multiply_groups(
-    x: torch.Tensor, matrices: Sequence[Matrix], groups: Sequence[Group], out: torch.Tensor
-) -> None:
-    """Fill rows of ``out`` [rows, out] with those of ``x`` [rows, in] times their group's matrix;
-    both are dense in their last dimension."""
-    for expert, part in groups:
-        multiply(x[part], matrices[expert], out[part])
 
 
 def _weigh(rows: torch.Tensor, factors: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
-from executor.model.matrices import LayerWeights, bias_of, linear, vector
+from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
 from profiles import kernels
 
 
@@ -148,10 +148,14 @@ def finish_attention(
     """Project what was attended [batch, tokens, query], and add it to ``x`` [batch, tokens, hidden]
     in place.
 
-    Temporaries at the peak, in elements per token: ``hidden``; with a norm behind, twice that.
+    Temporaries at the peak, in elements per token: none where the product is added as it comes;
+    else ``hidden``, with a norm behind twice that.
     """
-    projected = linear(attended, weights["output.weight"], bias_of(weights, "output"))
-    _add_half(x, projected, weights, "attention", layer)
+    matrix, bias = weights["output.weight"], bias_of(weights, "output")
+    if layer.adds_plainly:
+        add_linear(attended, matrix, bias, x)
+    else:
+        _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
 
 
 def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
@@ -176,6 +180,9 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         assert layer.mlp is not None
         inner = mlp.inner(normed, weights, layer.mlp)
         del normed
+        if layer.adds_plainly:
+            add_linear(inner, weights["down.weight"], bias_of(weights, "down"), x)
+            return
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
 

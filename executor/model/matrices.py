@@ -41,27 +41,86 @@ def linear(
 
     Allocates the result only: every chunk's product is written to its columns in place.
     """
-    rows = x.reshape(-1, x.shape[-1])
     if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
+        rows = x.reshape(-1, x.shape[-1])
         return kernels.linear(rows, chunks[0], bias).view(*x.shape[:-1], chunks[0].shape[0])
-    out = x.new_empty(rows.shape[0], sum(chunk.shape[0] for chunk in chunks))
+    out = x.new_empty(*x.shape[:-1], sum(chunk.shape[0] for chunk in chunks))
+    _multiply_chunks(x, chunks, bias, out, adds=False)
+    return out
+
+
+def add_linear(
+    x: torch.Tensor, chunks: Sequence[Matrix], bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """Add ``linear(x, chunks, bias)``, rounded, to ``out`` [..., out] in place."""
+    _multiply_chunks(x, chunks, bias, out, adds=True)
+
+
+def _multiply_chunks(
+    x: torch.Tensor,
+    chunks: Sequence[Matrix],
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    adds: bool,
+) -> None:
+    rows, out = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
     first = 0
     for chunk in chunks:
         columns = slice(first, first + chunk.shape[0])
-        multiply(rows, chunk, out[:, columns], None if bias is None else bias[columns])
+        own_bias = None if bias is None else bias[columns]
+        multiply(rows, chunk, out[:, columns], own_bias, adds=adds)
         first += chunk.shape[0]
-    return out.view(*x.shape[:-1], first)
 
 
 def multiply(
-    x: torch.Tensor, matrix: Matrix, out: torch.Tensor, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    matrix: Matrix,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    adds: bool = False,
 ) -> None:
-    """Fill ``out`` [rows, out] with ``x`` [rows, in] times one matrix; both dense in their last
-    dimension."""
+    """Fill ``out`` [rows, out] with ``x`` [rows, in] times one matrix, or add that to it; both are
+    dense in their last dimension."""
     if isinstance(matrix, PackedRows):
-        kernels.multiply_rows(x, matrix.rows, matrix.packing, out, bias)
+        kernels.multiply_rows(x, matrix.rows, matrix.packing, out, bias, adds=adds)
     else:
-        kernels.linear(x, matrix, bias, out)
+        kernels.linear(x, matrix, bias, out, adds=adds)
+
+
+def multiply_groups(
+    x: torch.Tensor,
+    matrices: Sequence[Matrix],
+    groups: Sequence[tuple[int, slice]],
+    out: torch.Tensor,
+) -> None:
+    """Fill rows of ``out`` [rows, out] with those of ``x`` [rows, in] times their group's matrix.
+
+    Parameters
+    ----------
+    matrices
+        Some hold only until the next one is looked at: those are multiplied one by one.
+    groups
+        Numbers of matrices, and the rows of each, one group behind the other.
+    """
+    if isinstance(matrices, OneByOne) or not groups:
+        for number, part in groups:
+            multiply(x[part], matrices[number], out[part])
+        return
+    chosen = [matrices[number] for number, _ in groups]
+    counts = [part.stop - part.start for _, part in groups]
+    packed = [matrix for matrix in chosen if isinstance(matrix, PackedRows)]
+    plain = [matrix for matrix in chosen if isinstance(matrix, torch.Tensor)]
+    if packed:
+        rows = [matrix.rows for matrix in packed]
+        kernels.grouped_linear(x, counts, rows, out, packing=packed[0].packing)
+    else:
+        kernels.grouped_linear(x, counts, plain, out)
+
+
+class OneByOne(Sequence[Matrix]):
+    """Matrices of which each holds until the next one is looked at."""
 
 
 def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:

@@ -8,7 +8,7 @@ import torch
 
 from costmodel.model.layout import LayerLayout, TensorLayout
 from executor.machine.arena import Arena
-from executor.model.matrices import Matrix, PackedRows
+from executor.model.matrices import Matrix, OneByOne, PackedRows
 from profiles.kernels import unpack_rows
 
 
@@ -115,7 +115,7 @@ class PackedLayer(Mapping[str, Sequence[Matrix]]):
         return len(self._packed)
 
 
-class UnpackedExperts(Sequence[torch.Tensor]):
+class UnpackedExperts(OneByOne):
     """One matrix of each expert, unpacked when it is asked for; it holds until the next is."""
 
     def __init__(

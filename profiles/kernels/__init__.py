@@ -16,13 +16,14 @@ import torch
 from profiles.kernels import twins
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
-from profiles.kernels.groups import multiply_rows, pack_rows, unpack_rows
-from profiles.kernels.products import linear
+from profiles.kernels.groups import pack_rows, unpack_rows
+from profiles.kernels.products import grouped_linear, linear, multiply_rows
 from profiles.packing import Packing
 
 __all__ = [
-    "decode_attention", "end_idle_threads", "is_native", "linear", "load_library", "multiply_rows",
-    "pack_rows", "rms_norm", "rotate", "swiglu", "unpack_rows", "without_cudnn_attention",
+    "decode_attention", "end_idle_threads", "grouped_linear", "is_native", "linear", "load_library",
+    "multiply_rows", "pack_rows", "rms_norm", "rotate", "swiglu", "unpack_rows",
+    "without_cudnn_attention",
 ]  # fmt: skip
 
 _long = ctypes.c_long

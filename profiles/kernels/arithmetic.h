@@ -26,14 +26,15 @@ struct Wide {
         store(kept + g * padded(dim) + d, load_part(q + g * dim + d, dim - d));
     return kept;
   }
-  // Adds kKeyDims dimensions of the products of kTokens keys and kQueries queries to their sums.
+  // Adds kKeyDims dimensions, of the `left` from d on, of the products of kTokens keys and kQueries
+  // queries to their sums.
   template <long kQueries, long kTokens>
-  INLINE static void multiply(const T* const* keys, const float* q, long d, long dim,
+  INLINE static void multiply(const T* const* keys, const float* q, long stride, long d, long left,
                               Floats* dots) {
     repeat<kTokens>([&](auto t) INLINE {
-      const Floats key = load_part(keys[t] + d, dim - d);
+      const Floats key = load_part(keys[t] + d, left);
       repeat<kQueries>([&](auto g) INLINE {
-        dots[g * kTokens + t] += key * load(q + g * padded(dim) + d);
+        dots[g * kTokens + t] += key * load(q + g * stride + d);
       });
     });
   }
@@ -65,13 +66,13 @@ struct Pairs {
   static long padded(long dim) { return dim; }
   static const Bfloat16* queries(const Bfloat16* q, long, long, Bfloat16*) { return q; }
   template <long kQueries, long kTokens>
-  INLINE static void multiply(const Bfloat16* const* keys, const Bfloat16* q, long d, long dim,
-                              Floats* dots) {
+  INLINE static void multiply(const Bfloat16* const* keys, const Bfloat16* q, long stride, long d,
+                              long, Floats* dots) {
     repeat<kTokens>([&](auto t) INLINE {
       const __m512bh key = load_pairs(keys[t] + d);
       repeat<kQueries>([&](auto g) INLINE {
         Floats& dot = dots[g * kTokens + t];
-        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, load_pairs(q + g * dim + d), key);
+        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, load_pairs(q + g * stride + d), key);
       });
     });
   }

@@ -65,7 +65,7 @@ class Scorer {
       for (long i = 0; g == 0 && i < kTokens; ++i) cache_.fetch_key(t + i);
       Floats dots[kLanes] = {};
       for (long d = 0; d < a_.dim; d += Ops::kKeyDims)
-        Ops::template multiply<kQueries, kTokens>(keys, q, d, a_.dim, dots);
+        Ops::template multiply<kQueries, kTokens>(keys, q, width_, d, a_.dim - d, dots);
       const Floats scores = sums_of(dots) * a_.scale;
       for (long i = 0; i < kQueries; ++i)
         std::memcpy(to + i * stride + t, reinterpret_cast<const float*>(&scores) + i * kTokens,

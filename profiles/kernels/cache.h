@@ -103,7 +103,7 @@ class PackedCache {
   void fetch_key(long) const {}
   void fetch_value(long, long, long) const {}
   const T* value(long token) {
-    unpack_row(packing_, at(token) + a_.value_stride, values_.data());
+    unpack_part(packing_, at(token) + a_.value_stride, 0, a_.dim, values_.data());
     return values_.data();
   }
 
@@ -113,7 +113,7 @@ class PackedCache {
   const uint8_t* at(long token) const { return row_ + token * a_.token_stride; }
   void unpack(const uint8_t* packed, T* to) const {
     fetch(packed + kTile * a_.token_stride, row_bytes_);
-    unpack_row(packing_, packed, to);
+    unpack_part(packing_, packed, 0, a_.dim, to);
   }
 
   const Attention& a_;

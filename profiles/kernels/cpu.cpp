@@ -2,6 +2,8 @@
 // SwiGLU, and groups of few bits, for every dtype. Every function has a plain-torch twin, in twins.py
 // or group_twins.py. Arithmetic is in float32.
 
+#include <algorithm>
+
 #include "attention.h"
 #include "groups.h"
 #include "packed_pairs.h"
@@ -11,11 +13,19 @@
 
 namespace {
 
+// Calling the team costs more than so few elements, and beside another program the team waits for a
+// thread that was taken off its core.
+constexpr long kSerial = 1 << 16;
+// Elements that a thread takes at once.
+constexpr long kTaken = 1 << 14;
+long taken(long dim) { return std::max(1L, kTaken / dim); }
+
 // Runs `outer` times `inner`, `dim` elements each.
 template <class T>
 void norm(const T* x, long outer, long outer_stride, long inner, long inner_stride, long dim,
           const T* weight, float eps, T* out, long out_outer, long out_inner, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) collapse(2) \
+    if (outer * inner * dim > kSerial)
   for (long o = 0; o < outer; ++o)
     for (long i = 0; i < inner; ++i) {
       const T* from = x + o * outer_stride + i * inner_stride;
@@ -37,7 +47,8 @@ template <class T>
 void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T* cosines,
             const T* sines, long positions, int threads) {
   const long half = dim / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(heads * dim)) \
+    if (tokens * heads * dim > kSerial)
   for (long t = 0; t < tokens; ++t)
     for (long h = 0; h < heads; ++h)
       for (long d = 0; d < half; d += kLanes) {
@@ -54,7 +65,7 @@ void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T*
 template <class T>
 void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up_stride,
             int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
   for (long r = 0; r < rows; ++r)
     for (long d = 0; d < dim; d += kLanes) {
       T* to = gate + r * gate_stride + d;
@@ -65,12 +76,6 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
 }
 
 }  // namespace
-
-// Lets every thread of the team call `work`, which takes parts until none is left.
-extern "C" void work_together(void (*work)(), int threads) {
-#pragma omp parallel num_threads(threads)
-  work();
-}
 
 #define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
 
@@ -106,27 +111,13 @@ extern "C" void work_together(void (*work)(), int threads) {
   }
 FOR_DTYPES(EXPORT)
 
-#define EXPORT_PRODUCT(T, NAME, MULTIPLY)                                                        \
-  extern "C" void multiply_rows_##NAME(const T* x, long rows, const uint8_t* packed,           \
-                                       long outputs, long packed_stride, long dim, long group, \
-                                       int bits, const T* bias, T* out, long out_stride,       \
-                                       int threads) {                                          \
-    const Factors<T> f{x, rows, packed, outputs, packed_stride, bias, out, out_stride};        \
-    MULTIPLY(f, {dim, group, bits}, threads);                                                  \
-  }
-void multiply_bfloat16(const Factors<Bfloat16>& f, const Packing& p, int threads) {
-#if defined(HAS_TABLE)
-  if (f.rows <= kRows && PackedPairs::takes(p))
-    return multiply_rows<Bfloat16, PackedPairs>(f, p, threads);
-#endif
-#if defined(__AVX512BF16__)
-  if (p.dim % 32 == 0) return multiply_rows<Bfloat16, Pairs>(f, p, threads);
-#endif
-  multiply_rows<Bfloat16, Wide<Bfloat16>>(f, p, threads);
+extern "C" void multiply_float32(const Products* p, int threads) {
+  multiply_wide<float>(*p, threads);
 }
-EXPORT_PRODUCT(float, float32, (multiply_rows<float, Wide<float>>))
-EXPORT_PRODUCT(Bfloat16, bfloat16, multiply_bfloat16)
-EXPORT_PRODUCT(Float16, float16, (multiply_rows<Float16, Wide<Float16>>))
+extern "C" void multiply_float16(const Products* p, int threads) {
+  multiply_wide<Float16>(*p, threads);
+}
+extern "C" void multiply_bfloat16(const Products* p, int threads) { multiply_pairs(*p, threads); }
 
 template <class T, class Ops>
 void decode_attention(const Attention& a, int threads) {

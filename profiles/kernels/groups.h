@@ -154,13 +154,14 @@ void unpack_by_table(const uint8_t* codes, long count, const uint8_t* shared, Bf
 }
 #endif
 
+// Unpacks `size` elements of a row, from one on that begins a group.
 template <class T>
-void unpack_row(const Packing& p, const uint8_t* row, T* to) {
+void unpack_part(const Packing& p, const uint8_t* row, long first, long size, T* to) {
   // Copied, so that what is stored cannot be taken for it.
-  const long dim = p.dim, group = p.group, bits = p.bits;
-  const uint8_t *codes = row, *shared = row + p.code_bytes();
-  for (long at = 0; at < dim; at += group, codes += group * bits / 8, shared += 4) {
-    const long count = std::min(group, dim - at);
+  const long group = p.group, bits = p.bits;
+  const uint8_t *codes = row + p.codes_at(first / group), *shared = row + p.shared_at(first / group);
+  for (long at = 0; at < size; at += group, codes += group * bits / 8, shared += 4) {
+    const long count = std::min(group, size - at);
 #if defined(HAS_TABLE)
     if constexpr (std::is_same_v<T, Bfloat16>)
       if (bits == 4 && count % 32 == 0) {
@@ -204,8 +205,8 @@ void unpack_rows(const uint8_t* from, const Rows& rows, const Packing& p, T* to,
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
   for (long o = 0; o < rows.outer; ++o)
     for (long i = 0; i < rows.inner; ++i)
-      unpack_row(p, from + o * rows.outer_stride + i * rows.inner_stride,
-                 to + o * out_outer + i * out_inner);
+      unpack_part(p, from + o * rows.outer_stride + i * rows.inner_stride, 0, p.dim,
+                  to + o * out_outer + i * out_inner);
 }
 
 }  // namespace

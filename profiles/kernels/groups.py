@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from torch.nn import functional as F
 
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
@@ -62,30 +61,6 @@ def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> No
         )  # fmt: skip
     else:
         unpack_rows_twin(packed, packing, out)
-
-
-def multiply_rows(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    packing: Packing,
-    out: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> None:
-    """Fill ``out`` [rows, outputs] with ``x`` [rows, num_elements] times a packed matrix, uint8
-    [outputs, row_bytes], as if that had been unpacked to the dtype of ``x``; ``bias`` [outputs] is
-    added before rounding. All are dense in their last dimension. Fast for few rows."""
-    assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
-    if not is_native(x):
-        matrix = x.new_empty(1, len(packed), packing.num_elements)
-        unpack_rows(packed[None], packing, matrix)
-        out.copy_(F.linear(x, matrix[0], bias))
-        return
-    x = x.contiguous()
-    call_kernel(
-        "multiply_rows", x.dtype, pointer(x), _long(len(x)), pointer(packed), _long(len(packed)),
-        _long(packed.stride(0)), *_shape(packing), None if bias is None else pointer(bias),
-        pointer(out), _long(out.stride(0)),
-    )  # fmt: skip
 
 
 def _rows(x: torch.Tensor) -> tuple[ctypes.c_long, ...]:

@@ -24,8 +24,9 @@ struct PackedPairs : Pairs {
   }
 
   template <long kQueries, long kTokens>
-  INLINE static void multiply(const uint8_t* const* keys, const Bfloat16* q, long d, long dim,
-                              Floats* dots) {
+  INLINE static void multiply(const uint8_t* const* keys, const Bfloat16* q, long stride, long d,
+                              long left, Floats* dots) {
+    const long dim = d + left;
     repeat<kTokens>([&](auto t) INLINE {
       const __m512i both = codes(keys[t], d / kGroup), table = values(keys[t], d / kGroup, dim);
       const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(both, table);
@@ -33,9 +34,9 @@ struct PackedPairs : Pairs {
           (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
       repeat<kQueries>([&](auto g) INLINE {
         __m512 dot = (__m512)dots[g * kTokens + t];
-        dot = _mm512_dpbf16_ps(dot, load_pairs(q + g * dim + d), low);
+        dot = _mm512_dpbf16_ps(dot, load_pairs(q + g * stride + d), low);
         dots[g * kTokens + t] =
-            (Floats)_mm512_dpbf16_ps(dot, load_pairs(q + g * dim + d + kGroup / 2), high);
+            (Floats)_mm512_dpbf16_ps(dot, load_pairs(q + g * stride + d + kGroup / 2), high);
       });
     });
   }

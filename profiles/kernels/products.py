@@ -1,31 +1,51 @@
-"""Matrix products whose parts are handed out to the cores as these come free.
+"""Matrix products on the CPU whose tiles are handed out to the cores as these come free.
 
 torch divides a product into one equal share a thread and waits for the slowest. Beside another
-program that is always a thread which was taken off its core.
-
-Processors that cannot multiply 16-bit floats convert each part to float32. torch's own products
-of bfloat16 take three times as long there (512 rows, Ice Lake).
+program that is always a thread which was taken off its core. Of few rows, and of 16-bit floats on
+processors that cannot multiply these, torch's products are slower besides.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from profiles.kernels.build import load_library
+from profiles.kernels import twins
+from profiles.kernels.call import call_kernel, is_native
 from profiles.mounts import read_lines
-from profiles.product_parts import parts_of
+from profiles.packing import Packing
 
-# Of /proc/cpuinfo, where bfloat16 is multiplied: Intel, AMD and Arm.
-BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-# With fewer, the weights are read as fast as they are converted.
-LEAST_WIDE_ROWS = 12
-_Work = ctypes.CFUNCTYPE(None)
+# torch is faster with more rows: of float32, and of bfloat16 where the processor multiplies tiles
+# of it (Intel's AMX; Arm's matrix instructions).
+MOST_ROWS = {"wide vectors": 64, "narrow vectors": 12, "matrix unit": 16}
+MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})
+
+
+class _Products(ctypes.Structure):
+    """The arguments of a product, as ``product.h`` lays them out."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("x_stride", ctypes.c_long),
+        ("weights", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("groups", ctypes.c_long),
+        ("outputs", ctypes.c_long),
+        ("dim", ctypes.c_long),
+        ("weight_stride", ctypes.c_long),
+        ("group_size", ctypes.c_long),
+        ("bits", ctypes.c_int),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_long),
+        ("adds", ctypes.c_int),
+    )
 
 
 def linear(
@@ -33,105 +53,138 @@ def linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    *,
+    adds: bool = False,
 ) -> torch.Tensor:
     """Multiply ``x`` [rows, in] by ``weight`` [out, in], add ``bias`` [out]: [rows, out].
 
-    Sums are float32, rounded once. ``out`` may have a stride between its rows.
+    Sums are float32, rounded once. ``out`` may have a stride between its rows. With ``adds`` the
+    rounded product is added to what is in ``out``.
     """
-    library = load_library() if x.device.type == "cpu" else None
-    if library is None:
-        return _whole(x, weight, bias, out)
-    num_threads, is_wide = torch.get_num_threads(), multiplies_wide(x.dtype, len(x))
-    parts = parts_of(len(x), *weight.shape, num_threads=num_threads, is_wide=is_wide)
-    if not is_wide and (parts.input_rows, parts.weight_rows) == (len(x), len(weight)):
-        return _whole(x, weight, bias, out)
+    if not is_native(x) or len(x) > most_native_rows(x.dtype):
+        return _whole(x, weight, bias, out, adds)
     if out is None:
         out = x.new_empty(len(x), len(weight))
-    pairs = _slices(len(x), parts.input_rows, len(weight), parts.weight_rows)
-    multiply = _multiply_wide if is_wide else _multiply
-
-    def work(rows: slice, columns: slice) -> None:
-        added = None if bias is None else bias[columns]
-        multiply(x[rows], weight[columns], added, out[rows, columns])
-
-    if len(pairs) == 1:
-        work(*pairs[0])
-    else:
-        _hand_out(library, work, pairs, num_threads)
+    _multiply(x, [len(x)], [weight], None, out, bias=bias, adds=adds)
     return out
 
 
-def multiplies_wide(dtype: torch.dtype, num_rows: int) -> bool:
-    """Whether a product on the CPU is done in float32, part by part."""
-    if dtype is torch.bfloat16:
-        return num_rows >= LEAST_WIDE_ROWS and not has_bfloat16()
-    return dtype is torch.float16 and num_rows >= LEAST_WIDE_ROWS
+def multiply_rows(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    packing: Packing,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    adds: bool = False,
+) -> None:
+    """Fill ``out`` [rows, outputs] with ``x`` [rows, num_elements] times a packed matrix, uint8
+    [outputs, row_bytes], as if that had been unpacked to the dtype of ``x``; ``bias`` [outputs] is
+    added before rounding. With ``adds`` the rounded product is added to what is in ``out``. All are
+    dense in their last dimension. Fast for few rows."""
+    assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
+    if is_native(x):
+        _multiply(x, [len(x)], [packed], packing, out, bias=bias, adds=adds)
+    else:
+        _whole(x, twins.unpacked(packed, packing, x.dtype), bias, out, adds)
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    counts: Sequence[int],
+    weights: Sequence[torch.Tensor],
+    out: torch.Tensor | None = None,
+    *,
+    packing: Packing | None = None,
+) -> torch.Tensor:
+    """Multiply groups of rows by a matrix each, in one call: [rows, outputs].
+
+    Parameters
+    ----------
+    x
+        [rows, in], the rows of a group one behind the other.
+    counts
+        Rows of each group, which may be none.
+    weights
+        Of each group, [outputs, in] in the dtype of ``x``; or packed as ``packing`` says, uint8
+        [outputs, row_bytes]. All have one shape, and one stride between their rows.
+    out
+        Is filled; may have a stride between its rows.
+    """
+    assert len(counts) == len(weights) > 0 and sum(counts) == len(x)
+    assert len({(weight.shape, weight.stride()) for weight in weights}) == 1
+    if out is None:
+        out = x.new_empty(len(x), len(weights[0]))
+    if is_native(x):
+        _multiply(x, counts, weights, packing, out)
+    else:
+        twins.grouped_linear(x, counts, weights, packing, out)
+    return out
+
+
+def most_native_rows(dtype: torch.dtype) -> float:
+    """Return with how many rows at most our own product is the fastest on this processor."""
+    features = _features()
+    if dtype is torch.float32:
+        return MOST_ROWS["wide vectors" if "avx512f" in features else "narrow vectors"]
+    if dtype is torch.bfloat16 and features & MATRIX_UNITS:
+        return MOST_ROWS["matrix unit"]
+    return torch.inf
 
 
 @cache
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16; assumed where nothing is known."""
+def _features() -> frozenset[str]:
+    """Return what this processor has, by the names of /proc/cpuinfo."""
     found = read_lines(Path("/proc/cpuinfo"))
     lines = [line for line in found if line.startswith(("flags", "Features"))]
-    return not lines or bool(BFLOAT16_FLAGS & set(lines[0].split()))
-
-
-def _slices(
-    num_inputs: int, input_rows: int, num_weights: int, weight_rows: int
-) -> list[tuple[slice, slice]]:
-    return [
-        (slice(first, first + input_rows), slice(column, column + weight_rows))
-        for first in range(0, num_inputs, input_rows)
-        for column in range(0, num_weights, weight_rows)
-    ]
-
-
-def _hand_out(
-    library: ctypes.CDLL,
-    work: Callable[[slice, slice], None],
-    pairs: Sequence[tuple[slice, slice]],
-    num_threads: int,
-) -> None:
-    """Do all the work with torch's own threads, each taking the next part when it is free."""
-    failures: list[BaseException] = []
-    # Threads share it: none of them sees an item that another has taken.
-    parts = iter(pairs)
-
-    def take_parts() -> None:
-        try:
-            with torch.inference_mode():
-                for rows, columns in parts:
-                    work(rows, columns)
-        except BaseException as error:  # ctypes would print it and go on
-            failures.append(error)
-
-    library.work_together(_Work(take_parts), ctypes.c_int(num_threads))
-    if failures:
-        raise failures[0]
-
-
-def _whole(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None
-) -> torch.Tensor:
-    if out is None:
-        return F.linear(x, weight, bias)
-    _multiply(x, weight, bias, out)
-    return out
+    return frozenset(lines[0].split()) if lines else frozenset()
 
 
 def _multiply(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+    x: torch.Tensor,
+    counts: Sequence[int],
+    weights: Sequence[torch.Tensor],
+    packing: Packing | None,
+    out: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    adds: bool = False,
 ) -> None:
+    x = x if x.stride(1) == 1 else x.contiguous()
+    first = weights[0]
+    width = packing.num_elements if packing else first.shape[1]
+    assert first.dtype == (torch.uint8 if packing else x.dtype) and first.stride(1) == 1
+    assert x.shape[1] == width and out.shape == (len(x), len(first)) and out.stride(1) == 1
+    assert out.dtype == x.dtype and (
+        bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
+    )
+    # They must outlive the call.
+    starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
+    matrices = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
+    biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
+    arguments = _Products(
+        x=x.data_ptr(), x_stride=x.stride(0), weights=ctypes.addressof(matrices),
+        biases=None if biases is None else ctypes.addressof(biases),
+        starts=ctypes.addressof(starts), groups=len(counts), outputs=len(first), dim=width,
+        weight_stride=first.stride(0) * first.element_size(),
+        group_size=packing.group_size if packing else 1, bits=packing.bits if packing else 0,
+        out=out.data_ptr(), out_stride=out.stride(0), adds=adds,
+    )  # fmt: skip
+    call_kernel("multiply", x.dtype, ctypes.byref(arguments))
+
+
+def _whole(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor | None,
+    adds: bool,
+) -> torch.Tensor:
+    """Multiply with torch's own product."""
+    if out is None:
+        return F.linear(x, weight, bias)
+    if adds:
+        return out.add_(F.linear(x, weight, bias))
     if bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)
-
-
-def _multiply_wide(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-) -> None:
-    product = torch.mm(x.float(), weight.float().t())
-    if bias is not None:
-        product += bias.float()
-    out.copy_(product)
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)

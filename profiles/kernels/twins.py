@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -106,6 +108,29 @@ def _attend_sparsely(
     shares += spread if seen is None else spread * seen[:, None]
     attended: torch.Tensor = shares @ values.float()
     return attended.to(queries.dtype)
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    counts: Sequence[int],
+    weights: Sequence[torch.Tensor],
+    packing: Packing | None,
+    out: torch.Tensor,
+) -> None:
+    """See ``profiles.kernels.grouped_linear``."""
+    for rows, weight, part in zip(
+        x.split(list(counts)), weights, out.split(list(counts)), strict=True
+    ):
+        if len(rows):
+            matrix = unpacked(weight, packing, x.dtype) if packing else weight
+            part.copy_(F.linear(rows, matrix))
+
+
+def unpacked(packed: torch.Tensor, packing: Packing, dtype: torch.dtype) -> torch.Tensor:
+    """Return the matrix that uint8 [outputs, row_bytes] holds."""
+    matrix = packed.new_empty(1, len(packed), packing.num_elements, dtype=dtype)
+    unpack_rows(packed[None], packing, matrix)
+    return matrix[0]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:

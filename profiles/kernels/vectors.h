@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 #if defined(__AVX512F__)
@@ -45,20 +45,19 @@ INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long
 
 Floats splat(float x) { return x - Floats{}; }
 
-// Elements from the start of a cache line on: whole vectors of them never lie across two.
+// Elements from the start of a cache line on: whole vectors of them never lie across two. Not set.
 template <class T>
 class LineAligned {
  public:
-  explicit LineAligned(long size) : held_(size + 64 / sizeof(T)) {
-    void* start = held_.data();
-    size_t space = held_.size() * sizeof(T);
-    first_ = static_cast<T*>(std::align(64, size * sizeof(T), start, space));
-  }
+  explicit LineAligned(long size)
+      : first_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(64)))) {}
+  ~LineAligned() { ::operator delete(first_, std::align_val_t(64)); }
+  LineAligned(const LineAligned&) = delete;
+  LineAligned& operator=(const LineAligned&) = delete;
   T* data() { return first_; }
   const T* data() const { return first_; }
 
  private:
-  std::vector<T> held_;
   T* first_;
 };
 
@@ -67,7 +66,12 @@ V load_raw(const T* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
 
 Floats load(const float* from) { return load_raw<Floats>(from); }
 Floats load(const Bfloat16* from) {
+#if defined(__AVX512F__)
+  // GCC 12 would take each half apart.
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<__m256i>(from)), 16);
+#else
   return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Bits) << 16);
+#endif
 }
 Floats load(const Float16* from) {
 #if defined(__AVX512F__)
@@ -186,7 +190,7 @@ Floats fold(Floats a, Floats b) {
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
            __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
-Floats sums_of(const Floats* v) {
+INLINE inline Floats sums_of(const Floats* v) {
   Floats four[4];
   for (long i = 0; i < 4; ++i, v += 4)
     four[i] = fold<1>(fold<0>(v[0], v[1]), fold<0>(v[2], v[3]));
