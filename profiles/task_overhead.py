@@ -95,11 +95,11 @@ class _SmallLayer:
         self.cache[-1].copy_(keys_values.flatten(1, 2))
         attended = heads.new_empty(SEQUENCES * HEADS, 1, HEAD_DIM)
         kernels.decode_attention(heads[:, :HEADS], self.cache, attended)
-        self.x.add_(kernels.linear(attended.view(SEQUENCES, HIDDEN), self.matrix))
+        kernels.linear(attended.view(SEQUENCES, HIDDEN), self.matrix, None, self.x, adds=True)
         normed = self._normed()
         gate, up = kernels.linear(normed, self.matrix), kernels.linear(normed, self.matrix)
         kernels.swiglu(gate, up)
-        self.x.add_(kernels.linear(gate, self.matrix))
+        kernels.linear(gate, self.matrix, None, self.x, adds=True)
 
     def _normed(self) -> torch.Tensor:
         out = torch.empty_like(self.x)
