@@ -25,7 +25,6 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint, WeightSource
-from executor.machine_profile import keep_run
 from executor.cli.run_command import (
     Job,
     add_job_flags,
@@ -35,6 +34,7 @@ from executor.cli.run_command import (
     uses_own_profile,
 )
 from executor.cli.run_report import format_report
+from executor.machine_profile import keep_run
 from executor.model.sampling import Sampler
 from executor.run.recorder import Recorder
 from profiles.command import Parser, run

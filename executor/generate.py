@@ -15,7 +15,6 @@ from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
-from executor.machine_profile import keep_run
 from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.cli.run_command import (
     Job,
@@ -27,6 +26,7 @@ from executor.cli.run_command import (
 )
 from executor.cli.run_report import Report, format_report
 from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.machine_profile import keep_run
 from executor.model.generation_config import GenerationConfig
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult

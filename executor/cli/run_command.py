@@ -16,12 +16,12 @@ from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.folder import WeightSource
-from executor.machine_profile import machine_profile
 from executor.cli.progress_bar import ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
 from executor.machine.memory_budget import within_free_memory
 from executor.machine.memory_peak import reset_peaks
 from executor.machine.offload_folder import check_offload_folder
+from executor.machine_profile import machine_profile
 from executor.model.sampling import Chooser
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult

@@ -24,10 +24,9 @@ from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
-from executor import generate
+from executor import generate, machine_profile
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import INDEX_NAME
-from executor import machine_profile
 from executor.run.block import Block
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.weight_file import WeightFile
