@@ -9,6 +9,7 @@ from pathlib import Path
 
 from costmodel.plan.policy import Policy
 from profiles import HardwareProfile
+from costmodel.plan.rounding import overall_weights
 
 
 def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:
     }
     assert all(len(figure.samples) >= 3 for figure in profile.measurements)
     policy = Policy.load(tmp_path / "policy.json")
-    assert policy.weights.disk > 0.1
+    assert overall_weights(policy).disk > 0.1
     assert policy.cache.disk > 0.1
     lines = (tmp_path / "outputs.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from costmodel.families import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_capacities
@@ -89,7 +89,7 @@ def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn
         gpu_batch_size=gpu_batch_size,
         num_gpu_batches=rng.randint(1, 4),
         prefill_batch_size=rng.randint(1, gpu_batch_size),
-        weights=draw_placement(rng, has_gpu=has_gpu),
+        weights=placed_alike(spec, draw_placement(rng, has_gpu=has_gpu)),
         cache=draw_placement(rng, has_gpu=has_gpu),
         activations=draw_placement(rng, has_gpu=has_gpu),
         cpu_attention=rng.choice((0.0, 0.5, 1.0)) if has_gpu else 1.0,

@@ -23,7 +23,8 @@ import numpy as np
 from workload_run import BenchParser, circumstances, keep_result, say
 
 from costmodel.families import spec_from_config
-from costmodel.plan.policy import TIERS, Placement, Policy
+from costmodel.plan.policy import TIERS, Placement, Policy, placed_alike
+from costmodel.plan.rounding import overall_weights
 from costmodel.plan.workload import Workload
 from costmodel.schedule.timeline import simulate
 from executor.checkpoint.dummy import DummyCheckpoint
@@ -156,9 +157,14 @@ def run_block(case: Case, folder: Path) -> dict[str, Any]:
 
 def describe(policy: Policy) -> dict[str, Any]:
     """Return a policy in short."""
+    placements = {
+        "weights": overall_weights(policy),
+        "cache": policy.cache,
+        "activations": policy.activations,
+    }
     places = {
-        name: {tier: share for tier in TIERS if (share := getattr(getattr(policy, name), tier))}
-        for name in ("weights", "cache", "activations")
+        name: {tier: share for tier in TIERS if (share := getattr(placement, tier))}
+        for name, placement in placements.items()
     }
     return {
         "model": policy.model.name,
@@ -174,22 +180,22 @@ def describe(policy: Policy) -> dict[str, Any]:
 H2D = Policy(
     model=MODEL, workload=Workload(prompt_len=32, gen_len=16),
     gpu_batch_size=8, num_gpu_batches=4, prefill_batch_size=8,
-    weights=ON_CPU, cache=ON_CPU, activations=ON_GPU, cpu_attention=0,
+    weights=placed_alike(MODEL, ON_CPU), cache=ON_CPU, activations=ON_GPU, cpu_attention=0,
 )  # fmt: skip
 DISK = Policy(
     model=MODEL, workload=Workload(prompt_len=32, gen_len=40),
     gpu_batch_size=2, num_gpu_batches=2, prefill_batch_size=2,
-    weights=Placement(disk=1), cache=ON_GPU, activations=ON_CPU,
+    weights=placed_alike(MODEL, Placement(disk=1)), cache=ON_GPU, activations=ON_CPU,
 )  # fmt: skip
 ATTENTION = Policy(
     model=NARROW_MODEL, workload=Workload(prompt_len=128, gen_len=448),
     gpu_batch_size=20, num_gpu_batches=4, prefill_batch_size=20,
-    weights=ON_GPU, cache=ON_CPU, activations=ON_GPU,
+    weights=placed_alike(NARROW_MODEL, ON_GPU), cache=ON_CPU, activations=ON_GPU,
 )  # fmt: skip
 COMPUTE = Policy(
     model=MODEL, workload=Workload(prompt_len=256, gen_len=16),
     gpu_batch_size=8, num_gpu_batches=4, prefill_batch_size=8,
-    weights=Placement(gpu=0.5, cpu=0.5), cache=ON_GPU, activations=ON_GPU,
+    weights=placed_alike(MODEL, Placement(gpu=0.5, cpu=0.5)), cache=ON_GPU, activations=ON_GPU,
 )  # fmt: skip
 CASES = (
     Case(bound_by="h2d", link_bytes_per_s=0.5e9, policy=H2D),

@@ -23,7 +23,7 @@ from workload_run import BenchParser, circumstances, keep_result, profile_in, ru
 from costmodel.families import load_model_spec
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
@@ -223,7 +223,7 @@ def _shapes(searched: Policy, machine: HardwareProfile) -> Iterator[Policy]:
             weights = Placement(**{top: tenths / 10, below: 1 - tenths / 10})
             policy = replace(
                 searched, gpu_batch_size=size, num_gpu_batches=1, prefill_batch_size=size,
-                weights=weights, cache=home, activations=home, cpu_attention=1.0,
+                weights=placed_alike(searched.model, weights), cache=home, activations=home, cpu_attention=1.0,
             )  # fmt: skip
             if _fits(round_policy(policy, has_gpu=machine.has_gpu), machine):
                 yield policy
@@ -246,7 +246,9 @@ def _changed(policy: Policy, rng: random.Random, *, has_gpu: bool) -> Policy:
             prefill = round(policy.prefill_batch_size * rng.choice((0.25, 0.5, 2, 4)))
             policy = replace(policy, prefill_batch_size=min(max(1, prefill), size))
         elif name == "weights":
-            policy = replace(policy, weights=_moved(policy.weights, rng, has_gpu=has_gpu))
+            part = rng.choice(tuple(policy.weights))
+            moved = _moved(policy.weights[part], rng, has_gpu=has_gpu)
+            policy = replace(policy, weights={**policy.weights, part: moved})
         elif name == "cache":
             policy = replace(policy, cache=_moved(policy.cache, rng, has_gpu=has_gpu))
             if has_gpu:

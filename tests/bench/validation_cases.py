@@ -10,8 +10,8 @@ from drawn_policies import draw_placement
 from costmodel.families import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Policy, Prediction
-from costmodel.plan.rounding import round_policy
+from costmodel.plan.policy import Policy, Prediction, placed_alike
+from costmodel.plan.rounding import overall_weights, round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
 from costmodel.pricing.problem import Problem
@@ -138,8 +138,8 @@ def _draw_by_hand(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -
     )
     policy = Policy(
         model=spec, workload=work, gpu_batch_size=batch, num_gpu_batches=num_batches,
-        prefill_batch_size=max(1, min(batch, 2048 // work.prompt_len)), weights=weights,
-        cache=cache, activations=activations,
+        prefill_batch_size=max(1, min(batch, 2048 // work.prompt_len)),
+        weights=placed_alike(spec, weights), cache=cache, activations=activations,
         cpu_attention=rng.choice((0.0, 0.5, 1.0)) if tier == "gpu" else 1.0,
         weight_bits=rng.choice(BITS), cache_bits=rng.choice(BITS),
     )  # fmt: skip
@@ -152,12 +152,13 @@ def _is_wanted(policy: Policy, tier: str, emulated: EmulatedGpu | None) -> bool:
     total = policy.workload.prompt_len + policy.workload.gen_len
     if total > policy.model.max_positions:
         return False
-    on_disk = max(policy.weights.disk, policy.cache.disk) > 0.05
+    weights = overall_weights(policy)
+    on_disk = max(weights.disk, policy.cache.disk) > 0.05
     if tier == "disk" and not on_disk:
         return False
-    if tier == "cpu" and policy.weights.cpu + policy.cache.cpu < 2:
+    if tier == "cpu" and weights.cpu + policy.cache.cpu < 2:
         return False
-    if tier == "gpu" and min(policy.weights.gpu, policy.cache.gpu) == 1:
+    if tier == "gpu" and min(weights.gpu, policy.cache.gpu) == 1:
         return False
     predicted = _predict(policy, emulated)
     held = predicted.peak_bytes["cpu"] + predicted.peak_bytes.get("gpu", 0)

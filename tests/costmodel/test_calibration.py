@@ -12,7 +12,8 @@ from costmodel.calibration import factors as calibration
 from costmodel.calibration.factors import Fit, calibrate, errors_of, leave_one_out, mean_error
 from costmodel.calibration.measured_runs import MeasuredRun, append_row, read_runs, row_of
 from costmodel.families import load_model_spec
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.plan.rounding import overall_weights
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
 from costmodel.pricing.rates import RATES
@@ -53,10 +54,11 @@ def test_phases_measured_apart_are_both_mended() -> None:
     decode tell it, of which the whole hides a part; behind an emulated GPU, too."""
     profile = recorded_profile("cpu-2core")
     truth = RATES["disk_read"].scale(RATES["cpu_matmul"].scale(profile, 0.7), 1.6)
+    model = load_model_spec("opt-1.3b").with_dtype("bfloat16")
     policy = Policy(
-        model=load_model_spec("opt-1.3b").with_dtype("bfloat16"),
+        model=model,
         workload=Workload(prompt_len=512, gen_len=24), gpu_batch_size=8, num_gpu_batches=1,
-        prefill_batch_size=4, weights=Placement(disk=1), cache=Placement(cpu=1),
+        prefill_batch_size=4, weights=placed_alike(model, Placement(disk=1)), cache=Placement(cpu=1),
         activations=Placement(cpu=1),
     )  # fmt: skip
     runs = []
@@ -85,10 +87,11 @@ def test_what_a_task_costs_beside_its_arithmetic_is_told_by_small_models() -> No
         ("opt-1.3b", 8),
         ("opt-1.3b", 64),
     ):
+        model = load_model_spec(name).with_dtype("bfloat16")
         policy = Policy(
-            model=load_model_spec(name).with_dtype("bfloat16"),
+            model=model,
             workload=Workload(prompt_len=256, gen_len=64), gpu_batch_size=size, num_gpu_batches=1,
-            prefill_batch_size=size, weights=Placement(cpu=1), cache=Placement(cpu=1),
+            prefill_batch_size=size, weights=placed_alike(model, Placement(cpu=1)), cache=Placement(cpu=1),
             activations=Placement(cpu=1),
         )  # fmt: skip
         found = estimate(policy, truth)
@@ -106,10 +109,11 @@ def test_what_a_task_costs_beside_its_arithmetic_is_told_by_small_models() -> No
 
 
 def test_a_run_survives_its_table(tmp_path: Path) -> None:
+    model = load_model_spec("opt-125m").with_dtype("bfloat16")
     policy = Policy(
-        model=load_model_spec("opt-125m").with_dtype("bfloat16"),
+        model=model,
         workload=Workload(prompt_len=20, gen_len=4), gpu_batch_size=6, num_gpu_batches=2,
-        prefill_batch_size=3, weights=Placement(gpu=0.25, cpu=0.5, disk=0.25),
+        prefill_batch_size=3, weights=placed_alike(model, Placement(gpu=0.25, cpu=0.5, disk=0.25)),
         cache=Placement(cpu=0.3, disk=0.7), activations=Placement(gpu=1), cpu_attention=0.5,
         weight_bits=4, cache_bits=8, group_size=32, attention_sparsity=0.1,
     )  # fmt: skip
@@ -146,7 +150,9 @@ def test_the_paper_s_runs_are_predicted_by_each_other() -> None:
     assert len(runs) == 12
     errors = leave_one_out(recorded_profile("t4-flexgen"), runs, source="paper")
     assert mean_error(errors) <= 0.20
-    on_disk = [e for e, run in zip(errors, runs, strict=True) if run.policy.weights.disk > 0]
+    on_disk = [
+        e for e, run in zip(errors, runs, strict=True) if overall_weights(run.policy).disk > 0
+    ]
     assert len(on_disk) == 4 and mean_error(on_disk) <= 0.20
 
 
@@ -200,7 +206,7 @@ def test_broken_lines_are_skipped_where_that_is_asked_for(tmp_path: Path) -> Non
     path = tmp_path / "runs.csv"
     path.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     errors: list[InputError] = []
-    on_disk = [run for run in runs if run.policy.weights.disk > 0]
+    on_disk = [run for run in runs if overall_weights(run.policy).disk > 0]
 
     def refuse_disk(run: MeasuredRun) -> None:
         if run == on_disk[-1]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from costmodel.families import load_model_spec, preset_names
 from costmodel.model.layout import CUT_ROWS, model_layers
-from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_model
+from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, make_model
 
 # As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.
 PUBLISHED = {
@@ -60,7 +60,12 @@ def test_every_preset_has_a_published_count() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters(name: str) -> None:
     layers = model_layers(load_model_spec(name))
-    counted = sum(math.prod(t.shape) for layer in layers for t in layer.tensors)
+    counted = sum(
+        component.num_units * math.prod(tensor.shape)
+        for layer in layers
+        for component in layer.components
+        for tensor in component.tensors
+    )
     assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
     padded = sum(layer.num_bytes for layer in layers) / 2
     assert padded == pytest.approx(PUBLISHED[name], rel=1e-2)
@@ -77,7 +82,7 @@ def test_bytes_by_hand() -> None:
 @pytest.mark.parametrize("vocab_size", [1000, 5003, 60_000])
 def test_head_chunks_cover_the_vocabulary_once(vocab_size: int) -> None:
     layers = model_layers(make_model(vocab_size=vocab_size))
-    chunks = [layer for layer in layers if layer.kind == "head"]
+    chunks = [c for layer in layers if layer.kind == "head" for c in layer.components]
     row = 0
     for chunk in chunks:
         assert chunk.first_row == row
@@ -93,14 +98,52 @@ def test_head_chunks_cover_the_vocabulary_once(vocab_size: int) -> None:
     which=st.sampled_from([0, 1, -1]),
 )
 def test_cut_falls_between_the_nearest_rows(share: float, name: str, which: int) -> None:
-    layer = model_layers(load_model_spec(name))[which]
-    cut = layer.cut_near(share * layer.num_bytes)
-    boundaries = {layer.num_bytes, 0}
-    for tensor in layer.tensors:
-        rows = range(0, tensor.num_rows, CUT_ROWS)
-        boundaries |= {tensor.offset_bytes + row * tensor.row_bytes for row in rows}
-    assert cut in boundaries
-    wanted = min(max(share, 0), 1) * layer.num_bytes
-    nearest = min(abs(wanted - boundary) for boundary in boundaries)
-    # The gap behind a tensor counts as part of its last row.
-    assert abs(cut - wanted) <= nearest + 64
+    for component in model_layers(load_model_spec(name))[which].components:
+        cut = component.cut_near(share * component.num_bytes)
+        boundaries = {component.num_bytes, 0}
+        for tensor in component.tensors:
+            rows = range(0, tensor.num_rows, CUT_ROWS)
+            boundaries |= {tensor.offset_bytes + row * tensor.row_bytes for row in rows}
+        assert cut in boundaries
+        wanted = min(max(share, 0), 1) * component.num_bytes
+        nearest = min(abs(wanted - boundary) for boundary in boundaries)
+        # The gap behind a tensor counts as part of its last row.
+        assert abs(cut - wanted) <= nearest + 64
+
+
+def test_experts_by_hand() -> None:
+    """Four layers, of which the first is dense: a mixture is visited as attention and experts."""
+    model = make_mixture(mlp_only_layers=[0], intermediate_size=512)
+    layers = model_layers(model)
+    kinds = ["embed", "decoder", *["attention", "experts"] * 3, "head"]
+    assert [layer.kind for layer in layers] == kinds
+    assert [[c.name for c in layer.components] for layer in layers[1:4]] == [
+        ["attention", "mlp"], ["attention"], ["router", "experts"],
+    ]  # fmt: skip
+    router, experts = layers[3].components
+    # A norm and a row for each expert; gate, up and down of each.
+    assert (router.num_units, router.num_bytes) == (1, 2 * (256 + 8 * 256))
+    assert (experts.num_units, experts.unit_bytes) == (8, 2 * 3 * 128 * 256)
+    assert experts.num_bytes == 8 * experts.unit_bytes
+    assert experts.num_matrix_elements == 8 * 3 * 128 * 256
+
+
+def test_equal_layers_share_one_object() -> None:
+    """What is derived of a layout is derived once for all layers that are equal."""
+    layers = model_layers(make_mixture(mlp_only_layers=[1]))
+    assert layers[3].kind == "decoder"
+    # Layers 0, 2 and 3 are mixtures.
+    assert len({id(layers[i]) for i in (1, 4, 6)}) == len({id(layers[i]) for i in (2, 5, 7)}) == 1
+    assert len({id(layer) for layer in model_layers(make_model())}) == 3
+
+
+@given(share=st.floats(-0.1, 1.1), bits=st.sampled_from([None, 4]))
+def test_experts_are_cut_between_the_nearest_units(share: float, bits: int | None) -> None:
+    (experts,) = (
+        component
+        for component in model_layers(make_mixture(), bits, 32)[2].components
+        if component.name == "experts"
+    )
+    units, rest = divmod(experts.cut_near(share * experts.num_bytes), experts.unit_bytes)
+    assert rest == 0 and 0 <= units <= 8
+    assert abs(units - 8 * min(max(share, 0), 1)) <= 0.5

@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from costmodel.pricing.linear_form import LinearForm, Quantity
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.price import estimate, phase_channels
 from costmodel.pricing.problem import Problem
-from costmodel.pricing.shares import Shares
+from costmodel.pricing.shares import Shares, share_names, unit_shares
 from costmodel.pricing.stages import MAX_SEGMENTS, SEGMENT_GROWTH, stages_of
 from profiles import HardwareProfile, Link, recorded_profile
 from profiles.hardware import Contention
@@ -32,6 +33,7 @@ from tests.costmodel.machines import (
     ON_GPU,
     make_compute,
     make_machine,
+    make_mixture,
     make_model,
     make_policy,
     make_shares,
@@ -70,14 +72,31 @@ def _problem(hardware: HardwareProfile, **changes: object) -> Problem:
 
 
 def _every_kind(name: str) -> list[Problem]:
-    """All combinations of what can be switched."""
+    """All combinations of what can be switched, and of mixtures of experts what concerns them."""
     machine = _knows_unpacking(recorded_profile(name))
     pairs = GPU_PAIRS if machine.has_gpu else CPU_PAIRS
     machines = [
         replace(machine, contention=contention, unhidden_share=unhidden)
         for contention, unhidden in (((), 0.0), (pairs, 0.0), (pairs, 0.1))
     ]
-    return [
+    mixture = make_mixture(mlp_only_layers=[0])
+    mixtures = [
+        _problem(
+            hardware,
+            model=mixture,
+            in_place=in_place,
+            weight_bits=weight_bits,
+            loads_on_demand=on_demand,
+            cpu_experts=cpu_experts,
+            num_batches=num_batches,
+        )
+        for hardware in machines[::2]
+        for in_place, weight_bits, on_demand, cpu_experts, num_batches in itertools.product(
+            (True, False), (None, 4), (False, True), (False, True), ((1, 1), (3, 3), (1, 6))
+        )
+        if (in_place or not (on_demand or cpu_experts)) and (machine.has_gpu or not cpu_experts)
+    ]
+    return mixtures + [
         _problem(
             hardware,
             in_place=in_place,
@@ -91,6 +110,10 @@ def _every_kind(name: str) -> list[Problem]:
             (True, False), (None, 4), (None, 8), (1.0, 0.1), (1.0, 1.3)
         )
     ]
+
+
+def _random_values(problem: Problem, rng: random.Random) -> dict[str, float]:
+    return {name: rng.random() for name in share_names(problem.components)}
 
 
 def _formulas(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
@@ -121,8 +144,10 @@ def test_every_formula_is_linear_in_the_shares(name: str) -> None:
     """The coefficients that the program reads give what the estimator computes."""
     rng = random.Random(1)
     for problem in _every_kind(name):
-        values = {name: rng.random() for name in SHARE_NAMES}
-        forms, found = _formulas(problem, UNIT_SHARES), _formulas(problem, Shares(**values))
+        values = _random_values(problem, rng)
+        units = unit_shares(problem.components)
+        forms = _formulas(problem, units)
+        found = _formulas(problem, Shares.of(values, problem.components))
         assert forms.keys() == found.keys()
         for key, form in forms.items():
             expected, size = _at(form, values)
@@ -133,7 +158,7 @@ def test_a_limit_of_one_batch_is_what_the_batch_takes_in_series() -> None:
     """The form of the limit equals the formulas at the batch's own shares."""
     rng = random.Random(2)
     for problem in _every_kind("t4-flexgen"):
-        point = Shares(**{name: rng.random() for name in SHARE_NAMES})
+        point = Shares.of(_random_values(problem, rng), problem.components)
         for stage in stages_of(problem):
             alone = stage_work(problem, point.of_one_batch(problem.gpu_batch_size), stage)
             expected = sum(work.seconds for work in alone if work.kind in IN_SERIES)
@@ -144,7 +169,7 @@ def test_rows_are_the_limits_and_what_memory_lacks() -> None:
     """Every row of the program at a point, from the estimator's own figures."""
     rng = random.Random(3)
     for problem in _every_kind("t4-flexgen"):
-        point = Shares(**{name: rng.random() for name in SHARE_NAMES})
+        point = Shares.of(_random_values(problem, rng), problem.components)
         limits = capacities(problem.hardware)
         expected = {
             f"time.{stage.name}.{name}": seconds
@@ -165,7 +190,7 @@ def test_rows_are_linear_in_the_loads(name: str) -> None:
     """A program for other loads has the rows that its formulas would give it."""
     for problem in _every_kind(name)[::5]:
         expected = Program(replace(problem, loads_per_block=2.5)).rows
-        found = Program(problem).of_blocks((1, 1), 2.5)
+        found = Program(problem).of_blocks(problem.num_batches, 2.5)
         assert found.problem.loads_per_block == 2.5
         scale = np.abs(expected).max(axis=1, keepdims=True)
         assert (np.abs(found.rows - expected) <= 1e-12 * scale).all()

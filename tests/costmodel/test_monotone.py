@@ -129,7 +129,8 @@ def test_what_a_machine_lacks_is_none_of_it() -> None:
     assert without_gpu.policy.hardware is not None and not without_gpu.policy.hardware.has_gpu
     assert without_gpu.job_tok_per_s <= _found("one prompt").job_tok_per_s
     without_disk = _search("one prompt", with_capacities(hardware, {"disk": 0}))
-    assert without_disk.policy.weights.disk == without_disk.policy.cache.disk == 0
+    assert all(placement.disk == 0 for placement in without_disk.policy.weights.values())
+    assert without_disk.policy.cache.disk == 0
     assert without_disk.predicted.peak_bytes["disk"] == 0
     with pytest.raises(InfeasibleError, match="cpu is short by") as caught:
         _search("one prompt", with_capacities(hardware, {"cpu": 0}))

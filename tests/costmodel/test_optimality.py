@@ -139,7 +139,7 @@ def _grid(case: Case, rng: random.Random) -> list[Policy]:
                 # Small blocks fit more often: most draws are small.
                 num_gpu_batches=min(most, max(1, round(most ** rng.random()))),
                 prefill_batch_size=problem.prefill_batch_size,
-                weights=_split(rng, tiers, 8),
+                weights={name: _split(rng, tiers, 8) for name in case.model.component_names},
                 cache=_split(rng, tiers, 4),
                 activations=(
                     Placement(**{tiers[0]: 1.0}) if problem.in_place else _split(rng, tiers, 2)

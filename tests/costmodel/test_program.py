@@ -26,7 +26,7 @@ from costmodel.pricing.limits import stage_limits
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.rates import RATES
-from costmodel.pricing.shares import Shares
+from costmodel.pricing.shares import Shares, TierShares
 from costmodel.pricing.stages import stages_of
 from profiles import HardwareProfile, RateCurve, recorded_profile
 from tests.costmodel.machines import (
@@ -65,6 +65,15 @@ def _solve(problem: Problem, block_size: int | None = None, **limits: object) ->
     return solve(problem, Limits(block_sizes=sizes, **limits))  # type: ignore[arg-type]
 
 
+def _weight_share(found: Solution, problem: Problem, tier: str) -> float:
+    """Return the share of the bytes of all weights on a tier, times ``per_block``."""
+    parts = (
+        getattr(found.shares.weights[name], tier) * size
+        for name, size in problem.component_bytes.items()
+    )
+    return float(sum(parts)) / problem.weight_bytes
+
+
 def test_weights_fill_memory_and_the_rest_is_read() -> None:
     """Two batches on a machine where only reading weights takes time."""
     hidden = 8 * 16 * 256 * 2
@@ -80,8 +89,10 @@ def test_weights_fill_memory_and_the_rest_is_read() -> None:
     # share * all + (1 - share) * two of the largest layer = 4 MB
     share = (4_000_000 - 2 * DECODER_BYTES) / (SMALL_BYTES - 2 * DECODER_BYTES)
     machine = make_machine(cpu_memory=capacity, disk_read=1e6, disk_write=1e3)
-    found = _solve(_problem(machine), 8)
-    assert found.shares.weights_cpu * 8 == pytest.approx(share, rel=1e-5)
+    problem = _problem(machine)
+    found = _solve(problem, 8)
+    in_memory = _weight_share(found, problem, "cpu") * 8
+    assert in_memory == pytest.approx(share, rel=1e-5)
     assert found.latency_per_sequence_s * 8 == pytest.approx(
         5 * (1 - share) * SMALL_BYTES / 1e6, rel=1e-5
     )
@@ -154,7 +165,8 @@ def test_in_place_keeps_hidden_states_on_the_device_that_computes() -> None:
     assert found.shares.activations_gpu == 1
     found = _solve(_problem(make_machine()))
     assert found.shares.activations_cpu == 1
-    assert found.shares.weights_gpu == found.shares.cache_gpu == found.shares.attended == 0
+    assert found.shares.cache_gpu == found.shares.attended == 0
+    assert all(shares.gpu == 0 for shares in found.shares.weights.values())
 
 
 def _price(problem: Problem, shares: Shares[float]) -> float:
@@ -281,8 +293,10 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     mesh = np.linspace(0, 1, 2001)
     weights, cache = mesh[:, None], mesh[None, :]
     columns: dict[str, Any] = {
-        "weights_cpu": weights * u,
-        "weights_disk": (1 - weights) * u,
+        "weights": dict.fromkeys(
+            problem.components,
+            TierShares(gpu=0.0 * weights, cpu=weights * u, disk=(1 - weights) * u),
+        ),
         "cache_cpu": cache,
         "cache_disk": 1 - cache,
         "cache_cpu_per_block": cache * u,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,14 @@ from costmodel.families import load_model_spec
 from costmodel.model.layout import CUT_ROWS, model_layers
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import (
     Segment,
     cache_spec,
     cut_cache,
+    cut_component,
     cut_hidden,
-    cut_layer,
+    place_weights,
     round_policy,
     roundings_of,
 )
@@ -28,30 +30,53 @@ from costmodel.pricing.shares import shares_of
 from profiles.aligned_io import PAGE_BYTES
 from profiles.recorded import recorded_profile
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
-from tests.costmodel.strategies import placements, policies
+from tests.costmodel.strategies import mixtures, placements, policies
 
 
-def cut(policy: Policy, *, has_gpu: bool) -> tuple[Segment, ...]:
-    """Cut what a batch keeps in each of the layers, which are equal."""
-    (layer,) = policy.model.layer_kinds
-    cache = cache_spec(policy, layer)
+def batch_segments(policy: Policy, *, has_gpu: bool) -> tuple[Segment, ...]:
+    """Cut what a batch keeps in each of the layers, which all keep the same."""
+    (cache,) = {cache_spec(policy, layer) for layer in policy.model.layer_kinds}
     return cut_cache(policy, cache, policy.gpu_batch_size, has_gpu=has_gpu)
 
 
 @given(placements())
 def test_weights_are_cut_where_they_should_be(placement: Placement) -> None:
-    layer = model_layers(make_model())[1]
-    cut = cut_layer(layer, placement)
-    assert 0 <= cut.gpu_end <= cut.cpu_end <= layer.num_bytes == cut.num_bytes
-    # Half of the rows of 512 columns that are kept together, and half of a vector.
-    slack = CUT_ROWS * 512
-    assert abs(cut.gpu_end - placement.gpu * layer.num_bytes) <= slack
-    assert abs(cut.disk_bytes - placement.disk * layer.num_bytes) <= slack
+    for layout in model_layers(make_model())[1].components:
+        cut = cut_component(layout, placement)
+        assert 0 <= cut.gpu_end <= cut.cpu_end <= layout.num_bytes == cut.num_bytes
+        # Half of the rows of 512 columns that are kept together, and half of a vector.
+        slack = CUT_ROWS * 512
+        assert abs(cut.gpu_end - placement.gpu * layout.num_bytes) <= slack
+        assert abs(cut.disk_bytes - placement.disk * layout.num_bytes) <= slack
+
+
+@given(mixtures())
+def test_experts_are_placed_whole(policy: Policy) -> None:
+    """Those of every layer alike, between whole units; the last in memory run on the CPU."""
+    found = 0
+    for component in itertools.chain(*place_weights(policy, has_gpu=True)):
+        cut, size = component.cut, component.layout.unit_bytes
+        if component.layout.name != "experts":
+            assert not component.bytes_in_place and not component.units_in_place
+            continue
+        found += 1
+        count, placement = component.layout.num_units, policy.weights["experts"]
+        assert cut.gpu_end % size == cut.cpu_end % size == component.bytes_in_place % size == 0
+        assert abs(cut.gpu_end / size - placement.gpu * count) <= 0.5
+        assert abs(cut.disk_bytes / size - placement.disk * count) <= 0.5
+        in_memory = range(cut.gpu_end // size, cut.cpu_end // size)
+        in_place = component.units_in_place
+        assert set(in_place) <= set(in_memory)
+        assert not in_place or in_place[-1] == in_memory[-1]
+        assert abs(len(in_place) - policy.cpu_experts * len(in_memory)) <= 0.5
+    assert found == sum(
+        count for kind, count in policy.model.kinds_and_counts if kind.experts is not None
+    )
 
 
 @given(policies())
 def test_cache_rows_are_covered_once(policy: Policy) -> None:
-    segments = cut(policy, has_gpu=True)
+    segments = batch_segments(policy, has_gpu=True)
     row = 0
     for segment in segments:
         assert segment.first_row == row < segment.end_row
@@ -68,7 +93,7 @@ def test_cache_rows_are_covered_once(policy: Policy) -> None:
 @given(policies())
 def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy) -> None:
     problem = problem_of(policy, recorded_profile("t4-flexgen"))
-    segments = cut(policy, has_gpu=True)
+    segments = batch_segments(policy, has_gpu=True)
     row_bytes = 2 * policy.model.layer(0).attention.head_dim * policy.model.dtype_bytes
     used = sum(s.num_rows * row_bytes for s in segments if s.home == "disk")
     taken = sum(s.token_bytes for s in segments if s.home == "disk")
@@ -79,14 +104,14 @@ def test_pages_on_disk_are_within_the_padding_of_the_memory_model(policy: Policy
 def test_all_or_nothing_is_attended_where_asked(policy: Policy) -> None:
     for share, place in ((0.0, "gpu"), (1.0, "cpu")):
         asked = replace(policy, cpu_attention=share)
-        for segment in cut(asked, has_gpu=True):
+        for segment in batch_segments(asked, has_gpu=True):
             assert segment.home == "gpu" or segment.attended == place
 
 
 @given(policies())
 def test_without_a_gpu_everything_is_attended_where_it_computes(policy: Policy) -> None:
     cpu_only = make_policy(model=policy.model, cache=Placement(cpu=0.5, disk=0.5))
-    for segment in cut(cpu_only, has_gpu=False):
+    for segment in batch_segments(cpu_only, has_gpu=False):
         assert segment.attended == "cpu" and segment.home in ("cpu", "disk")
 
 
@@ -97,30 +122,37 @@ def test_hidden_states_are_covered(policy: Policy) -> None:
     assert abs(disk_end - policy.activations.disk * policy.gpu_batch_size) <= 0.5
 
 
-@given(policies())
+@given(policies() | mixtures())
 def test_rounding_a_rounded_policy_changes_nothing(policy: Policy) -> None:
     once = round_policy(policy, has_gpu=True)
     twice = round_policy(once, has_gpu=True)
-    layers = model_layers(policy.model)
-    # Layers of different shapes may round one fraction to either side, by one cut at most.
-    row = CUT_ROWS * max(t.row_bytes for layer in layers for t in layer.tensors) * len(layers)
-    row_share = row / sum(layer.num_bytes for layer in layers)
-    for kind, slack in (("weights", row_share), ("cache", 1e-9), ("activations", 1e-9)):
-        for tier in ("gpu", "cpu", "disk"):
+    parts = [c for layer in model_layers(policy.model) for c in layer.components]
+    for tier in ("gpu", "cpu", "disk"):
+        for kind in ("cache", "activations"):
             before, after = (getattr(getattr(p, kind), tier) for p in (once, twice))
-            assert after == pytest.approx(before, abs=slack), (kind, tier)
+            assert after == pytest.approx(before, abs=1e-9), (kind, tier)
+        for name in policy.weights:
+            # Chunks of different shapes may round one fraction to either side, by one cut at most;
+            # all other components of a name are equal here.
+            of_name = [part for part in parts if part.name == name]
+            row = max(part.cut_bytes for part in of_name) * len(of_name) * (name == "head")
+            slack = row / sum(part.num_bytes for part in of_name) + 1e-9
+            before, after = (getattr(p.weights[name], tier) for p in (once, twice))
+            assert after == pytest.approx(before, abs=slack), (name, tier)
+    assert twice.cpu_experts == pytest.approx(once.cpu_experts, abs=1e-9)
     assert twice.cpu_attention == pytest.approx(once.cpu_attention, abs=1e-9)
 
 
-@given(policies())
+@given(policies() | mixtures())
 def test_peaks_hold_what_the_cuts_need(policy: Policy) -> None:
     """Count homes and staging from the cuts themselves; the memory model says no less."""
     hardware = recorded_profile("t4-flexgen")
     rounded = round_policy(policy, has_gpu=True)
     peaks = peak_bytes(problem_of(rounded, hardware), shares_of(rounded))
     layers = model_layers(policy.model)
-    cuts = [cut_layer(layer, policy.weights) for layer in layers]
-    segments = cut(policy, has_gpu=True)
+    placed = place_weights(policy, has_gpu=True)
+    cuts = [part.cut for parts in placed for part in parts]
+    segments = batch_segments(policy, has_gpu=True)
     disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
     context, batches = policy.workload.context_len, policy.num_gpu_batches
     sequence = policy.workload.prompt_len * policy.model.hidden_size * policy.model.dtype_bytes
@@ -132,16 +164,21 @@ def test_peaks_hold_what_the_cuts_need(policy: Policy) -> None:
     def hidden_bytes(count: int) -> int:
         return count * batches * sequence
 
-    staged = [cut for cut, layer in zip(cuts, layers, strict=True) if layer.kind != "embed"]
+    # What a layer of the schedule stages, its components together.
+    staged = [
+        [part.cut for part in parts]
+        for parts, layer in zip(placed, layers, strict=True)
+        if layer.kind != "embed"
+    ]
     fetched = sum(s.token_bytes for s in segments if s.home != "gpu" and s.attended == "gpu")
     needed = {
         "gpu": sum(cut.gpu_end for cut in cuts)
-        + 2 * max(cut.num_bytes - cut.gpu_end for cut in staged)
+        + 2 * max(sum(cut.off_gpu_bytes for cut in parts) for parts in staged)
         + cache_bytes("gpu")
         + 2 * context * fetched
         + hidden_bytes(policy.gpu_batch_size - cpu_end),
         "cpu": sum(cut.cpu_end - cut.gpu_end for cut in cuts)
-        + 2 * max(cut.disk_bytes for cut in staged)
+        + 2 * max(sum(cut.disk_bytes for cut in parts) for parts in staged)
         + cache_bytes("cpu")
         + 2 * context * sum(s.token_bytes for s in segments if s.home == "disk")
         + hidden_bytes(cpu_end - disk_end),
@@ -155,7 +192,8 @@ def test_peaks_hold_what_the_cuts_need(policy: Policy) -> None:
 def test_corners_stay_corners(corner: Placement) -> None:
     policy = make_policy(weights=corner, cache=corner, activations=corner)
     rounded = round_policy(policy, has_gpu=True)
-    assert (rounded.weights, rounded.cache, rounded.activations) == (corner, corner, corner)
+    assert rounded.weights == placed_alike(policy.model, corner)
+    assert (rounded.cache, rounded.activations) == (corner, corner)
 
 
 def test_part_of_a_page_on_disk_is_rounded_to_pages() -> None:
