@@ -223,7 +223,8 @@ def _shapes(searched: Policy, machine: HardwareProfile) -> Iterator[Policy]:
             weights = Placement(**{top: tenths / 10, below: 1 - tenths / 10})
             policy = replace(
                 searched, gpu_batch_size=size, num_gpu_batches=1, prefill_batch_size=size,
-                weights=placed_alike(searched.model, weights), cache=home, activations=home, cpu_attention=1.0,
+                weights=placed_alike(searched.model, weights), cache=home, activations=home,
+                cpu_attention=1.0,
             )  # fmt: skip
             if _fits(round_policy(policy, has_gpu=machine.has_gpu), machine):
                 yield policy

@@ -58,8 +58,8 @@ def test_phases_measured_apart_are_both_mended() -> None:
     policy = Policy(
         model=model,
         workload=Workload(prompt_len=512, gen_len=24), gpu_batch_size=8, num_gpu_batches=1,
-        prefill_batch_size=4, weights=placed_alike(model, Placement(disk=1)), cache=Placement(cpu=1),
-        activations=Placement(cpu=1),
+        prefill_batch_size=4, weights=placed_alike(model, Placement(disk=1)),
+        cache=Placement(cpu=1), activations=Placement(cpu=1),
     )  # fmt: skip
     runs = []
     for emulated in (None, EmulatedGpu(memory_bytes=4 * GIB, link_bytes_per_s=1e12)):
@@ -91,8 +91,8 @@ def test_what_a_task_costs_beside_its_arithmetic_is_told_by_small_models() -> No
         policy = Policy(
             model=model,
             workload=Workload(prompt_len=256, gen_len=64), gpu_batch_size=size, num_gpu_batches=1,
-            prefill_batch_size=size, weights=placed_alike(model, Placement(cpu=1)), cache=Placement(cpu=1),
-            activations=Placement(cpu=1),
+            prefill_batch_size=size, weights=placed_alike(model, Placement(cpu=1)),
+            cache=Placement(cpu=1), activations=Placement(cpu=1),
         )  # fmt: skip
         found = estimate(policy, truth)
         runs.append(

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.model.layout import model_layers
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Placement, Policy
-from costmodel.plan.route import route_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from tests.costmodel.hazards import BlockMemory, find_hazards, random_durations, simulate
 from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
-from tests.costmodel.strategies import policies
+from tests.costmodel.strategies import mixtures, policies
 
 NUM_TOKENS = st.integers(1, 4)
 NUM_BATCHES = st.integers(1, 4)
@@ -29,11 +29,8 @@ MIXED = Placement(gpu=0.25, cpu=0.25, disk=0.5)
 
 
 def _tasks(policy: Policy, *, has_gpu: bool, num_tokens: int) -> list[Task]:
-    layers = model_layers(policy.model)
-    route = route_of(policy, layers, has_gpu=has_gpu)
-    schedule = ZigzagSchedule(
-        route, layers, num_batches=policy.num_gpu_batches, num_tokens=num_tokens
-    )
+    plan = Plan.of(policy, has_gpu=has_gpu)
+    schedule = ZigzagSchedule(plan, num_batches=policy.num_gpu_batches, num_tokens=num_tokens)
     return list(schedule)
 
 
@@ -44,7 +41,7 @@ def _memory(policy: Policy, *, has_gpu: bool) -> BlockMemory:
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[Policy, bool]:
     has_gpu = draw(st.booleans())
-    policy = draw(policies(has_gpu=has_gpu))
+    policy = draw(policies(has_gpu=has_gpu) | mixtures(has_gpu=has_gpu))
     return replace(policy, num_gpu_batches=draw(NUM_BATCHES)), has_gpu
 
 

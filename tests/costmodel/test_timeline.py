@@ -103,13 +103,14 @@ def test_any_policy_takes_about_what_the_program_says(seed: int) -> None:
     at most 8 % slower on a model of 12 layers, where filling and draining show."""
     rng = random.Random(seed)
     batch = rng.choice([1, 4, 16, 64])
+    model = replace(load_model_spec("opt-30b"), layer_order=(0,) * 12)
     policy = Policy(
-        model=replace(load_model_spec("opt-30b"), layer_order=(0,) * 12),
+        model=model,
         workload=Workload(prompt_len=rng.choice([16, 128, 512]), gen_len=rng.choice([2, 5, 9])),
         gpu_batch_size=batch,
         prefill_batch_size=min(batch, 4),
         num_gpu_batches=rng.choice([1, 2, 3, 6]),
-        weights=_random_placement(rng),
+        weights={name: _random_placement(rng) for name in model.component_names},
         cache=_random_placement(rng),
         activations=_random_placement(rng),
         cpu_attention=rng.choice([0.0, 0.5, 1.0]),
@@ -129,11 +130,12 @@ def test_every_channel_is_as_busy_as_predicted() -> None:
     }
     hardware = replace(hardware, gpu=replace(hardware.gpu, h2d=free["h2d"], d2h=free["d2h"]))
     thirds = Placement(gpu=0.3, cpu=0.3, disk=0.4)
+    model = replace(load_model_spec("opt-6.7b"), layer_order=(0,) * 4)
     policy = Policy(
-        model=replace(load_model_spec("opt-6.7b"), layer_order=(0,) * 4),
+        model=model,
         workload=Workload(prompt_len=64, gen_len=40),
         gpu_batch_size=16, num_gpu_batches=2, prefill_batch_size=4,
-        weights=thirds, cache=thirds, activations=thirds, cpu_attention=0.5,
+        weights=placed_alike(model, thirds), cache=thirds, activations=thirds, cpu_attention=0.5,
     )  # fmt: skip
     timeline = simulate(policy, hardware)
     busy: dict[str, dict[str, float]] = {
