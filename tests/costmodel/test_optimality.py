@@ -1,6 +1,7 @@
 """The search's bound against brute force, and how far below it rounding leaves the policy.
 
-Two hundred random cases: presets, workloads and budgets on the recorded machines.
+Two hundred random cases: presets, for a quarter of them mixtures of experts, workloads and budgets
+on the recorded machines.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import load_model_spec, preset_names, spec_from_config
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
@@ -40,6 +42,30 @@ MACHINES = ("a100-80gb", "cpu-2core", "rtx3090-pc", "rtx4090-pc", "t4-flexgen")
 # Bytes of memory that a case has, for each byte of weights.
 SHARES = (0.1, 0.3, 0.6, 1.0, 2.0)
 
+
+# Shapes of published mixtures of experts, some of them cut to fewer layers.
+MIXTURES: dict[str, dict[str, object]] = {
+    "mixtral-8x7b": {"model_type": "mixtral", "dtype": "bfloat16"},
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "head_dim": 128,
+        "norm_topk_prob": True,
+        "dtype": "bfloat16",
+    },
+    "olmoe-1b-7b": {"model_type": "olmoe", "dtype": "bfloat16"},
+    "qwen1.5-moe-a2.7b": {"model_type": "qwen2_moe", "dtype": "bfloat16"},
+    "dense first": {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 8,
+        "mlp_only_layers": [0, 1],
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "head_dim": 64,
+        "dtype": "bfloat16",
+    },
+}
 
 PERMITTED = (
     Permitted(weight_bits=(16, 8)),
@@ -81,10 +107,17 @@ def _knows_unpacking(hardware: HardwareProfile) -> HardwareProfile:
 
 
 @functools.cache
+def _mixture(name: str) -> ModelSpec:
+    return spec_from_config(MIXTURES[name], name=name)
+
+
+@functools.cache
 def _case(seed: int) -> Case:
     rng = random.Random(seed)
     hardware = _knows_unpacking(recorded_profile(rng.choice(MACHINES)))
     model = load_model_spec(rng.choice(preset_names()))
+    if seed % 4 == 3:
+        model = _mixture(rng.choice(list(MIXTURES)))
     if not hardware.has_gpu:
         model = model.with_dtype("bfloat16")
     # Memory about as large as the weights is where placement matters.
@@ -148,6 +181,8 @@ def _grid(case: Case, rng: random.Random) -> list[Policy]:
                 weight_bits=problem.weight_bits or case.model.full_bits,
                 cache_bits=problem.cache_bits or case.model.full_bits,
                 attention_sparsity=problem.attention_sparsity,
+                loads_on_demand=problem.loads_on_demand,
+                cpu_experts=rng.choice((0.0, 0.5, 1.0)) if problem.cpu_experts else 0.0,
             )
         )
     return points
@@ -161,22 +196,32 @@ def _neighbours(policy: Policy, *, has_gpu: bool) -> list[Policy]:
         if 1 <= count <= most:
             changes.append({"num_gpu_batches": count})
     tiers = ("gpu", "cpu", "disk") if has_gpu else ("cpu", "disk")
-    for kind in ("weights", "cache"):
-        placement: Placement = getattr(policy, kind)
-        for source in tiers:
-            for target in tiers:
-                part = min(0.01, getattr(placement, source))
-                if source != target and part > 0:
-                    moved = {
-                        source: getattr(placement, source) - part,
-                        target: min(1.0, getattr(placement, target) + part),
-                    }
-                    # replace() takes the tiers' names as keywords.
-                    changes.append({kind: replace(placement, **moved)})
+    for moved in _moved(policy.cache, tiers):
+        changes.append({"cache": moved})
+    for name, placement in policy.weights.items():
+        for moved in _moved(placement, tiers):
+            changes.append({"weights": {**policy.weights, name: moved}})
     if has_gpu:
         for share in (0.0, 1.0, max(0.0, policy.cpu_attention - 0.05)):
             changes.append({"cpu_attention": share})
+    if "experts" in policy.weights and getattr(policy.activations, tiers[0]) == 1:
+        changes.append({"loads_on_demand": not policy.loads_on_demand})
+        for share in (0.0, 1.0, max(0.0, policy.cpu_experts - 0.05)) if has_gpu else ():
+            changes.append({"cpu_experts": share})
     return [replace(policy, **change) for change in changes]  # type: ignore[arg-type]
+
+
+def _moved(placement: Placement, tiers: tuple[str, ...]) -> Iterator[Placement]:
+    """Move a hundredth from each tier to each other."""
+    for source, target in itertools.permutations(tiers, 2):
+        part = min(0.01, getattr(placement, source))
+        if part > 0:
+            moved = {
+                source: getattr(placement, source) - part,
+                target: min(1.0, getattr(placement, target) + part),
+            }
+            # replace() takes the tiers' names as keywords.
+            yield replace(placement, **moved)
 
 
 def _fits(policy: Policy, hardware: HardwareProfile) -> bool:

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from costmodel.optimizer.shortage import shortage_of
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Placement
 from costmodel.plan.workload import Workload
-from costmodel.pricing.limits import stage_limits
+from costmodel.pricing.limits import limit_forms, stage_limits
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.rates import RATES
@@ -32,12 +33,14 @@ from profiles import HardwareProfile, RateCurve, recorded_profile
 from tests.costmodel.machines import (
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
+    HEAD_BYTES,
     ON_CPU,
     ON_DISK,
     ON_GPU,
     SMALL_BYTES,
     make_compute,
     make_machine,
+    make_mixture,
     make_model,
     make_shares,
 )
@@ -46,6 +49,7 @@ WORK = Workload(prompt_len=16, gen_len=5)
 # Elements of a layer that are multiplied before its attention.
 PROJECTED = 512 * 256
 MOST_POINTS = 300
+DENSE_SEEDS, ALL_SEEDS = 18, 24
 
 
 def _problem(hardware: HardwareProfile, **changes: object) -> Problem:
@@ -62,6 +66,8 @@ def _problem(hardware: HardwareProfile, **changes: object) -> Problem:
 def _solve(problem: Problem, block_size: int | None = None, **limits: object) -> Solution:
     """Solve at one block size, or at the best of up to 64 sequences."""
     sizes = (problem.gpu_batch_size, 64) if block_size is None else (block_size, block_size)
+    batches = (sizes[0] // problem.gpu_batch_size, sizes[1] // problem.gpu_batch_size)
+    problem = replace(problem, num_batches=batches)
     return solve(problem, Limits(block_sizes=sizes, **limits))  # type: ignore[arg-type]
 
 
@@ -81,13 +87,17 @@ def test_weights_fill_memory_and_the_rest_is_read() -> None:
     # A cosine and a sine for every pair of a head, of each sequence's position or of a prompt's.
     rotations = (8 + 16) * 64 * 2
     workspace = workspace_bytes(_problem(make_machine()), "prefill")
-    edges = 2 * (2 * 4096 + CUT_ROWS * 512 * 2)
+    # Both components of a decoder layer are cut, the MLP between rows of 1024 bytes.
+    edges = 2 * (2 * 4096 + CUT_ROWS * 512 + 2 * 4096 + CUT_ROWS * 1024)
     cache = 8 * CACHE_TOKEN_BYTES * 8 * 20
     # Disk costs time for the cache too, so the cache stays in memory.
     fixed = hidden + logits + rotations + workspace + edges + cache
     capacity = fixed + 4_000_000
-    # share * all + (1 - share) * two of the largest layer = 4 MB
-    share = (4_000_000 - 2 * DECODER_BYTES) / (SMALL_BYTES - 2 * DECODER_BYTES)
+    # The staging buffers are as large as what a decoder layer reads, so all of the head is read:
+    # 8 * kept + 2 * (a decoder layer - kept) = 4 MB
+    kept = (4_000_000 - 2 * DECODER_BYTES) / 6
+    assert DECODER_BYTES - kept > HEAD_BYTES
+    share = 8 * kept / SMALL_BYTES
     machine = make_machine(cpu_memory=capacity, disk_read=1e6, disk_write=1e3)
     problem = _problem(machine)
     found = _solve(problem, 8)
@@ -134,10 +144,10 @@ def test_where_all_fits_latency_is_flop_over_rate() -> None:
 
 @pytest.mark.parametrize(("h2d", "disk_read"), [(1e6, 1e8), (1e8, 1e6), (1e6, 0.5e6)])
 def test_the_slower_of_link_and_disk_decides(h2d: float, disk_read: float) -> None:
-    """A third of the weights fits the GPU and a third the CPU; in the last case both end at once.
+    """A third of the weights would fit the GPU, and a third the CPU, were all placed alike.
 
-    What is not on the GPU passes the link, what is on neither passes the disk: the link carries
-    two thirds and the disk one third in each of five passes.
+    What is not on the GPU passes the link, what is on neither passes the disk, in each of five
+    passes.
     """
     # Handing cache down costs ages, so it stays on the GPU with the hidden states.
     fast = make_machine(gpu_memory=10**9, h2d=h2d, d2h=1.0, disk_read=disk_read)
@@ -155,7 +165,15 @@ def test_the_slower_of_link_and_disk_decides(h2d: float, disk_read: float) -> No
     )  # fmt: skip
     found = _solve(replace(problem, hardware=tight), 4)
     assert found.shares.cache_gpu == pytest.approx(1)
-    expected = 5 * max(2 / 3 * SMALL_BYTES / h2d, 1 / 3 * SMALL_BYTES / disk_read)
+    # Of two buffers as large as what a decoder layer sends, a byte more of every layer on the GPU
+    # saves two, so that the head stays off it: 8 * kept - 2 * kept = third - staging / 3.
+    on_gpu = 8 / 6 * (third - staging / 3)
+    # The CPU's buffers hold what a decoder layer reads, or the head: as much, and a cut of the MLP
+    # more. 8 * (a decoder layer - on_gpu / 8 - read) + (head - read - edge) + 2 * read
+    # = third + staging / 3
+    edge = 2 * 4096 + CUT_ROWS * 1024
+    read = (SMALL_BYTES - edge - on_gpu - staging / 3 - third) / 7
+    expected = 5 * max((SMALL_BYTES - on_gpu) / h2d, (9 * read + edge) / disk_read)
     assert found.latency_per_sequence_s * 4 == pytest.approx(expected, rel=1e-4)
 
 
@@ -169,9 +187,13 @@ def test_in_place_keeps_hidden_states_on_the_device_that_computes() -> None:
     assert all(shares.gpu == 0 for shares in found.shares.weights.values())
 
 
-def _price(problem: Problem, shares: Shares[float]) -> float:
-    stages = (stage_limits(problem, shares, stage) for stage in stages_of(problem))
-    return float(sum(max(limits.values()) for limits in stages))
+def _prices(problem: Problem, points: Sequence[Shares[float]]) -> list[float]:
+    # Forms are made once for all points: a point's limits are their values there.
+    stages = [limit_forms(problem, stage) for stage in stages_of(problem)]
+    return [
+        sum(max(point.value_of(form) for form in forms.values()) for forms in stages)
+        for point in points
+    ]
 
 
 def _fits(problem: Problem, shares: Shares[float], slack: float = 1e-9) -> bool:
@@ -194,7 +216,8 @@ def _splits(steps: int, *, has_gpu: bool) -> list[Placement]:
 
 
 def _grid(problem: Problem, block_size: int) -> list[Shares[float]]:
-    """Every placement in quarters and every share of attention in halves."""
+    """Every placement in quarters and every share of attention in halves; one component apart
+    from the others, and of a mixture experts that the CPU multiplies."""
     has_gpu = problem.hardware.has_gpu
     here = ON_GPU if has_gpu else ON_CPU
     hidden = [here] if problem.in_place else _splits(2, has_gpu=has_gpu)
@@ -208,14 +231,26 @@ def _grid(problem: Problem, block_size: int) -> list[Shares[float]]:
     ]
     rng = random.Random(block_size)
     points = rng.sample(points, min(len(points), MOST_POINTS))
+    splits, names = _splits(4, has_gpu=has_gpu), problem.components
     return [
-        make_shares(block_size, weights=w, cache=c, activations=h, attended=part)
+        make_shares(
+            block_size,
+            model=problem.model,
+            weights=dict.fromkeys(names, w) | {rng.choice(names): rng.choice(splits)},
+            cache=c,
+            activations=h,
+            attended=part,
+            in_place=rng.choice(halves) if problem.cpu_experts else 0.0,
+        )
         for w, c, h, part in points
     ]
 
 
 def _random_problem(seed: int) -> Problem:
-    """Draw a machine whose channels all matter, with memory for about half of everything."""
+    """Draw a machine whose channels all matter, with memory for about half of everything.
+
+    The last quarter of the seeds have a mixture of experts.
+    """
     rng = random.Random(seed)
 
     def rate(middle: float) -> float:
@@ -236,6 +271,14 @@ def _random_problem(seed: int) -> Problem:
         "prefill_batch_size": 1,
         "in_place": rng.random() < 0.5,
     }
+    if seed >= DENSE_SEEDS:
+        changes |= {
+            "model": make_mixture(mlp_only_layers=[0], intermediate_size=512),
+            "loads_on_demand": rng.random() < 0.5,
+            "cpu_experts": has_gpu and rng.random() < 0.5,
+        }
+        if changes["loads_on_demand"] or changes["cpu_experts"]:
+            changes["in_place"] = True
     # What no placement can save: temporaries, and staging of layers.
     like_it = make_machine(gpu_memory=1 if has_gpu else None)
     least = workspace_bytes(_problem(like_it, **changes), "prefill") + 3_000_000
@@ -253,7 +296,7 @@ def _random_problem(seed: int) -> Problem:
     return _problem(machine, **changes)
 
 
-@pytest.mark.parametrize("seed", range(18))
+@pytest.mark.parametrize("seed", range(ALL_SEEDS))
 def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
     problem = _random_problem(seed)
     batch = problem.gpu_batch_size
@@ -265,11 +308,14 @@ def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
     for block_size in (batch, 2 * batch, 5 * batch):
         if block_size > 64:
             continue
-        points = [s for s in _grid(problem, block_size) if _fits(problem, s)]
+        # What a block of that many batches takes, of which the program knows for every range.
+        count = block_size // batch
+        priced = replace(problem, num_batches=(count, count))
+        points = [s for s in _grid(problem, block_size) if _fits(priced, s)]
         fitting += len(points)
         if not points:
             continue
-        best = min(_price(problem, shares) for shares in points)
+        best = min(_prices(priced, points))
         exact = _solve(problem, block_size)
         assert exact.latency_per_sequence_s <= best * (1 + 1e-6)
         assert _fits(problem, exact.shares, slack=1e-5)
@@ -282,7 +328,8 @@ def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 3, 6, 9, 12])
 def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
-    """Without a GPU there are two free shares: a grid of 2001 x 2001 finds the same optimum."""
+    """Without a GPU there are three free shares: of the cache, of the head, and of a decoder layer,
+    whose components differ in nothing. A grid of 801 x 801 x 9 finds the same optimum."""
     problem = replace(_random_problem(seed), in_place=True)
     block_size = 2 * problem.gpu_batch_size
     try:
@@ -290,13 +337,14 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     except Infeasible:
         pytest.skip("this machine is too small")
     u = 1 / block_size
-    mesh = np.linspace(0, 1, 2001)
-    weights, cache = mesh[:, None], mesh[None, :]
+    mesh = np.linspace(0, 1, 801)
+    weights, cache = mesh[:, None, None], mesh[None, :, None]
+    head = np.linspace(0, 1, 9)[None, None, :]
     columns: dict[str, Any] = {
-        "weights": dict.fromkeys(
-            problem.components,
-            TierShares(gpu=0.0 * weights, cpu=weights * u, disk=(1 - weights) * u),
-        ),
+        "weights": {
+            name: TierShares(gpu=0.0 * share, cpu=share * u, disk=(1 - share) * u)
+            for name, share in (("attention", weights), ("mlp", weights), ("head", head))
+        },
         "cache_cpu": cache,
         "cache_disk": 1 - cache,
         "cache_cpu_per_block": cache * u,
@@ -306,7 +354,7 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     corner = make_shares(block_size, weights=ON_CPU, cache=ON_CPU, activations=ON_CPU)
     shares = replace(corner, **columns)
     limits = capacities(problem.hardware)
-    fits = np.ones((len(mesh), len(mesh)), dtype=bool)
+    fits = np.ones((len(mesh), len(mesh), head.size), dtype=bool)
     for tier, rows in memory_rows(problem, shares).items():
         for terms in rows.values():
             fits &= sum(terms.values()) <= limits[tier] * u * (1 + 1e-9)
@@ -348,9 +396,9 @@ def test_the_grid_is_not_empty_everywhere() -> None:
     assert min(sizes) >= 25
     fitting = [
         any(_fits(problem, s) for s in _grid(problem, problem.gpu_batch_size))
-        for problem in map(_random_problem, range(18))
+        for problem in map(_random_problem, range(ALL_SEEDS))
     ]
-    assert sum(fitting) >= 9
+    assert sum(fitting[:DENSE_SEEDS]) >= 9 and sum(fitting[DENSE_SEEDS:]) >= 3
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -361,7 +409,7 @@ def test_the_objective_is_the_price_of_its_own_shares(seed: int) -> None:
         found = _solve(problem, block_size)
     except Infeasible:
         pytest.skip("this machine is too small")
-    price = _price(problem, found.shares)
+    (price,) = _prices(problem, [found.shares])
     assert found.latency_per_sequence_s == pytest.approx(price, rel=1e-6)
     assert found.bound_per_sequence_s == pytest.approx(price, rel=1e-3)
 
@@ -419,8 +467,9 @@ def test_rows_are_named() -> None:
         "time.decode from pass 1.disk_read",
         "time.decode from pass 1.cpu_memory",
         "time.decode from pass 1.h2d beside d2h",
-        "capacity.gpu.decode, fetched cache",
-        "capacity.cpu.whole run",
+        "capacity.gpu.decode, fetched cache, attention and mlp",
+        "capacity.gpu.decode, fetched cache, head",
+        "capacity.cpu.attention and mlp",
         "capacity.disk.whole run",
     } <= set(found.duals)
 

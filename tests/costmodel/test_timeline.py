@@ -12,7 +12,7 @@ import pytest
 
 from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate, phase_channels
 from costmodel.schedule.chrome_trace import write_trace
