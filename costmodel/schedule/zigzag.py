@@ -357,7 +357,8 @@ class ZigzagSchedule:
             "combine",
             "gpu_compute",
             here,
-            reads=[("made", "gpu", slot)],
+            # What is made may pass through a norm of the layer.
+            reads=[*self._weights_read(here), ("made", "gpu", slot)],
             writes=[self._hidden_staging(here)],
         )
 
