@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, cut_layer
+from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, place_weights
 from costmodel.schedule.tasks import Task
 
 Content = Hashable
@@ -56,16 +56,22 @@ class BlockMemory:
         self.num_pieces = max(2, policy.num_gpu_batches)
         self.num_staged = len(layers) - 1
         self.first_head = [layer.kind for layer in layers].index("head")
-        cuts = [cut_layer(layer, policy.weights) for layer in layers]
-        self.disk_layers = {i for i, cut in enumerate(cuts) if cut.disk_bytes}
-        self.moved_layers = (
-            {i for i, cut in enumerate(cuts) if cut.gpu_end < cut.num_bytes}
-            if has_gpu
-            else self.disk_layers
-        ) - {0}
+        self.kinds = [layer.kind for layer in layers]
+        placed = place_weights(policy, has_gpu=has_gpu)
+        parts = [(i, part.layout.name, part.cut) for i, of in enumerate(placed) for part in of]
+        self.disk_layers = {i for i, _, cut in parts if cut.disk_bytes}
+        off_device = [
+            (i, name) for i, name, cut in parts
+            if (cut.off_gpu_bytes if has_gpu else cut.disk_bytes) and i > 0
+        ]  # fmt: skip
+        self.moved_layers = {i for i, _ in off_device}
+        # Layers whose experts come in decode when the router has chosen them.
+        self.demanding = {
+            i for i, name in off_device if name == "experts" and policy.loads_on_demand
+        }
+        self.in_place = {part.layer for of in placed for part in of if part.bytes_in_place}
         # All layers of these models keep the same.
-        (kind,) = policy.model.layer_kinds
-        cache = cache_spec(policy, kind)
+        (cache,) = {cache_spec(policy, kind) for kind in policy.model.layer_kinds}
         segments = cut_cache(policy, cache, policy.gpu_batch_size, has_gpu=has_gpu)
         self.rows = {(s.home, s.attended) for s in segments}
         disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
@@ -86,12 +92,29 @@ class BlockMemory:
             yield ("weights", "cpu", task.slot, task.batch), content, None
         yield ("weights", "gpu", task.slot, task.batch), None, content
 
-    def _weights(self, task: Task) -> Iterator[Access]:
+    def _read_experts(self, task: Task) -> Iterator[Access]:
+        yield ("routing", task.slot), (task.token, task.layer), None
+        buffer = ("weights", "cpu", task.slot, task.batch)
+        yield buffer, (task.token, task.layer), (task.token, task.layer, "experts")
+
+    def _send_experts(self, task: Task) -> Iterator[Access]:
+        yield ("routing", task.slot), (task.token, task.layer), None
+        content = (task.token, task.layer, "experts")
+        if task.layer in self.disk_layers:
+            yield ("weights", "cpu", task.slot, task.batch), content, None
+        yield ("weights", "gpu", task.slot, task.batch), (task.token, task.layer), content
+
+    def _weights(self, task: Task, *, before_experts: bool = False) -> Iterator[Access]:
+        content: Content = (task.token, task.layer)
+        if task.layer in self.demanding and task.token > 0 and not before_experts:
+            content = (task.token, task.layer, "experts")
         if task.layer in self.moved_layers:
-            slot = (task.token * self.num_staged + task.layer - 1) % 2
             for piece in range(self.num_pieces):
-                buffer = ("weights", self.compute_tier, slot, piece)
-                yield buffer, (task.token, task.layer), None
+                buffer = ("weights", self.compute_tier, self._weight_slot(task), piece)
+                yield buffer, content, None
+
+    def _weight_slot(self, task: Task) -> int:
+        return (task.token * self.num_staged + task.layer - 1) % 2
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -171,9 +194,39 @@ class BlockMemory:
 
     def _compute(self, task: Task) -> Iterator[Access]:
         yield from self._weights(task)
-        if 0 < task.layer < self.first_head:
+        if self.kinds[task.layer] in ("decoder", "attention"):
             append = self._append_on_gpu if self.has_gpu else self._append_on_cpu
             yield from append(task)
+        goes_on = task.token > 0 and task.layer in self.in_place
+        yield from self._hidden(task, ends=not goes_on)
+        if goes_on:
+            yield ("made", "here"), None, (task.token, task.layer)
+
+    def _route(self, task: Task) -> Iterator[Access]:
+        yield from self._weights(task, before_experts=True)
+        yield from self._hidden(task, ends=False)
+        yield ("routing", self._weight_slot(task)), None, (task.token, task.layer)
+
+    def _return_tokens(self, task: Task) -> Iterator[Access]:
+        slot = self._weight_slot(task)
+        yield ("routing", slot), (task.token, task.layer), None
+        yield ("tokens", slot), None, (task.token, task.layer)
+
+    def _run_experts(self, task: Task) -> Iterator[Access]:
+        slot = self._weight_slot(task)
+        yield ("tokens", slot), (task.token, task.layer), None
+        yield ("made", "cpu", slot), None, (task.token, task.layer)
+
+    def _send_made(self, task: Task) -> Iterator[Access]:
+        slot = self._weight_slot(task)
+        yield ("made", "cpu", slot), (task.token, task.layer), None
+        yield ("made", "gpu", slot), None, (task.token, task.layer)
+
+    def _combine(self, task: Task) -> Iterator[Access]:
+        # What both made may pass through a norm of the layer.
+        yield from self._weights(task)
+        yield ("made", "here"), (task.token, task.layer), None
+        yield ("made", "gpu", self._weight_slot(task)), (task.token, task.layer), None
         yield from self._hidden(task, ends=True)
 
     def _project(self, task: Task) -> Iterator[Access]:

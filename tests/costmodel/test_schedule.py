@@ -17,12 +17,22 @@ from costmodel.plan.policy import Placement, Policy
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from tests.costmodel.hazards import BlockMemory, find_hazards, random_durations, simulate
-from tests.costmodel.machines import ON_CPU, ON_DISK, ON_GPU, make_model, make_policy
+from tests.costmodel.machines import (
+    ON_CPU,
+    ON_DISK,
+    ON_GPU,
+    make_mixture,
+    make_model,
+    make_policy,
+)
 from tests.costmodel.strategies import mixtures, policies
 
 NUM_TOKENS = st.integers(1, 4)
 NUM_BATCHES = st.integers(1, 4)
 LOADS = ("read_weights", "send_weights", "read_cache", "send_cache", "read_hidden", "send_hidden")
+EXPERT_KINDS = (
+    "route", "read_experts", "send_experts", "return_tokens", "run_experts", "send_made", "combine",
+)  # fmt: skip
 STORES = ("return_cache", "write_cache", "return_hidden", "write_hidden")
 CHANNELS = ("disk_read", "h2d", "gpu_compute", "cpu_compute", "d2h", "disk_write")
 MIXED = Placement(gpu=0.25, cpu=0.25, disk=0.5)
@@ -80,13 +90,16 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
     rng = random.Random(0)
     waiting: set[str] = set()
     noticed: set[str] = set()
-    for weights, cache, hidden in (
-        (share, share, share), (home, share, home), (share, home, home),
+    dense = make_model(num_layers=2, num_kv_heads=4, head_dim=64)
+    mixture = make_mixture(num_hidden_layers=2)
+    for model, weights, cache, hidden in (
+        (dense, share, share, share), (dense, home, share, home), (dense, share, home, home),
+        (mixture, share, home, home),
     ):  # fmt: skip
         policy = make_policy(
-            model=make_model(num_layers=2, num_kv_heads=4, head_dim=64),
+            model=model,
             gpu_batch_size=8, num_gpu_batches=3, weights=weights, cache=cache, activations=hidden,
-            cpu_attention=0.5,
+            cpu_attention=0.5, cpu_experts=0.5 if has_gpu else 0.0, loads_on_demand=True,
         )  # fmt: skip
         tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
         memory = _memory(policy, has_gpu=has_gpu)
@@ -97,8 +110,19 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
             paces = (random_durations(rng) for _ in range(40))
             if any(find_hazards(simulate(hasty, pace), memory) for pace in paces):
                 noticed.add(kind)
-    assert len(waiting) == (16 if has_gpu else 6)  # every kind that the machine has
+    assert len(waiting) == (23 if has_gpu else 8)  # every kind that the machine has
     assert waiting == noticed
+
+
+def _batches(task: Task, policy: Policy, has_gpu: bool) -> range:
+    """Batches that a task computes: experts take those of the block together in decode, where the
+    hidden states are on the device that computes."""
+    is_together = (policy.activations.gpu if has_gpu else policy.activations.cpu) == 1
+    kind = model_layers(policy.model)[task.layer].kind
+    if is_together and kind == "experts" and task.token > 0:
+        assert task.batch == 0
+        return range(policy.num_gpu_batches)
+    return range(task.batch, task.batch + 1)
 
 
 @given(blocks(), NUM_TOKENS)
@@ -112,7 +136,7 @@ def test_every_computation_is_there_once_and_in_order(
         ends = [
             (task.token, task.layer)
             for task in tasks
-            if task.kind in ("compute", "finish") and task.batch == batch
+            if task.kind in ("compute", "finish") and batch in _batches(task, policy, has_gpu)
         ]
         assert ends == list(itertools.product(range(num_tokens), range(num_layers)))
     split: dict[str, list[tuple[int, int, int]]] = {
@@ -143,6 +167,35 @@ def test_weights_move_once_for_each_visit_of_a_layer(
             for layer in layers
             for piece in range(max(2, policy.num_gpu_batches))
         )
+
+
+@given(st.booleans().flatmap(lambda gpu: st.tuples(mixtures(has_gpu=gpu), st.just(gpu))))
+def test_experts_are_routed_loaded_and_combined_once_for_each_visit(
+    block: tuple[Policy, bool],
+) -> None:
+    policy, has_gpu = block
+    policy = replace(policy, num_gpu_batches=3)
+    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
+    memory = _memory(policy, has_gpu=has_gpu)
+    sent = memory.demanding if has_gpu else set()
+    found = Counter((t.kind, t.token, t.layer) for t in tasks if t.kind in EXPERT_KINDS)
+    expected = Counter[tuple[str, int, int]]()
+    for kind, layers, count in (
+        ("route", memory.demanding | memory.in_place, 1),
+        ("read_experts", memory.demanding & memory.disk_layers, 3),
+        ("send_experts", sent, 3),
+        *((kind, memory.in_place, 1) for kind in EXPERT_KINDS[3:]),
+    ):
+        expected |= {(kind, token, layer): count for token in (1, 2) for layer in layers}
+    assert found == expected
+    # Whatever else a channel has to do, the router has chosen before, and both have multiplied.
+    order = [(t.kind, t.token, t.layer) for t in tasks]
+    for kind, token, layer in found:
+        place = order.index((kind, token, layer))
+        assert order.index(("route", token, layer)) <= place
+        if kind == "combine":
+            before = ("compute", "run_experts", "send_made")
+            assert all(order.index((other, token, layer)) < place for other in before)
 
 
 @pytest.mark.parametrize(("has_gpu", "home"), [(True, ON_GPU), (False, ON_CPU)])
