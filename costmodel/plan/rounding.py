@@ -1,12 +1,14 @@
 """From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
 
-Each component is cut between the rows, or the experts, nearest to the fraction. The cache of a
+Each component is cut between the rows nearest to the fraction. Experts are dealt whole, to some
+layers one more than to others, so that all layers together are nearest to it. The cache of a
 batch is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are
 attended on the CPU are the last ones. Hidden states are cut between sequences.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -18,6 +20,9 @@ from costmodel.model.layout import ComponentLayout, model_layers, round_up
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
+
+# Multiples of it spread evenly over a unit interval, however many are taken.
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,25 +103,74 @@ def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut
     return ComponentCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
 
 
+def deal_units(
+    layout: ComponentLayout, placement: Placement, num_layers: int
+) -> list[ComponentCut]:
+    """Cut a component of several units in each of the layers that have it.
+
+    A layer has too few experts to come near to a fraction, so that some layers get one more than
+    others. Those are spread evenly, because loads wait for each other only over a few layers.
+    """
+    whole = layout.num_units * num_layers
+    cpu_end = whole - round(placement.disk * whole)
+    gpu_end = min(round(placement.gpu * whole), cpu_end) if placement.cpu > 0 else cpu_end
+    # The more layers get one more, the more of the same order: no cut is behind the next.
+    return [
+        ComponentCut(
+            gpu_end=_dealt(gpu_end, num_layers, turn) * layout.unit_bytes,
+            cpu_end=_dealt(cpu_end, num_layers, turn) * layout.unit_bytes,
+            num_bytes=layout.num_bytes,
+        )
+        for turn in _spread(num_layers)
+    ]
+
+
+def _dealt(units: int, num_layers: int, turn: int) -> int:
+    each, rest = divmod(units, num_layers)
+    return each + (turn < rest)
+
+
+@functools.cache
+def _spread(count: int) -> tuple[int, ...]:
+    """Return the turn of each of so many places, those of the first turns far from each other."""
+    order = sorted(range(count), key=lambda place: place * GOLDEN_RATIO % 1)
+    turns = {place: turn for turn, place in enumerate(order)}
+    return tuple(turns[place] for place in range(count))
+
+
 def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
     """Cut every component of every layer as a policy says."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-    return tuple(
-        tuple(_place(policy, index, layout, has_gpu=has_gpu) for layout in layer.components)
-        for index, layer in enumerate(layers)
-    )
-
-
-def _place(
-    policy: Policy, layer: int, layout: ComponentLayout, *, has_gpu: bool
-) -> PlacedComponent:
-    cut = cut_component(layout, policy.weights[layout.name])
-    in_place = 0
-    if layout.name == "experts" and has_gpu:
-        in_place = round(policy.cpu_experts * cut.cpu_bytes / layout.unit_bytes)
-    return PlacedComponent(
-        layer=layer, layout=layout, cut=cut, bytes_in_place=in_place * layout.unit_bytes
-    )
+    # Equal layers are one object.
+    counts = Counter(id(layout) for layer in layers for layout in layer.components)
+    dealt: dict[int, Iterator[ComponentCut]] = {}
+    placed = []
+    cpu_units = units_in_place = 0
+    for index, layer in enumerate(layers):
+        components = []
+        for layout in layer.components:
+            placement, in_place = policy.weights[layout.name], 0
+            if layout.num_units == 1:
+                cut = cut_component(layout, placement)
+            else:
+                if id(layout) not in dealt:
+                    dealt[id(layout)] = iter(deal_units(layout, placement, counts[id(layout)]))
+                cut = next(dealt[id(layout)])
+                # Of all that live in CPU memory so far, as many as come nearest to the fraction.
+                cpu_units += cut.cpu_bytes // layout.unit_bytes
+                if has_gpu:
+                    in_place = round(policy.cpu_experts * cpu_units) - units_in_place
+                    units_in_place += in_place
+            components.append(
+                PlacedComponent(
+                    layer=index,
+                    layout=layout,
+                    cut=cut,
+                    bytes_in_place=in_place * layout.unit_bytes,
+                )
+            )
+        placed.append(tuple(components))
+    return tuple(placed)
 
 
 def cache_spec(policy: Policy, layer: LayerSpec) -> CacheSpec:
@@ -262,9 +316,13 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
     counts = Counter(map(id, layers))
     for layer in {id(layer): layer for layer in layers}.values():
         for component in layer.components:
-            cut = cut_component(component, policy.weights[component.name])
-            for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
-                sums[component.name][i] += size * counts[id(layer)]
+            placement, count = policy.weights[component.name], counts[id(layer)]
+            cuts = [cut_component(component, placement)] * count
+            if component.num_units > 1:
+                cuts = deal_units(component, placement, count)
+            for cut in cuts:
+                for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
+                    sums[component.name][i] += size
     return {
         name: _fractions(gpu / total, disk / total) for name, (gpu, disk, total) in sums.items()
     }

@@ -134,6 +134,7 @@ class _TaskSeconds:
         routed = [layer.kind == "experts" for layer in layers]
         self._computed = [0.0, *_shares([u * (not r) for u, r in zip(used, routed, strict=True)])]
         self._routed = [0.0, *_shares([u * r for u, r in zip(used, routed, strict=True)])]
+        self._in_place = _shares([sum(c.bytes_in_place for c in layer) for layer in plan.weights])
         tokens = [k.cache.token_bytes * (not r) for k, r in zip(kept, routed, strict=True)]
         self._kept = [0.0, *_shares(tokens)]
         self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
@@ -157,7 +158,8 @@ class _TaskSeconds:
             return self._overhead_s(stage)
         if task.kind in ("return_tokens", "run_experts", "send_made"):
             visits = stage.passes * self._num_groups
-            return kinds[task.kind] / visits * self._routed[task.layer]
+            dealt = self._in_place if task.kind == "run_experts" else self._routed
+            return kinds[task.kind] / visits * dealt[task.layer]
         if task.kind in self._moved_bytes:
             moved = self._moved_bytes[task.kind]
             pieces = stage.passes * num_weight_pieces(self._num_batches)
