@@ -7,6 +7,7 @@ what differs from the program's prediction is waiting: what the program does not
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,15 +118,10 @@ class _TaskSeconds:
         policy = plan.policy
         self._problem = problem
         self._num_batches = policy.num_gpu_batches
+        # By phase: of experts, decode moves other bytes than prefill.
         self._moved_bytes = {
-            "read_weights": [sum(c.cut.disk_bytes for c in layer) for layer in plan.weights],
-            "send_weights": [sum(c.cut.off_gpu_bytes for c in layer) for layer in plan.weights],
+            is_prefill: _moved_bytes(plan, is_prefill=is_prefill) for is_prefill in (True, False)
         }
-        self._moved_bytes["read_experts"] = _of_experts(plan, "disk_bytes")
-        self._moved_bytes["send_experts"] = _of_experts(plan, "off_gpu_bytes")
-        # The embedding is gathered, never staged.
-        for moved in self._moved_bytes.values():
-            moved[0] = 0
         # Of what all layers compute and keep, the part of each.
         specs = [problem.model.layer(number) for number in decoder_numbers(problem.model)[1:]]
         layers = problem.sizes.layers[1 : len(specs) + 1]
@@ -160,8 +156,8 @@ class _TaskSeconds:
             visits = stage.passes * self._num_groups
             dealt = self._in_place if task.kind == "run_experts" else self._routed
             return kinds[task.kind] / visits * dealt[task.layer]
-        if task.kind in self._moved_bytes:
-            moved = self._moved_bytes[task.kind]
+        if task.kind in self._moved_bytes[stage.is_prefill]:
+            moved = self._moved_bytes[stage.is_prefill][task.kind]
             pieces = stage.passes * num_weight_pieces(self._num_batches)
             return kinds[task.kind] * moved[task.layer] / max(1, sum(moved)) / pieces
         if task.kind == "compute" and layer == "head":
@@ -198,12 +194,20 @@ class _TaskSeconds:
         return 1 / stage.passes
 
 
-def _of_experts(plan: Plan, what: str) -> list[int]:
-    """Return the bytes of each layer's experts that are on some tiers."""
-    return [
-        sum(getattr(c.cut, what) for c in layer if c.layout.name == "experts")
-        for layer in plan.weights
-    ]
+def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
+    """Return what each kind of task that loads weights moves of each layer. In decode, experts may
+    be loaded on demand, and those that the CPU multiplies are not sent."""
+    kinds = ("read_weights", "send_weights", "read_experts", "send_experts")
+    moved = {kind: [0] * len(plan.layers) for kind in kinds}
+    # The embedding is gathered, never staged.
+    for component in itertools.chain(*plan.weights[1:]):
+        layer, is_experts = component.layer, component.layout.name == "experts"
+        what = "experts" if is_experts and plan.policy.loads_on_demand else "weights"
+        what = "weights" if is_prefill else what
+        in_place = 0 if is_prefill else component.bytes_in_place
+        moved[f"read_{what}"][layer] += component.cut.disk_bytes
+        moved[f"send_{what}"][layer] += component.cut.off_gpu_bytes - in_place
+    return moved
 
 
 def _token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:

@@ -27,6 +27,7 @@ from tests.costmodel.machines import (
     ON_GPU,
     make_compute,
     make_machine,
+    make_mixture,
     make_policy,
 )
 
@@ -118,6 +119,40 @@ def test_any_policy_takes_about_what_the_program_says(seed: int) -> None:
     hardware = recorded_profile("t4-flexgen")
     predicted = estimate(policy, hardware)
     assert -0.02 < simulate(policy, hardware).latency_s / predicted.latency_s - 1 < 0.08
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) -> None:
+    """Experts loaded ahead and on demand, on the GPU, sent, and multiplied in CPU memory."""
+    rng = random.Random(seed)
+    batch = rng.choice([1, 4, 16, 64])
+    policy = _mixture_policy(
+        rng, batch, workload=Workload(prompt_len=rng.choice([16, 128, 512]), gen_len=9)
+    )
+    hardware = recorded_profile("t4-flexgen")
+    predicted = estimate(policy, hardware)
+    assert -0.02 < simulate(policy, hardware).latency_s / predicted.latency_s - 1 < 0.08
+
+
+def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:
+    model = make_mixture(
+        num_hidden_layers=12, hidden_size=2048, num_experts=32, num_experts_per_tok=4,
+        moe_intermediate_size=768, num_attention_heads=16, head_dim=128, vocab_size=32000,
+        dtype="float16",
+    )  # fmt: skip
+    return make_policy(
+        model=model,
+        workload=workload,
+        gpu_batch_size=batch,
+        prefill_batch_size=min(batch, 4),
+        num_gpu_batches=rng.choice([1, 2, 3]),
+        weights={name: _random_placement(rng) for name in model.component_names},
+        cache=_random_placement(rng),
+        activations=ON_GPU,
+        cpu_attention=rng.choice([0.0, 0.5, 1.0]),
+        cpu_experts=rng.choice([0.0, 0.0, 0.5, 1.0]),
+        loads_on_demand=rng.random() < 0.5,
+    )
 
 
 def test_every_channel_is_as_busy_as_predicted() -> None:
