@@ -88,6 +88,13 @@ class ZigzagSchedule:
                     pending = None
                 yield from self._front(here) if is_split else self._compute(here)
                 loads = self._loads(here, there, pending)
+                if self._is_in_place(here):
+                    # The next layer's weights come while the CPU runs experts, and must not queue
+                    # behind what it makes.
+                    for load, _ in loads[:2]:
+                        yield from load
+                    loads = loads[2:]
+                    yield from self._combine(here)
                 for load, is_late in loads:
                     yield from () if is_late else load
                 # With several batches, the next batch's projection goes first, so that the GPU
@@ -121,6 +128,9 @@ class ZigzagSchedule:
     def _is_split(self, here: _Position) -> bool:
         is_decode = here.token > 0 and self._attends(here)
         return is_decode and self.route.attends_on_cpu
+
+    def _is_in_place(self, here: _Position) -> bool:
+        return here.token > 0 and here.layer in self.route.in_place
 
     def _make(
         self,
@@ -277,7 +287,7 @@ class ZigzagSchedule:
 
     def _compute(self, here: _Position) -> Iterator[Task]:
         route = self.route
-        in_place = here.token > 0 and here.layer in route.in_place
+        in_place = self._is_in_place(here)
         if in_place or (here.token > 0 and here.layer in route.demanding):
             yield from self._load_experts(here)
         if in_place:
@@ -289,8 +299,6 @@ class ZigzagSchedule:
             reads=self._weights_read(here),
             writes=[self._hidden_staging(here), self._cache_staging(here)],
         )
-        if in_place:
-            yield from self._combine(here)
         yield from self._return_cache(here)
         yield from self._write_cache(here)
 

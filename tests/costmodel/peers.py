@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from costmodel.families import load_model_spec
@@ -153,6 +154,24 @@ def zero_inference(
             policy = _largest(make, hardware, workload.num_prompts, margin)
             if policy is not None:
                 yield policy
+
+
+def experts_on_cpu(
+    hardware: HardwareProfile, model: ModelSpec, workload: Workload, *, margin: float = 0.0
+) -> Iterator[Policy]:
+    """llama.cpp's ``--n-cpu-moe``, KTransformers and Fiddler: all that every token passes through
+    on the GPU, with the cache; the experts in CPU memory, which multiplies them there in decode.
+    Of N layers the experts are on the GPU too."""
+    for tenths in range(0, 10, 3):
+        experts = Placement(gpu=tenths / 10, cpu=1 - tenths / 10)
+
+        def make(size: int, e: Placement = experts) -> Policy:
+            policy = _one_batch(model, workload, size, weights=ON_GPU)
+            return replace(policy, weights={**policy.weights, "experts": e}, cpu_experts=1.0)
+
+        policy = _largest(make, hardware, workload.num_prompts, margin)
+        if policy is not None:
+            yield policy
 
 
 def flexgen_published() -> Iterator[tuple[Policy, float]]:

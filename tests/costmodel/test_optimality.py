@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names, spec_from_config
+from costmodel.families import load_model_spec, preset_names
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
@@ -34,6 +34,7 @@ from profiles import (
     InfeasibleError,
     recorded_profile,
 )
+from tests.costmodel.mixtures import MIXTURES, mixture
 
 NUM_CASES = 200
 CHUNK = 20
@@ -42,30 +43,6 @@ MACHINES = ("a100-80gb", "cpu-2core", "rtx3090-pc", "rtx4090-pc", "t4-flexgen")
 # Bytes of memory that a case has, for each byte of weights.
 SHARES = (0.1, 0.3, 0.6, 1.0, 2.0)
 
-
-# Shapes of published mixtures of experts, some of them cut to fewer layers.
-MIXTURES: dict[str, dict[str, object]] = {
-    "mixtral-8x7b": {"model_type": "mixtral", "dtype": "bfloat16"},
-    "qwen3-30b-a3b": {
-        "model_type": "qwen3_moe",
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-        "head_dim": 128,
-        "norm_topk_prob": True,
-        "dtype": "bfloat16",
-    },
-    "olmoe-1b-7b": {"model_type": "olmoe", "dtype": "bfloat16"},
-    "qwen1.5-moe-a2.7b": {"model_type": "qwen2_moe", "dtype": "bfloat16"},
-    "dense first": {
-        "model_type": "qwen3_moe",
-        "num_hidden_layers": 8,
-        "mlp_only_layers": [0, 1],
-        "num_experts": 16,
-        "num_experts_per_tok": 4,
-        "head_dim": 64,
-        "dtype": "bfloat16",
-    },
-}
 
 PERMITTED = (
     Permitted(weight_bits=(16, 8)),
@@ -107,17 +84,12 @@ def _knows_unpacking(hardware: HardwareProfile) -> HardwareProfile:
 
 
 @functools.cache
-def _mixture(name: str) -> ModelSpec:
-    return spec_from_config(MIXTURES[name], name=name)
-
-
-@functools.cache
 def _case(seed: int) -> Case:
     rng = random.Random(seed)
     hardware = _knows_unpacking(recorded_profile(rng.choice(MACHINES)))
     model = load_model_spec(rng.choice(preset_names()))
     if seed % 4 == 3:
-        model = _mixture(rng.choice(list(MIXTURES)))
+        model = mixture(rng.choice(list(MIXTURES)))
     if not hardware.has_gpu:
         model = model.with_dtype("bfloat16")
     # Memory about as large as the weights is where placement matters.

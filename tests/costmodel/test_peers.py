@@ -18,6 +18,7 @@ from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.price import estimate
 from profiles import HardwareProfile, recorded_profile
 from tests.costmodel import peers
+from tests.costmodel.mixtures import mixture
 
 # A policy may lose this to rounding and to what the search takes for equally fast.
 TOLERANCE = 0.01
@@ -82,6 +83,34 @@ def test_no_peer_is_faster(name: str, preset: str, work: str, bits: int | None) 
         rate = job_throughput(policy, machine)
         assert rate <= found.job_tok_per_s * (1 + TOLERANCE), f"{peer}: {policy}"
     assert tried >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "work"),
+    [
+        ("rtx3090-pc", "mixtral-8x7b", "chat"),
+        ("rtx4090-pc", "qwen3-30b-a3b", "batch"),
+        ("t4-flexgen", "qwen3-30b-a3b", "chat"),
+        ("rtx4090-pc", "mixtral-8x7b", "batch"),
+    ],
+)
+def test_no_peer_is_faster_with_a_mixture(name: str, preset: str, work: str) -> None:
+    """Experts multiplied in CPU memory; whole layers by number; all streamed."""
+    # With room for all experts in CPU memory, as those systems take for granted.
+    machine = with_capacities(_machine(name), {"cpu": 128 * 10**9})
+    model, workload = mixture(preset), WORKLOADS[work]
+    found = search(machine, model, workload)
+    tried = dict.fromkeys(("experts on the CPU", "llama_cpp", "accelerate", "zero_inference"), 0)
+    beside = peers.experts_on_cpu(machine, model, workload, margin=DEFAULT_MARGIN)
+    shapes = (
+        *(("experts on the CPU", policy) for policy in beside),
+        *_peers(machine, model, workload, None),
+    )
+    for peer, policy in shapes:
+        tried[peer] += 1
+        rate = job_throughput(policy, machine)
+        assert rate <= found.job_tok_per_s * (1 + TOLERANCE), f"{peer}: {policy}"
+    assert min(tried.values()) >= 1
 
 
 @pytest.mark.parametrize("row", range(12))

@@ -137,7 +137,7 @@ def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) ->
 def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:
     model = make_mixture(
         num_hidden_layers=12, hidden_size=2048, num_experts=32, num_experts_per_tok=4,
-        moe_intermediate_size=768, num_attention_heads=16, head_dim=128, vocab_size=32000,
+        moe_intermediate_size=768, num_attention_heads=16, head_dim=128, vocab_size=4000,
         dtype="float16",
     )  # fmt: skip
     return make_policy(
