@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
+from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
 from costmodel.pricing.stages import Stage
@@ -18,7 +19,7 @@ from profiles.hardware import Contention, HardwareProfile
 CPU_MEMORY = "cpu_memory"
 GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
-ON_DEMAND = "experts on demand"
+ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
 IN_PLACE = "experts on the CPU"
 # What a pass goes through one after another where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
@@ -76,9 +77,16 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
     alone = units.of_one_batch(problem.gpu_batch_size)
     if problem.loads_on_demand and not stage.is_prefill:
-        # What is loaded when the router has chosen holds up whoever computes.
-        late = (w.seconds for w in work if w.kind in ("read_experts", "send_experts"))
-        limits[ON_DEMAND] = total([busy[_compute_channel(problem)], *late])
+        # What is loaded when the router has chosen holds up whoever computes. A piece is sent
+        # while the next is read; where the number of batches is open, the most pieces count.
+        late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
+        computed, pieces = (
+            busy[_compute_channel(problem)],
+            num_weight_pieces(problem.num_batches[1]),
+        )
+        for i, name in enumerate(ON_DEMAND[: len(late)]):
+            rest = (seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :])
+            limits[name] = total([computed, late[i], *rest])
     if problem.cpu_experts and not stage.is_prefill:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))

@@ -202,6 +202,12 @@ def num_hidden_buffers(*, has_gpu: bool) -> int:
     return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
 
 
+def num_weight_pieces(num_batches: int) -> int:
+    """Return the pieces in which a layer's weights are loaded: one beside each batch, and with a
+    single batch two, so that what the CPU has attended can pass between them."""
+    return max(2, num_batches)
+
+
 def _hidden_staging_bytes(problem: Problem) -> int:
     if problem.in_place is not False:
         return 0

@@ -19,12 +19,13 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import contentions
+from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.price import check_machine
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from costmodel.schedule.tasks import Task
-from costmodel.schedule.zigzag import ZigzagSchedule, num_weight_pieces
+from costmodel.schedule.zigzag import ZigzagSchedule
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 

@@ -15,14 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers
+from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers, num_weight_pieces
 from costmodel.schedule.tasks import Hazards, Resource, Task
-
-
-def num_weight_pieces(num_batches: int) -> int:
-    """Return the pieces in which a layer's weights are loaded: one beside each batch, and with a
-    single batch two, so that what the CPU has attended can pass between them."""
-    return max(2, num_batches)
 
 
 @dataclass(frozen=True, slots=True)
