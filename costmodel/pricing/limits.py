@@ -80,13 +80,10 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
         # What is loaded when the router has chosen holds up whoever computes. A piece is sent
         # while the next is read; where the number of batches is open, the most pieces count.
         late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
-        computed, pieces = (
-            busy[_compute_channel(problem)],
-            num_weight_pieces(problem.num_batches[1]),
-        )
+        pieces = num_weight_pieces(problem.num_batches[1])
         for i, name in enumerate(ON_DEMAND[: len(late)]):
             rest = (seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :])
-            limits[name] = total([computed, late[i], *rest])
+            limits[name] = total([busy[_compute_channel(problem)], late[i], *rest])
     if problem.cpu_experts and not stage.is_prefill:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))

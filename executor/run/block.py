@@ -12,9 +12,8 @@ import torch
 from costmodel.model.layout import decoder_numbers
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import LOGIT_BYTES
+from costmodel.pricing.memory import LOGIT_BYTES, num_weight_pieces
 from costmodel.schedule.tasks import Task
-from costmodel.schedule.zigzag import num_weight_pieces
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
 from executor.model import layers

@@ -14,10 +14,9 @@ import torch
 
 from costmodel.model.layout import TensorLayout, round_up
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS
+from costmodel.pricing.memory import NUM_BUFFERS, num_weight_pieces
 from costmodel.pricing.problem import problem_of
 from costmodel.schedule.tasks import Task
-from costmodel.schedule.zigzag import num_weight_pieces
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights
