@@ -83,6 +83,10 @@ class ZigzagSchedule:
                 yield from self._front(here) if is_split else self._compute(here)
                 loads = self._loads(here, there, pending)
                 if self._is_in_place(here):
+                    if pending is not None:
+                        # It still needs the weights that the next ones replace.
+                        yield from self._back(pending)
+                        pending = None
                     # The next layer's weights come while the CPU runs experts, and must not queue
                     # behind what it makes.
                     for load, _ in loads[:2]:
@@ -195,11 +199,12 @@ class ZigzagSchedule:
         for target in targets:
             piece = (target.weight_slot, target.batch)
             if target.layer in self.route.disk_weights:
+                # Experts on demand may be anywhere in a buffer that is read into.
                 yield self._make(
                     "read_weights",
                     "disk_read",
                     target,
-                    writes=[("weights", "cpu", *piece)],
+                    writes=[("weights", "cpu", *piece), ("demanded", target.weight_slot)],
                     slot=target.weight_slot,
                 )
             if target.layer in self.route.sent_weights:
@@ -322,7 +327,11 @@ class ZigzagSchedule:
                     "send_experts",
                     "h2d",
                     there,
-                    reads=[("routing", slot), ("weights", "cpu", slot, piece)],
+                    reads=[
+                        ("routing", slot),
+                        ("weights", "cpu", slot, piece),
+                        ("demanded", slot),
+                    ],
                     writes=[("weights", "gpu", slot, piece)],
                     slot=slot,
                 )

@@ -24,7 +24,6 @@ class _Visit:
 
     normed: torch.Tensor
     routing: Routing
-    needed: list[int]
     made: torch.Tensor | None = None
     tokens_on_cpu: tuple[torch.Tensor, Routing] | None = None
     made_on_cpu: torch.Tensor | None = None
@@ -46,8 +45,10 @@ class ExpertSteps:
         self._numbers = decoder_numbers(policy.model)
         self._batches_at_once = weights.plan.batches_at_once
         self._batches: Sequence[Batch] = ()
-        # By layer.
-        self._visits: dict[int, _Visit] = {}
+        # By layer and first batch.
+        self._visits: dict[tuple[int, int], _Visit] = {}
+        # By layer, the experts that are loaded on demand.
+        self._needed: dict[int, list[int]] = {}
 
     def start_block(self, batches: Sequence[Batch]) -> None:
         """Prepare for a block."""
@@ -72,9 +73,9 @@ class ExpertSteps:
         routing = layers.routing_of(normed, self.weights.layer(task), layer)
         needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
         in_place = self.weights.experts_in_place(task)
-        self._visits[task.layer] = _Visit(
-            normed=normed, routing=routing, needed=[e for e in needed if e not in in_place]
-        )
+        self._needed[task.layer] = [expert for expert in needed if expert not in in_place]
+        if task.layer in self.weights.plan.route.in_place:
+            self._visits[task.layer, task.batch] = _Visit(normed=normed, routing=routing)
         return 0
 
     def read_experts(self, task: Task) -> int:
@@ -87,7 +88,7 @@ class ExpertSteps:
 
     def return_tokens(self, task: Task) -> int:
         """Copy the tokens to the CPU, with the experts that they need."""
-        visit = self._visits[task.layer]
+        visit = self._visits[task.layer, task.batch]
         rows = visit.normed.flatten(0, 1).to("cpu", non_blocking=True)
         experts, factors = (
             t.to("cpu", non_blocking=True) for t in (visit.routing.experts, visit.routing.weights)
@@ -97,7 +98,7 @@ class ExpertSteps:
 
     def run_experts(self, task: Task) -> int:
         """Run the experts in CPU memory."""
-        visit, spec = self._visits[task.layer], self._experts(task)
+        visit, spec = self._visits[task.layer, task.batch], self._experts(task)
         assert visit.tokens_on_cpu is not None
         rows, routing = visit.tokens_on_cpu
         made = torch.zeros_like(rows, pin_memory=visit.normed.is_cuda)
@@ -108,14 +109,14 @@ class ExpertSteps:
 
     def send_made(self, task: Task) -> int:
         """Copy what the CPU's experts made to the GPU."""
-        visit = self._visits[task.layer]
+        visit = self._visits[task.layer, task.batch]
         assert visit.made_on_cpu is not None
         visit.made_there = visit.made_on_cpu.to(visit.normed.device, non_blocking=True)
         return visit.made_on_cpu.nbytes
 
     def combine(self, task: Task) -> int:
         """Add up what both have made, and add it to the hidden states."""
-        visit = self._visits[task.layer]
+        visit = self._visits[task.layer, task.batch]
         assert visit.made is not None and visit.made_there is not None
         visit.made += visit.made_there
         parts = self._parts(task)
@@ -126,7 +127,7 @@ class ExpertSteps:
         return 0
 
     def _compute_beside_cpu(self, task: Task) -> None:
-        visit, spec = self._visits[task.layer], self._experts(task)
+        visit, spec = self._visits[task.layer, task.batch], self._experts(task)
         rows = visit.normed.flatten(0, 1)
         made, weights = torch.zeros_like(rows), self.weights.layer(task)
         for experts in routed_ranges(spec, self.weights.experts_in_place(task)):
@@ -136,7 +137,7 @@ class ExpertSteps:
         visit.made = made
 
     def _needed_part(self, task: Task) -> list[int]:
-        needed, count = self._visits[task.layer].needed, self.weights.num_pieces
+        needed, count = self._needed[task.layer], self.weights.num_pieces
         first, end = (len(needed) * (task.batch + i) // count for i in (0, 1))
         return needed[first:end]
 
@@ -148,7 +149,7 @@ class ExpertSteps:
         return [self.hidden.gather(replace(task, batch=batch)) for batch in self._group(task)]
 
     def _hand_back(self, task: Task, parts: Sequence[torch.Tensor], whole: torch.Tensor) -> None:
-        self._visits.pop(task.layer, None)
+        self._visits.pop((task.layer, task.batch), None)
         for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
             if own.data_ptr() != made.data_ptr():
                 own.copy_(made)
