@@ -14,6 +14,8 @@ from profiles.errors import InputError
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Deeper than any model; every layer is laid out one by one.
 MAX_LAYERS = 10_000
+# In all layers together, more than any model has; each has tensors of its own.
+MAX_EXPERTS = 50_000
 ACTIVATIONS = ("silu", "relu", "gelu")
 ROTARY_KINDS = ("default", "linear", "llama3")
 NORM_PLACES = ("before", "after")
@@ -310,6 +312,11 @@ class LayerSpec:
         return "after" not in self.norm_places and self.residual_scale == 1
 
     @property
+    def num_experts(self) -> int:
+        """Experts of the layer, if it has any."""
+        return self.experts.num_experts if self.experts else 0
+
+    @property
     def component_names(self) -> tuple[str, ...]:
         """The parts that have placements of their own, in the order in which they compute."""
         if self.experts is None:
@@ -398,6 +405,9 @@ class ModelSpec:
                 got="numbers of other kinds",
                 allowed=f"each of the {len(self.layer_kinds)} kinds of layer_kinds",
             )
+        experts = sum(self.layer(i).num_experts for i in range(self.num_layers))
+        if experts > MAX_EXPERTS:
+            raise InputError("model experts", got=experts, allowed=f"at most {MAX_EXPERTS} in all")
 
     @property
     def num_layers(self) -> int:

@@ -134,6 +134,12 @@ def test_more_experts_for_a_token_than_there_are_are_refused() -> None:
         spec_from_config(config, name="tiny")
 
 
+def test_more_experts_than_any_model_has_are_refused_at_once() -> None:
+    config = {"model_type": "mixtral", "num_local_experts": 2**31 - 1}
+    with pytest.raises(InputError, match="model experts"):
+        spec_from_config(config, name="tiny")
+
+
 @pytest.mark.parametrize("layers", [3, [-1], ["0"], [True]])
 def test_dense_layers_that_are_no_list_of_numbers_are_refused(layers: object) -> None:
     config = {"model_type": "qwen3_moe", "mlp_only_layers": layers}

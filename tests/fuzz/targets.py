@@ -221,6 +221,16 @@ QWEN = {
     "use_sliding_window": False, "max_window_layers": 1, "tie_word_embeddings": True,
     "rope_scaling": {"type": "linear", "factor": 2.0}, "rms_norm_eps": 1e-6,
 }  # fmt: skip
+EXPERTS = QWEN | {
+    "model_type": "qwen2_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 96,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [1],
+}
 PROMPTS = (
     b'{"prompt": "And the LORD", "id": 7}\n{"prompt_ids": [5, 6], "x": {"y": [1.5, null]}}\n\n',
     b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\r\n{"prompt_ids": [0]}',
@@ -235,7 +245,7 @@ def targets() -> Mapping[str, Target]:
     return {
         "config": Target(
             read=_read_config,
-            documents=(_document(MODEL / "config.json"), OPT, QWEN),
+            documents=(_document(MODEL / "config.json"), OPT, QWEN, EXPERTS),
         ),
         "shard": Target(read=_read_shard, texts=(_shard(),)),
         "header": Target(read=_read_header, documents=(_header(),)),
