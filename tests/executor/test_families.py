@@ -19,11 +19,12 @@ from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
 
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
     "granite-biases": {"family": "granite", "attention_bias": True, "mlp_bias": True},
+    "llama3-rotary": {"family": "llama", "rope_parameters": LLAMA3_ROPE},
     "mixtral-one-expert": {"family": "mixtral", "num_experts_per_tok": 1},
     "olmo2-biases-wide-heads": {
         "family": "olmo2",
@@ -88,7 +89,8 @@ def test_logits_and_tokens_are_those_of_transformers(case: str, tmp_path: Path) 
         assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
     prompts = [PROMPT, PROMPT[:2], PROMPT[3:9], PROMPT[-1:]]
     expected_ids = [_greedy(theirs, prompt, 6) for prompt in prompts]
-    assert ReferenceModel(checkpoint).generate(prompts, 6) == expected_ids
+    for cut in (0.0, 0.43):
+        assert ReferenceModel(checkpoint, cut=cut).generate(prompts, 6) == expected_ids
 
 
 def _greedy(model: Any, prompt: list[int], gen_len: int) -> list[int]:
