@@ -199,12 +199,11 @@ class ZigzagSchedule:
         for target in targets:
             piece = (target.weight_slot, target.batch)
             if target.layer in self.route.disk_weights:
-                # Experts on demand may be anywhere in a buffer that is read into.
                 yield self._make(
                     "read_weights",
                     "disk_read",
                     target,
-                    writes=[("weights", "cpu", *piece), ("demanded", target.weight_slot)],
+                    writes=[("weights", "cpu", *piece)],
                     slot=target.weight_slot,
                 )
             if target.layer in self.route.sent_weights:
@@ -327,11 +326,7 @@ class ZigzagSchedule:
                     "send_experts",
                     "h2d",
                     there,
-                    reads=[
-                        ("routing", slot),
-                        ("weights", "cpu", slot, piece),
-                        ("demanded", slot),
-                    ],
+                    reads=[("routing", slot), ("weights", "cpu", slot, piece)],
                     writes=[("weights", "gpu", slot, piece)],
                     slot=slot,
                 )

@@ -80,11 +80,11 @@ class ExpertSteps:
 
     def read_experts(self, task: Task) -> int:
         """Read a part of the experts that are needed into CPU staging."""
-        return self.weights.read_experts(task, self._needed_part(task))
+        return self.weights.read_experts(task, self._needed[task.layer])
 
     def send_experts(self, task: Task) -> int:
         """Copy a part of the experts that are needed into GPU staging."""
-        return self.weights.send_experts(task, self._needed_part(task))
+        return self.weights.send_experts(task, self._needed[task.layer])
 
     def return_tokens(self, task: Task) -> int:
         """Copy the tokens to the CPU, with the experts that they need."""
@@ -135,11 +135,6 @@ class ExpertSteps:
         if spec.shared is not None:
             add_shared(made, rows, weights, spec)
         visit.made = made
-
-    def _needed_part(self, task: Task) -> list[int]:
-        needed, count = self._needed[task.layer], self.weights.num_pieces
-        first, end = (len(needed) * (task.batch + i) // count for i in (0, 1))
-        return needed[first:end]
 
     def _group(self, task: Task) -> range:
         """Return the batches whose tokens pass through experts together."""

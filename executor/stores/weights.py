@@ -115,31 +115,49 @@ class WeightStore:
         return moved
 
     def read_experts(self, task: Task, experts: Sequence[int]) -> int:
-        """Read what some experts of a layer have on disk into CPU staging."""
+        """Read one piece of what the needed experts of a layer have on disk into CPU staging."""
         assert self.file is not None
-        component, size = self._experts(task)
-        start, moved = component.placed.cut.cpu_end, 0
-        for expert in experts:
-            first, end = page_floor(max(expert * size, start)), (expert + 1) * size
-            if first < end:
-                buffer = self._window(task, component, first, round_up(end, PAGE_BYTES))
-                self.file.read_into(buffer, component.placed, first)
-                moved += len(buffer)
+        moved = 0
+        for component, first, end in self._needed_on_disk(task, experts):
+            first = page_floor(first)
+            buffer = self._window(task, component, first, round_up(end, PAGE_BYTES))
+            self.file.read_into(buffer, component.placed, first)
+            moved += len(buffer)
         return moved
 
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:
-        """Copy some experts of a layer into GPU staging, from where they are below it."""
+        """Copy one piece of the needed experts of a layer into GPU staging, from where they are
+        below it."""
         component, size = self._experts(task)
         cut, target = component.placed.cut, self._staging["gpu"][task.slot]
-        start, moved = component.gpu_offset - cut.gpu_end, 0
-        for first, end in ((e * size, (e + 1) * size) for e in experts if e * size >= cut.gpu_end):
-            if first < cut.cpu_end:
-                source = self._home("cpu", component)[first - cut.gpu_end : end - cut.gpu_end]
-            else:
-                source = self._window(task, component, first, end)
-            self._queue_copy(target[start + first : start + end], source)
+        start, home = component.gpu_offset - cut.gpu_end, self._home("cpu", component)
+        here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
+        low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
+        moved = 0
+        for first in (expert * size for expert in here[low:high]):
+            source = home[first - cut.gpu_end : first + size - cut.gpu_end]
+            self._queue_copy(target[start + first : start + first + size], source)
             moved += size
+        for _, first, end in self._needed_on_disk(task, experts):
+            window = self._window(task, component, first, end)
+            self._queue_copy(target[start + first : start + end], window)
+            moved += end - first
         return moved
+
+    def _needed_on_disk(
+        self, task: Task, experts: Sequence[int]
+    ) -> Iterator[tuple[StagedComponent, int, int]]:
+        """Yield which bytes of the needed experts are in one piece of CPU staging.
+
+        The piece is the same part of staging as for every layer: tasks wait for each other by it.
+        """
+        component, size = self._experts(task)
+        low, high = component.window_part(*self._disk_piece(task))
+        low = max(low, component.placed.cut.cpu_end)
+        for start in (expert * size for expert in experts):
+            first, end = max(start, low), min(start + size, high)
+            if first < end:
+                yield component, first, end
 
     def experts_in_place(self, task: Task) -> range:
         """Return the experts of a layer that the CPU multiplies in its memory."""
