@@ -13,7 +13,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from costmodel.pricing.memory import LIBRARY_BYTES
+from costmodel.pricing.workspace import LIBRARY_BYTES
 from profiles.command import Parser, run
 from profiles.errors import RunError
 from profiles.hardware import HardwareProfile

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from costmodel.plan.policy import Policy
-from profiles import HardwareProfile
 from costmodel.plan.rounding import overall_weights
+from profiles import HardwareProfile
 
 
 def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:

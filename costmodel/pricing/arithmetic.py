@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from costmodel.model.spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
-from costmodel.pricing.memory import LOGIT_BYTES
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
+from costmodel.pricing.workspace import LOGIT_BYTES
 from profiles.compute_rates import ComputeRates
 
 # Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.

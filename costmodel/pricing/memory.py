@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
-from costmodel.model.spec import ExpertsSpec, LayerSpec
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
+from costmodel.pricing.workspace import (
+    ALLOCATOR_SHARE,
+    LOGIT_BYTES,
+    expert_bytes,
+    workspace_bytes,
+)
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
-from profiles.packing import UNPACKED_AT_ONCE_BYTES
-from profiles.product_parts import wide_bytes
-from profiles.units import MIB
 
 # A layer's weights are read into one buffer while the layer before is computed from another;
 # likewise the cache and the hidden states of a batch.
@@ -26,20 +28,9 @@ NUM_BUFFERS = 2
 # While the CPU attends for one batch, the GPU has yet to finish the one before, and the hidden
 # states of the next arrive.
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
-# Logits are sampled from in float32 whatever the model computes in.
-LOGIT_BYTES = 4
 # Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
-# Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
-# Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
-# own modules and the threads of the channels hold some 10 MB beyond an empty process, what packs or
-# makes up weights up to 20 MB.
-ALLOCATOR_SHARE = 0.25
-LIBRARY_BYTES = 32 * MIB
-# cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
-CUDA_LIBRARY_BYTES = 40 * MIB
-
 # Each generated token keeps a Python int, its place in a list, and its text until the run ends.
 # Each continuation takes some more.
 OUTPUT_TOKEN_BYTES = 48
@@ -239,13 +230,8 @@ def _expert_staging_bytes(problem: Problem) -> int:
     if not problem.cpu_experts:
         return 0
     tokens = problem.gpu_batch_size * problem.num_batches[0]
-    hidden = problem.model.hidden_size
-    elements = max(
-        2 * hidden + _expert_elements(kind.spec.experts, hidden)
-        for kind in problem.layer_kinds
-        if kind.spec.experts
-    )
-    return round(tokens * elements * problem.model.dtype_bytes * (1 + ALLOCATOR_SHARE))
+    needed = 2 * tokens * problem.hidden_token_bytes + expert_bytes(problem, tokens)
+    return round(needed * (1 + ALLOCATOR_SHARE))
 
 
 def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
@@ -267,71 +253,6 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
     }
 
 
-def workspace_bytes(problem: Problem, phase: str) -> int:
-    """Return the most bytes that the temporaries of one layer hold at once.
-
-    The larger of the two halves of a decoder layer, for the sequences that are computed at once
-    (``executor.model.layers`` lists the temporaries): norm, stacked projections and attention; or
-    norm and MLP, with the product of one chunk of a cut matrix beside its place in the result.
-    """
-    if phase == "decode":
-        return _workspace_bytes(problem, phase, problem.gpu_batch_size)
-    prompt_len = problem.workload.prompt_len
-    return min(
-        _workspace_bytes(problem, phase, size * prompt_len) for size in problem.prefill_batch_sizes
-    )
-
-
-def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
-    model = problem.model
-    norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
-    halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
-    layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
-    # One chunk of the head makes its logits in the model's dtype, before they go where all are.
-    (head,) = problem.sizes.staged_layers["head"].components
-    head_rows = head.tensors[-1].num_rows
-    head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
-    needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
-    beside = CUDA_LIBRARY_BYTES
-    if not problem.hardware.uses_cuda:
-        beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
-    return round(needed * (1 + ALLOCATOR_SHARE)) + beside
-
-
-def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
-    """Count the elements for each token that the larger half of a layer holds."""
-    attention, mlp = layer.attention, layer.mlp
-    attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
-    if mlp is not None:
-        return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size)
-    assert layer.experts is not None
-    return max(attended, 2 * hidden_size + _expert_elements(layer.experts, hidden_size))
-
-
-def _expert_elements(experts: ExpertsSpec, hidden_size: int) -> int:
-    """Count the elements for each token that a mixture of experts holds beside its input and
-    output: see ``executor.model.experts``."""
-    shared, expert = experts.shared, experts.expert
-    routed = experts.experts_per_token * (2 * hidden_size + expert.inner_rows + expert.size)
-    beside = 0 if shared is None else hidden_size + shared.inner_rows + shared.size
-    # Router logits and scores are float32.
-    return max(routed, beside) + 4 * experts.num_experts
-
-
-def _wide_bytes(problem: Problem, num_tokens: int) -> int:
-    """Count what products hold in float32 of 16-bit operands; some processors convert none."""
-    if problem.model.dtype == "float32":
-        return 0
-    in_features = max(
-        tensor.shape[1]
-        for layer in problem.sizes.staged_layers.values()
-        for component in layer.components
-        for tensor in component.tensors
-        if len(tensor.shape) == 2
-    )
-    return wide_bytes(num_tokens, in_features, num_threads=problem.hardware.cpu.num_cores)
-
-
 def _unpacked_weight_bytes(problem: Problem) -> int:
     """Count what holds the matrices of the layer that is computed, where they are packed."""
     if not problem.packs_weights:
@@ -342,16 +263,3 @@ def _unpacked_weight_bytes(problem: Problem) -> int:
     if problem.unpacks_per_batch:
         elements = max(t.num_elements for parts in components for c in parts for t in c.tensors)
     return elements * problem.model.dtype_bytes
-
-
-def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
-    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache
-    where no kernel reads it as it lies: it may have no Triton. The CPU's always do."""
-    is_plain = not problem.packs_cache and problem.attention_sparsity == 1
-    if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
-        return 0
-    # One row is attended to whole, whatever it takes.
-    attentions = [kind.spec.attention for kind in problem.layer_kinds]
-    widest = max(a.head_dim + 3 * a.group_size for a in attentions)
-    row_bytes = 2 * problem.workload.context_len * widest * LOGIT_BYTES
-    return max(UNPACKED_AT_ONCE_BYTES, row_bytes)

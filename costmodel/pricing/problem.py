@@ -73,7 +73,10 @@ class Problem:
     @property
     def batches_at_once(self) -> tuple[int, int]:
         """Fewest and most batches whose tokens pass through experts together in decode."""
-        return (1, 1) if self.in_place is False else self.num_batches
+        fewest, most = self.num_batches
+        if self.in_place is None:
+            return 1, most
+        return (fewest, most) if self.in_place else (1, 1)
 
     @property
     def prefill_batch_sizes(self) -> tuple[int, ...]:

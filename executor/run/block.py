@@ -12,7 +12,8 @@ import torch
 from costmodel.model.layout import decoder_numbers
 from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import LOGIT_BYTES, num_weight_pieces
+from costmodel.pricing.memory import num_weight_pieces
+from costmodel.pricing.workspace import LOGIT_BYTES
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine

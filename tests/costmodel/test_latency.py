@@ -9,9 +9,9 @@ import pytest
 from costmodel.model.layout import CUT_ROWS
 from costmodel.plan.policy import Placement, Prediction
 from costmodel.plan.workload import Workload
-from costmodel.pricing.memory import workspace_bytes
 from costmodel.pricing.price import check_executable, check_fits, estimate
 from costmodel.pricing.problem import problem_of
+from costmodel.pricing.workspace import workspace_bytes
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
 from tests.costmodel.machines import (
     AMPLE,

@@ -24,11 +24,12 @@ from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Placement
 from costmodel.plan.workload import Workload
 from costmodel.pricing.limits import limit_forms, stage_limits
-from costmodel.pricing.memory import capacities, memory_rows, with_capacities, workspace_bytes
+from costmodel.pricing.memory import capacities, memory_rows, with_capacities
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.rates import RATES
 from costmodel.pricing.shares import Shares, TierShares
 from costmodel.pricing.stages import stages_of
+from costmodel.pricing.workspace import workspace_bytes
 from profiles import HardwareProfile, RateCurve, recorded_profile
 from tests.costmodel.machines import (
     CACHE_TOKEN_BYTES,
