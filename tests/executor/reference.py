@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
+from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
 from costmodel.model.spec import EmbeddingSpec, LayerSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
@@ -22,22 +22,43 @@ from profiles.packing import Packing
 Tensors = Mapping[str, Sequence[torch.Tensor]]
 
 
-def view_component(
-    buffer: torch.Tensor, layout: ComponentLayout, dtype: torch.dtype, cut_bytes: int = 0
+def read_layer(source: WeightSource, index: int, layout: LayerLayout) -> torch.Tensor:
+    """Read the components of a layer, one behind another."""
+    out = torch.full((layout.num_bytes,), 255, dtype=torch.uint8)
+    for component, buffer in _buffers(out, layout):
+        source.read_range(index, component, 0, buffer)
+    return out
+
+
+def view_layer(
+    buffer: torch.Tensor, layout: LayerLayout, dtype: torch.dtype, cut: float = 0.0
 ) -> dict[str, tuple[torch.Tensor, ...]]:
-    """View a component's bytes as tensors: whole ones of each unit where there are several, else a
-    matrix that ``cut_bytes`` falls into has two chunks."""
+    """View a layer's bytes as tensors.
+
+    Each component is cut near a fraction ``cut`` of it. A matrix that the cut falls into has two
+    chunks; those of experts have one matrix for each expert.
+    """
     weights: dict[str, tuple[torch.Tensor, ...]] = {}
-    units = buffer.view(layout.num_units, layout.unit_bytes)
-    for tensor in layout.tensors:
-        parts = units[:, tensor.offset_bytes : tensor.end_bytes]
-        wholes = [part.view(dtype).view(tensor.shape) for part in parts]
-        row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
-        if len(wholes) == 1 and len(tensor.shape) == 2 and 0 < row < tensor.num_rows:
-            weights[tensor.name] = (wholes[0][:row], wholes[0][row:])
-        else:
+    for component, part in _buffers(buffer, layout):
+        cut_bytes = component.cut_near(cut * component.num_bytes)
+        units = part.split(component.unit_bytes)
+        for tensor in component.tensors:
+            wholes = [
+                unit[tensor.offset_bytes : tensor.end_bytes].view(dtype).view(tensor.shape)
+                for unit in units
+            ]
+            row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
+            if component.num_units == 1 and len(tensor.shape) == 2 and 0 < row < tensor.num_rows:
+                wholes = [wholes[0][:row], wholes[0][row:]]
             weights[tensor.name] = tuple(wholes)
     return weights
+
+
+def _buffers(
+    buffer: torch.Tensor, layout: LayerLayout
+) -> Iterator[tuple[ComponentLayout, torch.Tensor]]:
+    sizes = [component.num_bytes for component in layout.components]
+    return zip(layout.components, buffer.split(sizes), strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +86,7 @@ class Compression:
 class ReferenceModel:
     """All weights in memory, one batch, no schedule.
 
-    ``cut`` is the fraction of every layer at which it is cut into two row chunks; the results
+    ``cut`` is the fraction of every component at which it is cut into two row chunks; the results
     must not depend on it.
     """
 
@@ -75,32 +96,22 @@ class ReferenceModel:
         self.spec = source.spec
         self.compression = compression or Compression()
         self.dtype = DTYPES[source.spec.dtype]
+        weights = [
+            self._lossy(view_layer(read_layer(source, index, layout), layout, self.dtype, cut))
+            for index, layout in enumerate(model_layers(source.spec))
+        ]
         numbers = decoder_numbers(source.spec)
-        self.embedding: dict[str, Sequence[torch.Tensor]] = {}
-        self.decoders: list[dict[str, Sequence[torch.Tensor]]] = []
-        self.head: list[Tensors] = []
-        for index, layer in enumerate(model_layers(source.spec)):
-            weights: dict[str, Sequence[torch.Tensor]] = {}
-            for layout in layer.components:
-                buffer = torch.empty(layout.num_bytes, dtype=torch.uint8)
-                source.read_range(index, layout, 0, buffer)
-                at = layout.cut_near(cut * layout.num_bytes)
-                weights |= self._lossy(view_component(buffer, layout, self.dtype, at))
-            if index == 0:
-                self.embedding = weights
-            elif index >= len(numbers):
-                self.head.append(weights)
-            elif numbers[index] == numbers[index - 1]:
-                # A layer's attention and its experts are visited one after the other.
-                self.decoders[-1] |= weights
-            else:
-                self.decoders.append(weights)
+        self.embedding, self.head = weights[0], weights[len(numbers) :]
+        # A decoder layer with experts is two layers of the schedule.
+        self.decoders: list[dict[str, Sequence[torch.Tensor]]] = [
+            {} for _ in range(source.spec.num_layers)
+        ]
+        for number, part in zip(numbers[1:], weights[1:], strict=False):
+            self.decoders[number].update(part)
         chunks = [chunk for part in self.head for chunk in part["head.weight"]]
         self.tokens = chunks if source.spec.head.is_tied else self.embedding["tokens.weight"]
 
-    def _lossy(
-        self, weights: dict[str, tuple[torch.Tensor, ...]]
-    ) -> dict[str, Sequence[torch.Tensor]]:
+    def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
         bits = self.compression.weight_bits
         return {
             name: [self.compression.of(c, bits) if c.dim() == 2 else c for c in chunks]
@@ -153,7 +164,8 @@ class ReferenceModel:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            self._finish(x, prefill_attention(q, k, v), weights, layer)
+            layers.finish_attention(x, prefill_attention(q, k, v), weights, layer)
+            layers.feed_forward(x, weights, layer)
         return x
 
     def _decode(
@@ -182,15 +194,9 @@ class ReferenceModel:
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
             shares = self._without_small(scores, ~is_void)
             attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
-            self._finish(x, attended, weights, layer)
+            layers.finish_attention(x, attended, weights, layer)
+            layers.feed_forward(x, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
-
-    @staticmethod
-    def _finish(
-        x: torch.Tensor, attended: torch.Tensor, weights: Tensors, layer: LayerSpec
-    ) -> None:
-        layers.finish_attention(x, attended, weights, layer)
-        layers.feed_forward(x, weights, layer)
 
     def _project(
         self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec

@@ -20,7 +20,7 @@ from executor.stores.kv_cache import KVCache
 from profiles.errors import RunError
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
-from tests.executor.tiny_machines import ON_DISK, make_hardware, make_policy
+from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 from tests.plain_models import plain_config, plain_model
 
@@ -36,7 +36,7 @@ Bench = Callable[..., Ended]
 @pytest.fixture
 def policy_path(tmp_path: Path) -> Path:
     """A policy that uses every channel."""
-    policy = replace(
+    policy = change_policy(
         make_policy(SPEC, prompt_len=PROMPT_LEN, gen_len=GEN_LEN),
         weights=SPREAD, cache=SPREAD, activations=SPREAD, cpu_attention=0.5, hardware=HARDWARE,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from executor.checkpoint.dummy import DummyCheckpoint, write_random_checkpoint
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
-from tests.executor.reference import ReferenceModel, view_layer
+from tests.executor.reference import ReferenceModel, read_layer, view_layer
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
 from tests.plain_models import plain_config
 
@@ -49,12 +49,8 @@ def sharded(pristine: Path, tmp_path: Path) -> Path:
 
 
 def read_all(source: WeightSource) -> list[torch.Tensor]:
-    layers = []
-    for index, layout in enumerate(model_layers(source.spec)):
-        out = torch.full((layout.num_bytes,), 255, dtype=torch.uint8)
-        source.read_range(index, layout, 0, out)
-        layers.append(out)
-    return layers
+    layouts = model_layers(source.spec)
+    return [read_layer(source, index, layout) for index, layout in enumerate(layouts)]
 
 
 def test_shards_hold_what_the_single_file_does(pristine: Path) -> None:
@@ -94,13 +90,16 @@ def test_any_range_of_a_layer_is_that_part_of_the_whole(wanted: str, tmp_path: P
     for source in (checkpoint, dummy):
         # A decoder layer and a later chunk of the head.
         for index in (1, 4):
-            layout, whole = model_layers(source.spec)[index], read_all(source)[index]
-            for _ in range(20):
-                bounds = torch.randint(0, layout.num_bytes // 4 + 1, (2,), generator=generator) * 4
-                start, end = sorted(bounds.tolist())
-                out = torch.full((end - start,), 255, dtype=torch.uint8)
-                source.read_range(index, layout, start, out)
-                assert torch.equal(out, whole[start:end])
+            components = model_layers(source.spec)[index].components
+            wholes = read_all(source)[index].split([c.num_bytes for c in components])
+            for layout, whole in zip(components, wholes, strict=True):
+                for _ in range(20):
+                    limit = layout.num_bytes // 4 + 1
+                    bounds = torch.randint(0, limit, (2,), generator=generator) * 4
+                    start, end = sorted(bounds.tolist())
+                    out = torch.full((end - start,), 255, dtype=torch.uint8)
+                    source.read_range(index, layout, start, out)
+                    assert torch.equal(out, whole[start:end])
 
 
 def test_head_chunks_are_the_rows_of_the_table(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.executor.tiny_machines import (
     ON_DISK,
     ON_GPU,
     Case,
+    change_policy,
     draw_policy,
     make_hardware,
     make_policy,
@@ -98,7 +99,7 @@ def expected(case: Case) -> Callable[[Compression], list[list[int]]]:
 def _policy(case: Case, compression: Compression, **changes: Any) -> Policy:
     base = make_policy(case.source.spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
     full = case.source.spec.full_bits
-    return replace(
+    return change_policy(
         base,
         weight_bits=compression.weight_bits or full,
         cache_bits=compression.cache_bits or full,
@@ -167,7 +168,12 @@ def test_packed_bytes_stay_inside_every_term(name: str, machine: str, tmp_path: 
 def test_a_packed_range_is_that_part_of_the_whole(bits: int) -> None:
     """Wherever a piece begins and ends, also inside a row."""
     source = QuantizedSource(source=DummyCheckpoint(spec=LLAMA))
-    for index, layout in enumerate(model_layers(LLAMA, bits)):
+    components = (
+        (index, component)
+        for index, layer in enumerate(model_layers(LLAMA, bits))
+        for component in layer.components
+    )
+    for index, layout in components:
         whole = torch.empty(layout.num_bytes, dtype=torch.uint8)
         source.read_range(index, layout, 0, whole)
         rng = random.Random(index)
@@ -181,9 +187,17 @@ def test_a_packed_range_is_that_part_of_the_whole(bits: int) -> None:
 def test_packed_weights_are_within_half_a_step() -> None:
     plain, packed = DummyCheckpoint(spec=LLAMA), None
     packed = QuantizedSource(source=plain)
-    for index in (1, len(model_layers(LLAMA)) - 1):
-        full, layout = model_layers(LLAMA)[index], model_layers(LLAMA, 4)[index]
-        buffers = [torch.empty(layer.num_bytes, dtype=torch.uint8) for layer in (full, layout)]
+    pairs = [
+        (index, full, layout)
+        for index in (1, len(model_layers(LLAMA)) - 1)
+        for full, layout in zip(
+            model_layers(LLAMA)[index].components,
+            model_layers(LLAMA, 4)[index].components,
+            strict=True,
+        )
+    ]
+    for index, full, layout in pairs:
+        buffers = [torch.empty(part.num_bytes, dtype=torch.uint8) for part in (full, layout)]
         plain.read_range(index, full, 0, buffers[0])
         packed.read_range(index, layout, 0, buffers[1])
         for before, after in zip(full.tensors, layout.tensors, strict=True):
@@ -209,11 +223,10 @@ def test_what_is_not_finite_is_refused_with_its_tensor(tmp_path: Path, value: fl
         model.model.layers[1].mlp.down_proj.weight[3, 5] = value
     model.save_pretrained(tmp_path / "model")
     source = Checkpoint.open(tmp_path / "model")
-    policy = replace(
-        make_policy(source.spec, prompt_len=4, gen_len=2), weight_bits=4, weights=ON_DISK
-    )
+    policy = make_policy(source.spec, prompt_len=4, gen_len=2, weights=ON_DISK)
+    policy = replace(policy, weight_bits=4)
     case = Case(source=source, prompts=[[1, 2]], folder=tmp_path)
-    with pytest.raises(InputError, match=r"down\.weight of decoder layer 2"):
+    with pytest.raises(InputError, match=r"down\.weight of mlp of layer 2"):
         case.generate(policy, MACHINES["cpu"])
 
 
@@ -263,8 +276,13 @@ def test_a_matrix_is_unpacked_once_for_all_batches(
         case, Compression(weight_bits=4), gpu_batch_size=1, prefill_batch_size=1, num_gpu_batches=5
     )
     case.generate(policy, MACHINES["cpu"])
-    staged = [c for c in model_layers(case.source.spec, 4) if c.kind != "embed"]
-    rows = sum(t.num_rows for layer in staged for t in layer.tensors if t.packing)
+    staged = [
+        component
+        for layer in model_layers(case.source.spec, 4)
+        for component in layer.components
+        if layer.kind != "embed"
+    ]
+    rows = sum(t.num_rows for component in staged for t in component.tensors if t.packing)
     assert sum(unpacked) == GEN_LEN * rows
     unpacked.clear()
     case.generate(policy, DIRECT["cpu"])
@@ -286,7 +304,7 @@ def test_cuda_placements_agree(case: Case) -> None:
             weight_bits=weight_bits, cache_bits=cache_bits, sparsity=sparsity, group_size=32
         )
         base = _policy(case, compression)
-        everything = replace(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+        everything = change_policy(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
         expected = case.generate(everything, hardware)
         for _ in range(3):
             policy = draw_policy(base, rng, gpu=True)

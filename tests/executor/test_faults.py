@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from costmodel.model.layout import model_layers
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Placement, Policy
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
@@ -36,7 +37,14 @@ from tests.executor.faults import (
     terminate,
 )
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_machines import ON_CPU, ON_DISK, Case, make_hardware, make_policy
+from tests.executor.tiny_machines import (
+    ON_CPU,
+    ON_DISK,
+    Case,
+    change_policy,
+    make_hardware,
+    make_policy,
+)
 from tests.executor.tiny_models import save_tiny_model
 
 pytestmark = pytest.mark.timeout(60)
@@ -59,12 +67,16 @@ class Scene(Case):
 
     def policy(self, **changes: Any) -> Policy:
         base = make_policy(self.source.spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
-        return replace(base, **changes)
+        return change_policy(base, **changes)
+
+    def open_weights(self) -> WeightFile:
+        """Open the file of the weights, to find places in it."""
+        return WeightFile(self.folder, self.source, model_layers(self.source.spec))
 
     def check(self, policy: Policy, machine: str = "cpu") -> None:
         """Run undisturbed: right tokens, and only a finished weight file stays."""
         assert self.generate(policy, MACHINES[machine]) == self.tokens
-        self.check_clean(RUN_SUFFIXES if policy.weights.disk else set())
+        self.check_clean(RUN_SUFFIXES if policy.weights["head"].disk else set())
 
     def check_clean(self, suffixes: set[str]) -> None:
         """Nothing is there but weight files, and no worker lives."""
@@ -216,17 +228,19 @@ def flip(path: Path, position: int) -> None:
 def test_a_flipped_bit_is_told_and_mended(scene: Scene, layer: int, machine: str) -> None:
     policy = scene.policy(weights=ON_DISK)
     scene.check(policy, machine)
-    layout = model_layers(scene.source.spec)[layer]
-    offset = layout.num_bytes - 1
-    if layout.kind == "embed":
-        # Only the rows of the prompts' tokens are read.
-        offset = layout.tensors[0].offset_bytes + PROMPTS[0][0] * layout.tensors[0].row_bytes
-    with WeightFile(scene.folder, scene.source, model_layers(scene.source.spec)) as file:
-        flip(file.path, file.position(layer, offset))
-    line = scene.fails(policy, machine)
-    assert f"layer {layer} is not what was written" in line and "built anew" in line
-    assert str(scene.weight_file()) in line
-    scene.check(policy, machine)
+    for component in Plan.of(policy, has_gpu=machine == "gpu").weights[layer]:
+        layout = component.layout
+        offset = layout.num_bytes - 1
+        if layout.name == "embedding":
+            # Only the rows of the prompts' tokens are read.
+            (table,) = layout.tensors
+            offset = table.offset_bytes + PROMPTS[0][0] * table.row_bytes
+        with scene.open_weights() as file:
+            flip(file.path, file.position(component, offset))
+        line = scene.fails(policy, machine)
+        assert f"{layout.name} of layer {layer} is not what was written" in line
+        assert "built anew" in line and str(scene.weight_file()) in line
+        scene.check(policy, machine)
 
 
 def test_a_flipped_bit_in_a_checksum_is_told_and_mended(scene: Scene) -> None:
@@ -239,9 +253,9 @@ def test_a_flipped_bit_in_a_checksum_is_told_and_mended(scene: Scene) -> None:
 
 def test_a_flipped_bit_that_is_not_read_disturbs_nobody(scene: Scene) -> None:
     scene.check(scene.policy(weights=ON_DISK))
-    layers = model_layers(scene.source.spec)
-    with WeightFile(scene.folder, scene.source, layers) as file:
-        flip(file.path, file.position(2, 0))
+    first = Plan.of(scene.policy(), has_gpu=False).weights[2][0]
+    with scene.open_weights() as file:
+        flip(file.path, file.position(first, 0))
     scene.check(scene.policy(weights=HALVES))
     assert "layer 2" in scene.fails(scene.policy(weights=ON_DISK))
 

@@ -25,6 +25,7 @@ from tests.executor.tiny_machines import (
     ON_CPU,
     ON_DISK,
     ON_GPU,
+    change_policy,
     draw_policy,
     make_hardware,
     make_policy,
@@ -63,7 +64,7 @@ def test_corners_stay_inside_every_term(name: str, tmp_path: Path) -> None:
     base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
     for home in (ON_CPU, ON_DISK, ON_GPU):
         for cpu_attention in (0.0, 1.0):
-            policy = replace(
+            policy = change_policy(
                 base, weights=home, cache=home, activations=home, cpu_attention=cpu_attention
             )
             check_terms(policy, make_hardware(gpu=True), tmp_path)

@@ -27,7 +27,7 @@ from profiles.hardware import HardwareProfile
 from profiles.memory_limits import Held, held_memory
 from profiles.units import GIB, KIB, MIB
 from tests.executor.test_memory import LLAMA
-from tests.executor.tiny_machines import ON_DISK, make_hardware, make_policy
+from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
 
 # Far more than whatever else this process may give back meanwhile.
 LEAK_BYTES = 128 * MIB
@@ -142,7 +142,7 @@ def test_memory_that_others_hold_is_refused_at_the_start(
 def test_an_offload_folder_in_memory_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = replace(POLICY, weights=ON_DISK)
+    policy = change_policy(POLICY, weights=ON_DISK)
     hardware = make_hardware()
     peaks = estimate(policy, hardware).peak_bytes
     source, prompts = DummyCheckpoint(spec=LLAMA), [[1] * 11]

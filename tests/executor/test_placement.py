@@ -21,13 +21,14 @@ from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.block import Block
-from executor.stores.weight_file import page_floor
 from profiles.hardware import HardwareProfile
-from tests.executor.reference import ReferenceModel
+from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
+    ON_CPU,
     ON_DISK,
     ON_GPU,
     Case,
+    change_policy,
     draw_policy,
     make_hardware,
     make_policy,
@@ -49,8 +50,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "qwen2", "tied": True},
     "qwen3": {"family": "qwen3", "num_kv_heads": 4},
     "bfloat16": {"family": "llama", "dtype": "bfloat16"},
-}
+    "mixtral": {"family": "mixtral"},
+    "qwen2_moe": {
+        "family": "qwen2_moe", "num_layers": 3, "decoder_sparse_step": 2, "vocab_size": 900,
+    },
+    "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
+    "olmoe": {"family": "olmoe", "tied": True},
+}  # fmt: skip
 IN_FLOAT32 = [name for name in MODELS if name != "bfloat16"]
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ class Expected(Case):
     def policy(self, **changes: Any) -> Policy:
         """Change the policy that keeps everything in CPU memory."""
         base = make_policy(self.source.spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
-        return replace(base, **changes)
+        return change_policy(base, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +109,47 @@ def test_references_say_something(cases: Callable[[str], Expected], name: str) -
 def test_random_policies(cases: Callable[[str], Expected], name: str, machine: str) -> None:
     case = cases(name)
     rng = random.Random(f"{name} on {machine}")
-    for _ in range(3):
+    for _ in range(13 if name in WITH_EXPERTS else 3):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_packed_experts(cases: Callable[[str], Expected], name: str) -> None:
+    case = cases(name)
+    compression = Compression(weight_bits=4)
+    model = ReferenceModel(case.source, compression=compression)
+    tokens = model.generate([list(prompt) for prompt in case.prompts], GEN_LEN)
+    assert tokens != case.tokens
+    rng = random.Random(name)
+    for machine in (*MACHINES, "gpu", "gpu"):
+        policy = draw_policy(case.policy(weight_bits=4), rng, gpu=machine == "gpu")
+        assert case.generate(policy, MACHINES[machine]) == tokens, policy
+        # Few rows are multiplied with packed weights as they lie.
+        direct = make_hardware(gpu=machine == "gpu", direct=True)
+        assert case.generate(policy, direct) == tokens, policy
+
+
+EXPERT_CORNERS: dict[str, dict[str, Any]] = {
+    "all on the GPU": {"weights": ON_GPU},
+    "all in memory": {"weights": ON_CPU},
+    "all on disk": {"weights": ON_DISK},
+    "all in place": {"weights": ON_CPU, "cpu_experts": 1.0},
+    "some in place": {"weights": THIRDS, "cpu_experts": 0.5},
+}
+
+
+@pytest.mark.parametrize("on_demand", [False, True])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_corners_of_experts(cases: Callable[[str], Expected], name: str, on_demand: bool) -> None:
+    case = cases(name)
+    for activations in (ON_GPU, ON_DISK):
+        for corner, changes in EXPERT_CORNERS.items():
+            policy = case.policy(loads_on_demand=on_demand, activations=activations, **changes)
+            assert case.generate(policy, MACHINES["gpu"]) == case.tokens, (corner, activations)
+    for home in (ON_CPU, ON_DISK):
+        policy = case.policy(loads_on_demand=on_demand, weights=home)
+        assert case.generate(policy, MACHINES["cpu"]) == case.tokens, home
 
 
 @pytest.mark.parametrize(("name", "weight_bits"), [("llama", 32), ("llama", 4), ("opt-untied", 32)])
@@ -134,8 +180,8 @@ def test_rows_that_no_prompt_needs_may_hold_anything(
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     poisoned_case = replace(case, source=Checkpoint.open(folder), folder=tmp_path, prompts=moved)
     for machine, changed in (
-        ("cpu", replace(policy, weights=ON_DISK, cache=ON_DISK)),
-        ("gpu", replace(policy, weights=THIRDS)),
+        ("cpu", change_policy(policy, weights=ON_DISK, cache=ON_DISK)),
+        ("gpu", change_policy(policy, weights=THIRDS)),
     ):
         found = poisoned_case.generate(changed, MACHINES[machine], sampler=sampler)
         assert found == tokens, machine
@@ -274,6 +320,21 @@ RACES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu weights": ("gpu", {"weights": ON_DISK, "num_gpu_batches": 4}),
     "gpu one batch": ("gpu", {"weights": THIRDS, "cache": ON_DISK, "num_gpu_batches": 1}),
 }
+EXPERT_RACES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cpu whole": ("cpu", {"weights": HALVES}),
+    "cpu on demand": ("cpu", {"weights": HALVES, "loads_on_demand": True}),
+    "cpu disk on demand, a batch at a time": (
+        "cpu", {"weights": ON_DISK, "activations": HALVES, "loads_on_demand": True},
+    ),
+    "gpu whole, in place": ("gpu", {"weights": THIRDS, "cpu_experts": 0.6}),
+    "gpu on demand": (
+        "gpu", {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True},
+    ),
+    "gpu on demand, in place": (
+        "gpu", {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True,
+                "cpu_experts": 0.6},
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("race", RACES)
@@ -283,8 +344,19 @@ def test_delays_and_stale_buffers(
 ) -> None:
     """Tasks that come late or end late, and staging buffers that hold NaN until they are loaded,
     must not change a token."""
-    machine, changes = RACES[race]
-    case = cases(name)
+    _check_race(cases(name), *RACES[race], monkeypatch)
+
+
+@pytest.mark.parametrize("race", EXPERT_RACES)
+def test_delays_and_stale_buffers_of_experts(
+    cases: Callable[[str], Expected], race: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _check_race(cases("qwen2_moe"), *EXPERT_RACES[race], monkeypatch)
+
+
+def _check_race(
+    case: Expected, machine: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = case.policy(**({"gpu_batch_size": 2, "cpu_attention": 0.5} | changes))
     _disturb(monkeypatch, 1)
     assert case.generate(policy, MACHINES[machine]) == case.tokens
@@ -336,7 +408,7 @@ def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
             torch.cuda.current_stream().synchronize()
         if kind == "send_weights":
             _poison_sent_piece(block, task)
-        if kind in ("compute", "finish") and task.batch == len(block.batches) - 1:
+        if _uses_layer_last(block, task):
             _poison_used_layer(block, task)
         return moved
 
@@ -345,10 +417,19 @@ def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
 
 def _poison_sent_piece(block: Block, task: Task) -> None:
     store = block.stores.weights
-    if store.cuts[task.layer].disk_bytes:
-        window = page_floor(store.cuts[task.layer].cpu_end)
-        first, end = store._disk_piece(task)
-        store._staging["cpu"][task.slot][first - window : end - window].fill_(255)
+    first, end = store._disk_piece(task)
+    if store._staged[task.layer].cpu_bytes:
+        store._staging["cpu"][task.slot][first:end].fill_(255)
+
+
+def _uses_layer_last(block: Block, task: Task) -> bool:
+    plan = block.stores.weights.plan
+    last = len(block.batches) - 1
+    if block.kinds[task.layer] == "experts" and not task.is_prefill:
+        # Several batches are one task.
+        kind = "combine" if task.layer in plan.route.in_place else "compute"
+        return task.kind == kind and task.batch + plan.batches_at_once > last
+    return task.kind in ("compute", "finish") and task.batch == last
 
 
 def _poison_used_layer(block: Block, task: Task) -> None:

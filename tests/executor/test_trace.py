@@ -6,7 +6,7 @@ import json
 import logging
 from collections import defaultdict
 from contextlib import chdir
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from costmodel.model.layout import model_layers
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Placement, Policy
-from costmodel.plan.route import route_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.dummy import DummyCheckpoint
@@ -29,7 +29,7 @@ from executor.run import recorder
 from profiles.errors import InputError
 from profiles.hardware import CHANNELS
 from profiles.outputs import OutputError
-from tests.executor.tiny_machines import make_hardware, make_policy
+from tests.executor.tiny_machines import change_policy, make_hardware, make_policy
 from tests.plain_models import plain_model
 
 PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 6, 4, 8
@@ -44,7 +44,9 @@ Json = dict[str, Any]
 def traced_policy() -> Policy:
     """Return a policy that uses every channel, for two blocks of two batches."""
     policy = make_policy(SPEC, prompt_len=PROMPT_LEN, gen_len=GEN_LEN, num_prompts=NUM_PROMPTS)
-    return replace(policy, weights=SPREAD, cache=SPREAD, activations=SPREAD, cpu_attention=0.5)
+    return change_policy(
+        policy, weights=SPREAD, cache=SPREAD, activations=SPREAD, cpu_attention=0.5
+    )
 
 
 def run_traced(folder: Path, *, eos_ids: frozenset[int] = frozenset()) -> tuple[Report, Json]:
@@ -83,11 +85,10 @@ def identify(event: Json) -> tuple[Any, ...]:
 
 def scheduled() -> dict[str, list[tuple[Any, ...]]]:
     """Return what both timelines must hold: the tasks of the job's schedule on each channel."""
-    layers = model_layers(SPEC)
-    route = route_of(traced_policy(), layers, has_gpu=True)
+    plan = Plan.of(traced_policy(), has_gpu=True)
     tasks = defaultdict(list)
     for _ in range(2):
-        for task in ZigzagSchedule(route, layers, num_batches=2, num_tokens=GEN_LEN):
+        for task in ZigzagSchedule(plan, num_batches=2, num_tokens=GEN_LEN):
             phase = "decode" if task.token else "prefill"
             name = f"{task.kind} {task.layer}"
             tasks[task.channel].append((name, phase, task.token, task.layer, task.batch))

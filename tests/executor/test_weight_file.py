@@ -7,21 +7,22 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from costmodel.model.layout import LayerLayout, model_layers, round_up
+from costmodel.model.layout import ComponentLayout, model_layers, round_up
 from costmodel.plan.policy import Placement
-from costmodel.plan.rounding import LayerCut, cut_layer
+from costmodel.plan.rounding import PlacedComponent, PlacedLayers, cut_component
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import SINGLE_NAME
 from executor.machine.offload_folder import remove_orphans
 from executor.stores import page_checksums
-from executor.stores.weight_file import WeightFile, page_floor
+from executor.stores.staging import page_floor
+from executor.stores.weight_file import WeightFile
 from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
 from profiles.errors import RunError
 from tests.executor.tiny_models import save_tiny_model
@@ -53,7 +54,9 @@ class Source:
         """Check the checkpoint."""
         self.checkpoint.check_unchanged()
 
-    def read_range(self, index: int, layout: LayerLayout, start: int, out: torch.Tensor) -> None:
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
         """Read and count."""
         if self.interrupted_after is not None and self.given_bytes >= self.interrupted_after:
             raise KeyboardInterrupt
@@ -75,9 +78,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "offload"
 
 
-def cuts_of(source: Source, disk: float) -> list[LayerCut]:
+def cuts_of(source: Source, disk: float) -> PlacedLayers:
     placement = Placement(cpu=1 - disk, disk=disk)
-    return [cut_layer(layer, placement) for layer in model_layers(source.spec)]
+    return tuple(
+        tuple(
+            PlacedComponent(layer=index, layout=layout, cut=cut_component(layout, placement))
+            for layout in layer.components
+        )
+        for index, layer in enumerate(model_layers(source.spec))
+    )
+
+
+def components_of(placed: PlacedLayers) -> list[PlacedComponent]:
+    return [component for layer in placed for component in layer]
+
+
+def file_bytes(source: Source) -> int:
+    """Return the bytes of all pages that hold components."""
+    components = components_of(cuts_of(source, 1.0))
+    return sum(round_up(component.layout.num_bytes, PAGE_BYTES) for component in components)
 
 
 def build(folder: Path, source: Source, disk: float) -> int:
@@ -89,22 +108,21 @@ def build(folder: Path, source: Source, disk: float) -> int:
         file.build(cuts, written.append)
         assert sum(written) == missing
         assert file.missing_bytes(cuts) == 0
-        check_bytes(file, source, layers, cuts)
+        check_bytes(file, source, cuts)
     return missing
 
 
-def check_bytes(
-    file: WeightFile, source: Source, layers: Sequence[LayerLayout], cuts: Sequence[LayerCut]
-) -> None:
-    for index, (layer, cut) in enumerate(zip(layers, cuts, strict=True)):
+def check_bytes(file: WeightFile, source: Source, cuts: PlacedLayers) -> None:
+    for component in components_of(cuts):
+        layout, cut = component.layout, component.cut
         if not cut.disk_bytes:
             continue
-        start, end = page_floor(cut.cpu_end), round_up(layer.num_bytes, PAGE_BYTES)
+        start, end = page_floor(cut.cpu_end), round_up(layout.num_bytes, PAGE_BYTES)
         got = torch.frombuffer(aligned_buffer(end - start), dtype=torch.uint8)
-        file.read_into(got, index, start)
+        file.read_into(got, component, start)
         expected = torch.zeros(end, dtype=torch.uint8)
-        source.checkpoint.read_range(index, layer, 0, expected[: layer.num_bytes])
-        assert torch.equal(got, expected[start:]), f"layer {index}"
+        source.checkpoint.read_range(component.layer, layout, 0, expected[: layout.num_bytes])
+        assert torch.equal(got, expected[start:]), f"{layout.name} of layer {component.layer}"
 
 
 def manifest_of(folder: Path) -> Path:
@@ -127,8 +145,9 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_told(model: Path, folder:
 def test_holds_the_checkpoint_s_bytes(model: Path, folder: Path, disk: float) -> None:
     source = Source(model)
     written = build(folder, source, disk)
-    wanted = sum(cut.disk_bytes for cut in cuts_of(source, disk))
-    assert wanted <= written <= wanted + 2 * PAGE_BYTES * len(model_layers(source.spec))
+    components = components_of(cuts_of(source, disk))
+    wanted = sum(component.cut.disk_bytes for component in components)
+    assert wanted <= written <= wanted + 2 * PAGE_BYTES * len(components)
 
 
 def test_a_second_run_writes_nothing(model: Path, folder: Path) -> None:
@@ -145,8 +164,7 @@ def test_coverage_grows_by_what_is_missing(model: Path, folder: Path) -> None:
     first = build(folder, Source(model), 0.3)
     more = build(folder, Source(model), 0.8)
     whole = build(folder, Source(model), 1.0)
-    layers = model_layers(Source(model).spec)
-    assert first + more + whole == sum(round_up(layer.num_bytes, PAGE_BYTES) for layer in layers)
+    assert first + more + whole == file_bytes(Source(model))
     assert min(first, more, whole) > 0
     assert build(folder, Source(model), 0.3) == 0
 
@@ -170,9 +188,7 @@ def test_an_interrupted_extension_is_never_read(model: Path, folder: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         build(folder, Source(model, interrupted_after=1), 1.0)
     assert build(folder, Source(model), 0.3) == 0
-    layers = model_layers(Source(model).spec)
-    whole = sum(round_up(layer.num_bytes, PAGE_BYTES) for layer in layers)
-    assert build(folder, Source(model), 1.0) == whole - first
+    assert build(folder, Source(model), 1.0) == file_bytes(Source(model)) - first
 
 
 def test_a_killed_build_is_never_read(model: Path, folder: Path) -> None:
@@ -191,7 +207,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], str]] = {
     "unknown key": lambda manifest: json.dumps(manifest | {"more": 1}),
     "no key": lambda manifest: json.dumps({"fingerprint": manifest["fingerprint"]}),
     "other source": lambda manifest: json.dumps(manifest | {"fingerprint": "0" * 64}),
-    "too few layers": lambda manifest: json.dumps(manifest | {"first_bytes": [0]}),
+    "too few components": lambda manifest: json.dumps(manifest | {"first_bytes": [0]}),
     "below zero": lambda manifest: json.dumps(
         manifest | {"first_bytes": [-4096] * len(manifest["first_bytes"])}
     ),
@@ -244,40 +260,42 @@ def test_a_page_is_hashed_once(model: Path, folder: Path, monkeypatch: pytest.Mo
     layers, cuts = model_layers(source.spec), cuts_of(source, 1.0)
     with WeightFile(folder, source, layers) as file:
         file.build(cuts, lambda num_bytes: None)
-        check_bytes(file, source, layers, cuts)
-        num_pages = sum(round_up(layer.num_bytes, PAGE_BYTES) for layer in layers) // PAGE_BYTES
+        check_bytes(file, source, cuts)
+        num_pages = file_bytes(source) // PAGE_BYTES
         assert sum(hashed) == num_pages
-        check_bytes(file, source, layers, cuts)
+        check_bytes(file, source, cuts)
         row = bytearray(100)
-        file.read_row(memoryview(row), file.position(1, 4000))
+        file.read_row(memoryview(row), file.position(cuts[1][0], 4000))
         assert sum(hashed) == num_pages
 
 
 @pytest.mark.parametrize("start", [0, 4000, PAGE_BYTES, 8191])
 def test_rows_are_read_from_anywhere(model: Path, folder: Path, start: int) -> None:
     source = Source(model)
-    layers = model_layers(source.spec)
-    expected = torch.zeros(layers[0].num_bytes, dtype=torch.uint8)
-    source.checkpoint.read_range(0, layers[0], 0, expected)
+    layers, cuts = model_layers(source.spec), cuts_of(source, 1.0)
+    (embedding,) = cuts[0]
+    expected = torch.zeros(embedding.layout.num_bytes, dtype=torch.uint8)
+    source.checkpoint.read_range(0, embedding.layout, 0, expected)
     with WeightFile(folder, source, layers) as file:
-        file.build(cuts_of(source, 1.0), lambda num_bytes: None)
+        file.build(cuts, lambda num_bytes: None)
         for _ in range(2):
             row = bytearray(5000)
-            file.read_row(memoryview(row), file.position(0, start))
+            file.read_row(memoryview(row), file.position(embedding, start))
             assert bytes(row) == bytes(expected[start : start + 5000].tolist())
 
 
 def test_a_changed_page_is_not_handed_out_as_a_row(model: Path, folder: Path) -> None:
     source = Source(model)
-    layers = model_layers(source.spec)
+    layers, cuts = model_layers(source.spec), cuts_of(source, 1.0)
+    (embedding,) = cuts[0]
     with WeightFile(folder, source, layers) as file:
-        file.build(cuts_of(source, 1.0), lambda num_bytes: None)
+        file.build(cuts, lambda num_bytes: None)
         with file.path.open("r+b") as raw:
-            raw.seek(file.position(0, 5000))
+            raw.seek(file.position(embedding, 5000))
             raw.write(b"\1\2\3\4\5\6\7\x08")
         row = bytearray(8)
-        with pytest.raises(RunError, match="layer 0 is not what was written"):
-            file.read_row(memoryview(row), file.position(0, 6000))
+        with pytest.raises(RunError, match="embedding of layer 0 is not what was written"):
+            file.read_row(memoryview(row), file.position(embedding, 6000))
         assert row == bytes(8)
     assert build(folder, Source(model), 1.0) > 0
 
@@ -353,7 +371,7 @@ def test_a_reader_is_not_disturbed_by_one_who_extends(model: Path, folder: Path)
         file.build(cuts, lambda num_bytes: None)
 
         def reads() -> None:
-            check_bytes(file, source, layers, cuts)
+            check_bytes(file, source, cuts)
 
         assert build_only(folder, Source(model, at_first=reads), 1.0) > 0
         reads()

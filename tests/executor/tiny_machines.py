@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import WeightSource
 from executor.model.sampling import Chooser
@@ -48,16 +49,21 @@ def make_hardware(
 
 
 def make_policy(
-    model: ModelSpec, *, prompt_len: int, gen_len: int, num_prompts: int | None = None
+    model: ModelSpec,
+    *,
+    prompt_len: int,
+    gen_len: int,
+    num_prompts: int | None = None,
+    weights: Placement = ON_CPU,
 ) -> Policy:
-    """Make a policy with everything in CPU memory: two batches of two."""
+    """Make a policy with everything in CPU memory, or weights elsewhere: two batches of two."""
     return Policy(
         model=model,
         workload=Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=num_prompts),
         gpu_batch_size=2,
         num_gpu_batches=2,
         prefill_batch_size=2,
-        weights=ON_CPU,
+        weights=placed_alike(model, weights),
         cache=ON_CPU,
         activations=ON_CPU,
         weight_bits=8 * model.dtype_bytes,
@@ -65,18 +71,36 @@ def make_policy(
     )
 
 
+def change_policy(policy: Policy, **changes: Any) -> Policy:
+    """Change a policy; one placement for ``weights`` is that of all components."""
+    weights = changes.get("weights")
+    if isinstance(weights, Placement):
+        changes["weights"] = placed_alike(policy.model, weights)
+    return replace(policy, **changes)
+
+
 def draw_policy(base: Policy, rng: random.Random, *, gpu: bool) -> Policy:
-    """Draw batch sizes, placements and the attention's place at random."""
+    """Draw batch sizes, a placement for each component, and who attends and runs experts."""
     gpu_batch_size = rng.randint(1, 4)
-    return replace(
+    policy = replace(
         base,
         gpu_batch_size=gpu_batch_size,
         num_gpu_batches=rng.randint(1, 3),
         prefill_batch_size=rng.randint(1, gpu_batch_size),
-        weights=_draw_placement(rng, gpu=gpu),
+        weights={name: _draw_placement(rng, gpu=gpu) for name in base.model.component_names},
         cache=_draw_placement(rng, gpu=gpu),
         activations=_draw_placement(rng, gpu=gpu),
         cpu_attention=rng.choice([0.0, 0.3, 0.5, 1.0]) if gpu else 1.0,
+    )
+    if "experts" not in base.model.component_names:
+        return policy
+    if rng.random() < 0.5:
+        # Tokens of several batches pass through experts together then.
+        policy = replace(policy, activations=ON_GPU if gpu else ON_CPU)
+    return replace(
+        policy,
+        loads_on_demand=rng.random() < 0.5,
+        cpu_experts=rng.choice([0.0, 0.4, 1.0]) if gpu else 0.0,
     )
 
 
