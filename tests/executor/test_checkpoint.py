@@ -23,7 +23,7 @@ from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer, view_layer
-from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import EXPERT_SHAPES, LLAMA3_ROPE, save_tiny_model
 from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -546,8 +546,9 @@ def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
     assert torch.isfinite(ReferenceModel(checkpoint).logits([1, 2, 3])).all()
 
 
-def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
-    config = small_config("qwen3", tied=False, dtype="float32")
+@pytest.mark.parametrize("family", ["qwen3", "mixtral", "qwen2_moe"])
+def test_random_checkpoints_load_in_transformers(family: str, tmp_path: Path) -> None:
+    config = small_config(family, tied=False, dtype="float32")
     write_random_checkpoint(tmp_path, config, shard_bytes=300_000)
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not loading["missing_keys"]
@@ -559,7 +560,8 @@ def test_random_checkpoints_load_in_transformers(tmp_path: Path) -> None:
 
 
 def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[str, Any]:
-    return plain_config(
+    config = plain_config(
         family=family, hidden_size=128, ffn_size=256, num_kv_heads=4 if family == "opt" else 2,
         vocab_size=999, max_positions=64, tied=tied, dtype=dtype,
     )  # fmt: skip
+    return config | EXPERT_SHAPES.get(family, {})

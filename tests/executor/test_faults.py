@@ -243,6 +243,24 @@ def test_a_flipped_bit_is_told_and_mended(scene: Scene, layer: int, machine: str
         scene.check(policy, machine)
 
 
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_a_flipped_bit_inside_an_expert_is_told_and_mended(
+    on_demand: bool, scene: Scene, tmp_path: Path
+) -> None:
+    save_tiny_model(tmp_path / "experts", "qwen2_moe", mlp_only_layers=[0])
+    source = Checkpoint.open(tmp_path / "experts")
+    tokens = ReferenceModel(source).generate(PROMPTS, GEN_LEN)
+    scene = replace(scene, source=source, tokens=tokens)
+    policy = scene.policy(weights=ON_DISK, loads_on_demand=on_demand)
+    scene.check(policy)
+    # The embedding, a layer without experts, an attention, and the experts behind it.
+    experts = Plan.of(policy, has_gpu=False).weights[3][-1]
+    with scene.open_weights() as file:
+        flip(file.path, file.position(experts, 5 * experts.layout.unit_bytes + 1000))
+    assert "experts of layer 3 is not what was written" in scene.fails(policy)
+    scene.check(policy)
+
+
 def test_a_flipped_bit_in_a_checksum_is_told_and_mended(scene: Scene) -> None:
     policy = scene.policy(weights=ON_DISK)
     scene.check(policy)

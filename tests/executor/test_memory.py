@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from costmodel.families import spec_from_config
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.memory import memory_rows, peak_bytes
@@ -30,7 +32,8 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
-from tests.plain_models import plain_model
+from tests.executor.tiny_models import EXPERT_SHAPES
+from tests.plain_models import plain_config, plain_model
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
 TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging"}
@@ -39,11 +42,20 @@ SHAPES: dict[str, Any] = {
     "head_dim": 16, "vocab_size": 900, "max_positions": 128,
 }  # fmt: skip
 LLAMA = plain_model(**SHAPES)
+
+
+def _with_experts(family: str, **changes: Any) -> ModelSpec:
+    config = plain_config(**(SHAPES | {"family": family})) | EXPERT_SHAPES[family] | changes
+    return spec_from_config(config, name=family)
+
+
 MODELS = {
     "llama": LLAMA,
     "llama-tied": plain_model(**(SHAPES | {"tied": True, "num_kv_heads": 1, "dtype": "bfloat16"})),
     "opt": plain_model(**(SHAPES | {"family": "opt", "num_kv_heads": 4, "tied": True})),
     "wide cache": plain_model(**(SHAPES | {"num_kv_heads": 4, "head_dim": 160})),
+    "mixtral": _with_experts("mixtral"),
+    "qwen2_moe": _with_experts("qwen2_moe", decoder_sparse_step=2),
 }
 
 
@@ -70,6 +82,21 @@ def test_corners_stay_inside_every_term(name: str, tmp_path: Path) -> None:
             check_terms(policy, make_hardware(gpu=True), tmp_path)
             if home is not ON_GPU:
                 check_terms(replace(policy, cpu_attention=1.0), make_hardware(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_corners_of_experts_stay_inside_every_term(name: str, tmp_path: Path) -> None:
+    base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
+    for home in (ON_CPU, ON_DISK):
+        for activations in (ON_GPU, ON_CPU):
+            for on_demand, cpu_experts in ((True, 0.0), (False, 1.0), (True, 0.5)):
+                policy = change_policy(
+                    base, weights=home, activations=activations, loads_on_demand=on_demand,
+                    cpu_experts=cpu_experts,
+                )  # fmt: skip
+                check_terms(policy, make_hardware(gpu=True), tmp_path)
+        policy = change_policy(base, weights=home, loads_on_demand=True)
+        check_terms(policy, make_hardware(), tmp_path)
 
 
 def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None:

@@ -1,0 +1,153 @@
+"""Experts that are loaded when the router has chosen them: how many, and how many bytes."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.families import spec_from_config
+from costmodel.model.layout import model_layers
+from costmodel.model.spec import ModelSpec
+from costmodel.plan.policy import Policy
+from costmodel.schedule.tasks import Task
+from executor.checkpoint.dummy import DummyCheckpoint
+from executor.engine.trace import Span
+from executor.model.sampling import Sampler
+from executor.run.runner import Runner
+from executor.stores.weights import WeightStore
+from profiles.aligned_io import PAGE_BYTES
+from tests.executor.tiny_machines import (
+    ON_CPU,
+    ON_DISK,
+    ON_GPU,
+    change_policy,
+    draw_policy,
+    make_hardware,
+    make_policy,
+)
+from tests.executor.tiny_models import EXPERT_SHAPES
+from tests.plain_models import plain_config
+
+PROMPT_LEN, GEN_LEN = 3, 30
+# Equal chances for every token, so that those of a block are independent.
+UNIFORM = Sampler(temperature=1000.0, seed=4)
+
+
+def _spec(family: str = "mixtral", **changes: Any) -> ModelSpec:
+    config = plain_config(family=family, num_kv_heads=2, hidden_size=128, vocab_size=400)
+    return spec_from_config(config | EXPERT_SHAPES[family] | changes, name=family)
+
+
+def _run(
+    policy: Policy, folder: Path, *, gpu: bool = False, seed: int = 0
+) -> tuple[Counter[str], Counter[str]]:
+    """Run one block; returns the bytes of decode by channel, and the number of reads."""
+    rng = random.Random(seed)
+    vocab_size = policy.model.vocab_size
+    prompts = [
+        [rng.randrange(vocab_size) for _ in range(PROMPT_LEN)] for _ in range(policy.block_size)
+    ]
+    moved, reads = Counter[str](), Counter[str]()
+
+    def note(span: Span) -> None:
+        if span.task.token > 0:
+            moved[span.task.channel] += span.num_bytes
+            reads[span.task.kind] += 1
+
+    source = DummyCheckpoint(spec=policy.model, seed=seed)
+    hardware = make_hardware(gpu=gpu)
+    with Runner(policy, hardware, source, folder, sampler=UNIFORM, on_span=note) as runner:
+        list(runner.run(prompts))
+    return moved, reads
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 5])
+@pytest.mark.parametrize("changes", [{}, {"num_experts_per_tok": 1}], ids=["two", "one"])
+def test_as_many_experts_are_read_as_random_routing_touches(
+    changes: dict[str, Any], num_batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(**changes)
+    counts = Counter[tuple[int, int]]()
+    original = WeightStore.read_experts
+
+    def read_experts(store: WeightStore, task: Task, experts: Sequence[int]) -> int:
+        counts[task.token, task.layer] += len(experts)
+        return original(store, task, experts)
+
+    monkeypatch.setattr(WeightStore, "read_experts", read_experts)
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN, weights=ON_DISK)
+    for batch_size in (1, 3):
+        counts.clear()
+        policy = replace(
+            base, gpu_batch_size=batch_size, prefill_batch_size=1, num_gpu_batches=num_batches,
+            loads_on_demand=True,
+        )  # fmt: skip
+        _run(policy, tmp_path)
+        assert len(counts) == (GEN_LEN - 1) * spec.num_layers
+        experts = spec.layer(0).experts
+        assert experts is not None
+        error = statistics.stdev(counts.values()) / len(counts) ** 0.5
+        expected = experts.touched(policy.block_size)
+        assert abs(statistics.mean(counts.values()) - expected) <= 3 * error + 1e-9, batch_size
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("family", "changes"), [("mixtral", {}), ("qwen2_moe", {"moe_intermediate_size": 40})]
+)
+def test_no_more_is_moved_on_demand_than_whole(
+    family: str, changes: dict[str, Any], gpu: bool, tmp_path: Path
+) -> None:
+    spec = _spec(family, **changes)
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=5)
+    rng = random.Random(f"{family} {gpu}")
+    for _ in range(6):
+        policy = draw_policy(base, rng, gpu=gpu)
+        if not policy.weights["experts"].disk:
+            policy = replace(policy, weights={**policy.weights, "experts": ON_DISK})
+        _check_bytes(policy, tmp_path, gpu=gpu)
+
+
+def _check_bytes(policy: Policy, folder: Path, *, gpu: bool) -> None:
+    whole, _ = _run(replace(policy, loads_on_demand=False), folder, gpu=gpu)
+    needed, tasks = _run(replace(policy, loads_on_demand=True), folder, gpu=gpu)
+    # The page that two experts share is read with each of them.
+    count = max(k.experts.num_experts for k in policy.model.layer_kinds if k.experts)
+    shared = 0 if _fills_pages(policy) else tasks["route"] * count * PAGE_BYTES
+    assert set(needed) == set(whole)
+    for channel, num_bytes in whole.items():
+        assert needed[channel] <= num_bytes + shared * (channel == "disk_read"), policy
+
+
+def _fills_pages(policy: Policy) -> bool:
+    (expert,) = {
+        c.unit_bytes
+        for layer in model_layers(policy.model)
+        for c in layer.components
+        if c.name == "experts"
+    }
+    return expert % PAGE_BYTES == 0
+
+
+def test_few_sequences_move_a_small_part(tmp_path: Path) -> None:
+    """Two of eight experts, on each way: from disk, and to the GPU."""
+    spec = _spec()
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=5)
+    one = change_policy(
+        base, gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1, activations=ON_GPU
+    )
+    experts = 4 * sum(
+        c.num_bytes for layer in model_layers(spec) for c in layer.components if c.name == "experts"
+    )
+    for home, channel in ((ON_DISK, "disk_read"), (ON_CPU, "h2d")):
+        policy = replace(one, weights={**one.weights, "experts": home})
+        whole, _ = _run(policy, tmp_path, gpu=True)
+        needed, _ = _run(replace(policy, loads_on_demand=True), tmp_path, gpu=True)
+        assert whole[channel] - needed[channel] == experts * 6 // 8
