@@ -38,10 +38,13 @@ def touched_elements(problem: Problem, stage: Stage) -> float:
 
 
 def demanded_share(problem: Problem) -> float:
-    """Return the share of the experts' bytes that a pass of decode loads on demand: those of the
-    fewest sequences that a block may have, so that no block loads less."""
-    tokens = problem.num_batches[0] * problem.gpu_batch_size
+    """Return how often a pass of decode loads the experts' bytes on demand: those of the fewest
+    sequences that a block may have, so that no block loads less. Batches that do not pass through
+    experts together load each for itself."""
+    at_once = problem.batches_at_once[0]
+    tokens, visits = at_once * problem.gpu_batch_size, problem.num_batches[0] / at_once
     parts = [
-        (e.touched(tokens) / e.num_experts, c.num_bytes * n) for e, c, n in experts_of(problem)
+        (visits * e.touched(tokens) / e.num_experts, c.num_bytes * n)
+        for e, c, n in experts_of(problem)
     ]
     return sum(share * size for share, size in parts) / sum(size for _, size in parts)
