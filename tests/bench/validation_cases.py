@@ -124,7 +124,7 @@ def _need_bytes(name: str, work: Workload, permitted: Permitted) -> int:
         weight_bits=permitted.weight_bits[0], cache_bits=permitted.cache_bits[0],
     )  # fmt: skip
     assert work.num_prompts is not None
-    return problem.weight_bytes + work.num_prompts * problem.cache_sequence_bytes
+    return problem.sizes.weight_bytes + work.num_prompts * problem.cache_sequence_bytes
 
 
 def _draw_by_hand(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -> Policy:

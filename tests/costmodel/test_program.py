@@ -76,9 +76,9 @@ def _weight_share(found: Solution, problem: Problem, tier: str) -> float:
     """Return the share of the bytes of all weights on a tier, times ``per_block``."""
     parts = (
         getattr(found.shares.weights[name], tier) * size
-        for name, size in problem.component_bytes.items()
+        for name, size in problem.sizes.component_bytes.items()
     )
-    return float(sum(parts)) / problem.weight_bytes
+    return float(sum(parts)) / problem.sizes.weight_bytes
 
 
 def test_weights_fill_memory_and_the_rest_is_read() -> None:

@@ -23,7 +23,7 @@ from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer, view_layer
-from tests.executor.tiny_models import EXPERT_SHAPES, LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import MORE_KEYS, LLAMA3_ROPE, save_tiny_model
 from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -564,4 +564,4 @@ def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[st
         family=family, hidden_size=128, ffn_size=256, num_kv_heads=4 if family == "opt" else 2,
         vocab_size=999, max_positions=64, tied=tied, dtype=dtype,
     )  # fmt: skip
-    return config | EXPERT_SHAPES.get(family, {})
+    return config | MORE_KEYS.get(family, {})

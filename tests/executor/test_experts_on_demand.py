@@ -32,7 +32,7 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
-from tests.executor.tiny_models import EXPERT_SHAPES
+from tests.executor.tiny_models import MORE_KEYS
 from tests.plain_models import plain_config
 
 PROMPT_LEN = 3
@@ -44,7 +44,7 @@ UNIFORM = Sampler(temperature=1000.0, seed=4)
 
 def _spec(family: str = "mixtral", **changes: Any) -> ModelSpec:
     config = plain_config(family=family, num_kv_heads=2, hidden_size=128, vocab_size=400)
-    return spec_from_config(config | EXPERT_SHAPES[family] | changes, name=family)
+    return spec_from_config(config | MORE_KEYS[family] | changes, name=family)
 
 
 def _run(

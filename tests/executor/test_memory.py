@@ -32,7 +32,7 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
-from tests.executor.tiny_models import EXPERT_SHAPES
+from tests.executor.tiny_models import MORE_KEYS
 from tests.plain_models import plain_config, plain_model
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
@@ -45,7 +45,7 @@ LLAMA = plain_model(**SHAPES)
 
 
 def _with_experts(family: str, **changes: Any) -> ModelSpec:
-    config = plain_config(**(SHAPES | {"family": family})) | EXPERT_SHAPES[family] | changes
+    config = plain_config(**(SHAPES | {"family": family})) | MORE_KEYS[family] | changes
     return spec_from_config(config, name=family)
 
 

@@ -28,7 +28,7 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "logits_scaling": 8,
     },
-    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "qwen2_moe": {
         "num_experts": 6,

@@ -90,9 +90,9 @@ def _read_index(data: bytes, folder: Path) -> None:
     _link(MODEL / SINGLE_NAME, folder / "shard.safetensors")
     (folder / INDEX_NAME).write_bytes(data)
     source = Checkpoint.open(folder)
-    layout = model_layers(source.spec)[1]
-    out = torch.empty(layout.num_bytes, dtype=torch.uint8)
-    source.read_range(1, layout, 0, out)
+    for layout in model_layers(source.spec)[1].components:
+        out = torch.empty(layout.num_bytes, dtype=torch.uint8)
+        source.read_range(1, layout, 0, out)
 
 
 def _read_tokenizer(data: bytes, folder: Path) -> None:
