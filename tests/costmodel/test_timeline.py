@@ -126,7 +126,8 @@ def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) ->
     """Experts loaded ahead and on demand, on the GPU, sent, and multiplied in CPU memory.
 
     They are placed apart from the rest, which is placed alike. Loads are one layer ahead, so that
-    those of a head that is placed apart are hidden less than the program says.
+    those of a head that is placed apart are hidden less than the program says; and at most 10 % slower, because attention alone is little
+    to hide the loads of experts behind.
     """
     rng = random.Random(seed)
     batch = rng.choice([1, 4, 16, 64])
@@ -135,12 +136,12 @@ def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) ->
     )
     hardware = recorded_profile("t4-flexgen")
     predicted = estimate(policy, hardware)
-    assert -0.02 < simulate(policy, hardware).latency_s / predicted.latency_s - 1 < 0.08
+    assert -0.02 < simulate(policy, hardware).latency_s / predicted.latency_s - 1 < 0.10
 
 
 def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:
     model = make_mixture(
-        num_hidden_layers=12, hidden_size=2048, num_experts=32, num_experts_per_tok=4,
+        num_hidden_layers=16, hidden_size=2048, num_experts=32, num_experts_per_tok=4,
         moe_intermediate_size=768, num_attention_heads=16, head_dim=128, vocab_size=4000,
         dtype="float16",
     )  # fmt: skip

@@ -23,7 +23,7 @@ from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer, view_layer
-from tests.executor.tiny_models import MORE_KEYS, LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import LLAMA3_ROPE, MORE_KEYS, save_tiny_model
 from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
