@@ -125,9 +125,9 @@ def test_any_policy_takes_about_what_the_program_says(seed: int) -> None:
 def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) -> None:
     """Experts loaded ahead and on demand, on the GPU, sent, and multiplied in CPU memory.
 
-    They are placed apart from the rest, which is placed alike. Loads are one layer ahead, so that
-    those of a head that is placed apart are hidden less than the program says; and at most 10 % slower, because attention alone is little
-    to hide the loads of experts behind.
+    They are placed apart from the rest, which is placed alike: loads are one layer ahead, so that
+    those of a head that is placed apart are hidden less than the program says. At most 10 %
+    slower, because attention alone is little to hide the loads of experts behind.
     """
     rng = random.Random(seed)
     batch = rng.choice([1, 4, 16, 64])
