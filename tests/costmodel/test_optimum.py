@@ -15,7 +15,6 @@ from costmodel.optimizer.job_throughput import blocks_of, job_throughput
 from costmodel.optimizer.optimum import Search, SearchResult, search
 from costmodel.optimizer.tree import NEARLY_AS_FAST
 from costmodel.plan.policy import placed_alike
-from costmodel.plan.rounding import overall_weights
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import check_fits, estimate
@@ -108,7 +107,9 @@ def test_the_paper_s_machine_wants_what_the_paper_found() -> None:
     _, result = _case("paper")
     policy = result.policy
     assert policy.block_size > 100
-    assert overall_weights(policy).disk == 0 and policy.cache.cpu > 0.5
+    # Only the embedding, whose rows are gathered, may be on disk: it is never streamed.
+    assert all(p.disk == 0 for name, p in policy.weights.items() if name != "embedding")
+    assert policy.cache.cpu > 0.5
     # FlexGen measured 7.32 token/s there and no model promises ten times that.
     assert 5 < result.predicted.throughput_tok_per_s < 25
 
