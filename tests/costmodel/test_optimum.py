@@ -135,7 +135,8 @@ def test_never_worse_than_all_on_the_gpu_where_that_fits() -> None:
     work = Workload(prompt_len=64, gen_len=32, num_prompts=8)
     result = search(hardware, load_model_spec("llama-2-7b"), work)
     policy = result.policy
-    assert policy.weights == placed_alike(policy.model, ON_GPU)
+    # Rows of the embedding are gathered wherever they are, which has no price.
+    assert all(p == ON_GPU for name, p in policy.weights.items() if name != "embedding")
     assert policy.activations == ON_GPU
     on_gpu = replace(policy, gpu_batch_size=8, num_gpu_batches=1, cache=ON_GPU)
     check_fits(estimate(on_gpu, hardware), hardware)
