@@ -107,8 +107,8 @@ def test_the_paper_s_machine_wants_what_the_paper_found() -> None:
     _, result = _case("paper")
     policy = result.policy
     assert policy.block_size > 100
-    # Only the embedding, whose rows are gathered, may be on disk: it is never streamed.
-    assert all(p.disk == 0 for name, p in policy.weights.items() if name != "embedding")
+    # But for the embedding, which is never streamed, no more is on disk than one cut of the head.
+    assert all(p.disk < 0.001 for name, p in policy.weights.items() if name != "embedding")
     assert policy.cache.cpu > 0.5
     # FlexGen measured 7.32 token/s there and no model promises ten times that.
     assert 5 < result.predicted.throughput_tok_per_s < 25
