@@ -222,7 +222,8 @@ def test_a_limit_holds_for_a_block_not_for_its_share_of_the_job(
     model = load_model_spec("opt-6.7b").with_dtype("bfloat16")
     two = search(machine, model, Workload(prompt_len=64, gen_len=8, num_prompts=2))
     job = Workload(prompt_len=64, gen_len=8, num_prompts=num_prompts)
-    limit_s = two.predicted.latency_s * fraction * (1 + 1e-6)
+    # Rounding another optimum of equal latency to rows moves it by some 1e-4.
+    limit_s = two.predicted.latency_s * fraction * (1 + 1e-3)
     by_hand = replace(two.policy, workload=job)
     found = search(machine, model, job, max_latency_s=limit_s)
     assert found.predicted.latency_s <= limit_s
