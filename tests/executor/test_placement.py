@@ -426,9 +426,8 @@ def _uses_layer_last(block: Block, task: Task) -> bool:
     plan = block.stores.weights.plan
     last = len(block.batches) - 1
     if block.kinds[task.layer] == "experts" and not task.is_prefill:
-        # Several batches are one task.
-        kind = "combine" if task.layer in plan.route.in_place else "compute"
-        return task.kind == kind and task.batch + plan.batches_at_once > last
+        # Several batches are one task; what the CPU made is added without weights.
+        return task.kind == "compute" and task.batch + plan.batches_at_once > last
     return task.kind in ("compute", "finish") and task.batch == last
 
 
