@@ -74,7 +74,8 @@ def test_the_line_holds_everything_and_adds_up(policy_path: Path, run_bench: Ben
     assert (figures["model"], figures["machine"]) == ("tiny", HARDWARE.name)
     assert (figures["num_prompts"], figures["num_blocks"], figures["block_size"]) == (4, 1, 4)
     assert figures["generated_tokens"] == 4 * GEN_LEN
-    assert figures["weights"] == {"gpu": 0.3, "cpu": 0.3, "disk": 0.4}
+    spread = {"gpu": 0.3, "cpu": 0.3, "disk": 0.4}
+    assert figures["weights"] == dict.fromkeys(SPEC.component_names, spread)
     assert figures["cpu_attention"] == policy.cpu_attention
     seconds = figures["prefill_s"] + figures["decode_s"]
     assert figures["measured_tok_per_s"] == pytest.approx(4 * GEN_LEN / seconds)

@@ -82,7 +82,7 @@ def test_without_a_folder_to_keep_things_in_a_run_goes_on(
     assert list(tmp_path.iterdir()) == [] and not caplog.records
 
 
-@pytest.mark.parametrize("broken", ["_kept", "config_json"])
+@pytest.mark.parametrize("broken", ["_kept", "write_json"])
 def test_a_run_whose_figures_cannot_be_kept_is_no_failure(
     broken: str,
     tmp_path: Path,
