@@ -124,6 +124,21 @@ def scene(model: Path, tokens: list[list[int]], tmp_path: Path) -> Scene:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def experts_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer without experts, then two with them."""
+    folder = tmp_path_factory.mktemp("experts")
+    save_tiny_model(folder, "qwen2_moe", num_layers=3, mlp_only_layers=[0])
+    return folder
+
+
+@pytest.fixture
+def experts_scene(scene: Scene, experts_model: Path) -> Scene:
+    source = Checkpoint.open(experts_model)
+    tokens = ReferenceModel(source).generate(PROMPTS, GEN_LEN)
+    return replace(scene, source=source, tokens=tokens)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("after", [0, 9, 40])
 def test_a_disk_that_fills_up(
@@ -245,12 +260,9 @@ def test_a_flipped_bit_is_told_and_mended(scene: Scene, layer: int, machine: str
 
 @pytest.mark.parametrize("on_demand", [False, True])
 def test_a_flipped_bit_inside_an_expert_is_told_and_mended(
-    on_demand: bool, scene: Scene, tmp_path: Path
+    on_demand: bool, experts_scene: Scene
 ) -> None:
-    save_tiny_model(tmp_path / "experts", "qwen2_moe", mlp_only_layers=[0])
-    source = Checkpoint.open(tmp_path / "experts")
-    tokens = ReferenceModel(source).generate(PROMPTS, GEN_LEN)
-    scene = replace(scene, source=source, tokens=tokens)
+    scene = experts_scene
     policy = scene.policy(weights=ON_DISK, loads_on_demand=on_demand)
     scene.check(policy)
     # The embedding, a layer without experts, an attention, and the experts behind it.
@@ -316,11 +328,22 @@ KINDS = {
         "return_queries", "attend", "send_attended", "finish",
     ),
 }  # fmt: skip
+EXPERT_KINDS = {
+    "cpu": ("route", "read_experts"),
+    "gpu": (
+        "route", "read_experts", "send_experts", "return_tokens", "run_experts", "send_made",
+        "combine",
+    ),
+}  # fmt: skip
+
+
+def _by_machine(kinds: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(machine, kind) for machine, found in kinds.items() for kind in found]
 
 
 def test_every_kind_of_task_is_made_to_throw(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = Block.handlers(_Anything())  # type: ignore[arg-type]  # only names are wanted
-    assert set(KINDS["gpu"]) == set(handlers)
+    assert {*KINDS["gpu"], *EXPERT_KINDS["gpu"]} == set(handlers)
 
 
 class _Anything:
@@ -329,15 +352,34 @@ class _Anything:
 
 
 @pytest.mark.parametrize("after", [0, 4])
-@pytest.mark.parametrize(
-    ("machine", "kind"), [(machine, kind) for machine in KINDS for kind in KINDS[machine]]
-)
+@pytest.mark.parametrize(("machine", "kind"), _by_machine(KINDS))
 def test_a_worker_that_throws(
     scene: Scene, machine: str, kind: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is attended on the CPU is not sent, so half of it is in that case.
     halves = {"cache": ON_CPU, "cpu_attention": 0.5} if kind == "send_cache" else {}
     policy = scene.policy(**(ALL_ON_DISK | {"gpu_batch_size": 3} | halves))
+    _check_thrown(scene, policy, machine, kind, after, monkeypatch)
+
+
+@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize(("machine", "kind"), _by_machine(EXPERT_KINDS))
+def test_a_worker_that_throws_beside_experts(
+    experts_scene: Scene, machine: str, kind: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = experts_scene
+    policy = scene.policy(weights=HALVES, loads_on_demand=True, cpu_experts=0.5)
+    _check_thrown(scene, policy, machine, kind, after, monkeypatch)
+
+
+def _check_thrown(
+    scene: Scene,
+    policy: Policy,
+    machine: str,
+    kind: str,
+    after: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     original = Block.handlers
     ran = []
 
