@@ -32,10 +32,16 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
-from tests.executor.tiny_models import MORE_KEYS
 from tests.plain_models import plain_config
 
 PROMPT_LEN = 3
+# Eight experts of which a token takes two.
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+SHAPES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 80},
+    "qwen3_moe": EXPERTS,
+}
 # Each block passes through experts once, so that all its visits are independent of the others'.
 NUM_BLOCKS = 25
 # Equal chances for every token.
@@ -44,7 +50,7 @@ UNIFORM = Sampler(temperature=1000.0, seed=4)
 
 def _spec(family: str = "mixtral", **changes: Any) -> ModelSpec:
     config = plain_config(family=family, num_kv_heads=2, hidden_size=128, vocab_size=400)
-    return spec_from_config(config | MORE_KEYS[family] | changes, name=family)
+    return spec_from_config(config | SHAPES[family] | changes, name=family)
 
 
 def _run(
@@ -78,9 +84,9 @@ def test_as_many_experts_are_read_as_random_routing_touches(
     original = WeightStore.read_experts
 
     def read_experts(store: WeightStore, task: Task, experts: Sequence[int]) -> int:
-        # A visit to a layer reads in pieces.
-        counts.extend([0] * (task.batch == 0))
-        counts[-1] += len(experts)
+        # A visit to a layer reads the same experts in pieces.
+        counts.extend([len(experts)] * (task.batch == 0))
+        assert counts[-1] == len(experts)
         return original(store, task, experts)
 
     monkeypatch.setattr(WeightStore, "read_experts", read_experts)
