@@ -94,7 +94,7 @@ class Policy:
         it bounds the workspace, and long prompts fill a matrix product with few sequences.
     weights
         For each class of components of the model (see ``ModelSpec.component_names``), where its
-        bytes are.
+        bytes are. In a file, one placement may stand for all.
     cpu_attention
         Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
         is fetched. Without a GPU everything is attended on the CPU and this is 1.
@@ -202,6 +202,11 @@ class Policy:
                 allowed=f"{SCHEMA_VERSION}; another version of this program wrote the policy",
                 hint="python -m costmodel.search",
             )
+        weights = raw.get("weights")
+        if isinstance(weights, dict) and weights and set(weights) <= set(TIERS):
+            # Written by hand: one placement for all components.
+            model = from_json(ModelSpec, raw.get("model"), f"policy {path}.model")
+            raw["weights"] = dict.fromkeys(model.component_names, weights)
         return from_json(cls, raw, f"policy {path}")
 
 

@@ -36,6 +36,16 @@ def test_file_round_trip_with_prediction(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
 
 
+def test_one_placement_in_a_file_stands_for_all_components(tmp_path: Path) -> None:
+    policy = make_policy(weights=Placement(cpu=0.25, disk=0.75))
+    raw = to_json(policy) | {"weights": {"gpu": 0, "cpu": 0.25, "disk": 0.75}}
+    (tmp_path / "policy.json").write_text(json.dumps(raw))
+    assert Policy.load(tmp_path / "policy.json") == policy
+    (tmp_path / "policy.json").write_text(json.dumps(raw | {"schema_version": 1}))
+    with pytest.raises(InputError, match=r"schema_version 1; allowed: 2.*costmodel\.search"):
+        Policy.load(tmp_path / "policy.json")
+
+
 def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     def change(value: dict[str, Any]) -> None:
         place: Any = value
