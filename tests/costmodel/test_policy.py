@@ -76,7 +76,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("workload", "gen_len", to=0), "gen_len"),
         (_set("model", "family", to="gpt2"), "family"),
         (lambda value: value.pop("weights"), "weights"),
-        (_set("weights", to={"cpu": 1.0}), "weights"),
+        (_set("weights", to={"cpu": 0.5}), "sum to 1"),
         (lambda value: value["weights"].pop("mlp"), "each of attention, mlp, head"),
         (_set("weights", "experts", to={"cpu": 1.0}), "each of attention, mlp, head"),
         (_set("cpu_experts", to=-0.5), "cpu_experts"),
