@@ -21,10 +21,20 @@ from profiles.kernels.products import grouped_linear, linear, multiply_rows
 from profiles.packing import Packing
 
 __all__ = [
-    "decode_attention", "end_idle_threads", "grouped_linear", "is_native", "linear", "load_library",
-    "multiply_rows", "pack_rows", "rms_norm", "rotate", "swiglu", "unpack_rows",
+    "decode_attention",
+    "end_idle_threads",
+    "grouped_linear",
+    "is_native",
+    "linear",
+    "load_library",
+    "multiply_rows",
+    "pack_rows",
+    "rms_norm",
+    "rotate",
+    "swiglu",
+    "unpack_rows",
     "without_cudnn_attention",
-]  # fmt: skip
+]
 
 _long = ctypes.c_long
 
@@ -116,30 +126,53 @@ def decode_attention(
     gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
     if gpu is not None and gpu.attends_packed(packing):
         gpu.decode_attention(
-            q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len,
+            q,
+            context,
+            out,
+            first_row=first_row,
+            lengths=lengths,
+            prompt_len=prompt_len,
             packing=packing,
-        )  # fmt: skip
+        )
         return
     if not is_native(q):
         twins.decode_attention(
-            q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len,
-            packing=packing, sparsity=sparsity,
-        )  # fmt: skip
+            q,
+            context,
+            out,
+            first_row=first_row,
+            lengths=lengths,
+            prompt_len=prompt_len,
+            packing=packing,
+            sparsity=sparsity,
+        )
         return
     if value_sums is not None:
         assert value_sums.shape == (context.shape[2], head_dim)
         assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
     arguments = _Attention(
-        q=q.data_ptr(), sequence_stride=q.stride(0), kv_heads=q.shape[1] // out.shape[1],
-        group=out.shape[1], dim=head_dim, context=context.data_ptr(),
-        token_stride=context.stride(0), value_stride=context.stride(1),
-        row_stride=context.stride(2), tokens=context.shape[0], rows=context.shape[2],
-        first_row=first_row, lengths=None if lengths is None else lengths.data_ptr(),
-        prompt_len=prompt_len, scale=head_dim**-0.5, out=out.data_ptr(),
-        group_size=packing.group_size if packing else 1, bits=packing.bits if packing else 0,
-        sparsity=sparsity, value_sums=None if value_sums is None else value_sums.data_ptr(),
+        q=q.data_ptr(),
+        sequence_stride=q.stride(0),
+        kv_heads=q.shape[1] // out.shape[1],
+        group=out.shape[1],
+        dim=head_dim,
+        context=context.data_ptr(),
+        token_stride=context.stride(0),
+        value_stride=context.stride(1),
+        row_stride=context.stride(2),
+        tokens=context.shape[0],
+        rows=context.shape[2],
+        first_row=first_row,
+        lengths=None if lengths is None else lengths.data_ptr(),
+        prompt_len=prompt_len,
+        scale=head_dim**-0.5,
+        out=out.data_ptr(),
+        group_size=packing.group_size if packing else 1,
+        bits=packing.bits if packing else 0,
+        sparsity=sparsity,
+        value_sums=None if value_sums is None else value_sums.data_ptr(),
         begins=begins,
-    )  # fmt: skip
+    )
     call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))
 
 
@@ -153,10 +186,20 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
         return
     assert x.stride(2) == out.stride(2) == 1
     call_kernel(
-        "rms_norm", x.dtype, pointer(x), _long(x.shape[0]), _long(x.stride(0)), _long(x.shape[1]),
-        _long(x.stride(1)), _long(x.shape[2]), pointer(weight), ctypes.c_float(eps),
-        pointer(out), _long(out.stride(0)), _long(out.stride(1)),
-    )  # fmt: skip
+        "rms_norm",
+        x.dtype,
+        pointer(x),
+        _long(x.shape[0]),
+        _long(x.stride(0)),
+        _long(x.shape[1]),
+        _long(x.stride(1)),
+        _long(x.shape[2]),
+        pointer(weight),
+        ctypes.c_float(eps),
+        pointer(out),
+        _long(out.stride(0)),
+        _long(out.stride(1)),
+    )
 
 
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
@@ -172,9 +215,17 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
         _fused_or_twins(heads).rotate(heads, cosines, sines)
         return
     call_kernel(
-        "rotate", heads.dtype, pointer(heads), _long(tokens), _long(heads.stride(0)),
-        _long(num_heads), _long(head_dim), pointer(cosines), pointer(sines), _long(len(cosines)),
-    )  # fmt: skip
+        "rotate",
+        heads.dtype,
+        pointer(heads),
+        _long(tokens),
+        _long(heads.stride(0)),
+        _long(num_heads),
+        _long(head_dim),
+        pointer(cosines),
+        pointer(sines),
+        _long(len(cosines)),
+    )
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
@@ -185,9 +236,15 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
         return
     assert gate.stride(1) == up.stride(1) == 1
     call_kernel(
-        "swiglu", gate.dtype, pointer(gate), pointer(up), _long(gate.shape[0]),
-        _long(gate.shape[1]), _long(gate.stride(0)), _long(up.stride(0)),
-    )  # fmt: skip
+        "swiglu",
+        gate.dtype,
+        pointer(gate),
+        pointer(up),
+        _long(gate.shape[0]),
+        _long(gate.shape[1]),
+        _long(gate.stride(0)),
+        _long(up.stride(0)),
+    )
 
 
 def _fused_or_twins(tensor: torch.Tensor) -> ModuleType:

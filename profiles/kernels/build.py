@@ -21,9 +21,15 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp",
-    "-fPIC", "-Wno-psabi",
-)  # fmt: skip
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-fPIC",
+    "-Wno-psabi",
+)
 # A compiler takes some 20 s; one that waits for a license or a network drive may take forever.
 PATIENCE_S = 300
 FAILURES = (OSError, subprocess.SubprocessError)
@@ -163,9 +169,15 @@ def _run(*words: str, folder: Path | None = None) -> str:
     """Run a compiler, whose temporary files go to ``folder``; returns what it prints."""
     environment = os.environ | ({} if folder is None else {"TMPDIR": str(folder)})
     done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        check=True, timeout=PATIENCE_S, env=environment,
-    )  # fmt: skip
+        words,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=True,
+        timeout=PATIENCE_S,
+        env=environment,
+    )
     return done.stdout
 
 

@@ -40,9 +40,16 @@ def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> bool:
         return bool(x.isfinite().all())
     bad = ctypes.c_long(0)
     call_kernel(
-        "pack_rows", x.dtype, pointer(x), *_rows(x), *_shape(packing),
-        pointer(out), _long(out.stride(0)), _long(out.stride(1)), ctypes.byref(bad),
-    )  # fmt: skip
+        "pack_rows",
+        x.dtype,
+        pointer(x),
+        *_rows(x),
+        *_shape(packing),
+        pointer(out),
+        _long(out.stride(0)),
+        _long(out.stride(1)),
+        ctypes.byref(bad),
+    )
     return bad.value == 0
 
 
@@ -56,9 +63,15 @@ def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> No
         (kernels.unpack_rows if kernels else unpack_rows_twin)(packed, packing, out)
     elif is_native(out):
         call_kernel(
-            "unpack_rows", out.dtype, pointer(packed), *_rows(packed), *_shape(packing),
-            pointer(out), _long(out.stride(0)), _long(out.stride(1)),
-        )  # fmt: skip
+            "unpack_rows",
+            out.dtype,
+            pointer(packed),
+            *_rows(packed),
+            *_shape(packing),
+            pointer(out),
+            _long(out.stride(0)),
+            _long(out.stride(1)),
+        )
     else:
         unpack_rows_twin(packed, packing, out)
 

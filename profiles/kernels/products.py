@@ -163,13 +163,21 @@ def _multiply(
     matrices = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
     biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
     arguments = _Products(
-        x=x.data_ptr(), x_stride=x.stride(0), weights=ctypes.addressof(matrices),
+        x=x.data_ptr(),
+        x_stride=x.stride(0),
+        weights=ctypes.addressof(matrices),
         biases=None if biases is None else ctypes.addressof(biases),
-        starts=ctypes.addressof(starts), groups=len(counts), outputs=len(first), dim=width,
+        starts=ctypes.addressof(starts),
+        groups=len(counts),
+        outputs=len(first),
+        dim=width,
         weight_stride=first.stride(0) * first.element_size(),
-        group_size=packing.group_size if packing else 1, bits=packing.bits if packing else 0,
-        out=out.data_ptr(), out_stride=out.stride(0), adds=adds,
-    )  # fmt: skip
+        group_size=packing.group_size if packing else 1,
+        bits=packing.bits if packing else 0,
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+        adds=adds,
+    )
     call_kernel("multiply", x.dtype, ctypes.byref(arguments))
 
 

@@ -36,9 +36,13 @@ def decode_attention(
     for first in range(0, rows, step):
         part = slice(first, first + step)
         _attend_part(
-            queries[part], context[:, :, part], None if seen is None else seen[part],
-            packing, sparsity, out[part],
-        )  # fmt: skip
+            queries[part],
+            context[:, :, part],
+            None if seen is None else seen[part],
+            packing,
+            sparsity,
+            out[part],
+        )
 
 
 def _rows_at_once(out: torch.Tensor, tokens: int, packing: Packing | None, sparsity: float) -> int:

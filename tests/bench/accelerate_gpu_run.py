@@ -52,10 +52,14 @@ def main() -> None:
     torch.cuda.synchronize()
     start = time.perf_counter()
     model.generate(
-        ids, attention_mask=torch.ones_like(ids), min_new_tokens=flags.gen_len,
-        max_new_tokens=flags.gen_len, do_sample=False, pad_token_id=0,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        min_new_tokens=flags.gen_len,
+        max_new_tokens=flags.gen_len,
+        do_sample=False,
+        pad_token_id=0,
         logits_processor=transformers.LogitsProcessorList([clock]),
-    )  # fmt: skip
+    )
     torch.cuda.synchronize()
     end = time.perf_counter()
     assert clock.first_s is not None

@@ -132,14 +132,15 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
     systems: list[System] = [
         Ours(runs=runs, quick_profile=True, measures_once=True),
         LlamaCpp(runs=runs, tool=tool, ubatch=flags.llama_ubatch),
-        Ours(
-            runs=runs, quick_profile=True, measures_once=True, weight_bits=4, name="ours-4bit"
-        ),
+        Ours(runs=runs, quick_profile=True, measures_once=True, weight_bits=4, name="ours-4bit"),
         LlamaCpp(
-            runs=runs, tool=tool, ubatch=flags.llama_ubatch, quantization="Q4_K",
+            runs=runs,
+            tool=tool,
+            ubatch=flags.llama_ubatch,
+            quantization="Q4_K",
             name="llama.cpp-q4k",
         ),
-    ]  # fmt: skip
+    ]
     return [system for system in systems if system.name in (flags.only or NAMES)]
 
 
@@ -149,16 +150,19 @@ def _result(
     return {
         "benchmark": "throughput beside busy processes of nice 10",
         "workload": {
-            "model": bench.model.name, "dtype": bench.model.dtype,
-            "num_prompts": bench.num_prompts, "prompt_len": bench.prompt_len,
-            "gen_len": bench.gen_len, "seed": bench.seed,
+            "model": bench.model.name,
+            "dtype": bench.model.dtype,
+            "num_prompts": bench.num_prompts,
+            "prompt_len": bench.prompt_len,
+            "gen_len": bench.gen_len,
+            "seed": bench.seed,
         },
         "limit_bytes": bench.limit_bytes,
         "rounds": rounds,
         "kept": {group[0].system.name.removesuffix(" beside 0"): _kept(group) for group in groups},
         "systems": {each.system.name: each.as_json() for group in groups for each in group},
         **circumstances("busy_machine.py", arguments, "torch", "numpy"),
-    }  # fmt: skip
+    }
 
 
 def _kept(group: Sequence[Contender]) -> list[float]:

@@ -95,19 +95,23 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         ours.append(measure_rate(attend, cache_bytes))
         theirs.append(measure_rate(attend_with_torch, cache_bytes))
     case = {
-        "batch": batch, "kv_heads": kv_heads, "tokens": tokens, "group": group,
+        "batch": batch,
+        "kv_heads": kv_heads,
+        "tokens": tokens,
+        "group": group,
         "memory_bytes_per_s": statistics.median(memory),
         "ours_bytes_per_s": statistics.median(ours),
         "torch_bytes_per_s": statistics.median(theirs),
         "of_memory": statistics.median(o / m for o, m in zip(ours, memory, strict=True)),
         "speedup": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
-    }  # fmt: skip
+    }
     print(
         f"{batch:>4} sequences {kv_heads:>3} key heads x {group} {tokens:>5} tokens:"
         f" {case['ours_bytes_per_s'] / 1e9:5.1f} GB/s, {case['of_memory']:.2f} of memory's"
         f" {case['memory_bytes_per_s'] / 1e9:5.1f}; {case['speedup']:5.1f} x torch",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     return case
 
 

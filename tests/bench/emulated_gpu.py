@@ -41,15 +41,25 @@ GPU_BYTES = 2 * GIB
 ON_GPU, ON_CPU = Placement(gpu=1), Placement(cpu=1)
 
 CONFIG: dict[str, Any] = {
-    "model_type": "llama", "num_hidden_layers": 12, "hidden_size": 1024, "intermediate_size": 2816,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 16384,
+    "model_type": "llama",
+    "num_hidden_layers": 12,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 16384,
     "max_position_embeddings": 4096,
-}  # fmt: skip
+}
 # Narrow beside its heads, so that attention outweighs the products as it does in long contexts.
 NARROW: dict[str, Any] = CONFIG | {
-    "num_hidden_layers": 10, "hidden_size": 128, "intermediate_size": 256,
-    "num_key_value_heads": 16, "head_dim": 128, "vocab_size": 2048,
-}  # fmt: skip
+    "num_hidden_layers": 10,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_key_value_heads": 16,
+    "head_dim": 128,
+    "vocab_size": 2048,
+}
 MODEL = spec_from_config(CONFIG, name="llama-340m")
 NARROW_MODEL = spec_from_config(NARROW, name="llama-narrow")
 
@@ -178,25 +188,46 @@ def describe(policy: Policy) -> dict[str, Any]:
 
 
 H2D = Policy(
-    model=MODEL, workload=Workload(prompt_len=32, gen_len=16),
-    gpu_batch_size=8, num_gpu_batches=4, prefill_batch_size=8,
-    weights=placed_alike(MODEL, ON_CPU), cache=ON_CPU, activations=ON_GPU, cpu_attention=0,
-)  # fmt: skip
+    model=MODEL,
+    workload=Workload(prompt_len=32, gen_len=16),
+    gpu_batch_size=8,
+    num_gpu_batches=4,
+    prefill_batch_size=8,
+    weights=placed_alike(MODEL, ON_CPU),
+    cache=ON_CPU,
+    activations=ON_GPU,
+    cpu_attention=0,
+)
 DISK = Policy(
-    model=MODEL, workload=Workload(prompt_len=32, gen_len=40),
-    gpu_batch_size=2, num_gpu_batches=2, prefill_batch_size=2,
-    weights=placed_alike(MODEL, Placement(disk=1)), cache=ON_GPU, activations=ON_CPU,
-)  # fmt: skip
+    model=MODEL,
+    workload=Workload(prompt_len=32, gen_len=40),
+    gpu_batch_size=2,
+    num_gpu_batches=2,
+    prefill_batch_size=2,
+    weights=placed_alike(MODEL, Placement(disk=1)),
+    cache=ON_GPU,
+    activations=ON_CPU,
+)
 ATTENTION = Policy(
-    model=NARROW_MODEL, workload=Workload(prompt_len=128, gen_len=448),
-    gpu_batch_size=20, num_gpu_batches=4, prefill_batch_size=20,
-    weights=placed_alike(NARROW_MODEL, ON_GPU), cache=ON_CPU, activations=ON_GPU,
-)  # fmt: skip
+    model=NARROW_MODEL,
+    workload=Workload(prompt_len=128, gen_len=448),
+    gpu_batch_size=20,
+    num_gpu_batches=4,
+    prefill_batch_size=20,
+    weights=placed_alike(NARROW_MODEL, ON_GPU),
+    cache=ON_CPU,
+    activations=ON_GPU,
+)
 COMPUTE = Policy(
-    model=MODEL, workload=Workload(prompt_len=256, gen_len=16),
-    gpu_batch_size=8, num_gpu_batches=4, prefill_batch_size=8,
-    weights=placed_alike(MODEL, Placement(gpu=0.5, cpu=0.5)), cache=ON_GPU, activations=ON_GPU,
-)  # fmt: skip
+    model=MODEL,
+    workload=Workload(prompt_len=256, gen_len=16),
+    gpu_batch_size=8,
+    num_gpu_batches=4,
+    prefill_batch_size=8,
+    weights=placed_alike(MODEL, Placement(gpu=0.5, cpu=0.5)),
+    cache=ON_GPU,
+    activations=ON_GPU,
+)
 CASES = (
     Case(bound_by="h2d", link_bytes_per_s=0.5e9, policy=H2D),
     Case(bound_by="disk_read", link_bytes_per_s=4e9, policy=DISK),

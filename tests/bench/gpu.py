@@ -109,8 +109,16 @@ class GpuBench:
         """Measure the machine."""
         start = time.perf_counter()
         words = ["--quick"] if self.flags.rehearse else []
-        self._run("profile", "-m", "profiles.measure", "--output", str(self.profile),
-                  "--offload-dir", str(self.folder), *words)  # fmt: skip
+        self._run(
+            "profile",
+            "-m",
+            "profiles.measure",
+            "--output",
+            str(self.profile),
+            "--offload-dir",
+            str(self.folder),
+            *words,
+        )
         say(f"measured in {time.perf_counter() - start:.0f} s")
 
     def run_tests(self) -> None:
@@ -122,9 +130,10 @@ class GpuBench:
         """Search, run one block, and let the peers run."""
         spec = load_model_spec(case.model).with_dtype(DTYPE)
         work = Workload(
-            prompt_len=self.flags.prompt_len, gen_len=self.flags.gen_len,
+            prompt_len=self.flags.prompt_len,
+            gen_len=self.flags.gen_len,
             num_prompts=self.flags.num_prompts or case.num_prompts,
-        )  # fmt: skip
+        )
         machine = self._machine(case)
         permitted = Permitted(weight_bits=(case.weight_bits,), cache_bits=(case.cache_bits,))
         found = search(machine, spec, work, permitted=permitted)
@@ -132,15 +141,19 @@ class GpuBench:
         found.policy.save(policy)
         say(f"{name}: predicted {found.job_tok_per_s:.4g} token/s")
         report = self._run_ours(name, policy)
-        say(f"{name}: {report['measured_tok_per_s']:.4g} token/s,"
-            f" attainment {report['attainment']:.2f}")  # fmt: skip
+        say(
+            f"{name}: {report['measured_tok_per_s']:.4g} token/s,"
+            f" attainment {report['attainment']:.2f}"
+        )
         if report["num_blocks"] > 1 or report["block_size"] != report["num_prompts"]:
             raise RunError(f"{name}: not one full block, by which predictions are held to runs")
         self.runs[name] = MeasuredRun(
-            policy=found.policy, throughput_tok_per_s=report["measured_tok_per_s"],
-            prefill_s=report["prefill_s"], decode_s=report["decode_s"],
+            policy=found.policy,
+            throughput_tok_per_s=report["measured_tok_per_s"],
+            prefill_s=report["prefill_s"],
+            decode_s=report["decode_s"],
             emulated=self._emulated(case),
-        )  # fmt: skip
+        )
         peers = [] if self.flags.no_peers or self.flags.rehearse else [*self._peers(name, case)]
         best = {
             system: max((p["tok_per_s"] for p in peers if p["system"] == system), default=None)
@@ -184,9 +197,14 @@ class GpuBench:
 
     def _run_ours(self, name: str, policy: Path) -> dict[str, Any]:
         words = [
-            "-m", "executor.bench", "--policy", str(policy), "--dummy-weights", "--offload-dir",
+            "-m",
+            "executor.bench",
+            "--policy",
+            str(policy),
+            "--dummy-weights",
+            "--offload-dir",
             str(self.folder),
-        ]  # fmt: skip
+        ]
         if self.flags.num_prompts:
             words += ["--num-prompts", str(self.flags.num_prompts)]
         if self.flags.trace:
@@ -214,9 +232,15 @@ class GpuBench:
         output.unlink(missing_ok=True)
         script = str(Path(__file__).with_name("flexgen_run.py"))
         common = [
-            "--gpu-memory", str(case.gpu_memory), "--output", str(output),
-            "--prompt-len", str(self.flags.prompt_len), "--gen-len", str(self.flags.gen_len),
-        ]  # fmt: skip
+            "--gpu-memory",
+            str(case.gpu_memory),
+            "--output",
+            str(output),
+            "--prompt-len",
+            str(self.flags.prompt_len),
+            "--gen-len",
+            str(self.flags.gen_len),
+        ]
         if isinstance(setting, FlexGenPolicy):
             sequences = setting.gpu_batch_size * setting.num_gpu_batches
             words = [*common, *_flexgen_words(case, setting), "--offload-dir", str(self.folder)]
@@ -237,9 +261,14 @@ class GpuBench:
         try:
             with out.open("wb") as stdout, err.open("wb") as stderr:
                 status = subprocess.run(
-                    [sys.executable, *words], cwd=ROOT, env=environment, stdout=stdout,
-                    stderr=stderr, check=False, timeout=self.flags.timeout,
-                ).returncode  # fmt: skip
+                    [sys.executable, *words],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=stdout,
+                    stderr=stderr,
+                    check=False,
+                    timeout=self.flags.timeout,
+                ).returncode
         except subprocess.TimeoutExpired:
             raise RunError(f"{name} took more than {self.flags.timeout} s") from None
         if status:
@@ -253,12 +282,18 @@ def _flexgen_words(case: GpuCase, policy: FlexGenPolicy) -> list[str]:
         "--compress-cache": policy.compresses_cache,
     }
     return [
-        "--model", f"facebook/{case.model}", "--path", "_DUMMY_",
-        "--percent", *map(str, policy.percent),
-        "--gpu-batch-size", str(policy.gpu_batch_size),
-        "--num-gpu-batches", str(policy.num_gpu_batches),
+        "--model",
+        f"facebook/{case.model}",
+        "--path",
+        "_DUMMY_",
+        "--percent",
+        *map(str, policy.percent),
+        "--gpu-batch-size",
+        str(policy.gpu_batch_size),
+        "--num-gpu-batches",
+        str(policy.num_gpu_batches),
         *(name for name, is_on in switches.items() if is_on),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

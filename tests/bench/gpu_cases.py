@@ -51,52 +51,100 @@ CPU_MEMORY = 110 * GIB
 # would hold a block two to three times as large.
 CASES = {
     "opt-6.7b": GpuCase(
-        model="opt-6.7b", gpu_memory=4 * GIB, cpu_memory=CPU_MEMORY, num_prompts=160,
+        model="opt-6.7b",
+        gpu_memory=4 * GIB,
+        cpu_memory=CPU_MEMORY,
+        num_prompts=160,
         flexgen=(
             FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=5),
-            FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=5,
-                          cpu_cache_compute=True),
+            FlexGenPolicy(
+                percent=(0, 100, 0, 100, 0, 100),
+                gpu_batch_size=32,
+                num_gpu_batches=5,
+                cpu_cache_compute=True,
+            ),
             FlexGenPolicy(percent=(5, 95, 0, 100, 100, 0), gpu_batch_size=32, num_gpu_batches=5),
         ),
         accelerate_batches=(4,),
     ),
     "opt-6.7b 4 bits": GpuCase(
-        model="opt-6.7b", gpu_memory=4 * GIB, cpu_memory=CPU_MEMORY, weight_bits=4, cache_bits=4,
+        model="opt-6.7b",
+        gpu_memory=4 * GIB,
+        cpu_memory=CPU_MEMORY,
+        weight_bits=4,
+        cache_bits=4,
         num_prompts=160,
         flexgen=(
             # With 32 sequences in a batch it runs out of GPU memory.
-            FlexGenPolicy(percent=(0, 100, 0, 100, 0, 100), gpu_batch_size=16, num_gpu_batches=10,
-                          compresses_weights=True, compresses_cache=True),
-            FlexGenPolicy(percent=(40, 60, 0, 100, 0, 100), gpu_batch_size=16, num_gpu_batches=10,
-                          compresses_weights=True, compresses_cache=True),
+            FlexGenPolicy(
+                percent=(0, 100, 0, 100, 0, 100),
+                gpu_batch_size=16,
+                num_gpu_batches=10,
+                compresses_weights=True,
+                compresses_cache=True,
+            ),
+            FlexGenPolicy(
+                percent=(40, 60, 0, 100, 0, 100),
+                gpu_batch_size=16,
+                num_gpu_batches=10,
+                compresses_weights=True,
+                compresses_cache=True,
+            ),
         ),
     ),
     "llama-3.1-8b": GpuCase(
-        model="llama-3.1-8b", gpu_memory=4 * GIB, cpu_memory=CPU_MEMORY, num_prompts=384,
+        model="llama-3.1-8b",
+        gpu_memory=4 * GIB,
+        cpu_memory=CPU_MEMORY,
+        num_prompts=384,
         accelerate_batches=(8,),
     ),
     "opt-13b": GpuCase(
-        model="opt-13b", gpu_memory=16 * GIB, cpu_memory=CPU_MEMORY, num_prompts=96,
+        model="opt-13b",
+        gpu_memory=16 * GIB,
+        cpu_memory=CPU_MEMORY,
+        num_prompts=96,
         flexgen=(
             FlexGenPolicy(percent=(40, 60, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=3),
-            FlexGenPolicy(percent=(40, 60, 0, 100, 0, 100), gpu_batch_size=32, num_gpu_batches=3,
-                          cpu_cache_compute=True),
+            FlexGenPolicy(
+                percent=(40, 60, 0, 100, 0, 100),
+                gpu_batch_size=32,
+                num_gpu_batches=3,
+                cpu_cache_compute=True,
+            ),
         ),
         accelerate_batches=(8,),
     ),
     "opt-30b 4 bits": GpuCase(
-        model="opt-30b", gpu_memory=16 * GIB, cpu_memory=CPU_MEMORY, weight_bits=4, cache_bits=4,
+        model="opt-30b",
+        gpu_memory=16 * GIB,
+        cpu_memory=CPU_MEMORY,
+        weight_bits=4,
+        cache_bits=4,
         num_prompts=96,
         flexgen=(
-            FlexGenPolicy(percent=(50, 50, 0, 100, 0, 100), gpu_batch_size=48, num_gpu_batches=2,
-                          compresses_weights=True, compresses_cache=True),
+            FlexGenPolicy(
+                percent=(50, 50, 0, 100, 0, 100),
+                gpu_batch_size=48,
+                num_gpu_batches=2,
+                compresses_weights=True,
+                compresses_cache=True,
+            ),
         ),
     ),
     "opt-30b": GpuCase(
-        model="opt-30b", gpu_memory=16 * GIB, cpu_memory=CPU_MEMORY, num_prompts=48,
+        model="opt-30b",
+        gpu_memory=16 * GIB,
+        cpu_memory=CPU_MEMORY,
+        num_prompts=48,
         flexgen=(
-            FlexGenPolicy(percent=(15, 85, 0, 100, 0, 100), gpu_batch_size=24, num_gpu_batches=2,
-                          cpu_cache_compute=True, source=f"{PAPER}, a third of its block"),
+            FlexGenPolicy(
+                percent=(15, 85, 0, 100, 0, 100),
+                gpu_batch_size=24,
+                num_gpu_batches=2,
+                cpu_cache_compute=True,
+                source=f"{PAPER}, a third of its block",
+            ),
             FlexGenPolicy(percent=(15, 85, 0, 100, 0, 100), gpu_batch_size=24, num_gpu_batches=2),
         ),
         accelerate_batches=(4,),
@@ -107,15 +155,19 @@ CASES = {
     "weights on disk": GpuCase(
         model="opt-13b", gpu_memory=4 * GIB, cpu_memory=22 * GIB, cache_bits=4, num_prompts=16
     ),
-}  # fmt: skip
+}
 # The same ways through the code, small enough for an emulated GPU on a few cores.
 REHEARSALS = {
     "opt-125m": GpuCase(model="opt-125m", gpu_memory=GIB // 4, cpu_memory=2 * GIB, num_prompts=8),
     "opt-125m 4 bits": GpuCase(
-        model="opt-125m", gpu_memory=GIB // 4, cpu_memory=2 * GIB, weight_bits=4, cache_bits=4,
+        model="opt-125m",
+        gpu_memory=GIB // 4,
+        cpu_memory=2 * GIB,
+        weight_bits=4,
+        cache_bits=4,
         num_prompts=8,
     ),
     "weights on disk": GpuCase(
         model="qwen2.5-0.5b", gpu_memory=GIB // 2, cpu_memory=GIB, num_prompts=8
     ),
-}  # fmt: skip
+}

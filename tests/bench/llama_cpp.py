@@ -88,8 +88,14 @@ class LlamaCpp:
         if self.quantization is not None and not self._model.exists():
             quantizer = build_tool(self.runs.bench.folder, QUANTIZER)
             say(f"quantizing the model to {self.quantization}")
-            _step(self.runs.bench.folder, "quantize", str(quantizer), str(self._plain_model),
-                  str(self._model), self.quantization)  # fmt: skip
+            _step(
+                self.runs.bench.folder,
+                "quantize",
+                str(quantizer),
+                str(self._plain_model),
+                str(self._model),
+                self.quantization,
+            )
 
     def settings(self) -> Sequence[Mapping[str, Any]]:
         """List what may be fastest; the defaults come first."""
@@ -102,13 +108,31 @@ class LlamaCpp:
         bench, threads = self.runs.bench, str(self.runs.num_threads)
         length = bench.prompt_len + bench.gen_len
         ended = self.runs.limited(
-            self.name, str(self.tool), "-m", str(self._model),
-            "-c", str(bench.num_prompts * length), "-npl", str(bench.num_prompts),
-            "-npp", str(bench.prompt_len), "-ntg", str(bench.gen_len - 1),
-            "-ub", str(setting["ubatch"]), "-b", "2048", "-t", threads, "-tb", threads,
+            self.name,
+            str(self.tool),
+            "-m",
+            str(self._model),
+            "-c",
+            str(bench.num_prompts * length),
+            "-npl",
+            str(bench.num_prompts),
+            "-npp",
+            str(bench.prompt_len),
+            "-ntg",
+            str(bench.gen_len - 1),
+            "-ub",
+            str(setting["ubatch"]),
+            "-b",
+            "2048",
+            "-t",
+            threads,
+            "-tb",
+            threads,
             *(["--kv-unified"] if setting["unified_cache"] else []),
-            "--output-format", "jsonl", timeout_s=timeout_s,
-        )  # fmt: skip
+            "--output-format",
+            "jsonl",
+            timeout_s=timeout_s,
+        )
         found = _figures(self.runs.log(self.name)) if ended.is_good else None
         if found is None:
             return Attempt(ended=ended)
@@ -133,8 +157,20 @@ def build_tool(folder: Path, name: str) -> Path:
     say(f"building {name} from {SOURCE}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    _step(scratch, "fetch", sys.executable, "-m", "pip", "download", "--no-deps",
-          "--no-binary", ":all:", "--dest", ".", SOURCE)  # fmt: skip
+    _step(
+        scratch,
+        "fetch",
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--dest",
+        ".",
+        SOURCE,
+    )
     with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
         archive.extractall(scratch, filter="data")
     source = next(scratch.glob("*/vendor/llama.cpp"))
@@ -142,12 +178,32 @@ def build_tool(folder: Path, name: str) -> Path:
     text = code.read_text(encoding="utf-8")
     assert text.count(LAST_CALL) == 1
     code.write_text(text.replace(LAST_CALL, f"{LAST_CALL} {FLUSH}"), encoding="utf-8")
-    _step(scratch, "configure", "cmake", "-S", str(source), "-B", "build",
-          "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_OPENSSL=OFF",
-          "-DBUILD_SHARED_LIBS=OFF")  # fmt: skip
+    _step(
+        scratch,
+        "configure",
+        "cmake",
+        "-S",
+        str(source),
+        "-B",
+        "build",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DGGML_NATIVE=ON",
+        "-DLLAMA_OPENSSL=OFF",
+        "-DBUILD_SHARED_LIBS=OFF",
+    )
     jobs = str(len(os.sched_getaffinity(0)))
-    _step(scratch, "build", "cmake", "--build", "build", "--target", TOOL, QUANTIZER,
-          "--parallel", jobs)  # fmt: skip
+    _step(
+        scratch,
+        "build",
+        "cmake",
+        "--build",
+        "build",
+        "--target",
+        TOOL,
+        QUANTIZER,
+        "--parallel",
+        jobs,
+    )
     for built in (TOOL, QUANTIZER):
         (scratch / "build" / "bin" / built).replace(folder / built)
     shutil.rmtree(scratch)

@@ -98,9 +98,17 @@ def run_policy(drawn: Drawn, seed: int) -> dict[str, Any]:
         drawn.policy.save(folder / "policy.json")
         log = folder / "run.log"
         command = [
-            sys.executable, "-m", "executor.bench", "--policy", str(folder / "policy.json"),
-            "--dummy-weights", "--offload-dir", name, "--seed", str(seed),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "executor.bench",
+            "--policy",
+            str(folder / "policy.json"),
+            "--dummy-weights",
+            "--offload-dir",
+            name,
+            "--seed",
+            str(seed),
+        ]
         with MemoryCgroup(limit_bytes) as group:
             ended = group.run(
                 command, env=_environment(), folder=ROOT, log=log, timeout_s=TIMEOUT_S

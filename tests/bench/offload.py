@@ -115,10 +115,13 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         LlamaCpp(runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch),
         Ours(runs=runs, quick_profile=flags.quick_profile, weight_bits=4, name="ours-4bit"),
         LlamaCpp(
-            runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch,
-            quantization="Q4_K", name="llama.cpp-q4k",
+            runs=runs,
+            tool=flags.llama_batched_bench,
+            ubatch=flags.llama_ubatch,
+            quantization="Q4_K",
+            name="llama.cpp-q4k",
         ),
-    ]  # fmt: skip
+    ]
     return [system for system in systems if system.name in (flags.only or NAMES)]
 
 

@@ -62,11 +62,24 @@ class Ours:
         if not self._policy.exists():
             self._search(profile)
         ended = self.runs.limited(
-            self.name, sys.executable, "-m", "executor.bench", "--policy", str(self._policy),
-            "--hardware", str(profile), "--model", str(bench.checkpoint),
-            "--num-prompts", str(bench.num_prompts), "--seed", str(bench.seed),
-            "--offload-dir", str(self._offload), timeout_s=timeout_s,
-        )  # fmt: skip
+            self.name,
+            sys.executable,
+            "-m",
+            "executor.bench",
+            "--policy",
+            str(self._policy),
+            "--hardware",
+            str(profile),
+            "--model",
+            str(bench.checkpoint),
+            "--num-prompts",
+            str(bench.num_prompts),
+            "--seed",
+            str(bench.seed),
+            "--offload-dir",
+            str(self._offload),
+            timeout_s=timeout_s,
+        )
         if not ended.is_good:
             return Attempt(ended=ended)
         report = json.loads(last_line(self.runs.log(self.name)))
@@ -89,22 +102,42 @@ class Ours:
         # With the whole limit: what a process takes by itself differs a little from measurement
         # to measurement, and a policy that was made for the budget must fit in all rounds.
         self.runs.free(
-            "measure", "-m", "profiles.measure", "--cpu-memory", f"{bench.limit_bytes}B",
-            "--offload-dir", str(self._offload), "--output", str(profile),
+            "measure",
+            "-m",
+            "profiles.measure",
+            "--cpu-memory",
+            f"{bench.limit_bytes}B",
+            "--offload-dir",
+            str(self._offload),
+            "--output",
+            str(profile),
             *(["--quick"] if self.quick_profile else []),
-        )  # fmt: skip
+        )
         return profile
 
     def _search(self, profile: Path) -> None:
         bench = self.runs.bench
         say("searching")
         self.runs.free(
-            "search", "-m", "costmodel.search", "--hardware", str(profile),
-            "--model", str(bench.checkpoint), "--num-prompts", str(bench.num_prompts),
-            "--prompt-len", str(bench.prompt_len), "--gen-len", str(bench.gen_len),
-            "--cpu-memory", f"{bench.budget_bytes}B", "--output", str(self._policy),
+            "search",
+            "-m",
+            "costmodel.search",
+            "--hardware",
+            str(profile),
+            "--model",
+            str(bench.checkpoint),
+            "--num-prompts",
+            str(bench.num_prompts),
+            "--prompt-len",
+            str(bench.prompt_len),
+            "--gen-len",
+            str(bench.gen_len),
+            "--cpu-memory",
+            f"{bench.budget_bytes}B",
+            "--output",
+            str(self._policy),
             *(["--weight-bits", str(self.weight_bits)] if self.weight_bits else []),
-        )  # fmt: skip
+        )
 
     def version(self) -> str:
         """Run from the checkout, it need not be installed."""

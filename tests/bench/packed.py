@@ -97,8 +97,9 @@ def measure_unpacking(rounds: int) -> dict[str, Any]:
     print(
         f"unpacking {found['ours_bytes_per_s'] / 1e9:.1f} GB/s of output,"
         f" {found['speedup']:.1f} x eager torch",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
@@ -134,8 +135,11 @@ def measure_attention(shape: tuple[int, int, int], group: int, rounds: int) -> d
         rates["sparse"].append(attend("plain", None, 0.1))
         rates["sparse packed"].append(attend("packed", packing, 0.1))
     case: dict[str, Any] = {
-        "batch": batch, "kv_heads": kv_heads, "tokens": tokens, "group": group,
-    }  # fmt: skip
+        "batch": batch,
+        "kv_heads": kv_heads,
+        "tokens": tokens,
+        "group": group,
+    }
     for form, found in rates.items():
         name = form.replace(" ", "_")
         case[f"{name}_bytes_per_s"] = statistics.median(found)
@@ -145,8 +149,9 @@ def measure_attention(shape: tuple[int, int, int], group: int, rounds: int) -> d
         f"{batch:>4} sequences {kv_heads:>3} key heads x {group} {tokens:>5} tokens: 16 bits"
         f" {case['plain_bytes_per_s'] / 1e9:5.1f} GB/s; 4 bits x {case['packed_speedup']:.2f},"
         f" sparse x {case['sparse_speedup']:.2f}, both x {case['sparse_packed_speedup']:.2f}",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     return case
 
 

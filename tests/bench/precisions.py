@@ -118,8 +118,10 @@ def measure(
     share = medians[chosen] / max(medians.values())
     for pair, rate in medians.items():
         mark = " <- chosen" if pair == chosen else ""
-        say(f"{name}: {pair[0]} and {pair[1]} bits {rate:.4g} token/s"
-            f" (predicted {predicted[pair]:.4g}){mark}")  # fmt: skip
+        say(
+            f"{name}: {pair[0]} and {pair[1]} bits {rate:.4g} token/s"
+            f" (predicted {predicted[pair]:.4g}){mark}"
+        )
     return {
         "case": name,
         "model": case.model,
@@ -146,9 +148,15 @@ def _run(policy: Path, folder: Path) -> float:
     """Return the token/s of one run."""
     log = policy.with_suffix(".err")
     words = [
-        sys.executable, "-m", "executor.bench", "--policy", str(policy), "--dummy-weights",
-        "--offload-dir", str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "executor.bench",
+        "--policy",
+        str(policy),
+        "--dummy-weights",
+        "--offload-dir",
+        str(folder),
+    ]
     with log.open("wb") as err:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=err, check=False)
     if done.returncode:

@@ -25,10 +25,19 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 PROMPT_LEN = 16
 # Bits of weights and cache, group, share of the values read.
 CASES = (
-    (16, 8, 64, 1.0), (16, 4, 64, 1.0), (8, 16, 64, 1.0), (4, 16, 64, 1.0), (8, 8, 64, 1.0),
-    (4, 4, 32, 1.0), (4, 4, 64, 1.0), (4, 4, 128, 1.0),
-    (16, 16, 64, 0.25), (16, 16, 64, 0.1), (4, 4, 64, 0.25), (4, 4, 64, 0.1),
-)  # fmt: skip
+    (16, 8, 64, 1.0),
+    (16, 4, 64, 1.0),
+    (8, 16, 64, 1.0),
+    (4, 16, 64, 1.0),
+    (8, 8, 64, 1.0),
+    (4, 4, 32, 1.0),
+    (4, 4, 64, 1.0),
+    (4, 4, 128, 1.0),
+    (16, 16, 64, 0.25),
+    (16, 16, 64, 0.1),
+    (4, 4, 64, 0.25),
+    (4, 4, 64, 0.1),
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -51,9 +60,12 @@ def main(arguments: list[str]) -> None:
         reference = score(plain, Path(folder), targets)
         for weights, cache, group, sparsity in CASES:
             policy = replace(
-                plain.policy, weight_bits=weights, cache_bits=cache, group_size=group,
+                plain.policy,
+                weight_bits=weights,
+                cache_bits=cache,
+                group_size=group,
                 attention_sparsity=sparsity,
-            )  # fmt: skip
+            )
             found = score(replace(plain, policy=policy), Path(folder), targets)
             quality = compare(policy, found, reference)
             cases.append(to_json(quality))
@@ -61,8 +73,9 @@ def main(arguments: list[str]) -> None:
                 f"weights {weights:>2} bits, cache {cache:>2}, groups of {group:>3}, values"
                 f" {sparsity:.0%}: perplexity {quality.perplexity:.3f} x {quality.ratio:.4f},"
                 f" agreement {quality.agreement:.1%}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                file=sys.stderr,
+                flush=True,
+            )
     result = {
         "benchmark": "quality of the bundled model",
         "cases": cases,

@@ -78,10 +78,14 @@ TRIPLES = {
         model="opt-125m", num_prompts=8, prompt_len=768, gen_len=32, cpu_memory=2 * GB
     ),
     "emulated GPU": Triple(
-        model="qwen2.5-0.5b", num_prompts=16, prompt_len=48, gen_len=12, cpu_memory=3 * GB,
+        model="qwen2.5-0.5b",
+        num_prompts=16,
+        prompt_len=48,
+        gen_len=12,
+        cpu_memory=3 * GB,
         emulated=EmulatedGpu(memory_bytes=500 * 10**6, link_bytes_per_s=2e9),
     ),
-}  # fmt: skip
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -136,8 +140,10 @@ def measure(name: str, hardware: HardwareProfile, count: int, folder: Path) -> d
     if not medians[0]:
         raise RunError(f"{name}: the searched policy did not run")
     regret = 1 - medians[0] / medians[best]
-    say(f"{name}: {medians[0]:.4g} token/s, best of {len(policies)} {medians[best]:.4g}"
-        f" (regret {regret:.1%})")  # fmt: skip
+    say(
+        f"{name}: {medians[0]:.4g} token/s, best of {len(policies)} {medians[best]:.4g}"
+        f" (regret {regret:.1%})"
+    )
     return {
         "case": name,
         **to_json(triple),
@@ -173,10 +179,17 @@ class _Runner:
             policy.save(self.folder / "policy.json")
             self.machine.save(self.folder / "machine.json")
             words = [
-                "executor.bench", "--policy", str(self.folder / "policy.json"), "--hardware",
-                str(self.folder / "machine.json"), "--dummy-weights", "--num-prompts",
-                str(policy.workload.num_prompts), "--offload-dir", str(self.folder),
-            ]  # fmt: skip
+                "executor.bench",
+                "--policy",
+                str(self.folder / "policy.json"),
+                "--hardware",
+                str(self.folder / "machine.json"),
+                "--dummy-weights",
+                "--num-prompts",
+                str(policy.workload.num_prompts),
+                "--offload-dir",
+                str(self.folder),
+            ]
             try:
                 report = json.loads(run_module(words, self.folder / "run.log"))
             except RunError as error:
@@ -222,10 +235,15 @@ def _shapes(searched: Policy, machine: HardwareProfile) -> Iterator[Policy]:
             below = "cpu" if machine.has_gpu else "disk"
             weights = Placement(**{top: tenths / 10, below: 1 - tenths / 10})
             policy = replace(
-                searched, gpu_batch_size=size, num_gpu_batches=1, prefill_batch_size=size,
-                weights=placed_alike(searched.model, weights), cache=home, activations=home,
+                searched,
+                gpu_batch_size=size,
+                num_gpu_batches=1,
+                prefill_batch_size=size,
+                weights=placed_alike(searched.model, weights),
+                cache=home,
+                activations=home,
                 cpu_attention=1.0,
-            )  # fmt: skip
+            )
             if _fits(round_policy(policy, has_gpu=machine.has_gpu), machine):
                 yield policy
                 break

@@ -75,9 +75,11 @@ def _parser() -> BenchParser:
     )
     add = parser.add_argument
     add(
-        "--flexgen-python", default=sys.executable, metavar="PATH",
+        "--flexgen-python",
+        default=sys.executable,
+        metavar="PATH",
         help=f"a Python that has flexgen {FLEXGEN_VERSION}; default: this one",
-    )  # fmt: skip
+    )
     add("--rounds", type=int, default=3, help="runs of each, of which the median counts (3)")
     return parser
 
@@ -143,19 +145,41 @@ def _time_searches(preset: str, rounds: int) -> list[float]:
 
 def _our_command(preset: str, folder: Path) -> list[str]:
     return [
-        sys.executable, "-m", "costmodel.search", "--hardware", MACHINE, "--model", preset,
-        "--prompt-len", str(PROMPT_LEN), "--gen-len", str(GEN_LEN),
-        "--output", str(folder / "policy.json"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "costmodel.search",
+        "--hardware",
+        MACHINE,
+        "--model",
+        preset,
+        "--prompt-len",
+        str(PROMPT_LEN),
+        "--gen-len",
+        str(GEN_LEN),
+        "--output",
+        str(folder / "policy.json"),
+    ]
 
 
 def _their_command(python: str, model: str) -> list[str]:
     memory = {tier: str(int(c // GIB)) for tier, c in capacities(recorded_profile(MACHINE)).items()}
     return [
-        python, "-m", FLEXGEN, "--model", f"facebook/{model}",
-        "--prompt-len", str(PROMPT_LEN), "--gen-len", str(GEN_LEN),
-        "--gpu-mem", memory["gpu"], "--cpu-mem", memory["cpu"], "--nvme-mem", memory["disk"],
-    ]  # fmt: skip
+        python,
+        "-m",
+        FLEXGEN,
+        "--model",
+        f"facebook/{model}",
+        "--prompt-len",
+        str(PROMPT_LEN),
+        "--gen-len",
+        str(GEN_LEN),
+        "--gpu-mem",
+        memory["gpu"],
+        "--cpu-mem",
+        memory["cpu"],
+        "--nvme-mem",
+        memory["disk"],
+    ]
 
 
 def _probe_flexgen(python: str, folder: Path) -> dict[str, str]:

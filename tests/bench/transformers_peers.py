@@ -51,9 +51,14 @@ class Accelerate:
         """Run in an empty offload folder."""
         with self.runs.bench.offload_folder(self.name) as offload:
             return _run(
-                self.runs, self.name, timeout_s,
-                "--max-memory", str(setting["max_memory_bytes"]), "--offload-dir", str(offload),
-            )  # fmt: skip
+                self.runs,
+                self.name,
+                timeout_s,
+                "--max-memory",
+                str(setting["max_memory_bytes"]),
+                "--offload-dir",
+                str(offload),
+            )
 
     def version(self) -> str:
         """Both packages count."""
@@ -99,11 +104,22 @@ def _run(runs: Runs, name: str, timeout_s: float, *words: str) -> Attempt:
     output = bench.folder / f"{name}.json"
     output.unlink(missing_ok=True)
     ended = runs.limited(
-        name, sys.executable, str(ROOT / "tests/bench/transformers_run.py"),
-        "--model", str(bench.checkpoint), "--dtype", bench.model.dtype,
-        "--prompts", str(bench.prompts), "--gen-len", str(bench.gen_len),
-        "--output", str(output), *words, timeout_s=timeout_s,
-    )  # fmt: skip
+        name,
+        sys.executable,
+        str(ROOT / "tests/bench/transformers_run.py"),
+        "--model",
+        str(bench.checkpoint),
+        "--dtype",
+        bench.model.dtype,
+        "--prompts",
+        str(bench.prompts),
+        "--gen-len",
+        str(bench.gen_len),
+        "--output",
+        str(output),
+        *words,
+        timeout_s=timeout_s,
+    )
     if not ended.is_good:
         return Attempt(ended=ended)
     found = read_json(output, "figures")

@@ -114,9 +114,15 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
     case.policy.save(policy)
     machine_of(case, hardware).save(machine)
     words = [
-        "executor.bench", "--policy", str(policy), "--hardware", str(machine), "--dummy-weights",
-        "--offload-dir", str(folder),
-    ]  # fmt: skip
+        "executor.bench",
+        "--policy",
+        str(policy),
+        "--hardware",
+        str(machine),
+        "--dummy-weights",
+        "--offload-dir",
+        str(folder),
+    ]
     kept: dict[str, Any] = {}
     before = _wait_while_busy(hardware)
     try:

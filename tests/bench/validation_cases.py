@@ -60,10 +60,15 @@ def draw_cases(seed: int, count: int) -> list[Case]:
         held_out = number // (2 * len(TIERS)) % 2 == 1
         cases.append(
             Case(
-                seed=seed, number=number, tier=tier, kind=kind, policy=policy, emulated=emulated,
+                seed=seed,
+                number=number,
+                tier=tier,
+                kind=kind,
+                policy=policy,
+                emulated=emulated,
                 is_held_out=held_out,
             )
-        )  # fmt: skip
+        )
     return cases
 
 
@@ -119,10 +124,14 @@ def _search(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -> Poli
 def _need_bytes(name: str, work: Workload, permitted: Permitted) -> int:
     """Bytes of weights and cache."""
     problem = Problem(
-        hardware=recorded_profile(DRAWN_FOR), model=load_model_spec(name).with_dtype("bfloat16"),
-        workload=work, gpu_batch_size=1, prefill_batch_size=1,
-        weight_bits=permitted.weight_bits[0], cache_bits=permitted.cache_bits[0],
-    )  # fmt: skip
+        hardware=recorded_profile(DRAWN_FOR),
+        model=load_model_spec(name).with_dtype("bfloat16"),
+        workload=work,
+        gpu_batch_size=1,
+        prefill_batch_size=1,
+        weight_bits=permitted.weight_bits[0],
+        cache_bits=permitted.cache_bits[0],
+    )
     assert work.num_prompts is not None
     return problem.sizes.weight_bytes + work.num_prompts * problem.cache_sequence_bytes
 
@@ -137,12 +146,18 @@ def _draw_by_hand(rng: random.Random, tier: str, emulated: EmulatedGpu | None) -
         draw_placement(rng, has_gpu=tier == "gpu", has_disk=has_disk) for _ in range(3)
     )
     policy = Policy(
-        model=spec, workload=work, gpu_batch_size=batch, num_gpu_batches=num_batches,
+        model=spec,
+        workload=work,
+        gpu_batch_size=batch,
+        num_gpu_batches=num_batches,
         prefill_batch_size=max(1, min(batch, 2048 // work.prompt_len)),
-        weights=placed_alike(spec, weights), cache=cache, activations=activations,
+        weights=placed_alike(spec, weights),
+        cache=cache,
+        activations=activations,
         cpu_attention=rng.choice((0.0, 0.5, 1.0)) if tier == "gpu" else 1.0,
-        weight_bits=rng.choice(BITS), cache_bits=rng.choice(BITS),
-    )  # fmt: skip
+        weight_bits=rng.choice(BITS),
+        cache_bits=rng.choice(BITS),
+    )
     return round_policy(policy, has_gpu=emulated is not None)
 
 

@@ -129,10 +129,15 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
             folder.mkdir(parents=True, exist_ok=True)
         config = _config_of(flags.preset)
         yield Bench(
-            config=config, model=spec_from_config(config, name=load_model_spec(flags.preset).name),
-            num_prompts=flags.num_prompts, prompt_len=flags.prompt_len, gen_len=flags.gen_len,
-            limit_bytes=flags.memory, seed=flags.seed, folder=folder,
-        )  # fmt: skip
+            config=config,
+            model=spec_from_config(config, name=load_model_spec(flags.preset).name),
+            num_prompts=flags.num_prompts,
+            prompt_len=flags.prompt_len,
+            gen_len=flags.gen_len,
+            limit_bytes=flags.memory,
+            seed=flags.seed,
+            folder=folder,
+        )
 
 
 def _config_of(preset: str) -> dict[str, Any]:
@@ -179,8 +184,12 @@ class Runs:
         with out.open("wb") as stdout, err.open("wb") as stderr:
             status = subprocess.run(
                 [sys.executable, *words],
-                cwd=ROOT, env=self.environment, stdout=stdout, stderr=stderr, check=False,
-            ).returncode  # fmt: skip
+                cwd=ROOT,
+                env=self.environment,
+                stdout=stdout,
+                stderr=stderr,
+                check=False,
+            ).returncode
         if status:
             raise RunError(f"{name} ended with status {status}: {last_line(err)}")
 
@@ -228,9 +237,10 @@ class BenchParser(Parser):
 
     def __init__(self, script: str, *, description: str, example: str) -> None:
         super().__init__(
-            prog="tests.bench", description=description,
+            prog="tests.bench",
+            description=description,
             example=f"python tests/bench/{script} {example}",
-        )  # fmt: skip
+        )
         self.prog = f"python tests/bench/{script}"
         self.add_argument("--result", type=Path, metavar="FILE", help="keep the JSON here too")
 
@@ -243,9 +253,15 @@ def run_module(words: Sequence[str], log: Path, timeout_s: float = TIMEOUT_S) ->
     try:
         with log.open("wb") as err:
             done = subprocess.run(
-                [sys.executable, "-m", *words], cwd=ROOT, env=os.environ | environment,
-                stdout=subprocess.PIPE, stderr=err, check=False, timeout=timeout_s, text=True,
-            )  # fmt: skip
+                [sys.executable, "-m", *words],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                check=False,
+                timeout=timeout_s,
+                text=True,
+            )
     except subprocess.TimeoutExpired:
         raise RunError(f"{words[0]} took more than {timeout_s:.0f} s") from None
     if done.returncode:

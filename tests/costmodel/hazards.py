@@ -61,9 +61,10 @@ class BlockMemory:
         parts = [(i, part.layout.name, part.cut) for i, of in enumerate(placed) for part in of]
         self.disk_layers = {i for i, _, cut in parts if cut.disk_bytes}
         off_device = [
-            (i, name) for i, name, cut in parts
+            (i, name)
+            for i, name, cut in parts
             if (cut.off_gpu_bytes if has_gpu else cut.disk_bytes) and i > 0
-        ]  # fmt: skip
+        ]
         self.moved_layers = {i for i, _ in off_device}
         # Layers whose experts come in decode when the router has chosen them.
         self.demanding = {

@@ -81,8 +81,10 @@ def accelerate(
     for weights in (ON_CPU, ON_DISK, *_filled(hardware, model, reserve=0.5)):
         policy = _largest(
             lambda size, w=weights: _one_batch(model, workload, size, weights=w),  # type: ignore[misc]
-            hardware, workload.num_prompts, margin,
-        )  # fmt: skip
+            hardware,
+            workload.num_prompts,
+            margin,
+        )
         if policy is not None:
             yield policy
 

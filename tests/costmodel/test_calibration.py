@@ -57,10 +57,14 @@ def test_phases_measured_apart_are_both_mended() -> None:
     model = load_model_spec("opt-1.3b").with_dtype("bfloat16")
     policy = Policy(
         model=model,
-        workload=Workload(prompt_len=512, gen_len=24), gpu_batch_size=8, num_gpu_batches=1,
-        prefill_batch_size=4, weights=placed_alike(model, Placement(disk=1)),
-        cache=Placement(cpu=1), activations=Placement(cpu=1),
-    )  # fmt: skip
+        workload=Workload(prompt_len=512, gen_len=24),
+        gpu_batch_size=8,
+        num_gpu_batches=1,
+        prefill_batch_size=4,
+        weights=placed_alike(model, Placement(disk=1)),
+        cache=Placement(cpu=1),
+        activations=Placement(cpu=1),
+    )
     runs = []
     for emulated in (None, EmulatedGpu(memory_bytes=4 * GIB, link_bytes_per_s=1e12)):
         run = MeasuredRun(policy=policy, throughput_tok_per_s=1.0, emulated=emulated)
@@ -90,17 +94,23 @@ def test_what_a_task_costs_beside_its_arithmetic_is_told_by_small_models() -> No
         model = load_model_spec(name).with_dtype("bfloat16")
         policy = Policy(
             model=model,
-            workload=Workload(prompt_len=256, gen_len=64), gpu_batch_size=size, num_gpu_batches=1,
-            prefill_batch_size=size, weights=placed_alike(model, Placement(cpu=1)),
-            cache=Placement(cpu=1), activations=Placement(cpu=1),
-        )  # fmt: skip
+            workload=Workload(prompt_len=256, gen_len=64),
+            gpu_batch_size=size,
+            num_gpu_batches=1,
+            prefill_batch_size=size,
+            weights=placed_alike(model, Placement(cpu=1)),
+            cache=Placement(cpu=1),
+            activations=Placement(cpu=1),
+        )
         found = estimate(policy, truth)
         runs.append(
             MeasuredRun(
-                policy=policy, throughput_tok_per_s=found.throughput_tok_per_s,
-                prefill_s=found.prefill_s, decode_s=found.decode_s,
+                policy=policy,
+                throughput_tok_per_s=found.throughput_tok_per_s,
+                prefill_s=found.prefill_s,
+                decode_s=found.decode_s,
             )
-        )  # fmt: skip
+        )
     fit = calibrate(profile, runs, source="made up")
     # Five runs do not outweigh the trust in the profile altogether.
     assert fit.factors["cpu_tasks"] == pytest.approx(0.2, rel=0.4)
@@ -112,11 +122,19 @@ def test_a_run_survives_its_table(tmp_path: Path) -> None:
     model = load_model_spec("opt-125m").with_dtype("bfloat16")
     policy = Policy(
         model=model,
-        workload=Workload(prompt_len=20, gen_len=4), gpu_batch_size=6, num_gpu_batches=2,
-        prefill_batch_size=3, weights=placed_alike(model, Placement(gpu=0.25, cpu=0.5, disk=0.25)),
-        cache=Placement(cpu=0.3, disk=0.7), activations=Placement(gpu=1), cpu_attention=0.5,
-        weight_bits=4, cache_bits=8, group_size=32, attention_sparsity=0.1,
-    )  # fmt: skip
+        workload=Workload(prompt_len=20, gen_len=4),
+        gpu_batch_size=6,
+        num_gpu_batches=2,
+        prefill_batch_size=3,
+        weights=placed_alike(model, Placement(gpu=0.25, cpu=0.5, disk=0.25)),
+        cache=Placement(cpu=0.3, disk=0.7),
+        activations=Placement(gpu=1),
+        cpu_attention=0.5,
+        weight_bits=4,
+        cache_bits=8,
+        group_size=32,
+        attention_sparsity=0.1,
+    )
     emulated = EmulatedGpu(memory_bytes=2 * GIB, link_bytes_per_s=2.5e9)
     runs = [
         MeasuredRun(policy=policy, throughput_tok_per_s=12.8, prefill_s=1.5, decode_s=2.25),

@@ -51,17 +51,31 @@ def test_hardware_alone_is_a_complete_command(tmp_path: Path) -> None:
 
 def test_explanation_and_json_line(tmp_path: Path) -> None:
     done = _search(
-        tmp_path, "--hardware", "t4-flexgen", "--model", "opt-6.7b", "--num-prompts", "100",
-        "--explain", "--json", "--output", "other.json",
-    )  # fmt: skip
+        tmp_path,
+        "--hardware",
+        "t4-flexgen",
+        "--model",
+        "opt-6.7b",
+        "--num-prompts",
+        "100",
+        "--explain",
+        "--json",
+        "--output",
+        "other.json",
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert json.loads(last) == to_json(Policy.load(tmp_path / "other.json"))
     assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1
     for said in (
-        "no policy exceeds", "busy seconds", "at its peak", "workspace", "shadow prices",
-        "8 GiB more GPU memory", "twice the disk's rates",
-    ):  # fmt: skip
+        "no policy exceeds",
+        "busy seconds",
+        "at its peak",
+        "workspace",
+        "shadow prices",
+        "8 GiB more GPU memory",
+        "twice the disk's rates",
+    ):
         assert said in done.stdout
 
 
@@ -77,9 +91,20 @@ def test_what_four_bits_would_yield_is_told_and_not_done(tmp_path: Path) -> None
 
 def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> None:
     done = _search(
-        tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "64", "--margin", "0.1",
-        "--weight-bits", "16,4", "--sparsity", "0.1", "--group-size", "32",
-    )  # fmt: skip
+        tmp_path,
+        "--hardware",
+        "t4-flexgen",
+        "--num-prompts",
+        "64",
+        "--margin",
+        "0.1",
+        "--weight-bits",
+        "16,4",
+        "--sparsity",
+        "0.1",
+        "--group-size",
+        "32",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     assert (policy.weight_bits, policy.cache_bits, policy.group_size) == (4, 16, 32)
@@ -93,9 +118,18 @@ def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> No
 def test_a_policy_is_simulated_and_drawn_as_a_timeline(tmp_path: Path) -> None:
     assert _search(tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "9").returncode == 0
     done = _run(
-        tmp_path, "simulate", "--hardware", "t4-flexgen", "--policy", "policy.json",
-        "--passes", "3", "--output", "timeline.json", "--json",
-    )  # fmt: skip
+        tmp_path,
+        "simulate",
+        "--hardware",
+        "t4-flexgen",
+        "--policy",
+        "policy.json",
+        "--passes",
+        "3",
+        "--output",
+        "timeline.json",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["simulated_s"] == pytest.approx(figures["predicted_s"], rel=0.05)
@@ -129,10 +163,28 @@ def test_a_run_of_another_machine_is_named(tmp_path: Path) -> None:
 
 def test_flags_reach_the_policy(tmp_path: Path) -> None:
     done = _search(
-        tmp_path, "--hardware", "t4-flexgen", "--model", "opt-1.3b", "--prompt-len", "100",
-        "--gen-len", "7", "--num-prompts", "12", "--gpu-memory", "2GB", "--cpu-memory", "8GiB",
-        "--disk", "10GB", "--max-latency", "10min", "--dtype", "float32",
-    )  # fmt: skip
+        tmp_path,
+        "--hardware",
+        "t4-flexgen",
+        "--model",
+        "opt-1.3b",
+        "--prompt-len",
+        "100",
+        "--gen-len",
+        "7",
+        "--num-prompts",
+        "12",
+        "--gpu-memory",
+        "2GB",
+        "--cpu-memory",
+        "8GiB",
+        "--disk",
+        "10GB",
+        "--max-latency",
+        "10min",
+        "--dtype",
+        "float32",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     hardware = policy.hardware

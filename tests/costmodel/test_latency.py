@@ -215,9 +215,12 @@ def test_memory_of_the_cpu_is_shared_by_all_that_passes_it() -> None:
 def test_one_batch_passes_the_channels_one_after_another() -> None:
     """With a single batch nothing hides its own queries, attention and hidden states."""
     machine = make_machine(
-        gpu_memory=10**12, h2d=1e6, d2h=2e6, cpu=make_compute(decode=1e6),
+        gpu_memory=10**12,
+        h2d=1e6,
+        d2h=2e6,
+        cpu=make_compute(decode=1e6),
         gpu=make_compute(flop=1e9),
-    )  # fmt: skip
+    )
     predicted = _price(machine, num_gpu_batches=1, weights=ON_GPU, cpu_attention=1.0)
     sequences = 4
     flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256) + 2 * (HEAD_BYTES / 2 - 256)

@@ -132,8 +132,10 @@ def test_experts_by_hand() -> None:
     kinds = ["embed", "decoder", *["attention", "experts"] * 3, "head"]
     assert [layer.kind for layer in layers] == kinds
     assert [[c.name for c in layer.components] for layer in layers[1:4]] == [
-        ["attention", "mlp"], ["attention"], ["router", "experts"],
-    ]  # fmt: skip
+        ["attention", "mlp"],
+        ["attention"],
+        ["router", "experts"],
+    ]
     router, experts = layers[3].components
     # A norm and a row for each expert; gate, up and down of each.
     assert (router.num_units, router.num_bytes) == (1, 2 * (256 + 8 * 256))

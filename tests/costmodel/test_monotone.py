@@ -142,14 +142,31 @@ def test_a_gigabyte_is_not_a_gibibyte_on_the_command_line(tmp_path: Path) -> Non
     for size in ("8GB", "8GiB"):
         done = subprocess.run(
             [
-                sys.executable, "-m", "costmodel.search", "--hardware", "cpu-2core",
-                "--model", "llama-3.1-8b", "--prompt-len", "64", "--gen-len", "8",
-                "--num-prompts", "32", "--cpu-memory", size, "--output", f"{size}.json",
+                sys.executable,
+                "-m",
+                "costmodel.search",
+                "--hardware",
+                "cpu-2core",
+                "--model",
+                "llama-3.1-8b",
+                "--prompt-len",
+                "64",
+                "--gen-len",
+                "8",
+                "--num-prompts",
+                "32",
+                "--cpu-memory",
+                size,
+                "--output",
+                f"{size}.json",
             ],
             cwd=tmp_path,
             env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
-            capture_output=True, text=True, check=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         policy = Policy.load(tmp_path / f"{size}.json")
         assert policy.hardware is not None and policy.predicted is not None, done.stdout
         budgets[size] = (policy.hardware.cpu.memory_bytes, policy.predicted)
@@ -163,13 +180,24 @@ def test_zero_gpu_memory_and_zero_disk_are_legal_on_the_command_line(tmp_path: P
     for lacks_gpu, flags in ((True, ("--gpu-memory", "0")), (False, ("--disk", "0GiB"))):
         subprocess.run(
             [
-                sys.executable, "-m", "costmodel.search", "--hardware", "t4-flexgen",
-                "--model", "opt-6.7b", "--num-prompts", "4", *flags,
+                sys.executable,
+                "-m",
+                "costmodel.search",
+                "--hardware",
+                "t4-flexgen",
+                "--model",
+                "opt-6.7b",
+                "--num-prompts",
+                "4",
+                *flags,
             ],
             cwd=tmp_path,
             env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
-            capture_output=True, text=True, check=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         policy = Policy.load(tmp_path / "policy.json")
         assert policy.hardware is not None
         assert policy.hardware.has_gpu is not lacks_gpu

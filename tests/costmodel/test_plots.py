@@ -88,9 +88,11 @@ def test_the_frontier_rises_and_ends_at_the_optimum(
 def test_nothing_is_faster_than_the_frontier_s_first_point(points: list[FrontierPoint]) -> None:
     with pytest.raises(InfeasibleError, match="--max-latency"):
         search(
-            QUESTION.hardware, QUESTION.model, QUESTION.workload,
+            QUESTION.hardware,
+            QUESTION.model,
+            QUESTION.workload,
             max_latency_s=points[0].latency_s * 0.9,
-        )  # fmt: skip
+        )
 
 
 def test_throughput_over_memory_leaves_out_what_does_not_fit() -> None:

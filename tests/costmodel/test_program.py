@@ -162,8 +162,10 @@ def test_the_slower_of_link_and_disk_decides(h2d: float, disk_read: float) -> No
     tight = make_machine(
         gpu_memory=math.ceil(least["gpu"] + third - staging / 3),
         cpu_memory=math.ceil(least["cpu"] + third - staging * 2 / 3),
-        h2d=h2d, d2h=1.0, disk_read=disk_read,
-    )  # fmt: skip
+        h2d=h2d,
+        d2h=1.0,
+        disk_read=disk_read,
+    )
     found = _solve(replace(problem, hardware=tight), 4)
     assert found.shares.cache_gpu == pytest.approx(1)
     # Of two buffers as large as what a decoder layer sends, a byte more of every layer on the GPU

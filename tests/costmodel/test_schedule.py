@@ -31,8 +31,14 @@ NUM_TOKENS = st.integers(1, 4)
 NUM_BATCHES = st.integers(1, 4)
 LOADS = ("read_weights", "send_weights", "read_cache", "send_cache", "read_hidden", "send_hidden")
 EXPERT_KINDS = (
-    "route", "read_experts", "send_experts", "return_tokens", "run_experts", "send_made", "combine",
-)  # fmt: skip
+    "route",
+    "read_experts",
+    "send_experts",
+    "return_tokens",
+    "run_experts",
+    "send_made",
+    "combine",
+)
 STORES = ("return_cache", "write_cache", "return_hidden", "write_hidden")
 CHANNELS = ("disk_read", "h2d", "gpu_compute", "cpu_compute", "d2h", "disk_write")
 MIXED = Placement(gpu=0.25, cpu=0.25, disk=0.5)
@@ -93,14 +99,22 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
     dense = make_model(num_layers=2, num_kv_heads=4, head_dim=64)
     mixture = make_mixture(num_hidden_layers=2)
     for model, weights, cache, hidden in (
-        (dense, share, share, share), (dense, home, share, home), (dense, share, home, home),
+        (dense, share, share, share),
+        (dense, home, share, home),
+        (dense, share, home, home),
         (mixture, share, home, home),
-    ):  # fmt: skip
+    ):
         policy = make_policy(
             model=model,
-            gpu_batch_size=8, num_gpu_batches=3, weights=weights, cache=cache, activations=hidden,
-            cpu_attention=0.5, cpu_experts=0.5 if has_gpu else 0.0, loads_on_demand=True,
-        )  # fmt: skip
+            gpu_batch_size=8,
+            num_gpu_batches=3,
+            weights=weights,
+            cache=cache,
+            activations=hidden,
+            cpu_attention=0.5,
+            cpu_experts=0.5 if has_gpu else 0.0,
+            loads_on_demand=True,
+        )
         tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
         memory = _memory(policy, has_gpu=has_gpu)
         kinds = {task.kind for task in tasks if task.waits}

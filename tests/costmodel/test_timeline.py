@@ -141,10 +141,16 @@ def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) ->
 
 def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:
     model = make_mixture(
-        num_hidden_layers=16, hidden_size=2048, num_experts=32, num_experts_per_tok=4,
-        moe_intermediate_size=768, num_attention_heads=16, head_dim=128, vocab_size=4000,
+        num_hidden_layers=16,
+        hidden_size=2048,
+        num_experts=32,
+        num_experts_per_tok=4,
+        moe_intermediate_size=768,
+        num_attention_heads=16,
+        head_dim=128,
+        vocab_size=4000,
         dtype="float16",
-    )  # fmt: skip
+    )
     return make_policy(
         model=model,
         workload=workload,
@@ -174,9 +180,14 @@ def test_every_channel_is_as_busy_as_predicted() -> None:
     policy = Policy(
         model=model,
         workload=Workload(prompt_len=64, gen_len=40),
-        gpu_batch_size=16, num_gpu_batches=2, prefill_batch_size=4,
-        weights=placed_alike(model, thirds), cache=thirds, activations=thirds, cpu_attention=0.5,
-    )  # fmt: skip
+        gpu_batch_size=16,
+        num_gpu_batches=2,
+        prefill_batch_size=4,
+        weights=placed_alike(model, thirds),
+        cache=thirds,
+        activations=thirds,
+        cpu_attention=0.5,
+    )
     timeline = simulate(policy, hardware)
     busy: dict[str, dict[str, float]] = {
         "prefill": defaultdict(float),

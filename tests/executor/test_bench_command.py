@@ -38,8 +38,12 @@ def policy_path(tmp_path: Path) -> Path:
     """A policy that uses every channel."""
     policy = change_policy(
         make_policy(SPEC, prompt_len=PROMPT_LEN, gen_len=GEN_LEN),
-        weights=SPREAD, cache=SPREAD, activations=SPREAD, cpu_attention=0.5, hardware=HARDWARE,
-    )  # fmt: skip
+        weights=SPREAD,
+        cache=SPREAD,
+        activations=SPREAD,
+        cpu_attention=0.5,
+        hardware=HARDWARE,
+    )
     path = tmp_path / "policy.json"
     policy.save(path)
     return path
@@ -94,9 +98,16 @@ def test_the_line_holds_everything_and_adds_up(policy_path: Path, run_bench: Ben
         set(figures["predicted_peak_bytes"]) == set(figures["peak_bytes"]) == {"cpu + gpu", "disk"}
     )
     wanted = {
-        "predicted_tok_per_s", "predicted_prefill_s", "predicted_decode_s", "bottleneck",
-        "prefill_batch_size", "gpu_batch_size", "num_gpu_batches", "torch", "python",
-    }  # fmt: skip
+        "predicted_tok_per_s",
+        "predicted_prefill_s",
+        "predicted_decode_s",
+        "bottleneck",
+        "prefill_batch_size",
+        "gpu_batch_size",
+        "num_gpu_batches",
+        "torch",
+        "python",
+    }
     assert wanted <= set(figures)
 
 
@@ -150,9 +161,17 @@ def test_searches_by_itself(tmp_path: Path, run_bench: Bench) -> None:
     config.write_text(json.dumps(plain_config(**SHAPES)))
     make_hardware().save(profile)
     flags = [
-        "--hardware", profile, "--model", config, "--dummy-weights", "--dtype=bfloat16",
-        "--prompt-len=8", "--gen-len=3", "--num-prompts=5", "--cpu-memory=64MiB",
-    ]  # fmt: skip
+        "--hardware",
+        profile,
+        "--model",
+        config,
+        "--dummy-weights",
+        "--dtype=bfloat16",
+        "--prompt-len=8",
+        "--gen-len=3",
+        "--num-prompts=5",
+        "--cpu-memory=64MiB",
+    ]
     figures = figures_of(run_bench(*flags))
     assert (figures["prompt_len"], figures["gen_len"], figures["num_prompts"]) == (8, 3, 5)
     assert figures["dtype"] == "bfloat16"

@@ -476,13 +476,23 @@ def test_faults_of_an_index_are_told_when_opened(fault: str, sharded: Path) -> N
 
 
 LLAMA = {
-    "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 112,
-    "num_attention_heads": 4, "vocab_size": 99, "max_position_embeddings": 64,
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
 OPT = {
-    "model_type": "opt", "num_hidden_layers": 1, "hidden_size": 64, "ffn_dim": 112,
-    "num_attention_heads": 4, "vocab_size": 99, "max_position_embeddings": 64,
-}  # fmt: skip
+    "model_type": "opt",
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "ffn_dim": 112,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
 
 
 def read_config(config: dict[str, Any]) -> ModelSpec:
@@ -561,7 +571,13 @@ def test_random_checkpoints_load_in_transformers(family: str, tmp_path: Path) ->
 
 def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[str, Any]:
     config = plain_config(
-        family=family, hidden_size=128, ffn_size=256, num_kv_heads=4 if family == "opt" else 2,
-        vocab_size=999, max_positions=64, tied=tied, dtype=dtype,
-    )  # fmt: skip
+        family=family,
+        hidden_size=128,
+        ffn_size=256,
+        num_kv_heads=4 if family == "opt" else 2,
+        vocab_size=999,
+        max_positions=64,
+        tied=tied,
+        dtype=dtype,
+    )
     return config | MORE_KEYS.get(family, {})

@@ -53,19 +53,23 @@ PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpu": ("gpu", {"weights": ON_GPU, "cache": ON_GPU, "activations": ON_GPU}),
     "gpu, all below, fetched": (
-        "gpu", {"weights": ON_CPU, "cache": ON_CPU, "activations": ON_GPU, "cpu_attention": 0.0},
+        "gpu",
+        {"weights": ON_CPU, "cache": ON_CPU, "activations": ON_GPU, "cpu_attention": 0.0},
     ),
     "gpu, all below, attended there": (
-        "gpu", {"weights": ON_CPU, "cache": ON_CPU, "activations": ON_GPU},
+        "gpu",
+        {"weights": ON_CPU, "cache": ON_CPU, "activations": ON_GPU},
     ),
     "gpu, all on disk": (
-        "gpu", {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_GPU, "cpu_attention": 0.5},
+        "gpu",
+        {"weights": ON_DISK, "cache": ON_DISK, "activations": ON_GPU, "cpu_attention": 0.5},
     ),
     "mixed, fetched": (
-        "gpu", {"weights": MIXED, "cache": MIXED, "activations": MIXED, "cpu_attention": 0.0},
+        "gpu",
+        {"weights": MIXED, "cache": MIXED, "activations": MIXED, "cpu_attention": 0.0},
     ),
     "mixed, attended below": ("gpu", {"weights": MIXED, "cache": MIXED, "activations": MIXED}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +117,12 @@ def _policy(case: Case, compression: Compression, **changes: Any) -> Policy:
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("weight_bits", BITS)
 def test_every_combination_gives_the_tokens_of_the_plain_loop(
-    case: Case, expected: Callable[[Compression], list[list[int]]], place: str,
-    weight_bits: int | None, sparsity: float,
-) -> None:  # fmt: skip
+    case: Case,
+    expected: Callable[[Compression], list[list[int]]],
+    place: str,
+    weight_bits: int | None,
+    sparsity: float,
+) -> None:
     machine, changes = PLACES[place]
     for cache_bits in BITS:
         compression = Compression(
@@ -146,9 +153,11 @@ def test_random_policies(
     rng = random.Random(f"{machine} {group_size}")
     for _ in range(3):
         compression = Compression(
-            weight_bits=rng.choice(BITS), cache_bits=rng.choice(BITS), group_size=group_size,
+            weight_bits=rng.choice(BITS),
+            cache_bits=rng.choice(BITS),
+            group_size=group_size,
             sparsity=rng.choice(SPARSITIES),
-        )  # fmt: skip
+        )
         policy = draw_policy(_policy(case, compression), rng, gpu=machine == "gpu")
         assert case.generate(policy, MACHINES[machine]) == expected(compression), policy
 

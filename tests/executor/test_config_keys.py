@@ -132,8 +132,12 @@ def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
     folder = Path(transformers.__file__).parent / "models" / family
     modules = (
-        configuration_utils, modeling_rope_utils, modeling_utils, masking_utils, cache_utils,
-    )  # fmt: skip
+        configuration_utils,
+        modeling_rope_utils,
+        modeling_utils,
+        masking_utils,
+        cache_utils,
+    )
     paths = [*folder.glob("*.py"), *(Path(str(module.__file__)) for module in modules)]
     found: set[str] = set()
     for path in paths:

@@ -32,11 +32,24 @@ def text(tmp_path: Path) -> Path:
 
 
 def _figures(capsys: pytest.CaptureFixture[str], text: Path, *flags: str) -> dict[str, float]:
-    main([
-        "--model", str(MODEL), "--text", str(text), "--hardware", "cpu-2core",
-        "--offload-dir", str(text.parent), "--prompt-len", str(PROMPT_LEN),
-        "--gen-len", str(GEN_LEN), "--json", *flags,
-    ])  # fmt: skip
+    main(
+        [
+            "--model",
+            str(MODEL),
+            "--text",
+            str(text),
+            "--hardware",
+            "cpu-2core",
+            "--offload-dir",
+            str(text.parent),
+            "--prompt-len",
+            str(PROMPT_LEN),
+            "--gen-len",
+            str(GEN_LEN),
+            "--json",
+            *flags,
+        ]
+    )
     last = capsys.readouterr().out.splitlines()[-1]
     figures: dict[str, float] = json.loads(last)
     return figures
@@ -106,10 +119,20 @@ def test_windows_do_not_end_as_texts_do(tmp_path: Path) -> None:
 def test_a_text_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("And", encoding="utf-8")
     with pytest.raises(InputError, match="25 or more"):
-        main([
-            "--model", str(MODEL), "--text", str(tmp_path / "short.txt"), "--hardware",
-            "cpu-2core", "--prompt-len", "6", "--gen-len", "20",
-        ])  # fmt: skip
+        main(
+            [
+                "--model",
+                str(MODEL),
+                "--text",
+                str(tmp_path / "short.txt"),
+                "--hardware",
+                "cpu-2core",
+                "--prompt-len",
+                "6",
+                "--gen-len",
+                "20",
+            ]
+        )
 
 
 def test_where_the_whole_model_does_not_fit_perplexity_is_told_alone(

@@ -18,9 +18,16 @@ from tests.executor.tiny_models import save_tiny_model
 
 def _task(kind: str, layer: int, piece: int) -> Task:
     return Task(
-        index=0, kind=kind, channel="disk_read", token=1, layer=layer, batch=piece, slot=0,
-        hidden_slot=0, waits=(),
-    )  # fmt: skip
+        index=0,
+        kind=kind,
+        channel="disk_read",
+        token=1,
+        layer=layer,
+        batch=piece,
+        slot=0,
+        hidden_slot=0,
+        waits=(),
+    )
 
 
 def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None:

@@ -94,9 +94,12 @@ def test_as_many_experts_are_read_as_random_routing_touches(
     for batch_size in (1, 3):
         counts.clear()
         policy = replace(
-            base, gpu_batch_size=batch_size, prefill_batch_size=1, num_gpu_batches=num_batches,
+            base,
+            gpu_batch_size=batch_size,
+            prefill_batch_size=1,
+            num_gpu_batches=num_batches,
             loads_on_demand=True,
-        )  # fmt: skip
+        )
         _run(policy, tmp_path, num_blocks=NUM_BLOCKS)
         assert len(counts) == NUM_BLOCKS * spec.num_layers
         experts = spec.layer(0).experts

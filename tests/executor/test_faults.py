@@ -119,9 +119,13 @@ def tokens(model: Path) -> list[list[int]]:
 def scene(model: Path, tokens: list[list[int]], tmp_path: Path) -> Scene:
     (tmp_path / "offload").mkdir()
     return Scene(
-        source=Checkpoint.open(model), prompts=PROMPTS, folder=tmp_path / "offload",
-        model=model, root=tmp_path, tokens=tokens,
-    )  # fmt: skip
+        source=Checkpoint.open(model),
+        prompts=PROMPTS,
+        folder=tmp_path / "offload",
+        model=model,
+        root=tmp_path,
+        tokens=tokens,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -320,21 +324,44 @@ def test_a_checkpoint_replaced_after_it_was_opened_is_told(
 
 KINDS = {
     "cpu": (
-        "read_weights", "read_cache", "write_cache", "read_hidden", "write_hidden", "compute",
+        "read_weights",
+        "read_cache",
+        "write_cache",
+        "read_hidden",
+        "write_hidden",
+        "compute",
     ),
     "gpu": (
-        "read_weights", "send_weights", "read_cache", "send_cache", "return_cache", "write_cache",
-        "read_hidden", "send_hidden", "return_hidden", "write_hidden", "compute", "project",
-        "return_queries", "attend", "send_attended", "finish",
+        "read_weights",
+        "send_weights",
+        "read_cache",
+        "send_cache",
+        "return_cache",
+        "write_cache",
+        "read_hidden",
+        "send_hidden",
+        "return_hidden",
+        "write_hidden",
+        "compute",
+        "project",
+        "return_queries",
+        "attend",
+        "send_attended",
+        "finish",
     ),
-}  # fmt: skip
+}
 EXPERT_KINDS = {
     "cpu": ("route", "read_experts"),
     "gpu": (
-        "route", "read_experts", "send_experts", "return_tokens", "run_experts", "send_made",
+        "route",
+        "read_experts",
+        "send_experts",
+        "return_tokens",
+        "run_experts",
+        "send_made",
         "combine",
     ),
-}  # fmt: skip
+}
 
 
 def _by_machine(kinds: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -420,8 +447,11 @@ class Desk:
         small = {"gpu_batch_size": 1, "prefill_batch_size": 1, "hardware": MACHINES["cpu"]}
         scene.policy(**small, **ALL_ON_DISK).save(policy)
         self._inputs = {
-            "model": scene.model, "prompts": prompts, "policy": policy, "offload-dir": scene.folder
-        }  # fmt: skip
+            "model": scene.model,
+            "prompts": prompts,
+            "policy": policy,
+            "offload-dir": scene.folder,
+        }
 
     def start(self, name: str = "outputs", fault: Fault | None = None) -> Command:
         flags = self._inputs | {"output": self.results / f"{name}.jsonl"}

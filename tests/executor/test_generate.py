@@ -420,12 +420,19 @@ def test_bad_input_is_one_line(desk: Desk, case: str) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--temperature=-1",), ("--temperature=nan",), ("--top-p=0",), ("--top-k=5",),
-        ("--gen-len=3",), ("--cpu-memory=1GiB",), ("--seed=-1",), ("--nonsense",),
-        ("--hardware=nowhere.json",), ("--output=/nowhere/outputs.jsonl",),
+        ("--temperature=-1",),
+        ("--temperature=nan",),
+        ("--top-p=0",),
+        ("--top-k=5",),
+        ("--gen-len=3",),
+        ("--cpu-memory=1GiB",),
+        ("--seed=-1",),
+        ("--nonsense",),
+        ("--hardware=nowhere.json",),
+        ("--output=/nowhere/outputs.jsonl",),
         ("--trace=/nowhere/trace.json",),
     ],
-)  # fmt: skip
+)
 def test_bad_flags_are_one_line(desk: Desk, flags: tuple[str, ...]) -> None:
     desk.write_policy()
     name = flags[0].partition("=")[0].removeprefix("--")
@@ -545,9 +552,13 @@ def test_ctrl_c_ends_a_process_cleanly(desk: Desk) -> None:
     """Behind a link so slow that a block takes about a second, so that the signal comes midway."""
     slow = with_emulated_gpu(HARDWARE, memory_bytes=256 * MIB, link_bytes_per_s=2e6)
     desk.write_policy(
-        hardware=slow, gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1,
-        weights=ON_CPU, cache=ON_DISK,
-    )  # fmt: skip
+        hardware=slow,
+        gpu_batch_size=1,
+        num_gpu_batches=1,
+        prefill_batch_size=1,
+        weights=ON_CPU,
+        cache=ON_DISK,
+    )
     command = [sys.executable, "-m", "executor.generate", *desk.arguments()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

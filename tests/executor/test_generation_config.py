@@ -115,13 +115,15 @@ def test_every_key_of_transformers_has_its_place() -> None:
 GREEDY: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.3, "do_sample": False, "temperature": 0.3, "top_p": 0.5},
     "runs": {
-        "repetition_penalty": 0.7, "no_repeat_ngram_size": 2, "begin_suppress_tokens": [160, 161],
+        "repetition_penalty": 0.7,
+        "no_repeat_ngram_size": 2,
+        "begin_suppress_tokens": [160, 161],
         "sequence_bias": [[[7], 2.5], [[7, 9], 4.0], [[170, 8], 9.0], [[9, 170, 4], -3.0]],
         "bad_words_ids": [[i] for i in range(60)] + [[i, i + 1] for i in range(60, 170)],
     },
     "several ends": {"eos_token_id": [*range(120)], "min_new_tokens": 3, "suppress_tokens": [130]},
     "least length": {"eos_token_id": [*range(172)], "min_length": 9},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", GREEDY)
@@ -146,12 +148,16 @@ def test_greedy_tokens_equal_transformers(
         {"top_k": 0, "min_p": 0.1, "temperature": 2.0},
         {"top_k": 20, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.4},
         {"no_repeat_ngram_size": 2, "bad_words_ids": [[5], [3, 9]], "suppress_tokens": [7]},
-        {"top_k": 0, "eos_token_id": 4,
-         "sequence_bias": [[[5], 3.0], [[2, 6], 9.0], [[2, 6], -2.0], [[5], 1.0]],
-         "min_length": 9, "begin_suppress_tokens": [8]},
+        {
+            "top_k": 0,
+            "eos_token_id": 4,
+            "sequence_bias": [[[5], 3.0], [[2, 6], 9.0], [[2, 6], -2.0], [[5], 1.0]],
+            "min_length": 9,
+            "begin_suppress_tokens": [8],
+        },
         {"eos_token_id": [4, 6], "min_new_tokens": 3, "top_k": 40},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("ties", [False, True])
 def test_probabilities_equal_transformers(values: dict[str, Any], ties: bool, model: Any) -> None:
     """At steps 0 and 3, with random tokens so far, one sequence at a time."""
@@ -190,10 +196,13 @@ def test_tokens_so_far_end_together_whatever_the_prompts_length() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 4},
-        {"bad_words_ids": [[2, 3, 9], [5]]}, {"eos_token_id": 3, "min_length": 6},
+        {"repetition_penalty": 1.7},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 4},
+        {"bad_words_ids": [[2, 3, 9], [5]]},
+        {"eos_token_id": 3, "min_length": 6},
     ],
-)  # fmt: skip
+)
 def test_processors_do_not_depend_on_the_batch(values: dict[str, Any]) -> None:
     processors = choose(values).sampler.processors
     prompts = [[2, 3], [1, 2, 3, 4, 1, 2, 3], [5, 5, 5, 5]]
@@ -372,10 +381,16 @@ def test_any_value_is_followed_or_refused_by_name(values: dict[str, Any]) -> Non
 @pytest.mark.gpu
 def test_a_gpu_chooses_the_same_tokens() -> None:
     values = {
-        "repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "suppress_tokens": [5],
-        "bad_words_ids": [[7], [3, 9]], "sequence_bias": [[[2, 6], 4.0]], "eos_token_id": 4,
-        "min_length": 9, "top_p": 0.9, "min_p": 0.01,
-    }  # fmt: skip
+        "repetition_penalty": 1.4,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": [5],
+        "bad_words_ids": [[7], [3, 9]],
+        "sequence_bias": [[[2, 6], 4.0]],
+        "eos_token_id": 4,
+        "min_length": 9,
+        "top_p": 0.9,
+        "min_p": 0.01,
+    }
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, VOCAB_SIZE, generator=generator) * 3
     history = partial(torch.clone, torch.randint(-1, 12, (64, 9), generator=generator))

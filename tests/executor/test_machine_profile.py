@@ -44,8 +44,11 @@ def test_each_situation_has_a_kept_profile_of_its_own(
         (tmp_path / folder).mkdir()
     number = torch.get_num_threads()
     for situation in (
-        ("a", number, 2), ("b", number, 2), ("a", number + 1, 2), ("a", number, 1),
-    ) * 2:  # fmt: skip
+        ("a", number, 2),
+        ("b", number, 2),
+        ("a", number + 1, 2),
+        ("a", number, 1),
+    ) * 2:
         folder, threads, cores = situation
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))

@@ -38,9 +38,15 @@ from tests.plain_models import plain_config, plain_model
 # What the arenas do not hold: it comes and goes while a layer is computed.
 TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging"}
 SHAPES: dict[str, Any] = {
-    "num_layers": 3, "hidden_size": 64, "ffn_size": 160, "num_heads": 4, "num_kv_heads": 2,
-    "head_dim": 16, "vocab_size": 900, "max_positions": 128,
-}  # fmt: skip
+    "num_layers": 3,
+    "hidden_size": 64,
+    "ffn_size": 160,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 900,
+    "max_positions": 128,
+}
 LLAMA = plain_model(**SHAPES)
 
 
@@ -91,9 +97,12 @@ def test_corners_of_experts_stay_inside_every_term(name: str, tmp_path: Path) ->
         for activations in (ON_GPU, ON_CPU):
             for on_demand, cpu_experts in ((True, 0.0), (False, 1.0), (True, 0.5)):
                 policy = change_policy(
-                    base, weights=home, activations=activations, loads_on_demand=on_demand,
+                    base,
+                    weights=home,
+                    activations=activations,
+                    loads_on_demand=on_demand,
                     cpu_experts=cpu_experts,
-                )  # fmt: skip
+                )
                 check_terms(policy, make_hardware(gpu=True), tmp_path)
         policy = change_policy(base, weights=home, loads_on_demand=True)
         check_terms(policy, make_hardware(), tmp_path)
@@ -132,18 +141,23 @@ def test_what_a_job_has_generated_is_counted() -> None:
     before = tracemalloc.get_traced_memory()[0]
     rows = torch.randint(10_000, (count, gen_len)).tolist()
     kept = [
-        Completion(record=record, output_ids=tuple(row), text="".join(map(str, row)),
-                   finish_reason="length")
+        Completion(
+            record=record,
+            output_ids=tuple(row),
+            text="".join(map(str, row)),
+            finish_reason="length",
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     del rows
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     peaks = [
-        estimate(make_policy(LLAMA, prompt_len=11, gen_len=gen_len, num_prompts=num),
-                 make_hardware()).peak_bytes["cpu"]
+        estimate(
+            make_policy(LLAMA, prompt_len=11, gen_len=gen_len, num_prompts=num), make_hardware()
+        ).peak_bytes["cpu"]
         for num in (None, count)
-    ]  # fmt: skip
+    ]
     assert len(kept) == count
     assert held < peaks[1] - peaks[0] < 2 * held
 

@@ -44,10 +44,8 @@ COMMANDS: dict[ModuleType, tuple[set[str], dict[str, str]]] = {
         {"--model": "model", "--prompts": "prompts.jsonl", "--policy": "policy.json"},
     ),
     bench: ({"--runs", "--trace"}, {"--model": "model", "--policy": "policy.json"}),
-    evaluate: (
-        {"--trace"}, {"--model": "model", "--text": "text.txt", "--policy": "policy.json"}
-    ),
-}  # fmt: skip
+    evaluate: ({"--trace"}, {"--model": "model", "--text": "text.txt", "--policy": "policy.json"}),
+}
 Run = Callable[..., Ended]
 
 
@@ -61,8 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = Checkpoint.open(folder / "model").spec
     policy = replace(
         make_policy(spec, prompt_len=4, gen_len=GEN_LEN),
-        gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1, hardware=make_hardware(),
-    )  # fmt: skip
+        gpu_batch_size=1,
+        num_gpu_batches=1,
+        prefill_batch_size=1,
+        hardware=make_hardware(),
+    )
     policy.save(folder / "policy.json")
     make_hardware().save(folder / "profile.json")
     (folder / "text.txt").write_text("w1 w2")
@@ -80,9 +81,11 @@ def needed_by(module: ModuleType, folder: Path) -> list[str]:
 
 @pytest.fixture
 def run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> Run:  # fmt: skip
+) -> Run:
     """Run a command on the inputs, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
@@ -151,8 +154,9 @@ def test_planning_commands_write_through(
         elif module is simulate:
             assert json.loads(file.read_text())["traceEvents"]
         else:
-            assert HardwareProfile.load(file).name == ("tiny" if module is calibrate
-                                                       else machine.name)  # fmt: skip
+            assert HardwareProfile.load(file).name == (
+                "tiny" if module is calibrate else machine.name
+            )
     ended = run(search, "--output=-")
     assert json.loads(ended.out)["model"]["name"] == "model" and "token/s" in ended.err
 

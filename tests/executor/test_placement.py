@@ -52,11 +52,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "bfloat16": {"family": "llama", "dtype": "bfloat16"},
     "mixtral": {"family": "mixtral"},
     "qwen2_moe": {
-        "family": "qwen2_moe", "num_layers": 3, "decoder_sparse_step": 2, "vocab_size": 900,
+        "family": "qwen2_moe",
+        "num_layers": 3,
+        "decoder_sparse_step": 2,
+        "vocab_size": 900,
     },
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
-}  # fmt: skip
+}
 IN_FLOAT32 = [name for name in MODELS if name != "bfloat16"]
 WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 
@@ -324,17 +327,19 @@ EXPERT_RACES: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu whole": ("cpu", {"weights": HALVES}),
     "cpu on demand": ("cpu", {"weights": HALVES, "loads_on_demand": True}),
     "cpu disk on demand, a batch at a time": (
-        "cpu", {"weights": ON_DISK, "activations": HALVES, "loads_on_demand": True},
+        "cpu",
+        {"weights": ON_DISK, "activations": HALVES, "loads_on_demand": True},
     ),
     "gpu whole, in place": ("gpu", {"weights": THIRDS, "cpu_experts": 0.6}),
     "gpu on demand": (
-        "gpu", {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True},
+        "gpu",
+        {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True},
     ),
     "gpu on demand, in place": (
-        "gpu", {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True,
-                "cpu_experts": 0.6},
+        "gpu",
+        {"weights": THIRDS, "activations": ON_GPU, "loads_on_demand": True, "cpu_experts": 0.6},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("race", RACES)

@@ -112,11 +112,16 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "others",
     [
-        '"score": 1e400', '"score":-1E+9999 ', '"id": ' + "7" * 5000, '"x": 0.10000000000000000001',
-        '"x": {"a": 1, "a": 2}, "y": -0', '"half": "\\ud800", "e": "\u00e9\u2028"',
-        '"deep": ' + "[" * 200 + "]" * 200, '"x": [1,\r2]',
+        '"score": 1e400',
+        '"score":-1E+9999 ',
+        '"id": ' + "7" * 5000,
+        '"x": 0.10000000000000000001',
+        '"x": {"a": 1, "a": 2}, "y": -0',
+        '"half": "\\ud800", "e": "\u00e9\u2028"',
+        '"deep": ' + "[" * 200 + "]" * 200,
+        '"x": [1,\r2]',
     ],
-)  # fmt: skip
+)
 def test_other_keys_come_back_unchanged(others: str, tmp_path: Path) -> None:
     """Whatever JSON can say, and Python's numbers and text cannot hold."""
     path = write_lines(tmp_path / "p.jsonl", f'{{"prompt": "x", {others}}}\r')
@@ -161,10 +166,15 @@ def test_outputs_hold_every_key_in_order_of_the_prompts(tmp_path: Path) -> None:
     write_output(tmp_path / "out.jsonl", lambda handle: write_outputs(handle, results))
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"id": "a", "prompt": "x", "text": "\xe9\n", "output_ids": [1, 2],
-         "finish_reason": "length"},
+        {
+            "id": "a",
+            "prompt": "x",
+            "text": "\xe9\n",
+            "output_ids": [1, 2],
+            "finish_reason": "length",
+        },
         {"id": "b", "prompt_ids": [3], "text": None, "output_ids": [5], "finish_reason": "stop"},
-    ]  # fmt: skip
+    ]
 
 
 def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:

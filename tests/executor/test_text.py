@@ -137,28 +137,33 @@ FLAGS: Json = {"lstrip": False, "normalized": False, "rstrip": False, "single_wo
 NEW = "<|new|>"
 OUTSIDE: dict[str, tuple[Json, dict[str, Json]]] = {
     "added_tokens_decoder": (
-        {"added_tokens_decoder": {"600": {"content": NEW, **FLAGS, "special": True}}}, {},
+        {"added_tokens_decoder": {"600": {"content": NEW, **FLAGS, "special": True}}},
+        {},
     ),
     "of its own kind": (
-        {"added_tokens_decoder": {"600": {"content": NEW, **FLAGS, "special": False}}}, {},
+        {"added_tokens_decoder": {"600": {"content": NEW, **FLAGS, "special": False}}},
+        {},
     ),
     "added_tokens.json": ({}, {"added_tokens.json": {NEW: 600, "<x>": 601}}),
     "added and special": (
-        {"additional_special_tokens": [NEW]}, {"added_tokens.json": {"<x>": 600, NEW: 601}},
+        {"additional_special_tokens": [NEW]},
+        {"added_tokens.json": {"<x>": 600, NEW: 601}},
     ),
     "additional_special_tokens": ({"additional_special_tokens": ["<x>", NEW]}, {}),
     "extra_special_tokens": ({"extra_special_tokens": {"image_token": NEW}}, {}),
     "named": ({"pad_token": NEW, "image_token": "<x>"}, {}),
     "named with flags": ({"pad_token": {"__type": "AddedToken", "content": NEW, **FLAGS}}, {}),
     "special_tokens_map.json": (
-        {}, {"special_tokens_map.json": {"pad_token": {"content": NEW, **FLAGS, "rstrip": True}}},
+        {},
+        {"special_tokens_map.json": {"pad_token": {"content": NEW, **FLAGS, "rstrip": True}}},
     ),
     "special_tokens_map.json, more": (
-        {}, {"special_tokens_map.json": {"additional_special_tokens": [NEW]}},
+        {},
+        {"special_tokens_map.json": {"additional_special_tokens": [NEW]}},
     ),
     "split": ({"additional_special_tokens": [NEW], "split_special_tokens": True}, {}),
     "default of the class": ({"eos_token": None}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("base", ["plain", "rebuilt"])
@@ -169,9 +174,11 @@ def test_tokens_outside_tokenizer_json_are_those_of_transformers(
     config, files = OUTSIDE[place]
     named = "PreTrainedTokenizerFast" if base == "plain" else "GPTNeoXTokenizer"
     structure = like(
-        STRUCTURES["GPT-2"], added={}, config={"tokenizer_class": named, **config},
+        STRUCTURES["GPT-2"],
+        added={},
+        config={"tokenizer_class": named, **config},
         other_files=files,
-    )  # fmt: skip
+    )
     ours, theirs = load_both(structure, tmp_path)
     for text in (f"a{NEW}b", f" {NEW} <x>", "<|endoftext|>"):
         ids = theirs.encode(text)

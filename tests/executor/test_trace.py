@@ -52,10 +52,13 @@ def traced_policy() -> Policy:
 def run_traced(folder: Path, *, eos_ids: frozenset[int] = frozenset()) -> tuple[Report, Json]:
     """Run a job and read its timeline."""
     job = Job(
-        policy=traced_policy(), hardware=HARDWARE, source=DummyCheckpoint(spec=SPEC),
-        prompts=[[3 + i] * PROMPT_LEN for i in range(NUM_PROMPTS)], sampler=Sampler(),
+        policy=traced_policy(),
+        hardware=HARDWARE,
+        source=DummyCheckpoint(spec=SPEC),
+        prompts=[[3 + i] * PROMPT_LEN for i in range(NUM_PROMPTS)],
+        sampler=Sampler(),
         eos_ids=eos_ids,
-    )  # fmt: skip
+    )
     path = folder / "trace.json"
     with job.recording(path) as recorder:
         report = job.run(folder, planned=job.predict(), recorder=recorder)
@@ -266,6 +269,13 @@ def test_cuda_tasks_are_timed_by_their_stream(monkeypatch: pytest.MonkeyPatch) -
 
 def make_task(index: int) -> Task:
     return Task(
-        index=index, kind="send", channel="h2d", token=0, layer=0, batch=0, slot=0, hidden_slot=0,
+        index=index,
+        kind="send",
+        channel="h2d",
+        token=0,
+        layer=0,
+        batch=0,
+        slot=0,
+        hidden_slot=0,
         waits=(),
-    )  # fmt: skip
+    )

@@ -380,8 +380,11 @@ def test_a_reader_is_not_disturbed_by_one_who_extends(model: Path, folder: Path)
 def test_only_orphans_are_removed(model: Path, folder: Path) -> None:
     build(folder, Source(model), 1.0)
     kept = set(folder.iterdir())
-    names = ("zigzag-weights-0123456789abcdef.bin", ".zigzag-scratch-abc",
-             ".zigzag-weights-0.json.abc.part")  # fmt: skip
+    names = (
+        "zigzag-weights-0123456789abcdef.bin",
+        ".zigzag-scratch-abc",
+        ".zigzag-weights-0.json.abc.part",
+    )
     orphans = [folder / name for name in names]
     others = [folder / name for name in ("weights.bin", ".notes.part", "zigzag-weights-1.txt")]
     for path in (*orphans, *others):

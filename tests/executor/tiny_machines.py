@@ -36,13 +36,20 @@ def make_hardware(
     )
     rate = RateCurve.constant(1e9)
     cpu = Cpu(
-        name="cpu", num_cores=2, memory_bytes=4 * GIB, memory_bytes_per_s=1e10, runtime_bytes=0,
+        name="cpu",
+        num_cores=2,
+        memory_bytes=4 * GIB,
+        memory_bytes_per_s=1e10,
+        runtime_bytes=0,
         compute=rates,
-    )  # fmt: skip
+    )
     profile = HardwareProfile(
-        name="tiny", source="tests", date="2026-01-01", cpu=cpu,
+        name="tiny",
+        source="tests",
+        date="2026-01-01",
+        cpu=cpu,
         disk=Disk(free_bytes=disk_bytes, read=rate, write=rate),
-    )  # fmt: skip
+    )
     if not gpu:
         return profile
     return with_emulated_gpu(profile, memory_bytes=GIB, link_bytes_per_s=1e10)

@@ -209,18 +209,38 @@ def _runs(folder: Path) -> bytes:
 
 
 OPT = {
-    "model_type": "opt", "activation_function": "relu", "do_layer_norm_before": True,
-    "ffn_dim": 704, "hidden_size": 256, "max_position_embeddings": 512, "num_attention_heads": 4,
-    "num_hidden_layers": 2, "vocab_size": 4096, "word_embed_proj_dim": 256, "enable_bias": True,
-    "tie_word_embeddings": True, "torch_dtype": "float16",
-}  # fmt: skip
+    "model_type": "opt",
+    "activation_function": "relu",
+    "do_layer_norm_before": True,
+    "ffn_dim": 704,
+    "hidden_size": 256,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 4096,
+    "word_embed_proj_dim": 256,
+    "enable_bias": True,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float16",
+}
 QWEN = {
-    "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 704,
-    "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 2,
-    "num_key_value_heads": 2, "vocab_size": 4096, "rope_theta": 1e6, "sliding_window": 64,
-    "use_sliding_window": False, "max_window_layers": 1, "tie_word_embeddings": True,
-    "rope_scaling": {"type": "linear", "factor": 2.0}, "rms_norm_eps": 1e-6,
-}  # fmt: skip
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 4096,
+    "rope_theta": 1e6,
+    "sliding_window": 64,
+    "use_sliding_window": False,
+    "max_window_layers": 1,
+    "tie_word_embeddings": True,
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+    "rms_norm_eps": 1e-6,
+}
 EXPERTS = QWEN | {
     "model_type": "qwen2_moe",
     "num_experts": 4,

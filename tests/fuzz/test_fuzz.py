@@ -26,9 +26,17 @@ CORPUS = Path(__file__).with_name("corpus")
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 HANG_S = 20.0
 NAMES = (
-    "config", "shard", "header", "index", "tokenizer", "tokenizer_config", "prompts", "profile",
-    "policy", "runs",
-)  # fmt: skip
+    "config",
+    "shard",
+    "header",
+    "index",
+    "tokenizer",
+    "tokenizer_config",
+    "prompts",
+    "profile",
+    "policy",
+    "runs",
+)
 
 
 @contextmanager
@@ -88,9 +96,11 @@ def test_broken_files_are_told(name: str, tmp_path_factory: pytest.TempPathFacto
 
     @seed(0)
     @settings(
-        max_examples=NUM_EXAMPLES, deadline=None, database=None,
+        max_examples=NUM_EXAMPLES,
+        deadline=None,
+        database=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(_mutants(target))
     def each(data: bytes) -> None:
         _read(target, data, folder)

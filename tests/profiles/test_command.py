@@ -139,11 +139,14 @@ def test_streams_and_limits(unbuffered: str, tmp_path: Path) -> None:
     environment["PYTHONUNBUFFERED"] = unbuffered
     started = {
         line: subprocess.Popen(
-            ["bash", "-c", line], env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True,
+            ["bash", "-c", line],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for line in SHELL_ENDINGS
-    }  # fmt: skip
+    }
     for line, process in started.items():
         _, err = process.communicate()
         status, told = SHELL_ENDINGS[line]
@@ -159,11 +162,13 @@ def test_failed_imports_are_one_line(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{packages}"}
     ended = {
         name: subprocess.Popen(
-            [sys.executable, "-m", name, "--help"], env=environment, stderr=subprocess.PIPE,
+            [sys.executable, "-m", name, "--help"],
+            env=environment,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for name in ("executor.generate", "costmodel.frontier")
-    }  # fmt: skip
+    }
     errors = {name: process.communicate()[1] for name, process in ended.items()}
     assert {process.returncode for process in ended.values()} == {1}
     assert errors["costmodel.frontier"] == "error: no numpy here\n"

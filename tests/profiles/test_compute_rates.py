@@ -24,7 +24,7 @@ def _rates(**others: object) -> ComputeRates:
         "attention_prefill": {DTYPE: 1.0},
         "attention_decode": {DTYPE: 1.0},
         "narrow_matmul": {DTYPE: RateCurve(sizes=(1.0, 4.0), rates=(5.0, 16.0))},
-    }  # fmt: skip
+    }
     return ComputeRates(**(given | others))  # type: ignore[arg-type]
 
 
@@ -69,9 +69,11 @@ def test_eight_bits_have_their_own_rates_or_those_of_four() -> None:
     assert rates.unpack_rate(8) == rates.unpack_rate(4) == 3
     assert _attention(rates, 8) == _attention(rates, 4) == pytest.approx(7)
     rates = _rates(
-        unpack_bytes_per_s=3.0, unpack_8bit_bytes_per_s=2.0, packed_attention_bytes_per_s=7.0,
+        unpack_bytes_per_s=3.0,
+        unpack_8bit_bytes_per_s=2.0,
+        packed_attention_bytes_per_s=7.0,
         packed_attention_8bit_bytes_per_s=5.0,
-    )  # fmt: skip
+    )
     assert (rates.unpack_rate(8), rates.unpack_rate(4)) == (2, 3)
     assert (_attention(rates, 8), _attention(rates, 4)) == pytest.approx((5, 7))
 
@@ -98,11 +100,12 @@ def test_queries_beyond_those_measured_first_cost_seconds_in_proportion() -> Non
 
 def test_each_precision_has_its_own_rate_token_by_token() -> None:
     rates = _rates(
-        attention_decode={DTYPE: 10.0}, packed_attention_bytes_per_s=8.0,
+        attention_decode={DTYPE: 10.0},
+        packed_attention_bytes_per_s=8.0,
         packed_attention_8bit_bytes_per_s=6.0,
         attention_by_token={"full": 0.9, "8": 0.5, "4": 0.25},
         attention_one_query={"full": 2.0, "8": 2.0, "4": 2.0},
-    ).over_tokens()  # fmt: skip
+    ).over_tokens()
     measured = [_attention(rates, bits) for bits in (None, 8, 4)]
     assert measured == pytest.approx([9, 3, 2])
     assert rates.attention_rate(DTYPE, 4, 1, HEAD_DIM) == pytest.approx(2)

@@ -61,9 +61,16 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
     ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
 )
 def test_attention(
-    gpu: ModuleType, bits: int, tokens: int, kv_heads: int, group: int, dim: int, group_size: int,
-    dtype: torch.dtype, is_padded: bool,
-) -> None:  # fmt: skip
+    gpu: ModuleType,
+    bits: int,
+    tokens: int,
+    kv_heads: int,
+    group: int,
+    dim: int,
+    group_size: int,
+    dtype: torch.dtype,
+    is_padded: bool,
+) -> None:
     """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
     of the first tokens be seen."""
     batch, prompt_len = 3, tokens - 5
@@ -84,9 +91,15 @@ def test_attention(
             q, view, out, first_row=1, lengths=lengths, prompt_len=prompt_len, packing=packing
         )
         twins.decode_attention(
-            q, view, expected, first_row=1, lengths=lengths, prompt_len=prompt_len,
-            packing=packing, sparsity=1.0,
-        )  # fmt: skip
+            q,
+            view,
+            expected,
+            first_row=1,
+            lengths=lengths,
+            prompt_len=prompt_len,
+            packing=packing,
+            sparsity=1.0,
+        )
         torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 

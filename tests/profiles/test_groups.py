@@ -143,9 +143,15 @@ def test_rows_may_lie_apart(library: str) -> None:
     [(1, 1, 64), (2, 7, 128), (3, 33, 77), (3, 10, 192), (4, 9, 64), (7, 16, 200), (64, 5, 96)],
 )
 def test_products_are_those_of_the_unpacked_matrix(
-    library: str, dtype: torch.dtype, bits: int, has_bias: bool, group_size: int, rows: int,
-    outputs: int, num_elements: int,
-) -> None:  # fmt: skip
+    library: str,
+    dtype: torch.dtype,
+    bits: int,
+    has_bias: bool,
+    group_size: int,
+    rows: int,
+    outputs: int,
+    num_elements: int,
+) -> None:
     packing = Packing(num_elements=num_elements, bits=bits, group_size=group_size)
     packed = torch.empty(1, outputs, packing.row_bytes, dtype=torch.uint8)
     pack_rows(torch.randn(1, outputs, num_elements), packing, packed)

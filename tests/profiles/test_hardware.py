@@ -31,8 +31,14 @@ from profiles.files import from_json, to_json
 from profiles.table import format_profile
 
 MACHINES = (
-    "cpu-2core", "t4-flexgen", "rtx3090-pc", "rtx4090-pc", "a100-80gb", "h100-80gb", "h200-141gb",
-)  # fmt: skip
+    "cpu-2core",
+    "t4-flexgen",
+    "rtx3090-pc",
+    "rtx4090-pc",
+    "a100-80gb",
+    "h100-80gb",
+    "h200-141gb",
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,19 +29,34 @@ def test_quick_measurement(
     """Of little work, in moments; ``tests/test_demo.py`` runs the command with all of it."""
     monkeypatch.setattr(measure, "QUICK", replace(QUICK, sample_s=1e-4, total_s=0.0, window_s=0.01))
     small = replace(
-        compute_plan.QUICK_PLAN, rows=(1, 16), out_features=256, prompt_len=64, context_len=64,
-        num_cache_rows=8, stream_bytes=MIB,
-    )  # fmt: skip
+        compute_plan.QUICK_PLAN,
+        rows=(1, 16),
+        out_features=256,
+        prompt_len=64,
+        context_len=64,
+        num_cache_rows=8,
+        stream_bytes=MIB,
+    )
     monkeypatch.setattr(compute_plan, "QUICK_PLAN", small)
     offload_dir = tmp_path / "offload"
     offload_dir.mkdir()
     output = tmp_path / "profile.json"
     main(
         [
-            "--quick", "--json", "--output", str(output), "--offload-dir", str(offload_dir),
-            "--cpu-memory", "8GB", "--disk", "100GiB", "--name", "mine",
+            "--quick",
+            "--json",
+            "--output",
+            str(output),
+            "--offload-dir",
+            str(offload_dir),
+            "--cpu-memory",
+            "8GB",
+            "--disk",
+            "100GiB",
+            "--name",
+            "mine",
         ]
-    )  # fmt: skip
+    )
     stdout = capsys.readouterr().out
     profile = HardwareProfile.load(output)
     assert (profile.name, profile.cpu.memory_bytes) == ("mine", 8_000_000_000)
@@ -198,9 +213,12 @@ def test_beside_a_gpu_the_cpu_is_measured_with_the_cores_that_it_is_left(
 
 @pytest.mark.parametrize(("used", "is_told"), [(5.0, False), (60.0, True)])
 def test_a_busy_machine_is_told(
-    used: float, is_told: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    used: float,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: used)
     monkeypatch.setattr(measure, "measure_profile", lambda **_: recorded_profile("cpu-2core"))
     main(["--output", str(tmp_path / "profile.json"), "--offload-dir", str(tmp_path)])

@@ -183,13 +183,15 @@ def test_where_nothing_is_overcommitted_the_rest_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "kind"),
     [
-        ("tmpfs tmpfs rw,size=100k", "tmpfs"), ("ramfs none rw", "ramfs"),
-        ("ext4 /dev/zram1 rw", "ext4"), ("ext4 /dev/vda rw", None),
+        ("tmpfs tmpfs rw,size=100k", "tmpfs"),
+        ("ramfs none rw", "ramfs"),
+        ("ext4 /dev/zram1 rw", "ext4"),
+        ("ext4 /dev/vda rw", None),
         ("overlay overlay rw,lowerdir=/l,upperdir={upper},workdir=/w", "tmpfs"),
         ("overlay overlay rw,lowerdir=/l,upperdir=/not/seen/here,workdir=/w", None),
         ("overlay overlay rw,lowerdir=/l\\054upperdir={upper},upperdir=/not/seen/here", None),
     ],
-)  # fmt: skip
+)
 def test_folders_that_are_memory(tmp_path: Path, system: str, kind: str | None) -> None:
     def mounted(folder: Path, what: str) -> str:
         # The numbers of a btrfs subvolume's mount are not those of its files.
@@ -198,10 +200,12 @@ def test_folders_that_are_memory(tmp_path: Path, system: str, kind: str | None) 
     folder, upper = tmp_path / "folder", tmp_path / "upper"
     upper.mkdir()
     lines = [
-        mounted(folder, "ext4 /dev/hidden rw"), mounted(folder, system.format(upper=upper)),
-        mounted(upper, "tmpfs tmpfs rw"), mounted(tmp_path, "ext4 /dev/vdb rw"),
+        mounted(folder, "ext4 /dev/hidden rw"),
+        mounted(folder, system.format(upper=upper)),
+        mounted(upper, "tmpfs tmpfs rw"),
+        mounted(tmp_path, "ext4 /dev/vdb rw"),
         mounted(tmp_path / "fold", "ramfs none rw"),
-    ]  # fmt: skip
+    ]
     root = _tree(tmp_path / "root", {"proc/self/mountinfo": "\n".join(lines)})
     assert memory_file_system(folder / "not" / "yet" / "there", root) == kind
     (tmp_path / "link").symlink_to(folder)

@@ -185,9 +185,12 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server, chdir(tmp_path):
         server.bind("socket")
         for name, words in {
-            "pipe": "a pipe that nobody reads", "socket": "a socket", ".": "a folder",
-            "file/x": "Not a directory", "no/x": "no such folder",
-        }.items():  # fmt: skip
+            "pipe": "a pipe that nobody reads",
+            "socket": "a socket",
+            ".": "a folder",
+            "file/x": "Not a directory",
+            "no/x": "no such folder",
+        }.items():
             with pytest.raises(InputError, match=words) as caught:
                 check_output("--trace", Path(name))
             assert str(caught.value).startswith(f"--trace {name}: ")
@@ -287,8 +290,9 @@ def test_the_next_folder_is_taken_where_one_is_gone(
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
     with chdir(tmp_path), pytest.raises(OutputError) as caught:
         write_output(tmp_path / "gone" / "out.json", content)
-    assert str(caught.value).endswith(f"No such file or directory; all of it is in {spare}/"
-                                      f"{only_rescue(spare).name}")  # fmt: skip
+    assert str(caught.value).endswith(
+        f"No such file or directory; all of it is in {spare}/{only_rescue(spare).name}"
+    )
     assert only_rescue(spare).read_text() == TEXT and names_in(tmp_path) == ["spare"]
 
 
@@ -310,8 +314,10 @@ def test_what_a_pipe_or_a_device_does_not_take_is_kept(tmp_path: Path) -> None:
     full = Path("/dev/full")
     with chdir(tmp_path):
         for path, reason in (
-            (full, "No space left"), (Path(f"/dev/fd/{end}"), "Broken pipe"), (pipe, "nobody"),
-        ):  # fmt: skip
+            (full, "No space left"),
+            (Path(f"/dev/fd/{end}"), "Broken pipe"),
+            (pipe, "nobody"),
+        ):
             with pytest.raises(OutputError, match=reason) as caught:
                 write_output(path, content)
             rescue = only_rescue(tmp_path)
@@ -355,9 +361,11 @@ def interrupted_once(error: BaseException) -> Render:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
 def test_an_interrupt_comes_after_what_was_begun(
-    error: BaseException, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    error: BaseException,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     file = OutputFile(tmp_path / "out")
     with pytest.raises(type(error)):
         file.write(interrupted_once(error))

@@ -56,9 +56,13 @@ def _void(batch: int, tokens: int) -> tuple[torch.Tensor, int, torch.Tensor]:
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("sparsity", [1.0, 0.3])
 def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
-    library: str, shape: tuple[int, ...], dtype: torch.dtype, bits: int, group_size: int,
+    library: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    bits: int,
+    group_size: int,
     sparsity: float,
-) -> None:  # fmt: skip
+) -> None:
     batch, kv_heads, group, head_dim, tokens = shape
     packing = Packing(num_elements=head_dim, bits=bits, group_size=group_size)
     q, context = _queries(shape, dtype), _cache(shape, dtype, packing)
@@ -66,12 +70,19 @@ def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
     out = torch.full((batch * kv_heads - 1, group, head_dim), torch.nan, dtype=dtype)
     expected = out.clone()
     for into, cache, how in (
-        (out, context, packing), (expected, _unpacked(context, packing, dtype), None)
-    ):  # fmt: skip
+        (out, context, packing),
+        (expected, _unpacked(context, packing, dtype), None),
+    ):
         kernels.decode_attention(
-            q, cache[:, :, 1:], into, first_row=1, lengths=lengths, prompt_len=prompt_len,
-            packing=how, sparsity=sparsity,
-        )  # fmt: skip
+            q,
+            cache[:, :, 1:],
+            into,
+            first_row=1,
+            lengths=lengths,
+            prompt_len=prompt_len,
+            packing=how,
+            sparsity=sparsity,
+        )
     # Natively the arithmetic is the same, and differs at most in what is fused.
     tolerance = TOLERANCE[dtype] if library == "twin" else torch.finfo(dtype).eps
     torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
@@ -88,9 +99,12 @@ def test_the_twin_takes_rows_in_parts(
     lengths, prompt_len, _ = _void(3, 37)
     whole, parts = (torch.empty(6, 4, 64) for _ in range(2))
     how: dict[str, Any] = {
-        "first_row": 0, "lengths": lengths, "prompt_len": prompt_len, "packing": packing,
+        "first_row": 0,
+        "lengths": lengths,
+        "prompt_len": prompt_len,
+        "packing": packing,
         "sparsity": sparsity,
-    }  # fmt: skip
+    }
     twins.decode_attention(q, context, whole, **how)
     monkeypatch.setattr(twins, "UNPACKED_AT_ONCE_BYTES", 1)
     twins.decode_attention(q, context, parts, **how)
@@ -147,13 +161,20 @@ def test_sums_of_values_kept_from_step_to_step_do_not_change_what_is_attended(
     sums = torch.full((batch * kv_heads, head_dim), torch.nan)
     for end in range(max(1, prompt_len), tokens + 1):
         arguments: dict[str, Any] = {
-            "lengths": lengths, "prompt_len": prompt_len, "packing": packing, "sparsity": 0.2,
-        }  # fmt: skip
+            "lengths": lengths,
+            "prompt_len": prompt_len,
+            "packing": packing,
+            "sparsity": 0.2,
+        }
         kernels.decode_attention(q, context[:end], anew, **arguments)
         kernels.decode_attention(
-            q, context[:end], kept, **arguments,
-            value_sums=sums, begins=end == max(1, prompt_len),
-        )  # fmt: skip
+            q,
+            context[:end],
+            kept,
+            **arguments,
+            value_sums=sums,
+            begins=end == max(1, prompt_len),
+        )
         torch.testing.assert_close(kept, anew, rtol=1e-5, atol=1e-5)
 
 

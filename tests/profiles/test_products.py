@@ -45,10 +45,18 @@ def _assert_close(found: torch.Tensor, expected: torch.Tensor, depth: int) -> No
 @pytest.mark.parametrize(
     ("rows", "outputs", "inputs"),
     [
-        (1, 1, 1), (1, 200, 96), (2, 65, 33), (3, 7, 70), (12, 130, 64), (13, 4, 2100),
-        (17, 67, 1041), (40, 33, 160), (64, 5, 1024), (600, 30, 40),
+        (1, 1, 1),
+        (1, 200, 96),
+        (2, 65, 33),
+        (3, 7, 70),
+        (12, 130, 64),
+        (13, 4, 2100),
+        (17, 67, 1041),
+        (40, 33, 160),
+        (64, 5, 1024),
+        (600, 30, 40),
     ],
-)  # fmt: skip
+)
 def test_a_product_equals_one_in_double_precision(
     library: str, dtype: torch.dtype, rows: int, outputs: int, inputs: int
 ) -> None:
@@ -161,9 +169,7 @@ def test_torch_multiplies_what_it_is_faster_at(
 def test_memory_is_counted_with_the_sizes_of_the_kernel() -> None:
     source = (Path(build.SOURCE).parent / "product.h").read_text(encoding="utf-8")
     sizes = {name: int(size) for name, size in re.findall(r"\b(k\w+) = (\d+)[;,]", source)}
-    counted = (
-        product_parts.WINDOW_ROWS, product_parts.TILE_OUTPUTS, product_parts.TILE_DEPTH
-    )  # fmt: skip
+    counted = (product_parts.WINDOW_ROWS, product_parts.TILE_OUTPUTS, product_parts.TILE_DEPTH)
     assert counted == (sizes["kWindow"], sizes["kOutputs"], sizes["kDepth"])
     # 64 sequences through a layer of a small model, and a long prompt through one of a large one.
     assert wide_bytes(64, 4864, num_threads=2) < 2**21 + 2**20

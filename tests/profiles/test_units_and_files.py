@@ -73,14 +73,23 @@ def test_formats() -> None:
     assert format_flop_rate(65e12) == "65.0 TFLOP/s"
     assert format_flop_rate(870e9) == "870 GFLOP/s"
     assert [format_seconds(s) for s in (5e-5, 0.25, 12.34, 245, 7380)] == [
-        "50.0 us", "250 ms", "12.3 s", "4 min 05 s", "2 h 03 min",
-    ]  # fmt: skip
+        "50.0 us",
+        "250 ms",
+        "12.3 s",
+        "4 min 05 s",
+        "2 h 03 min",
+    ]
 
 
 def test_figures_have_no_exponent() -> None:
     assert [format_figure(value) for value in (0.01234, 1.0, 12.345, 999.4, 8342.7, 1.5e6)] == [
-        "0.0123", "1", "12.3", "999", "8,343", "1,500,000",
-    ]  # fmt: skip
+        "0.0123",
+        "1",
+        "12.3",
+        "999",
+        "8,343",
+        "1,500,000",
+    ]
     assert format_figure(8342.7, 4) == "8343" and format_figure(0.0) == "0"
     assert format_seconds(0) == "0 s"
 

@@ -5,5 +5,10 @@ from profiles.kernels.gpu.groups import pack_rows, unpack_rows
 from profiles.kernels.gpu.layer import rms_norm, rotate
 
 __all__ = [
-    "attends_packed", "decode_attention", "pack_rows", "rms_norm", "rotate", "unpack_rows",
-]  # fmt: skip
+    "attends_packed",
+    "decode_attention",
+    "pack_rows",
+    "rms_norm",
+    "rotate",
+    "unpack_rows",
+]

@@ -37,28 +37,68 @@ def decode_attention(
     cols = triton.next_power_of_2(codes)
     # Programs of one row lie side by side, so that it comes from memory once.
     _attend[(rows * group,)](
-        q, context, out, lengths, tokens, first_row, prompt_len, dim**-0.5, q.stride(0),
-        context.stride(0), context.stride(1), context.stride(2), KV_HEADS=q.shape[1] // group,
-        QUERIES=group, DIM=dim, GROUP=min(packing.group_size, dim), BITS=packing.bits,
-        CODE_BYTES=packing.code_bytes, CODES=codes, COLS=cols,
-        HAS_LENGTHS=lengths is not None, TOKENS=max(1, TILE_CODES // cols),
+        q,
+        context,
+        out,
+        lengths,
+        tokens,
+        first_row,
+        prompt_len,
+        dim**-0.5,
+        q.stride(0),
+        context.stride(0),
+        context.stride(1),
+        context.stride(2),
+        KV_HEADS=q.shape[1] // group,
+        QUERIES=group,
+        DIM=dim,
+        GROUP=min(packing.group_size, dim),
+        BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes,
+        CODES=codes,
+        COLS=cols,
+        HAS_LENGTHS=lengths is not None,
+        TOKENS=max(1, TILE_CODES // cols),
         num_warps=NUM_WARPS,
-    )  # fmt: skip
+    )
 
 
 @triton.jit(
     do_not_specialize=[
-        "tokens", "first_row", "prompt_len", "q_stride", "token_stride", "value_stride",
+        "tokens",
+        "first_row",
+        "prompt_len",
+        "q_stride",
+        "token_stride",
+        "value_stride",
         "row_stride",
     ],
     do_not_specialize_on_alignment=["q", "context", "out", "lengths"],
-)  # fmt: skip
+)
 def _attend(
-    q, context, out, lengths, tokens, first_row, prompt_len, scale, q_stride, token_stride,
-    value_stride, row_stride, KV_HEADS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
-    GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr, CODES: tl.constexpr,
-    COLS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
+    q,
+    context,
+    out,
+    lengths,
+    tokens,
+    first_row,
+    prompt_len,
+    scale,
+    q_stride,
+    token_stride,
+    value_stride,
+    row_stride,
+    KV_HEADS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    CODE_BYTES: tl.constexpr,
+    CODES: tl.constexpr,
+    COLS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64) // QUERIES
     query = tl.program_id(0) % QUERIES
     sequence, head = (first_row + row) // KV_HEADS, (first_row + row) % KV_HEADS

@@ -19,10 +19,20 @@ def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
         out[..., used_bytes : packing.code_bytes] = 0
     num_rows, rows = x.shape[0] * x.shape[1], PROGRAM_ELEMENTS // packing.group_size
     _pack[(triton.cdiv(num_rows, rows), packing.num_groups)](
-        x, out, num_rows, x.shape[1], x.stride(0), x.stride(1), out.stride(0), out.stride(1),
-        DIM=packing.num_elements, GROUP=packing.group_size, BITS=packing.bits,
-        CODE_BYTES=packing.code_bytes, ROWS=rows,
-    )  # fmt: skip
+        x,
+        out,
+        num_rows,
+        x.shape[1],
+        x.stride(0),
+        x.stride(1),
+        out.stride(0),
+        out.stride(1),
+        DIM=packing.num_elements,
+        GROUP=packing.group_size,
+        BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes,
+        ROWS=rows,
+    )
 
 
 def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
@@ -30,10 +40,21 @@ def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> No
     block = min(PROGRAM_ELEMENTS, triton.next_power_of_2(packing.num_elements))
     num_rows, rows = packed.shape[0] * packed.shape[1], PROGRAM_ELEMENTS // block
     _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(packing.num_elements, block))](
-        packed, out, num_rows, packed.shape[1], packed.stride(0), packed.stride(1),
-        out.stride(0), out.stride(1), DIM=packing.num_elements, GROUP=packing.group_size,
-        BITS=packing.bits, CODE_BYTES=packing.code_bytes, BLOCK=block, ROWS=rows,
-    )  # fmt: skip
+        packed,
+        out,
+        num_rows,
+        packed.shape[1],
+        packed.stride(0),
+        packed.stride(1),
+        out.stride(0),
+        out.stride(1),
+        DIM=packing.num_elements,
+        GROUP=packing.group_size,
+        BITS=packing.bits,
+        CODE_BYTES=packing.code_bytes,
+        BLOCK=block,
+        ROWS=rows,
+    )
 
 
 @triton.jit
@@ -45,15 +66,30 @@ def _rounded_out(x):
 # What changes from call to call must not have it compiled again.
 @triton.jit(
     do_not_specialize=[
-        "num_rows", "inner", "x_outer", "x_inner", "out_outer", "out_inner",
+        "num_rows",
+        "inner",
+        "x_outer",
+        "x_inner",
+        "out_outer",
+        "out_inner",
     ],
     do_not_specialize_on_alignment=["x", "out"],
-)  # fmt: skip
+)
 def _pack(
-    x, out, num_rows, inner, x_outer, x_inner, out_outer, out_inner,
-    DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
+    x,
+    out,
+    num_rows,
+    inner,
+    x_outer,
+    x_inner,
+    out_outer,
+    out_inner,
+    DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    CODE_BYTES: tl.constexpr,
     ROWS: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row, outer, within = (row < num_rows)[:, None], row // inner, row % inner
     g = tl.program_id(1)
@@ -92,8 +128,15 @@ def _pack(
 
 
 @triton.jit
-def _elements(row, cols, mask, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
-              CODE_BYTES: tl.constexpr):  # fmt: skip
+def _elements(
+    row,
+    cols,
+    mask,
+    DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    CODE_BYTES: tl.constexpr,
+):
     """Read elements in float32: ``row`` are pointers to packed rows, ``cols`` elements of them."""
     g, within = cols // GROUP, cols % GROUP
     if BITS == 4:
@@ -113,10 +156,21 @@ def _elements(row, cols, mask, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.
 
 @triton.jit(do_not_specialize=["num_rows", "inner", "packed_outer", "out_outer"])
 def _unpack(
-    packed, out, num_rows, inner, packed_outer, packed_inner, out_outer, out_inner,
-    DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, CODE_BYTES: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    packed,
+    out,
+    num_rows,
+    inner,
+    packed_outer,
+    packed_inner,
+    out_outer,
+    out_inner,
+    DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    CODE_BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     outer, within = row // inner, row % inner
     source = packed + (outer * packed_outer + within * packed_inner)[:, None]

@@ -16,9 +16,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     rows, heads, dim = x.shape
     block = triton.next_power_of_2(dim)
     _norm[(rows * heads,)](
-        x, weight, out, eps, heads, x.stride(0), x.stride(1), out.stride(0), out.stride(1),
-        DIM=dim, BLOCK=block, num_warps=min(MAX_WARPS, max(1, block // WARP_ELEMENTS)),
-    )  # fmt: skip
+        x,
+        weight,
+        out,
+        eps,
+        heads,
+        x.stride(0),
+        x.stride(1),
+        out.stride(0),
+        out.stride(1),
+        DIM=dim,
+        BLOCK=block,
+        num_warps=min(MAX_WARPS, max(1, block // WARP_ELEMENTS)),
+    )
 
 
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
@@ -27,20 +37,36 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
     block = triton.next_power_of_2(dim // 2)
     at_once = max(1, PROGRAM_ELEMENTS // block)
     _rotate[(rows, triton.cdiv(num_heads, at_once))](
-        heads, cosines, sines, num_heads, heads.stride(0), len(cosines),
-        HALF=dim // 2, BLOCK=block, HEADS=at_once,
-    )  # fmt: skip
+        heads,
+        cosines,
+        sines,
+        num_heads,
+        heads.stride(0),
+        len(cosines),
+        HALF=dim // 2,
+        BLOCK=block,
+        HEADS=at_once,
+    )
 
 
 # What changes from call to call must not have it compiled again.
 @triton.jit(
     do_not_specialize=["heads", "x_outer", "x_inner", "out_outer", "out_inner"],
     do_not_specialize_on_alignment=["x", "out"],
-)  # fmt: skip
+)
 def _norm(
-    x, weight, out, eps, heads, x_outer, x_inner, out_outer, out_inner, DIM: tl.constexpr,
+    x,
+    weight,
+    out,
+    eps,
+    heads,
+    x_outer,
+    x_inner,
+    out_outer,
+    out_inner,
+    DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     outer = tl.program_id(0).to(tl.int64) // heads
     inner = tl.program_id(0).to(tl.int64) % heads
     i = tl.arange(0, BLOCK)
@@ -59,9 +85,16 @@ def _norm(
     do_not_specialize_on_alignment=["x"],
 )
 def _rotate(
-    x, cosines, sines, num_heads, row_stride, num_positions, HALF: tl.constexpr,
-    BLOCK: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+    x,
+    cosines,
+    sines,
+    num_heads,
+    row_stride,
+    num_positions,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
