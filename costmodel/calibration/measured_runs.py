@@ -105,6 +105,9 @@ def read_runs(
     - ``attention_sparsity``: else 1.
     - ``prefill_s`` and ``decode_s``: else both phases count as one.
     - ``emulated_gpu_bytes`` and ``emulated_link_bytes_per_s``: else no GPU was emulated.
+    - ``cpu_experts``, ``loads_on_demand``: as in the policy; 0 where they are absent.
+    - ``weights_NAME_gpu``, ``weights_NAME_cpu``: the placement of one component, where it is not
+      that of all weights.
     - ``unpacks_per_batch``: 0 if quantized weights are unpacked once for every load. Else they are
       unpacked for every batch, as in FlexGen.
 
@@ -211,6 +214,8 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
         "unpacks_per_batch": int(policy.unpacks_per_batch),
         "attention_sparsity": policy.attention_sparsity,
         "cpu_attention": policy.cpu_attention,
+        "cpu_experts": policy.cpu_experts,
+        "loads_on_demand": int(policy.loads_on_demand),
         "emulated_gpu_bytes": run.emulated and run.emulated.memory_bytes,
         "emulated_link_bytes_per_s": run.emulated and run.emulated.link_bytes_per_s,
         "throughput_tok_per_s": run.throughput_tok_per_s,

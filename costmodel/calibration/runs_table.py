@@ -94,6 +94,8 @@ class Row:
             unpacks_per_batch=self.number("unpacks_per_batch", default=1) > 0,
             attention_sparsity=self.number("attention_sparsity", default=1.0),
             cpu_attention=self.number("cpu_attention"),
+            cpu_experts=self.number("cpu_experts", default=0.0),
+            loads_on_demand=self.number("loads_on_demand", default=0) > 0,
         )
 
     def _is_given(self, name: str) -> bool:

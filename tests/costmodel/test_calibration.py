@@ -144,6 +144,26 @@ def test_a_run_survives_its_table(tmp_path: Path) -> None:
     assert read_runs(tmp_path / "runs.csv") == runs
 
 
+def test_a_run_of_a_mixture_survives_its_table(tmp_path: Path) -> None:
+    model = load_model_spec("mixtral-8x7b")
+    weights = placed_alike(model, Placement(cpu=1)) | {"experts": Placement(gpu=0.25, cpu=0.75)}
+    policy = Policy(
+        model=model,
+        workload=Workload(prompt_len=20, gen_len=4),
+        gpu_batch_size=6,
+        num_gpu_batches=2,
+        prefill_batch_size=6,
+        weights=weights,
+        cache=Placement(cpu=1),
+        activations=Placement(gpu=1),
+        cpu_experts=0.5,
+        loads_on_demand=True,
+    )
+    runs = [MeasuredRun(policy=policy, throughput_tok_per_s=12.8)]
+    write_rows(tmp_path / "runs.csv", [row_of(run) for run in runs])
+    assert read_runs(tmp_path / "runs.csv") == runs
+
+
 def test_a_throughput_that_its_seconds_belie_is_refused() -> None:
     policy = read_runs(PAPER)[0].policy
     tokens = policy.block_size * policy.workload.gen_len
