@@ -7,20 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.spec import (
-    MAX_LAYERS,
+from costmodel.model.layer_spec import (
     ROTARY_KINDS,
     AttentionSpec,
-    EmbeddingSpec,
     ExpertsSpec,
-    HeadSpec,
     LayerSpec,
     MlpSpec,
-    ModelSpec,
     NormSpec,
     RotarySpec,
-    model_of_layers,
 )
+from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
 
 # transformers' names of the activations that there are, and ours.
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}

@@ -15,7 +15,8 @@ from costmodel.families._shared import (
 )
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.spec import EmbeddingSpec, LayerSpec, ModelSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 MULTIPLIERS = (
     "embedding_multiplier",

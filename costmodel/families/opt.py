@@ -12,14 +12,13 @@ from costmodel.families._shared import (
 )
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.spec import (
+from costmodel.model.layer_spec import (
     AttentionSpec,
-    EmbeddingSpec,
     LayerSpec,
     MlpSpec,
-    ModelSpec,
     NormSpec,
 )
+from costmodel.model.spec import EmbeddingSpec, ModelSpec
 from profiles.errors import InputError
 
 NORM = NormSpec(kind="layer", eps=1e-5)

@@ -14,7 +14,8 @@ from costmodel.families._shared import (
 )
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.spec import LayerSpec, ModelSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import packed_bytes
-from costmodel.model.spec import LayerSpec
 from profiles.aligned_io import PAGE_BYTES
 
 

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec, MlpSpec, NormSpec
+from costmodel.model.spec import ModelSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
 # Tensors start on a cache line, layers of the weight file on a disk page.

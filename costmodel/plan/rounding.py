@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from costmodel.model.cache import CacheSpec, cache_of
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, model_layers, round_up
-from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.spec import LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from costmodel.model.layer_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
-from costmodel.model.spec import ExpertsSpec
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 

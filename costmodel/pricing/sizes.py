@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from costmodel.model.cache import CacheSpec, cache_of
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
-from costmodel.model.spec import LayerSpec, ModelSpec
+from costmodel.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.model.spec import ExpertsSpec, LayerSpec
+from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
 from profiles.product_parts import wide_bytes

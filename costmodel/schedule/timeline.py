@@ -12,8 +12,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from costmodel.model.layer_spec import ExpertsSpec
 from costmodel.model.layout import LayerLayout, decoder_numbers
-from costmodel.model.spec import ExpertsSpec
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy

@@ -13,7 +13,12 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.spec import AttentionSpec, LayerSpec, NormSpec, RotarySpec
+from costmodel.model.layer_spec import (
+    AttentionSpec,
+    LayerSpec,
+    NormSpec,
+    RotarySpec,
+)
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector

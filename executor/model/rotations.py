@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.model.spec import AttentionSpec, ModelSpec, RotarySpec
+from costmodel.model.layer_spec import AttentionSpec, RotarySpec
+from costmodel.model.spec import ModelSpec
 from costmodel.schedule.tasks import Task
 from executor.model.layers import Rotation, rotation_of
 from profiles.compute_plan import DTYPES

@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
-from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.workspace import LOGIT_BYTES

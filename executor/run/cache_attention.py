@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from costmodel.model.layer_spec import AttentionSpec
 from costmodel.model.layout import decoder_numbers
-from costmodel.model.spec import AttentionSpec
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine

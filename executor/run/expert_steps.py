@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
 from costmodel.model.layout import decoder_numbers
-from costmodel.model.spec import ExpertsSpec, LayerSpec
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers

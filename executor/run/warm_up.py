@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
+from costmodel.model.layer_spec import AttentionSpec
 from costmodel.model.layout import LayerLayout, row_packing
-from costmodel.model.spec import AttentionSpec
 from costmodel.plan.policy import Policy
 from profiles import kernels
 from profiles.compute_plan import DTYPES

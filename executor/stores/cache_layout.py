@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import row_packing
-from costmodel.model.spec import LayerSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import Segment, cache_spec
 from profiles.compute_plan import DTYPES

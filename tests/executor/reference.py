@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
-from costmodel.model.spec import EmbeddingSpec, LayerSpec
+from costmodel.model.spec import EmbeddingSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
 from executor.model.matrices import linear

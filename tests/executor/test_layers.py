@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.model.spec import RotarySpec
+from costmodel.model.layer_spec import RotarySpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import (
     feed_forward,

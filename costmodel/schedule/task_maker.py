@@ -1,0 +1,126 @@
+"""Positions of the zig-zag schedule, and tasks at them with their slots and waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from costmodel.plan.plan import Plan
+from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers, num_weight_pieces
+from costmodel.schedule.tasks import Hazards, Resource, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One visit of the schedule: token, layer and batch, and the slots that serve it."""
+
+    token: int
+    layer: int
+    batch: int
+    visit: int
+    step: int
+    # Those that are computed here, the first of which is ``batch``.
+    batches: range
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the prompts are passed through the model."""
+        return self.token == 0
+
+    @property
+    def weight_slot(self) -> int:
+        """The buffer that stages the weights of this visit."""
+        return self.visit % NUM_BUFFERS
+
+    @property
+    def slot(self) -> int:
+        """The buffer that stages the cache of this step."""
+        return self.step % NUM_BUFFERS
+
+
+class TaskMaker:
+    """Makes tasks: numbers them, and derives what each waits for from what it reads and writes.
+
+    Parameters
+    ----------
+    plan
+        The layers, and which moves the policy needs.
+    num_batches, num_tokens
+        Batches in the block; passes over the model, the first of which is prefill.
+    """
+
+    def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
+        self.route = plan.route
+        self.kinds = [layer.kind for layer in plan.layers]
+        self.batches_at_once = min(plan.batches_at_once, num_batches)
+        self.num_batches = num_batches
+        self.num_pieces = num_weight_pieces(num_batches)
+        self.num_tokens = num_tokens
+        self._hazards = Hazards()
+        self._count = 0
+        self.first_head = self.kinds.index("head")
+
+    def attends(self, here: Position) -> bool:
+        """Whether a layer has an attention."""
+        return self.kinds[here.layer] in ("decoder", "attention")
+
+    def is_split(self, here: Position) -> bool:
+        """Whether the CPU attends to a part of a layer in between."""
+        is_decode = here.token > 0 and self.attends(here)
+        return is_decode and self.route.attends_on_cpu
+
+    def is_in_place(self, here: Position) -> bool:
+        """Whether the CPU multiplies some of the experts where they are."""
+        return here.token > 0 and here.layer in self.route.in_place
+
+    def make(
+        self,
+        kind: str,
+        channel: str,
+        here: Position,
+        *,
+        reads: Sequence[Resource] = (),
+        writes: Sequence[Resource] = (),
+        slot: int | None = None,
+    ) -> Task:
+        """Make a task of a position.
+
+        Tasks of one channel run in the order in which they are made. ``slot`` is that of the
+        weights or of the cache; ``None`` is that of the cache.
+        """
+        waits = self._hazards.waits(self._count, channel, reads, writes)
+        task = Task(
+            index=self._count,
+            kind=kind,
+            channel=channel,
+            token=here.token,
+            layer=here.layer,
+            batch=here.batch,
+            slot=here.slot if slot is None else slot,
+            hidden_slot=self.hidden_slot(here),
+            waits=waits,
+        )
+        self._count += 1
+        return task
+
+    def weights_read(self, here: Position) -> list[Resource]:
+        """Return all pieces of the weights that a position computes with."""
+        tier = "gpu" if self.route.has_gpu else "cpu"
+        return [
+            ("weights", tier, here.weight_slot, piece)
+            for piece in range(self.num_pieces)
+            if here.layer > 0
+        ]
+
+    def hidden_slot(self, here: Position) -> int:
+        """Return the buffer that stages the hidden states of a position."""
+        return here.step % num_hidden_buffers(has_gpu=self.route.has_gpu)
+
+    def cache_staging(self, here: Position) -> Resource:
+        """Return the buffer that a position's cache is computed in."""
+        return ("cache staging", "gpu" if self.route.has_gpu else "cpu", here.slot)
+
+    def hidden_staging(self, here: Position) -> Resource:
+        """Return the buffer that a position's hidden states are computed in."""
+        tier = "gpu" if self.route.has_gpu else "cpu"
+        return ("hidden staging", tier, self.hidden_slot(here))
