@@ -6,8 +6,10 @@ There is no tokenizer: llama.cpp takes the vocabulary's size alone where only id
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,17 @@ from safetensors import safe_open
 
 from costmodel.model.spec import ModelSpec
 
-ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+ARCHITECTURES = {
+    "llama": "LLAMA",
+    "mistral": "LLAMA",
+    "qwen2": "QWEN2",
+    "qwen3": "QWEN3",
+    "qwen3_moe": "QWEN3MOE",
+}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 SUFFIXES = (".weight", ".bias")
+# llama.cpp holds the experts of a layer in one tensor, checkpoints have one tensor an expert.
+EXPERT_NUMBER = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
 
 
 def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
@@ -43,20 +53,23 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
             stack.enter_context(safe_open(shard, framework="pt"))
             for shard in sorted(checkpoint.glob("*.safetensors"))
         ]
-        for name, shape in _shapes(shards):
-            target = names.get_name(name, try_suffixes=SUFFIXES)
-            assert target is not None, name
-            dtype = "float32" if len(shape) == 1 else spec.dtype
+        holders = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+        tensors = _tensors(holders, names)
+        for target, sources in tensors.items():
+            shape = holders[sources[0]].get_slice(sources[0]).get_shape()
+            dtype = "float32" if _is_float32(sources[0], shape) else spec.dtype
+            if len(sources) > 1:
+                shape = [len(sources), *shape]
             element = np.dtype(np.float32 if dtype == "float32" else np.uint16)
             raw_type = gguf.GGMLQuantizationType[TYPES[dtype]]
-            num_bytes = element.itemsize * int(np.prod(shape))
+            num_bytes = element.itemsize * math.prod(shape)
             writer.add_tensor_info(target, shape, element, num_bytes, raw_dtype=raw_type)
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for shard in shards:
-            for name in shard.keys():  # noqa: SIM118  # not a mapping
-                writer.write_tensor_data(_converted(name, shard.get_tensor(name), spec))
+        for sources in tensors.values():
+            parts = [_converted(name, holders[name].get_tensor(name), spec) for name in sources]
+            writer.write_tensor_data(np.stack(parts) if len(parts) > 1 else parts[0])
     writer.close()
     with partial.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -65,14 +78,19 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
 
 def _add_numbers(writer: Any, spec: ModelSpec) -> None:
     (layer,) = spec.layer_kinds
-    attention, mlp = layer.attention, layer.mlp
-    assert mlp is not None and attention.rotary is not None
-    assert attention.rotary.kind == "default"
+    attention, mlp, experts = layer.attention, layer.mlp, layer.experts
+    assert attention.rotary is not None and attention.rotary.kind == "default"
     writer.add_name(spec.name)
     writer.add_block_count(spec.num_layers)
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)
-    writer.add_feed_forward_length(mlp.size)
+    if mlp is not None:
+        writer.add_feed_forward_length(mlp.size)
+    if experts is not None:
+        writer.add_feed_forward_length(experts.expert.size)
+        writer.add_expert_feed_forward_length(experts.expert.size)
+        writer.add_expert_count(experts.num_experts)
+        writer.add_expert_used_count(experts.experts_per_token)
     writer.add_head_count(attention.num_heads)
     writer.add_head_count_kv(attention.num_kv_heads)
     writer.add_key_length(attention.head_dim)
@@ -84,14 +102,24 @@ def _add_numbers(writer: Any, spec: ModelSpec) -> None:
     writer.add_tokenizer_model("none")
 
 
-def _shapes(shards: list[Any]) -> Iterator[tuple[str, list[int]]]:
-    for shard in shards:
-        for name in shard.keys():  # noqa: SIM118  # not a mapping
-            yield name, shard.get_slice(name).get_shape()
+def _tensors(stored: Mapping[str, Any], names: Any) -> dict[str, list[str]]:
+    """Return what each tensor of the file is made of; of experts in the order of their numbers."""
+    found: dict[str, dict[int, str]] = {}
+    for name in stored:
+        number = EXPERT_NUMBER.search(name)
+        target = names.get_name(EXPERT_NUMBER.sub("", name), try_suffixes=SUFFIXES)
+        assert target is not None, name
+        found.setdefault(target, {})[int(number[1]) if number else 0] = name
+    return {target: [parts[n] for n in sorted(parts)] for target, parts in found.items()}
+
+
+def _is_float32(name: str, shape: Sequence[int]) -> bool:
+    """Whether llama.cpp holds a tensor in float32: vectors, and matrices that choose experts."""
+    return len(shape) == 1 or name.endswith(".mlp.gate.weight")
 
 
 def _converted(name: str, tensor: torch.Tensor, spec: ModelSpec) -> np.ndarray[Any, Any]:
-    if tensor.dim() == 1:
+    if _is_float32(name, tensor.shape):
         tensor = tensor.float()
     if ARCHITECTURES[spec.family] == "LLAMA":
         (layer,) = spec.layer_kinds
