@@ -111,7 +111,7 @@ def _parser() -> BenchParser:
         example="--work-dir bench --result tests/bench/results/busy-machine.json",
     )
     add = parser.add_argument
-    add("--preset", default="llama-3.2-1b", help="shape: a preset or a config.json (llama-3.2-1b)")
+    parser.add_model(default="llama-3.2-1b")
     parser.add_bytes("--memory", default=8 * 10**9, help="limit for each run (8GB)")
     add("--num-prompts", type=int, default=64, help="(64)")
     add("--prompt-len", type=int, default=32, help="(32)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from costmodel.families import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_capacities
@@ -19,9 +19,26 @@ from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB, MIB
 
-MODELS = ("opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "opt-1.3b")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """Models to draw from, and what a run may take at most; ``num_layers``: the most to keep."""
+
+    models: tuple[str, ...]
+    num_layers: int
+    longest_s: float
+
+
+DENSE = Shapes(
+    models=("opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "opt-1.3b"),
+    num_layers=99,
+    longest_s=6.0,
+)
+# A layer takes a gigabyte: few of them are enough.
+MIXTURES = Shapes(
+    models=("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b"), num_layers=3, longest_s=20.0
+)
 KINDS = ("searched", "by hand", "searched", "by hand", "searched, GPU", "by hand, GPU")
-LONGEST_S = 6.0
 MOST_BYTES = 4 * GIB
 
 
@@ -34,7 +51,9 @@ class Drawn:
     predicted_bytes: int
 
 
-def draw_policies(rng: random.Random, hardware: HardwareProfile) -> Iterator[Drawn]:
+def draw_policies(
+    rng: random.Random, hardware: HardwareProfile, shapes: Shapes = DENSE
+) -> Iterator[Drawn]:
     """Yield policies without end: searched, by hand, searched and by hand with an emulated GPU.
 
     Each carries the machine with budgets that it just fits, so that the executor's own watch over
@@ -45,13 +64,15 @@ def draw_policies(rng: random.Random, hardware: HardwareProfile) -> Iterator[Dra
             drawn = None
             while drawn is None:
                 draw = _search_one if kind.startswith("searched") else _draw_one
-                drawn = draw(rng, hardware, kind)
+                drawn = draw(rng, hardware, kind, shapes)
             yield drawn
 
 
-def _draw_work(rng: random.Random) -> tuple[ModelSpec, Workload]:
-    spec = load_model_spec(rng.choice(MODELS)).with_dtype(rng.choice(("bfloat16", "float32")))
-    spec = replace(spec, layer_order=spec.layer_order[: rng.randint(2, spec.num_layers)])
+def _draw_work(rng: random.Random, shapes: Shapes) -> tuple[ModelSpec, Workload]:
+    spec = load_model_spec(rng.choice(shapes.models))
+    spec = spec.with_dtype(rng.choice(("bfloat16", "float32")))
+    num_layers = rng.randint(2, min(spec.num_layers, shapes.num_layers))
+    spec = replace(spec, layer_order=spec.layer_order[:num_layers])
     return spec, Workload(
         prompt_len=rng.randint(16, 512), gen_len=rng.randint(2, 16), num_prompts=rng.randint(4, 64)
     )
@@ -65,23 +86,29 @@ def _with_gpu(rng: random.Random, hardware: HardwareProfile, kind: str) -> Hardw
     )
 
 
-def _search_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn | None:
+def _search_one(
+    rng: random.Random, hardware: HardwareProfile, kind: str, shapes: Shapes
+) -> Drawn | None:
     """Search under a budget between what hardly suffices and what is ample."""
-    spec, work = _draw_work(rng)
+    spec, work = _draw_work(rng, shapes)
     budget = hardware.cpu.runtime_bytes + rng.randint(100, 3000) * MIB
     hardware = _with_gpu(rng, hardware, kind)
     try:
         found = search(hardware.with_budget(cpu_memory=budget), spec, work)
     except InfeasibleError:
         return None
-    return _check(found.policy, found.hardware, kind)
+    return _check(found.policy, found.hardware, kind, shapes.longest_s)
 
 
-def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn | None:
-    """Draw batch sizes, placements and the attention's place without asking whether it is wise."""
-    spec, work = _draw_work(rng)
+def _draw_one(
+    rng: random.Random, hardware: HardwareProfile, kind: str, shapes: Shapes
+) -> Drawn | None:
+    """Draw batch sizes, a placement for each component, and who attends and runs experts, without
+    asking whether it is wise."""
+    spec, work = _draw_work(rng, shapes)
     hardware = _with_gpu(rng, hardware, kind)
     has_gpu = hardware.has_gpu
+    has_experts = "experts" in spec.component_names
     gpu_batch_size = rng.randint(1, 32)
     policy = Policy(
         model=spec,
@@ -89,16 +116,19 @@ def _draw_one(rng: random.Random, hardware: HardwareProfile, kind: str) -> Drawn
         gpu_batch_size=gpu_batch_size,
         num_gpu_batches=rng.randint(1, 4),
         prefill_batch_size=rng.randint(1, gpu_batch_size),
-        weights=placed_alike(spec, draw_placement(rng, has_gpu=has_gpu)),
+        weights={name: draw_placement(rng, has_gpu=has_gpu) for name in spec.component_names},
         cache=draw_placement(rng, has_gpu=has_gpu),
         activations=draw_placement(rng, has_gpu=has_gpu),
         cpu_attention=rng.choice((0.0, 0.5, 1.0)) if has_gpu else 1.0,
+        cpu_experts=rng.choice((0.0, 0.5, 1.0)) if has_gpu and has_experts else 0.0,
+        loads_on_demand=has_experts and rng.random() < 0.5,
         weight_bits=spec.full_bits,
         cache_bits=spec.full_bits,
     )
     rounded = round_policy(policy, has_gpu=has_gpu)
+    rounded = replace(rounded, workload=replace(work, num_prompts=rounded.block_size))
     peaks = estimate(rounded, hardware).peak_bytes
-    return _check(rounded, with_capacities(hardware, peaks), kind)
+    return _check(rounded, with_capacities(hardware, peaks), kind, shapes.longest_s)
 
 
 def draw_placement(rng: random.Random, *, has_gpu: bool, has_disk: bool = True) -> Placement:
@@ -114,14 +144,14 @@ def draw_placement(rng: random.Random, *, has_gpu: bool, has_disk: bool = True) 
     return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)
 
 
-def _check(policy: Policy, hardware: HardwareProfile, kind: str) -> Drawn | None:
+def _check(policy: Policy, hardware: HardwareProfile, kind: str, longest_s: float) -> Drawn | None:
     """Leave out what takes too long, or more memory than a small machine has."""
     # One block, as full as the policy allows: that is what its memory was set aside for.
-    work = replace(policy.workload, num_prompts=None)
+    work = replace(policy.workload, num_prompts=policy.block_size)
     policy = replace(policy, workload=work, hardware=replace(hardware, measurements=()))
     prediction = estimate(policy, hardware)
     tiers = ("cpu", "gpu") if hardware.has_gpu else ("cpu",)
     predicted_bytes = sum(prediction.peak_bytes[tier] for tier in tiers)
-    if prediction.latency_s > LONGEST_S or predicted_bytes > MOST_BYTES:
+    if prediction.latency_s > longest_s or predicted_bytes > MOST_BYTES:
         return None
     return Drawn(policy=policy, kind=kind, predicted_bytes=predicted_bytes)

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drawn_policies import Drawn, draw_policies
+from drawn_policies import DENSE, MIXTURES, Drawn, draw_policies
 from memory_cgroup import Ended, MemoryCgroup, last_line
 from workload_run import ROOT, BenchParser, circumstances, keep_result, say
 
@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> None:
     runtime_bytes = measure_runtime_bytes()
     hardware = replace(machine, cpu=replace(machine.cpu, runtime_bytes=runtime_bytes))
     say(f"an empty process holds {format_bytes(runtime_bytes)}")
-    policies = draw_policies(random.Random(flags.seed), hardware)
+    shapes = MIXTURES if flags.mixtures else DENSE
+    policies = draw_policies(random.Random(flags.seed), hardware, shapes)
     cases = []
     for number in range(1, flags.runs + 1):
         cases.append(run_policy(next(policies), flags.seed))
@@ -86,6 +87,7 @@ def _parser() -> BenchParser:
     )
     add = parser.add_argument
     add("--runs", type=int, default=20, help="policies to draw and run (20)")
+    add("--mixtures", action="store_true", help="draw mixtures of experts instead of dense models")
     add("--seed", type=int, default=0, help="of the policies and the prompts (0)")
     return parser
 
@@ -141,6 +143,8 @@ def _figures(drawn: Drawn, ended: Ended, log: Path, limit_bytes: int) -> dict[st
         "cache": to_json(policy.cache),
         "activations": to_json(policy.activations),
         "cpu_attention": policy.cpu_attention,
+        "cpu_experts": policy.cpu_experts,
+        "loads_on_demand": policy.loads_on_demand,
         "predicted_bytes": predicted_bytes,
         "resident_bytes": resident,
         "ratio": resident / predicted_bytes if resident else None,

@@ -74,7 +74,7 @@ def _parser() -> BenchParser:
         example="--gen-len 32 --work-dir bench --result tests/bench/results/offload.json",
     )
     add = parser.add_argument
-    add("--preset", default="llama-3.2-3b", help="shape: a preset or a config.json (llama-3.2-3b)")
+    parser.add_model(default="llama-3.2-3b")
     parser.add_bytes("--memory", default=4 * 10**9, help="limit for each run (4GB)")
     add("--num-prompts", type=int, default=64, help="(64)")
     add("--prompt-len", type=int, default=128, help="(128)")

@@ -127,7 +127,7 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
         else:
             folder = flags.work_dir.resolve()
             folder.mkdir(parents=True, exist_ok=True)
-        config = _config_of(flags.preset)
+        config = _config_of(flags.preset, flags.num_layers)
         yield Bench(
             config=config,
             model=spec_from_config(config, name=load_model_spec(flags.preset).name),
@@ -140,8 +140,8 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
         )
 
 
-def _config_of(preset: str) -> dict[str, Any]:
-    """Return a preset's ``config.json``, or the one in a file or folder.
+def _config_of(preset: str, num_layers: int | None) -> dict[str, Any]:
+    """Return a preset's ``config.json``, or the one in a file or folder, cut to some layers.
 
     Rotary positions are not scaled: the file that llama.cpp reads says nothing of it, and no
     prompt here is long.
@@ -149,7 +149,8 @@ def _config_of(preset: str) -> dict[str, Any]:
     path = Path(preset)
     path = path / "config.json" if path.is_dir() else path
     raw = read_json(path, "model config") if path.is_file() else preset_config(preset)
-    return {key: value for key, value in raw.items() if key != "rope_scaling"}
+    config = {key: value for key, value in raw.items() if key != "rope_scaling"}
+    return config if num_layers is None else config | {"num_hidden_layers": num_layers}
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,13 @@ class BenchParser(Parser):
         )
         self.prog = f"python tests/bench/{script}"
         self.add_argument("--result", type=Path, metavar="FILE", help="keep the JSON here too")
+
+    def add_model(self, *, default: str) -> None:
+        """Add the flags that ``open_bench`` reads of the model's shape."""
+        shape = f"shape: a preset or a config.json ({default})"
+        self.add_argument("--preset", default=default, help=shape)
+        cut = "keep the first N layers of it; default: all"
+        self.add_argument("--num-layers", type=int, metavar="N", help=cut)
 
 
 def run_module(words: Sequence[str], log: Path, timeout_s: float = TIMEOUT_S) -> str:
