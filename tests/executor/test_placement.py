@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
 from executor.engine.channels import Handler
@@ -22,18 +22,16 @@ from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.block import Block
 from profiles.hardware import HardwareProfile
-from tests.executor.reference import Compression, ReferenceModel
+from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import (
-    ON_CPU,
     ON_DISK,
     ON_GPU,
-    Case,
+    ExpectedCase,
     change_policy,
     draw_policy,
     make_hardware,
-    make_policy,
 )
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
 
 GEN_LEN = 6
 LENGTHS = (9, 1, 12, 5, 2, 7, 7)
@@ -50,38 +48,17 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "qwen2", "tied": True},
     "qwen3": {"family": "qwen3", "num_kv_heads": 4},
     "bfloat16": {"family": "llama", "dtype": "bfloat16"},
-    "mixtral": {"family": "mixtral"},
-    "qwen2_moe": {
-        "family": "qwen2_moe",
-        "num_layers": 3,
-        "decoder_sparse_step": 2,
-        "vocab_size": 900,
-    },
-    "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
-    "olmoe": {"family": "olmoe", "tied": True},
+    **MIXTURES,
 }
 IN_FLOAT32 = [name for name in MODELS if name != "bfloat16"]
-WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected(Case):
-    """A case with the tokens that the plain loop makes of it."""
-
-    tokens: list[list[int]]
-
-    def policy(self, **changes: Any) -> Policy:
-        """Change the policy that keeps everything in CPU memory."""
-        base = make_policy(self.source.spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
-        return change_policy(base, **changes)
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Expected]:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedCase]:
     """Make each model once."""
-    made: dict[str, Expected] = {}
+    made: dict[str, ExpectedCase] = {}
 
-    def make(name: str) -> Expected:
+    def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             made[name] = _make_case(folder / "model", folder / "offload", **MODELS[name])
@@ -90,18 +67,18 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Expected]
     return make
 
 
-def _make_case(model: Path, offload: Path, **options: Any) -> Expected:
+def _make_case(model: Path, offload: Path, **options: Any) -> ExpectedCase:
     save_tiny_model(model, seed=3, **options)
     source = Checkpoint.open(model)
     rng = random.Random(5)
     prompts = [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
     tokens = ReferenceModel(source).generate(prompts, GEN_LEN)
     offload.mkdir()
-    return Expected(source=source, prompts=prompts, folder=offload, tokens=tokens)
+    return ExpectedCase(source=source, prompts=prompts, folder=offload, tokens=tokens)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_references_say_something(cases: Callable[[str], Expected], name: str) -> None:
+def test_references_say_something(cases: Callable[[str], ExpectedCase], name: str) -> None:
     tokens = cases(name).tokens
     assert len({tuple(row) for row in tokens}) >= len(tokens) - 1
     assert len({token for row in tokens for token in row}) >= 8
@@ -109,55 +86,17 @@ def test_references_say_something(cases: Callable[[str], Expected], name: str) -
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", IN_FLOAT32)
-def test_random_policies(cases: Callable[[str], Expected], name: str, machine: str) -> None:
+def test_random_policies(cases: Callable[[str], ExpectedCase], name: str, machine: str) -> None:
     case = cases(name)
     rng = random.Random(f"{name} on {machine}")
-    for _ in range(13 if name in WITH_EXPERTS else 3):
+    for _ in range(3):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
 
 
-@pytest.mark.parametrize("name", WITH_EXPERTS)
-def test_packed_experts(cases: Callable[[str], Expected], name: str) -> None:
-    case = cases(name)
-    compression = Compression(weight_bits=4)
-    model = ReferenceModel(case.source, compression=compression)
-    tokens = model.generate([list(prompt) for prompt in case.prompts], GEN_LEN)
-    assert tokens != case.tokens
-    rng = random.Random(name)
-    for machine in (*MACHINES, "gpu", "gpu"):
-        policy = draw_policy(case.policy(weight_bits=4), rng, gpu=machine == "gpu")
-        assert case.generate(policy, MACHINES[machine]) == tokens, policy
-        # Few rows are multiplied with packed weights as they lie.
-        direct = make_hardware(gpu=machine == "gpu", direct=True)
-        assert case.generate(policy, direct) == tokens, policy
-
-
-EXPERT_CORNERS: dict[str, dict[str, Any]] = {
-    "all on the GPU": {"weights": ON_GPU},
-    "all in memory": {"weights": ON_CPU},
-    "all on disk": {"weights": ON_DISK},
-    "all in place": {"weights": ON_CPU, "cpu_experts": 1.0},
-    "some in place": {"weights": THIRDS, "cpu_experts": 0.5},
-}
-
-
-@pytest.mark.parametrize("on_demand", [False, True])
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
-def test_corners_of_experts(cases: Callable[[str], Expected], name: str, on_demand: bool) -> None:
-    case = cases(name)
-    for activations in (ON_GPU, ON_DISK):
-        for corner, changes in EXPERT_CORNERS.items():
-            policy = case.policy(loads_on_demand=on_demand, activations=activations, **changes)
-            assert case.generate(policy, MACHINES["gpu"]) == case.tokens, (corner, activations)
-    for home in (ON_CPU, ON_DISK):
-        policy = case.policy(loads_on_demand=on_demand, weights=home)
-        assert case.generate(policy, MACHINES["cpu"]) == case.tokens, home
-
-
 @pytest.mark.parametrize(("name", "weight_bits"), [("llama", 32), ("llama", 4), ("opt-untied", 32)])
 def test_rows_that_no_prompt_needs_may_hold_anything(
-    cases: Callable[[str], Expected], name: str, weight_bits: int, tmp_path: Path
+    cases: Callable[[str], ExpectedCase], name: str, weight_bits: int, tmp_path: Path
 ) -> None:
     case = cases(name)
     policy = case.policy(weights=HALVES, weight_bits=weight_bits)
@@ -208,7 +147,7 @@ CORNERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-def test_corners(cases: Callable[[str], Expected], corner: str) -> None:
+def test_corners(cases: Callable[[str], ExpectedCase], corner: str) -> None:
     machine, changes = CORNERS[corner]
     case = cases("llama")
     for cpu_attention in (0.0, 0.5, 1.0) if machine == "gpu" else (1.0,):
@@ -222,7 +161,7 @@ def test_corners(cases: Callable[[str], Expected], corner: str) -> None:
     [(1, 1, 1), (7, 1, 7), (4, 2, 3), (3, 2, 2), (1, 7, 1), (5, 4, 1)],
 )
 def test_block_shapes(
-    cases: Callable[[str], Expected],
+    cases: Callable[[str], ExpectedCase],
     machine: str,
     gpu_batch_size: int,
     num_gpu_batches: int,
@@ -244,7 +183,7 @@ def test_block_shapes(
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("gen_len", [1, 2])
-def test_short_generation(cases: Callable[[str], Expected], machine: str, gen_len: int) -> None:
+def test_short_generation(cases: Callable[[str], ExpectedCase], machine: str, gen_len: int) -> None:
     case = cases("opt")
     policy = draw_policy(case.policy(), random.Random(gen_len), gpu=machine == "gpu")
     policy = replace(policy, workload=replace(policy.workload, gen_len=gen_len), cache=HALVES)
@@ -252,7 +191,7 @@ def test_short_generation(cases: Callable[[str], Expected], machine: str, gen_le
     assert case.generate(policy, MACHINES[machine]) == expected
 
 
-def test_prompts_may_be_shorter_than_planned(cases: Callable[[str], Expected]) -> None:
+def test_prompts_may_be_shorter_than_planned(cases: Callable[[str], ExpectedCase]) -> None:
     case = cases("opt")
     workload = replace(case.policy().workload, prompt_len=PROMPT_LEN + 5, gen_len=GEN_LEN)
     policy = case.policy(workload=workload, cache=THIRDS, activations=THIRDS, cpu_attention=0.5)
@@ -260,7 +199,9 @@ def test_prompts_may_be_shorter_than_planned(cases: Callable[[str], Expected]) -
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_bfloat16_takes_a_likeliest_token(cases: Callable[[str], Expected], machine: str) -> None:
+def test_bfloat16_takes_a_likeliest_token(
+    cases: Callable[[str], ExpectedCase], machine: str
+) -> None:
     """Batches round differently, so near ties may fall to either side; nothing else may differ."""
     case = cases("bfloat16")
     model = ReferenceModel(case.source)
@@ -274,7 +215,7 @@ def test_bfloat16_takes_a_likeliest_token(cases: Callable[[str], Expected], mach
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_end_of_sequence(cases: Callable[[str], Expected], machine: str) -> None:
+def test_end_of_sequence(cases: Callable[[str], ExpectedCase], machine: str) -> None:
     case = cases("llama")
     eos_ids = frozenset({case.tokens[0][2], case.tokens[3][0], case.tokens[5][-1]})
     rng = random.Random(8)
@@ -290,7 +231,7 @@ def test_end_of_sequence(cases: Callable[[str], Expected], machine: str) -> None
         assert 0 < len(stopped) < len(case.prompts)
 
 
-def test_a_block_ends_with_its_last_sequence(cases: Callable[[str], Expected]) -> None:
+def test_a_block_ends_with_its_last_sequence(cases: Callable[[str], ExpectedCase]) -> None:
     case = cases("llama")
     eos_ids = frozenset(row[2] for row in case.tokens)
     policy = case.policy(gpu_batch_size=4, cache=ON_DISK)
@@ -302,7 +243,7 @@ def test_a_block_ends_with_its_last_sequence(cases: Callable[[str], Expected]) -
     assert [b.num_tokens for b in case.run(two, MACHINES["cpu"], eos_ids=eos_ids)] == [3, 3]
 
 
-def test_sampling_does_not_depend_on_placement(cases: Callable[[str], Expected]) -> None:
+def test_sampling_does_not_depend_on_placement(cases: Callable[[str], ExpectedCase]) -> None:
     case = cases("qwen2")
     sampler = Sampler(temperature=0.9, top_k=30, top_p=0.95, seed=11)
     expected = case.generate(case.policy(), MACHINES["cpu"], sampler=sampler)
@@ -345,7 +286,7 @@ EXPERT_RACES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("race", RACES)
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_delays_and_stale_buffers(
-    cases: Callable[[str], Expected], race: str, name: str, monkeypatch: pytest.MonkeyPatch
+    cases: Callable[[str], ExpectedCase], race: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks that come late or end late, and staging buffers that hold NaN until they are loaded,
     must not change a token."""
@@ -354,13 +295,13 @@ def test_delays_and_stale_buffers(
 
 @pytest.mark.parametrize("race", EXPERT_RACES)
 def test_delays_and_stale_buffers_of_experts(
-    cases: Callable[[str], Expected], race: str, monkeypatch: pytest.MonkeyPatch
+    cases: Callable[[str], ExpectedCase], race: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _check_race(cases("qwen2_moe"), *EXPERT_RACES[race], monkeypatch)
 
 
 def _check_race(
-    case: Expected, machine: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    case: ExpectedCase, machine: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = case.policy(**({"gpu_batch_size": 2, "cpu_attention": 0.5} | changes))
     _disturb(monkeypatch, 1)
@@ -445,7 +386,7 @@ def _poison_used_layer(block: Block, task: Task) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_placements_agree(cases: Callable[[str], Expected]) -> None:
+def test_cuda_placements_agree(cases: Callable[[str], ExpectedCase]) -> None:
     """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
     case = cases("llama")
     hardware = _cuda_hardware()
@@ -459,7 +400,7 @@ def test_cuda_placements_agree(cases: Callable[[str], Expected]) -> None:
 
 @pytest.mark.gpu
 def test_cuda_survives_delays_and_stale_buffers(
-    cases: Callable[[str], Expected], monkeypatch: pytest.MonkeyPatch
+    cases: Callable[[str], ExpectedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = cases("llama")
     hardware = _cuda_hardware()

@@ -156,3 +156,16 @@ class Case:
             policy, hardware, self.source, self.folder, sampler=sampler, eos_ids=eos_ids
         ) as runner:
             return list(runner.run(self.prompts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedCase(Case):
+    """A case with the tokens that a reference makes of it."""
+
+    tokens: list[list[int]]
+
+    def policy(self, **changes: Any) -> Policy:
+        """Change the policy that keeps everything in CPU memory."""
+        prompt_len = max(len(prompt) for prompt in self.prompts)
+        base = make_policy(self.source.spec, prompt_len=prompt_len, gen_len=len(self.tokens[0]))
+        return change_policy(base, **changes)

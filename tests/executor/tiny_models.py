@@ -39,6 +39,20 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
 }
 
+# Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
+# than a decoder layer, so that it is cut in chunks.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"family": "mixtral"},
+    "qwen2_moe": {
+        "family": "qwen2_moe",
+        "num_layers": 3,
+        "decoder_sparse_step": 2,
+        "vocab_size": 900,
+    },
+    "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
+    "olmoe": {"family": "olmoe", "tied": True},
+}
+
 
 def save_tiny_model(
     folder: Path,
