@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from profiles.packing import Packing
 FEW_ROWS, FEW_OUTPUTS, FEW_WARPS = 16, 64, 4
 MANY_ROWS, MANY_OUTPUTS, MANY_WARPS = 64, 128, 8
 DEPTH_BYTES, NUM_STAGES = 128, 4
-# Addresses that are multiples of it are read in whole vectors.
+# Matrices that begin at a multiple of it are read in whole vectors.
 VECTOR_BYTES = 16
 
 
@@ -30,30 +31,32 @@ def grouped_linear(
 
     Groups without rows have no tile.
     """
-    assert x.stride(1) == out.stride(1) == weights[0].stride(1) == 1
-    is_few = len(x) <= FEW_ROWS * sum(count > 0 for count in counts)
+    matrix, (num_rows, dim) = weights[0], x.shape
+    assert x.stride(1) == out.stride(1) == matrix.stride(1) == 1 and x.dtype == out.dtype
+    is_few = num_rows <= FEW_ROWS * sum(count > 0 for count in counts)
     rows, outputs = (FEW_ROWS, FEW_OUTPUTS) if is_few else (MANY_ROWS, MANY_OUTPUTS)
     tiles = _tiles(counts, weights, rows)
     if not tiles:
         return
     # From pinned memory, because a copy from elsewhere would wait for the GPU.
     table = torch.tensor(tiles, dtype=torch.int64, pin_memory=x.is_cuda)
-    stride_bytes = weights[0].stride(0) * weights[0].element_size()
-    _multiply[(triton.cdiv(len(weights[0]), outputs), len(tiles))](
+    _multiply[(triton.cdiv(len(matrix), outputs), len(tiles))](
         x,
         table.to(x.device, non_blocking=True),
         out,
+        len(matrix),
+        dim,
         x.stride(0),
+        matrix.stride(0),
         out.stride(0),
-        OUTPUTS=len(weights[0]),
-        DIM=x.shape[1],
-        WEIGHT_STRIDE=weights[0].stride(0),
-        IS_ALIGNED=not any(n % VECTOR_BYTES for n in (stride_bytes, *(t[0] for t in tiles))),
+        packing.code_bytes if packing else 0,
         BITS=packing.bits if packing else 0,
-        GROUP=packing.group_size if packing else DEPTH_BYTES // x.element_size(),
-        CODE_BYTES=packing.code_bytes if packing else 0,
+        GROUP=packing.group_size if packing else 1,
+        IS_WHOLE=packing is None or dim % packing.group_size == 0,
+        ALIGNMENT=1 if any(address % VECTOR_BYTES for address, _, _ in tiles) else VECTOR_BYTES,
         TILE_ROWS=rows,
         TILE_OUTPUTS=outputs,
+        DEPTH=DEPTH_BYTES // x.element_size(),
         num_warps=FEW_WARPS if is_few else MANY_WARPS,
         num_stages=NUM_STAGES,
     )
@@ -72,61 +75,67 @@ def _tiles(
     return tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_outputs", "out_stride"])
 def _multiply(
     x,
     tiles,
     out,
+    num_outputs,
+    dim,
     x_stride,
+    weight_stride,
     out_stride,
-    OUTPUTS: tl.constexpr,
-    DIM: tl.constexpr,
-    WEIGHT_STRIDE: tl.constexpr,
-    IS_ALIGNED: tl.constexpr,
+    code_bytes,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
-    CODE_BYTES: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_OUTPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):
     tile = tiles + 3 * tl.program_id(1)
     address, first, end = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    if IS_ALIGNED:
-        address = tl.multiple_of(address, 16)
     row = first + tl.arange(0, TILE_ROWS)
     output = tl.program_id(0) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
-    is_row, is_output = (row < end)[:, None], (output < OUTPUTS)[None, :]
+    is_row, is_output = (row < end)[:, None], (output < num_outputs)[None, :]
     sources = x + row[:, None] * x_stride
-    offsets = output.to(tl.int64)[None, :] * WEIGHT_STRIDE
+    offsets = output.to(tl.int64)[None, :] * weight_stride
     total = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
     if BITS == 0:
-        matrix = address.to(tl.pointer_type(x.dtype.element_ty)) + offsets
-        for start in range(0, DIM, GROUP):
-            i = start + tl.arange(0, GROUP)
-            values = tl.load(sources + i[None, :], mask=is_row & (i < DIM)[None, :], other=0.0)
-            weights = tl.load(matrix + i[:, None], mask=is_output & (i < DIM)[:, None], other=0.0)
+        matrix = address.to(tl.pointer_type(x.dtype.element_ty))
+        matrix = tl.multiple_of(matrix, ALIGNMENT) + offsets
+        for start in range(0, dim, DEPTH):
+            i = start + tl.arange(0, DEPTH)
+            values = tl.load(sources + i[None, :], mask=is_row & (i < dim)[None, :], other=0.0)
+            weights = tl.load(matrix + i[:, None], mask=is_output & (i < dim)[:, None], other=0.0)
             total = tl.dot(values, weights, total, input_precision="ieee")
     else:
-        matrix = address.to(tl.pointer_type(tl.uint8)) + offsets
-        # A byte of codes holds one element, or one of either half of a group.
+        matrix = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), ALIGNMENT) + offsets
+        # A byte of codes holds one element, or one of either half of a group. Those of a large
+        # group come in pieces.
         GROUP_CODES: tl.constexpr = GROUP * BITS // 8
-        i = tl.arange(0, GROUP_CODES)
-        for g in range(0, tl.cdiv(DIM, GROUP)):
-            count = tl.minimum(GROUP, DIM - g * GROUP)
-            codes_count = (count * BITS + 7) // 8
-            is_code = i < codes_count
+        PIECE: tl.constexpr = min(GROUP_CODES, DEPTH)
+        PIECES: tl.constexpr = GROUP_CODES // PIECE
+        for piece in range(0, tl.cdiv(dim, GROUP) * PIECES):
+            g, i = piece // PIECES, piece % PIECES * PIECE + tl.arange(0, PIECE)
+            count = GROUP
+            if not IS_WHOLE:
+                count = tl.minimum(GROUP, dim - g * GROUP)
+            num_codes = (count * BITS + 7) // 8
+            is_code = i < num_codes
             place = matrix + (g * GROUP_CODES + i)[:, None]
             codes = tl.load(place, mask=is_output & is_code[:, None], other=0)
             # Scale and minimum in one word of 4 bytes, bfloat16 each.
-            shared = (matrix + CODE_BYTES + 4 * g).to(tl.pointer_type(tl.int32))
+            shared = (matrix + code_bytes + 4 * g).to(tl.pointer_type(tl.int32))
             both = tl.load(shared, mask=is_output, other=0)
             source = sources + (g * GROUP + i)[None, :]
             values = tl.load(source, mask=is_row & is_code[None, :], other=0.0)
             if BITS == 4:
                 weights = unpack_codes(codes & 15, both).to(values.dtype)
                 total = tl.dot(values, weights, total, input_precision="ieee")
-                is_high = (i < count - codes_count)[None, :]
-                values = tl.load(source + codes_count, mask=is_row & is_high, other=0.0)
+                is_high = (i < count - num_codes)[None, :]
+                values = tl.load(source + num_codes, mask=is_row & is_high, other=0.0)
                 codes = codes >> 4
             weights = unpack_codes(codes, both).to(values.dtype)
             total = tl.dot(values, weights, total, input_precision="ieee")
