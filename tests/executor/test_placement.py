@@ -21,6 +21,7 @@ from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.block import Block
+from profiles import kernels
 from profiles.hardware import HardwareProfile
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
@@ -118,7 +119,9 @@ def test_random_policies(cases: Callable[[str], Expected], name: str, machine: s
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
-def test_packed_experts(cases: Callable[[str], Expected], name: str) -> None:
+def test_packed_experts(
+    cases: Callable[[str], Expected], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = cases(name)
     compression = Compression(weight_bits=4)
     model = ReferenceModel(case.source, compression=compression)
@@ -131,6 +134,9 @@ def test_packed_experts(cases: Callable[[str], Expected], name: str) -> None:
         # Few rows are multiplied with packed weights as they lie.
         direct = make_hardware(gpu=machine == "gpu", direct=True)
         assert case.generate(policy, direct) == tokens, policy
+    # A GPU's experts are, whatever else is unpacked.
+    monkeypatch.setattr(kernels, "groups_packed", lambda x, num_groups: len(x) < 3 * num_groups)
+    assert case.generate(policy, MACHINES["gpu"]) == tokens, policy
 
 
 EXPERT_CORNERS: dict[str, dict[str, Any]] = {
@@ -445,15 +451,17 @@ def _poison_used_layer(block: Block, task: Task) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_placements_agree(cases: Callable[[str], Expected]) -> None:
+@pytest.mark.parametrize(("name", "bits"), [("llama", 32), ("qwen3_moe", 32), ("mixtral", 4)])
+def test_cuda_placements_agree(cases: Callable[[str], Expected], name: str, bits: int) -> None:
     """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
-    case = cases("llama")
+    case = cases(name)
     hardware = _cuda_hardware()
-    everything = case.policy(weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    base = case.policy(weight_bits=bits)
+    everything = change_policy(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
     expected = case.generate(everything, hardware)
     rng = random.Random(4)
     for _ in range(10):
-        policy = draw_policy(case.policy(), rng, gpu=True)
+        policy = draw_policy(base, rng, gpu=True)
         assert case.generate(policy, hardware) == expected, policy
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -117,7 +116,7 @@ def _multiply(
         GROUP_CODES: tl.constexpr = GROUP * BITS // 8
         PIECE: tl.constexpr = min(GROUP_CODES, DEPTH)
         PIECES: tl.constexpr = GROUP_CODES // PIECE
-        for piece in range(0, tl.cdiv(dim, GROUP) * PIECES):
+        for piece in range(tl.cdiv(dim, GROUP) * PIECES):
             g, i = piece // PIECES, piece % PIECES * PIECE + tl.arange(0, PIECE)
             count = GROUP
             if not IS_WHOLE:
