@@ -11,7 +11,8 @@ token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 
 - ``route``: ``3 E`` in float32; ``k`` int64 and ``k`` factors live on.
 - ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. In 16 bits the CPU's products copy
-  the inner vectors, ``r * size`` more. Where weights stay in float32 and the model does not, two
+  the inner vectors, ``r * size`` more. A GPU's hold three int64 for each expert and for each 16
+  rows, which is too little to count. Where weights stay in float32 and the model does not, two
   float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden`` in all.
 - ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
 - ``experts_output``: ``hidden`` (what it returns), and the larger of the last two.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,10 +101,13 @@ def multiply_groups(
     Parameters
     ----------
     matrices
-        Some hold only until the next one is looked at: those are multiplied one by one.
+        Some hold only until the next one is looked at: those are multiplied one by one, unless
+        few rows are multiplied with them as they are packed.
     groups
         Numbers of matrices, and the rows of each, one group behind the other.
     """
+    if isinstance(matrices, OneByOne) and kernels.groups_packed(x, len(groups)):
+        matrices = matrices.packed
     if isinstance(matrices, OneByOne) or not groups:
         for number, part in groups:
             multiply(x[part], matrices[number], out[part])
@@ -121,6 +125,11 @@ def multiply_groups(
 
 class OneByOne(Sequence[Matrix]):
     """Matrices of which each holds until the next one is looked at."""
+
+    @property
+    @abstractmethod
+    def packed(self) -> Sequence[PackedRows]:
+        """The same matrices, packed, which all hold."""
 
 
 def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:

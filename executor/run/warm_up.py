@@ -8,11 +8,11 @@ from functools import partial
 import torch
 
 from costmodel.model.layer_spec import AttentionSpec
-from costmodel.model.layout import LayerLayout, row_packing
+from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
 from costmodel.plan.policy import Policy
 from profiles import kernels
 from profiles.compute_plan import DTYPES
-from profiles.packing import Packing
+from profiles.packing import DIRECT_ROWS, Packing
 
 # Packed rows begin at multiples of four bytes.
 UNALIGNED = 4
@@ -30,6 +30,9 @@ def compile_kernels(
     for matrix in {tensor.packing for component in components for tensor in component.tensors}:
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
+    experts = {t for c in components if c.num_units > 1 for t in c.tensors}
+    for tensor in experts:
+        _compile_groups(tensor, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:
         packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)
         if packing is not None:
@@ -59,6 +62,15 @@ def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device
     for start in (0, UNALIGNED):
         packed = raw[start : start + matrix.row_bytes].view(1, 1, -1)
         kernels.unpack_rows(packed, matrix, whole)
+
+
+def _compile_groups(tensor: TensorLayout, dtype: torch.dtype, device: torch.device) -> None:
+    """Compile products with experts' matrices: of few rows each, and of more."""
+    weight = torch.zeros(1, tensor.row_bytes, dtype=torch.uint8, device=device)
+    weight = weight if tensor.packing else weight.view(dtype)
+    for num_rows in (1, DIRECT_ROWS):
+        x = torch.zeros(num_rows, tensor.shape[1], dtype=dtype, device=device)
+        kernels.grouped_linear(x, [num_rows], [weight], packing=tensor.packing)
 
 
 def _compile_attention(

@@ -139,6 +139,12 @@ class UnpackedExperts(OneByOne):
     def __len__(self) -> int:
         return len(self._packed)
 
+    @property
+    def packed(self) -> Sequence[PackedRows]:
+        """The same matrices, packed, which all hold."""
+        assert self._tensor.packing is not None
+        return [PackedRows(rows, self._tensor.packing) for rows in self._packed]
+
 
 class CpuExperts(Sequence[Matrix]):
     """One matrix of each expert in CPU memory, by the number of the expert; packed ones are

@@ -17,13 +17,14 @@ from profiles.kernels import twins
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.groups import pack_rows, unpack_rows
-from profiles.kernels.products import grouped_linear, linear, multiply_rows
+from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 from profiles.packing import Packing
 
 __all__ = [
     "decode_attention",
     "end_idle_threads",
     "grouped_linear",
+    "groups_packed",
     "is_native",
     "linear",
     "load_library",

@@ -1,8 +1,9 @@
-"""Matrix products on the CPU whose tiles are handed out to the cores as these come free.
+"""Matrix products of few rows: on the CPU, tiles are handed out to the cores as these come free.
 
 torch divides a product into one equal share a thread and waits for the slowest. Beside another
 program that is always a thread which was taken off its core. Of few rows, and of 16-bit floats on
-processors that cannot multiply these, torch's products are slower besides.
+processors that cannot multiply these, torch's products are slower besides. On a GPU groups of few
+rows are one launch.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import torch
 from torch.nn import functional as F
 
 from profiles.kernels import twins
-from profiles.kernels.call import call_kernel, is_native
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native
 from profiles.mounts import read_lines
-from profiles.packing import Packing
+from profiles.packing import DIRECT_ROWS, Packing
 
 # torch is faster with more rows: of float32, and of bfloat16 where the processor multiplies tiles
 # of it (Intel's AMX; Arm's matrix instructions).
 MOST_ROWS = {"wide vectors": 64, "narrow vectors": 12, "matrix unit": 16}
 MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})
+# A GPU multiplies groups of more rows, on average, one by one: each takes longer than its launch.
+MOST_GROUP_ROWS = 512
 
 
 class _Products(ctypes.Structure):
@@ -118,8 +121,17 @@ def grouped_linear(
     if is_native(x):
         _multiply(x, counts, weights, packing, out)
     else:
-        twins.grouped_linear(x, counts, weights, packing, out)
+        is_few = x.is_cuda and len(x) <= MOST_GROUP_ROWS * len(counts)
+        fused = gpu_kernels() if is_few else None
+        (fused or twins).grouped_linear(x, counts, weights, packing, out)
     return out
+
+
+def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
+    """Whether a GPU multiplies so many groups of the rows of ``x`` with packed weights straight,
+    rather than with each group's unpacked first."""
+    is_few = x.is_cuda and len(x) <= DIRECT_ROWS * num_groups
+    return is_few and gpu_kernels() is not None
 
 
 def most_native_rows(dtype: torch.dtype) -> float:

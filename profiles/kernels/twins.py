@@ -127,7 +127,7 @@ def grouped_linear(
     ):
         if len(rows):
             matrix = unpacked(weight, packing, x.dtype) if packing else weight
-            part.copy_(F.linear(rows, matrix))
+            torch.mm(rows, matrix.t(), out=part)
 
 
 def unpacked(packed: torch.Tensor, packing: Packing, dtype: torch.dtype) -> torch.Tensor:

@@ -99,6 +99,13 @@ CASES = {
         num_prompts=384,
         accelerate_batches=(8,),
     ),
+    "olmoe-1b-7b": GpuCase(
+        model="olmoe-1b-7b",
+        gpu_memory=4 * GIB,
+        cpu_memory=CPU_MEMORY,
+        num_prompts=128,
+        accelerate_batches=(8,),
+    ),
     "opt-13b": GpuCase(
         model="opt-13b",
         gpu_memory=16 * GIB,

@@ -12,6 +12,7 @@ import torch
 
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
+from profiles import kernels
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
     ON_CPU,
@@ -113,6 +114,17 @@ def test_random_policies(cases: Cases, name: str, bits: int, machine: str) -> No
         # On every second machine, few rows are multiplied with packed weights as they lie.
         hardware = make_hardware(gpu=machine == "gpu", direct=number % 2 == 1)
         assert case.generate(policy, hardware) == case.tokens, policy
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_packed_groups_on_a_gpu(cases: Cases, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows of a GPU's experts are multiplied packed, whatever else is unpacked."""
+    case = cases(name, 4)
+    monkeypatch.setattr(kernels, "groups_packed", lambda x, num_groups: len(x) < 3 * num_groups)
+    rng = random.Random(name)
+    for _ in range(3):
+        policy = draw_policy(case.policy(weight_bits=4), rng, gpu=True)
+        assert case.generate(policy, make_hardware(gpu=True)) == case.tokens, policy
 
 
 CORNERS: dict[str, dict[str, Any]] = {

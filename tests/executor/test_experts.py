@@ -23,7 +23,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from costmodel.model import layer_spec
 from costmodel.model.layer_spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model.experts import Routing, add_routed, experts_output, route
-from executor.model.matrices import LayerWeights, PackedRows
+from executor.model.matrices import LayerWeights, Matrix, PackedRows
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.packing import Packing
@@ -235,6 +235,31 @@ def test_packed_experts_are_multiplied_as_if_unpacked() -> None:
     routing = route(x, weights, case.spec)
     got, expected = (experts_output(x, routing, w, case.spec) for w in (packed, unpacked))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 9, 300, 3000])
+def test_cuda_makes_what_the_cpu_makes(num_tokens: int, is_packed: bool) -> None:
+    """Of few rows an expert, of more than a tile, and of so many that torch multiplies them."""
+    case = CASES["qwen3-moe"]
+    weights, x = dict(_our_weights(case.build())), _tokens(num_tokens, 0)
+    routing = route(x, weights, case.spec)
+    if is_packed:
+        for name in ("expert_gate_up.weight", "expert_down.weight"):
+            plain = [m for m in weights[name] if isinstance(m, torch.Tensor)]
+            weights[name] = [_packed(m)[0] for m in plain]
+    expected = experts_output(x, routing, weights, case.spec)
+    moved = {name: [_on_cuda(m) for m in matrices] for name, matrices in weights.items()}
+    routing = Routing(routing.experts.cuda(), routing.weights.cuda())
+    got = experts_output(x.cuda(), routing, moved, case.spec)
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def _on_cuda(matrix: Matrix) -> Matrix:
+    if isinstance(matrix, PackedRows):
+        return PackedRows(matrix.rows.cuda(), matrix.packing)
+    return matrix.cuda()
 
 
 def _packed(matrix: torch.Tensor) -> tuple[PackedRows, torch.Tensor]:

@@ -386,15 +386,17 @@ def _poison_used_layer(block: Block, task: Task) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_placements_agree(cases: Callable[[str], ExpectedCase]) -> None:
+@pytest.mark.parametrize(("name", "bits"), [("llama", 32), ("qwen3_moe", 32), ("mixtral", 4)])
+def test_cuda_placements_agree(cases: Callable[[str], ExpectedCase], name: str, bits: int) -> None:
     """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
-    case = cases("llama")
+    case = cases(name)
     hardware = _cuda_hardware()
-    everything = case.policy(weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    base = case.policy(weight_bits=bits)
+    everything = change_policy(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
     expected = case.generate(everything, hardware)
     rng = random.Random(4)
     for _ in range(10):
-        policy = draw_policy(case.policy(), rng, gpu=True)
+        policy = draw_policy(base, rng, gpu=True)
         assert case.generate(policy, hardware) == expected, policy
 
 

@@ -24,6 +24,7 @@ from tests.executor.tiny_models import save_tiny_model
 # Where each kernel that is Triton's on a GPU is called by its name.
 PLACES = {
     "decode_attention": [kernels],
+    "grouped_linear": [kernels],
     "pack_rows": [kernels, kv_cache],
     "rms_norm": [kernels],
     "rotate": [kernels],
@@ -35,7 +36,7 @@ PLACES = {
 def _noted() -> Iterator[set[tuple[object, ...]]]:
     """Note of each call what would make it another kernel in Triton: the elements of its last
     dimension, its dtype, its packing, whether some prompts are shorter, and where packed weights
-    begin."""
+    or those of groups begin."""
     calls: set[tuple[object, ...]] = set()
 
     def noting(name: str) -> Any:
@@ -47,7 +48,9 @@ def _noted() -> Iterator[set[tuple[object, ...]]]:
             # Attention to what is not packed is torch's own.
             if name != "decode_attention" or packing:
                 is_padded = named.get("lengths") is not None
-                is_aligned = name == "unpack_rows" and first.data_ptr() % 16 == 0
+                begins = [first] if name == "unpack_rows" else []
+                begins = rest[1] if name == "grouped_linear" else begins
+                is_aligned = not any(tensor.data_ptr() % 16 for tensor in begins)
                 key = name, first.shape[-1], first.dtype, packing, is_padded, is_aligned
                 calls.add(key)
             return kernel(first, *rest, **named)
@@ -62,12 +65,17 @@ def _noted() -> Iterator[set[tuple[object, ...]]]:
         yield calls
 
 
-@pytest.mark.parametrize("family", ["opt", "llama", "qwen3"])
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("bits", [32, 4])
 @pytest.mark.parametrize("prompts", [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4]]])
 def test_a_run_calls_what_was_compiled(
-    family: str, bits: int, prompts: list[list[int]], tmp_path: Path
+    family: str,
+    bits: int,
+    prompts: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(kernels, "groups_packed", lambda x, num_groups: True)  # as a GPU has it
     options: dict[str, Any] = {} if family == "opt" else {"head_dim": 32}
     save_tiny_model(tmp_path / "model", family, **options)
     source = Checkpoint.open(tmp_path / "model")

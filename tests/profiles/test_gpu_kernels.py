@@ -14,6 +14,8 @@ from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import BITS, GROUP_SIZES, Packing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter multiplies bfloat16 as if its bits were whole numbers.
+MULTIPLIED = [d for d in DTYPES.values() if DEVICE == "cuda" or d != torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,45 @@ def test_rotate(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int, posit
 def test_rows_whose_groups_differ_are_attended_otherwise(gpu: ModuleType) -> None:
     for dim in (80, 33):
         assert not gpu.attends_packed(Packing(num_elements=dim, bits=4, group_size=64))
+
+
+@pytest.mark.parametrize("dtype", MULTIPLIED)
+@pytest.mark.parametrize(("bits", "group_size"), [(0, 32), (4, 32), (4, 128), (8, 128)])
+@pytest.mark.parametrize(
+    # Groups of few rows, one of more than a tile, and inputs that no tile divides.
+    ("counts", "outputs", "inputs"),
+    [([3, 0, 1, 17, 0], 67, 77), ([0, 70], 130, 256)],
+)
+def test_grouped_products(
+    gpu: ModuleType,
+    dtype: torch.dtype,
+    bits: int,
+    group_size: int,
+    counts: list[int],
+    outputs: int,
+    inputs: int,
+) -> None:
+    """Of rows that lie apart, with matrices at odd places."""
+    x = torch.randn(sum(counts), inputs + 3, device=DEVICE).to(dtype)[:, :inputs]
+    places = torch.randn(len(counts), outputs + 1, inputs, device=DEVICE).to(dtype)
+    packing = None
+    if bits:
+        packing = Packing(num_elements=inputs, bits=bits, group_size=group_size)
+        plain = places
+        places = torch.empty(*plain.shape[:2], packing.row_bytes, dtype=torch.uint8, device=DEVICE)
+        pack_rows_twin(plain, packing, places)
+    weights = list(places[:, 1:])
+    around = torch.full((len(x), outputs + 2), torch.nan, device=DEVICE).to(dtype)
+    gpu.grouped_linear(x, counts, weights, packing, around[:, 1:-1])
+    expected = torch.empty(len(x), outputs, device=DEVICE).to(dtype)
+    twins.grouped_linear(x, counts, weights, packing, expected)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    torch.testing.assert_close(
+        around[:, 1:-1], expected, rtol=tolerance, atol=tolerance * inputs**0.5
+    )
+    assert around.isnan().sum() == 2 * len(x)
+
+
+def test_groups_without_rows_are_no_product(gpu: ModuleType) -> None:
+    x, weight = torch.ones(0, 4, device=DEVICE), torch.ones(3, 4, device=DEVICE)
+    gpu.grouped_linear(x, [0, 0], [weight, weight], None, x[:, :3])

@@ -3,10 +3,12 @@
 from profiles.kernels.gpu.attention import attends_packed, decode_attention
 from profiles.kernels.gpu.groups import pack_rows, unpack_rows
 from profiles.kernels.gpu.layer import rms_norm, rotate
+from profiles.kernels.gpu.products import grouped_linear
 
 __all__ = [
     "attends_packed",
     "decode_attention",
+    "grouped_linear",
     "pack_rows",
     "rms_norm",
     "rotate",

@@ -128,6 +128,15 @@ def _pack(
 
 
 @triton.jit
+def unpack_codes(codes, both):
+    """Unpack codes to float32; ``both`` are their scales and minimums, bfloat16 in an int32."""
+    step = (both << 16).to(tl.float32, bitcast=True)
+    base = (both & -65536).to(tl.float32, bitcast=True)
+    # Halved in between, because a group may span more than the largest float.
+    return (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
+
+
+@triton.jit
 def _elements(
     row,
     cols,
