@@ -129,7 +129,7 @@ class WeightStore:
         """Copy one piece of the needed experts of a layer into GPU staging, from where they are
         below it."""
         component, size = self._experts(task)
-        cut, target = component.placed.cut, self._staging["gpu"][task.slot]
+        cut, target = component.placed.cut, self._staging["gpu"][task.sent_slot]
         start, home = component.gpu_offset - cut.gpu_end, self._home("cpu", component)
         here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
         low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
@@ -190,7 +190,7 @@ class WeightStore:
 
     def send(self, task: Task) -> int:
         """Copy one piece of what a layer has below the GPU into GPU staging."""
-        target, ahead = self._staging["gpu"][task.slot], list(self._loaded_ahead(task))
+        target, ahead = self._staging["gpu"][task.sent_slot], list(self._loaded_ahead(task))
         moved = 0
         for component, part in resident_parts(
             ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill
@@ -222,9 +222,7 @@ class WeightStore:
         """Return the tensors of the layer that a task computes, each as the row chunks that it is
         cut into, those of experts as one matrix for each; a packed matrix is whole, and unpacked
         when it is first asked for, unless few rows are multiplied with it."""
-        # The embedding takes no turn in the staging buffers.
-        visit = task.token * (len(self.layers) - 1) + task.layer - 1
-        key = (task.layer, visit % NUM_BUFFERS)
+        key = (task.layer, task.sent_slot if self.machine.has_gpu else task.read_slot)
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
         if self._unpacked is None:
@@ -262,7 +260,7 @@ class WeightStore:
     def _window(self, task: Task, component: StagedComponent, first: int, end: int) -> torch.Tensor:
         """Return the place of a component's bytes [first, end) in CPU staging."""
         start = component.window_offset - component.window_start
-        return self._staging["cpu"][task.slot][start + first : start + end]
+        return self._staging["cpu"][task.read_slot][start + first : start + end]
 
     def _disk_piece(self, task: Task) -> tuple[int, int]:
         """Return the part of CPU staging that one piece of a layer's weights fills.

@@ -424,7 +424,7 @@ def _poison_sent_piece(block: Block, task: Task) -> None:
     store = block.stores.weights
     first, end = store._disk_piece(task)
     if store._staged[task.layer].cpu_bytes:
-        store._staging["cpu"][task.slot][first:end].fill_(255)
+        store._staging["cpu"][task.read_slot][first:end].fill_(255)
 
 
 def _uses_layer_last(block: Block, task: Task) -> bool:
