@@ -32,11 +32,11 @@ class MoveMaker(TaskMaker):
         reads, sends = list(self.reads.beside(here)), list(self.sends.beside(here))
         # The next batch's hidden states may be those that the pending one has yet to make.
         unmade = pending is None or pending.batch in [position.batch for position in there]
-        waits_for_disk = any(piece.layer in self.route.disk_weights for piece in (*reads, *sends))
-        is_late = waits_for_disk or self.num_batches > 1
+        waits_for_disk = any(piece.layer in self.route.disk_weights for piece in sends)
+        num_early = 0 if waits_for_disk or self.num_batches > 1 else 1
         return [
-            (self.load_weights(here, reads[:1], sends[:1]), is_late),
-            (self.load_weights(here, reads[1:], sends[1:]), True),
+            (self.load_weights(here, (), sends[:num_early]), False),
+            (self.load_weights(here, reads, sends[num_early:]), True),
             (self.load_cache(there), self.route.fetches_from_disk),
             (self.load_hidden(there), self.route.disk_hidden or unmade),
         ]

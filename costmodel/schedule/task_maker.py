@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import num_hidden_buffers, num_weight_pieces
+from costmodel.pricing.memory import num_hidden_buffers
 from costmodel.schedule.lookahead import Lookahead
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Hazards, Resource, Task
@@ -24,21 +24,16 @@ class TaskMaker:
 
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
         self.route = plan.route
+        self.layers = plan.layers
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
-        self.num_pieces = num_weight_pieces(num_batches)
         self.num_tokens = num_tokens
         self.reads, self.sends = (
-            Lookahead(
-                layers,
-                num_layers=len(plan.layers),
-                num_batches=num_batches,
-                num_pieces=self.num_pieces,
-                num_tokens=num_tokens,
-            )
+            Lookahead(plan, layers, num_batches=num_batches, num_tokens=num_tokens)
             for layers in (self.route.disk_weights, self.route.sent_weights)
         )
+        self.num_pieces = self.reads.num_pieces
         self._hazards = Hazards()
         self._count = 0
         self.first_head = self.kinds.index("head")
@@ -95,11 +90,13 @@ class TaskMaker:
 
     def piece_on_cpu(self, here: Position, number: int) -> Resource:
         """Return the buffer for one piece of what a layer has on disk."""
-        return ("weights", "cpu", self.reads.slot(here.token, here.layer), number)
+        slot = self.reads.slot(here.token, here.layer)
+        return ("weights", "cpu", self.layers[here.layer].staging, slot, number)
 
     def piece_sent(self, here: Position, number: int) -> Resource:
         """Return the buffer on the GPU for one piece of what a layer has below it."""
-        return ("weights", "gpu", self.sends.slot(here.token, here.layer), number)
+        slot = self.sends.slot(here.token, here.layer)
+        return ("weights", "gpu", self.layers[here.layer].staging, slot, number)
 
     def hidden_slot(self, here: Position) -> int:
         """Return the buffer that stages the hidden states of a position."""

@@ -85,26 +85,26 @@ class BlockMemory:
         yield from getattr(self, f"_{task.kind}")(task)
 
     def _read_weights(self, task: Task) -> Iterator[Access]:
-        yield ("weights", "cpu", self._read_slot(task), task.batch), None, (task.token, task.layer)
+        yield self._read_piece(task), None, (task.token, task.layer)
 
     def _send_weights(self, task: Task) -> Iterator[Access]:
         content = (task.token, task.layer)
         if task.layer in self.disk_layers:
-            yield ("weights", "cpu", self._read_slot(task), task.batch), content, None
-        yield ("weights", "gpu", self._device_slot(task), task.batch), None, content
+            yield self._read_piece(task), content, None
+        yield self._device_piece(task, task.batch), None, content
 
     def _read_experts(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None
-        buffer = ("weights", "cpu", self._read_slot(task), task.batch)
+        buffer = self._read_piece(task)
         yield buffer, (task.token, task.layer), (task.token, task.layer, "experts")
 
     def _send_experts(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None
         content = (task.token, task.layer, "experts")
         if task.layer in self.disk_layers:
-            yield ("weights", "cpu", self._read_slot(task), task.batch), content, None
+            yield self._read_piece(task), content, None
         yield (
-            ("weights", "gpu", self._device_slot(task), task.batch),
+            self._device_piece(task, task.batch),
             (task.token, task.layer),
             content,
         )
@@ -115,19 +115,26 @@ class BlockMemory:
             content = (task.token, task.layer, "experts")
         if task.layer in self.moved_layers:
             for piece in range(self.num_pieces):
-                buffer = ("weights", self.compute_tier, self._device_slot(task), piece)
+                buffer = self._device_piece(task, piece)
                 yield buffer, content, None
 
-    def _read_slot(self, task: Task) -> int:
-        slot = _turn(task, self.disk_layers) % 2
+    def _read_piece(self, task: Task) -> Hashable:
+        slot = self._turn(task, self.disk_layers) % 2
         assert task.read_slot == slot
-        return slot
+        return ("weights", "cpu", self.kinds[task.layer] == "attention", slot, task.batch)
 
-    def _device_slot(self, task: Task) -> int:
+    def _device_piece(self, task: Task, piece: int) -> Hashable:
         """Loaded layers take turns in the two buffers of the device that computes."""
-        slot = _turn(task, self.moved_layers) % 2
+        slot = self._turn(task, self.moved_layers) % 2
         assert (task.sent_slot if self.has_gpu else task.read_slot) == slot
-        return slot
+        is_attention = self.kinds[task.layer] == "attention"
+        return ("weights", self.compute_tier, is_attention, slot, piece)
+
+    def _turn(self, task: Task, loaded: set[int]) -> int:
+        """Number the loads of layers over all passes; attention and all else take turns apart."""
+        is_attention = self.kinds[task.layer] == "attention"
+        turns = [i for i in sorted(loaded) if (self.kinds[i] == "attention") == is_attention]
+        return task.token * len(turns) + turns.index(task.layer)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -263,11 +270,6 @@ class BlockMemory:
         yield from self._weights(task)
         yield ("attended", "gpu", task.slot), _at(task), None
         yield from self._hidden(task, ends=True)
-
-
-def _turn(task: Task, loaded: set[int]) -> int:
-    """Number the loads of layers over all passes."""
-    return task.token * len(loaded) + sorted(loaded).index(task.layer)
 
 
 def _at(task: Task) -> tuple[int, int, int]:
