@@ -7,7 +7,6 @@ bounds each of them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
@@ -112,23 +111,20 @@ def _weight_bytes(problem: Problem, shares: Mapping[str, Quantity]) -> Quantity:
 def _weight_staging(
     problem: Problem, shares: Shares[Quantity], staged: Mapping[str, Quantity], edge_bytes: int
 ) -> dict[str, Quantity]:
-    """Return the bytes of all staging buffers, were those of each kind made for each of its
-    layers: they are made for the largest.
+    """Return the bytes of both staging buffers, were they made for each of the layers: they are
+    made for the largest.
 
     ``staged`` is what is staged of each class of components. Each is cut near the fraction, and
     takes ``edge_bytes`` more.
     """
-    kinds: dict[str, dict[str, Quantity]] = {}
+    sizes: dict[str, Quantity] = {}
     for name, layer in problem.sizes.staged_layers.items():
         edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
         size = shares.per_block * (NUM_BUFFERS * edges)
         for component in layer.components:
             size = size + staged[component.name] * (NUM_BUFFERS * component.num_bytes)
-        kinds.setdefault(layer.staging, {})[name] = size
-    return {
-        ", ".join(names): total(kinds[kind][name] for kind, name in zip(kinds, names, strict=True))
-        for names in itertools.product(*kinds.values())
-    }
+        sizes[name] = size
+    return sizes
 
 
 def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from costmodel.plan.plan import Plan
@@ -16,7 +15,7 @@ from profiles.units import MIB
 LEAST_PIECE_BYTES = 16 * MIB
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One piece of the weights of a layer, for one pass."""
 
@@ -27,6 +26,11 @@ class Piece:
 
 class Lookahead:
     """The loads of all layers to one tier.
+
+    Layers that are loaded take turns in ``NUM_BUFFERS`` staging buffers. A buffer is free once the
+    layer that it held is computed. From then on the next layer of that buffer is loaded, spread
+    evenly over all positions until it is computed. So a head is loaded beside all decoder layers
+    where these are resident.
 
     Parameters
     ----------
@@ -39,85 +43,51 @@ class Lookahead:
     def __init__(
         self, plan: Plan, loaded: Collection[int], *, num_batches: int, num_tokens: int
     ) -> None:
-        self.loaded = loaded
         self.num_pieces = num_load_pieces(plan, num_batches)
-        self._rings = [
-            _Ring(
-                layers,
-                visits_per_token=len(plan.layers) - 1,
-                num_batches=num_batches,
-                num_pieces=self.num_pieces,
-                num_tokens=num_tokens,
-            )
-            for layers in _rings(plan, loaded)
-        ]
-
-    def slot(self, token: int, layer: int) -> int:
-        """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
-        return next((ring.slot(token, layer) for ring in self._rings if layer in ring.layers), 0)
-
-    def first(self) -> Iterator[Piece]:
-        """Yield what the first layer needs, which no position comes before."""
-        if 1 in self.loaded:
-            yield from (Piece(0, 1, number) for number in range(self.num_pieces))
-
-    def beside(self, here: Position) -> Iterator[Piece]:
-        """Yield the pieces that are loaded beside a position, in the order of their need."""
-        if here.layer > 0:
-            yield from heapq.merge(*(ring.beside(here) for ring in self._rings))
-
-
-class _Ring:
-    """Layers that take turns in ``NUM_BUFFERS`` staging buffers.
-
-    A buffer is free once the layer that it held is computed. From then on the next layer of that
-    buffer is loaded, spread evenly over all positions until it is computed. So a head is loaded
-    beside all decoder layers where these are resident.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[int],
-        *,
-        visits_per_token: int,
-        num_batches: int,
-        num_pieces: int,
-        num_tokens: int,
-    ) -> None:
-        self.layers = layers
-        self._visits_per_token = visits_per_token
+        self._layers = sorted(loaded)
+        self._visits_per_token = len(plan.layers) - 1
         self._num_batches = num_batches
-        self._num_pieces = num_pieces
         self._num_tokens = num_tokens
 
     def slot(self, token: int, layer: int) -> int:
-        return (token * len(self.layers) + self.layers.index(layer)) % NUM_BUFFERS
+        """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
+        if layer not in self._layers:
+            return 0
+        return (token * len(self._layers) + self._layers.index(layer)) % NUM_BUFFERS
+
+    def first(self) -> Iterator[Piece]:
+        """Yield what the first layer needs, which no position comes before."""
+        if 1 in self._layers:
+            yield from (Piece(0, 1, number) for number in range(self.num_pieces))
 
     def beside(self, here: Position) -> Iterator[Piece]:
-        behind = bisect.bisect_right(self.layers, here.layer)
-        turn = here.token * len(self.layers) + behind
+        """Yield the pieces that are loaded beside a position."""
+        if here.layer == 0 or not self._layers:
+            return
+        behind = bisect.bisect_right(self._layers, here.layer)
+        turn = here.token * len(self._layers) + behind
         yield from self._pieces(turn, here)
-        if here.layer not in self.layers:
+        if here.layer not in self._layers:
             # Both buffers are free, or being filled.
             yield from self._pieces(turn + 1, here)
 
     def _pieces(self, turn: int, here: Position) -> Iterator[Piece]:
-        token, index = divmod(turn, len(self.layers))
+        token, index = divmod(turn, len(self._layers))
         if token >= self._num_tokens:
             return
         first = self._visit(turn - NUM_BUFFERS) + 1 if turn >= NUM_BUFFERS else 0
         num_steps = (self._visit(turn) - first) * self._num_batches
         before = (here.visit - first) * self._num_batches
         low, high = (
-            -(-(before + batch) * self._num_pieces // num_steps)
+            -(-(before + batch) * self.num_pieces // num_steps)
             for batch in (here.batches.start, here.batches.stop)
         )
         for number in range(low, high):
-            yield Piece(token, self.layers[index], number)
+            yield Piece(token, self._layers[index], number)
 
     def _visit(self, turn: int) -> int:
-        token, index = divmod(turn, len(self.layers))
-        return token * self._visits_per_token + self.layers[index] - 1
+        token, index = divmod(turn, len(self._layers))
+        return token * self._visits_per_token + self._layers[index] - 1
 
 
 def num_load_pieces(plan: Plan, num_batches: int) -> int:
@@ -129,21 +99,13 @@ def num_load_pieces(plan: Plan, num_batches: int) -> int:
     """
     fewest = num_weight_pieces(num_batches)
     tiers = (plan.route.disk_weights, plan.route.sent_weights)
-    rings = [layers for loaded in tiers for layers in _rings(plan, loaded)]
-    if not rings or plan.policy.loads_on_demand:
+    groups = [loaded for loaded in tiers if loaded]
+    if not groups or plan.policy.loads_on_demand:
         return fewest
-    visits = min((len(plan.layers) - 1) // len(layers) for layers in rings)
+    visits = min((len(plan.layers) - 1) // len(layers) for layers in groups)
     largest = max(
         sum(component.cut.off_gpu_bytes for component in plan.weights[layer])
-        for layers in rings
+        for layers in groups
         for layer in layers
     )
     return max(fewest, min(visits * num_batches, largest // LEAST_PIECE_BYTES))
-
-
-def _rings(plan: Plan, loaded: Collection[int]) -> list[list[int]]:
-    """Return the loaded layers of each kind of staging buffers, in the order of the schedule."""
-    rings: dict[str, list[int]] = {}
-    for layer in sorted(loaded):
-        rings.setdefault(plan.layers[layer].staging, []).append(layer)
-    return list(rings.values())

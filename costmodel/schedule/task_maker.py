@@ -24,7 +24,6 @@ class TaskMaker:
 
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
         self.route = plan.route
-        self.layers = plan.layers
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
@@ -91,12 +90,12 @@ class TaskMaker:
     def piece_on_cpu(self, here: Position, number: int) -> Resource:
         """Return the buffer for one piece of what a layer has on disk."""
         slot = self.reads.slot(here.token, here.layer)
-        return ("weights", "cpu", self.layers[here.layer].staging, slot, number)
+        return ("weights", "cpu", slot, number)
 
     def piece_sent(self, here: Position, number: int) -> Resource:
         """Return the buffer on the GPU for one piece of what a layer has below it."""
         slot = self.sends.slot(here.token, here.layer)
-        return ("weights", "gpu", self.layers[here.layer].staging, slot, number)
+        return ("weights", "gpu", slot, number)
 
     def hidden_slot(self, here: Position) -> int:
         """Return the buffer that stages the hidden states of a position."""
