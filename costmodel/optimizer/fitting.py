@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from costmodel.optimizer.program import Limits, Price, Program, Solution
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_policy, roundings_of
+from costmodel.pricing.memory import capacities, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
+from profiles.hardware import HardwareProfile
 
 # Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
 ROUNDING_ATTEMPTS = 8
@@ -40,7 +44,7 @@ def fit(
         latency_s = price.latency_per_sequence_s * block_size
         lateness = latency_s / max_latency_s if max_latency_s else 0.0
         if not price.overshoot_bytes and lateness <= 1:
-            return policy, solution
+            return _raise_embedding(policy, problem.hardware), solution
         for tier, num_bytes in price.overshoot_bytes.items():
             # Twice as much each time: a little less may round to the same rows.
             reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
@@ -65,6 +69,25 @@ def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
     return min(
         options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)
     )
+
+
+def _raise_embedding(policy: Policy, hardware: HardwareProfile) -> Policy:
+    """Move what a policy has of the embedding on disk to the fastest tier where all of it is free.
+
+    Its rows are gathered, and no time depends on where they are: the program may choose any tier.
+    """
+    placed = policy.weights.get("embedding", Placement(cpu=1.0))
+    if not placed.disk:
+        return policy
+    problem = problem_of(policy, hardware)
+    used, num_bytes = peak_bytes(problem, shares_of(policy)), problem.sizes.component_bytes
+    for tier, capacity in capacities(hardware).items():
+        # Tiers are in the order of their speed.
+        if tier != "disk" and used[tier] + placed.disk * num_bytes["embedding"] <= capacity:
+            share = min(1.0, getattr(placed, tier) + placed.disk)
+            raised = replace(placed, **{tier: share, "disk": 0.0})
+            return replace(policy, weights={**policy.weights, "embedding": raised})
+    return policy
 
 
 def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) -> Policy:

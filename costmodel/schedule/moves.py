@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from costmodel.schedule.task_maker import Position, TaskMaker
+from costmodel.schedule.lookahead import Piece
+from costmodel.schedule.positions import Position
+from costmodel.schedule.task_maker import TaskMaker
 from costmodel.schedule.tasks import Task
 
 
@@ -13,9 +16,7 @@ class MoveMaker(TaskMaker):
 
     def load_first(self, first: Position) -> Iterator[Task]:
         """Load what the first position needs."""
-        yield from self.load_weights(
-            [Position(0, 1, piece, 0, 0, range(0)) for piece in range(self.num_pieces)]
-        )
+        yield from self.load_weights(first, list(self.reads.first()), list(self.sends.first()))
         yield from self.load_hidden([first])
 
     def loads(
@@ -28,51 +29,45 @@ class MoveMaker(TaskMaker):
         behind what has yet to come from disk. Weights give way to both: they have a whole layer's
         time, and a finished batch frees the buffer that they wait for.
         """
-        weights = self.next_weights(here)
-        from_disk = bool(weights) and weights[0].layer in self.route.disk_weights
+        reads, sends = list(self.reads.beside(here)), list(self.sends.beside(here))
         # The next batch's hidden states may be those that the pending one has yet to make.
         unmade = pending is None or pending.batch in [position.batch for position in there]
+        waits_for_disk = any(piece.layer in self.route.disk_weights for piece in sends)
+        num_early = 0 if waits_for_disk or self.num_batches > 1 else 1
         return [
-            (self.load_weights(weights[:1]), from_disk or self.num_batches > 1),
-            (self.load_weights(weights[1:]), True),
+            (self.load_weights(here, (), sends[:num_early]), False),
+            (self.load_weights(here, reads, sends[num_early:]), True),
             (self.load_cache(there), self.route.fetches_from_disk),
             (self.load_hidden(there), self.route.disk_hidden or unmade),
         ]
 
-    def next_weights(self, here: Position) -> list[Position]:
-        """Return the pieces of the next layer's weights that are loaded beside ``here``."""
-        last = len(self.kinds) - 1
-        token, layer = (here.token, here.layer + 1) if here.layer < last else (here.token + 1, 1)
-        if here.layer == 0 or token == self.num_tokens:
-            return []
-        pieces: Sequence[int] = range(self.num_pieces)
-        if self.num_batches > 1:
-            pieces = here.batches
-        return [
-            Position(token, layer, piece, here.visit + 1, here.step, range(0)) for piece in pieces
-        ]
+    def load_weights(
+        self, here: Position, reads: Iterable[Piece], sends: Iterable[Piece]
+    ) -> Iterator[Task]:
+        """Read pieces of the weights from disk beside a position, and send pieces to the GPU."""
+        for piece in reads:
+            target = self._target(here, piece)
+            yield self.make(
+                "read_weights",
+                "disk_read",
+                target,
+                writes=[self.piece_on_cpu(target, piece.number)],
+            )
+        for piece in sends:
+            target = self._target(here, piece)
+            is_read = piece.layer in self.route.disk_weights
+            yield self.make(
+                "send_weights",
+                "h2d",
+                target,
+                reads=[self.piece_on_cpu(target, piece.number)] if is_read else [],
+                writes=[self.piece_sent(target, piece.number)],
+            )
 
-    def load_weights(self, targets: Sequence[Position]) -> Iterator[Task]:
-        """Load pieces of the weights of a layer."""
-        for target in targets:
-            piece = (target.weight_slot, target.batch)
-            if target.layer in self.route.disk_weights:
-                yield self.make(
-                    "read_weights",
-                    "disk_read",
-                    target,
-                    writes=[("weights", "cpu", *piece)],
-                    slot=target.weight_slot,
-                )
-            if target.layer in self.route.sent_weights:
-                yield self.make(
-                    "send_weights",
-                    "h2d",
-                    target,
-                    reads=[("weights", "cpu", *piece)],
-                    writes=[("weights", "gpu", *piece)],
-                    slot=target.weight_slot,
-                )
+    def _target(self, here: Position, piece: Piece) -> Position:
+        return replace(
+            here, token=piece.token, layer=piece.layer, batch=piece.number, batches=range(0)
+        )
 
     def load_cache(self, targets: Sequence[Position]) -> Iterator[Task]:
         """Load the cache that the computation of a batch needs."""

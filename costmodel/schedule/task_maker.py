@@ -1,41 +1,14 @@
-"""Positions of the zig-zag schedule, and tasks at them with their slots and waits."""
+"""Tasks at the positions of the zig-zag schedule, with their slots and waits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers, num_weight_pieces
+from costmodel.pricing.memory import num_hidden_buffers
+from costmodel.schedule.lookahead import Lookahead
+from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Hazards, Resource, Task
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """One visit of the schedule: token, layer and batch, and the slots that serve it."""
-
-    token: int
-    layer: int
-    batch: int
-    visit: int
-    step: int
-    # Those that are computed here, the first of which is ``batch``.
-    batches: range
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether the prompts are passed through the model."""
-        return self.token == 0
-
-    @property
-    def weight_slot(self) -> int:
-        """The buffer that stages the weights of this visit."""
-        return self.visit % NUM_BUFFERS
-
-    @property
-    def slot(self) -> int:
-        """The buffer that stages the cache of this step."""
-        return self.step % NUM_BUFFERS
 
 
 class TaskMaker:
@@ -54,8 +27,12 @@ class TaskMaker:
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
-        self.num_pieces = num_weight_pieces(num_batches)
         self.num_tokens = num_tokens
+        self.reads, self.sends = (
+            Lookahead(plan, layers, num_batches=num_batches, num_tokens=num_tokens)
+            for layers in (self.route.disk_weights, self.route.sent_weights)
+        )
+        self.num_pieces = self.reads.num_pieces
         self._hazards = Hazards()
         self._count = 0
         self.first_head = self.kinds.index("head")
@@ -81,12 +58,10 @@ class TaskMaker:
         *,
         reads: Sequence[Resource] = (),
         writes: Sequence[Resource] = (),
-        slot: int | None = None,
     ) -> Task:
         """Make a task of a position.
 
-        Tasks of one channel run in the order in which they are made. ``slot`` is that of the
-        weights or of the cache; ``None`` is that of the cache.
+        Tasks of one channel run in the order in which they are made.
         """
         waits = self._hazards.waits(self._count, channel, reads, writes)
         task = Task(
@@ -96,21 +71,31 @@ class TaskMaker:
             token=here.token,
             layer=here.layer,
             batch=here.batch,
-            slot=here.slot if slot is None else slot,
+            slot=here.slot,
             hidden_slot=self.hidden_slot(here),
+            read_slot=self.reads.slot(here.token, here.layer),
+            sent_slot=self.sends.slot(here.token, here.layer),
             waits=waits,
         )
         self._count += 1
         return task
 
     def weights_read(self, here: Position) -> list[Resource]:
-        """Return all pieces of the weights that a position computes with."""
-        tier = "gpu" if self.route.has_gpu else "cpu"
-        return [
-            ("weights", tier, here.weight_slot, piece)
-            for piece in range(self.num_pieces)
-            if here.layer > 0
-        ]
+        """Return all pieces of the weights that a position computes with, where they are loaded."""
+        piece = self.piece_sent if self.route.has_gpu else self.piece_on_cpu
+        staged = self.route.sent_weights if self.route.has_gpu else self.route.disk_weights
+        pieces = range(self.num_pieces) if here.layer in staged else range(0)
+        return [piece(here, number) for number in pieces]
+
+    def piece_on_cpu(self, here: Position, number: int) -> Resource:
+        """Return the buffer for one piece of what a layer has on disk."""
+        slot = self.reads.slot(here.token, here.layer)
+        return ("weights", "cpu", slot, number)
+
+    def piece_sent(self, here: Position, number: int) -> Resource:
+        """Return the buffer on the GPU for one piece of what a layer has below it."""
+        slot = self.sends.slot(here.token, here.layer)
+        return ("weights", "gpu", slot, number)
 
     def hidden_slot(self, here: Position) -> int:
         """Return the buffer that stages the hidden states of a position."""

@@ -14,8 +14,9 @@ class Task:
     """One piece of work on one channel.
 
     ``batch`` is also the piece of a layer's weights that a weight task moves, so that the loads
-    of the next layer spread over the batches of this one. ``slot`` is the staging buffer of
-    weights or cache, ``hidden_slot`` that of hidden states.
+    of the next layer spread over the batches of this one. ``slot`` is the staging buffer of the
+    cache, ``hidden_slot`` that of hidden states. Of the layer's weights, ``read_slot`` is the
+    buffer in CPU memory that takes what is on disk, ``sent_slot`` that on the GPU.
     ``waits`` are indices of earlier tasks on other channels.
     """
 
@@ -27,6 +28,8 @@ class Task:
     batch: int
     slot: int
     hidden_slot: int
+    read_slot: int
+    sent_slot: int
     waits: tuple[int, ...]
 
     @property

@@ -19,11 +19,11 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import contentions
-from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.price import check_machine
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import Stage, stages_of
+from costmodel.schedule.lookahead import num_load_pieces
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from profiles.errors import InputError
@@ -119,6 +119,7 @@ class _TaskSeconds:
         policy = plan.policy
         self._problem = problem
         self._num_batches = policy.num_gpu_batches
+        self._num_pieces = num_load_pieces(plan, policy.num_gpu_batches)
         # By phase: of experts, decode moves other bytes than prefill.
         self._moved_bytes = {
             is_prefill: _moved_bytes(plan, is_prefill=is_prefill) for is_prefill in (True, False)
@@ -159,7 +160,7 @@ class _TaskSeconds:
             return kinds[task.kind] / visits * dealt[task.layer]
         if task.kind in self._moved_bytes[stage.is_prefill]:
             moved = self._moved_bytes[stage.is_prefill][task.kind]
-            pieces = stage.passes * num_weight_pieces(self._num_batches)
+            pieces = stage.passes * self._num_pieces
             return kinds[task.kind] * moved[task.layer] / max(1, sum(moved)) / pieces
         if task.kind == "compute" and layer == "head":
             return kinds["head"] / per_pass / self._problem.sizes.num_head_chunks

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from costmodel.schedule.moves import MoveMaker
-from costmodel.schedule.task_maker import Position
+from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Task
 
 
@@ -103,69 +103,62 @@ class ZigzagSchedule(MoveMaker):
 
     def _load_experts(self, here: Position) -> Iterator[Task]:
         """Let the router choose, and load what it chose."""
-        slot = here.weight_slot
+        routing = ("routing", here.layer)
         yield self.make(
             "route",
             self.route.compute_channel,
             here,
             reads=[*self.weights_read(here), self.hidden_staging(here)],
-            writes=[("routing", slot)],
+            writes=[routing],
         )
-        for piece in range(self.num_pieces) if here.layer in self.route.demanding else ():
-            there = replace(here, batch=piece)
-            if here.layer in self.route.disk_weights:
-                yield self.make(
-                    "read_experts",
-                    "disk_read",
-                    there,
-                    reads=[("routing", slot)],
-                    writes=[("weights", "cpu", slot, piece)],
-                    slot=slot,
-                )
+        for number in range(self.num_pieces) if here.layer in self.route.demanding else ():
+            there = replace(here, batch=number)
+            read = self.piece_on_cpu(there, number)
+            is_read = here.layer in self.route.disk_weights
+            if is_read:
+                yield self.make("read_experts", "disk_read", there, reads=[routing], writes=[read])
             if here.layer in self.route.sent_weights:
                 yield self.make(
                     "send_experts",
                     "h2d",
                     there,
-                    reads=[("routing", slot), ("weights", "cpu", slot, piece)],
-                    writes=[("weights", "gpu", slot, piece)],
-                    slot=slot,
+                    reads=[routing, *[read] * is_read],
+                    writes=[self.piece_sent(there, number)],
                 )
 
     def _run_experts(self, here: Position) -> Iterator[Task]:
         """Let the CPU run the experts that are in its memory."""
-        slot = here.weight_slot
+        layer = here.layer
         yield self.make(
             "return_tokens",
             "d2h",
             here,
-            reads=[("routing", slot)],
-            writes=[("tokens", "cpu", slot)],
+            reads=[("routing", layer)],
+            writes=[("tokens", "cpu", layer)],
         )
         yield self.make(
             "run_experts",
             "cpu_compute",
             here,
-            reads=[("tokens", "cpu", slot)],
-            writes=[("made", "cpu", slot)],
+            reads=[("tokens", "cpu", layer)],
+            writes=[("made", "cpu", layer)],
         )
 
     def _combine(self, here: Position) -> Iterator[Task]:
         """Add what the CPU's experts made to what the GPU's did."""
-        slot = here.weight_slot
         yield self.make(
             "send_made",
             "h2d",
             here,
-            reads=[("made", "cpu", slot)],
-            writes=[("made", "gpu", slot)],
+            reads=[("made", "cpu", here.layer)],
+            writes=[("made", "gpu", here.layer)],
         )
         yield self.make(
             "combine",
             "gpu_compute",
             here,
             # What is made may pass through a norm of the layer.
-            reads=[*self.weights_read(here), ("made", "gpu", slot)],
+            reads=[*self.weights_read(here), ("made", "gpu", here.layer)],
             writes=[self.hidden_staging(here)],
         )
 

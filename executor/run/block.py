@@ -12,7 +12,6 @@ import torch
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.workspace import LOGIT_BYTES
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
@@ -88,7 +87,7 @@ class Block:
         self.attention.start_block(batches)
         self.experts.start_block(batches)
         self.rotations.start_block(self._lengths, prompt_len)
-        self.stores.weights.num_pieces = num_weight_pieces(len(batches))
+        self.stores.weights.start_block(len(batches))
         self.stores.cache.start_block(sizes, prompt_len)
         self.stores.hidden.start_block(sizes, prompt_len)
 

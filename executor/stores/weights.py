@@ -14,8 +14,9 @@ import torch
 
 from costmodel.model.layout import TensorLayout, round_up
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_weight_pieces
+from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
+from costmodel.schedule.lookahead import num_load_pieces
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
@@ -53,27 +54,23 @@ class WeightStore:
         self.machine = machine
         self.file = file
         self.dtype = DTYPES[policy.model.dtype]
-        self.num_pieces = num_weight_pieces(policy.num_gpu_batches)
+        self.start_block(policy.num_gpu_batches)
         # By tier, layer and name of component.
         self._resident: dict[tuple[str, int, str], torch.Tensor] = {}
         for tier in machine.arenas:
             self._allocate(tier)
         self._staged = [StagedLayer.of(components) for components in plan.weights]
-        # The embedding is gathered, never staged.
-        staged = self._staged[1:]
-        sizes = {"cpu": max(layer.cpu_bytes for layer in staged)}
-        if machine.has_gpu:
-            sizes["gpu"] = max(layer.gpu_bytes for layer in staged)
-        self._staging = {
-            tier: [machine.arenas[tier].allocate("weight staging", n) for _ in range(NUM_BUFFERS)]
-            for tier, n in sizes.items()
-        }
+        self._staging = {tier: self._allocate_staging(tier) for tier in machine.arenas}
         self._views: dict[tuple[int, int], dict[str, tuple[torch.Tensor, ...]]] = {}
         self._unpacked: UnpackedMatrices | None = None
         if policy.weight_bits < policy.model.full_bits:
             self._unpacked = UnpackedMatrices(plan.layers, self.dtype, machine.compute)
         problem = problem_of(policy, machine.hardware)
         self._multiplies_packed = problem.multiplies_packed(machine.hardware.compute)
+
+    def start_block(self, num_batches: int) -> None:
+        """Prepare for a block."""
+        self.num_pieces = num_load_pieces(self.plan, num_batches)
 
     def load(self, source: WeightSource, progress: Progress) -> None:
         """Read what is resident from the checkpoint, in pieces; ``progress`` counts bytes."""
@@ -129,7 +126,7 @@ class WeightStore:
         """Copy one piece of the needed experts of a layer into GPU staging, from where they are
         below it."""
         component, size = self._experts(task)
-        cut, target = component.placed.cut, self._staging["gpu"][task.slot]
+        cut, target = component.placed.cut, self._staging_of("gpu", task)
         start, home = component.gpu_offset - cut.gpu_end, self._home("cpu", component)
         here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
         low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
@@ -190,7 +187,7 @@ class WeightStore:
 
     def send(self, task: Task) -> int:
         """Copy one piece of what a layer has below the GPU into GPU staging."""
-        target, ahead = self._staging["gpu"][task.slot], list(self._loaded_ahead(task))
+        target, ahead = self._staging_of("gpu", task), list(self._loaded_ahead(task))
         moved = 0
         for component, part in resident_parts(
             ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill
@@ -222,9 +219,7 @@ class WeightStore:
         """Return the tensors of the layer that a task computes, each as the row chunks that it is
         cut into, those of experts as one matrix for each; a packed matrix is whole, and unpacked
         when it is first asked for, unless few rows are multiplied with it."""
-        # The embedding takes no turn in the staging buffers.
-        visit = task.token * (len(self.layers) - 1) + task.layer - 1
-        key = (task.layer, visit % NUM_BUFFERS)
+        key = (task.layer, task.sent_slot if self.machine.has_gpu else task.read_slot)
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
         if self._unpacked is None:
@@ -255,6 +250,18 @@ class WeightStore:
         for component, home in zip(components, buffer.split(sizes), strict=True):
             self._resident[tier, component.layer, component.layout.name] = home
 
+    def _allocate_staging(self, tier: str) -> list[torch.Tensor]:
+        """Allocate the buffers, as large as the largest layer."""
+        # The embedding is gathered, never staged.
+        staged = self._staged[1:]
+        size = max(layer.gpu_bytes if tier == "gpu" else layer.cpu_bytes for layer in staged)
+        arena = self.machine.arenas[tier]
+        return [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
+
+    def _staging_of(self, tier: str, task: Task) -> torch.Tensor:
+        """Return the buffer in which the weights of a task's layer are staged on a tier."""
+        return self._staging[tier][task.sent_slot if tier == "gpu" else task.read_slot]
+
     def _home(self, tier: str, component: StagedComponent) -> torch.Tensor:
         placed = component.placed
         return self._resident[tier, placed.layer, placed.layout.name]
@@ -262,7 +269,7 @@ class WeightStore:
     def _window(self, task: Task, component: StagedComponent, first: int, end: int) -> torch.Tensor:
         """Return the place of a component's bytes [first, end) in CPU staging."""
         start = component.window_offset - component.window_start
-        return self._staging["cpu"][task.slot][start + first : start + end]
+        return self._staging_of("cpu", task)[start + first : start + end]
 
     def _disk_piece(self, task: Task) -> tuple[int, int]:
         """Return the part of CPU staging that one piece of a layer's weights fills.
@@ -270,7 +277,7 @@ class WeightStore:
         A piece is the same part for every layer, however large: what is read into it then waits
         for no other piece of the layer before.
         """
-        pages = len(self._staging["cpu"][0]) // PAGE_BYTES
+        pages = len(self._staging_of("cpu", task)) // PAGE_BYTES
         low, high = (pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1))
         return low, high
 

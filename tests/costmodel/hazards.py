@@ -54,12 +54,12 @@ class BlockMemory:
         self.has_gpu = has_gpu
         self.compute_tier = "gpu" if has_gpu else "cpu"
         self.num_pieces = max(2, policy.num_gpu_batches)
-        self.num_staged = len(layers) - 1
         self.first_head = [layer.kind for layer in layers].index("head")
         self.kinds = [layer.kind for layer in layers]
         placed = place_weights(policy, has_gpu=has_gpu)
         parts = [(i, part.layout.name, part.cut) for i, of in enumerate(placed) for part in of]
-        self.disk_layers = {i for i, _, cut in parts if cut.disk_bytes}
+        # The embedding is gathered, never loaded.
+        self.disk_layers = {i for i, _, cut in parts if cut.disk_bytes and i > 0}
         off_device = [
             (i, name)
             for i, name, cut in parts
@@ -85,25 +85,29 @@ class BlockMemory:
         yield from getattr(self, f"_{task.kind}")(task)
 
     def _read_weights(self, task: Task) -> Iterator[Access]:
-        yield ("weights", "cpu", task.slot, task.batch), None, (task.token, task.layer)
+        yield self._read_piece(task), None, (task.token, task.layer)
 
     def _send_weights(self, task: Task) -> Iterator[Access]:
         content = (task.token, task.layer)
         if task.layer in self.disk_layers:
-            yield ("weights", "cpu", task.slot, task.batch), content, None
-        yield ("weights", "gpu", task.slot, task.batch), None, content
+            yield self._read_piece(task), content, None
+        yield self._device_piece(task, task.batch), None, content
 
     def _read_experts(self, task: Task) -> Iterator[Access]:
-        yield ("routing", task.slot), (task.token, task.layer), None
-        buffer = ("weights", "cpu", task.slot, task.batch)
+        yield ("routing", task.layer), (task.token, task.layer), None
+        buffer = self._read_piece(task)
         yield buffer, (task.token, task.layer), (task.token, task.layer, "experts")
 
     def _send_experts(self, task: Task) -> Iterator[Access]:
-        yield ("routing", task.slot), (task.token, task.layer), None
+        yield ("routing", task.layer), (task.token, task.layer), None
         content = (task.token, task.layer, "experts")
         if task.layer in self.disk_layers:
-            yield ("weights", "cpu", task.slot, task.batch), content, None
-        yield ("weights", "gpu", task.slot, task.batch), (task.token, task.layer), content
+            yield self._read_piece(task), content, None
+        yield (
+            self._device_piece(task, task.batch),
+            (task.token, task.layer),
+            content,
+        )
 
     def _weights(self, task: Task, *, before_experts: bool = False) -> Iterator[Access]:
         content: Content = (task.token, task.layer)
@@ -111,11 +115,23 @@ class BlockMemory:
             content = (task.token, task.layer, "experts")
         if task.layer in self.moved_layers:
             for piece in range(self.num_pieces):
-                buffer = ("weights", self.compute_tier, self._weight_slot(task), piece)
+                buffer = self._device_piece(task, piece)
                 yield buffer, content, None
 
-    def _weight_slot(self, task: Task) -> int:
-        return (task.token * self.num_staged + task.layer - 1) % 2
+    def _read_piece(self, task: Task) -> Hashable:
+        slot = self._turn(task, self.disk_layers) % 2
+        assert task.read_slot == slot
+        return ("weights", "cpu", slot, task.batch)
+
+    def _device_piece(self, task: Task, piece: int) -> Hashable:
+        """Loaded layers take turns in the two buffers of the device that computes."""
+        slot = self._turn(task, self.moved_layers) % 2
+        assert (task.sent_slot if self.has_gpu else task.read_slot) == slot
+        return ("weights", self.compute_tier, slot, piece)
+
+    def _turn(self, task: Task, loaded: set[int]) -> int:
+        """Number the loads of layers over all passes."""
+        return task.token * len(loaded) + sorted(loaded).index(task.layer)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -206,28 +222,25 @@ class BlockMemory:
     def _route(self, task: Task) -> Iterator[Access]:
         yield from self._weights(task, before_experts=True)
         yield from self._hidden(task, ends=False)
-        yield ("routing", self._weight_slot(task)), None, (task.token, task.layer)
+        yield ("routing", task.layer), None, (task.token, task.layer)
 
     def _return_tokens(self, task: Task) -> Iterator[Access]:
-        slot = self._weight_slot(task)
-        yield ("routing", slot), (task.token, task.layer), None
-        yield ("tokens", slot), None, (task.token, task.layer)
+        yield ("routing", task.layer), (task.token, task.layer), None
+        yield ("tokens", task.layer), None, (task.token, task.layer)
 
     def _run_experts(self, task: Task) -> Iterator[Access]:
-        slot = self._weight_slot(task)
-        yield ("tokens", slot), (task.token, task.layer), None
-        yield ("made", "cpu", slot), None, (task.token, task.layer)
+        yield ("tokens", task.layer), (task.token, task.layer), None
+        yield ("made", "cpu", task.layer), None, (task.token, task.layer)
 
     def _send_made(self, task: Task) -> Iterator[Access]:
-        slot = self._weight_slot(task)
-        yield ("made", "cpu", slot), (task.token, task.layer), None
-        yield ("made", "gpu", slot), None, (task.token, task.layer)
+        yield ("made", "cpu", task.layer), (task.token, task.layer), None
+        yield ("made", "gpu", task.layer), None, (task.token, task.layer)
 
     def _combine(self, task: Task) -> Iterator[Access]:
         # What both made may pass through a norm of the layer.
         yield from self._weights(task)
         yield ("made", "here"), (task.token, task.layer), None
-        yield ("made", "gpu", self._weight_slot(task)), (task.token, task.layer), None
+        yield ("made", "gpu", task.layer), (task.token, task.layer), None
         yield from self._hidden(task, ends=True)
 
     def _project(self, task: Task) -> Iterator[Access]:

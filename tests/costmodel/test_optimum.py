@@ -334,3 +334,23 @@ def test_a_search_that_goes_on_finds_what_one_from_the_start_finds() -> None:
     assert (first.policy, first.bound_tok_per_s) == (alone.policy, alone.bound_tok_per_s)
     assert then.job_tok_per_s == pytest.approx(at_once.job_tok_per_s, rel=NEARLY_AS_FAST)
     assert then.bound_tok_per_s == pytest.approx(at_once.bound_tok_per_s, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "num_prompts", "tier"),
+    [
+        ("rtx3090-pc", "llama-2-7b", 1, "gpu"),
+        ("t4-flexgen", "opt-30b", None, "cpu"),
+        # All memory has better uses.
+        ("t4-flexgen", "opt-175b", None, "disk"),
+    ],
+)
+def test_the_embedding_is_in_the_fastest_memory_with_room(
+    machine: str, model: str, num_prompts: int | None, tier: str
+) -> None:
+    """No time depends on where its rows are, so that the program may choose any tier."""
+    hardware = recorded_profile(machine)
+    workload = replace(PAPER, num_prompts=num_prompts)
+    result = search(hardware, load_model_spec(model), workload)
+    assert getattr(result.policy.weights["embedding"], tier) == 1
+    check_fits(result.predicted, hardware)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.plan import Plan
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.schedule import lookahead
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from tests.costmodel.hazards import BlockMemory, find_hazards, random_durations, simulate
@@ -265,6 +266,50 @@ def test_loading_hides_behind_computing() -> None:
     assert end_s == 3 * (1 + 8 + 1) * 2
     reads_s = sum(s.end_s - s.start_s for s in spans if s.task.channel == "disk_read")
     assert end_s - reads_s == (2 + 1) * 2
+
+
+def test_a_head_placed_apart_is_loaded_beside_all_layers() -> None:
+    """Only the head is on disk. The first pass also reads half of the second's head; even so both
+    take less time than the pass computes, so that the CPU never waits: the embedding, eight layers
+    and the head, two batches each."""
+    placed = placed_alike(make_model(), ON_CPU) | {"head": ON_DISK}
+    policy = make_policy(weights=placed)
+    tasks = _tasks(policy, has_gpu=False, num_tokens=4)
+    spans = simulate(tasks, lambda task: 6.0 if task.channel == "disk_read" else 1.0)
+    assert sum(span.task.kind == "read_weights" for span in spans) == 4 * 2
+    assert max(span.end_s for span in spans) == 4 * (1 + 8 + 1) * 2
+
+
+def test_pieces_are_read_before_they_are_sent() -> None:
+    for num_batches, has_experts in itertools.product((1, 3), (False, True)):
+        model = make_mixture(num_hidden_layers=3) if has_experts else make_model(num_layers=3)
+        for placed in itertools.product((ON_GPU, MIXED, ON_CPU), repeat=len(model.component_names)):
+            weights = dict(zip(model.component_names, placed, strict=True))
+            policy = make_policy(model=model, weights=weights, num_gpu_batches=num_batches)
+            tasks = _tasks(policy, has_gpu=True, num_tokens=3)
+            spans = simulate(tasks, lambda task: 1.0)
+            assert find_hazards(spans, _memory(policy, has_gpu=True)) == []
+
+
+def test_nothing_collides_in_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that is loaded beside many positions comes in more pieces than there are batches."""
+    monkeypatch.setattr(lookahead, "LEAST_PIECE_BYTES", 1)
+    model, rng = make_model(num_layers=4), random.Random(1)
+    for has_gpu, head, num_batches in itertools.product((False, True), (MIXED, ON_DISK), (1, 2, 3)):
+        weights = placed_alike(model, ON_GPU if has_gpu else ON_CPU) | {"head": _at(head, has_gpu)}
+        policy = make_policy(model=model, weights=weights, num_gpu_batches=num_batches)
+        memory = _memory(policy, has_gpu=has_gpu)
+        memory.num_pieces = 5 * num_batches
+        tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=4)
+        read = [task.batch for task in tasks if task.kind == "read_weights" and task.token == 2]
+        assert read == list(range(memory.num_pieces))
+        for _ in range(3):
+            assert find_hazards(simulate(tasks, random_durations(rng)), memory) == []
+
+
+def _at(placed: Placement, has_gpu: bool) -> Placement:
+    """Leave out the GPU where there is none."""
+    return placed if has_gpu else Placement(cpu=1 - placed.disk, disk=placed.disk)
 
 
 def test_a_slow_disk_is_never_idle() -> None:

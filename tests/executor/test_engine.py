@@ -30,6 +30,8 @@ def make_task(index: int, channel: str, *waits: int, kind: str = "work", token: 
         batch=0,
         slot=0,
         hidden_slot=0,
+        read_slot=0,
+        sent_slot=0,
         waits=waits,
     )
 

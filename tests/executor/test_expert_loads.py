@@ -26,6 +26,8 @@ def _task(kind: str, layer: int, piece: int) -> Task:
         batch=piece,
         slot=0,
         hidden_slot=0,
+        read_slot=0,
+        sent_slot=0,
         waits=(),
     )
 

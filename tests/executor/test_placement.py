@@ -14,16 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from costmodel.plan.policy import Placement
+from costmodel.plan.policy import Placement, placed_alike
+from costmodel.schedule import lookahead
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
 from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.block import Block
+from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import (
+    ON_CPU,
     ON_DISK,
     ON_GPU,
     ExpectedCase,
@@ -300,6 +303,18 @@ def test_delays_and_stale_buffers_of_experts(
     _check_race(cases("qwen2_moe"), *EXPERT_RACES[race], monkeypatch)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_delays_and_stale_buffers_of_a_head_placed_apart(
+    cases: Callable[[str], ExpectedCase], name: str, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded beside all layers, here in many pieces, as a large one is."""
+    monkeypatch.setattr(lookahead, "LEAST_PIECE_BYTES", PAGE_BYTES)
+    home, share = (ON_GPU, THIRDS) if machine == "gpu" else (ON_CPU, HALVES)
+    weights = placed_alike(cases(name).source.spec, home) | {"head": share}
+    _check_race(cases(name), machine, {"weights": weights}, monkeypatch)
+
+
 def _check_race(
     case: ExpectedCase, machine: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +380,7 @@ def _poison_sent_piece(block: Block, task: Task) -> None:
     store = block.stores.weights
     first, end = store._disk_piece(task)
     if store._staged[task.layer].cpu_bytes:
-        store._staging["cpu"][task.slot][first:end].fill_(255)
+        store._staging_of("cpu", task)[first:end].fill_(255)
 
 
 def _uses_layer_last(block: Block, task: Task) -> bool:
@@ -380,9 +395,10 @@ def _uses_layer_last(block: Block, task: Task) -> bool:
 def _poison_used_layer(block: Block, task: Task) -> None:
     store = block.stores.weights
     if task.layer > 0:
-        visit = task.token * (len(store.layers) - 1) + task.layer - 1
         tier = "gpu" if store.machine.has_gpu else "cpu"
-        store._staging[tier][visit % 2].fill_(255)
+        parts = store.placed[task.layer]
+        if any(part.cut.off_gpu_bytes if tier == "gpu" else part.cut.disk_bytes for part in parts):
+            store._staging_of(tier, task).fill_(255)
 
 
 @pytest.mark.gpu

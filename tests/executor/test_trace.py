@@ -277,5 +277,7 @@ def make_task(index: int) -> Task:
         batch=0,
         slot=0,
         hidden_slot=0,
+        read_slot=0,
+        sent_slot=0,
         waits=(),
     )

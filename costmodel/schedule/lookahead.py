@@ -1,0 +1,111 @@
+"""Which pieces of the weights are loaded beside each position: as early as a buffer is free."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from costmodel.plan.plan import Plan
+from costmodel.pricing.memory import NUM_BUFFERS, num_weight_pieces
+from costmodel.schedule.positions import Position
+from profiles.units import MIB
+
+# Smaller pieces would not let other moves pass much earlier.
+LEAST_PIECE_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece of the weights of a layer, for one pass."""
+
+    token: int
+    layer: int
+    number: int
+
+
+class Lookahead:
+    """The loads of all layers to one tier.
+
+    Layers that are loaded take turns in ``NUM_BUFFERS`` staging buffers. A buffer is free once the
+    layer that it held is computed. From then on the next layer of that buffer is loaded, spread
+    evenly over all positions until it is computed. So a head is loaded beside all decoder layers
+    where these are resident.
+
+    Parameters
+    ----------
+    loaded
+        The numbers of the layers that are loaded; the embedding, number 0, never is.
+    num_batches, num_tokens
+        Batches in the block; passes over the model, the first of which is prefill.
+    """
+
+    def __init__(
+        self, plan: Plan, loaded: Collection[int], *, num_batches: int, num_tokens: int
+    ) -> None:
+        self.num_pieces = num_load_pieces(plan, num_batches)
+        self._layers = sorted(loaded)
+        self._visits_per_token = len(plan.layers) - 1
+        self._num_batches = num_batches
+        self._num_tokens = num_tokens
+
+    def slot(self, token: int, layer: int) -> int:
+        """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
+        if layer not in self._layers:
+            return 0
+        return (token * len(self._layers) + self._layers.index(layer)) % NUM_BUFFERS
+
+    def first(self) -> Iterator[Piece]:
+        """Yield what the first layer needs, which no position comes before."""
+        if 1 in self._layers:
+            yield from (Piece(0, 1, number) for number in range(self.num_pieces))
+
+    def beside(self, here: Position) -> Iterator[Piece]:
+        """Yield the pieces that are loaded beside a position."""
+        if here.layer == 0 or not self._layers:
+            return
+        behind = bisect.bisect_right(self._layers, here.layer)
+        turn = here.token * len(self._layers) + behind
+        yield from self._pieces(turn, here)
+        if here.layer not in self._layers:
+            # Both buffers are free, or being filled.
+            yield from self._pieces(turn + 1, here)
+
+    def _pieces(self, turn: int, here: Position) -> Iterator[Piece]:
+        token, index = divmod(turn, len(self._layers))
+        if token >= self._num_tokens:
+            return
+        first = self._visit(turn - NUM_BUFFERS) + 1 if turn >= NUM_BUFFERS else 0
+        num_steps = (self._visit(turn) - first) * self._num_batches
+        before = (here.visit - first) * self._num_batches
+        low, high = (
+            -(-(before + batch) * self.num_pieces // num_steps)
+            for batch in (here.batches.start, here.batches.stop)
+        )
+        for number in range(low, high):
+            yield Piece(token, self._layers[index], number)
+
+    def _visit(self, turn: int) -> int:
+        token, index = divmod(turn, len(self._layers))
+        return token * self._visits_per_token + self._layers[index] - 1
+
+
+def num_load_pieces(plan: Plan, num_batches: int) -> int:
+    """Return the pieces in which the weights of each layer are loaded.
+
+    One piece is loaded beside each batch. Where few layers are loaded, there are more positions for
+    each, and as many pieces: a channel works in order, so that long pieces hold up cache and hidden
+    states. On demand, nothing is spread.
+    """
+    fewest = num_weight_pieces(num_batches)
+    tiers = (plan.route.disk_weights, plan.route.sent_weights)
+    groups = [loaded for loaded in tiers if loaded]
+    if not groups or plan.policy.loads_on_demand:
+        return fewest
+    visits = min((len(plan.layers) - 1) // len(layers) for layers in groups)
+    largest = max(
+        sum(component.cut.off_gpu_bytes for component in plan.weights[layer])
+        for layers in groups
+        for layer in layers
+    )
+    return max(fewest, min(visits * num_batches, largest // LEAST_PIECE_BYTES))
