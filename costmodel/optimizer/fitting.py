@@ -60,7 +60,7 @@ def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
         rounded = round_policy(option, has_gpu=hardware.has_gpu)
         problem = problem_of(rounded, hardware)
         if problem.in_place not in programs:
-            programs[problem.in_place] = Program(problem)
+            programs[problem.in_place] = program.of_problem(problem)
         options.append((rounded, programs[problem.in_place].price(shares_of(rounded))))
     return min(
         options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)

@@ -17,6 +17,7 @@ from costmodel.optimizer.choices import MAX_BLOCK_SIZE, decide
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.program import Limits, Program, Solution
+from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import phase_channels
@@ -82,6 +83,8 @@ class Tree:
         self.bound_s = math.inf
         self._open: list[Node] = []
         self._count = itertools.count()
+        # Of each machine; problems keep their machines, so that no two have one identity.
+        self._tables: dict[int, RowTable] = {}
 
     @property
     def best_s(self) -> float:
@@ -91,7 +94,8 @@ class Tree:
     def plant(self, problems: Iterable[Problem]) -> None:
         """Take up problems, and search them as far as they can better what was found."""
         for problem in problems:
-            self.add(Program(problem), 1, _most_batches(problem))
+            table = self._tables.setdefault(id(problem.hardware), RowTable())
+            self.add(Program(problem, table), 1, _most_batches(problem))
         self.grow()
 
     def add(self, program: Program, fewest: int, most: int) -> None:
@@ -142,7 +146,7 @@ class Tree:
 
     def _decide(self, node: Node) -> None:
         for problem in decide(node.problem):
-            self.add(Program(problem), node.fewest, node.most)
+            self.add(node.program.of_problem(problem), node.fewest, node.most)
 
     def _split(self, node: Node) -> None:
         """Take the block size that the relaxed optimum wants, and what is below and above it.
