@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.optimizer.program import Limits, Price, Program, Solution
+from costmodel.optimizer.program import Limits, Price, Program, Solution, of_blocks
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_policy, roundings_of
@@ -54,7 +54,8 @@ def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
     hardware = program.problem.hardware
     # Rounding can make another problem of it: all hidden states on the compute device.
     num_batches = (policy.num_gpu_batches, policy.num_gpu_batches)
-    programs = {program.problem.in_place: program.of_blocks(num_batches)}
+    problem = of_blocks(program.problem, num_batches)
+    programs = {problem.in_place: program.of_problem(problem)}
     options = []
     for option in roundings_of(policy, has_gpu=hardware.has_gpu):
         rounded = round_policy(option, has_gpu=hardware.has_gpu)

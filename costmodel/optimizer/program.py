@@ -94,12 +94,12 @@ class Program:
 
     def __init__(self, problem: Problem, table: RowTable | None = None) -> None:
         self.problem = problem
-        self._table = table or RowTable()
+        self.table = table or RowTable()
         self._columns = Columns(problem)
         stages = stages_of(problem)
-        parts = [self._table.stage_rows(problem, stage) for stage in stages]
+        parts = [self.table.stage_rows(problem, stage) for stage in stages]
         counts = [len(part.names) for part in parts]
-        parts.append(self._table.memory_rows(problem))
+        parts.append(self.table.memory_rows(problem))
         self._names = tuple(name for part in parts for name in part.names)
         # [rows, shares]
         self.rows = np.vstack([part.matrix for part in parts])
@@ -123,17 +123,9 @@ class Program:
             overshoot_bytes={tier: count for tier, count in over.items() if count > 0},
         )
 
-    def of_blocks(self, num_batches: tuple[int, int], loads_per_block: float = 1.0) -> Program:
-        """Return the program of the same problem for blocks of other sizes, and other
-        ``loads_per_block``; without experts, no row depends on how many batches there are."""
-        problem = replace(self.problem, loads_per_block=loads_per_block)
-        if "experts" in problem.components:
-            problem = replace(problem, num_batches=_coarsened(num_batches))
-        return self.of_problem(problem)
-
     def of_problem(self, problem: Problem) -> Program:
         """Return the program of another problem of the same machine, model and workload."""
-        return Program(problem, self._table)
+        return Program(problem, self.table)
 
     def solve(self, limits: Limits) -> Solution:
         """Solve for the block sizes and limits given.
@@ -180,13 +172,23 @@ class Program:
         return [name.startswith(f"capacity.{tier}.") for name in self._names]
 
 
-def _coarsened(num_batches: tuple[int, int]) -> tuple[int, int]:
-    """Widen a range to powers of two, so that few programs serve many ranges: the bound holds for
-    every range within."""
+def of_blocks(
+    problem: Problem, num_batches: tuple[int, int], loads_per_block: float = 1.0
+) -> Problem:
+    """Return the same problem for blocks of other sizes, and other ``loads_per_block``; without
+    experts, no row depends on how many batches there are.
+
+    A range is widened to powers of two, so that few rows serve many ranges: the bound holds for
+    every range within.
+    """
     fewest, most = num_batches
-    if fewest == most:
-        return num_batches
-    return 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
+    if fewest < most:
+        num_batches = 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
+    if "experts" not in problem.components:
+        num_batches = problem.num_batches
+    if (problem.num_batches, problem.loads_per_block) == (num_batches, loads_per_block):
+        return problem
+    return replace(problem, num_batches=num_batches, loads_per_block=loads_per_block)
 
 
 def solve(problem: Problem, limits: Limits) -> Solution:

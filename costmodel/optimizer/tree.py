@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, decide
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.job_throughput import job_throughput
-from costmodel.optimizer.program import Limits, Program, Solution
+from costmodel.optimizer.program import Limits, Program, Solution, of_blocks
 from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
@@ -95,20 +95,22 @@ class Tree:
         """Take up problems, and search them as far as they can better what was found."""
         for problem in problems:
             table = self._tables.setdefault(id(problem.hardware), RowTable())
-            self.add(Program(problem, table), 1, _most_batches(problem))
+            self.add(problem, table, 1, _most_batches(problem))
         self.grow()
 
-    def add(self, program: Program, fewest: int, most: int) -> None:
+    def add(self, problem: Problem, table: RowTable, fewest: int, most: int) -> None:
         """Solve for a range of batches in the block and keep it, unless nothing fits there."""
         if fewest > most:
             return
-        # A limit holds for a full block, which loads the weights once; the bound is then that of
-        # jobs without a partly filled block.
-        loads = program.problem.loads_per_block
-        if fewest == most and self.max_latency_s is None:
-            loads = _loads_per_block(program.problem, fewest)
-        program = program.of_blocks((fewest, most), loads)
-        batch = program.problem.gpu_batch_size
+        places, loads = 1.0, 1.0
+        if fewest == most:
+            places, loads = _of_job(problem, fewest)
+        if self.max_latency_s is not None:
+            # A limit holds for a full block, which loads the weights once; the bound is then that
+            # of jobs without a partly filled block.
+            loads = 1.0
+        program = Program(of_blocks(problem, (fewest, most), loads), table)
+        batch = problem.gpu_batch_size
         limits = Limits(
             block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s
         )
@@ -117,7 +119,12 @@ class Tree:
         except Infeasible:
             return
         node = Node(
-            solution.bound_per_sequence_s, next(self._count), program, fewest, most, solution
+            places * solution.bound_per_sequence_s,
+            next(self._count),
+            program,
+            fewest,
+            most,
+            solution,
         )
         heapq.heappush(self._open, node)
 
@@ -146,7 +153,12 @@ class Tree:
 
     def _decide(self, node: Node) -> None:
         for problem in decide(node.problem):
-            self.add(node.program.of_problem(problem), node.fewest, node.most)
+            self._add_child(node, node.fewest, node.most, problem)
+
+    def _add_child(
+        self, node: Node, fewest: int, most: int, problem: Problem | None = None
+    ) -> None:
+        self.add(problem or node.problem, node.program.table, fewest, most)
 
     def _split(self, node: Node) -> None:
         """Take the block size that the relaxed optimum wants, and what is below and above it.
@@ -157,13 +169,13 @@ class Tree:
         if "experts" in node.problem.components and node.most >= 2 * node.fewest:
             middle = 1 << round(math.log2(node.fewest * node.most) / 2 + 0.5)
             middle = min(max(middle, node.fewest + 1), node.most)
-            self.add(node.program, node.fewest, middle - 1)
-            self.add(node.program, middle, node.most)
+            self._add_child(node, node.fewest, middle - 1)
+            self._add_child(node, middle, node.most)
             return
         here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
-        self.add(node.program, here, here)
-        self.add(node.program, node.fewest, here - 1)
-        self.add(node.program, max(above, node.fewest), node.most)
+        self._add_child(node, here, here)
+        self._add_child(node, node.fewest, here - 1)
+        self._add_child(node, max(above, node.fewest), node.most)
 
     def _round(self, node: Node) -> None:
         fitted = fit(node.program, node.fewest, max_latency_s=self.max_latency_s)
@@ -203,10 +215,28 @@ def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
     return here, -(-num_prompts // (batch * (num_blocks - 1)))
 
 
-def _loads_per_block(problem: Problem, num_gpu_batches: int) -> float:
-    """Loads of the weights that a full block's share of the job pays for."""
-    num_prompts = problem.workload.num_prompts
+def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
+    """Return the places in the blocks of a job for each of its prompts, and the loads of the
+    weights that a full block's share of them pays for.
+
+    The last block's batches are equal, so that some of its places may stand empty.
+    """
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
     if num_prompts is None:
+        return 1.0, 1.0
+    block_size = batch * num_gpu_batches
+    num_full, left = divmod(num_prompts, block_size)
+    if not left:
+        return 1.0, 1.0
+    num_batches = -(-left // batch)
+    last = num_batches * -(-left // num_batches)
+    places = num_full * block_size + last
+    # Fewer tokens demand fewer experts.
+    of_last = min(_demanded(problem, last) / _demanded(problem, block_size), 1.0)
+    return places / num_prompts, (num_full + of_last) * block_size / places
+
+
+def _demanded(problem: Problem, num_tokens: int) -> float:
+    if not problem.loads_on_demand:
         return 1.0
-    block_size = problem.gpu_batch_size * num_gpu_batches
-    return max(1.0, -(-num_prompts // block_size) * block_size / num_prompts)
+    return sum(k.spec.experts.touched(num_tokens) for k in problem.layer_kinds if k.spec.experts)

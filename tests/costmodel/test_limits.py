@@ -189,7 +189,7 @@ def test_rows_are_the_limits_and_what_memory_lacks() -> None:
 def test_rows_are_linear_in_the_loads(name: str) -> None:
     """A program for other loads has the rows that its formulas would give it."""
     for problem in _every_kind(name)[::5]:
-        found = Program(problem).of_blocks(problem.num_batches, 2.5)
+        found = Program(replace(problem, loads_per_block=2.5))
         assert found.problem.loads_per_block == 2.5
         expected = Program(found.problem).rows
         scale = np.abs(expected).max(axis=1, keepdims=True)
