@@ -39,11 +39,14 @@ class Limits:
         Limit on the latency of one block.
     reserve
         Bytes per tier to leave free, beyond what the formulas count.
+    fixed
+        Shares that are given, by name.
     """
 
     block_sizes: tuple[int, int]
     max_latency_s: float | None = None
     reserve: Mapping[str, int] | None = None
+    fixed: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,7 @@ class Program:
             others=others,
             cost=TRAFFIC_WEIGHT * self.rows[: self._num_timed].sum(axis=0),
             cost_of_others=np.ones(num_stages),
+            fixed=limits.fixed or {},
         )
         # Limits add up to at most their number times the latency: what is left bounds every policy.
         most = 1 + TRAFFIC_WEIGHT * self._num_timed / num_stages

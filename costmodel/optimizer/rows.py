@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from costmodel.optimizer.columns import coefficients
 from costmodel.optimizer.solver import Array
 from costmodel.pricing.limits import limit_forms
@@ -19,7 +17,7 @@ from costmodel.pricing.linear_form import LinearForm, total
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import unit_shares
-from costmodel.pricing.stages import Stage, stages_of
+from costmodel.pricing.stages import Stage
 
 
 @dataclass(frozen=True, slots=True)
