@@ -159,7 +159,8 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
                 # Of all that live in CPU memory so far, as many as come nearest to the fraction.
                 cpu_units += cut.cpu_bytes // layout.unit_bytes
                 if has_gpu:
-                    in_place = round(policy.cpu_experts * cpu_units) - units_in_place
+                    # Halves always up: two that round apart would make a layer's one off.
+                    in_place = math.floor(policy.cpu_experts * cpu_units + 0.5) - units_in_place
                     units_in_place += in_place
             components.append(
                 PlacedComponent(
