@@ -97,7 +97,7 @@ class Program:
 
     def __init__(self, problem: Problem, table: RowTable | None = None) -> None:
         self.problem = problem
-        self.table = table or RowTable()
+        self.table = table or RowTable(problem.hardware)
         self._columns = Columns(problem)
         stages = stages_of(problem)
         parts = [self.table.stage_rows(problem, stage) for stage in stages]

@@ -7,17 +7,20 @@ nothing to memory.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
-from costmodel.optimizer.columns import coefficients
+import numpy as np
+
+from costmodel.optimizer.columns import PER_BLOCK, coefficients
 from costmodel.optimizer.solver import Array
 from costmodel.pricing.limits import limit_forms
 from costmodel.pricing.linear_form import LinearForm, total
-from costmodel.pricing.memory import capacities, memory_rows
+from costmodel.pricing.memory import capacities, memory_rows, with_capacities
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import unit_shares
 from costmodel.pricing.stages import Stage
+from profiles.hardware import HardwareProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,14 @@ class Rows:
 
     names: tuple[str, ...]
     matrix: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """Bytes of memory in rows, and the tier of each."""
+
+    rows: Rows
+    tiers: tuple[str, ...]
 
 
 def memory_scale(problem: Problem, capacity: int) -> float:
@@ -42,22 +53,42 @@ def time_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
 
 def memory_forms(problem: Problem) -> dict[str, LinearForm]:
     """Return what each tier lacks, named ``capacity.TIER.MOMENT``: each at most zero."""
-    units = unit_shares(problem.components)
-    memory, forms = memory_rows(problem, units), {}
-    for tier, capacity in capacities(problem.hardware).items():
-        scale = memory_scale(problem, capacity)
-        for name, terms in memory[tier].items():
-            use = total([*terms.values(), units.per_block * -capacity])
-            forms[f"capacity.{tier}.{name}"] = use * scale
-    return forms
+    capacity, per_block = capacities(problem.hardware), unit_shares(problem.components).per_block
+    return {
+        _name(tier, moment): (use - per_block * capacity[tier])
+        * memory_scale(problem, capacity[tier])
+        for (tier, moment), use in _uses(problem).items()
+    }
+
+
+def _uses(problem: Problem) -> dict[tuple[str, str], LinearForm]:
+    """Return the bytes per sequence on each tier at each moment."""
+    memory = memory_rows(problem, unit_shares(problem.components))
+    return {
+        (tier, moment): total(terms.values())
+        for tier in capacities(problem.hardware)
+        for moment, terms in memory[tier].items()
+    }
+
+
+def _name(tier: str, moment: str) -> str:
+    return f"capacity.{tier}.{moment}"
 
 
 class RowTable:
-    """Rows by what they depend on, for problems of one machine, model and workload."""
+    """Rows by what they depend on, for problems of one machine, model and workload.
 
-    def __init__(self) -> None:
-        self._rows: dict[Hashable, Rows] = {}
-        self._per_load: dict[Hashable, Array] = {}
+    ``like`` is a table of the same model and workload and of another machine: what the two machines
+    have in common is evaluated once for both.
+    """
+
+    def __init__(self, hardware: HardwareProfile, like: RowTable | None = None) -> None:
+        # Capacities are nothing to time, and rates nothing to memory.
+        self._rates = with_capacities(hardware, dict.fromkeys(capacities(hardware), 1))
+        has_rates = like is not None and like._rates == self._rates
+        self._times: dict[Hashable, Rows] = like._times if like and has_rates else {}
+        self._per_load: dict[Hashable, Array] = like._per_load if like and has_rates else {}
+        self._uses: dict[Hashable, Uses] = like._uses if like else {}
 
     def stage_rows(self, problem: Problem, stage: Stage) -> Rows:
         """Return the rows of a stage.
@@ -77,19 +108,25 @@ class RowTable:
     def memory_rows(self, problem: Problem) -> Rows:
         """Return the rows of memory."""
         key = _memory_key(problem)
-        if key not in self._rows:
-            self._rows[key] = _rows(problem, memory_forms(problem))
-        return self._rows[key]
+        if key not in self._uses:
+            forms = _uses(problem)
+            names = tuple(_name(tier, moment) for tier, moment in forms)
+            rows = Rows(names, coefficients(forms.values(), problem.components))
+            self._uses[key] = Uses(rows, tuple(tier for tier, _ in forms))
+        uses, capacity = self._uses[key], capacities(problem.hardware)
+        scale = {tier: memory_scale(problem, capacity[tier]) for tier in capacity}
+        matrix = uses.rows.matrix.copy()
+        matrix[:, PER_BLOCK] -= [capacity[tier] for tier in uses.tiers]
+        matrix *= np.array([scale[tier] for tier in uses.tiers])[:, None]
+        return Rows(uses.rows.names, matrix)
 
     def _of_loads(self, key: Hashable, problem: Problem, stage: Stage, loads: float) -> Rows:
-        if key not in self._rows:
+        if key not in self._times:
             other = replace(problem, loads_per_block=loads)
-            self._rows[key] = _rows(other, time_forms(other, stage))
-        return self._rows[key]
-
-
-def _rows(problem: Problem, forms: Mapping[str, LinearForm]) -> Rows:
-    return Rows(tuple(forms), coefficients(forms.values(), problem.components))
+            forms = time_forms(other, stage)
+            matrix = coefficients(forms.values(), problem.components)
+            self._times[key] = Rows(tuple(forms), matrix)
+        return self._times[key]
 
 
 def _precision(problem: Problem) -> Hashable:
@@ -113,8 +150,13 @@ def _stage_key(problem: Problem, stage: Stage) -> Hashable:
 
 def _memory_key(problem: Problem) -> Hashable:
     has_experts = "experts" in problem.components
+    hardware = problem.hardware
+    machine = (hardware.has_gpu, hardware.uses_cuda, hardware.cpu.num_cores)
     return (
-        "memory",
+        machine,
+        hardware.cpu.runtime_bytes,
+        # Without a disk there is no padding.
+        hardware.disk.free_bytes > 0,
         _precision(problem),
         problem.prefill_batch_sizes,
         problem.in_place,

@@ -74,27 +74,34 @@ class Found:
 
 
 class Tree:
-    """Best-first branch and bound over problems and block sizes."""
+    """Best-first branch and bound over problems and block sizes.
 
-    def __init__(self, max_latency_s: float | None) -> None:
+    With ``is_choosy``, policies that are nearly as fast as the best are looked for too, to choose
+    among them.
+    """
+
+    def __init__(self, max_latency_s: float | None, *, is_choosy: bool = True) -> None:
         self.max_latency_s = max_latency_s
+        self._is_choosy = is_choosy
         self.found: list[Found] = []
         # No policy takes fewer seconds per sequence than this.
         self.bound_s = math.inf
         self._open: list[Node] = []
         self._count = itertools.count()
-        # Of each machine; problems keep their machines, so that no two have one identity.
-        self._tables: dict[int, RowTable] = {}
 
     @property
     def best_s(self) -> float:
         """Seconds per sequence of the best policy found."""
         return min((found.seconds for found in self.found), default=math.inf)
 
-    def plant(self, problems: Iterable[Problem]) -> None:
+    def begin_with(self, problem: Problem, table: RowTable, num_gpu_batches: int) -> None:
+        """Take the best policy of one block size for the first that is to be bettered."""
+        problem = of_blocks(problem, (num_gpu_batches, num_gpu_batches))
+        self._round(Program(problem, table), num_gpu_batches)
+
+    def plant(self, problems: Iterable[Problem], table: RowTable) -> None:
         """Take up problems, and search them as far as they can better what was found."""
         for problem in problems:
-            table = self._tables.setdefault(id(problem.hardware), RowTable())
             self.add(problem, table, 1, _most_batches(problem))
         self.grow()
 
@@ -133,7 +140,8 @@ class Tree:
         much that it is no choice either."""
         count = 0
         while True:
-            slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
+            goes_on = self._is_choosy and count < ENOUGH_SPLITS
+            slack = NEARLY_AS_FAST if goes_on else -NEARLY_AS_FAST
             if not self._open or self._open[0].seconds >= self.best_s * (1 + slack):
                 break
             if self.found and count >= MAX_SPLITS:
@@ -145,7 +153,7 @@ class Tree:
             count += 1
             if node.fewest == node.most:
                 self.bound_s = min(self.bound_s, node.seconds)
-                self._round(node)
+                self._round(node.program, node.fewest)
             else:
                 self._split(node)
         open_s = self._open[0].seconds if self._open else math.inf
@@ -177,18 +185,19 @@ class Tree:
         self._add_child(node, node.fewest, here - 1)
         self._add_child(node, max(above, node.fewest), node.most)
 
-    def _round(self, node: Node) -> None:
-        fitted = fit(node.program, node.fewest, max_latency_s=self.max_latency_s)
+    def _round(self, program: Program, num_gpu_batches: int) -> None:
+        fitted = fit(program, num_gpu_batches, max_latency_s=self.max_latency_s)
         if fitted is not None:
             policy, solution = fitted
-            rate = job_throughput(policy, node.problem.hardware)
-            self.found.append(Found(rate, policy, node.problem, solution))
+            rate = job_throughput(policy, program.problem.hardware)
+            self.found.append(Found(rate, policy, program.problem, solution))
 
     def choose(self) -> Found:
         """Of the policies predicted nearly as fast as the best, return the one whose channels
         have the least to do: what the model leaves out, it suffers least from."""
         best = max(found.tok_per_s for found in self.found)
-        near = [f for f in self.found if f.tok_per_s >= best * (1 - NEARLY_AS_FAST)]
+        least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
+        near = [found for found in self.found if found.tok_per_s >= least]
         return min(near, key=lambda found: found.busy_s)
 
 
@@ -232,11 +241,8 @@ def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
     last = num_batches * -(-left // num_batches)
     places = num_full * block_size + last
     # Fewer tokens demand fewer experts.
-    of_last = min(_demanded(problem, last) / _demanded(problem, block_size), 1.0)
+    of_last = 1.0
+    if problem.loads_on_demand:
+        mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]
+        of_last = min(e.touched(last) / e.touched(block_size) for e in mixtures)
     return places / num_prompts, (num_full + of_last) * block_size / places
-
-
-def _demanded(problem: Problem, num_tokens: int) -> float:
-    if not problem.loads_on_demand:
-        return 1.0
-    return sum(k.spec.experts.touched(num_tokens) for k in problem.layer_kinds if k.spec.experts)
