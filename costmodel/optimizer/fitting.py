@@ -9,7 +9,7 @@ from costmodel.optimizer.program import Limits, Price, Program, Solution, of_blo
 from costmodel.optimizer.solver import Infeasible
 from costmodel.optimizer.whole_experts import with_whole_experts
 from costmodel.plan.policy import Placement, Policy
-from costmodel.plan.rounding import round_policy, roundings_of
+from costmodel.plan.rounding import round_rows, round_weights, roundings_of
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
 
@@ -65,9 +65,11 @@ def _round(
     problem = of_blocks(program.problem, (num_gpu_batches, num_gpu_batches))
     programs = {problem.in_place: program.of_problem(problem)}
     options = []
-    roundings = (roundings_of(policy, has_gpu=hardware.has_gpu) for policy in wanted)
+    # Weights are rounded once: what rounds the rest leaves them as they are.
+    whole = (round_weights(policy, has_gpu=hardware.has_gpu) for policy in wanted)
+    roundings = (roundings_of(policy, has_gpu=hardware.has_gpu) for policy in whole)
     for option in itertools.chain.from_iterable(roundings):
-        rounded = round_policy(option, has_gpu=hardware.has_gpu)
+        rounded = round_rows(option, has_gpu=hardware.has_gpu)
         problem = problem_of(rounded, hardware)
         if problem.in_place not in programs:
             programs[problem.in_place] = program.of_problem(problem)
