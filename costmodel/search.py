@@ -63,7 +63,7 @@ def _search(flags: argparse.Namespace) -> None:
     if question.permitted == DEFAULT_PERMITTED:
         _tell_of_four_bits(search, result)
     if flags.explain:
-        _explain(question, result, flags.max_latency)
+        _explain(search, question, result)
     if flags.plot is not None:
         _plot(result, flags.plot)
     print(f"\npolicy written to {flags.output}")
@@ -89,14 +89,8 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     )
 
 
-def _explain(question: Question, result: SearchResult, max_latency_s: float | None) -> None:
-    changes = what_would_change(
-        question.hardware,
-        result,
-        max_latency_s=max_latency_s,
-        margin=question.margin,
-        permitted=question.permitted,
-    )
+def _explain(search: Search, question: Question, result: SearchResult) -> None:
+    changes = what_would_change(search, question.hardware, result, permitted=question.permitted)
     print()
     print(format_explanation(result, changes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,7 @@ class Columns:
         others: Array,
         cost: Array,
         cost_of_others: Array,
+        fixed: Mapping[str, float] | None = None,
     ) -> Point:
         """Minimise over the shares and over other columns, none of them below zero.
 
@@ -99,9 +100,14 @@ class Columns:
             [rows, shares] and [rows, others]: the sum of both products is at most zero.
         cost, cost_of_others
             [shares] and [others]
+        fixed
+            Shares that are given, by name.
         """
         lower, upper = self._lower.copy(), self._upper.copy()
         lower[PER_BLOCK], upper[PER_BLOCK] = (self._batch / size for size in block_sizes[::-1])
+        places = _places(self._components)
+        for name, share in (fixed or {}).items():
+            lower[places[name]] = upper[places[name]] = share / self._scale[places[name]]
         substitution = np.diag(self._scale)
         kept, num_equal = _ties(self._components)
         if lower[PER_BLOCK] == upper[PER_BLOCK]:

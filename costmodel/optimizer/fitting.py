@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
-from costmodel.optimizer.program import Limits, Price, Program, Solution
+from costmodel.optimizer.program import Limits, Price, Program, Solution, of_blocks
 from costmodel.optimizer.solver import Infeasible
+from costmodel.optimizer.whole_experts import with_whole_experts
 from costmodel.plan.policy import Placement, Policy
-from costmodel.plan.rounding import round_policy, roundings_of
+from costmodel.plan.rounding import round_rows, round_weights, roundings_of
 from costmodel.pricing.memory import capacities, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
@@ -40,7 +43,9 @@ def fit(
             solution = program.solve(limits)
         except Infeasible:
             return None
-        policy, price = _round(_policy_of(problem, num_gpu_batches, solution.shares), program)
+        points = [solution, *with_whole_experts(program, limits, solution)]
+        wanted = [_policy_of(problem, num_gpu_batches, point.shares) for point in points]
+        policy, price = _round(wanted, program, num_gpu_batches)
         latency_s = price.latency_per_sequence_s * block_size
         lateness = latency_s / max_latency_s if max_latency_s else 0.0
         if not price.overshoot_bytes and lateness <= 1:
@@ -53,18 +58,24 @@ def fit(
     return None
 
 
-def _round(policy: Policy, program: Program) -> tuple[Policy, Price]:
-    """Return the fastest rounding that fits; where none does, the one that overshoots least."""
+def _round(
+    wanted: Iterable[Policy], program: Program, num_gpu_batches: int
+) -> tuple[Policy, Price]:
+    """Return the fastest rounding of some that fits; where none does, the one that overshoots
+    least."""
     hardware = program.problem.hardware
     # Rounding can make another problem of it: all hidden states on the compute device.
-    num_batches = (policy.num_gpu_batches, policy.num_gpu_batches)
-    programs = {program.problem.in_place: program.of_blocks(num_batches)}
+    problem = of_blocks(program.problem, (num_gpu_batches, num_gpu_batches))
+    programs = {problem.in_place: program.of_problem(problem)}
     options = []
-    for option in roundings_of(policy, has_gpu=hardware.has_gpu):
-        rounded = round_policy(option, has_gpu=hardware.has_gpu)
+    # Weights are rounded once: what rounds the rest leaves them as they are.
+    whole = (round_weights(policy, has_gpu=hardware.has_gpu) for policy in wanted)
+    roundings = (roundings_of(policy, has_gpu=hardware.has_gpu) for policy in whole)
+    for option in itertools.chain.from_iterable(roundings):
+        rounded = round_rows(option, has_gpu=hardware.has_gpu)
         problem = problem_of(rounded, hardware)
         if problem.in_place not in programs:
-            programs[problem.in_place] = Program(problem)
+            programs[problem.in_place] = program.of_problem(problem)
         options.append((rounded, programs[problem.in_place].price(shares_of(rounded))))
     return min(
         options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from costmodel.model.layout import model_layers
@@ -18,6 +18,7 @@ from costmodel.optimizer.choices import (
 )
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.program import Limits, Program, Solution, solve
+from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.shortage import shortage_of
 from costmodel.optimizer.solver import Infeasible
 from costmodel.optimizer.tree import Tree
@@ -105,7 +106,27 @@ class Search:
         usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
         self._machine = with_capacities(hardware, usable)
         self._tree = Tree(max_latency_s)
+        # With a GPU, and without.
+        self._tables: dict[bool, RowTable] = {}
+        self._like: Mapping[bool, RowTable] = {}
         self._planted: set[tuple[object, ...]] = set()
+
+    def on(self, hardware: HardwareProfile, result: SearchResult) -> Search:
+        """Return the same search on a machine much like this one, where this one's ``result`` is
+        known: it looks only for what is faster by more than predictions are to be trusted for."""
+        other = Search(
+            hardware,
+            self._model,
+            self._workload,
+            max_latency_s=self._tree.max_latency_s,
+            margin=self._margin,
+        )
+        other._tree = Tree(self._tree.max_latency_s, is_choosy=False)
+        other._like = self._tables
+        machine = other._machine if result.hardware.has_gpu else other._without_gpu
+        problem = replace(result.problem, hardware=machine)
+        other._tree.begin_with(problem, other._table(machine), result.policy.num_gpu_batches)
+        return other
 
     def run(self, permitted: Permitted = DEFAULT_PERMITTED) -> SearchResult:
         """Return the policy with the highest predicted throughput over the whole job, among all
@@ -118,12 +139,12 @@ class Search:
         """
         hardware, machine, tree = self._hardware, self._machine, self._tree
         check_permitted(permitted, hardware)
-        tree.plant(self._new_problems(machine, permitted))
+        tree.plant(self._new_problems(machine, permitted), self._table(machine))
         if machine.has_gpu and not machine.is_emulated:
             # A GPU with little memory can be worse than none; seldom is it worth asking.
-            alone = with_capacities(machine, {"gpu": 0})
+            alone = self._without_gpu
             if _least_seconds(alone, self._model, self._workload) < tree.best_s:
-                tree.plant(self._new_problems(alone, permitted))
+                tree.plant(self._new_problems(alone, permitted), self._table(alone))
         if not tree.found:
             question = (self._model, self._workload, permitted)
             raise _reason_of(
@@ -146,6 +167,16 @@ class Search:
             problem=best.problem,
             solution=best.solution,
         )
+
+    @property
+    def _without_gpu(self) -> HardwareProfile:
+        return with_capacities(self._machine, {"gpu": 0})
+
+    def _table(self, machine: HardwareProfile) -> RowTable:
+        key = machine.has_gpu
+        if key not in self._tables:
+            self._tables[key] = RowTable(machine, self._like.get(key))
+        return self._tables[key]
 
     def _new_problems(self, machine: HardwareProfile, permitted: Permitted) -> Iterator[Problem]:
         """Yield the problems that no earlier run has taken up."""

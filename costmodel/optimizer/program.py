@@ -9,19 +9,17 @@ optimum a certified lower bound of every policy's latency.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
-from costmodel.optimizer.columns import PER_BLOCK, Columns, coefficients
+from costmodel.optimizer.columns import PER_BLOCK, Columns
+from costmodel.optimizer.rows import RowTable, memory_forms, memory_scale, time_forms
 from costmodel.optimizer.solver import Array
-from costmodel.pricing.limits import limit_forms
-from costmodel.pricing.linear_form import LinearForm, total
-from costmodel.pricing.memory import capacities, memory_rows
+from costmodel.pricing.linear_form import LinearForm
+from costmodel.pricing.memory import capacities
 from costmodel.pricing.problem import Problem
-from costmodel.pricing.shares import Shares, share_names, unit_shares
+from costmodel.pricing.shares import Shares, share_names
 from costmodel.pricing.stages import stages_of
 
 # Among policies of one latency, the one whose channels have the least to do is the best: what is
@@ -41,11 +39,14 @@ class Limits:
         Limit on the latency of one block.
     reserve
         Bytes per tier to leave free, beyond what the formulas count.
+    fixed
+        Shares that are given, by name.
     """
 
     block_sizes: tuple[int, int]
     max_latency_s: float | None = None
     reserve: Mapping[str, int] | None = None
+    fixed: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +74,10 @@ class Solution:
 def rows_of(problem: Problem) -> dict[str, LinearForm]:
     """Return the left sides of the program's rows: each is at most zero, and those of a stage,
     named ``time.STAGE.LIMIT``, at most the stage's seconds."""
-    rows = {
-        f"time.{stage.name}.{name}": limit
-        for stage in stages_of(problem)
-        for name, limit in limit_forms(problem, stage).items()
-    }
-    units = unit_shares(problem.components)
-    memory = memory_rows(problem, units)
-    for tier, capacity in capacities(problem.hardware).items():
-        scale = _scale(problem, capacity)
-        for name, terms in memory[tier].items():
-            use = total([*terms.values(), units.per_block * -capacity])
-            rows[f"capacity.{tier}.{name}"] = use * scale
-    return rows
+    rows: dict[str, LinearForm] = {}
+    for stage in stages_of(problem):
+        rows |= time_forms(problem, stage)
+    return rows | memory_forms(problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,32 +89,27 @@ class Price:
     overshoot_bytes: Mapping[str, int]
 
 
-def _scale(problem: Problem, capacity: int) -> float:
-    """Rows of memory are fractions of the capacity and of one batch, so that the solver's absolute
-    tolerance means the same everywhere."""
-    return problem.gpu_batch_size / max(capacity, 1)
-
-
 class Program:
-    """The rows of one problem, evaluated once, and solved for any range of block sizes."""
+    """The rows of one problem, evaluated once, and solved for any range of block sizes.
 
-    def __init__(self, problem: Problem) -> None:
+    Programs that share a ``RowTable`` are of one machine, model and workload.
+    """
+
+    def __init__(self, problem: Problem, table: RowTable | None = None) -> None:
         self.problem = problem
-        rows = rows_of(problem)
-        self._names = tuple(rows)
-        # [rows, shares]
-        self.rows = coefficients(rows.values(), problem.components)
-        stages = {stage.name: index for index, stage in enumerate(stages_of(problem))}
-        kinds = [name.split(".") for name in self._names]
-        self._timed = np.array([kind[0] == "time" for kind in kinds])
-        # [rows, stages]: what a row takes off its stage's seconds.
-        self._stages = np.zeros((len(rows), len(stages)))
-        for index, kind in enumerate(kinds):
-            if kind[0] == "time":
-                self._stages[index, stages[kind[1]]] = -1.0
+        self.table = table or RowTable(problem.hardware)
         self._columns = Columns(problem)
-        # Programs that differ in the batches of a block only.
-        self._of_batches: dict[tuple[int, int], Program] = {}
+        stages = stages_of(problem)
+        parts = [self.table.stage_rows(problem, stage) for stage in stages]
+        counts = [len(part.names) for part in parts]
+        parts.append(self.table.memory_rows(problem))
+        self._names = tuple(name for part in parts for name in part.names)
+        # [rows, shares]
+        self.rows = np.vstack([part.matrix for part in parts])
+        self._num_timed = sum(counts)
+        # [rows, stages]: what a row takes off its stage's seconds.
+        self._stages = np.zeros((len(self.rows), len(stages)))
+        self._stages[np.arange(self._num_timed), np.repeat(np.arange(len(stages)), counts)] = -1.0
 
     def price(self, shares: Shares[float]) -> Price:
         """Price a point of the problem, whether it fits or not."""
@@ -133,37 +120,15 @@ class Program:
         over = {}
         for tier, capacity in capacities(self.problem.hardware).items():
             most = values[self._of_tier(tier)].max()
-            over[tier] = round(most / _scale(self.problem, capacity) / shares.per_block)
+            over[tier] = round(most / memory_scale(self.problem, capacity) / shares.per_block)
         return Price(
             latency_per_sequence_s=float(seconds.sum()),
             overshoot_bytes={tier: count for tier, count in over.items() if count > 0},
         )
 
-    def of_blocks(self, num_batches: tuple[int, int], loads_per_block: float = 1.0) -> Program:
-        """Return the program of the same problem for blocks of other sizes, and other
-        ``loads_per_block``; without experts, no row depends on how many batches there are."""
-        if "experts" in self.problem.components:
-            key = _coarsened(num_batches)
-            if key not in self._of_batches:
-                self._of_batches[key] = Program(replace(self.problem, num_batches=key))
-                self._of_batches[key]._of_batches = self._of_batches
-            return self._of_batches[key]._with_loads(loads_per_block)
-        return self._with_loads(loads_per_block)
-
-    def _with_loads(self, loads_per_block: float) -> Program:
-        more = loads_per_block - self.problem.loads_per_block
-        if not more:
-            return self
-        rows = self.rows + more * self._rows_per_load
-        other = copy(self)
-        other.problem, other.rows = replace(self.problem, loads_per_block=loads_per_block), rows
-        return other
-
-    @cached_property
-    def _rows_per_load(self) -> Array:
-        """What one load more adds to every coefficient; formulas are linear in the loads."""
-        loads = self.problem.loads_per_block + 1
-        return Program(replace(self.problem, loads_per_block=loads)).rows - self.rows
+    def of_problem(self, problem: Problem) -> Program:
+        """Return the program of another problem of the same machine, model and workload."""
+        return Program(problem, self.table)
 
     def solve(self, limits: Limits) -> Solution:
         """Solve for the block sizes and limits given.
@@ -186,11 +151,12 @@ class Program:
             limits.block_sizes,
             rows=rows,
             others=others,
-            cost=TRAFFIC_WEIGHT * self.rows[self._timed].sum(axis=0),
+            cost=TRAFFIC_WEIGHT * self.rows[: self._num_timed].sum(axis=0),
             cost_of_others=np.ones(num_stages),
+            fixed=limits.fixed or {},
         )
         # Limits add up to at most their number times the latency: what is left bounds every policy.
-        most = 1 + TRAFFIC_WEIGHT * int(self._timed.sum()) / num_stages
+        most = 1 + TRAFFIC_WEIGHT * self._num_timed / num_stages
         return Solution(
             shares=point.shares,
             latency_per_sequence_s=float(point.others.sum()),
@@ -203,20 +169,30 @@ class Program:
         for tier, capacity in capacities(self.problem.hardware).items():
             if taken := min(reserve.get(tier, 0), capacity):
                 rows = rows.copy()
-                rows[self._of_tier(tier), PER_BLOCK] += taken * _scale(self.problem, capacity)
+                rows[self._of_tier(tier), PER_BLOCK] += taken * memory_scale(self.problem, capacity)
         return rows
 
     def _of_tier(self, tier: str) -> list[bool]:
         return [name.startswith(f"capacity.{tier}.") for name in self._names]
 
 
-def _coarsened(num_batches: tuple[int, int]) -> tuple[int, int]:
-    """Widen a range to powers of two, so that few programs serve many ranges: the bound holds for
-    every range within."""
+def of_blocks(
+    problem: Problem, num_batches: tuple[int, int], loads_per_block: float = 1.0
+) -> Problem:
+    """Return the same problem for blocks of other sizes, and other ``loads_per_block``; without
+    experts, no row depends on how many batches there are.
+
+    A range is widened to powers of two, so that few rows serve many ranges: the bound holds for
+    every range within.
+    """
     fewest, most = num_batches
-    if fewest == most:
-        return num_batches
-    return 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
+    if fewest < most:
+        num_batches = 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
+    if "experts" not in problem.components:
+        num_batches = problem.num_batches
+    if (problem.num_batches, problem.loads_per_block) == (num_batches, loads_per_block):
+        return problem
+    return replace(problem, num_batches=num_batches, loads_per_block=loads_per_block)
 
 
 def solve(problem: Problem, limits: Limits) -> Solution:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, decide
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.job_throughput import job_throughput
-from costmodel.optimizer.program import Limits, Program, Solution
+from costmodel.optimizer.program import Limits, Program, Solution, of_blocks
+from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import phase_channels
@@ -73,10 +74,15 @@ class Found:
 
 
 class Tree:
-    """Best-first branch and bound over problems and block sizes."""
+    """Best-first branch and bound over problems and block sizes.
 
-    def __init__(self, max_latency_s: float | None) -> None:
+    With ``is_choosy``, policies that are nearly as fast as the best are looked for too, to choose
+    among them.
+    """
+
+    def __init__(self, max_latency_s: float | None, *, is_choosy: bool = True) -> None:
         self.max_latency_s = max_latency_s
+        self._is_choosy = is_choosy
         self.found: list[Found] = []
         # No policy takes fewer seconds per sequence than this.
         self.bound_s = math.inf
@@ -88,23 +94,30 @@ class Tree:
         """Seconds per sequence of the best policy found."""
         return min((found.seconds for found in self.found), default=math.inf)
 
-    def plant(self, problems: Iterable[Problem]) -> None:
+    def begin_with(self, problem: Problem, table: RowTable, num_gpu_batches: int) -> None:
+        """Take the best policy of one block size for the first that is to be bettered."""
+        problem = of_blocks(problem, (num_gpu_batches, num_gpu_batches))
+        self._round(Program(problem, table), num_gpu_batches)
+
+    def plant(self, problems: Iterable[Problem], table: RowTable) -> None:
         """Take up problems, and search them as far as they can better what was found."""
         for problem in problems:
-            self.add(Program(problem), 1, _most_batches(problem))
+            self.add(problem, table, 1, _most_batches(problem))
         self.grow()
 
-    def add(self, program: Program, fewest: int, most: int) -> None:
+    def add(self, problem: Problem, table: RowTable, fewest: int, most: int) -> None:
         """Solve for a range of batches in the block and keep it, unless nothing fits there."""
         if fewest > most:
             return
-        # A limit holds for a full block, which loads the weights once; the bound is then that of
-        # jobs without a partly filled block.
-        loads = program.problem.loads_per_block
-        if fewest == most and self.max_latency_s is None:
-            loads = _loads_per_block(program.problem, fewest)
-        program = program.of_blocks((fewest, most), loads)
-        batch = program.problem.gpu_batch_size
+        places, loads = 1.0, 1.0
+        if fewest == most:
+            places, loads = _of_job(problem, fewest)
+        if self.max_latency_s is not None:
+            # A limit holds for a full block, which loads the weights once; the bound is then that
+            # of jobs without a partly filled block.
+            loads = 1.0
+        program = Program(of_blocks(problem, (fewest, most), loads), table)
+        batch = problem.gpu_batch_size
         limits = Limits(
             block_sizes=(fewest * batch, most * batch), max_latency_s=self.max_latency_s
         )
@@ -113,7 +126,12 @@ class Tree:
         except Infeasible:
             return
         node = Node(
-            solution.bound_per_sequence_s, next(self._count), program, fewest, most, solution
+            places * solution.bound_per_sequence_s,
+            next(self._count),
+            program,
+            fewest,
+            most,
+            solution,
         )
         heapq.heappush(self._open, node)
 
@@ -122,7 +140,8 @@ class Tree:
         much that it is no choice either."""
         count = 0
         while True:
-            slack = NEARLY_AS_FAST if count < ENOUGH_SPLITS else -NEARLY_AS_FAST
+            goes_on = self._is_choosy and count < ENOUGH_SPLITS
+            slack = NEARLY_AS_FAST if goes_on else -NEARLY_AS_FAST
             if not self._open or self._open[0].seconds >= self.best_s * (1 + slack):
                 break
             if self.found and count >= MAX_SPLITS:
@@ -134,7 +153,7 @@ class Tree:
             count += 1
             if node.fewest == node.most:
                 self.bound_s = min(self.bound_s, node.seconds)
-                self._round(node)
+                self._round(node.program, node.fewest)
             else:
                 self._split(node)
         open_s = self._open[0].seconds if self._open else math.inf
@@ -142,7 +161,12 @@ class Tree:
 
     def _decide(self, node: Node) -> None:
         for problem in decide(node.problem):
-            self.add(Program(problem), node.fewest, node.most)
+            self._add_child(node, node.fewest, node.most, problem)
+
+    def _add_child(
+        self, node: Node, fewest: int, most: int, problem: Problem | None = None
+    ) -> None:
+        self.add(problem or node.problem, node.program.table, fewest, most)
 
     def _split(self, node: Node) -> None:
         """Take the block size that the relaxed optimum wants, and what is below and above it.
@@ -153,26 +177,27 @@ class Tree:
         if "experts" in node.problem.components and node.most >= 2 * node.fewest:
             middle = 1 << round(math.log2(node.fewest * node.most) / 2 + 0.5)
             middle = min(max(middle, node.fewest + 1), node.most)
-            self.add(node.program, node.fewest, middle - 1)
-            self.add(node.program, middle, node.most)
+            self._add_child(node, node.fewest, middle - 1)
+            self._add_child(node, middle, node.most)
             return
         here, above = _useful_counts(node.problem, math.floor(node.wanted * (1 + 1e-9)))
-        self.add(node.program, here, here)
-        self.add(node.program, node.fewest, here - 1)
-        self.add(node.program, max(above, node.fewest), node.most)
+        self._add_child(node, here, here)
+        self._add_child(node, node.fewest, here - 1)
+        self._add_child(node, max(above, node.fewest), node.most)
 
-    def _round(self, node: Node) -> None:
-        fitted = fit(node.program, node.fewest, max_latency_s=self.max_latency_s)
+    def _round(self, program: Program, num_gpu_batches: int) -> None:
+        fitted = fit(program, num_gpu_batches, max_latency_s=self.max_latency_s)
         if fitted is not None:
             policy, solution = fitted
-            rate = job_throughput(policy, node.problem.hardware)
-            self.found.append(Found(rate, policy, node.problem, solution))
+            rate = job_throughput(policy, program.problem.hardware)
+            self.found.append(Found(rate, policy, program.problem, solution))
 
     def choose(self) -> Found:
         """Of the policies predicted nearly as fast as the best, return the one whose channels
         have the least to do: what the model leaves out, it suffers least from."""
         best = max(found.tok_per_s for found in self.found)
-        near = [f for f in self.found if f.tok_per_s >= best * (1 - NEARLY_AS_FAST)]
+        least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
+        near = [found for found in self.found if found.tok_per_s >= least]
         return min(near, key=lambda found: found.busy_s)
 
 
@@ -199,10 +224,25 @@ def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
     return here, -(-num_prompts // (batch * (num_blocks - 1)))
 
 
-def _loads_per_block(problem: Problem, num_gpu_batches: int) -> float:
-    """Loads of the weights that a full block's share of the job pays for."""
-    num_prompts = problem.workload.num_prompts
+def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
+    """Return the places in the blocks of a job for each of its prompts, and the loads of the
+    weights that a full block's share of them pays for.
+
+    The last block's batches are equal, so that some of its places may stand empty.
+    """
+    num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
     if num_prompts is None:
-        return 1.0
-    block_size = problem.gpu_batch_size * num_gpu_batches
-    return max(1.0, -(-num_prompts // block_size) * block_size / num_prompts)
+        return 1.0, 1.0
+    block_size = batch * num_gpu_batches
+    num_full, left = divmod(num_prompts, block_size)
+    if not left:
+        return 1.0, 1.0
+    num_batches = -(-left // batch)
+    last = num_batches * -(-left // num_batches)
+    places = num_full * block_size + last
+    # Fewer tokens demand fewer experts.
+    of_last = 1.0
+    if problem.loads_on_demand:
+        mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]
+        of_last = min(e.touched(last) / e.touched(block_size) for e in mixtures)
+    return places / num_prompts, (num_full + of_last) * block_size / places

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.plan.cuts import PlacedLayers, Segment, cache_spec, cut_cache, place_weights
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import PlacedLayers, Segment, cache_spec, cut_cache, place_weights
 from costmodel.plan.route import Route, route_of
 
 

@@ -1,249 +1,41 @@
-"""From fractions to whole rows: the cuts that the executor makes, and the fractions they are.
-
-Each component is cut between the rows nearest to the fraction. Experts are dealt whole, to some
-layers one more than to others, so that all layers together are nearest to it. The cache of a
-batch is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are
-attended on the CPU are the last ones. Hidden states are cut between sequences.
-"""
+"""From a policy's fractions to those that the cuts make of them."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from costmodel.model.cache import CacheSpec, cache_of
-from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, model_layers, round_up
+from costmodel.model.layout import model_layers
+from costmodel.plan.cuts import (
+    cache_spec,
+    cut_cache,
+    cut_component,
+    cut_hidden,
+    deal_units,
+    place_weights,
+)
 from costmodel.plan.policy import Placement, Policy
-from profiles.aligned_io import PAGE_BYTES
-
-# Multiples of it spread evenly over a unit interval, however many are taken.
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentCut:
-    """Bytes [0, gpu_end) of a component live on the GPU, [gpu_end, cpu_end) on the CPU, the rest
-    on disk."""
-
-    gpu_end: int
-    cpu_end: int
-    num_bytes: int
-
-    @property
-    def off_gpu_bytes(self) -> int:
-        """Bytes that do not live on the GPU."""
-        return self.num_bytes - self.gpu_end
-
-    @property
-    def cpu_bytes(self) -> int:
-        """Bytes that live in CPU memory."""
-        return self.cpu_end - self.gpu_end
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that live on disk."""
-        return self.num_bytes - self.cpu_end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedComponent:
-    """A component of a layer, with where its bytes are."""
-
-    layer: int
-    layout: ComponentLayout
-    cut: ComponentCut
-    # Of what lives in CPU memory, the last bytes, which the CPU multiplies there in decode.
-    bytes_in_place: int = 0
-
-    @property
-    def units_in_place(self) -> range:
-        """Experts that the CPU multiplies where they are."""
-        size = self.layout.unit_bytes
-        end = self.cut.cpu_end // size if self.bytes_in_place else 0
-        return range(end - self.bytes_in_place // size, end)
-
-
-# For each layer, its components.
-PlacedLayers = tuple[tuple[PlacedComponent, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Rows of a batch's cache with one home and one place of attention.
-
-    A row is one key head of one sequence: row ``s * num_kv_heads + h``.
-    """
-
-    first_row: int
-    end_row: int
-    home: str
-    attended: str
-    token_bytes: int
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the segment."""
-        return self.end_row - self.first_row
-
-
-def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut:
-    """Cut a component's run of bytes at the boundaries nearest to the placement."""
-    # Both cuts from the start of the run, so that errors of the two do not add up.
-    gpu_end = layout.cut_near(placement.gpu * layout.num_bytes)
-    cpu_end = layout.num_bytes
-    if placement.disk > 0:
-        cpu_end = max(gpu_end, layout.cut_near((1 - placement.disk) * layout.num_bytes))
-    if placement.cpu == 0:
-        gpu_end = cpu_end
-    return ComponentCut(gpu_end=gpu_end, cpu_end=cpu_end, num_bytes=layout.num_bytes)
-
-
-def deal_units(
-    layout: ComponentLayout, placement: Placement, num_layers: int
-) -> list[ComponentCut]:
-    """Cut a component of several units in each of the layers that have it.
-
-    A layer has too few experts to come near to a fraction, so that some layers get one more than
-    others. Those are spread evenly, because loads wait for each other only over a few layers.
-    """
-    whole = layout.num_units * num_layers
-    cpu_end = whole - round(placement.disk * whole)
-    gpu_end = min(round(placement.gpu * whole), cpu_end) if placement.cpu > 0 else cpu_end
-    # The more layers get one more, the more of the same order: no cut is behind the next.
-    return [
-        ComponentCut(
-            gpu_end=_dealt(gpu_end, num_layers, turn) * layout.unit_bytes,
-            cpu_end=_dealt(cpu_end, num_layers, turn) * layout.unit_bytes,
-            num_bytes=layout.num_bytes,
-        )
-        for turn in _spread(num_layers)
-    ]
-
-
-def _dealt(units: int, num_layers: int, turn: int) -> int:
-    each, rest = divmod(units, num_layers)
-    return each + (turn < rest)
-
-
-@functools.cache
-def _spread(count: int) -> tuple[int, ...]:
-    """Return the turn of each of so many places, those of the first turns far from each other."""
-    order = sorted(range(count), key=lambda place: place * GOLDEN_RATIO % 1)
-    turns = {place: turn for turn, place in enumerate(order)}
-    return tuple(turns[place] for place in range(count))
-
-
-def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
-    """Cut every component of every layer as a policy says."""
-    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-    # Equal layers are one object.
-    counts = Counter(id(layout) for layer in layers for layout in layer.components)
-    dealt: dict[int, Iterator[ComponentCut]] = {}
-    placed = []
-    cpu_units = units_in_place = 0
-    for index, layer in enumerate(layers):
-        components = []
-        for layout in layer.components:
-            placement, in_place = policy.weights[layout.name], 0
-            if layout.num_units == 1:
-                cut = cut_component(layout, placement)
-            else:
-                if id(layout) not in dealt:
-                    dealt[id(layout)] = iter(deal_units(layout, placement, counts[id(layout)]))
-                cut = next(dealt[id(layout)])
-                # Of all that live in CPU memory so far, as many as come nearest to the fraction.
-                cpu_units += cut.cpu_bytes // layout.unit_bytes
-                if has_gpu:
-                    in_place = round(policy.cpu_experts * cpu_units) - units_in_place
-                    units_in_place += in_place
-            components.append(
-                PlacedComponent(
-                    layer=index,
-                    layout=layout,
-                    cut=cut,
-                    bytes_in_place=in_place * layout.unit_bytes,
-                )
-            )
-        placed.append(tuple(components))
-    return tuple(placed)
-
-
-def cache_spec(policy: Policy, layer: LayerSpec) -> CacheSpec:
-    """Return what a layer keeps under a policy."""
-    return cache_of(layer, policy.cache_bits, policy.group_size, policy.model.dtype_bytes)
-
-
-def cut_cache(
-    policy: Policy, cache: CacheSpec, batch_size: int, *, has_gpu: bool
-) -> tuple[Segment, ...]:
-    """Cut the rows that a layer keeps of a batch of ``batch_size`` sequences into segments.
-
-    The rows on disk take whole pages for each token, so that every token can be appended with
-    one aligned write: their number is rounded to a multiple of the rows that fill a page.
-    """
-    rows = batch_size * cache.rows_per_sequence
-    row_bytes, unit = cache.row_bytes, cache.rows_per_page
-    gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
-    attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
-    if attended_from > cpu_end:
-        # A cut inside the disk's rows must not cost another page: units that fill their pages
-        # are cut between, others not at all.
-        if unit * row_bytes % PAGE_BYTES:
-            unit = rows - cpu_end
-        fetched = attended_from - cpu_end
-        fewer = fetched // unit * unit
-        more = min(fewer + unit, rows - cpu_end)
-        attended_from = cpu_end + (fewer if fetched - fewer < more - fetched else more)
-    bounds = [("gpu", 0, gpu_end), ("cpu", gpu_end, cpu_end), ("disk", cpu_end, rows)]
-    segments = []
-    for home, start, end in bounds:
-        split = end if home == "gpu" and has_gpu else min(max(attended_from, start), end)
-        for attended, first, last in (("gpu", start, split), ("cpu", split, end)):
-            if first < last:
-                token_bytes = (last - first) * row_bytes
-                if home == "disk":
-                    token_bytes = round_up(token_bytes, PAGE_BYTES)
-                segments.append(
-                    Segment(
-                        first_row=first,
-                        end_row=last,
-                        home=home,
-                        attended=attended,
-                        token_bytes=token_bytes,
-                    )
-                )
-    return tuple(segments)
-
-
-def _cut_rows(cache: Placement, rows: int, rows_per_page: int) -> tuple[int, int]:
-    disk_rows = round(cache.disk * rows)
-    if 0 < disk_rows < rows:
-        disk_rows = min(rows, round(cache.disk * rows / rows_per_page) * rows_per_page)
-    gpu_end = min(round(cache.gpu * rows), rows - disk_rows)
-    if cache.cpu == 0:
-        gpu_end = rows - disk_rows
-    return gpu_end, rows - disk_rows
-
-
-def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
-    """Return the sequences at which the disk part and the CPU part of a batch's hidden states
-    end; the GPU holds the rest.
-
-    The disk part comes first, because a direct read needs an aligned buffer to begin in.
-    """
-    placement = policy.activations
-    disk_end = round(placement.disk * batch_size)
-    cpu_end = max(disk_end, batch_size - round(placement.gpu * batch_size))
-    return disk_end, cpu_end
 
 
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     """Replace a policy's fractions by those that its bytes will really obey."""
+    return round_rows(round_weights(policy, has_gpu=has_gpu), has_gpu=has_gpu)
+
+
+def round_weights(policy: Policy, *, has_gpu: bool) -> Policy:
+    """Round the fractions of the weights alone."""
+    return replace(
+        policy,
+        weights=_weight_fractions(policy),
+        cpu_experts=_share_in_place(policy) if has_gpu else policy.cpu_experts,
+    )
+
+
+def round_rows(policy: Policy, *, has_gpu: bool) -> Policy:
+    """Round the fractions of the cache and of the hidden states alone."""
     batch = policy.gpu_batch_size
     rows = {"gpu": 0, "disk": 0}
     attended = total = 0
@@ -258,8 +50,6 @@ def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
     disk_end, cpu_end = cut_hidden(policy, batch)
     return replace(
         policy,
-        weights=_weight_fractions(policy),
-        cpu_experts=_share_in_place(policy) if has_gpu else policy.cpu_experts,
         cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
         activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
         cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
+from costmodel.plan.cuts import PlacedLayers, Segment, cut_hidden
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import PlacedLayers, Segment, cut_hidden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,21 +91,22 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }
     staged = {component: s.off_gpu for component, s in shares.weights.items()}
+    layers = _weight_staging(problem, shares, staged, 0)
     return {
         f"{phase}, {moment} cache, {layer}": home
-        | {
-            "weight staging": weights,
-            "cache staging": cache,
-            "workspace": shares.per_block * workspace_bytes(problem, phase),
-        }
-        for phase in PHASES
+        | {"weight staging": weights, "cache staging": cache, "workspace": workspace}
+        for phase, workspace in _workspaces(problem, shares).items()
         for moment, cache in staging.items()
-        for layer, weights in _weight_staging(problem, shares, staged, 0).items()
+        for layer, weights in layers.items()
     }
 
 
 def _weight_bytes(problem: Problem, shares: Mapping[str, Quantity]) -> Quantity:
     return total(share * problem.sizes.component_bytes[name] for name, share in shares.items())
+
+
+def _workspaces(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
+    return {phase: shares.per_block * workspace_bytes(problem, phase) for phase in PHASES}
 
 
 def _weight_staging(
@@ -153,12 +154,8 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     home |= _kept_terms(problem, shares)
     home["unpacked weights"] = shares.per_block * _unpacked_weight_bytes(problem)
     return {
-        f"{phase}, {layer}": home
-        | {
-            "weight staging": size,
-            "workspace": shares.per_block * workspace_bytes(problem, phase),
-        }
-        for phase in PHASES
+        f"{phase}, {layer}": home | {"weight staging": size, "workspace": workspace}
+        for phase, workspace in _workspaces(problem, shares).items()
         for layer, size in staging.items()
     }
 

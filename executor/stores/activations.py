@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 
 from costmodel.model.layout import round_up
+from costmodel.plan.cuts import cut_hidden
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cut_hidden
 from costmodel.pricing.memory import num_hidden_buffers
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine

@@ -9,8 +9,8 @@ import torch
 
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import row_packing
+from costmodel.plan.cuts import Segment, cache_spec
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import Segment, cache_spec
 from profiles.compute_plan import DTYPES
 from profiles.packing import Packing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from costmodel.model.layout import TensorLayout
-from costmodel.plan.rounding import PlacedComponent
+from costmodel.plan.cuts import PlacedComponent
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
 from profiles.kernels import unpack_rows

@@ -18,8 +18,8 @@ from functools import partial
 import torch
 
 from costmodel.model.layout import decoder_numbers
+from costmodel.plan.cuts import Segment
 from costmodel.plan.plan import Plan
-from costmodel.plan.rounding import Segment
 from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine

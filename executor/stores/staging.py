@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.model.layout import TENSOR_ALIGNMENT, round_up
-from costmodel.plan.rounding import PlacedComponent
+from costmodel.plan.cuts import PlacedComponent
 from profiles.aligned_io import PAGE_BYTES
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from costmodel.model.layout import LayerLayout, round_up
-from costmodel.plan.rounding import PlacedComponent, PlacedLayers
+from costmodel.plan.cuts import PlacedComponent, PlacedLayers
 from executor.checkpoint.folder import WeightSource
 from executor.machine.offload_folder import MANIFEST_SUFFIX, WEIGHTS_PREFIX, WEIGHTS_SUFFIX
 from executor.stores.page_checksums import PageChecksums

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
+from costmodel.plan.cuts import cache_spec, cut_cache, cut_hidden, place_weights
 from costmodel.plan.policy import Policy
-from costmodel.plan.rounding import cache_spec, cut_cache, cut_hidden, place_weights
 from costmodel.schedule.tasks import Task
 
 Content = Hashable

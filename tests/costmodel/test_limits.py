@@ -14,15 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from costmodel.optimizer.columns import coefficients
 from costmodel.optimizer.program import Program, rows_of
+from costmodel.optimizer.rows import RowTable
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.latency import stage_work
 from costmodel.pricing.limits import IN_SERIES, ONE_BATCH, stage_limits
 from costmodel.pricing.linear_form import LinearForm, Quantity
-from costmodel.pricing.memory import capacities, memory_rows
+from costmodel.pricing.memory import capacities, memory_rows, with_capacities
 from costmodel.pricing.price import estimate, phase_channels
 from costmodel.pricing.problem import Problem
+from costmodel.pricing.rates import RATES
 from costmodel.pricing.shares import Shares, share_names, unit_shares
 from costmodel.pricing.stages import MAX_SEGMENTS, SEGMENT_GROWTH, stages_of
 from profiles import HardwareProfile, Link, recorded_profile
@@ -186,14 +189,32 @@ def test_rows_are_the_limits_and_what_memory_lacks() -> None:
 
 
 @pytest.mark.parametrize("name", ["t4-flexgen", "cpu-2core"])
-def test_rows_are_linear_in_the_loads(name: str) -> None:
-    """A program for other loads has the rows that its formulas would give it."""
-    for problem in _every_kind(name)[::5]:
-        found = Program(problem).of_blocks(problem.num_batches, 2.5)
-        assert found.problem.loads_per_block == 2.5
-        expected = Program(found.problem).rows
-        scale = np.abs(expected).max(axis=1, keepdims=True)
-        assert (np.abs(found.rows - expected) <= 1e-12 * scale).all()
+def test_what_programs_share_is_what_their_formulas_give(name: str) -> None:
+    """Problems of machines that differ in capacities or in rates: each has a table, which shares
+    with the first machine's what they have in common."""
+    problems = _every_kind(name)
+    for model in {problem.model.name: problem.model for problem in problems}.values():
+        first: RowTable | None = None
+        for machine in _unlike(problems[0].hardware):
+            table = RowTable(machine, first)
+            first = first or table
+            for problem in [p for p in problems if p.model == model][::5]:
+                for loads in {1.0, problem.loads_per_block, 2.5}:
+                    kind = replace(problem, hardware=machine, loads_per_block=loads)
+                    found = Program(kind, table).rows
+                    expected = coefficients(rows_of(kind).values(), kind.components)
+                    scale = np.abs(expected).max(axis=1, keepdims=True)
+                    assert (np.abs(found - expected) <= 1e-12 * scale).all()
+
+
+def _unlike(hardware: HardwareProfile) -> list[HardwareProfile]:
+    more = {tier: 2 * capacity for tier, capacity in capacities(hardware).items()}
+    return [
+        hardware,
+        with_capacities(hardware, more),
+        with_capacities(hardware, {"disk": 0}),
+        RATES["disk_read"].scale(hardware, 2.0),
+    ]
 
 
 def _least_seconds(first: float, second: float, keeps: tuple[float, float]) -> float:

@@ -13,17 +13,16 @@ from costmodel.families import load_model_spec
 from costmodel.model.layout import CUT_ROWS, model_layers
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
-from costmodel.plan.policy import Placement, Policy, placed_alike
-from costmodel.plan.rounding import (
+from costmodel.plan.cuts import (
     Segment,
     cache_spec,
     cut_cache,
     cut_component,
     cut_hidden,
     place_weights,
-    round_policy,
-    roundings_of,
 )
+from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.plan.rounding import round_policy, roundings_of
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import peak_bytes
 from costmodel.pricing.problem import problem_of

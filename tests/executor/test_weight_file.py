@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from costmodel.model.layout import ComponentLayout, model_layers, round_up
+from costmodel.plan.cuts import PlacedComponent, PlacedLayers, cut_component
 from costmodel.plan.policy import Placement
-from costmodel.plan.rounding import PlacedComponent, PlacedLayers, cut_component
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import SINGLE_NAME
 from executor.machine.offload_folder import remove_orphans
