@@ -18,6 +18,7 @@ from costmodel.plan.policy import placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import check_fits, estimate
+from costmodel.pricing.rates import RATES
 from profiles import (
     HardwareProfile,
     InfeasibleError,
@@ -354,3 +355,20 @@ def test_the_embedding_is_in_the_fastest_memory_with_room(
     result = search(hardware, load_model_spec(model), workload)
     assert getattr(result.policy.weights["embedding"], tier) == 1
     check_fits(result.predicted, hardware)
+
+
+@pytest.mark.parametrize("name", ["opt-30b", "olmoe-1b-7b"])
+def test_a_search_that_begins_nearby_finds_what_one_from_the_start_finds(name: str) -> None:
+    """What would change is told by searches that begin with the policy of the machine at hand."""
+    hardware, model = recorded_profile("t4-flexgen"), load_model_spec(name).with_dtype("float16")
+    hardware = hardware.with_budget(gpu_memory=6 * GIB, cpu_memory=24 * GIB)
+    at_hand = Search(hardware, model, PAPER)
+    result = at_hand.run()
+    for machine in (
+        hardware.with_budget(cpu_memory=32 * GIB),
+        RATES["h2d"].scale(hardware, 2.0),
+    ):
+        found, alone = at_hand.on(machine, result).run(), search(machine, model, PAPER)
+        least = alone.job_tok_per_s * (1 - NEARLY_AS_FAST)
+        assert least <= found.job_tok_per_s <= alone.bound_tok_per_s * (1 + 1e-9)
+        check_fits(found.predicted, machine)
