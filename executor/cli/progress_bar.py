@@ -84,7 +84,8 @@ class ProgressBar(Progress):
                 self._start_s = time.perf_counter()
                 total = sum(prediction.latency_s for prediction in self._predictions)
                 self._bar = tqdm(
-                    total=total,
+                    # Rounding must not carry the parts beyond the whole, of which tqdm warns.
+                    total=total * (1 + 1e-9),
                     bar_format=BAR_FORMAT,
                     disable=self._is_disabled,
                 )
