@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from executor.llm import LLM
     from executor.model.sampling import Sampler
     from executor.model.sampling_params import SamplingParams
+    from executor.run.logprobs import Logprob
     from executor.run.requests import CompletionOutput, RequestOutput
     from executor.run.results import BlockResult, Progress
     from executor.run.runner import Runner
@@ -29,6 +30,7 @@ __all__ = [
     "BlockResult",
     "Checkpoint",
     "CompletionOutput",
+    "Logprob",
     "Progress",
     "RequestOutput",
     "Runner",
@@ -40,6 +42,7 @@ _MODULES = {
     "BlockResult": "executor.run.results",
     "Checkpoint": "executor.checkpoint.folder",
     "CompletionOutput": "executor.run.requests",
+    "Logprob": "executor.run.logprobs",
     "Progress": "executor.run.results",
     "RequestOutput": "executor.run.requests",
     "Runner": "executor.run.runner",

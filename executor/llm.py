@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from executor.machine_profile import keep_run
 from executor.model.generation_config import GenerationConfig
 from executor.model.sampling_params import SamplingParams
 from executor.run.exclusive import TURN, ExclusiveRun, forget_frames
-from executor.run.requests import CompletionOutput, Prompt, Request, RequestOutput, read_requests
+from executor.run.requests import Prompt, RequestOutput, output_of, read_requests
 from executor.run.results import BlockResult
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import ChatTokenizer, decode_continuation, load_tokenizer
+from executor.text.continuation import ChatTokenizer, load_tokenizer
 from executor.text.transformers_tokenizer import has_tokenizer
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -225,13 +225,21 @@ class LLM:
         requests = read_requests(prompts, limits, lambda: self._tokenizer)
         if not requests:
             return _nothing()
-        if has_tokenizer(self._folder):
-            # Before any work, as only the outputs may need it.
-            _ = self._tokenizer
+        # Before any work, although only the outputs may need it.
+        tokenizer = self._tokenizer if has_tokenizer(self._folder) else None
         sampling.warn()
         ids = [request.prompt_token_ids for request in requests]
-        job = Job.plan(self._options, self._source, ids, sampling, gen_len=gen_len)
-        return self._outputs(job, job.begin_report(job.predict()), requests)
+        job = Job.plan(
+            self._options,
+            self._source,
+            ids,
+            sampling,
+            gen_len=gen_len,
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+        )
+        make = partial(output_of, requests, tokenizer)
+        return self._outputs(job, job.begin_report(job.predict()), make)
 
     def _gen_len(self, params: SamplingParams) -> int:
         if self._policy is None:
@@ -247,14 +255,14 @@ class LLM:
         return params.max_tokens or most
 
     def _outputs(
-        self, job: Job, report: Report, requests: Sequence[Request]
+        self, job: Job, report: Report, make: Callable[[int, BlockResult], RequestOutput]
     ) -> Generator[list[RequestOutput]]:
         try:
             folder = self._options.offload_dir
             run = job.blocks(folder, report, shows_progress=self._progress)
             with arguments_told(), closing(run) as blocks:
                 for block in blocks:
-                    yield [self._output(requests[i], block) for i in sorted(block.output_ids)]
+                    yield [make(index, block) for index in sorted(block.output_ids)]
         except BaseException as error:
             forget_frames(error)
             raise
@@ -263,19 +271,6 @@ class LLM:
         self._report = report
         if self._options.uses_own_profile:
             keep_run(report, folder)
-
-    def _output(self, request: Request, block: BlockResult) -> RequestOutput:
-        ids = list(block.output_ids[request.index])
-        text = ""
-        if has_tokenizer(self._folder):
-            text = decode_continuation(self._tokenizer, request.prompt_token_ids, ids)
-        reason = "stop" if request.index in block.stopped else "length"
-        return RequestOutput(
-            index=request.index,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_token_ids,
-            outputs=[CompletionOutput(text=text, token_ids=ids, finish_reason=reason)],
-        )
 
 
 def _nothing() -> Generator[list[RequestOutput]]:

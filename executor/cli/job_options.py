@@ -91,11 +91,15 @@ class JobOptions:
     ) -> tuple[Policy, HardwareProfile, Checkpoint]:
         """Return the policy, the machine that it uses, and the weights in its dtype.
 
-        A policy that was given is kept, but for the number of tokens to generate.
+        A policy that was given is kept, but for what is asked of each prompt: the number of tokens
+        to generate, and log-probabilities.
         """
         hardware = self.choose_hardware()
         if self.policy is not None:
-            workload = replace(self.policy.workload, gen_len=workload.gen_len)
+            made_for = self.policy.workload
+            workload = replace(
+                workload, prompt_len=made_for.prompt_len, num_prompts=made_for.num_prompts
+            )
             policy = replace(self.policy, workload=workload)
             return policy, hardware, source.in_dtype(policy.model.dtype)
         spec = choose_dtype(source.spec, hardware, self.dtype)

@@ -51,10 +51,20 @@ class Job:
         sampling: Sampling,
         *,
         gen_len: int,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Job:
-        """Return the job of continuing prompts, given as token ids, by ``gen_len`` tokens."""
-        longest = max(len(ids) for ids in prompts)
-        workload = Workload(prompt_len=longest, gen_len=gen_len, num_prompts=len(prompts))
+        """Return the job of continuing prompts, given as token ids, by ``gen_len`` tokens.
+
+        ``logprobs`` and ``prompt_logprobs`` are those of ``Workload``.
+        """
+        workload = Workload(
+            prompt_len=max(len(ids) for ids in prompts),
+            gen_len=gen_len,
+            num_prompts=len(prompts),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
         policy, hardware, source = options.choose_policy(source, workload)
         job = cls(
             policy=policy,

@@ -47,6 +47,9 @@ class SamplingParams:
         Generate ``max_tokens`` tokens even after an end-of-sequence token.
     ignore_generation_config
         Take only the end-of-sequence tokens from ``generation_config.json``.
+    logprobs, prompt_logprobs
+        Return the log-probability of each generated token, and of each prompt token after the
+        first, with this many of the likeliest alternatives. ``None`` computes none.
 
     Raises
     ------
@@ -63,6 +66,8 @@ class SamplingParams:
     seed: int = 0
     ignore_eos: bool = False
     ignore_generation_config: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -73,8 +78,10 @@ class SamplingParams:
             # A truth value is a whole number to Python.
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise InputError(field.name, got=repr(value), allowed=allowed)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InputError("max_tokens", got=self.max_tokens, allowed="1 or more")
+        for name, least in (("max_tokens", 1), ("logprobs", 0), ("prompt_logprobs", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(name, got=value, allowed=f"{least} or more")
 
     @property
     def choices(self) -> Mapping[str, Any]:

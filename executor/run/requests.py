@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from executor.cli.prompts import PromptLimits, check_ids, check_text
-from executor.text.continuation import TextTokenizer
+from executor.run.logprobs import Candidates, candidates_of
+from executor.run.results import BlockResult
+from executor.text.continuation import ChatTokenizer, TextTokenizer, decode_continuation
 from profiles.errors import InputError
 
 PROMPT_FORM = 'text, a list of token ids, or a dict with "prompt" or "prompt_token_ids"'
@@ -48,11 +50,14 @@ class CompletionOutput:
         Without an end-of-sequence token.
     finish_reason
         ``stop`` at an end-of-sequence token, ``length`` at the limit.
+    logprobs
+        Candidates for each of ``token_ids``, where they were asked for.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    logprobs: list[Candidates] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +74,16 @@ class RequestOutput:
         Its tokens.
     outputs
         One.
+    prompt_logprobs
+        Candidates for each of ``prompt_token_ids``, where they were asked for; ``None`` for the
+        first token.
     """
 
     index: int
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    prompt_logprobs: list[Candidates | None] | None = None
 
 
 def read_requests(
@@ -122,3 +131,38 @@ def _parts(prompt: object, where: str) -> tuple[str | None, Sequence[int] | None
     if not isinstance(prompt, Mapping) or not keys or keys - _KEYS:
         raise InputError(where, got=repr(prompt), allowed=PROMPT_FORM)
     return prompt.get("prompt"), prompt.get("prompt_token_ids")
+
+
+def output_of(
+    requests: Sequence[Request], tokenizer: ChatTokenizer | None, index: int, block: BlockResult
+) -> RequestOutput:
+    """Return what a block generated for the prompt with an index."""
+    request, ids = requests[index], list(block.output_ids[index])
+    text, decode_token = "", _no_text
+    if tokenizer is not None:
+        text = decode_continuation(tokenizer, request.prompt_token_ids, ids)
+        decode_token = tokenizer.decode_token
+    logprobs: list[Candidates] | None = None
+    prompt_logprobs: list[Candidates | None] | None = None
+    if index in block.output_scores:
+        logprobs = candidates_of(ids, block.output_scores[index], decode_token)
+    if index in block.prompt_scores:
+        later, scores = request.prompt_token_ids[1:], block.prompt_scores[index]
+        prompt_logprobs = [None, *candidates_of(later, scores, decode_token)]
+    completion = CompletionOutput(
+        text=text,
+        token_ids=ids,
+        finish_reason="stop" if index in block.stopped else "length",
+        logprobs=logprobs,
+    )
+    return RequestOutput(
+        index=index,
+        prompt=request.prompt,
+        prompt_token_ids=request.prompt_token_ids,
+        outputs=[completion],
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _no_text(token_id: int) -> str | None:
+    return None

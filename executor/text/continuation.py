@@ -48,6 +48,9 @@ class ChatTokenizer(TextTokenizer, Protocol):
     def encode_rendered(self, text: str) -> list[int]:
         """Return the ids of ``text`` that holds its special tokens already."""
 
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+
 
 class FastTokenizer:
     """A ``tokenizer.json``.
@@ -70,6 +73,8 @@ class FastTokenizer:
         self._tokenizer = tokenizer
         self._cleans_up = cleans_up
         self.special_tokens = special_tokens or {}
+        # Candidates for the tokens of a job name the same ones again and again.
+        self._token_texts: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with special tokens added."""
@@ -92,6 +97,14 @@ class FastTokenizer:
         if self._cleans_up:
             for spaced, clean in CLEAN_UP:
                 text = text.replace(spaced, clean)
+        return text
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+            self._token_texts[token_id] = text
         return text
 
 

@@ -48,6 +48,10 @@ class TransformersTokenizer:
         """Return the text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a checkpoint folder holds a tokenizer of any kind."""

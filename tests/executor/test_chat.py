@@ -17,7 +17,12 @@ from tests.executor.tokenizer_structures import STRUCTURES, like
 SYSTEM = {"role": "system", "content": "Answer in  one line.\n"}
 USER = {"role": "user", "content": ' Who said: "it\'s <b>7</b> & 8"? é🙂'}
 ANSWER = {"role": "assistant", "content": "Nobody\n", "reasoning": "hm", "name": None}
-CHATS = [[USER], [SYSTEM, USER], [USER, ANSWER, USER], [SYSTEM, USER, ANSWER, USER]]
+CHATS: list[list[dict[str, Any]]] = [
+    [USER],
+    [SYSTEM, USER],
+    [USER, ANSWER, USER],
+    [SYSTEM, USER, ANSWER, USER],
+]
 WEATHER = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"où": {}}}},

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
 
 import executor
 from costmodel.plan.policy import Policy
@@ -120,6 +122,47 @@ def test_searches_as_the_command_does(model: Path, tmp_path: Path) -> None:
     assert llm.report is not None and llm.report.policy.weight_bits == 4
     assert llm.report.policy.workload.num_prompts == len(TEXTS)
     assert "throughput" in str(llm.report)
+
+
+def check_candidates(found: list[Any], logits: torch.Tensor, ids: list[int], num_top: int) -> None:
+    """Compare with the logits [tokens, vocabulary] that predict ``ids``."""
+    expected = logits.log_softmax(-1)
+    assert len(found) == len(ids)
+    for candidates, row, token in zip(found, expected, ids, strict=True):
+        best = row.topk(num_top).indices.tolist()
+        assert list(candidates) == [token, *(i for i in best if i != token)]
+        for i, candidate in candidates.items():
+            assert candidate.logprob == pytest.approx(float(row[i]), abs=1e-4)
+            rank = 1 + int((row > row[i]).sum())
+            assert candidate.rank == (rank if rank <= max(1, num_top) else None)
+            assert candidate.decoded_token == f"w{i}"
+
+
+def test_log_probabilities_are_those_of_transformers(model: Path, tmp_path: Path) -> None:
+    """Of the model itself, whatever changes the logits before a token is drawn."""
+    reference = AutoModelForCausalLM.from_pretrained(model)
+    rng = random.Random(1)
+    asked = [(3, 2), (0, None), (None, 0), (None, None)]
+    for number, (logprobs, prompt_logprobs) in enumerate(asked):
+        policy = draw_policy(policy_for(model), rng, gpu=number % 2 == 1)
+        policy = replace(policy, hardware=make_hardware(gpu=number % 2 == 1))
+        llm = LLM(model, policy=policy, offload_dir=tmp_path)
+        params = SamplingParams(
+            logprobs=logprobs, prompt_logprobs=prompt_logprobs, temperature=2.0, ignore_eos=True
+        )
+        for output, prompt in zip(llm.generate(IDS, params), IDS, strict=True):
+            (found,) = output.outputs
+            with torch.inference_mode():
+                logits = reference(torch.tensor([prompt + found.token_ids])).logits[0]
+            assert (found.logprobs is None) == (logprobs is None)
+            if found.logprobs is not None and logprobs is not None:
+                known = logits[len(prompt) - 1 : -1]
+                check_candidates(found.logprobs, known, found.token_ids, logprobs)
+            assert (output.prompt_logprobs is None) == (prompt_logprobs is None)
+            if output.prompt_logprobs is not None and prompt_logprobs is not None:
+                first, *others = output.prompt_logprobs
+                assert first is None
+                check_candidates(others, logits[: len(prompt) - 1], prompt[1:], prompt_logprobs)
 
 
 def test_prompts_of_every_form(model: Path, tmp_path: Path) -> None:
@@ -350,6 +393,7 @@ BAD_PARAMS: list[tuple[Callable[[], Any], str]] = [
     (lambda: SamplingParams(ignore_eos=1), "ignore_eos: got 1"),  # type: ignore[arg-type]
     (lambda: SamplingParams(max_tokens=True), "max_tokens: got True"),
     (lambda: SamplingParams(max_tokens=0), "max_tokens: got 0"),
+    (lambda: SamplingParams(logprobs=-1), "logprobs: got -1; allowed: 0 or more"),
     (lambda: SamplingParams(temperature=-1), "temperature: got -1"),
     (lambda: SamplingParams(top_p=0.5, temperature=0), "temperature 0"),
     (lambda: SamplingParams(max_tokens=6), "max_tokens: got 6; allowed: at most 5"),
