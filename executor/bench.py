@@ -25,12 +25,12 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.cli.job_options import search_policy
 from executor.cli.run_command import (
     Job,
     add_job_flags,
     check_job_flags,
     choose_hardware,
-    search_policy,
     uses_own_profile,
 )
 from executor.cli.run_report import format_report

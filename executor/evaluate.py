@@ -22,12 +22,12 @@ from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
+from executor.cli.job_options import search_policy
 from executor.cli.run_command import (
     Job,
     add_job_flags,
     check_job_flags,
     choose_hardware,
-    search_policy,
 )
 from executor.model.logits_processors import History
 from executor.model.sampling import Sampler, no_history

@@ -10,22 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from costmodel.cli.flags import DEFAULT_GEN_LEN, check_outputs, choose_dtype, read_permitted
+from costmodel.cli.flags import DEFAULT_GEN_LEN, check_outputs
 from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy, Prediction
-from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
 from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.cli.run_command import (
     Job,
     add_job_flags,
     check_job_flags,
-    choose_hardware,
-    search_policy,
+    read_job_options,
     uses_own_profile,
 )
 from executor.cli.run_report import Report, format_report
-from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.cli.sampling_flags import (
+    Sampling,
+    add_sampling_flags,
+    choose_sampling,
+    read_sampling_params,
+)
 from executor.machine_profile import keep_run
 from executor.model.generation_config import GenerationConfig
 from executor.run.recorder import Recorder
@@ -146,7 +149,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     policy = Policy.load(flags.policy) if flags.policy else None
     source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
     sampling = choose_sampling(
-        flags,
+        read_sampling_params(flags),
         GenerationConfig.load(flags.model),
         vocab_size=source.spec.vocab_size,
         has_length=policy is not None or flags.gen_len is not None,
@@ -157,37 +160,12 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     )
     tokenizer = cache(partial(load_tokenizer, flags.model))
     records = read_prompts(flags.prompts, limits, tokenizer)
-    hardware = choose_hardware(flags, policy)
-    if policy is None:
-        spec = choose_dtype(source.spec, hardware, flags.dtype)
-        source = source.in_dtype(spec.dtype)
-        longest = max(len(record.prompt_ids) for record in records)
-        workload = Workload(prompt_len=longest, gen_len=gen_len, num_prompts=len(records))
-        policy, hardware = search_policy(hardware, source.spec, workload, read_permitted(flags))
-    job = Job(
-        policy=policy,
-        hardware=hardware,
-        source=source,
-        prompts=[record.prompt_ids for record in records],
-        sampler=sampling.sampler,
-        eos_ids=sampling.eos_ids,
-    )
-    _check_prompts(policy, records)
+    prompts = [record.prompt_ids for record in records]
+    options = read_job_options(flags, policy)
+    job = Job.plan(options, source, prompts, sampling, gen_len=gen_len)
     has_text = any(record.prompt is not None for record in records)
     decode = partial(decode_continuation, tokenizer()) if has_text else None
     return job, _Outputs(flags.output, records, decode), sampling
-
-
-def _check_prompts(policy: Policy, records: Sequence[PromptRecord]) -> None:
-    longest = max(records, key=lambda record: len(record.prompt_ids))
-    length = len(longest.prompt_ids)
-    if length > policy.workload.prompt_len:
-        raise InputError(
-            f"prompt {longest.index + 1}",
-            got=f"{length} tokens",
-            allowed=f"{policy.workload.prompt_len}, for which the policy was made",
-            hint=f"costmodel.search --prompt-len {length}",
-        )
 
 
 def _run(

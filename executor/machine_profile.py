@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -62,8 +62,14 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
         profile, place = _calibrated(path, runs), str(path)
     told = f"this machine's profile: {place}, {profile.source}, {profile.date}"
     fits = [f"; calibrated by {record.source}, {record.date}" for record in profile.calibrations]
-    print(told + "".join(fits), file=sys.stderr, flush=True)
+    _tell_once(told + "".join(fits))
     return _with_current_capacities(profile, offload_dir)
+
+
+@cache
+def _tell_once(line: str) -> None:
+    """Print what a program that runs often needs to read once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def keep_run(report: Report, offload_dir: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from costmodel.families import load_model_spec
 from costmodel.model.spec import ModelSpec
@@ -101,17 +102,33 @@ def add_permitted_flags(parser: Parser) -> None:
 
 def read_permitted(flags: argparse.Namespace) -> Permitted:
     """Return what the flags permit. Without a flag, only exact outputs are permitted."""
-    given = {
-        "weight_bits": _numbers("--weight-bits", flags.weight_bits),
-        "cache_bits": _numbers("--cache-bits", flags.cache_bits),
-        "group_size": flags.group_size,
-        "sparsity": flags.sparsity,
+    return choose_permitted(
+        weight_bits=_numbers("--weight-bits", flags.weight_bits),
+        cache_bits=_numbers("--cache-bits", flags.cache_bits),
+        group_size=flags.group_size,
+        sparsity=flags.sparsity,
+    )
+
+
+def choose_permitted(
+    *,
+    weight_bits: tuple[int, ...] | None,
+    cache_bits: tuple[int, ...] | None,
+    group_size: int | None,
+    sparsity: float | None,
+) -> Permitted:
+    """Return what is permitted; ``None`` permits only exact outputs."""
+    given: dict[str, Any] = {
+        "weight_bits": weight_bits,
+        "cache_bits": cache_bits,
+        "group_size": group_size,
+        "sparsity": sparsity,
     }
     permitted = replace(
         Permitted(),
         **{name: value for name, value in given.items() if value is not None},
     )
-    if flags.group_size is not None and not permitted.packs:
+    if group_size is not None and not permitted.packs:
         raise InputError(
             "--group-size",
             got="16 bits everywhere, which have no groups",

@@ -20,19 +20,34 @@ class Workload:
         ``gen_len - 1`` decode steps.
     num_prompts
         Sequences in all; ``None`` means as many as a block of any size wants.
+    logprobs, prompt_logprobs
+        Whether the log-probability of each generated token, and of each prompt token after the
+        first, is computed; and how many of the likeliest tokens are kept beside it. ``None``
+        computes none.
     """
 
     prompt_len: int
     gen_len: int
     num_prompts: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_len", "gen_len", "num_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"workload.{name}", got=value, allowed="1 or more")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"workload.{name}", got=value, allowed="0 or more")
 
     @property
     def context_len(self) -> int:
         """Slots of the KV cache that one sequence uses; the last token needs none."""
         return self.prompt_len + self.gen_len - 1
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether the log-probabilities of prompt tokens are computed."""
+        return self.prompt_logprobs is not None

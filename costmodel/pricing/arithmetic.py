@@ -11,11 +11,13 @@ from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
-from costmodel.pricing.workspace import LOGIT_BYTES
+from costmodel.pricing.workspace import LOGIT_BYTES, SCORED_ROWS
 from profiles.compute_rates import ComputeRates
 
 # Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
 SAMPLING_PASSES = 3
+# The same when a token is scored: its logits are also added up.
+SCORING_PASSES = 5
 # Of an element, in rates of unpacking: whatever dtype it is unpacked to.
 UNPACKED_BYTES = 2
 
@@ -36,8 +38,10 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
     sums = {"project": 0.0, "finish": 0.0, "experts": 0.0}
     for number, kind in enumerate(problem.layer_kinds):
         tokens = kind.count * stage.tokens
-        # In prefill the head takes each prompt's last token, and the last layer finishes no other.
+        # In prefill the head takes each prompt's last token, and the last layer finishes no other,
+        # unless all are scored.
         skipped = stage.tokens - 1 if stage.is_prefill and number == last else 0
+        skipped -= stage.scored_tokens if number == last else 0
         experts = kind.spec.experts
         for component in kind.components:
             for tensor in component.tensors:
@@ -190,13 +194,17 @@ def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> flo
 
 
 def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
-    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt."""
+    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt.
+    Beside it, those of scoring prompts."""
     model, batch = problem.model, problem.gpu_batch_size
-    flop = 2 * model.vocab_size * model.hidden_size * stage.passes
-    sampled_bytes = SAMPLING_PASSES * LOGIT_BYTES * model.vocab_size * stage.passes
+    flop = 2 * model.vocab_size * model.hidden_size
+    logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
     rate = _matmul_rate(problem, stage, rates, (batch,), model.hidden_size)
-    return flop / rate + sampled_bytes / memory_rate + overhead_s
+    chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
+    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.hidden_size)
+    scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
+    return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
 
 
 def _read_share(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:

@@ -65,7 +65,7 @@ def _disk_work(
 ) -> Iterable[TaskWork[Quantity]]:
     disk = problem.hardware.disk
     padded = problem.cache_token_bytes * problem.disk_cache_padding
-    hidden = shares.activations_disk * _hidden_moves(problem, stage)
+    loaded, stored = (shares.activations_disk * size for size in _hidden_moves(problem, stage))
     on_disk = {name: share.disk for name, share in shares.weights.items()}
     weights, experts = _loaded_bytes(problem, on_disk, stage)
     read = shares.cache_disk * (padded * stage.context_tokens)
@@ -79,10 +79,10 @@ def _disk_work(
     return (
         _move("read_weights", "disk_read", weights, weight_rate),
         _move("read_experts", "disk_read", experts, weight_rate),
-        _move("read_hidden", "disk_read", hidden, weight_rate),
+        _move("read_hidden", "disk_read", loaded, weight_rate),
         _move("read_cache", "disk_read", read, cache_rate),
         _move("write_cache", "disk_write", written, write_rate),
-        _move("write_hidden", "disk_write", hidden, write_rate),
+        _move("write_hidden", "disk_write", stored, write_rate),
     )
 
 
@@ -114,9 +114,22 @@ def _loaded_bytes(
     )
 
 
-def _hidden_moves(problem: Problem, stage: Stage) -> int:
-    """Bytes of hidden states that pass between two layers, one way."""
-    return stage.tokens * problem.hidden_token_bytes * (problem.sizes.num_visits + 1)
+def hidden_visits(problem: Problem, stage: Stage) -> tuple[int, int]:
+    """How many layers load hidden states, and how many store them.
+
+    The first chunk of the head keeps what the others need, unless prompts are scored: then each
+    chunk loads all tokens again.
+    """
+    stored = problem.sizes.num_visits + 1
+    again = problem.sizes.num_head_chunks - 1 if stage.scored_tokens else 0
+    return stored + again, stored
+
+
+def _hidden_moves(problem: Problem, stage: Stage) -> tuple[int, int]:
+    """Bytes of hidden states that are loaded, and that are stored."""
+    loads, stores = hidden_visits(problem, stage)
+    num_bytes = stage.tokens * problem.hidden_token_bytes
+    return num_bytes * loads, num_bytes * stores
 
 
 def _link_work(
@@ -127,7 +140,8 @@ def _link_work(
     token_bytes = problem.cache_token_bytes
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
-    hidden = (shares.activations_cpu + shares.activations_disk) * _hidden_moves(problem, stage)
+    below_gpu = shares.activations_cpu + shares.activations_disk
+    loaded, stored_hidden = (below_gpu * size for size in _hidden_moves(problem, stage))
     below = {name: share.off_gpu for name, share in shares.weights.items()}
     if problem.cpu_experts and not stage.is_prefill:
         below["experts"] = below["experts"] - shares.experts_in_place_per_block
@@ -152,10 +166,10 @@ def _link_work(
         _move("send_experts", "h2d", experts, up),
         _move("send_made", "h2d", exchanged, up),
         _move("send_cache", "h2d", fetched_bytes, up),
-        _move("send_hidden", "h2d", hidden, up),
+        _move("send_hidden", "h2d", loaded, up),
         _move("send_attended", "h2d", queries * query_bytes, up),
         _move("return_cache", "d2h", stored * (token_bytes * stage.stored_tokens), down),
-        _move("return_hidden", "d2h", hidden, down),
+        _move("return_hidden", "d2h", stored_hidden, down),
         _move("return_tokens", "d2h", exchanged, down),
         _move("return_queries", "d2h", queries * (query_bytes + new_bytes), down),
     )

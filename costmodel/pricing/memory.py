@@ -35,6 +35,13 @@ PHASES = ("prefill", "decode")
 # Each continuation takes some more.
 OUTPUT_TOKEN_BYTES = 48
 OUTPUT_BYTES = 512
+# A log-probability and whether the token is the likeliest; and each alternative beside it.
+SCORE_BYTES = 5
+ALTERNATIVE_BYTES = 12
+# The arrays of one sequence's scores.
+SCORED_SEQUENCE_BYTES = 1024
+# While the head is computed, a token's place, the sum and the largest of its logits so far.
+SCORING_TOKEN_BYTES = 48
 
 
 def memory_rows(
@@ -178,6 +185,13 @@ def _output_bytes(problem: Problem) -> int:
     """Count the continuations of a whole job; a block's alone are nothing beside the rest."""
     workload = problem.workload
     each = workload.gen_len * OUTPUT_TOKEN_BYTES + OUTPUT_BYTES
+    scored = (
+        (workload.gen_len, workload.logprobs),
+        (workload.prompt_len, workload.prompt_logprobs),
+    )
+    for num_tokens, num_top in scored:
+        if num_top is not None:
+            each += num_tokens * (SCORE_BYTES + num_top * ALTERNATIVE_BYTES) + SCORED_SEQUENCE_BYTES
     return (workload.num_prompts or 0) * each
 
 
@@ -246,8 +260,17 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
     return {
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,
+        "scores": shares.whole * _scoring_bytes(problem),
         "rotations": (shares.whole + shares.per_block * problem.workload.prompt_len) * angles,
     }
+
+
+def _scoring_bytes(problem: Problem) -> int:
+    """Count what is kept of a prompt that is scored over the chunks of the head."""
+    num_top = problem.workload.prompt_logprobs
+    if num_top is None:
+        return 0
+    return problem.workload.prompt_len * (SCORING_TOKEN_BYTES + num_top * ALTERNATIVE_BYTES)
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:

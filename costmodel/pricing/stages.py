@@ -38,6 +38,8 @@ class Stage:
         Slots of the cache that are read, summed over the passes.
     stored_tokens
         Slots of the cache that are written and must outlive their pass.
+    scored_tokens
+        Tokens whose log-probabilities are computed, beside the tokens that are chosen.
     """
 
     phase: str
@@ -49,6 +51,7 @@ class Stage:
     expert_tokens: tuple[int, ...]
     context_tokens: float
     stored_tokens: int
+    scored_tokens: int = 0
 
     @property
     def is_prefill(self) -> bool:
@@ -76,6 +79,8 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         context_tokens=0,
         # With one token to generate, nobody reads the cache again.
         stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
+        # Nothing predicts a prompt's first token.
+        scored_tokens=workload.prompt_len - 1 if workload.scores_prompts else 0,
     )
     steps = workload.gen_len - 1
     growth = (workload.prompt_len + steps) / workload.prompt_len

@@ -10,6 +10,9 @@ from profiles.units import MIB
 
 # Logits are sampled from in float32 whatever the model computes in.
 LOGIT_BYTES = 4
+# Prompts are scored in tiles of the logits: so many tokens by so many words of the vocabulary.
+SCORED_ROWS = 512
+SCORED_COLUMNS = 8192
 # Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
 # Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
 # own modules and the threads of the channels hold some 10 MB beyond an empty process, what packs or
@@ -49,11 +52,26 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     (head,) = problem.sizes.staged_layers["head"].components
     head_rows = head.tensors[-1].num_rows
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
+    if problem.workload.logprobs is not None:
+        # Processors change the logits that the chosen tokens are scored by.
+        head_bytes += problem.gpu_batch_size * model.vocab_size * LOGIT_BYTES
+    if phase == "prefill" and problem.workload.scores_prompts:
+        head_bytes = max(head_bytes, _scoring_bytes(problem, head_rows))
+        tokens = max(tokens, SCORED_ROWS)
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     beside = CUDA_LIBRARY_BYTES
     if not problem.hardware.uses_cuda:
         beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _scoring_bytes(problem: Problem, head_rows: int) -> int:
+    """Count what one tile of the scored logits takes: its tokens' hidden states, and the logits in
+    the model's dtype and in float32."""
+    model = problem.model
+    hidden = model.hidden_size * (2 * model.dtype_bytes + LOGIT_BYTES)
+    logits = min(head_rows, SCORED_COLUMNS) * (model.dtype_bytes + LOGIT_BYTES)
+    return SCORED_ROWS * (hidden + logits)
 
 
 def _half_elements(layer: LayerSpec, hidden_size: int) -> int:

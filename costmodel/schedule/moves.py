@@ -98,7 +98,7 @@ class MoveMaker(TaskMaker):
         """Load the hidden states that the computation of a batch needs."""
         route = self.route
         for target in targets:
-            if not 0 < target.layer <= self.first_head:
+            if not self.takes_hidden(target):
                 continue
             slot = self.hidden_slot(target)
             if route.disk_hidden:

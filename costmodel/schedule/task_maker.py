@@ -36,6 +36,13 @@ class TaskMaker:
         self._hazards = Hazards()
         self._count = 0
         self.first_head = self.kinds.index("head")
+        self._scores_prompts = plan.policy.workload.scores_prompts
+
+    def takes_hidden(self, here: Position) -> bool:
+        """Whether a layer computes with hidden states. The first chunk of the head keeps what the
+        others need, unless all tokens of the prompts are scored."""
+        is_scored = here.is_prefill and self._scores_prompts
+        return here.layer > 0 and (here.layer <= self.first_head or is_scored)
 
     def attends(self, here: Position) -> bool:
         """Whether a layer has an attention."""

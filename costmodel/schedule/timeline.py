@@ -17,7 +17,7 @@ from costmodel.model.layout import LayerLayout, decoder_numbers
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
-from costmodel.pricing.latency import TaskWork, stage_work
+from costmodel.pricing.latency import TaskWork, hidden_visits, stage_work
 from costmodel.pricing.limits import contentions
 from costmodel.pricing.price import check_machine
 from costmodel.pricing.problem import Problem, problem_of
@@ -167,7 +167,9 @@ class _TaskSeconds:
         if task.kind == "compute" and layer == "embed":
             return self._overhead_s(stage)
         if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):
-            return kinds[task.kind] / per_pass / (self._problem.sizes.num_visits + 1)
+            loads, stores = hidden_visits(self._problem, stage)
+            visits = loads if task.kind in ("read_hidden", "send_hidden") else stores
+            return kinds[task.kind] / per_pass / visits
         if task.kind == "compute" and layer == "experts":
             visits = stage.passes * (
                 self._num_groups if not stage.is_prefill else self._num_batches

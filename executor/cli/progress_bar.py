@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Never
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Policy, Prediction
@@ -31,11 +32,21 @@ class ProgressBar(Progress):
         The policy that runs.
     num_prompts
         Sequences in all blocks together.
+    is_shown
+        Whether the bars are shown where there is a terminal or a notebook.
     """
 
     def __init__(
-        self, predictions: Sequence[Prediction], policy: Policy, *, num_prompts: int
+        self,
+        predictions: Sequence[Prediction],
+        policy: Policy,
+        *,
+        num_prompts: int,
+        is_shown: bool = True,
     ) -> None:
+        # A notebook's stream is no terminal. tqdm takes None to ask the stream.
+        is_terminal_needed = None if "ipykernel.zmqshell" not in sys.modules else False
+        self._is_disabled = is_terminal_needed if is_shown else True
         self._predictions = predictions
         self._block_size = policy.block_size
         self._num_prompts = num_prompts
@@ -51,7 +62,11 @@ class ProgressBar(Progress):
     def loading(self, num_bytes: int) -> None:
         """Open the bar of the weights."""
         self._bar = tqdm(
-            total=num_bytes, desc="loading weights", unit="B", unit_scale=True, disable=None
+            total=num_bytes,
+            desc="loading weights",
+            unit="B",
+            unit_scale=True,
+            disable=self._is_disabled,
         )
 
     def loaded(self, num_bytes: int) -> None:
@@ -69,9 +84,10 @@ class ProgressBar(Progress):
                 self._start_s = time.perf_counter()
                 total = sum(prediction.latency_s for prediction in self._predictions)
                 self._bar = tqdm(
-                    total=total,
+                    # Rounding must not carry the parts beyond the whole, of which tqdm warns.
+                    total=total * (1 + 1e-9),
                     bar_format=BAR_FORMAT,
-                    disable=None,
+                    disable=self._is_disabled,
                 )
 
     def computed(self, task: Task) -> None:

@@ -101,7 +101,7 @@ def read_prompts(
         if text is not None:
             tokenizer = tokenizer or load_tokenizer()
             ids = tokenizer.encode(text)
-        _check_ids(ids, limits, where)
+        check_ids(ids, limits, where)
         assert ids is not None
         records.append(
             PromptRecord(
@@ -171,7 +171,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
             allowed=LINE_FORM,
         )
     if keys == ["prompt"]:
-        _check_text(parsed["prompt"], where)
+        check_text(parsed["prompt"], where)
     taken = [key for key in OUTPUT_KEYS if key in parsed]
     if taken:
         raise InputError(
@@ -182,7 +182,8 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     return parsed
 
 
-def _check_text(text: object, where: str) -> None:
+def check_text(text: object, where: str) -> None:
+    """Refuse a prompt that is no text, or none that can be encoded."""
     if not (isinstance(text, str) and text):
         got = "an empty prompt" if text == "" else "a prompt that is not text"
         raise InputError(where, got=got, allowed="text of at least one character")
@@ -194,9 +195,10 @@ def _check_text(text: object, where: str) -> None:
         ) from None
 
 
-def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
+def check_ids(ids: object, limits: PromptLimits, where: str) -> None:
+    """Refuse token ids that the model cannot continue."""
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        raise InputError(where, got="prompt_ids of another kind", allowed="a list of whole numbers")
+        raise InputError(where, got="token ids of another kind", allowed="a list of whole numbers")
     if not ids:
         raise InputError(where, got="an empty prompt", allowed="at least one token")
     outside = [i for i in ids if not 0 <= i < limits.vocab_size]
@@ -211,7 +213,7 @@ def _check_ids(ids: object, limits: PromptLimits, where: str) -> None:
             where,
             got=f"{len(ids)} tokens + {limits.gen_len} generated",
             allowed=f"{limits.max_positions} positions",
-            hint="a shorter prompt or a smaller --gen-len",
+            hint="a shorter prompt, or fewer tokens to generate",
         )
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags
-from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Permitted
-from costmodel.optimizer.optimum import search
+from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags, read_permitted
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
-from executor.checkpoint.folder import WeightSource
+from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.cli.job_options import PLANNED, JobOptions
 from executor.cli.progress_bar import ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
-from executor.machine.memory_budget import within_free_memory
+from executor.cli.sampling_flags import Sampling
 from executor.machine.memory_peak import reset_peaks
-from executor.machine.offload_folder import check_offload_folder
-from executor.machine_profile import machine_profile
 from executor.model.sampling import Chooser
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
@@ -30,20 +26,6 @@ from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.output_checks import output_path
-from profiles.recorded import find_profile
-
-# What a policy was made for, and cannot be told again.
-PLANNED = (
-    "gen_len",
-    "dtype",
-    "gpu_memory",
-    "cpu_memory",
-    "disk",
-    "weight_bits",
-    "cache_bits",
-    "group_size",
-    "sparsity",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +41,41 @@ class Job:
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
+
+    @classmethod
+    def plan(
+        cls,
+        options: JobOptions,
+        source: Checkpoint,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        gen_len: int,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> Job:
+        """Return the job of continuing prompts, given as token ids, by ``gen_len`` tokens.
+
+        ``logprobs`` and ``prompt_logprobs`` are those of ``Workload``.
+        """
+        workload = Workload(
+            prompt_len=max(len(ids) for ids in prompts),
+            gen_len=gen_len,
+            num_prompts=len(prompts),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        policy, hardware, source = options.choose_policy(source, workload)
+        job = cls(
+            policy=policy,
+            hardware=hardware,
+            source=source,
+            prompts=prompts,
+            sampler=sampling.sampler,
+            eos_ids=sampling.eos_ids,
+        )
+        _check_lengths(policy, prompts)
+        return job
 
     def predict(self) -> Prediction:
         """Price the policy; raises ``InfeasibleError`` where it does not fit."""
@@ -91,16 +108,41 @@ class Job:
         on_block
             Called with each block as it ends.
         """
+        report = self.begin_report(planned)
+        with closing(self.blocks(offload_dir, report, recorder=recorder)) as blocks:
+            for block in blocks:
+                on_block(block)
+        return report
+
+    def begin_report(self, planned: Prediction) -> Report:
+        """Return the report that ``blocks`` fills; ``planned`` is what ``predict`` returned."""
         policies = self._policies_of_blocks()
-        predictions = [estimate(policy, self.hardware) for policy in policies]
-        report = Report(
+        return Report(
             policy=self.policy,
             hardware=self.hardware,
             planned=planned,
             policies=policies,
-            predictions=predictions,
+            predictions=[estimate(policy, self.hardware) for policy in policies],
         )
-        bar = ProgressBar(predictions, self.policy, num_prompts=len(self.prompts))
+
+    def blocks(
+        self,
+        offload_dir: Path,
+        report: Report,
+        *,
+        recorder: Recorder | None = None,
+        shows_progress: bool = True,
+    ) -> Generator[BlockResult]:
+        """Yield each block as it ends; after the last one, ``report`` is complete.
+
+        The run holds its memory until the last block or until the generator is closed.
+        """
+        bar = ProgressBar(
+            report.predictions,
+            self.policy,
+            num_prompts=len(self.prompts),
+            is_shown=shows_progress,
+        )
         reset_peaks()
         runner = Runner(
             self.policy,
@@ -116,18 +158,29 @@ class Job:
             if recorder:
                 recorder.start()
             for block in runner.run(self.prompts):
-                on_block(block)
                 report.add(block)
                 if recorder:
                     recorder.end_block()
+                yield block
             report.finish(runner)
         # The run has given its memory back by now.
         if recorder:
             recorder.add_simulated(report.blocks)
-        return report
 
     def _policies_of_blocks(self) -> list[Policy]:
         return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
+
+
+def _check_lengths(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+    index = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    length = len(prompts[index])
+    if length > policy.workload.prompt_len:
+        raise InputError(
+            f"prompt {index + 1}",
+            got=f"{length} tokens",
+            allowed=f"{policy.workload.prompt_len}, for which the policy was made",
+            hint=f"costmodel.search --prompt-len {length}",
+        )
 
 
 def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> None:
@@ -157,7 +210,7 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
     """
     if flags.gen_len is not None and flags.gen_len < 1:
         raise InputError("--gen-len", got=flags.gen_len, allowed="1 or more")
-    for name in (*PLANNED, *planned):
+    for name in ("gen_len", *PLANNED, *planned):
         if flags.policy and getattr(flags, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
@@ -168,33 +221,26 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
             )
 
 
-def uses_own_profile(flags: argparse.Namespace, policy: Policy) -> bool:
-    """Whether a run's policy was priced with the profile that this machine keeps of itself."""
-    return flags.hardware is None and (flags.policy is None or policy.hardware is None)
+def read_job_options(flags: argparse.Namespace, policy: Policy | None) -> JobOptions:
+    """Return what the flags say; ``policy`` was read from the file that they name."""
+    return JobOptions(
+        policy=policy,
+        hardware=flags.hardware,
+        offload_dir=flags.offload_dir,
+        gpu_memory=flags.gpu_memory,
+        cpu_memory=flags.cpu_memory,
+        disk=flags.disk,
+        dtype=flags.dtype,
+        permitted=read_permitted(flags),
+    )
 
 
 def choose_hardware(flags: argparse.Namespace, policy: Policy | None) -> HardwareProfile:
     """Return the profile asked for, else the policy's, else this machine's own."""
-    if flags.hardware is not None:
-        hardware = find_profile(flags.hardware)
-    elif policy is not None and policy.hardware is not None:
-        hardware = policy.hardware
-    else:
-        check_offload_folder(flags.offload_dir, 0)
-        hardware = machine_profile(flags.offload_dir)
-    hardware = hardware.with_budget(
-        gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
-    )
-    if policy is not None:
-        # It is held against what is there when it runs.
-        return hardware
-    is_asked_for = flags.cpu_memory is not None
-    return within_free_memory(hardware, flags.offload_dir, is_asked_for=is_asked_for)
+    return read_job_options(flags, policy).choose_hardware()
 
 
-def search_policy(
-    hardware: HardwareProfile, spec: ModelSpec, workload: Workload, permitted: Permitted
-) -> tuple[Policy, HardwareProfile]:
-    """Search, and return the policy with the machine that it uses: the GPU may be left out."""
-    result = search(hardware, spec, workload, permitted=permitted)
-    return result.policy, result.hardware
+def uses_own_profile(flags: argparse.Namespace, policy: Policy) -> bool:
+    """Whether a run's policy was priced with the profile that this machine keeps of itself."""
+    given = policy if flags.policy else None
+    return JobOptions(policy=given, hardware=flags.hardware).uses_own_profile

@@ -52,6 +52,9 @@ class Report:
     blocked_s: dict[str, float] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return format_report(self)
+
     def add(self, block: BlockResult) -> None:
         """Count one block."""
         self.blocks.append(block)

@@ -17,12 +17,11 @@ from executor.model.generation_config import (
 )
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
+from executor.model.sampling_params import CHOICES, SamplingParams
 from profiles.command import Parser
 from profiles.errors import InputError, clipped
 
 logger = logging.getLogger(__name__)
-
-FLAGS = (*DRAW_DEFAULTS, "repetition_penalty")
 
 
 def add_sampling_flags(parser: Parser) -> None:
@@ -38,6 +37,16 @@ def add_sampling_flags(parser: Parser) -> None:
         "--ignore-generation-config",
         action="store_true",
         help="take nothing but the end tokens from the model's generation_config.json",
+    )
+
+
+def read_sampling_params(flags: argparse.Namespace) -> SamplingParams:
+    """Return what the flags ask for."""
+    return SamplingParams(
+        **{name: getattr(flags, name) for name in CHOICES},
+        seed=flags.seed,
+        ignore_eos=flags.ignore_eos,
+        ignore_generation_config=flags.ignore_generation_config,
     )
 
 
@@ -107,17 +116,19 @@ class Sampling:
 
 
 def choose_sampling(
-    flags: argparse.Namespace, config: GenerationConfig, *, vocab_size: int, has_length: bool
+    params: SamplingParams, config: GenerationConfig, *, vocab_size: int, has_length: bool
 ) -> Sampling:
-    """Put flags, a checkpoint's settings and the defaults together.
+    """Put a user's settings, a checkpoint's and the defaults together.
+
+    ``has_length`` says whether the user has set the number of tokens to generate.
 
     Raises
     ------
     InputError
         With the flag, or the file and its key, on a value that is out of place.
     """
-    given = {name: value for name in FLAGS if (value := getattr(flags, name)) is not None}
-    told = _left_to(config, given, ignores=flags.ignore_generation_config)
+    given = params.choices
+    told = _left_to(config, given, ignores=params.ignore_generation_config)
     draws = given["temperature"] != 0 if "temperature" in given else told.flag("do_sample")
     limits = {name: value for name, value in given.items() if name in DRAW_DEFAULTS}
     if draws:
@@ -135,7 +146,7 @@ def choose_sampling(
     if "repetition_penalty" in given:
         processors = replace(processors, repetition_penalty=given["repetition_penalty"])
     try:
-        sampler = Sampler(**limits, seed=flags.seed, processors=processors)
+        sampler = Sampler(**limits, seed=params.seed, processors=processors)
     except InputError as error:
         key = error.what.replace("-", "_")
         if key not in told.values:
@@ -148,7 +159,7 @@ def choose_sampling(
         sampler=sampler,
         path=told.path,
         from_flags=given,
-        from_file=_that_count(told, sampler, ignores_eos=flags.ignore_eos),
+        from_file=_that_count(told, sampler, ignores_eos=params.ignore_eos),
         by_default={
             name: DRAW_DEFAULTS[name]
             for name in ("temperature", "top_k")
@@ -156,7 +167,7 @@ def choose_sampling(
         },
         idle=idle,
         not_followed=told.not_followed(draws=draws, has_length=has_length),
-        eos_ids=frozenset() if flags.ignore_eos else told.eos_ids,
+        eos_ids=frozenset() if params.ignore_eos else told.eos_ids,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from executor.model.logits_processors import NO_TOKEN
+from executor.model.token_scores import TokenScores
 
 
 class Batch:
@@ -39,6 +40,9 @@ class Batch:
         self.is_padded = bool((self.lengths < prompt_len).any())
         self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
         self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
+        # Of each prompt, where they are asked for; and of all sequences, token by token.
+        self.prompt_scores: list[TokenScores] = []
+        self.output_scores: list[TokenScores] = []
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -21,9 +21,11 @@ from executor.model.matrices import LayerWeights, linear
 from executor.model.prefill_attention import prefill_attention
 from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
+from executor.model.token_scores import score_chosen
 from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
 from executor.run.expert_steps import ExpertSteps
+from executor.run.prompt_scorer import PromptScorer
 from executor.stores.activations import HiddenStates
 from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
@@ -77,6 +79,8 @@ class Block:
         shape = count, policy.gpu_batch_size, self.spec.vocab_size
         raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
         self._logits = raw.view(torch.float32).view(shape)
+        num_top = policy.workload.prompt_logprobs
+        self._prompt_scorer = None if num_top is None else PromptScorer(self.spec, num_top)
 
     def start(self, batches: list[Batch]) -> None:
         """Take up a new block."""
@@ -194,7 +198,7 @@ class Block:
             self.stores.cache.write_prompt(task, first, k, v)
             attended = prefill_attention(q, k, v)
             del q, k, v
-            if self.kinds[task.layer + 1] != "head":
+            if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)
                 continue
             rows, last = self._last_tokens(task, part)
@@ -218,7 +222,7 @@ class Block:
         self.stores.hidden.hand_back(task)
 
     def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
-        if self.kinds[task.layer + 1] != "head":
+        if self._finishes_all(task):
             layers.feed_forward(hidden, self._weights(task), self._layer(task))
             return
         rows, last = self._last_tokens(task, part)
@@ -226,9 +230,13 @@ class Block:
         layers.feed_forward(picked, self._weights(task), self._layer(task))
         hidden[rows, last] = picked[:, 0]
 
+    def _finishes_all(self, task: Task) -> bool:
+        """Whether all tokens of the prompts go through the whole of a layer. Of the last, the head
+        takes each prompt's last token, unless prompts are scored."""
+        return self.kinds[task.layer + 1] != "head" or self._prompt_scorer is not None
+
     def _last_tokens(self, task: Task, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and places of each prompt's last token: of the last layer, the head takes no
-        other."""
+        """Return rows and places of each prompt's last token."""
         last = self._lengths[task.batch][part] - 1
         return torch.arange(len(last), device=last.device), last
 
@@ -244,18 +252,22 @@ class Block:
 
     def _compute_head(self, task: Task) -> None:
         batch, weights = self.batches[task.batch], self._weights(task)
+        (layout,) = self.stores.weights.layers[task.layer].components
+        first, is_last = layout.first_row, task.layer == self._last_layer
         if self.kinds[task.layer - 1] != "head":
             last = self._of_last_tokens(task, self.stores.hidden.gather(task))
             self._head_inputs[task.batch] = layers.final_norm(last, weights, self.spec.final_norm)
+        if task.is_prefill and self._prompt_scorer is not None:
+            hidden = self.stores.hidden.gather(task)
+            numbered = task.batch, batch
+            self._prompt_scorer.add(numbered, hidden, weights, first_row=first, is_last=is_last)
         logits = self._logits[task.batch % len(self._logits), : len(batch)]
         chunks = weights["head.weight"]
-        (layout,) = self.stores.weights.layers[task.layer].components
-        first = layout.first_row
         for chunk in chunks:
             columns = slice(first, first + chunk.shape[0])
             logits[:, columns] = linear(self._head_inputs[task.batch], [chunk])
             first += chunk.shape[0]
-        if task.layer == self._last_layer:
+        if is_last:
             if self.spec.head.scale != 1:
                 logits *= self.spec.head.scale
             del self._head_inputs[task.batch]
@@ -270,6 +282,12 @@ class Block:
 
     def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
         history = partial(batch.history, task.token)
-        ids = self.sampler.sample(logits, batch.sequence_ids, task.token, history).cpu()
+        num_top = self.policy.workload.logprobs
+        # Choosing may change the logits.
+        kept = None if num_top is None else logits.clone()
+        chosen = self.sampler.sample(logits, batch.sequence_ids, task.token, history)
+        if kept is not None and num_top is not None:
+            batch.output_scores.append(score_chosen(kept, chosen, num_top))
+        ids = chosen.cpu()
         batch.generated[:, task.token] = ids
         batch.is_finished |= torch.isin(ids, self.eos_ids)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from costmodel.schedule.tasks import Task
+from executor.model.token_scores import TokenScores, stack_steps
 from executor.run.batch import Batch
 
 
@@ -14,7 +15,9 @@ class BlockResult:
     """What one block generated, and its seconds; ``start_s`` is on the run's clock.
 
     ``output_ids`` holds the generated tokens of each prompt, by the prompt's index, up to and
-    without an end-of-sequence token; ``stopped`` the prompts that met one.
+    without an end-of-sequence token; ``stopped`` the prompts that met one. ``output_scores`` holds
+    the scores of these tokens and ``prompt_scores`` those of each prompt's tokens after the first,
+    where the policy's workload asks for them.
     """
 
     output_ids: dict[int, tuple[int, ...]]
@@ -25,6 +28,8 @@ class BlockResult:
     start_s: float
     prefill_s: float
     decode_s: float
+    output_scores: dict[int, TokenScores] = field(default_factory=dict)
+    prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
 
 
 class Progress:
@@ -55,11 +60,19 @@ def collect(
     ``ends_s`` are the times at which each token was there, on the clock of ``start_s``.
     """
     output_ids, stopped = {}, set()
+    output_scores: dict[int, TokenScores] = {}
+    prompt_scores: dict[int, TokenScores] = {}
     for batch in batches:
+        prompt_scores |= dict(zip(batch.sequence_ids, batch.prompt_scores, strict=False))
+        if batch.output_scores:
+            found = stack_steps(batch.output_scores[: len(ends_s)])
+            output_scores |= dict(zip(batch.sequence_ids, found, strict=True))
         for index, row in zip(batch.sequence_ids, batch.generated.tolist(), strict=True):
             ids = row[: len(ends_s)]
             end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
             output_ids[index] = tuple(ids[:end])
+            if index in output_scores:
+                output_scores[index] = output_scores[index].first(len(output_ids[index]))
             if end is not None:
                 stopped.add(index)
     return BlockResult(
@@ -71,4 +84,6 @@ def collect(
         start_s=start_s,
         prefill_s=ends_s[0] - start_s,
         decode_s=ends_s[-1] - ends_s[0],
+        output_scores=output_scores,
+        prompt_scores=prompt_scores,
     )

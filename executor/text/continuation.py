@@ -38,6 +38,20 @@ class TextTokenizer(Protocol):
         """Return the text of ``ids`` without special tokens."""
 
 
+class ChatTokenizer(TextTokenizer, Protocol):
+    """What a chat template needs beside."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens by their role, such as ``bos_token``."""
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of ``text`` that holds its special tokens already."""
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+
+
 class FastTokenizer:
     """A ``tokenizer.json``.
 
@@ -45,16 +59,34 @@ class FastTokenizer:
     ----------
     cleans_up
         Whether spaces before punctuation are removed from decoded text.
+    special_tokens
+        By their role.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, cleans_up: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        cleans_up: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._cleans_up = cleans_up
+        self.special_tokens = special_tokens or {}
+        # Candidates for the tokens of a job name the same ones again and again.
+        self._token_texts: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with special tokens added."""
+        return self._encode(text, adds_special=True)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of ``text`` that holds its special tokens already."""
+        return self._encode(text, adds_special=False)
+
+    def _encode(self, text: str, *, adds_special: bool) -> list[int]:
         try:
-            ids: list[int] = self._tokenizer.encode(text).ids
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=adds_special).ids
         except Exception as error:  # the library raises bare Exception
             raise cannot_encode(error) from error
         return ids
@@ -65,6 +97,14 @@ class FastTokenizer:
         if self._cleans_up:
             for spaced, clean in CLEAN_UP:
                 text = text.replace(spaced, clean)
+        return text
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+            self._token_texts[token_id] = text
         return text
 
 
@@ -90,7 +130,7 @@ def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def load_tokenizer(folder: Path) -> TextTokenizer:
+def load_tokenizer(folder: Path) -> ChatTokenizer:
     """Load a checkpoint's tokenizer as transformers 5 does.
 
     ``tokenizer.json`` is read without transformers where that gives the same ids and text.
@@ -102,9 +142,9 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         files = TokenizerFiles.read(folder)
         why = files.only_transformers()
         if why is None:
-            tokenizer = files.build()
+            tokenizer, roles = files.build()
             _tell_ignored_keys(files.config, tokenizer)
-            return FastTokenizer(tokenizer, cleans_up=files.cleans_up)
+            return FastTokenizer(tokenizer, cleans_up=files.cleans_up, special_tokens=roles)
         return load_through_transformers(folder, why)
     return load_through_transformers(folder, "no tokenizer.json")
 

@@ -48,9 +48,12 @@ class DeclaredTokens:
         Tokens with an id of their own.
     named, extra
         Special tokens with a role, and others; those that ``by_id`` lacks take the next free ids.
+    roles
+        The special tokens that transformers knows by a role, such as ``bos_token``.
     """
 
     by_id: Mapping[int, AddedToken]
+    roles: Mapping[str, str]
     named: tuple[Token, ...]
     extra: tuple[Token, ...]
 
@@ -126,8 +129,12 @@ def read_declared_tokens(
     extra_tokens += _token_list(older_file.get(EXTRA), special=True)
     if extra is None and EXTRA not in older_file:
         extra_tokens = _token_list({**config, **older_file}.get(OLD_EXTRA))
+    found = {**defaults, **named, **older}
     return DeclaredTokens(
-        by_id=by_id, named=_in_order(named, older, defaults), extra=tuple(extra_tokens)
+        by_id=by_id,
+        roles={name: _content(token) for name in NAMES if (token := found.get(name))},
+        named=_in_order(named, older, defaults),
+        extra=tuple(extra_tokens),
     )
 
 

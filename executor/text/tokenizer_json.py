@@ -65,8 +65,8 @@ class TokenizerFiles:
         model = self.spec.get("model")
         return model.get("type") if isinstance(model, dict) else None
 
-    def build(self) -> Tokenizer:
-        """Return the tokenizer with all its tokens."""
+    def build(self) -> tuple[Tokenizer, Mapping[str, str]]:
+        """Return the tokenizer with all its tokens, and its special tokens by their role."""
         rebuilt = None if self.class_name in PLAIN_CLASSES else REBUILT[self.class_name]
         tokenizer = self._load(self.spec if rebuilt is None else self._rebuild(rebuilt))
         padding = tokenizer.padding or {}
@@ -84,7 +84,7 @@ class TokenizerFiles:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = bool(self.config.get("split_special_tokens"))
-        return tokenizer
+        return tokenizer, declared.roles
 
     def _load(self, spec: Mapping[str, Any]) -> Tokenizer:
         what = f"tokenizer {self.folder / 'tokenizer.json'}"

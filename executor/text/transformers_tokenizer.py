@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,37 @@ class TransformersTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with special tokens added."""
+        return self._encode(text, adds_special=True)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of ``text`` that holds its special tokens already."""
+        return self._encode(text, adds_special=False)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens by their role, such as ``bos_token``."""
+        return {str(role): str(token) for role, token in self._tokenizer.special_tokens_map.items()}
+
+    def _encode(self, text: str, *, adds_special: bool) -> list[int]:
         try:
-            return [int(i) for i in self._tokenizer.encode(text)]
+            ids = self._tokenizer.encode(text, add_special_tokens=adds_special)
+            return [int(i) for i in ids]
         except Exception as error:  # tokenizers raises bare Exception
             raise cannot_encode(error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def decode_token(self, token_id: int) -> str:
+        """Return the text of one token, also of a special one."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint folder holds a tokenizer of any kind."""
+    names = ("tokenizer.json", *SENTENCEPIECE_FILES, *OTHER_FILES)
+    return any((folder / name).exists() for name in names)
 
 
 def load_through_transformers(folder: Path, why: str) -> TransformersTokenizer:

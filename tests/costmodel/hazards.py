@@ -79,6 +79,7 @@ class BlockMemory:
         self.hidden_on_disk = disk_end > 0
         self.hidden_on_cpu = has_gpu and cpu_end > disk_end
         self.hidden_moves = self.hidden_on_disk or self.hidden_on_cpu
+        self.scores_prompts = policy.workload.prompt_logprobs is not None
 
     def accesses(self, task: Task) -> Iterator[Access]:
         """Yield what a task touches, in the order in which it does."""
@@ -181,8 +182,12 @@ class BlockMemory:
             yield ("cache", "cpu", "cpu", task.layer, task.batch), before, task.token
 
     def _read_hidden(self, task: Task) -> Iterator[Access]:
-        yield ("hidden", "disk", task.batch), (task.token, task.layer - 1), None
+        yield ("hidden", "disk", task.batch), self._made_before(task), None
         yield ("hidden staging", "cpu", task.hidden_slot), None, ("in", *_at(task))
+
+    def _made_before(self, task: Task) -> tuple[int, int]:
+        """Chunks of the head all take what the last decoder layer made."""
+        return task.token, min(task.layer, self.first_head) - 1
 
     def _write_hidden(self, task: Task) -> Iterator[Access]:
         yield ("hidden staging", "cpu", task.hidden_slot), ("out", *_at(task)), None
@@ -190,7 +195,7 @@ class BlockMemory:
 
     def _send_hidden(self, task: Task) -> Iterator[Access]:
         if self.hidden_on_cpu:
-            yield ("hidden", "cpu", task.batch), (task.token, task.layer - 1), None
+            yield ("hidden", "cpu", task.batch), self._made_before(task), None
         if self.hidden_on_disk:
             yield ("hidden staging", "cpu", task.hidden_slot), ("in", *_at(task)), None
         yield ("hidden staging", "gpu", task.hidden_slot), None, ("in", *_at(task))
@@ -204,7 +209,8 @@ class BlockMemory:
 
     def _hidden(self, task: Task, *, ends: bool) -> Iterator[Access]:
         """A layer takes its hidden states out of staging and puts its own there."""
-        if self.hidden_moves and task.layer <= self.first_head:
+        is_scored = task.is_prefill and self.scores_prompts
+        if self.hidden_moves and (task.layer <= self.first_head or is_scored):
             found = None if task.layer == 0 else ("in", *_at(task))
             left = ("out", *_at(task)) if ends and task.layer < self.first_head else None
             yield ("hidden staging", self.compute_tier, task.hidden_slot), found, left

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.workload import Workload
 from tests.costmodel.machines import make_mixture, make_model, make_policy
 
 SHARES = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
@@ -63,8 +64,10 @@ def policies(draw: st.DrawFn, *, has_gpu: bool = True) -> Policy:
         # The head in one chunk, and in several.
         vocab_size=draw(st.sampled_from([1000, 5003])),
     )
+    scored = draw(st.sampled_from([None, 0]))
     return make_policy(
         model=model,
+        workload=Workload(prompt_len=16, gen_len=5, prompt_logprobs=scored),
         gpu_batch_size=draw(st.integers(2, 13)),
         weights=draw(weights_of(model, has_gpu=has_gpu)),
         cache=draw(placements(has_gpu=has_gpu)),

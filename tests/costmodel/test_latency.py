@@ -121,6 +121,41 @@ def test_products_count_two_flop_an_element_and_the_head_once_a_pass() -> None:
     assert predicted.decode_s == pytest.approx(SEQUENCES * STEPS * (flop + head) / 1e6)
 
 
+# Prompts whose tokens are scored.
+SCORED = Workload(prompt_len=PROMPT, gen_len=STEPS + 1, prompt_logprobs=0)
+
+
+def test_scored_prompts_pass_the_last_layer_and_the_head_whole() -> None:
+    flop = 2 * LAYERS * (DECODER_BYTES / 2 - 2 * 256)
+    head = 2 * (HEAD_BYTES / 2 - 256)
+    predicted = _price(make_machine(cpu=make_compute(flop=1e6)), workload=SCORED)
+    assert predicted.prefill_s == pytest.approx(SEQUENCES * PROMPT * (flop + head) / 1e6)
+    assert predicted.decode_s == pytest.approx(SEQUENCES * STEPS * (flop + head) / 1e6)
+
+
+def test_every_chunk_of_the_head_loads_the_scored_tokens() -> None:
+    model = make_model(vocab_size=5003)  # two chunks
+    machine = make_machine(gpu_memory=10**12, h2d=1e3, d2h=1e3)
+    predicted = _price(machine, model=model, weights=ON_GPU, cache=ON_GPU, workload=SCORED)
+    moved = SEQUENCES * 256 * 2 / 1e3
+    stored = moved * (LAYERS + 1) * (PROMPT + STEPS)
+    assert predicted.channel_s["d2h"] == pytest.approx(stored)
+    assert predicted.channel_s["h2d"] == pytest.approx(stored + moved * PROMPT)
+
+
+def test_scores_are_counted_where_they_are_kept() -> None:
+    """A score takes some bytes, each alternative 12; the logits of one tile come and go."""
+    plain = replace(SCORED, prompt_logprobs=None, num_prompts=100)
+    peaks = [
+        _price(make_machine(), workload=replace(plain, prompt_logprobs=num_top)).peak_bytes["cpu"]
+        for num_top in (None, 0, 10)
+    ]
+    tile = 512 * (1000 * 6 + 256 * 8)
+    assert peaks[1] - peaks[0] > tile
+    in_flight, kept = SEQUENCES * PROMPT, 100 * PROMPT
+    assert peaks[2] - peaks[1] == (in_flight + kept) * 10 * 12
+
+
 def test_rates_depend_on_the_rows_of_each_phase() -> None:
     # Prefill multiplies 2 x 16 rows at once, decode and the head 4.
     slow = replace(

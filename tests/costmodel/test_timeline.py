@@ -166,7 +166,8 @@ def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Po
     )
 
 
-def test_every_channel_is_as_busy_as_predicted() -> None:
+@pytest.mark.parametrize("scored", [None, 0])
+def test_every_channel_is_as_busy_as_predicted(scored: int | None) -> None:
     """Without contention, the tasks' seconds are the program's, dealt out to the last one."""
     hardware = recorded_profile("t4-flexgen")
     assert hardware.gpu is not None
@@ -176,10 +177,11 @@ def test_every_channel_is_as_busy_as_predicted() -> None:
     }
     hardware = replace(hardware, gpu=replace(hardware.gpu, h2d=free["h2d"], d2h=free["d2h"]))
     thirds = Placement(gpu=0.3, cpu=0.3, disk=0.4)
-    model = replace(load_model_spec("opt-6.7b"), layer_order=(0,) * 4)
+    # The head is larger than a layer: it is cut in chunks.
+    model = replace(load_model_spec("opt-6.7b"), layer_order=(0,) * 4, vocab_size=100_000)
     policy = Policy(
         model=model,
-        workload=Workload(prompt_len=64, gen_len=40),
+        workload=Workload(prompt_len=64, gen_len=40, prompt_logprobs=scored),
         gpu_batch_size=16,
         num_gpu_batches=2,
         prefill_batch_size=4,

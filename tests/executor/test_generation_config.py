@@ -19,7 +19,12 @@ from transformers import GenerationConfig as TheirConfig
 
 from executor import generate
 from executor.checkpoint.folder import Checkpoint
-from executor.cli.sampling_flags import Sampling, add_sampling_flags, choose_sampling
+from executor.cli.sampling_flags import (
+    Sampling,
+    add_sampling_flags,
+    choose_sampling,
+    read_sampling_params,
+)
 from executor.model.generation_config import (
     FOLLOWED,
     HARMLESS,
@@ -95,9 +100,8 @@ def choose(values: dict[str, Any], *flags: str, name: str = "generation_config.j
     add_sampling_flags(parser)
     parser.add_argument("--ignore-eos", action="store_true")
     config = GenerationConfig(path=Path("m") / name, values=values)
-    return choose_sampling(
-        parser.parse_args(list(flags)), config, vocab_size=VOCAB_SIZE, has_length=True
-    )
+    params = read_sampling_params(parser.parse_args(list(flags)))
+    return choose_sampling(params, config, vocab_size=VOCAB_SIZE, has_length=True)
 
 
 def test_every_key_of_transformers_has_its_place() -> None:

@@ -36,7 +36,7 @@ from tests.executor.tiny_models import MORE_KEYS
 from tests.plain_models import plain_config, plain_model
 
 # What the arenas do not hold: it comes and goes while a layer is computed.
-TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging"}
+TEMPORARY = {"runtime", "outputs", "workspace", "head input", "attention staging", "scores"}
 SHAPES: dict[str, Any] = {
     "num_layers": 3,
     "hidden_size": 64,
@@ -72,7 +72,12 @@ def test_random_policies_stay_inside_every_term(name: str, machine: str, tmp_pat
     rng = random.Random(f"{name} {machine}")
     base = make_policy(MODELS[name], prompt_len=11, gen_len=5)
     for _ in range(12):
-        workload = replace(base.workload, prompt_len=rng.randint(1, 40), gen_len=rng.randint(1, 9))
+        workload = replace(
+            base.workload,
+            prompt_len=rng.randint(1, 40),
+            gen_len=rng.randint(1, 9),
+            prompt_logprobs=rng.choice([None, 2]),
+        )
         policy = draw_policy(replace(base, workload=workload), rng, gpu=machine == "gpu")
         check_terms(policy, hardware, tmp_path)
 

@@ -1,0 +1,277 @@
+"""The Python interface: ``LLM`` runs prompts as the command ``executor.generate`` does."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from costmodel.cli.flags import DEFAULT_GEN_LEN
+from costmodel.plan.policy import Policy
+from executor.checkpoint.folder import Checkpoint
+from executor.cli.arguments import arguments_told, read_arguments
+from executor.cli.prompts import PromptLimits
+from executor.cli.run_command import Job
+from executor.cli.run_report import Report
+from executor.cli.sampling_flags import choose_sampling
+from executor.machine.allocator import return_freed_memory
+from executor.machine_profile import keep_run
+from executor.model.generation_config import GenerationConfig
+from executor.model.sampling_params import SamplingParams
+from executor.run.exclusive import TURN, ExclusiveRun, forget_frames
+from executor.run.requests import Prompt, RequestOutput, output_of, read_requests
+from executor.run.results import BlockResult
+from executor.run.same_model import check_same_model
+from executor.text.chat import ChatTemplate, check_messages
+from executor.text.continuation import ChatTokenizer, load_tokenizer
+from executor.text.transformers_tokenizer import has_tokenizer
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model that need not fit the memory. A context manager.
+
+    Each call plans one run for all its prompts, loads the weights, and gives the memory back at
+    the end. One call with many prompts is therefore the fastest way.
+
+    Parameters
+    ----------
+    model
+        Checkpoint folder in the format of Hugging Face.
+    policy
+        A policy, or its file. ``None`` searches for one in each call, for exactly its prompts.
+    hardware
+        A profile, its file, or the name of a recorded machine. ``None`` takes the policy's
+        machine, else measures this one once and keeps the profile.
+    cpu_memory, gpu_memory, disk
+        Budgets: bytes, or a size such as ``"8GiB"``. ``None`` takes what is free.
+    offload_dir
+        Folder for whatever the policy puts on disk.
+    dtype
+        ``float32``, ``float16`` or ``bfloat16``; ``None`` takes the model's.
+    weight_bits, cache_bits
+        Precisions that the search may choose: 16 (the model's own), 8, 4, or several of them.
+    group_size
+        Elements that share a scale where they are quantized.
+    sparsity
+        Share of the keys that each query of decode attends to.
+    progress
+        Whether a terminal or a notebook shows a progress bar.
+
+    Raises
+    ------
+    InputError
+        For a wrong argument or a broken checkpoint, in one line.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        policy: Policy | str | Path | None = None,
+        hardware: HardwareProfile | str | Path | None = None,
+        cpu_memory: int | str | None = None,
+        gpu_memory: int | str | None = None,
+        disk: int | str | None = None,
+        offload_dir: str | Path = ".",
+        dtype: str | None = None,
+        weight_bits: int | Sequence[int] | None = None,
+        cache_bits: int | Sequence[int] | None = None,
+        group_size: int | None = None,
+        sparsity: float | None = None,
+        progress: bool = True,
+    ) -> None:
+        planned = {
+            "dtype": dtype,
+            "cpu_memory": cpu_memory,
+            "gpu_memory": gpu_memory,
+            "disk": disk,
+            "weight_bits": weight_bits,
+            "cache_bits": cache_bits,
+            "group_size": group_size,
+            "sparsity": sparsity,
+        }
+        self._folder = Path(model)
+        self._progress = progress
+        with arguments_told():
+            self._options = read_arguments(policy, hardware, offload_dir, planned)
+            self._policy = self._options.policy
+            given = self._policy.model.dtype if self._policy else dtype
+            self._source = Checkpoint.open(self._folder, dtype=given)
+            if self._policy is not None:
+                check_same_model(self._policy.model, self._source.spec)
+            self._config = GenerationConfig.load(self._folder)
+        self._report: Report | None = None
+        self._run: weakref.ref[ExclusiveRun[list[RequestOutput]]] | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """Predicted beside measured, of the last run that came to its end; can be printed."""
+        return self._report
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> list[RequestOutput]:
+        """Continue prompts; returns one output for each, in their order.
+
+        Parameters
+        ----------
+        prompts
+            One or a list of: text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``.
+        params
+            How tokens are chosen. ``None`` follows the model's ``generation_config.json``.
+        """
+        with TURN, closing(self.iter_blocks(prompts, params)) as blocks:
+            outputs = [output for block in blocks for output in block]
+        return sorted(outputs, key=lambda output: output.index)
+
+    def iter_blocks(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> ExclusiveRun[list[RequestOutput]]:
+        """Continue prompts as ``generate`` does, and yield the outputs of each block as it ends.
+
+        Blocks with longer prompts come first. An interrupt loses only the block that it meets.
+        The run holds its memory until the last block, or until ``close`` of the iterator.
+        """
+        with arguments_told():
+            run = ExclusiveRun.begin(lambda: self._begin(prompts, params or SamplingParams()))
+        self._run = weakref.ref(run)
+        return run
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer conversations; returns one output for each, in their order.
+
+        Parameters
+        ----------
+        conversations
+            One or a list of: messages such as ``{"role": "user", "content": "Hello"}``.
+        params
+            As in ``generate``.
+        chat_template_kwargs
+            Further variables of the model's chat template, such as ``enable_thinking``.
+        """
+        return self.generate(self.chat_prompts(conversations, chat_template_kwargs), params)
+
+    def chat_prompts(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Prompt]:
+        """Return the prompts that the model's chat template makes of conversations.
+
+        ``generate`` and ``iter_blocks`` take them.
+        """
+        is_one = bool(conversations) and isinstance(conversations[0], Mapping)
+        listed: Sequence[object] = [conversations] if is_one else conversations
+        prompts: list[Prompt] = []
+        for number, conversation in enumerate(listed, start=1):
+            messages = check_messages(conversation, f"conversation {number}")
+            text = self._template.render(
+                messages, self._tokenizer.special_tokens, chat_template_kwargs or {}
+            )
+            ids = self._tokenizer.encode_rendered(text)
+            prompts.append({"prompt": text, "prompt_token_ids": ids})
+        return prompts
+
+    def close(self) -> None:
+        """End a run that ``iter_blocks`` has begun, and give its memory back."""
+        run = self._run() if self._run else None
+        if run is not None:
+            run.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _tokenizer(self) -> ChatTokenizer:
+        return load_tokenizer(self._folder)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate.load(self._folder)
+
+    def _begin(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams
+    ) -> Generator[list[RequestOutput]]:
+        """Check everything and plan; the generator runs."""
+        if not isinstance(params, SamplingParams):
+            raise InputError("params", got=repr(params), allowed="SamplingParams")
+        spec = self._source.spec
+        sampling = choose_sampling(
+            params,
+            self._config,
+            vocab_size=spec.vocab_size,
+            has_length=self._policy is not None or params.max_tokens is not None,
+        )
+        gen_len = self._gen_len(params)
+        limits = PromptLimits(
+            vocab_size=spec.vocab_size, max_positions=spec.max_positions, gen_len=gen_len
+        )
+        requests = read_requests(prompts, limits, lambda: self._tokenizer)
+        if not requests:
+            return _nothing()
+        # Before any work, although only the outputs may need it.
+        tokenizer = self._tokenizer if has_tokenizer(self._folder) else None
+        sampling.warn()
+        ids = [request.prompt_token_ids for request in requests]
+        job = Job.plan(
+            self._options,
+            self._source,
+            ids,
+            sampling,
+            gen_len=gen_len,
+            logprobs=params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+        )
+        make = partial(output_of, requests, tokenizer)
+        return self._outputs(job, job.begin_report(job.predict()), make)
+
+    def _gen_len(self, params: SamplingParams) -> int:
+        if self._policy is None:
+            return params.max_tokens or DEFAULT_GEN_LEN
+        most = self._policy.workload.gen_len
+        if params.max_tokens is not None and params.max_tokens > most:
+            raise InputError(
+                "max_tokens",
+                got=params.max_tokens,
+                allowed=f"at most {most}, for which the policy was made",
+                hint=f"costmodel.search --gen-len {params.max_tokens}",
+            )
+        return params.max_tokens or most
+
+    def _outputs(
+        self, job: Job, report: Report, make: Callable[[int, BlockResult], RequestOutput]
+    ) -> Generator[list[RequestOutput]]:
+        try:
+            folder = self._options.offload_dir
+            run = job.blocks(folder, report, shows_progress=self._progress)
+            with arguments_told(), closing(run) as blocks:
+                for block in blocks:
+                    yield [make(index, block) for index in sorted(block.output_ids)]
+        except BaseException as error:
+            forget_frames(error)
+            raise
+        finally:
+            return_freed_memory()
+        self._report = report
+        if self._options.uses_own_profile:
+            keep_run(report, folder)
+
+
+def _nothing() -> Generator[list[RequestOutput]]:
+    yield from ()

@@ -1,0 +1,107 @@
+"""Scores prompts: the log-probability of each of their tokens, from one pass of prefill.
+
+The logits of all tokens of a batch would be larger than everything else. They are made in tiles, of
+which ``LogitSums`` keeps a few figures of each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from costmodel.model.spec import ModelSpec
+from costmodel.pricing.workspace import SCORED_COLUMNS, SCORED_ROWS
+from executor.model import layers
+from executor.model.matrices import LayerWeights, Matrix, linear
+from executor.model.token_scores import LogitSums
+from executor.run.batch import Batch
+
+
+class PromptScorer:
+    """Scores the prompts of a block, batch by batch, over the chunks of the head.
+
+    Parameters
+    ----------
+    model
+        Whose head it is.
+    num_top
+        Alternatives to keep beside each token.
+    """
+
+    def __init__(self, model: ModelSpec, num_top: int) -> None:
+        self._model = model
+        self._num_top = min(num_top, model.vocab_size)
+        self._norm: LayerWeights = {}
+        self._sums: dict[int, LogitSums] = {}
+        # Places [2, tokens] of each batch's scored tokens: sequence, and position before the token.
+        self._places: dict[int, torch.Tensor] = {}
+
+    def add(
+        self,
+        batch: tuple[int, Batch],
+        hidden: torch.Tensor,
+        weights: LayerWeights,
+        *,
+        first_row: int,
+        is_last: bool,
+    ) -> None:
+        """Pass a batch through one chunk of the head.
+
+        Parameters
+        ----------
+        batch
+            Its number and its sequences.
+        hidden
+            What the last layer made of all tokens, [batch, tokens, hidden].
+        first_row
+            First token of the vocabulary that the chunk is of.
+        is_last
+            Whether no chunk follows.
+        """
+        number, sequences = batch
+        if first_row == 0:
+            self._begin(number, sequences, hidden.device, weights)
+        rows, positions = self._places[number]
+        sums = self._sums[number]
+        for first in range(0, len(rows), SCORED_ROWS):
+            part = slice(first, first + SCORED_ROWS)
+            taken = hidden[rows[part], positions[part]]
+            normed = layers.final_norm(taken, self._norm, self._model.final_norm)
+            self._add_tiles(sums, part, normed, weights["head.weight"], first_row)
+        if is_last:
+            counts = (sequences.lengths - 1).tolist()
+            sequences.prompt_scores = self._sums.pop(number).scores().split(counts)
+            del self._places[number]
+
+    def _begin(
+        self, number: int, batch: Batch, device: torch.device, weights: LayerWeights
+    ) -> None:
+        # Only the first chunk comes with the norm, whose place is then taken by other weights.
+        self._norm = {
+            name: [chunk.clone() for chunk in chunks if isinstance(chunk, torch.Tensor)]
+            for name, chunks in weights.items()
+            if name.startswith("final_norm")
+        }
+        width = batch.prompt_ids.shape[1]
+        places = (torch.arange(width) < batch.lengths[:, None] - 1).nonzero().T
+        targets = batch.prompt_ids[places[0], places[1] + 1]
+        self._places[number] = places.to(device)
+        self._sums[number] = LogitSums(targets.to(device), self._num_top)
+
+    def _add_tiles(
+        self,
+        sums: LogitSums,
+        part: slice,
+        normed: torch.Tensor,
+        chunks: Sequence[Matrix],
+        first_row: int,
+    ) -> None:
+        for chunk in chunks:
+            for first in range(0, chunk.shape[0], SCORED_COLUMNS):
+                matrix = chunk[first : first + SCORED_COLUMNS]
+                logits = linear(normed, [matrix]).float()
+                if self._model.head.scale != 1:
+                    logits *= self._model.head.scale
+                sums.add(part, logits, first_row + first)
+            first_row += chunk.shape[0]
