@@ -25,10 +25,23 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 # A command in a block of code, with the lines that it goes on in.
 COMMAND = re.compile(r"^(?: {4})?zigzag ([a-z]+)((?:.*\\\n)*.*)$", re.MULTILINE)
 COLUMN = re.compile(r"^    - ``(\w+)``(?:(?:,| and) ``(\w+)``)?", re.MULTILINE)
-WORDS = (
-    "attainment batch block channel component cut lane lower_bound pass placement policy profile"
-    " regret staging tier"
-).split()
+WORDS = [
+    "attainment",
+    "batch",
+    "block",
+    "channel",
+    "component",
+    "cut",
+    "lane",
+    "lower bound",
+    "pass",
+    "placement",
+    "policy",
+    "profile",
+    "regret",
+    "staging",
+    "tier",
+]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +117,7 @@ def test_every_machine_is_in_the_reference() -> None:
 
 def test_the_glossary_has_every_word() -> None:
     terms = re.findall(r"^(\S.*)\n:   ", _page("glossary.md"), re.MULTILINE)
-    assert [term.replace(" ", "_") for term in terms] == WORDS
+    assert terms == WORDS
 
 
 def test_commands_in_pages_have_these_flags(parsers: dict[str, Parser]) -> None:

@@ -50,9 +50,7 @@ def parser_of(main: Callable[[list[str]], object]) -> Parser:
 
 def parsers() -> dict[str, Parser]:
     """Return every command's parser by its name."""
-    return {
-        name: parser_of(importlib.import_module(module).main) for name, module in COMMANDS.items()
-    }
+    return {name: parser_of(importlib.import_module(of).main) for name, of in COMMANDS.items()}
 
 
 def command_pages() -> dict[str, str]:
@@ -63,7 +61,8 @@ def command_pages() -> dict[str, str]:
 def command_table() -> str:
     """Return a table of all commands with what they do."""
     rows = [
-        f"| [`zigzag {name}`](commands/{name}.md) | `{parser.prog}` | {parser.description} |"
+        f"| [`zigzag {name}`](commands/{name}.md) | `python -m {COMMANDS[name]}` |"
+        f" {_one_line(parser.description)} |"
         for name, parser in parsers().items()
     ]
     return "\n".join(["| command | module | |", "|---|---|---|", *rows])
@@ -101,13 +100,14 @@ def wrapped(command: str) -> str:
 
 
 def _page(name: str, parser: Parser) -> str:
-    example = (parser.epilog or "").removeprefix("example:\n").strip()
-    example = example.replace(parser.prog, f"zigzag {name}")
+    module_form = f"python -m {COMMANDS[name]}"
+    lines = (parser.epilog or "").removeprefix("example:").replace(module_form, f"zigzag {name}")
+    examples = "\n".join(wrapped(line) for line in lines.strip().splitlines())
     blocks = [
         f"# zigzag {name}",
-        f"{parser.description}",
-        f"As a module: `{parser.prog}`.",
-        f"```sh\n{wrapped(example)}\n```",
+        _one_line(parser.description),
+        f"As a module: `{module_form}`.",
+        f"```sh\n{examples}\n```",
         "## Flags",
         "\n".join(["| flag | default | |", "|---|---|---|", *map(_row, _shown(parser))]),
     ]
@@ -115,23 +115,36 @@ def _page(name: str, parser: Parser) -> str:
 
 
 def _shown(parser: Parser) -> list[argparse.Action]:
-    hidden = argparse.SUPPRESS, "show this help message and exit"
-    return [action for action in parser._actions if action.help not in hidden]
+    return [
+        action
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS and "--help" not in action.option_strings
+    ]
 
 
 def _row(action: argparse.Action) -> str:
-    takes = ""
-    if action.nargs != 0:
-        takes = " " + str(action.metavar or action.dest.upper())
-    flags = ", ".join(f"`{flag}{takes}`" for flag in action.option_strings) or f"`{action.dest}`"
     default = "required" if action.required else _default(action)
-    return f"| {flags} | {default} | {_escaped(action.help or '')} |"
+    told = _one_line(action.help)
+    if action.choices is not None:
+        told += f": {', '.join(map(str, action.choices))}"
+    return f"| {_usage(action)} | {default} | {_escaped(told)} |"
+
+
+def _usage(action: argparse.Action) -> str:
+    takes = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+    return ", ".join(f"`{flag} {takes}`".replace(" `", "`") for flag in action.option_strings) or (
+        f"`{takes}`"
+    )
 
 
 def _default(action: argparse.Action) -> str:
     if action.default in (None, False, argparse.SUPPRESS):
         return ""
     return f"`{action.default}`"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def _escaped(text: str) -> str:
