@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # One work folder, so that the model and llama.cpp are made once.
 OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The folder of the site is `site`; nothing in it needs a network.
+docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -44,4 +49,4 @@ bench: $(VENV)/installed
 	$(RUN) tests/bench/regret.py --work-dir bench-work/validation
 
 clean:
-	rm -rf $(VENV) demo bench-work
+	rm -rf $(VENV) demo bench-work site .docs-cache

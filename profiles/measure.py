@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 # From tests/bench/validate.py, on two cores.
 QUICK_WARNING = (
     "quick: few sizes and samples, so single figures may be wrong. Calibrated by runs, quick"
-    " profiles predicted 48 other runs with a mean error of 8.2 %, full ones 8.5 % (see README)"
+    " profiles predicted 48 other runs with a mean error of 8.2 %, full ones 8.5 %"
+    " (docs/benchmarks.md)"
 )
 # Above this share of use by other programs, measured over so long, a machine is busy.
 BUSY_SHARE, LOOK_S = 0.2, 0.3

@@ -1,0 +1,151 @@
+"""The pages of the reference that are made from the code: commands, flags, public names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import textwrap
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
+
+from costmodel.families import preset_names
+from profiles.command import Parser
+
+# By their names as ``zigzag NAME``.
+COMMANDS = {
+    "measure": "profiles.measure",
+    "search": "costmodel.search",
+    "estimate": "costmodel.estimate",
+    "simulate": "costmodel.simulate",
+    "calibrate": "costmodel.calibrate",
+    "frontier": "costmodel.frontier",
+    "generate": "executor.generate",
+    "evaluate": "executor.evaluate",
+    "bench": "executor.bench",
+    "demo": "executor.demo",
+}
+# In the order of the flow from a user's side.
+PACKAGES = ("executor", "costmodel", "profiles")
+FOLDER = "reference/commands"
+
+
+class _Found(Exception):
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
+def parser_of(main: Callable[[list[str]], object]) -> Parser:
+    """Return the parser that a command's ``main`` makes, without running the command."""
+
+    def stop(parser: Parser, *arguments: object) -> None:
+        raise _Found(parser)
+
+    with patch.object(Parser, "parse_args", stop):
+        try:
+            main([])
+        except _Found as found:
+            return found.parser
+    raise AssertionError(f"{main.__module__} parses no flags")
+
+
+def parsers() -> dict[str, Parser]:
+    """Return every command's parser by its name."""
+    return {name: parser_of(importlib.import_module(of).main) for name, of in COMMANDS.items()}
+
+
+def command_pages() -> dict[str, str]:
+    """Return the page of every command by its path."""
+    return {f"{FOLDER}/{name}.md": _page(name, parser) for name, parser in parsers().items()}
+
+
+def command_table() -> str:
+    """Return a table of all commands with what they do."""
+    rows = [
+        f"| [`zigzag {name}`](commands/{name}.md) | `python -m {COMMANDS[name]}` |"
+        f" {_one_line(parser.description)} |"
+        for name, parser in parsers().items()
+    ]
+    return "\n".join(["| command | module | |", "|---|---|---|", *rows])
+
+
+def preset_list() -> str:
+    """Return the names of all presets, sorted."""
+    return ", ".join(f"`{name}`" for name in preset_names()) + "."
+
+
+def public_names() -> Iterator[tuple[str, str, object]]:
+    """Yield every public name: its package, the name, and the object."""
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            yield package, name, getattr(module, name)
+
+
+def python_names(package: str) -> str:
+    """Return the ``mkdocstrings`` blocks of a package's public names."""
+    return "\n\n".join(
+        f"::: {item.__module__}.{name}" for of, name, item in public_names() if of == package
+    )
+
+
+def wrapped(command: str) -> str:
+    """Return a command line on as many lines as it needs."""
+    return textwrap.fill(
+        command,
+        width=78,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\n", " \\\n")
+
+
+def _page(name: str, parser: Parser) -> str:
+    module_form = f"python -m {COMMANDS[name]}"
+    lines = (parser.epilog or "").removeprefix("example:").replace(module_form, f"zigzag {name}")
+    examples = "\n".join(wrapped(line) for line in lines.strip().splitlines())
+    blocks = [
+        f"# zigzag {name}",
+        _one_line(parser.description),
+        f"As a module: `{module_form}`.",
+        f"```sh\n{examples}\n```",
+        "## Flags",
+        "\n".join(["| flag | default | |", "|---|---|---|", *map(_row, _shown(parser))]),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _shown(parser: Parser) -> list[argparse.Action]:
+    return [
+        action
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS and "--help" not in action.option_strings
+    ]
+
+
+def _row(action: argparse.Action) -> str:
+    default = "required" if action.required else _default(action)
+    told = _one_line(action.help)
+    if action.choices is not None:
+        told += f": {', '.join(map(str, action.choices))}"
+    return f"| {_usage(action)} | {default} | {_escaped(told)} |"
+
+
+def _usage(action: argparse.Action) -> str:
+    takes = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
+    return ", ".join(f"`{flag} {takes}`".replace(" `", "`") for flag in action.option_strings) or (
+        f"`{takes}`"
+    )
+
+
+def _default(action: argparse.Action) -> str:
+    if action.default in (None, False, argparse.SUPPRESS):
+        return ""
+    return f"`{action.default}`"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
