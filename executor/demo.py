@@ -14,14 +14,12 @@ import textwrap
 from pathlib import Path
 
 from costmodel.pricing.workspace import LIBRARY_BYTES
+from executor.data import MODEL, PROMPTS
 from profiles.command import Parser, run
 from profiles.errors import RunError
 from profiles.hardware import HardwareProfile
 from profiles.units import MIB
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "kjv"
-PROMPTS = ROOT / "models" / "demo_prompts.jsonl"
 # Beside what a process holds anyway: less than the weights, the cache and the workspace want.
 MEMORY_BYTES = LIBRARY_BYTES + 11 * MIB
 PROMPT_LEN = 20
