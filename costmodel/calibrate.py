@@ -30,7 +30,8 @@ from profiles.units import format_figure
 logger = logging.getLogger(__name__)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.calibrate",
         description="Fit the efficiencies of a machine's rates to a table of measured runs.",
@@ -64,7 +65,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> None:
     """Fit, print, write."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     with check_outputs(flags, "output"):
         _fit(flags)
 

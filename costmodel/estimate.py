@@ -13,8 +13,8 @@ from profiles.files import to_json
 from profiles.recorded import find_profile
 
 
-def main(arguments: list[str]) -> None:
-    """Price the policy, print, and end with status 3 where it does not fit."""
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.estimate",
         description="Price a policy on a machine.",
@@ -23,7 +23,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--hardware", required=True, help="profile.json or a recorded machine")
     parser.add_argument("--policy", required=True, type=Path)
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Price the policy, print, and end with status 3 where it does not fit."""
+    flags = parser().parse_args(arguments)
     policy = Policy.load(flags.policy)
     hardware = find_profile(flags.hardware)
     prediction = estimate(policy, hardware)

@@ -122,7 +122,8 @@ def _undominated(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
     return kept
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.frontier",
         description="Sweep the latency of a block against throughput.",
@@ -139,7 +140,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> None:
     """Sweep, print, draw."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     if flags.points < 2:
         raise InputError("--points", got=flags.points, allowed="2 or more")
     check_picture("--plot", flags.plot)

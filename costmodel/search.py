@@ -23,7 +23,8 @@ from profiles.output_checks import output_path
 from profiles.units import format_figure
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.search",
         description="Find where every byte should live and how large the block should be.",
@@ -42,7 +43,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> None:
     """Search, print, write."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     check_picture("--plot", flags.plot)
     with check_outputs(flags, "output", "plot"):
         _search(flags)

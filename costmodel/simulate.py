@@ -23,7 +23,8 @@ from profiles.recorded import find_profile
 from profiles.units import format_seconds
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.simulate",
         description="Run a policy's schedule with predicted seconds, task by task.",
@@ -41,7 +42,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> None:
     """Simulate, print, write."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     if flags.passes is not None and flags.passes < 1:
         raise InputError("--passes", got=flags.passes, allowed="1 or more")
     with check_outputs(flags, "output"):

@@ -42,7 +42,8 @@ from profiles.errors import InputError
 from profiles.output_checks import output_path
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.bench",
         description="Run prompts of random tokens at full length; print one JSON line of figures.",
@@ -67,7 +68,7 @@ def _parser() -> Parser:
 
 def main(arguments: list[str]) -> None:
     """Plan, run, print one line; whatever is for people goes to stderr."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     _check_flags(flags)
     with check_outputs(flags, "runs", "trace"):
         if flags.runs is not None:

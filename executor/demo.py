@@ -14,14 +14,13 @@ import textwrap
 from pathlib import Path
 
 from costmodel.pricing.workspace import LIBRARY_BYTES
+from executor.data import MODEL, PROMPTS
 from profiles.command import Parser, run
 from profiles.errors import RunError
 from profiles.hardware import HardwareProfile
+from profiles.start import called
 from profiles.units import MIB
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "kjv"
-PROMPTS = ROOT / "models" / "demo_prompts.jsonl"
 # Beside what a process holds anyway: less than the weights, the cache and the workspace want.
 MEMORY_BYTES = LIBRARY_BYTES + 11 * MIB
 PROMPT_LEN = 20
@@ -29,15 +28,20 @@ GEN_LEN = 48
 NUM_SHOWN = 8
 
 
-def main(arguments: list[str]) -> None:
-    """Measure, search, generate; show what was written."""
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.demo",
         description="Measure this machine, plan and run the bundled model in too little memory.",
         example="python -m executor.demo --folder demo",
     )
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="default: demo")
-    folder = parser.parse_args(arguments).folder
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, search, generate; show what was written."""
+    folder = parser().parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     profile, policy = folder / "profile.json", folder / "policy.json"
     outputs = folder / "outputs.jsonl"
@@ -95,11 +99,11 @@ def _say(heading: str) -> None:
 
 
 def _command(module: str, *arguments: object) -> None:
-    line = ["python", "-m", module, *(str(a) for a in arguments)]
-    print("$ " + " ".join(line) + "\n", flush=True)
+    words = [str(argument) for argument in arguments]
+    print(f"$ {' '.join([called(module), *words])}\n", flush=True)
     # The CPU alone, so that the demo shows the same anywhere: this model fits any GPU.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run([sys.executable, *line[1:]], env=environment, check=False)
+    ended = subprocess.run([sys.executable, "-m", module, *words], env=environment, check=False)
     if ended.returncode:
         raise RunError(f"{module} ended with status {ended.returncode}")
 

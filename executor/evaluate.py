@@ -140,7 +140,7 @@ def compare(policy: Policy, found: Scorer, uncompressed: Scorer | None) -> Quali
 
 def main(arguments: list[str]) -> None:
     """Plan both runs, score, print."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     check_job_flags(flags, "prompt_len")
     with check_outputs(flags, "trace"):
         job, uncompressed, targets = _plan(flags)
@@ -169,12 +169,13 @@ def _run(
         print(json.dumps(to_json(quality)))
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.evaluate",
         description="Score a text with a policy's arithmetic and with the uncompressed model.",
-        example="python -m executor.evaluate --model models/kjv --text models/held_out.txt"
-        " --weight-bits 4 --cache-bits 4",
+        example="python -m executor.evaluate --model executor/data/kjv"
+        " --text executor/data/held_out.txt --weight-bits 4 --cache-bits 4",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint folder")

@@ -42,7 +42,8 @@ from profiles.outputs import OutputError, OutputFile, is_stream
 logger = logging.getLogger(__name__)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.generate",
         description="Continue every prompt of a file with a model that need not fit the memory.",
@@ -117,7 +118,7 @@ class _Outputs:
 
 def main(arguments: list[str]) -> None:
     """Plan, run, write, report."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     check_job_flags(flags)
     with check_outputs(flags, "output", "trace"):
         job, outputs, sampling = _plan(flags)

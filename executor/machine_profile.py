@@ -27,6 +27,7 @@ from profiles.files import to_json, write_json
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
 from profiles.mounts import mount_of
+from profiles.start import called
 from profiles.units import format_bytes
 from profiles.whole_file import write_whole
 
@@ -47,7 +48,7 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
     Where enough runs were kept, the rates are fitted to them. One line on stderr names the profile.
     Where no folder can keep one, it is measured for this run alone.
     """
-    path, runs = _kept("profile", "json", offload_dir), _kept("runs", "csv", offload_dir)
+    path, runs = kept_profile(offload_dir), _kept("runs", "csv", offload_dir)
     if path is None or runs is None:
         # The folder for temporary files may be what cannot be written; this one can.
         with tempfile.TemporaryDirectory(dir=offload_dir) as folder:
@@ -70,6 +71,11 @@ def machine_profile(offload_dir: Path) -> HardwareProfile:
 def _tell_once(line: str) -> None:
     """Print what a program that runs often needs to read once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def kept_profile(offload_dir: Path) -> Path | None:
+    """Return where this machine's profile is kept, or will be; ``None`` for nowhere."""
+    return _kept("profile", "json", offload_dir)
 
 
 def keep_run(report: Report, offload_dir: Path) -> None:
@@ -143,7 +149,7 @@ def _measure(offload_dir: Path, path: Path) -> HardwareProfile:
     print("measuring this machine, some 20 s", file=sys.stderr, flush=True)
     words = ["--quick", "--output", str(path), "--offload-dir", str(offload_dir)]
     if not _run_module("profiles.measure", *words):
-        raise RunError("this machine could not be measured; try: python -m profiles.measure")
+        raise RunError(f"this machine could not be measured; try: {called('profiles.measure')}")
     profile = HardwareProfile.load(path)
     where = (
         f"{torch.get_num_threads()} threads on {len(os.sched_getaffinity(0))} cores,"

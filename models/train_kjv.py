@@ -3,7 +3,7 @@
 The text is in the public domain. On Debian: ``apt-get install bible-kjv bible-kjv-text``, then
 ``bible -f gen1:1-rev22:21 > kjv.txt`` (one verse a line, each with its reference).
 
-    python models/train_kjv.py --text kjv.txt --output models/kjv --minutes 40
+    python models/train_kjv.py --text kjv.txt --output executor/data/kjv --minutes 40
 
 Every twentieth chapter is held out, and written beside the checkpoint's folder. The checkpoint
 with the lowest held-out loss is kept, in Hugging Face format, weights in bfloat16.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from profiles.errors import InputError, ZigzagError, one_line
 from profiles.outputs import closed_streams
-from profiles.start import told_exhaustion
+from profiles.start import called, told_exhaustion
 from profiles.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, description: str, example: str) -> None:
         super().__init__(
-            prog=f"python -m {prog}",
+            prog=called(prog),
             description=description,
-            epilog=f"example:\n  {example}",
+            epilog=f"example:\n  {example.replace(f'python -m {prog}', called(prog))}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

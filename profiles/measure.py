@@ -146,7 +146,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
     parser = Parser(
         prog="profiles.measure",
         description="Measure this machine and write its hardware profile.",
@@ -202,7 +203,7 @@ def _check(flags: argparse.Namespace) -> None:
 
 def main(arguments: list[str]) -> None:
     """Measure, save, print."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     _check(flags)
     with checked_outputs({"--output": flags.output}, {}):
         _measure(flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from profiles.errors import one_line
@@ -21,6 +22,13 @@ _EXHAUSTED = {
     "failed to map segment": NO_MEMORY,
     "cannot allocate memory": NO_MEMORY,
 }
+
+
+def called(module: str) -> str:
+    """Return how the user calls a command: by ``zigzag`` where it started this process."""
+    if Path(sys.argv[0]).stem == "zigzag":
+        return f"zigzag {module.rpartition('.')[2]}"
+    return f"python -m {module}"
 
 
 def told_exhaustion(error: BaseException) -> str | None:

@@ -12,6 +12,7 @@ from costmodel.pricing.problem import Problem
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.packing import BITS, DEFAULT_GROUP_SIZE, check_group_size
+from profiles.start import called
 
 # Without a number of prompts, a block may be this large.
 MAX_BLOCK_SIZE = 4096
@@ -73,7 +74,7 @@ def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
             "--weight-bits and --cache-bits",
             got="less than 16",
             allowed=f"16, because {hardware.name} lacks the rate of unpacking",
-            hint="python -m profiles.measure",
+            hint=called("profiles.measure"),
         )
 
 

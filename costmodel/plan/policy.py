@@ -16,6 +16,7 @@ from profiles.files import dump_json, from_json, read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
 from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
+from profiles.start import called
 
 SCHEMA_VERSION = 2
 TIERS = ("gpu", "cpu", "disk")
@@ -200,7 +201,7 @@ class Policy:
                 f"policy {path}",
                 got=f"schema_version {raw['schema_version']}",
                 allowed=f"{SCHEMA_VERSION}; another version of this program wrote the policy",
-                hint="python -m costmodel.search",
+                hint=called("costmodel.search"),
             )
         weights = raw.get("weights")
         if isinstance(weights, dict) and weights and set(weights) <= set(TIERS):

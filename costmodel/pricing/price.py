@@ -17,6 +17,7 @@ from costmodel.pricing.shares import Shares, shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import CHANNELS, HardwareProfile
+from profiles.start import called
 from profiles.units import format_bytes
 
 
@@ -125,7 +126,7 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
             got=f"weight_bits {policy.weight_bits}, cache_bits {policy.cache_bits}",
             allowed=f"{policy.model.full_bits}, because the rate of unpacking on {hardware.name}"
             " is not known",
-            hint="python -m profiles.measure",
+            hint=called("profiles.measure"),
         )
     on_gpu = max(p.gpu for p in (*policy.weights.values(), policy.cache, policy.activations))
     if on_gpu > 0 and not hardware.has_gpu:

@@ -46,7 +46,7 @@ def load_library() -> ctypes.CDLL | None:
     plain-torch twins serve then, several times slower. ``ZIGZAG_COMPILER`` names another compiler
     than ``c++``; empty, it forbids native kernels.
     """
-    compiler = os.environ.get("ZIGZAG_COMPILER", "c++")
+    compiler = chosen_compiler()
     if not compiler:
         return None
     try:
@@ -58,15 +58,20 @@ def load_library() -> ctypes.CDLL | None:
             kept = _load_kept(f"{key}-*")
             if kept is None:
                 raise
-            logger.info("a kept library serves: %s", _reason(error))
+            logger.info("a kept library serves: %s", reason_of(error))
             return kept
     except FAILURES as error:
         logger.warning(
             "no native CPU kernels, attention on the CPU will be many times slower: %s; try: g++ 12"
             " or newer, or name a compiler in ZIGZAG_COMPILER",
-            _reason(error),
+            reason_of(error),
         )
         return None
+
+
+def chosen_compiler() -> str:
+    """Return the compiler's name; empty where native kernels are forbidden."""
+    return os.environ.get("ZIGZAG_COMPILER", "c++")
 
 
 def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
@@ -87,13 +92,22 @@ def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
 
 def _load_kept(pattern: str) -> ctypes.CDLL | None:
     """Load a kept library that is whole and was written by nobody else, if there is one."""
-    for folder in readable_folders():
-        for path in sorted(folder.glob(f"kernels-{pattern}.so")):
-            try:
-                return _load(path)
-            except OSError as error:
-                logger.info("a kept library does not load: %s", error)
+    for path in _kept(pattern):
+        try:
+            return _load(path)
+        except OSError as error:
+            logger.info("a kept library does not load: %s", error)
     return None
+
+
+def _kept(pattern: str) -> list[Path]:
+    folders = readable_folders()
+    return [path for f in folders for path in sorted(f.glob(f"kernels-{pattern}.so"))]
+
+
+def kept_libraries() -> list[Path]:
+    """Return the libraries that were built from this source for this CPU, by any compiler."""
+    return _kept(f"{_key()}-*")
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -158,14 +172,14 @@ def _compiler_key(compiler: str) -> str:
     found = shutil.which(compiler)
     if found is None:
         raise OSError(f"no compiler {compiler}")
-    return _digest(_run(found, "--version").encode())
+    return _digest(run_compiler(found, "--version").encode())
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _run(*words: str, folder: Path | None = None) -> str:
+def run_compiler(*words: str, folder: Path | None = None) -> str:
     """Run a compiler, whose temporary files go to ``folder``; returns what it prints."""
     environment = os.environ | ({} if folder is None else {"TMPDIR": str(folder)})
     done = subprocess.run(
@@ -181,7 +195,7 @@ def _run(*words: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the line of a compiler's or the system's message that names the error."""
     told = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
     lines = (told or "").strip().splitlines() or [str(error)]
@@ -210,7 +224,7 @@ def build(compiler: str, folder: Path, name: str, flags: Sequence[str] = FLAGS) 
         compile_it = [*flags, "-c", str(SOURCE), "-o", str(compiled)]
         link_it = ["-shared", str(compiled), "-o", str(linked)]
         for words in (compile_it, link_it):
-            _run(compiler, *words, folder=Path(temporary))
+            run_compiler(compiler, *words, folder=Path(temporary))
         linked.chmod(0o755)
         path = folder / f"kernels-{name}-{_digest(linked.read_bytes())}.so"
         # Whole or not at all, also where two processes build at once.

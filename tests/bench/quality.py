@@ -16,12 +16,12 @@ from workload_run import BenchParser, circumstances, keep_result
 from costmodel.optimizer.choices import Permitted
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
+from executor.data import HELD_OUT, MODEL
 from executor.evaluate import compare, plan_job, read_windows, score
 from profiles.command import run
 from profiles.files import to_json
 from profiles.recorded import recorded_profile
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
 PROMPT_LEN = 16
 # Bits of weights and cache, group, share of the values read.
 CASES = (
@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--windows", type=int, default=32, help="of the text (32)")
     flags = parser.parse_args(arguments)
-    hardware, model = recorded_profile("cpu-2core"), MODELS / "kjv"
+    hardware, model = recorded_profile("cpu-2core"), MODEL
     source = Checkpoint.open(model)
     work = Workload(prompt_len=PROMPT_LEN, gen_len=source.spec.max_positions - PROMPT_LEN)
-    windows = read_windows(MODELS / "held_out.txt", model, work, flags.windows)
+    windows = read_windows(HELD_OUT, model, work, flags.windows)
     targets = windows[:, PROMPT_LEN:]
     cases = []
     with tempfile.TemporaryDirectory() as folder:

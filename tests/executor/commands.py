@@ -26,11 +26,12 @@ def end_command(
     arguments: Iterable[object],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    name: str = "command",
 ) -> Ended:
-    """Run a command to its end."""
+    """Run a command to its end, as a program of that name."""
     capfd.readouterr()
     on_terminate = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     try:
         with pytest.raises(SystemExit) as ended:
             run(main)

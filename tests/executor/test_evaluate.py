@@ -14,12 +14,12 @@ import executor.evaluate as evaluate_module
 from costmodel.optimizer.choices import Permitted
 from costmodel.plan.workload import Workload
 from executor.cli.run_command import Job
+from executor.data import MODEL
 from executor.evaluate import main, read_windows
 from executor.text.continuation import load_tokenizer
 from profiles.errors import InfeasibleError, InputError
 from tests.executor.tokenizer_structures import LINES, STRUCTURES, like, template
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "kjv"
 TEXT = "And God said, Let there be light: and there was light.\n" * 30
 PROMPT_LEN, GEN_LEN = 6, 20
 

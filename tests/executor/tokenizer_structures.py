@@ -16,12 +16,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from executor.data import HELD_OUT
+
 Json = dict[str, Any]
-LINES = (
-    (Path(__file__).resolve().parents[2] / "models" / "held_out.txt")
-    .read_text(encoding="utf-8")
-    .splitlines()
-)
+LINES = HELD_OUT.read_text(encoding="utf-8").splitlines()
 OTHER_LINES = [
     "café naïve façade, 2024: 3.14159 and 1000000 (it's, don't, we've)!",
     "日本語のテキスト と 한국어 텍스트 и русский текст",

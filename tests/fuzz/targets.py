@@ -31,6 +31,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
+from executor.data import MODEL
 from executor.text.continuation import load_tokenizer
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
@@ -38,8 +39,6 @@ from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
 from tests.fuzz.mutations import as_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "models" / "kjv"
 WORKLOAD = Workload(prompt_len=8, gen_len=4, num_prompts=3)
 
 
