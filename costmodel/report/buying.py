@@ -1,0 +1,63 @@
+"""What to buy: the search repeated on machines that differ in one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from costmodel.optimizer.choices import FULL_BITS, Permitted
+from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.whatif import Change, what_would_change
+from costmodel.plan.policy import Policy
+from profiles.errors import ZigzagError
+from profiles.hardware import HardwareProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchases:
+    """The throughput of the best policy on this machine, and on machines that differ from it.
+
+    ``problem`` says why there is none of it.
+    """
+
+    job_tok_per_s: float = 0.0
+    changes: Sequence[Change] = ()
+    problem: str = ""
+
+
+def purchases_of_search(
+    hardware: HardwareProfile,
+    result: SearchResult,
+    permitted: Permitted,
+    *,
+    max_latency_s: float | None = None,
+) -> Purchases:
+    """Return what would change the answer of a search on ``hardware``."""
+    changes = what_would_change(
+        hardware,
+        result,
+        max_latency_s=max_latency_s,
+        margin=result.margin,
+        permitted=permitted,
+    )
+    return Purchases(job_tok_per_s=result.job_tok_per_s, changes=changes)
+
+
+def purchases_of_policy(policy: Policy, hardware: HardwareProfile) -> Purchases:
+    """Search with a policy's own precision, as its origin is not known."""
+    full = policy.model.full_bits
+    weight_bits, cache_bits = (
+        FULL_BITS if bits == full else bits for bits in (policy.weight_bits, policy.cache_bits)
+    )
+    try:
+        permitted = Permitted(
+            weight_bits=(weight_bits,),
+            cache_bits=(cache_bits,),
+            group_size=policy.group_size,
+            sparsity=policy.attention_sparsity,
+        )
+        result = search(hardware, policy.model, policy.workload, permitted=permitted)
+        return purchases_of_search(hardware, result, permitted)
+    except ZigzagError as error:
+        # A policy written by hand may fit where no search finds one, with its margin left free.
+        return Purchases(problem=str(error))

@@ -1,0 +1,48 @@
+"""A run as data: its policy, and what was measured beside what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costmodel.plan.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The figures of a run, and those that were predicted of the same blocks.
+
+    Parameters
+    ----------
+    num_passes
+        Passes over the model that the first block made.
+    tok_per_s, predicted_tok_per_s
+        Over all blocks.
+    phase_s, predicted_phase_s
+        ``{phase: seconds}``, all blocks.
+    busy_s, predicted_busy_s
+        ``{phase: {channel: busy seconds}}``, all blocks.
+    peak_bytes, predicted_peak_bytes
+        By tier; an emulated GPU and the CPU share one entry.
+    """
+
+    num_blocks: int
+    num_prompts: int
+    num_passes: int
+    generated_tokens: int
+    tok_per_s: float
+    predicted_tok_per_s: float
+    phase_s: Mapping[str, float]
+    predicted_phase_s: Mapping[str, float]
+    busy_s: Mapping[str, Mapping[str, float]]
+    predicted_busy_s: Mapping[str, Mapping[str, float]]
+    peak_bytes: Mapping[str, int]
+    predicted_peak_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a timeline's file keeps of the run beside its tasks. The policy names the machine."""
+
+    policy: Policy
+    measured: Measured
