@@ -36,6 +36,7 @@ def _parser() -> Parser:
     add("--output", type=output_path, default=Path("policy.json"), help="default: policy.json")
     add("--explain", action="store_true", help="bound, seconds, memory by buffer, shadow prices")
     add("--plot", type=output_path, metavar="FILE", help="draw the policy, as .png, .svg or .pdf")
+    add("--report", type=output_path, metavar="FILE", help="the policy as a page (.html)")
     add("--json", action="store_true", help="end with the policy in one line")
     return parser
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     """Search, print, write."""
     flags = _parser().parse_args(arguments)
     check_picture("--plot", flags.plot)
-    with check_outputs(flags, "output", "plot"):
+    with check_outputs(flags, "output", "plot", "report"):
         _search(flags)
 
 
@@ -62,8 +63,8 @@ def _search(flags: argparse.Namespace) -> None:
     print(format_prediction(result.policy, result.hardware, result.predicted))
     if question.permitted == DEFAULT_PERMITTED:
         _tell_of_four_bits(search, result)
-    if flags.explain:
-        _explain(question, result, flags.max_latency)
+    if flags.explain or flags.report is not None:
+        _tell_more(question, result, flags)
     if flags.plot is not None:
         _plot(result, flags.plot)
     print(f"\npolicy written to {flags.output}")
@@ -89,16 +90,24 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     )
 
 
-def _explain(question: Question, result: SearchResult, max_latency_s: float | None) -> None:
+def _tell_more(question: Question, result: SearchResult, flags: argparse.Namespace) -> None:
+    """Search on other machines too, and tell of them on the terminal or on a page."""
     changes = what_would_change(
         question.hardware,
         result,
-        max_latency_s=max_latency_s,
+        max_latency_s=flags.max_latency,
         margin=question.margin,
         permitted=question.permitted,
     )
-    print()
-    print(format_explanation(result, changes))
+    if flags.explain:
+        print()
+        print(format_explanation(result, changes))
+    if flags.report is not None:
+        # As with plots, only those who ask wait for the import of what draws.
+        from costmodel.report.page import write_search_page
+
+        write_search_page(flags.report, result, changes)
+        print(f"\nreport written to {flags.report}")
 
 
 def _plot(result: SearchResult, path: Path) -> None:

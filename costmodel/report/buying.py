@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel.optimizer.choices import FULL_BITS, Permitted
-from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.optimizer.optimum import search
 from costmodel.optimizer.whatif import Change, what_would_change
 from costmodel.plan.policy import Policy
 from profiles.errors import ZigzagError
@@ -25,24 +25,6 @@ class Purchases:
     problem: str = ""
 
 
-def purchases_of_search(
-    hardware: HardwareProfile,
-    result: SearchResult,
-    permitted: Permitted,
-    *,
-    max_latency_s: float | None = None,
-) -> Purchases:
-    """Return what would change the answer of a search on ``hardware``."""
-    changes = what_would_change(
-        hardware,
-        result,
-        max_latency_s=max_latency_s,
-        margin=result.margin,
-        permitted=permitted,
-    )
-    return Purchases(job_tok_per_s=result.job_tok_per_s, changes=changes)
-
-
 def purchases_of_policy(policy: Policy, hardware: HardwareProfile) -> Purchases:
     """Search with a policy's own precision, as its origin is not known."""
     full = policy.model.full_bits
@@ -57,7 +39,10 @@ def purchases_of_policy(policy: Policy, hardware: HardwareProfile) -> Purchases:
             sparsity=policy.attention_sparsity,
         )
         result = search(hardware, policy.model, policy.workload, permitted=permitted)
-        return purchases_of_search(hardware, result, permitted)
+        changes = what_would_change(
+            hardware, result, max_latency_s=None, margin=result.margin, permitted=permitted
+        )
     except ZigzagError as error:
         # A policy written by hand may fit where no search finds one, with its margin left free.
         return Purchases(problem=str(error))
+    return Purchases(job_tok_per_s=result.job_tok_per_s, changes=changes)

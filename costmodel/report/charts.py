@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
+from bokeh.layouts import column
 from bokeh.models import (
     ColumnDataSource,
     FixedTicker,
@@ -19,6 +20,7 @@ from bokeh.models import (
     InlineStyleSheet,
     NumeralTickFormatter,
     Range1d,
+    RangeTool,
     Span,
 )
 from bokeh.plotting import figure
@@ -26,6 +28,7 @@ from bokeh.plotting import figure
 ROW_PIXELS = 38
 AXIS_PIXELS = 62
 TOOLBAR_PIXELS = 34
+STRIP_PIXELS = 56
 # Of a row's height.
 BAR_SHARE = 0.76
 # Of a bar that stands beside a measured one.
@@ -90,9 +93,9 @@ def draw_bars(
     *,
     x_label: str,
     x_format: str = "0,0.[000]",
-    x_end: float | None = None,
+    x_end: float = 0.0,
     line_at: float | None = None,
-    zooms: bool = False,
+    window: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Draw bars in labelled rows, the first on top; returns what BokehJS embeds.
 
@@ -100,35 +103,63 @@ def draw_bars(
     ----------
     x_format
         A pattern of Numeral.js.
+    x_end
+        The axis reaches at least this far.
     line_at
         Where a dashed line crosses all rows, such as a budget.
-    zooms
-        Whether the reader may zoom along the horizontal axis.
+    window
+        The part that is seen first, in a picture that zooms: a strip below it shows the whole.
     """
-    furthest = max([*bars.right, line_at or 0.0, x_end or 0.0], default=0.0) or 1.0
+    # Beyond the last bar, a little room for the last label of the axis.
+    furthest = 1.03 * (max([*bars.right, line_at or 0.0, x_end], default=0.0) or 1.0)
     plot = figure(
-        height=ROW_PIXELS * len(labels) + AXIS_PIXELS + TOOLBAR_PIXELS * zooms,
-        sizing_mode="stretch_width",
-        # Beyond the last bar, a little room for the last label of the axis.
-        x_range=Range1d(0, furthest * 1.03, bounds=(0, furthest * 1.03) if zooms else None),
-        y_range=Range1d(len(labels) - 0.5, -0.5),
-        tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset" if zooms else "",
-        active_drag="xbox_zoom" if zooms else None,
-        toolbar_location="above" if zooms else None,
-        stylesheets=[InlineStyleSheet(css=SCROLLS_PAGE)],
-        min_border_right=12,
+        height=ROW_PIXELS * len(labels) + AXIS_PIXELS + TOOLBAR_PIXELS * (window is not None),
+        x_range=Range1d(*(window or (0.0, furthest)), bounds=(0.0, furthest)),
+        tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset" if window else "",
+        toolbar_location="above" if window else None,
+        **_shared_options(labels),
     )
     plot.toolbar.logo = None
-    plot.outline_line_color = None
-    plot.ygrid.visible = False
     plot.yaxis.ticker = FixedTicker(ticks=list(range(len(labels))))
     plot.yaxis.major_label_overrides = dict(enumerate(labels))
-    plot.yaxis.major_label_text_font_size = plot.xaxis.major_label_text_font_size = "13px"
     plot.xaxis.axis_label_text_font_size = "13px"
     plot.xaxis.axis_label_text_font_style = "normal"
     plot.xaxis.axis_label = x_label
     plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
+    plot.yaxis.major_label_text_font_size = plot.xaxis.major_label_text_font_size = "13px"
     plot.xaxis.ticker.desired_num_ticks = 5
+    source = _source_of(bars)
+    drawn = _draw(plot, bars, source)
+    tooltips = [(name.replace("_", " "), f"@{{{name}}}") for name in bars.details]
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, point_policy="follow_mouse"))
+    if line_at is not None:
+        plot.add_layout(Span(location=line_at, dimension="height", line_dash="dashed"))
+    if window is None:
+        return dict(json_item(plot))
+    strip = figure(
+        height=STRIP_PIXELS,
+        x_range=Range1d(0.0, furthest),
+        tools="",
+        toolbar_location=None,
+        **_shared_options(labels),
+    )
+    strip.axis.visible = False
+    _draw(strip, bars, source)
+    strip.add_tools(RangeTool(x_range=plot.x_range))
+    return dict(json_item(column(plot, strip, sizing_mode="stretch_width")))
+
+
+def _shared_options(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "sizing_mode": "stretch_width",
+        "y_range": Range1d(len(labels) - 0.5, -0.5),
+        "stylesheets": [InlineStyleSheet(css=SCROLLS_PAGE)],
+        "min_border_right": 12,
+        "outline_line_color": None,
+    }
+
+
+def _source_of(bars: Bars) -> ColumnDataSource:
     columns = {
         "row": np.asarray(bars.rows, dtype=np.float32),
         "left": np.asarray(bars.left),
@@ -136,7 +167,12 @@ def draw_bars(
         "color": bars.colors,
         "alpha": np.asarray(bars.alphas, dtype=np.float32),
     }
-    drawn = plot.hbar(
+    return ColumnDataSource(columns | bars.details)
+
+
+def _draw(plot: Any, bars: Bars, source: ColumnDataSource) -> Any:
+    plot.ygrid.visible = False
+    return plot.hbar(
         y="row",
         left="left",
         right="right",
@@ -144,10 +180,5 @@ def draw_bars(
         fill_color="color",
         fill_alpha="alpha",
         line_color=None,
-        source=ColumnDataSource(columns | bars.details),
+        source=source,
     )
-    tooltips = [(name.replace("_", " "), f"@{{{name}}}") for name in bars.details]
-    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, point_policy="follow_mouse"))
-    if line_at is not None:
-        plot.add_layout(Span(location=line_at, dimension="height", line_dash="dashed"))
-    return dict(json_item(plot))

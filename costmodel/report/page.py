@@ -1,9 +1,9 @@
-"""One HTML file that needs no other: written whole or not at all."""
+"""The pages of a search, of a policy and of a run: one HTML file each, which needs no other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -12,43 +12,66 @@ from pathlib import Path
 from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined, Template
 
+from costmodel.optimizer.optimum import SearchResult
+from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import PHASES
 from costmodel.pricing.price import estimate
-from costmodel.report.buying import Purchases
+from costmodel.report.buying import Purchases, purchases_of_policy
 from costmodel.report.buying_section import buying_section
-from costmodel.report.run_record import Measured
+from costmodel.report.run_record import RunRecord
 from costmodel.report.sections import (
     Plan,
+    limit_of,
     limits_section,
     memory_section,
     phases_section,
     placement_section,
 )
 from costmodel.report.task_sample import TaskSample, simulate_sample
-from costmodel.report.timeline_section import MEASURED, SIMULATED, timeline_section
+from costmodel.report.timeline_section import timeline_section
+from costmodel.report.trace_file import MEASURED, SIMULATED
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
 from profiles.units import format_figure, format_seconds
 
 
-def write_page(
-    path: Path,
-    policy: Policy,
-    hardware: HardwareProfile,
-    purchases: Purchases,
-    *,
-    measured: Measured | None = None,
-    sample: TaskSample | None = None,
+def write_search_page(path: Path, result: SearchResult, changes: Sequence[Change]) -> None:
+    """Write the page of a search, with what would change its answer."""
+    purchases = Purchases(job_tok_per_s=result.job_tok_per_s, changes=changes)
+    _write_plan_page(path, result.policy, result.hardware, purchases)
+
+
+def write_policy_page(path: Path, policy: Policy, hardware: HardwareProfile) -> None:
+    """Write the page of a policy that was not run, and ask the search what to buy."""
+    _write_plan_page(path, policy, hardware, purchases_of_policy(policy, hardware))
+
+
+def _write_plan_page(
+    path: Path, policy: Policy, hardware: HardwareProfile, purchases: Purchases
 ) -> None:
-    """Write the report of a policy, and of its run if ``measured`` and ``sample`` tell of one."""
-    policy = replace(policy, hardware=hardware)
-    prediction = estimate(policy, hardware)
-    plan = Plan(policy=policy, hardware=hardware, prediction=prediction, measured=measured)
-    num_passes = measured.num_passes if measured else None
-    samples = {SIMULATED: simulate_sample(policy, hardware, num_passes=num_passes)}
-    if sample is not None:
-        samples = {MEASURED: sample} | samples
+    plan = Plan(policy=policy, hardware=hardware, prediction=estimate(policy, hardware))
+    _write(path, plan, {SIMULATED: simulate_sample(policy, hardware)}, purchases)
+
+
+def write_run_page(path: Path, record: RunRecord, sample: TaskSample) -> None:
+    """Write the page of a run; ``sample`` holds the measured tasks of its first block."""
+    policy, hardware = record.policy, record.hardware
+    plan = Plan(
+        policy=policy,
+        hardware=hardware,
+        prediction=estimate(policy, hardware),
+        measured=record.measured,
+    )
+    num_passes = record.measured.num_passes
+    simulated = simulate_sample(record.first_block, hardware, num_passes=num_passes)
+    samples = {MEASURED: sample, SIMULATED: simulated}
+    _write(path, plan, samples, purchases_of_policy(policy, hardware))
+
+
+def _write(path: Path, plan: Plan, samples: Mapping[str, TaskSample], purchases: Purchases) -> None:
+    policy = replace(plan.policy, hardware=plan.hardware, predicted=plan.prediction)
     sections = [
         placement_section(plan),
         memory_section(plan),
@@ -58,7 +81,7 @@ def write_page(
         buying_section(purchases),
     ]
     text = _template().render(
-        title=f"{policy.model.name} on {hardware.name}",
+        title=f"{policy.model.name} on {plan.hardware.name}",
         facts=_facts(plan),
         about=_about(plan),
         sections=sections,
@@ -92,7 +115,7 @@ def _facts(plan: Plan) -> Mapping[str, str]:
         facts["predicted throughput"] = f"{format_figure(measured.predicted_tok_per_s)} token/s"
         facts["the run took"] = format_seconds(sum(measured.phase_s.values()))
     facts["block"] = f"{policy.block_size} sequences"
-    facts["limited by"] = prediction.bottleneck.replace("_", " ")
+    facts |= {f"{phase} limited by": limit_of(phase, plan) for phase in PHASES}
     return facts
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from costmodel.optimizer.job_throughput import blocks_of
 from costmodel.plan.policy import Policy
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +17,8 @@ class Measured:
 
     Parameters
     ----------
-    num_passes
-        Passes over the model that the first block made.
+    prompt_len, num_passes
+        Of the first block: tokens of its longest prompt, and passes over the model that it made.
     tok_per_s, predicted_tok_per_s
         Over all blocks.
     phase_s, predicted_phase_s
@@ -28,6 +31,7 @@ class Measured:
 
     num_blocks: int
     num_prompts: int
+    prompt_len: int
     num_passes: int
     generated_tokens: int
     tok_per_s: float
@@ -46,3 +50,24 @@ class RunRecord:
 
     policy: Policy
     measured: Measured
+
+    def __post_init__(self) -> None:
+        if self.policy.hardware is None:
+            raise InputError("run.policy.hardware", got="nothing", allowed="the machine of the run")
+
+    @property
+    def hardware(self) -> HardwareProfile:
+        """The machine of the run."""
+        assert self.policy.hardware is not None
+        return self.policy.hardware
+
+    @property
+    def first_block(self) -> Policy:
+        """The policy with the prompts that the first block really held."""
+        measured = self.measured
+        work = replace(
+            self.policy.workload,
+            num_prompts=measured.num_prompts,
+            prompt_len=measured.prompt_len,
+        )
+        return next(blocks_of(replace(self.policy, workload=work)))

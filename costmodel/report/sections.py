@@ -17,10 +17,11 @@ from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes, format_figure, format_seconds
 
 MEASURED_BESIDE = "Above: measured. Below, in pale: predicted."
+NAMES = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
 # What may limit a phase; other names are two of these.
 LIMITS = {
-    "h2d": "copies from CPU memory to the GPU",
-    "d2h": "copies from the GPU to CPU memory",
+    "h2d": "copies to the GPU",
+    "d2h": "copies from the GPU",
     "disk_read": "reads from disk",
     "disk_write": "writes to disk",
     "gpu_compute": "computation on the GPU",
@@ -76,24 +77,23 @@ def placement_section(plan: Plan) -> Section:
     for row, (name, (placement, total)) in enumerate(placed.items()):
         shares = {tier: getattr(placement, tier) for tier in tiers}
         parts = {
-            tier.upper(): (share, TIER_COLORS[tier], f"{share:.1%}, {format_bytes(share * total)}")
+            NAMES[tier]: (share, TIER_COLORS[tier], f"{share:.1%}, {format_bytes(share * total)}")
             for tier, share in shares.items()
         }
         bars.add_stack(row, parts)
-        cells = [f"{format_bytes(share * total)} ({share:.0%})" for share in shares.values()]
-        rows.append([name, format_bytes(total), *cells])
+        rows.append([name, *(_bytes(share * total) for share in shares.values())])
     return Section(
         name="placement",
         title="Where everything lives",
         text=_placement_text(plan),
-        legend={tier.upper(): TIER_COLORS[tier] for tier in tiers},
+        legend={NAMES[tier]: TIER_COLORS[tier] for tier in tiers},
         pictures=[
             Picture(
                 item=draw_bars(bars, list(placed), x_label="share", x_format="0%", x_end=1.0),
                 title="Share of each component on each tier",
             )
         ],
-        table=Table(headers=["", "all", *(tier.upper() for tier in tiers)], rows=rows),
+        table=Table(headers=["", *(NAMES[tier] for tier in tiers)], rows=rows),
     )
 
 
@@ -101,8 +101,12 @@ def _placement_text(plan: Plan) -> list[str]:
     policy = plan.policy
     text = ["Weights by component, then the KV cache and the hidden states of one block."]
     if plan.hardware.has_gpu and policy.cache.gpu < 1:
-        share = f"{policy.cpu_attention:.0%}"
-        text.append(f"The CPU attends to {share} of the cache outside the GPU.")
+        share = policy.cpu_attention
+        text.append(
+            f"The CPU attends to {share:.0%} of the cache outside the GPU."
+            if share
+            else "The GPU attends to all of the cache."
+        )
     if policy.cpu_experts and policy.weights.get("experts") is not None:
         text.append(f"The CPU multiplies {policy.cpu_experts:.0%} of the experts in its memory.")
     if policy.is_compressed:
@@ -142,7 +146,7 @@ def memory_section(plan: Plan) -> Section:
             Picture(
                 item=draw_bars(
                     bars,
-                    [tier.upper() for tier in limits],
+                    [NAMES[tier] for tier in limits],
                     x_label="share of the budget",
                     x_format="0%",
                     line_at=1.0,
@@ -162,7 +166,7 @@ def _memory_table(
     for name in names:
         sizes = [terms.get(name, 0.0) for terms in peaks.values()]
         if max(sizes) >= 1:
-            rows.append([name, *(format_bytes(size) if size >= 1 else "" for size in sizes)])
+            rows.append([name, *map(_bytes, sizes)])
     rows.append(["predicted peak", *(format_bytes(sum(t.values())) for t in peaks.values())])
     if plan.measured is not None:
         found = plan.measured.peak_bytes
@@ -177,7 +181,7 @@ def _memory_table(
         ]
         rows.append(["measured peak", *cells])
     rows.append(["budget", *(format_bytes(limits[tier]) for tier in peaks)])
-    return Table(headers=["", *(tier.upper() for tier in peaks)], rows=rows)
+    return Table(headers=["", *(NAMES[tier] for tier in peaks)], rows=rows)
 
 
 def phases_section(plan: Plan) -> Section:
@@ -238,8 +242,7 @@ def limits_section(plan: Plan) -> Section:
         f"The busy seconds of every channel. The dashed line is the duration of {what}."
         f"{f' {MEASURED_BESIDE}' if measured else ''}",
     ]
-    labels = [channel.replace("_", " ") for channel in channels]
-    item = draw_bars(bars, labels, x_label="busy seconds", line_at=total_s)
+    item = draw_bars(bars, channels, x_label="busy seconds", line_at=total_s)
     return Section(
         name="limits",
         title="What limits it",
@@ -250,16 +253,18 @@ def limits_section(plan: Plan) -> Section:
     )
 
 
+def limit_of(phase: str, plan: Plan) -> str:
+    """Return the name of what limits most of a phase, by prediction."""
+    limits = phase_limits(plan.policy, plan.hardware)[phase]
+    return max(limits, key=lambda name: limits[name], default="nothing")
+
+
 def _limit_lines(plan: Plan) -> list[str]:
     lines = []
-    for phase, limits in phase_limits(plan.policy, plan.hardware).items():
-        total_s = sum(limits.values())
-        name = max(limits, key=lambda name: limits[name])
-        if total_s:
-            words = f" ({LIMITS[name]})" if name in LIMITS else ""
-            share = f"{limits[name] / total_s:.0%}"
-            named = name.replace("_", " ")
-            lines.append(f"By prediction, {named}{words} limits {share} of {phase}.")
+    for phase in PHASES:
+        name = limit_of(phase, plan)
+        words = f" ({LIMITS[name]})" if name in LIMITS else ""
+        lines.append(f"By prediction, {name}{words} limits {phase}.")
     return lines
 
 
@@ -274,7 +279,7 @@ def _busy_table(
     headers = [f"{phase}, {label}" for phase in PHASES for label, _ in sources]
     rows = [
         [
-            LIMITS.get(channel, channel),
+            f"{channel}: {LIMITS[channel]}",
             *(
                 format_seconds(busy[phase].get(channel, 0.0))
                 for phase in PHASES
@@ -292,6 +297,10 @@ def _busy(
     return {
         phase: _seconds(seconds[phase].get(channel, 0.0), PHASE_COLORS[phase]) for phase in PHASES
     }
+
+
+def _bytes(size: float) -> str:
+    return format_bytes(size) if size >= 1 else ""
 
 
 def _seconds(seconds: float, color: str) -> tuple[float, str, str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import PHASES
-from costmodel.schedule.chrome_trace import MICROSECOND
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.timeline import MAX_LAYER_BATCHES, simulated_tasks
 from profiles.hardware import HardwareProfile
@@ -53,49 +51,39 @@ class TaskSample:
         num_bytes: int = 0,
         blocked_s: float = 0.0,
     ) -> None:
-        """Take a task if there is room for it in its phase."""
-        phase = "prefill" if task.is_prefill else "decode"
-        if self._has_room(phase):
-            self.phases[phase].append(
-                SampledTask(
-                    kind=task.kind,
-                    channel=task.channel,
-                    token=task.token,
-                    layer=task.layer,
-                    batch=task.batch,
-                    start_s=start_s,
-                    end_s=end_s,
-                    num_bytes=num_bytes,
-                    blocked_s=blocked_s,
-                )
-            )
-
-    def add_event(self, event: Mapping[str, Any], channel: str, zero_us: float) -> None:
-        """Take a task from a trace file, as ``TraceFile.add`` has written it."""
-        phase = str(event["cat"])
-        if not self._has_room(phase):
-            return
-        details = event["args"]
-        start_s = (event["ts"] - zero_us) * MICROSECOND
-        self.phases[phase].append(
+        """Keep a task of the schedule; see ``keep``."""
+        self.keep(
             SampledTask(
-                kind=str(event["name"]).split()[0],
-                channel=channel,
-                token=int(details["token"]),
-                layer=int(details["layer"]),
-                batch=int(details["batch"]),
+                kind=task.kind,
+                channel=task.channel,
+                token=task.token,
+                layer=task.layer,
+                batch=task.batch,
                 start_s=start_s,
-                end_s=start_s + event["dur"] * MICROSECOND,
-                num_bytes=int(details.get("bytes", 0)),
-                blocked_s=float(details.get("blocked_s", 0.0)),
+                end_s=end_s,
+                num_bytes=num_bytes,
+                blocked_s=blocked_s,
             )
         )
 
-    def _has_room(self, phase: str) -> bool:
+    def keep(self, task: SampledTask) -> None:
+        """Keep a task if there is room for it in its phase."""
+        phase = "decode" if task.token else "prefill"
         if len(self.phases[phase]) < self.most:
-            return True
-        self.is_cut[phase] = True
-        return False
+            self.phases[phase].append(task)
+        else:
+            self.is_cut[phase] = True
+
+    def counted_from(self, zero_s: float) -> TaskSample:
+        """Return the same sample with ``zero_s`` as the beginning of time."""
+        moved = TaskSample(self.most)
+        moved.is_cut = self.is_cut
+        for phase, tasks in self.phases.items():
+            moved.phases[phase] = [
+                task._replace(start_s=task.start_s - zero_s, end_s=task.end_s - zero_s)
+                for task in tasks
+            ]
+        return moved
 
     @property
     def is_full(self) -> bool:
@@ -120,7 +108,7 @@ def simulate_sample(
         return sample
     wanted = 1 if per_pass > MOST_LAYER_BATCHES else 2 + (MOST_TASKS - 1) // per_pass
     last = min(num_passes or wanted, wanted)
-    # A small block may be shown to its last pass, which does not prepare for another: one pass more.
+    # The last pass of a schedule does not prepare for another. Small blocks are shown to their end.
     more = per_pass < MOST_TASKS
     for timed in simulated_tasks(policy, hardware, num_passes=last + more):
         if timed.task.token < last:

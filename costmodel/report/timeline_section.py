@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from costmodel.cli.palette import TASK_COLORS, content_of_task
@@ -9,19 +10,23 @@ from costmodel.pricing.memory import PHASES
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.sections import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
+from costmodel.report.trace_file import MEASURED
 from profiles.hardware import CHANNELS
 from profiles.units import format_bytes, format_rate, format_seconds
 
-MEASURED, SIMULATED = "measured", "simulated"
+# Tasks of one channel that can be told apart on a narrow screen.
+MOST_SEEN = 60
 HOW_TO_ZOOM = (
-    "Drag sideways to enlarge a part. The buttons enlarge, shrink, move and reset."
+    "The strip below a picture shows all of it: drag the marked part or its edges to see others."
     " Point at a task, or tap it, for its details."
 )
 
 
 def timeline_section(samples: Mapping[str, TaskSample]) -> Section:
     """Show the tasks of ``samples``, by label: ``measured`` (if any) above ``simulated``."""
-    text = ["The tasks of the first block on every channel."]
+    text = [
+        "The tasks of the first block on every channel: h2d copies to the GPU, and d2h from it."
+    ]
     if MEASURED in samples:
         text[0] += " Above: measured. Below, in pale: simulated."
     pictures = []
@@ -60,10 +65,17 @@ def _phase_picture(phase: str, samples: Mapping[str, TaskSample]) -> Picture:
                 place=f"pass {task.token}, layer {task.layer}, batch {task.batch}",
                 **_figures(task, has_measured=MEASURED in samples),
             )
-    labels = [channel.replace("_", " ") for channel in channels]
-    item = draw_bars(bars, labels, x_label=f"seconds since {phase} began", zooms=True)
+    item = draw_bars(bars, channels, x_label=f"seconds since {phase} began", window=_window(bars))
     title = f"Tasks of {phase} on every channel"
     return Picture(item=item, title=title, heading=phase.capitalize())
+
+
+def _window(bars: Bars) -> tuple[float, float]:
+    """Return the part that is seen first: so many tasks, from the middle, as can be told apart."""
+    end = max(bars.right)
+    busiest = max(Counter(bars.rows).values())
+    width = end * min(1.0, MOST_SEEN / busiest)
+    return (end - width) / 2, (end + width) / 2
 
 
 def _figures(task: SampledTask, *, has_measured: bool) -> dict[str, str]:
