@@ -37,6 +37,7 @@ def parser() -> Parser:
     add("--output", type=output_path, default=Path("policy.json"), help="default: policy.json")
     add("--explain", action="store_true", help="bound, seconds, memory by buffer, shadow prices")
     add("--plot", type=output_path, metavar="FILE", help="draw the policy, as .png, .svg or .pdf")
+    add("--report", type=output_path, metavar="FILE", help="the policy as a page (.html)")
     add("--json", action="store_true", help="end with the policy in one line")
     return parser
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     """Search, print, write."""
     flags = parser().parse_args(arguments)
     check_picture("--plot", flags.plot)
-    with check_outputs(flags, "output", "plot"):
+    with check_outputs(flags, "output", "plot", "report"):
         _search(flags)
 
 
@@ -63,8 +64,8 @@ def _search(flags: argparse.Namespace) -> None:
     print(format_prediction(result.policy, result.hardware, result.predicted))
     if question.permitted == DEFAULT_PERMITTED:
         _tell_of_four_bits(search, result)
-    if flags.explain:
-        _explain(search, question, result)
+    if flags.explain or flags.report is not None:
+        _tell_more(search, question, result, flags)
     if flags.plot is not None:
         _plot(result, flags.plot)
     print(f"\npolicy written to {flags.output}")
@@ -90,10 +91,20 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     )
 
 
-def _explain(search: Search, question: Question, result: SearchResult) -> None:
-    changes = what_would_change(search, question.hardware, result, permitted=question.permitted)
-    print()
-    print(format_explanation(result, changes))
+def _tell_more(
+    search: Search, question: Question, result: SearchResult, flags: argparse.Namespace
+) -> None:
+    """Search on other machines too, and tell of them on the terminal or on a page."""
+    changes = what_would_change(search, result, permitted=question.permitted)
+    if flags.explain:
+        print()
+        print(format_explanation(result, changes))
+    if flags.report is not None:
+        # As with plots, only those who ask wait for the import of what draws.
+        from costmodel.report.page import write_search_page
+
+        write_search_page(flags.report, result, changes)
+        print(f"\nreport written to {flags.report}")
 
 
 def _plot(result: SearchResult, path: Path) -> None:

@@ -70,11 +70,11 @@ def main(arguments: list[str]) -> None:
     """Plan, run, print one line; whatever is for people goes to stderr."""
     flags = parser().parse_args(arguments)
     _check_flags(flags)
-    with check_outputs(flags, "runs", "trace"):
+    with check_outputs(flags, "runs", "trace", "report"):
         if flags.runs is not None:
             check_table(flags.runs)
         job = _plan(flags)
-        with job.recording(flags.trace) as recorder:
+        with job.recording(flags.trace, flags.report) as recorder:
             _run(job, flags, recorder)
 
 

@@ -142,9 +142,9 @@ def main(arguments: list[str]) -> None:
     """Plan both runs, score, print."""
     flags = parser().parse_args(arguments)
     check_job_flags(flags, "prompt_len")
-    with check_outputs(flags, "trace"):
+    with check_outputs(flags, "trace", "report"):
         job, uncompressed, targets = _plan(flags)
-        with job.recording(flags.trace) as recorder:
+        with job.recording(flags.trace, flags.report) as recorder:
             _run(job, uncompressed, targets, flags, recorder)
 
 

@@ -120,9 +120,9 @@ def main(arguments: list[str]) -> None:
     """Plan, run, write, report."""
     flags = parser().parse_args(arguments)
     check_job_flags(flags)
-    with check_outputs(flags, "output", "trace"):
+    with check_outputs(flags, "output", "trace", "report"):
         job, outputs, sampling = _plan(flags)
-        with job.recording(flags.trace) as recorder:
+        with job.recording(flags.trace, flags.report) as recorder:
             _generate(job, outputs, sampling, flags, recorder)
 
 

@@ -12,10 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from costmodel.cli.flags import Question, check_picture
+from costmodel.cli.palette import (
+    BUFFER_COLORS,
+    CURVE_COLORS,
+    NEUTRAL_COLOR,
+    OTHER_BUFFERS,
+    PHASE_COLORS,
+    TIER_COLORS,
+)
 from costmodel.frontier import FrontierPoint
 from costmodel.optimizer.optimum import SearchResult, search
 from costmodel.optimizer.sensitivity import ShadowPrice, shadow_prices
-from costmodel.plan.policy import TIERS, Policy
+from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import capacities, memory_rows, with_capacities
 from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import problem_of
@@ -24,27 +32,6 @@ from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
 from profiles.units import GIB, format_figure
-
-# Okabe and Ito's palette, which people with any colour vision can tell apart.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-# The large buffers: each has one colour in every picture. Nobody reads a legend of fifteen.
-BUFFER_COLORS = dict(
-    zip(
-        (
-            "weights",
-            "cache",
-            "weight staging",
-            "cache staging",
-            "workspace",
-            "hidden states",
-            "runtime",
-            "other buffers",
-        ),
-        COLORS,
-        strict=True,
-    )
-)
-PHASE_COLORS = {"prefill": COLORS[4], "decode": COLORS[0]}
 
 
 def plot_policy(result: SearchResult) -> Figure:
@@ -68,7 +55,7 @@ def plot_frontier(points: Sequence[FrontierPoint]) -> Figure:
     """Draw throughput over the latency of a block, each point with its block size."""
     figure, axes = _single()
     latency_s = [point.latency_s for point in points]
-    axes.plot(latency_s, [point.tok_per_s for point in points], "o-", color=COLORS[0])
+    axes.plot(latency_s, [point.tok_per_s for point in points], "o-", color=NEUTRAL_COLOR)
     for point in points:
         axes.annotate(
             str(point.result.policy.block_size),
@@ -113,7 +100,7 @@ def throughput_over_memory(
 def plot_throughput_over_memory(curves: Mapping[str, Mapping[int, SearchResult]]) -> Figure:
     """Draw throughput over a tier's capacity, one curve for each label: what to buy."""
     figure, axes = _single()
-    for color, (label, found) in zip(COLORS, curves.items(), strict=False):
+    for color, (label, found) in zip(CURVE_COLORS, curves.items(), strict=False):
         gib = [size / GIB for size in found]
         rates = [result.job_tok_per_s for result in found.values()]
         axes.plot(gib, rates, "o-", color=color, label=label)
@@ -139,7 +126,7 @@ def plot_rates(hardware: HardwareProfile) -> Figure:
         for device, rates in devices.items()
         for dtype, curve in rates.matmul.items()
     ]
-    for color, (label, curve) in zip(COLORS, curves, strict=False):
+    for color, (label, curve) in zip(CURVE_COLORS, curves, strict=False):
         products.loglog(
             curve.sizes, [rate / 1e12 for rate in curve.rates], "o-", color=color, label=label
         )
@@ -147,7 +134,7 @@ def plot_rates(hardware: HardwareProfile) -> Figure:
     products.set_ylabel("TFLOP/s")
     products.set_title("Arithmetic")
     for color, (label, curve) in zip(
-        COLORS, (("read", hardware.disk.read), ("write", hardware.disk.write)), strict=False
+        CURVE_COLORS, (("read", hardware.disk.read), ("write", hardware.disk.write)), strict=False
     ):
         sizes = [size / 2**20 for size in curve.sizes]
         disk.semilogx(sizes, [r / 1e9 for r in curve.rates], "o-", color=color, label=label)
@@ -167,7 +154,7 @@ def draw_placement(axes: Axes, policy: Policy) -> None:
     kinds = {name.replace("_", " "): placement for name, placement in policy.weights.items()}
     kinds |= {"KV cache": policy.cache, "hidden": policy.activations}
     left = [0.0] * len(kinds)
-    for color, tier in zip(COLORS, TIERS, strict=False):
+    for tier, color in TIER_COLORS.items():
         shares = [100 * getattr(placement, tier) for placement in kinds.values()]
         axes.barh(list(kinds), shares, left=left, color=color, label=tier.upper())
         left = [a + b for a, b in zip(left, shares, strict=True)]
@@ -190,7 +177,7 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
         for tier, limit in limits.items():
             terms = peaks[tier]
             of_rest = sum(use for other, use in terms.items() if other not in BUFFER_COLORS)
-            use = of_rest if name == "other buffers" else terms.get(name, 0.0)
+            use = of_rest if name == OTHER_BUFFERS else terms.get(name, 0.0)
             parts.append(100 * float(use) * policy.block_size / limit)
         if not any(parts):
             continue
@@ -231,7 +218,7 @@ def draw_shadow_prices(axes: Axes, prices: Sequence[ShadowPrice]) -> None:
     worth = {p.name: p.tok_per_s * p.amount / 100 for p in prices if p.tok_per_s > 0}
     names = sorted(worth, key=lambda name: -worth[name])
     labels = [f"{name} memory" if name in ("gpu", "cpu") else name for name in names]
-    axes.barh(labels, [worth[name] for name in names], color=COLORS[2])
+    axes.barh(labels, [worth[name] for name in names], color=NEUTRAL_COLOR)
     axes.invert_yaxis()
     axes.set_xlabel("token/s for one per cent more")
     axes.set_title("What more of it is worth")

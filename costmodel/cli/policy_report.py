@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.sensitivity import shadow_prices
 from costmodel.optimizer.whatif import Change
-from costmodel.plan.policy import Policy, Prediction
+from costmodel.plan.policy import TIERS, Placement, Policy, Prediction
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import problem_of
@@ -29,20 +29,28 @@ def format_prediction(policy: Policy, hardware: HardwareProfile, prediction: Pre
     )
 
 
-def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
-    problem, workload = problem_of(policy, hardware), policy.workload
-    tiers = ("gpu", "cpu", "disk") if hardware.has_gpu else ("cpu", "disk")
-    sizes = {
+def tiers_of(hardware: HardwareProfile) -> tuple[str, ...]:
+    """Return the tiers of a machine, the fastest first."""
+    return TIERS if hardware.has_gpu else tuple(tier for tier in TIERS if tier != "gpu")
+
+
+def placed_bytes(policy: Policy, hardware: HardwareProfile) -> dict[str, tuple[Placement, float]]:
+    """Return the placement and the bytes of each component, of the cache and of hidden states."""
+    problem = problem_of(policy, hardware)
+    sizes: dict[str, tuple[Placement, float]] = {
         name.replace("_", " "): (placement, problem.sizes.component_bytes[name])
         for name, placement in policy.weights.items()
     }
-    sizes |= {
+    hidden_bytes = problem.hidden_token_bytes * policy.workload.prompt_len * policy.block_size
+    return sizes | {
         "KV cache": (policy.cache, problem.cache_sequence_bytes * policy.block_size),
-        "hidden states": (
-            policy.activations,
-            problem.hidden_token_bytes * workload.prompt_len * policy.block_size,
-        ),
+        "hidden states": (policy.activations, hidden_bytes),
     }
+
+
+def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    workload = policy.workload
+    tiers = tiers_of(hardware)
     known_as = " (the GPU is emulated)" if hardware.is_emulated else ""
     if hardware.calibrations:
         known_as += f", its rates fitted to {hardware.calibrations[-1].source}"
@@ -55,7 +63,7 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
         "",
         f"  {'':<15}" + "".join(f"{tier:>22}" for tier in tiers),
     ]
-    for name, (placement, total) in sizes.items():
+    for name, (placement, total) in placed_bytes(policy, hardware).items():
         cells = [
             f"{getattr(placement, tier):7.1%} {format_bytes(getattr(placement, tier) * total):>12}"
             for tier in tiers

@@ -101,7 +101,7 @@ class Search:
         margin: float = DEFAULT_MARGIN,
     ) -> None:
         check_work(model, workload, hardware)
-        self._hardware, self._model, self._workload = hardware, model, workload
+        self.hardware, self._model, self._workload = hardware, model, workload
         self._margin = margin
         usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
         self._machine = with_capacities(hardware, usable)
@@ -137,7 +137,7 @@ class Search:
         InfeasibleError
             When nothing fits: which tier is short, by how many bytes, and what would do.
         """
-        hardware, machine, tree = self._hardware, self._machine, self._tree
+        hardware, machine, tree = self.hardware, self._machine, self._tree
         check_permitted(permitted, hardware)
         tree.plant(self._new_problems(machine, permitted), self._table(machine))
         if machine.has_gpu and not machine.is_emulated:

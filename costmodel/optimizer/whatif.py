@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.optimizer.optimum import Search, SearchResult
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.rates import RATES
@@ -30,16 +30,16 @@ class Change:
 
 
 def what_would_change(
-    search: Search, hardware: HardwareProfile, result: SearchResult, *, permitted: Permitted
+    search: Search, result: SearchResult, *, permitted: Permitted = DEFAULT_PERMITTED
 ) -> list[Change]:
     """Search again with 8 GiB more of each memory and with twice each rate, one at a time.
 
-    ``result`` is what ``search`` found on ``hardware``. Each throughput is within
+    ``result`` is what ``search`` found on its machine. Each throughput is within
     ``NEARLY_AS_FAST`` of the machine's best.
     """
     return [
         Change(what=what, job_tok_per_s=search.on(machine, result).run(permitted).job_tok_per_s)
-        for what, machine in _machines(hardware)
+        for what, machine in _machines(search.hardware)
     ]
 
 

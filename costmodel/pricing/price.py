@@ -11,7 +11,7 @@ from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.latency import stage_work
 from costmodel.pricing.limits import channel_seconds, stage_limits
-from costmodel.pricing.memory import PHASES, capacities, peak_bytes
+from costmodel.pricing.memory import PHASES, capacities, memory_rows, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
 from costmodel.pricing.stages import Stage, stages_of
@@ -81,6 +81,33 @@ def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[
     return {
         phase: {name: s * policy.block_size for name, s in seconds.items()}
         for phase, seconds in per_sequence.items()
+    }
+
+
+def phase_limits(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
+    """Return ``{phase: {limit: seconds}}``: in how much of a phase each limit was the largest."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    problem, shares = problem_of(policy, hardware), shares_of(policy)
+    seconds: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+    for stage in stages_of(problem):
+        limits = stage_limits(problem, shares, stage)
+        name = _name_largest(limits)
+        of_phase = seconds[stage.phase]
+        of_phase[name] = of_phase.get(name, 0.0) + max(limits.values()) * policy.block_size
+    return seconds
+
+
+def peak_buffers(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
+    """Return ``{tier: {buffer: bytes}}`` at the moment of each tier's peak."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    rows = memory_rows(problem_of(policy, hardware), shares_of(policy))
+    peaks = {
+        tier: max(moments.values(), key=lambda terms: sum(terms.values()))
+        for tier, moments in rows.items()
+    }
+    return {
+        tier: {buffer: float(use) * policy.block_size for buffer, use in peaks[tier].items()}
+        for tier in capacities(hardware)
     }
 
 

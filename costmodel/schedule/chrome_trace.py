@@ -65,9 +65,12 @@ class TraceFile:
             }
         )
 
-    def end(self) -> None:
-        """Close the JSON after the last event."""
-        self._write_text("\n]}\n")
+    def end(self, **more: object) -> None:
+        """Close the JSON after the last event, with further keys that viewers ignore."""
+        self._write_text("\n]")
+        for name, value in more.items():
+            self._write_text(f",\n{json.dumps(name)}: {json.dumps(value)}")
+        self._write_text("}\n")
 
     def _write(self, event: dict[str, Any]) -> None:
         self._write_text(self._separator + json.dumps(event))

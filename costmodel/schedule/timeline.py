@@ -95,6 +95,17 @@ def simulate(
     InputError
         For a policy that the machine cannot run, or whose tasks the schedule lacks.
     """
+    tasks = []
+    for timed in simulated_tasks(policy, hardware, num_passes=num_passes):
+        progress(timed.task)
+        tasks.append(timed)
+    return Timeline(tasks=tasks)
+
+
+def simulated_tasks(
+    policy: Policy, hardware: HardwareProfile, *, num_passes: int | None = None
+) -> Iterator[TimedTask]:
+    """Yield the tasks of ``simulate`` as they end, so that a caller may stop early."""
     check_machine(policy, hardware)
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem = problem_of(policy, hardware)
@@ -109,7 +120,7 @@ def simulate(
     plan = Plan.of(policy, has_gpu=hardware.has_gpu)
     schedule = ZigzagSchedule(plan, num_batches=policy.num_gpu_batches, num_tokens=num_tokens)
     seconds = _TaskSeconds(plan, problem)
-    return Timeline(tasks=list(_run(schedule, seconds, hardware, progress)))
+    return _run(schedule, seconds, hardware)
 
 
 class _TaskSeconds:
@@ -259,10 +270,7 @@ class _Speeds:
 
 
 def _run(
-    schedule: ZigzagSchedule,
-    seconds: _TaskSeconds,
-    hardware: HardwareProfile,
-    progress: Callable[[Task], None],
+    schedule: ZigzagSchedule, seconds: _TaskSeconds, hardware: HardwareProfile
 ) -> Iterator[TimedTask]:
     """Advance from one task's end to the next; channels that share something slow down."""
     queues: dict[str, deque[Task]] = defaultdict(deque)
@@ -287,6 +295,5 @@ def _run(
                 del left_s[channel]
                 task = queues[channel].popleft()
                 done.add(task.index)
-                progress(task)
                 yield TimedTask(task=task, start_s=begun_s.pop(channel), end_s=clock_s)
     assert not any(queues.values()), "the schedule waits for itself"

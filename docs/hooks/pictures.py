@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from costmodel.cli.plots import COLORS, draw_channels, draw_memory
+from costmodel.cli.palette import CURVE_COLORS as COLORS
+from costmodel.cli.palette import TIER_COLORS
+from costmodel.cli.plots import draw_channels, draw_memory
 from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import SearchResult, search
-from costmodel.plan.policy import TIERS
 from costmodel.plan.workload import Workload
 from costmodel.schedule.timeline import TimedTask, simulate
 from profiles.hardware import CHANNELS
@@ -22,7 +23,6 @@ from profiles.recorded import find_profile
 from profiles.units import GIB
 
 FOLDER = "img"
-TIER_COLORS = dict(zip(TIERS, COLORS, strict=False))
 PALE = "#eeeeee"
 # The timeline shows these layers of the second pass.
 SHOWN_LAYERS = range(10, 13)

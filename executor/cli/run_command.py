@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from executor.cli.run_report import Report, policies_of_blocks
 from executor.cli.sampling_flags import Sampling
 from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
+from executor.run.page_recorder import Recorders, open_page
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
 from executor.run.runner import Runner, check_runnable
@@ -83,11 +84,18 @@ class Job:
         check_fits(predicted, self.hardware)
         return predicted
 
-    def recording(self, path: Path | None) -> AbstractContextManager[Recorder | None]:
-        """Open the timeline of a run; it is written when the block ends, after all other work."""
-        if path is None:
-            return nullcontext()
-        return open_recorder(path, self._policies_of_blocks(), self.hardware)
+    @contextmanager
+    def recording(self, trace: Path | None, page: Path | None = None) -> Iterator[Recorder | None]:
+        """Open the timeline of a run, and its report as a page; they are written when the block
+        ends, after all other work."""
+        with ExitStack() as stack:
+            recorders: list[Recorder] = []
+            if page is not None:
+                recorders.append(stack.enter_context(open_page(page)))
+            if trace is not None:
+                opened = open_recorder(trace, self._policies_of_blocks(), self.hardware)
+                recorders.append(stack.enter_context(opened))
+            yield Recorders(recorders) if recorders else None
 
     def run(
         self,
@@ -165,7 +173,7 @@ class Job:
             report.finish(runner)
         # The run has given its memory back by now.
         if recorder:
-            recorder.add_simulated(report.blocks)
+            recorder.finish(report.blocks, report.record())
 
     def _policies_of_blocks(self) -> list[Policy]:
         return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])
@@ -200,6 +208,12 @@ def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> Non
         type=output_path,
         metavar="FILE",
         help="timeline for ui.perfetto.dev, measured beside simulated",
+    )
+    add(
+        "--report",
+        type=output_path,
+        metavar="FILE",
+        help="the run as a page: memory, timeline, predicted beside measured (.html)",
     )
 
 

@@ -12,6 +12,9 @@ import torch
 from costmodel.calibration.measured_runs import MeasuredRun
 from costmodel.optimizer.job_throughput import blocks_of
 from costmodel.plan.policy import Policy, Prediction
+from costmodel.pricing.memory import PHASES
+from costmodel.pricing.price import phase_channels
+from costmodel.report.run_record import Measured, RunRecord
 from executor.machine.memory_peak import gpu_peak_bytes
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
@@ -48,6 +51,7 @@ class Report:
     planned_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     busy_s: dict[str, float] = field(default_factory=dict)
+    phase_busy_s: dict[str, dict[str, float]] = field(default_factory=dict)
     # Seconds in which a channel had a task that waited for other channels.
     blocked_s: dict[str, float] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
@@ -75,7 +79,8 @@ class Report:
             if self.hardware.has_gpu:
                 self.peak_bytes["gpu"] = gpu_peak_bytes()
         self.peak_bytes["disk"] = runner.disk_bytes
-        for channels in runner.trace.busy_s.values():
+        for phase, channels in runner.trace.busy_s.items():
+            self.phase_busy_s[phase] = dict(channels)
             for channel, seconds in channels.items():
                 self.busy_s[channel] = self.busy_s.get(channel, 0.0) + seconds
         self.blocked_s = dict(runner.trace.blocked_s)
@@ -123,6 +128,36 @@ class Report:
         """Share of the whole run in which each channel was busy."""
         seconds = self.prefill_s + self.decode_s
         return {channel: busy / seconds for channel, busy in self.busy_s.items()}
+
+    def record(self) -> RunRecord:
+        """Return what a page tells of the run, and the trace's file keeps."""
+        policy = replace(self.policy, hardware=self.hardware, predicted=self.planned)
+        return RunRecord(policy=policy, measured=self._measured())
+
+    def _measured(self) -> Measured:
+        busy: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+        for policy in self.policies:
+            for phase, channels in phase_channels(policy, self.hardware).items():
+                for channel, seconds in channels.items():
+                    busy[phase][channel] = busy[phase].get(channel, 0.0) + seconds
+        return Measured(
+            num_blocks=len(self.blocks),
+            num_prompts=sum(len(block.output_ids) for block in self.blocks),
+            prompt_len=self.policies[0].workload.prompt_len,
+            num_passes=self.blocks[0].num_tokens,
+            generated_tokens=self.num_tokens,
+            tok_per_s=self.measured_tok_per_s,
+            predicted_tok_per_s=self.predicted_tok_per_s,
+            phase_s={"prefill": self.prefill_s, "decode": self.decode_s},
+            predicted_phase_s={
+                "prefill": sum(p.prefill_s for p in self.predictions),
+                "decode": sum(p.decode_s for p in self.predictions),
+            },
+            busy_s=self.phase_busy_s,
+            predicted_busy_s=busy,
+            peak_bytes=self.peak_bytes,
+            predicted_peak_bytes=self.planned_bytes,
+        )
 
     def first_block(self) -> MeasuredRun:
         """Return the first block, with as many tokens as it generated, as a measured run."""

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Policy
+from costmodel.report.run_record import RunRecord
 from costmodel.schedule.chrome_trace import TraceFile, begin_trace
 from costmodel.schedule.timeline import simulate
 from executor.engine.trace import Span
 from executor.run.results import BlockResult
 from profiles.errors import InputError, RunError
+from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import spare_folders, write_output
 from profiles.spool import Spool
@@ -63,7 +66,23 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
     return blocks
 
 
-class Recorder:
+class Recorder(Protocol):
+    """Takes the tasks of a run as they end, and its figures when it has ended."""
+
+    def start(self) -> None:
+        """Take now for the beginning of time: the weights are loaded, the first block begins."""
+
+    def record(self, span: Span) -> None:
+        """Take one span; called by the workers."""
+
+    def end_block(self) -> None:
+        """Go on to the next block; called when no task of this one is left."""
+
+    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
+        """Take the blocks that ran and the record of the run, which has given its memory back."""
+
+
+class TraceRecorder:
     """Writes spans as they end and keeps next to none; made by ``open_recorder``."""
 
     def __init__(
@@ -78,6 +97,7 @@ class Recorder:
         self._num_tokens = blocks[0].num_tokens
         self._zero_s = time.perf_counter()
         self.is_complete = False
+        self._run: RunRecord | None = None
         file.begin_process(MEASURED, "measured")
 
     def start(self) -> None:
@@ -102,17 +122,17 @@ class Recorder:
 
     def _write(self) -> None:
         for span in self._held:
-            figures: dict[str, float] = {"blocked_s": span.blocked_s}
+            figures: dict[str, float] = {"block": self._block, "blocked_s": span.blocked_s}
             if span.num_bytes:
                 seconds = max(span.end_s - span.start_s, 1e-9)
                 figures |= {"bytes": span.num_bytes, "gb_per_s": span.num_bytes / seconds / 1e9}
             self._file.add(MEASURED, span, zero_s=self._zero_s, **figures)
         self._held.clear()
 
-    def add_simulated(self, results: Sequence[BlockResult]) -> None:
+    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
         """Write the same tokens of the blocks that ran, simulated, each from its own start."""
         self._file.begin_process(SIMULATED, "simulated")
-        for block, result in zip(self._blocks, results, strict=True):
+        for number, (block, result) in enumerate(zip(self._blocks, results, strict=True)):
             if not block.num_tokens:
                 break
             # A run ends early where all sequences have.
@@ -121,14 +141,20 @@ class Recorder:
             timeline = simulate(block.policy, self._hardware, num_passes=num_tokens + 1)
             for timed in timeline.tasks:
                 if timed.task.token < num_tokens:
-                    self._file.add(SIMULATED, timed, zero_s=self._zero_s - result.start_s)
+                    zero_s = self._zero_s - result.start_s
+                    self._file.add(SIMULATED, timed, zero_s=zero_s, block=number)
+        self._run = record
         self.is_complete = True
+
+    def end_file(self) -> None:
+        """Close the file with the record of the run, which ``executor.report`` reads."""
+        self._file.end(run=to_json(self._run))
 
 
 @contextmanager
 def open_recorder(
     path: Path, policies: Sequence[Policy], hardware: HardwareProfile
-) -> Iterator[Recorder]:
+) -> Iterator[TraceRecorder]:
     """Open the timeline of a job, which appears under ``path`` if the run in the block ends well.
 
     Until then it is in a file without a name: a run goes on where a disk is full.
@@ -142,22 +168,22 @@ def open_recorder(
         _log.warning("%s %s", path, notes)
     with Spool(f"trace {path}", spare_folders(path)) as spool:
         file = begin_trace(spool.write, notes=notes)
-        recorder = Recorder(file, blocks, hardware)
+        recorder = TraceRecorder(file, blocks, hardware)
         try:
             yield recorder
         except BaseException:
             # The run itself is complete where only its report failed.
             if recorder.is_complete:
                 try:
-                    _write(path, file, spool)
+                    _write(path, recorder, spool)
                 except RunError as late:
                     # What ended the run is told last, and decides the exit status.
                     _log.error("%s", late)
             raise
         if recorder.is_complete:
-            _write(path, file, spool)
+            _write(path, recorder, spool)
 
 
-def _write(path: Path, file: TraceFile, spool: Spool) -> None:
-    file.end()
+def _write(path: Path, recorder: TraceRecorder, spool: Spool) -> None:
+    recorder.end_file()
     write_output(path, spool.copy_into)

@@ -1,0 +1,1 @@
+"""A policy, and perhaps its run, as one HTML file: pictures, tables, and no network."""

@@ -1,0 +1,184 @@
+"""Bars in rows, drawn by Bokeh. The only module here that needs it.
+
+Colours of text, axes and background are CSS variables of the page, so that a picture follows the
+reader's light or dark scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from bokeh.embed import json_item
+from bokeh.layouts import column
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    InlineStyleSheet,
+    NumeralTickFormatter,
+    Range1d,
+    RangeTool,
+    Span,
+)
+from bokeh.plotting import figure
+
+ROW_PIXELS = 38
+AXIS_PIXELS = 62
+TOOLBAR_PIXELS = 34
+STRIP_PIXELS = 56
+# Of a row's height.
+BAR_SHARE = 0.76
+# Of a bar that stands beside a measured one.
+PALE = 0.5
+# A finger that moves up or down scrolls the page; sideways it moves the picture.
+SCROLLS_PAGE = ".bk-events { touch-action: pan-y !important; }"
+
+
+@dataclass(slots=True, kw_only=True)
+class Bars:
+    """Bars to draw, in columns.
+
+    Parameters
+    ----------
+    lanes
+        Of each row: 1, or 2 for measured above predicted.
+    details
+        Further columns, by the names that a tooltip shows.
+    """
+
+    lanes: int = 1
+    rows: list[float] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+    colors: list[str] = field(default_factory=list)
+    alphas: list[float] = field(default_factory=list)
+    details: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(
+        self,
+        row: int,
+        left: float,
+        right: float,
+        color: str,
+        *,
+        lane: int = 0,
+        **details: object,
+    ) -> None:
+        """Add one bar; every bar of a picture must have the same ``details``."""
+        self.rows.append(row - BAR_SHARE / 2 + BAR_SHARE * (lane + 0.5) / self.lanes)
+        self.left.append(left)
+        self.right.append(right)
+        self.colors.append(color)
+        self.alphas.append(PALE if lane else 1.0)
+        for name, value in details.items():
+            self.details.setdefault(name, []).append(value)
+
+    def add_stack(
+        self, row: int, parts: Mapping[str, tuple[float, str, str]], *, lane: int = 0
+    ) -> None:
+        """Add bars one behind another: ``{name: (length, color, text of the amount)}``."""
+        left = 0.0
+        for name, (length, color, text) in parts.items():
+            if length > 0:
+                self.add(row, left, left + length, color, lane=lane, what=name, amount=text)
+            left += length
+
+
+def draw_bars(
+    bars: Bars,
+    labels: Sequence[str],
+    *,
+    x_label: str,
+    x_format: str = "0,0.[000]",
+    x_end: float = 0.0,
+    line_at: float | None = None,
+    window: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """Draw bars in labelled rows, the first on top; returns what BokehJS embeds.
+
+    Parameters
+    ----------
+    x_format
+        A pattern of Numeral.js.
+    x_end
+        The axis reaches at least this far.
+    line_at
+        Where a dashed line crosses all rows, such as a budget.
+    window
+        The part that is seen first, in a picture that zooms: a strip below it shows the whole.
+    """
+    # Beyond the last bar, a little room for the last label of the axis.
+    furthest = 1.03 * (max([*bars.right, line_at or 0.0, x_end], default=0.0) or 1.0)
+    plot = figure(
+        height=ROW_PIXELS * len(labels) + AXIS_PIXELS + TOOLBAR_PIXELS * (window is not None),
+        x_range=Range1d(*(window or (0.0, furthest)), bounds=(0.0, furthest)),
+        tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset" if window else "",
+        toolbar_location="above" if window else None,
+        **_shared_options(labels),
+    )
+    plot.toolbar.logo = None
+    plot.yaxis.ticker = FixedTicker(ticks=list(range(len(labels))))
+    plot.yaxis.major_label_overrides = dict(enumerate(labels))
+    plot.xaxis.axis_label_text_font_size = "13px"
+    plot.xaxis.axis_label_text_font_style = "normal"
+    plot.xaxis.axis_label = x_label
+    plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
+    plot.yaxis.major_label_text_font_size = plot.xaxis.major_label_text_font_size = "13px"
+    plot.xaxis.ticker.desired_num_ticks = 5
+    source = _source_of(bars)
+    drawn = _draw(plot, bars, source)
+    tooltips = [(name.replace("_", " "), f"@{{{name}}}") for name in bars.details]
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, point_policy="follow_mouse"))
+    if line_at is not None:
+        plot.add_layout(Span(location=line_at, dimension="height", line_dash="dashed"))
+    if window is None:
+        return dict(json_item(plot))
+    strip = figure(
+        height=STRIP_PIXELS,
+        x_range=Range1d(0.0, furthest),
+        tools="",
+        toolbar_location=None,
+        **_shared_options(labels),
+    )
+    strip.axis.visible = False
+    _draw(strip, bars, source)
+    strip.add_tools(RangeTool(x_range=plot.x_range))
+    return dict(json_item(column(plot, strip, sizing_mode="stretch_width")))
+
+
+def _shared_options(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "sizing_mode": "stretch_width",
+        "y_range": Range1d(len(labels) - 0.5, -0.5),
+        "stylesheets": [InlineStyleSheet(css=SCROLLS_PAGE)],
+        "min_border_right": 12,
+        "outline_line_color": None,
+    }
+
+
+def _source_of(bars: Bars) -> ColumnDataSource:
+    columns = {
+        "row": np.asarray(bars.rows, dtype=np.float32),
+        "left": np.asarray(bars.left),
+        "right": np.asarray(bars.right),
+        "color": bars.colors,
+        "alpha": np.asarray(bars.alphas, dtype=np.float32),
+    }
+    return ColumnDataSource(columns | bars.details)
+
+
+def _draw(plot: Any, bars: Bars, source: ColumnDataSource) -> Any:
+    plot.ygrid.visible = False
+    return plot.hbar(
+        y="row",
+        left="left",
+        right="right",
+        height=BAR_SHARE / bars.lanes * 0.94,
+        fill_color="color",
+        fill_alpha="alpha",
+        line_color=None,
+        source=source,
+    )

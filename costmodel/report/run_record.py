@@ -1,0 +1,73 @@
+"""A run as data: its policy, and what was measured beside what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from costmodel.optimizer.job_throughput import blocks_of
+from costmodel.plan.policy import Policy
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The figures of a run, and those that were predicted of the same blocks.
+
+    Parameters
+    ----------
+    prompt_len, num_passes
+        Of the first block: tokens of its longest prompt, and passes over the model that it made.
+    tok_per_s, predicted_tok_per_s
+        Over all blocks.
+    phase_s, predicted_phase_s
+        ``{phase: seconds}``, all blocks.
+    busy_s, predicted_busy_s
+        ``{phase: {channel: busy seconds}}``, all blocks.
+    peak_bytes, predicted_peak_bytes
+        By tier; an emulated GPU and the CPU share one entry.
+    """
+
+    num_blocks: int
+    num_prompts: int
+    prompt_len: int
+    num_passes: int
+    generated_tokens: int
+    tok_per_s: float
+    predicted_tok_per_s: float
+    phase_s: Mapping[str, float]
+    predicted_phase_s: Mapping[str, float]
+    busy_s: Mapping[str, Mapping[str, float]]
+    predicted_busy_s: Mapping[str, Mapping[str, float]]
+    peak_bytes: Mapping[str, int]
+    predicted_peak_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a timeline's file keeps of the run beside its tasks. The policy names the machine."""
+
+    policy: Policy
+    measured: Measured
+
+    def __post_init__(self) -> None:
+        if self.policy.hardware is None:
+            raise InputError("run.policy.hardware", got="nothing", allowed="the machine of the run")
+
+    @property
+    def hardware(self) -> HardwareProfile:
+        """The machine of the run."""
+        assert self.policy.hardware is not None
+        return self.policy.hardware
+
+    @property
+    def first_block(self) -> Policy:
+        """The policy with the prompts that the first block really held."""
+        measured = self.measured
+        work = replace(
+            self.policy.workload,
+            num_prompts=measured.num_prompts,
+            prompt_len=measured.prompt_len,
+        )
+        return next(blocks_of(replace(self.policy, workload=work)))

@@ -1,0 +1,90 @@
+"""The section that shows what every channel did, task by task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from costmodel.cli.palette import TASK_COLORS, content_of_task
+from costmodel.pricing.memory import PHASES
+from costmodel.report.charts import Bars, draw_bars
+from costmodel.report.sections import Picture, Section
+from costmodel.report.task_sample import SampledTask, TaskSample
+from costmodel.report.trace_file import MEASURED
+from profiles.hardware import CHANNELS
+from profiles.units import format_bytes, format_rate, format_seconds
+
+# Tasks of one channel that can be told apart on a narrow screen.
+MOST_SEEN = 60
+HOW_TO_ZOOM = (
+    "The strip below a picture shows all of it: drag the marked part or its edges to see others."
+    " Point at a task, or tap it, for its details."
+)
+
+
+def timeline_section(samples: Mapping[str, TaskSample]) -> Section:
+    """Show the tasks of ``samples``, by label: ``measured`` (if any) above ``simulated``."""
+    text = [
+        "The tasks of the first block on every channel: h2d copies to the GPU, and d2h from it."
+    ]
+    if MEASURED in samples:
+        text[0] += " Above: measured. Below, in pale: simulated."
+    pictures = []
+    for phase in PHASES:
+        if not any(sample.phases[phase] for sample in samples.values()):
+            text.append(f"{phase.capitalize()} has too many tasks to show, or none.")
+            continue
+        if any(sample.is_cut[phase] for sample in samples.values()):
+            text.append(f"The picture of {phase} shows its first tasks.")
+        pictures.append(_phase_picture(phase, samples))
+    if pictures:
+        text.append(HOW_TO_ZOOM)
+    return Section(
+        name="timeline",
+        title="Timeline",
+        text=text,
+        legend=TASK_COLORS,
+        pictures=pictures,
+    )
+
+
+def _phase_picture(phase: str, samples: Mapping[str, TaskSample]) -> Picture:
+    seen = {task.channel for sample in samples.values() for task in sample.phases[phase]}
+    channels = [channel for channel in CHANNELS if channel in seen]
+    bars = Bars(lanes=len(samples))
+    zero_s = min(task.start_s for sample in samples.values() for task in sample.phases[phase])
+    for lane, (label, sample) in enumerate(samples.items()):
+        for task in sample.phases[phase]:
+            bars.add(
+                channels.index(task.channel),
+                task.start_s - zero_s,
+                task.end_s - zero_s,
+                TASK_COLORS[content_of_task(task.kind)],
+                lane=lane,
+                task=f"{task.kind.replace('_', ' ')} ({label})",
+                place=f"pass {task.token}, layer {task.layer}, batch {task.batch}",
+                **_figures(task, has_measured=MEASURED in samples),
+            )
+    item = draw_bars(bars, channels, x_label=f"seconds since {phase} began", window=_window(bars))
+    title = f"Tasks of {phase} on every channel"
+    return Picture(item=item, title=title, heading=phase.capitalize())
+
+
+def _window(bars: Bars) -> tuple[float, float]:
+    """Return the part that is seen first: so many tasks, from the middle, as can be told apart."""
+    end = max(bars.right)
+    busiest = max(Counter(bars.rows).values())
+    width = end * min(1.0, MOST_SEEN / busiest)
+    return (end - width) / 2, (end + width) / 2
+
+
+def _figures(task: SampledTask, *, has_measured: bool) -> dict[str, str]:
+    seconds = task.end_s - task.start_s
+    figures = {"took": format_seconds(seconds)}
+    if not has_measured:
+        return figures
+    rate = f"{format_bytes(task.num_bytes)}, {format_rate(task.num_bytes / max(seconds, 1e-9))}"
+    return figures | {
+        "moved": rate if task.num_bytes else "",
+        "waited": format_seconds(task.blocked_s) if task.blocked_s else "",
+    }

@@ -1,0 +1,87 @@
+"""The report of a run as a page: it keeps the first tasks, and is made when the run has ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from costmodel.report.run_record import RunRecord
+from costmodel.report.task_sample import TaskSample
+from executor.engine.trace import Span
+from executor.run.recorder import Recorder
+from executor.run.results import BlockResult
+
+
+class PageRecorder:
+    """Keeps the first tasks of the first block; made by ``open_page``."""
+
+    def __init__(self) -> None:
+        self.sample = TaskSample()
+        self.record_of_run: RunRecord | None = None
+        self._lock = threading.Lock()
+        self._is_first = True
+
+    def start(self) -> None:
+        """Do nothing: the first block says when it began."""
+
+    def record(self, span: Span) -> None:
+        """Take one span; called by the workers."""
+        if self._is_first:
+            with self._lock:
+                self.sample.add(
+                    span.task,
+                    span.start_s,
+                    span.end_s,
+                    num_bytes=span.num_bytes,
+                    blocked_s=span.blocked_s,
+                )
+
+    def end_block(self) -> None:
+        """Take no more tasks."""
+        self._is_first = False
+
+    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
+        """Count time from the start of the first block, and take the figures."""
+        self.sample = self.sample.counted_from(results[0].start_s)
+        self.record_of_run = record
+
+
+@contextmanager
+def open_page(path: Path) -> Iterator[PageRecorder]:
+    """Keep what a page shows; it is written under ``path`` if the run in the block ends well."""
+    recorder = PageRecorder()
+    yield recorder
+    if recorder.record_of_run is not None:
+        # Only those who ask wait for the import of what draws.
+        from costmodel.report.page import write_run_page
+
+        write_run_page(path, recorder.record_of_run, recorder.sample)
+
+
+class Recorders:
+    """Several recorders as one."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = recorders
+
+    def start(self) -> None:
+        """See ``Recorder``."""
+        for recorder in self._recorders:
+            recorder.start()
+
+    def record(self, span: Span) -> None:
+        """See ``Recorder``."""
+        for recorder in self._recorders:
+            recorder.record(span)
+
+    def end_block(self) -> None:
+        """See ``Recorder``."""
+        for recorder in self._recorders:
+            recorder.end_block()
+
+    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
+        """See ``Recorder``."""
+        for recorder in self._recorders:
+            recorder.finish(results, record)
