@@ -16,6 +16,7 @@ from costmodel.cli.palette import TIER_COLORS
 from costmodel.cli.plots import draw_channels, draw_memory
 from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import SearchResult, search
+from costmodel.plan.policy import TIERS
 from costmodel.plan.workload import Workload
 from costmodel.schedule.timeline import TimedTask, simulate
 from profiles.hardware import CHANNELS
