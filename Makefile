@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # One work folder, so that the model and llama.cpp are made once.
 OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test coverage lint docs bench clean
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
+
+# The floor is in setup.cfg.
+coverage: $(VENV)/installed
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --cov --cov-report term:skip-covered
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
