@@ -146,8 +146,8 @@ def _check_triton() -> Finding:
     return Finding(
         what="Triton",
         state=State.NOTE,
-        found="missing, without a compiler, or too new for this GPU; see the warning",
-        follows="packed weights and caches are slower on the GPU; try: pip install triton",
+        found="cannot compile for this GPU, see the warning",
+        follows="packed weights and caches are slower on the GPU; try: pip install triton, and a C compiler",
     )
 
 
