@@ -20,6 +20,7 @@ from costmodel.optimizer.whatif import what_would_change
 from profiles.command import Parser, run
 from profiles.files import to_json
 from profiles.output_checks import output_path
+from profiles.start import called
 from profiles.units import format_figure
 
 
@@ -87,7 +88,7 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     print(
         f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache it"
         f" would be {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits"
-        " 16,4 --cache-bits 16,4; executor.evaluate tells what that does to outputs"
+        f" 16,4 --cache-bits 16,4; {called('executor.evaluate')} tells what that does to outputs"
     )
 
 

@@ -174,8 +174,8 @@ def parser() -> Parser:
     parser = Parser(
         prog="executor.evaluate",
         description="Score a text with a policy's arithmetic and with the uncompressed model.",
-        example="python -m executor.evaluate --model executor/data/kjv"
-        " --text executor/data/held_out.txt --weight-bits 4 --cache-bits 4",
+        example="python -m executor.evaluate --model DIR --text text.txt --weight-bits 4"
+        " --cache-bits 4",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="checkpoint folder")

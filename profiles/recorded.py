@@ -7,6 +7,7 @@ from pathlib import Path
 
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.start import called
 
 
 def recorded_names() -> list[str]:
@@ -34,6 +35,7 @@ def find_profile(name_or_path: str) -> HardwareProfile:
         raise InputError(
             f"profile {name_or_path}",
             got="no such file",
-            allowed=f"a file of profiles.measure, or a recorded machine: {', '.join(names)}",
+            allowed=f"a file of {called('profiles.measure')}, or a recorded machine:"
+            f" {', '.join(names)}",
         )
     return HardwareProfile.load(path)

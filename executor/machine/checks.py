@@ -58,12 +58,11 @@ def check_memory(root: Path = Path("/")) -> Iterator[Finding]:
     else:
         whose = "physical memory"
     found = f"{format_bytes(usable)} usable of {format_bytes(total)} ({whose})"
-    follows = (
-        "" if usable >= PLENTY_SHARE * total else "other programs hold the rest; try: end them"
-    )
-    yield Finding(
-        what="memory", state=State.NOTE if follows else State.OK, found=found, follows=follows
-    )
+    if usable >= PLENTY_SHARE * total:
+        yield Finding(what="memory", found=found)
+    else:
+        follows = "other programs hold the rest; try: end them"
+        yield Finding(what="memory", state=State.NOTE, found=found, follows=follows)
     for flag, kind in (("-v", resource.RLIMIT_AS), ("-d", resource.RLIMIT_DATA)):
         most, _ = resource.getrlimit(kind)
         if most != resource.RLIM_INFINITY:
@@ -146,8 +145,8 @@ def _check_triton() -> Finding:
     return Finding(
         what="Triton",
         state=State.NOTE,
-        found="missing, without a compiler, or too new for this GPU; see the warning",
-        follows="packed weights and caches are slower on the GPU; try: pip install triton",
+        found="cannot compile for this GPU, see the warning",
+        follows="packed weights and caches are slower on it; try: pip install triton, and gcc",
     )
 
 

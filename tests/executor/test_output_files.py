@@ -113,7 +113,7 @@ def test_files_that_would_be_lost_are_refused(
     module: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, needed = COMMANDS[module]
-    parser = module._parser()
+    parser = module.parser()
     assert written == {
         action.option_strings[0] for action in parser._actions if action.type is output_path
     }
