@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from costmodel.report.run_record import Measured
 from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes, format_figure, format_seconds
 
-MEASURED_BESIDE = "Above: measured. Below, in pale: predicted."
+MEASURED_BESIDE = "Upper bars: measured. Lower, fainter bars: predicted."
 NAMES = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
+THROUGHPUT = "token/s"
 # What may limit a phase; other names are two of these.
 LIMITS = {
     "h2d": "copies to the GPU",
@@ -136,7 +137,9 @@ def memory_section(plan: Plan) -> Section:
         used |= {name: BUFFER_COLORS[name] for name, size in amounts.items() if size >= 1}
     text = ["The buffers of each tier when it holds most, as a share of its budget."]
     if plan.hardware.is_emulated:
-        text.append("The GPU is emulated in CPU memory, so a run measures both tiers as one.")
+        text.append("The GPU is emulated in CPU memory.")
+    if plan.measured is not None:
+        text += _together_lines(plan.measured)
     return Section(
         name="memory",
         title="Memory at its peak",
@@ -158,6 +161,16 @@ def memory_section(plan: Plan) -> Section:
     )
 
 
+def _together_lines(measured: Measured) -> list[str]:
+    """Tell of tiers that can only be measured together."""
+    return [
+        f"Together, {name} peaked at {format_bytes(size)};"
+        f" {format_bytes(measured.predicted_peak_bytes[name])} were predicted."
+        for name, size in measured.peak_bytes.items()
+        if name not in NAMES
+    ]
+
+
 def _memory_table(
     plan: Plan, peaks: Mapping[str, Mapping[str, float]], limits: Mapping[str, int]
 ) -> Table:
@@ -170,15 +183,7 @@ def _memory_table(
     rows.append(["predicted peak", *(format_bytes(sum(t.values())) for t in peaks.values())])
     if plan.measured is not None:
         found = plan.measured.peak_bytes
-        together = "cpu + gpu"
-        cells = [
-            format_bytes(found[tier])
-            if tier in found
-            else f"{format_bytes(found[together])} (both)"
-            if together in found
-            else ""
-            for tier in peaks
-        ]
+        cells = [format_bytes(found[tier]) if tier in found else "" for tier in peaks]
         rows.append(["measured peak", *cells])
     rows.append(["budget", *(format_bytes(limits[tier]) for tier in peaks)])
     return Table(headers=["", *(NAMES[tier] for tier in peaks)], rows=rows)
@@ -193,7 +198,7 @@ def phases_section(plan: Plan) -> Section:
         text = ["The seconds of each phase of one block, as the cost model predicts them."]
         headers = ["", "predicted"]
         rows = [[phase, format_seconds(seconds)] for phase, seconds in predicted.items()]
-        rows.append(["throughput", _rate(prediction.throughput_tok_per_s)])
+        rows.append([THROUGHPUT, format_figure(prediction.throughput_tok_per_s)])
     else:
         predicted = dict(measured.predicted_phase_s)
         text = [f"The seconds of each phase of the whole run. {MEASURED_BESIDE}"]
@@ -203,7 +208,7 @@ def phases_section(plan: Plan) -> Section:
             for phase, seconds in predicted.items()
         ]
         rates = (measured.predicted_tok_per_s, measured.tok_per_s)
-        rows.append(_compared("throughput", *rates, _rate))
+        rows.append(_compared(THROUGHPUT, *rates, format_figure))
     for row, (phase, seconds) in enumerate(predicted.items()):
         color = PHASE_COLORS[phase]
         if measured is not None:
@@ -276,19 +281,13 @@ def _busy_table(
     sources = [("predicted", predicted)]
     if measured is not None:
         sources.append(("measured", measured.busy_s))
-    headers = [f"{phase}, {label}" for phase in PHASES for label, _ in sources]
-    rows = [
-        [
-            f"{channel}: {LIMITS[channel]}",
-            *(
-                format_seconds(busy[phase].get(channel, 0.0))
-                for phase in PHASES
-                for _, busy in sources
-            ),
-        ]
-        for channel in channels
-    ]
-    return Table(headers=["", *headers], rows=rows)
+    rows = []
+    for channel in channels:
+        for phase in PHASES:
+            seconds = [busy[phase].get(channel, 0.0) for _, busy in sources]
+            if any(seconds):
+                rows.append([f"{channel}, {phase}", *map(format_seconds, seconds)])
+    return Table(headers=["", *(label for label, _ in sources)], rows=rows)
 
 
 def _busy(
@@ -307,10 +306,8 @@ def _seconds(seconds: float, color: str) -> tuple[float, str, str]:
     return seconds, color, format_seconds(seconds)
 
 
-def _compared(name: str, predicted: float, measured: float, show: Any) -> list[str]:
+def _compared(
+    name: str, predicted: float, measured: float, show: Callable[[float], str]
+) -> list[str]:
     difference = f"{measured / predicted - 1:+.1%}" if predicted else ""
     return [name, show(predicted), show(measured), difference]
-
-
-def _rate(tok_per_s: float) -> str:
-    return f"{format_figure(tok_per_s)} token/s"
