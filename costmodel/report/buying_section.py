@@ -7,7 +7,7 @@ import re
 from costmodel.cli.palette import NEUTRAL_COLOR
 from costmodel.report.buying import Purchases
 from costmodel.report.charts import Bars, draw_bars
-from costmodel.report.sections import Picture, Section, Table
+from costmodel.report.parts import Picture, Section, Table
 from profiles.units import format_figure
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from costmodel.cli.palette import TASK_COLORS, content_of_task
 from costmodel.pricing.memory import PHASES
 from costmodel.report.charts import Bars, draw_bars
-from costmodel.report.sections import Picture, Section
+from costmodel.report.parts import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
 from costmodel.report.trace_file import MEASURED
 from profiles.hardware import CHANNELS
