@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from costmodel.cli.palette import NEUTRAL_COLOR
 from costmodel.report.buying import Purchases
 from costmodel.report.charts import Bars, draw_bars
-from costmodel.report.sections import Picture, Section, Table
+from costmodel.report.parts import Picture, Section, Table
 from profiles.units import format_figure
 
 
@@ -38,6 +40,6 @@ def buying_section(purchases: Purchases) -> Section:
 
 def _short(what: str) -> str:
     """Shorten a label for narrow screens; the table has it in full."""
-    what = what.replace("a GPU that computes twice as fast", "GPU 2x as fast")
-    what = what.replace("a CPU that computes twice as fast", "CPU 2x as fast")
-    return what.replace("twice the ", "").replace("'s rates", " 2x as fast").replace(" more", "")
+    what = re.sub(r"a (.PU) that computes twice as fast", r"\1 2x as fast", what)
+    what = re.sub(r"twice the (\w+)'s rates", r"\1 2x as fast", what)
+    return re.sub(r"(.*) more (.*)", r"+\1 \2", what)

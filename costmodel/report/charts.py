@@ -31,8 +31,9 @@ TOOLBAR_PIXELS = 34
 STRIP_PIXELS = 56
 # Of a row's height.
 BAR_SHARE = 0.76
-# Of a bar that stands beside a measured one.
-PALE = 0.5
+# The opacity of a bar below a measured one.
+FAINT = 0.5
+TOOLTIP = '<div style="white-space: pre-line">@text</div>'
 # A finger that moves up or down scrolls the page; sideways it moves the picture.
 SCROLLS_PAGE = ".bk-events { touch-action: pan-y !important; }"
 
@@ -45,8 +46,8 @@ class Bars:
     ----------
     lanes
         Of each row: 1, or 2 for measured above predicted.
-    details
-        Further columns, by the names that a tooltip shows.
+    texts
+        What is told of each bar when a reader points at it, in lines.
     """
 
     lanes: int = 1
@@ -55,35 +56,27 @@ class Bars:
     right: list[float] = field(default_factory=list)
     colors: list[str] = field(default_factory=list)
     alphas: list[float] = field(default_factory=list)
-    details: dict[str, list[Any]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
 
     def add(
-        self,
-        row: int,
-        left: float,
-        right: float,
-        color: str,
-        *,
-        lane: int = 0,
-        **details: object,
+        self, row: int, left: float, right: float, color: str, text: str, *, lane: int = 0
     ) -> None:
-        """Add one bar; every bar of a picture must have the same ``details``."""
+        """Add one bar to a row; bars of the second lane are faint."""
         self.rows.append(row - BAR_SHARE / 2 + BAR_SHARE * (lane + 0.5) / self.lanes)
         self.left.append(left)
         self.right.append(right)
         self.colors.append(color)
-        self.alphas.append(PALE if lane else 1.0)
-        for name, value in details.items():
-            self.details.setdefault(name, []).append(value)
+        self.alphas.append(FAINT if lane else 1.0)
+        self.texts.append(text)
 
     def add_stack(
         self, row: int, parts: Mapping[str, tuple[float, str, str]], *, lane: int = 0
     ) -> None:
         """Add bars one behind another: ``{name: (length, color, text of the amount)}``."""
         left = 0.0
-        for name, (length, color, text) in parts.items():
+        for name, (length, color, amount) in parts.items():
             if length > 0:
-                self.add(row, left, left + length, color, lane=lane, what=name, amount=text)
+                self.add(row, left, left + length, color, f"{name}: {amount}", lane=lane)
             left += length
 
 
@@ -128,10 +121,10 @@ def draw_bars(
     plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
     plot.yaxis.major_label_text_font_size = plot.xaxis.major_label_text_font_size = "13px"
     plot.xaxis.ticker.desired_num_ticks = 5
+    plot.xaxis.minor_tick_line_color = None
     source = _source_of(bars)
     drawn = _draw(plot, bars, source)
-    tooltips = [(name.replace("_", " "), f"@{{{name}}}") for name in bars.details]
-    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, point_policy="follow_mouse"))
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=TOOLTIP, point_policy="follow_mouse"))
     if line_at is not None:
         plot.add_layout(Span(location=line_at, dimension="height", line_dash="dashed"))
     if window is None:
@@ -166,8 +159,9 @@ def _source_of(bars: Bars) -> ColumnDataSource:
         "right": np.asarray(bars.right),
         "color": bars.colors,
         "alpha": np.asarray(bars.alphas, dtype=np.float32),
+        "text": bars.texts,
     }
-    return ColumnDataSource(columns | bars.details)
+    return ColumnDataSource(columns)
 
 
 def _draw(plot: Any, bars: Bars, source: ColumnDataSource) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from costmodel.optimizer.job_throughput import blocks_of
 from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import PHASES
 from profiles.errors import InputError
-from profiles.hardware import HardwareProfile
+from profiles.hardware import CHANNELS, HardwareProfile
+from profiles.rate_curve import require_not_negative, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,28 @@ class Measured:
     predicted_busy_s: Mapping[str, Mapping[str, float]]
     peak_bytes: Mapping[str, int]
     predicted_peak_bytes: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "num_prompts", "prompt_len", "num_passes", "tok_per_s"):
+            require_positive(f"measured.{name}", getattr(self, name))
+        for name in ("phase_s", "predicted_phase_s", "busy_s", "predicted_busy_s"):
+            _require_keys(f"measured.{name}", getattr(self, name), PHASES)
+        for name in ("phase_s", "predicted_phase_s"):
+            for phase, seconds in getattr(self, name).items():
+                require_not_negative(f"measured.{name}.{phase}", seconds)
+        for busy in (*self.busy_s.values(), *self.predicted_busy_s.values()):
+            if not set(busy) <= set(CHANNELS):
+                raise InputError(
+                    "measured.busy_s", got=", ".join(busy), allowed=", ".join(CHANNELS)
+                )
+            for channel, seconds in busy.items():
+                require_not_negative(f"measured.busy_s.{channel}", seconds)
+        _require_keys("measured.predicted_peak_bytes", self.predicted_peak_bytes, self.peak_bytes)
+
+
+def _require_keys(what: str, value: Mapping[str, object], keys: Collection[str]) -> None:
+    if set(value) != set(keys):
+        raise InputError(what, got=", ".join(value) or "nothing", allowed=", ".join(keys))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from costmodel.cli.palette import TASK_COLORS, content_of_task
 from costmodel.pricing.memory import PHASES
 from costmodel.report.charts import Bars, draw_bars
-from costmodel.report.sections import Picture, Section
+from costmodel.report.parts import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
 from costmodel.report.trace_file import MEASURED
 from profiles.hardware import CHANNELS
@@ -28,7 +28,7 @@ def timeline_section(samples: Mapping[str, TaskSample]) -> Section:
         "The tasks of the first block on every channel: h2d copies to the GPU, and d2h from it."
     ]
     if MEASURED in samples:
-        text[0] += " Above: measured. Below, in pale: simulated."
+        text[0] += " Upper bars: measured. Lower, fainter bars: simulated."
     pictures = []
     for phase in PHASES:
         if not any(sample.phases[phase] for sample in samples.values()):
@@ -52,39 +52,50 @@ def _phase_picture(phase: str, samples: Mapping[str, TaskSample]) -> Picture:
     seen = {task.channel for sample in samples.values() for task in sample.phases[phase]}
     channels = [channel for channel in CHANNELS if channel in seen]
     bars = Bars(lanes=len(samples))
-    zero_s = min(task.start_s for sample in samples.values() for task in sample.phases[phase])
+    ends = []
     for lane, (label, sample) in enumerate(samples.items()):
+        zero_s = min((task.start_s for task in sample.phases[phase]), default=0.0)
+        ends.append(max((task.end_s - zero_s for task in sample.phases[phase]), default=0.0))
         for task in sample.phases[phase]:
             bars.add(
                 channels.index(task.channel),
                 task.start_s - zero_s,
                 task.end_s - zero_s,
                 TASK_COLORS[content_of_task(task.kind)],
+                _details(task, label),
                 lane=lane,
-                task=f"{task.kind.replace('_', ' ')} ({label})",
-                place=f"pass {task.token}, layer {task.layer}, batch {task.batch}",
-                **_figures(task, has_measured=MEASURED in samples),
             )
-    item = draw_bars(bars, channels, x_label=f"seconds since {phase} began", window=_window(bars))
+    item = draw_bars(
+        bars, channels, x_label=f"seconds since {phase} began", window=_window(bars, min(ends))
+    )
     title = f"Tasks of {phase} on every channel"
     return Picture(item=item, title=title, heading=phase.capitalize())
 
 
-def _window(bars: Bars) -> tuple[float, float]:
-    """Return the part that is seen first: so many tasks, from the middle, as can be told apart."""
-    end = max(bars.right)
+def _window(bars: Bars, end: float) -> tuple[float, float]:
+    """Return the part that is seen first: as many tasks as can be told apart, of every timeline.
+
+    ``end`` is that of the timeline which ends first.
+    """
+    last = max(bars.right)
     busiest = max(Counter(bars.rows).values())
-    width = end * min(1.0, MOST_SEEN / busiest)
-    return (end - width) / 2, (end + width) / 2
+    if busiest <= MOST_SEEN:
+        return 0.0, last
+    middle, width = end / 2, min(end, last * MOST_SEEN / busiest)
+    return middle - width / 2, middle + width / 2
 
 
-def _figures(task: SampledTask, *, has_measured: bool) -> dict[str, str]:
+def _details(task: SampledTask, label: str) -> str:
+    """Return what is known of a task, in lines."""
     seconds = task.end_s - task.start_s
-    figures = {"took": format_seconds(seconds)}
-    if not has_measured:
-        return figures
-    rate = f"{format_bytes(task.num_bytes)}, {format_rate(task.num_bytes / max(seconds, 1e-9))}"
-    return figures | {
-        "moved": rate if task.num_bytes else "",
-        "waited": format_seconds(task.blocked_s) if task.blocked_s else "",
-    }
+    lines = [
+        f"{task.kind.replace('_', ' ')} ({label})",
+        f"pass {task.token}, layer {task.layer}, batch {task.batch}",
+        f"took {format_seconds(seconds)}",
+    ]
+    if task.num_bytes:
+        rate = format_rate(task.num_bytes / max(seconds, 1e-9))
+        lines.append(f"moved {format_bytes(task.num_bytes)}, {rate}")
+    if task.blocked_s:
+        lines.append(f"waited {format_seconds(task.blocked_s)} before it")
+    return "\n".join(lines)

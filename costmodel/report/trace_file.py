@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_run(trace: Mapping[str, Any], what: str) -> tuple[RunRecord, TaskSample
     try:
         measured = list(_tasks(trace["traceEvents"], MEASURED))
         begins = [task.start_s for task in _tasks(trace["traceEvents"], SIMULATED)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             what, got=f"an event that is not a task: {error!r}", allowed="events as --trace writes"
         ) from None
@@ -70,7 +71,9 @@ def _task(event: Mapping[str, Any], channel: str) -> SampledTask:
     details = event["args"]
     if channel not in CHANNELS or event["cat"] not in PHASES:
         raise ValueError(f"{event['cat']} on {channel}")
-    start_s = float(event["ts"]) * MICROSECOND
+    start_s, took_s = float(event["ts"]) * MICROSECOND, float(event["dur"]) * MICROSECOND
+    if not (math.isfinite(start_s) and math.isfinite(took_s) and took_s >= 0):
+        raise ValueError(f"{took_s} s from {start_s} s on")
     return SampledTask(
         kind=str(event["name"]).split()[0],
         channel=channel,
@@ -78,7 +81,7 @@ def _task(event: Mapping[str, Any], channel: str) -> SampledTask:
         layer=int(details["layer"]),
         batch=int(details["batch"]),
         start_s=start_s,
-        end_s=start_s + float(event["dur"]) * MICROSECOND,
+        end_s=start_s + took_s,
         num_bytes=int(details.get("bytes", 0)),
         blocked_s=float(details.get("blocked_s", 0.0)),
     )

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,19 @@ from costmodel.model.layout import model_layers
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import PHASES
 from costmodel.pricing.price import estimate
+from costmodel.report.run_record import Measured, RunRecord
+from costmodel.report.trace_file import read_run
+from costmodel.schedule.chrome_trace import begin_trace
+from costmodel.schedule.timeline import simulate
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
 from executor.text.continuation import load_tokenizer
-from profiles.files import to_json
+from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
@@ -155,6 +160,18 @@ def _read_runs(data: bytes, folder: Path) -> None:
         assert 0 < run.throughput_tok_per_s < math.inf
 
 
+def _read_trace(data: bytes, folder: Path) -> None:
+    path = folder / "trace.json"
+    path.write_bytes(data)
+    record, sample = read_run(read_json(path, "run"), f"run {path}")
+    assert 0 < record.measured.tok_per_s < math.inf
+    assert record.first_block.workload.prompt_len == record.measured.prompt_len
+    for phase, tasks in sample.phases.items():
+        for task in tasks:
+            assert (task.token == 0) == (phase == "prefill")
+            assert -math.inf < task.start_s <= task.end_s < math.inf
+
+
 def _document(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -205,6 +222,37 @@ def _runs(folder: Path) -> bytes:
     run = MeasuredRun(policy=_policy(), throughput_tok_per_s=9.0)
     write_rows(folder / "runs.csv", [row_of(run, model="opt-125m")] * 2)
     return (folder / "runs.csv").read_bytes()
+
+
+def _trace() -> Any:
+    """Return the timeline of a run whose tasks took as long as simulated."""
+    hardware = find_profile("cpu-2core")
+    seconds, bytes_ = dict.fromkeys(PHASES, 1.5), {"cpu": 5, "disk": 0}
+    busy = dict.fromkeys(PHASES, {"cpu_compute": 1.0})
+    measured = Measured(
+        num_blocks=1,
+        num_prompts=3,
+        prompt_len=8,
+        num_passes=2,
+        generated_tokens=6,
+        tok_per_s=2.0,
+        predicted_tok_per_s=2.5,
+        phase_s=seconds,
+        predicted_phase_s=seconds,
+        busy_s=busy,
+        predicted_busy_s=busy,
+        peak_bytes=bytes_,
+        predicted_peak_bytes=bytes_,
+    )
+    text = io.StringIO()
+    trace = begin_trace(text.write)
+    for pid, label in ((1, "measured"), (2, "simulated")):
+        trace.begin_process(pid, label)
+        for timed in simulate(_policy(), hardware, num_passes=2).tasks[:4]:
+            trace.add(pid, timed, block=0)
+    policy = replace(_policy(), hardware=hardware)
+    trace.end(run=to_json(RunRecord(policy=policy, measured=measured)))
+    return json.loads(text.getvalue())
 
 
 OPT = {
@@ -277,4 +325,5 @@ def targets() -> Mapping[str, Target]:
         "profile": Target(read=_read_profile, documents=(to_json(find_profile("cpu-2core")),)),
         "policy": Target(read=_read_policy, documents=(to_json(_policy()),)),
         "runs": Target(read=_read_runs, texts=(runs,)),
+        "trace": Target(read=_read_trace, documents=(_trace(),)),
     }

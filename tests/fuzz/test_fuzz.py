@@ -36,6 +36,7 @@ NAMES = (
     "profile",
     "policy",
     "runs",
+    "trace",
 )
 
 
