@@ -229,7 +229,7 @@ def _trace() -> Any:
     """Return the timeline of a run whose tasks took as long as simulated."""
     hardware = find_profile("cpu-2core")
     seconds, bytes_ = dict.fromkeys(PHASES, 1.5), {"cpu": 5, "disk": 0}
-    busy = dict.fromkeys(PHASES, {"cpu_compute": 1.0})
+    busy = {phase: {"cpu_compute": 1.0} for phase in PHASES}
     measured = Measured(
         num_blocks=1,
         num_prompts=3,
