@@ -20,7 +20,7 @@ from profiles.kernels import build
 
 # Parts of names: what shares a costly thing is run by one process. These units come first, and
 # the single tests fill up the time of the processes that end early.
-UNITS = ("[portable", "test_optimality.py", "test_plots.py", "test_notebooks.py")
+UNITS = ("[portable", "test_optimality.py", "test_plots.py", "test_notebooks.py", "test_report")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from costmodel.report.run_record import RunRecord
 from costmodel.report.task_sample import TaskSample
 from executor.engine.trace import Span
-from executor.run.recorder import Recorder
+from executor.run.recorder import Recorder, written_at_end
 from executor.run.results import BlockResult
 
 
@@ -19,7 +19,8 @@ class PageRecorder:
 
     def __init__(self) -> None:
         self.sample = TaskSample()
-        self.record_of_run: RunRecord | None = None
+        self.is_complete = False
+        self._run: RunRecord | None = None
         self._lock = threading.Lock()
         self._is_first = True
 
@@ -45,19 +46,24 @@ class PageRecorder:
     def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
         """Count time from the start of the first block, and take the figures."""
         self.sample = self.sample.counted_from(results[0].start_s)
-        self.record_of_run = record
+        self._run = record
+        self.is_complete = True
+
+    def write(self, path: Path) -> None:
+        """Write the page of a run that is complete."""
+        # Only those who ask wait for the import of what draws.
+        from costmodel.report.page import write_run_page
+
+        assert self._run is not None
+        write_run_page(path, self._run, self.sample)
 
 
 @contextmanager
 def open_page(path: Path) -> Iterator[PageRecorder]:
     """Keep what a page shows; it is written under ``path`` if the run in the block ends well."""
     recorder = PageRecorder()
-    yield recorder
-    if recorder.record_of_run is not None:
-        # Only those who ask wait for the import of what draws.
-        from costmodel.report.page import write_run_page
-
-        write_run_page(path, recorder.record_of_run, recorder.sample)
+    with written_at_end(recorder, lambda: recorder.write(path)):
+        yield recorder
 
 
 class Recorders:
@@ -65,6 +71,7 @@ class Recorders:
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
         self._recorders = recorders
+        self.is_complete = False
 
     def start(self) -> None:
         """See ``Recorder``."""
@@ -85,3 +92,4 @@ class Recorders:
         """See ``Recorder``."""
         for recorder in self._recorders:
             recorder.finish(results, record)
+        self.is_complete = True

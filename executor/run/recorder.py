@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,9 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
 
 class Recorder(Protocol):
     """Takes the tasks of a run as they end, and its figures when it has ended."""
+
+    # Whether ``finish`` was called.
+    is_complete: bool
 
     def start(self) -> None:
         """Take now for the beginning of time: the weights are loaded, the first block begins."""
@@ -169,19 +172,26 @@ def open_recorder(
     with Spool(f"trace {path}", spare_folders(path)) as spool:
         file = begin_trace(spool.write, notes=notes)
         recorder = TraceRecorder(file, blocks, hardware)
-        try:
+        with written_at_end(recorder, lambda: _write(path, recorder, spool)):
             yield recorder
-        except BaseException:
-            # The run itself is complete where only its report failed.
-            if recorder.is_complete:
-                try:
-                    _write(path, recorder, spool)
-                except RunError as late:
-                    # What ended the run is told last, and decides the exit status.
-                    _log.error("%s", late)
-            raise
+
+
+@contextmanager
+def written_at_end(recorder: Recorder, write: Callable[[], None]) -> Iterator[None]:
+    """Call ``write`` when the block ends, also where an error ends it after the run was complete:
+    the run is whole where only its printed report failed."""
+    try:
+        yield
+    except BaseException:
         if recorder.is_complete:
-            _write(path, recorder, spool)
+            try:
+                write()
+            except RunError as late:
+                # What ended the run is told last, and decides the exit status.
+                _log.error("%s", late)
+        raise
+    if recorder.is_complete:
+        write()
 
 
 def _write(path: Path, recorder: TraceRecorder, spool: Spool) -> None:
