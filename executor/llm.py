@@ -17,7 +17,7 @@ from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
 from executor.cli.run_report import Report
 from executor.cli.sampling_flags import choose_sampling
-from executor.machine.allocator import return_freed_memory
+from executor.machine.allocator import end_keeping
 from executor.machine_profile import keep_run
 from executor.model.generation_config import GenerationConfig
 from executor.model.sampling_params import SamplingParams
@@ -140,7 +140,7 @@ class LLM:
         The run holds its memory until the last block, or until ``close`` of the iterator.
         """
         with arguments_told():
-            run = ExclusiveRun.begin(lambda: self._begin(prompts, params or SamplingParams()))
+            run = ExclusiveRun.begin(partial(self._begin, prompts, params))
         self._run = weakref.ref(run)
         return run
 
@@ -173,6 +173,9 @@ class LLM:
 
         ``generate`` and ``iter_blocks`` take them.
         """
+        if not isinstance(conversations, list | tuple):
+            allowed = "a list of messages, or a list of such lists"
+            raise InputError("conversations", got=repr(conversations), allowed=allowed)
         is_one = bool(conversations) and isinstance(conversations[0], Mapping)
         listed: Sequence[object] = [conversations] if is_one else conversations
         prompts: list[Prompt] = []
@@ -206,9 +209,10 @@ class LLM:
         return ChatTemplate.load(self._folder)
 
     def _begin(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None
     ) -> Generator[list[RequestOutput]]:
         """Check everything and plan; the generator runs."""
+        params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise InputError("params", got=repr(params), allowed="SamplingParams")
         spec = self._source.spec
@@ -267,7 +271,7 @@ class LLM:
             forget_frames(error)
             raise
         finally:
-            return_freed_memory()
+            end_keeping()
         self._report = report
         if self._options.uses_own_profile:
             keep_run(report, folder)

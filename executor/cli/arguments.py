@@ -41,6 +41,10 @@ def read_arguments(
             allowed="what the policy was made for",
             hint="leaving out the policy, or making another one",
         )
+    _check_type("policy", policy, Policy | str | Path | None, "a Policy, or its file")
+    _check_type(
+        "hardware", hardware, HardwareProfile | str | Path | None, "a HardwareProfile, or its file"
+    )
     return JobOptions(
         policy=Policy.load(Path(policy)) if isinstance(policy, str | Path) else policy,
         hardware=str(hardware) if isinstance(hardware, str | Path) else hardware,
@@ -51,7 +55,7 @@ def read_arguments(
             weight_bits=_bits("weight_bits", planned["weight_bits"]),
             cache_bits=_bits("cache_bits", planned["cache_bits"]),
             group_size=_number("group_size", planned["group_size"], int),
-            sparsity=_number("sparsity", planned["sparsity"], int | float),
+            sparsity=_number("sparsity", planned["sparsity"], float | int),
         ),
     )
 
@@ -74,8 +78,14 @@ def _bytes(name: str, size: Any) -> int | None:
     return size
 
 
+def _check_type(name: str, value: object, kind: Any, allowed: str) -> None:
+    if not isinstance(value, kind):
+        raise InputError(name, got=repr(value), allowed=allowed)
+
+
 def _number(name: str, value: Any, kind: Any) -> Any:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    _check_type(name, value, kind | None, "a number")
+    if isinstance(value, bool):
         raise InputError(name, got=repr(value), allowed="a number")
     return value
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 # From malloc.h; stable parts of glibc's interface.
@@ -12,6 +14,8 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 _INT_MAX = 2**31 - 1
+# What glibc begins with.
+_DEFAULT_MMAP_MAX, _DEFAULT_TRIM_BYTES = 65536, 128 * 1024
 
 
 def keep_freed_memory() -> None:
@@ -28,6 +32,21 @@ def keep_freed_memory() -> None:
     mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+
+
+def end_keeping() -> None:
+    """Give back what a run has left free, and let temporaries be mapped as before it.
+
+    For programs that go on after a run: whatever they allocate and free next is theirs to keep or
+    to return.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_BYTES)
+    return_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def return_freed_memory() -> None:

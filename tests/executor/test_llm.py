@@ -213,6 +213,8 @@ def test_chat_continues_what_the_template_makes(model: Path, tmp_path: Path) -> 
     assert ids == [[1, 5, 9, 2], [1, 7, 1, 5, 9, 2]]
     blocks = llm.iter_blocks(llm.chat_prompts([[user]] * 5))
     assert [len(block) for block in blocks] == [4, 1]
+    with pytest.raises(InputError, match="conversations: got 'w5'; allowed: a list of messages"):
+        llm.chat("w5")  # type: ignore[arg-type]
 
 
 def test_blocks_come_as_they_end(model: Path, tmp_path: Path) -> None:
@@ -275,6 +277,10 @@ def test_runs_and_interrupts_give_their_memory_back(
     assert held_memory().resident > held + 20 * MIB
     del blocks
     assert open_llm(large, tmp_path).generate(IDS) == expected
+    # What the program itself allocates goes back as before, too.
+    arrays = [torch.ones(8 * MIB) for _ in range(2)]
+    assert held_memory().resident > held + 60 * MIB
+    del arrays
     assert held_memory().resident < held + 10 * MIB
     assert len(errors) == 3
 
@@ -348,6 +354,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "int3"}, "dtype: got 'int3'"),
     ({"policy": "nowhere.json"}, "policy nowhere.json: got no such file"),
     ({"policy": "nowhere.json", "disk": 0}, "disk: got disk together with policy"),
+    ({"policy": 5}, "policy: got 5; allowed: a Policy, or its file"),
+    ({"hardware": 5}, "hardware: got 5"),
     ({"hardware": "abacus"}, "profile abacus: got no such file"),
     ({"offload_dir": "/dev/null"}, "offload_dir /dev/null: got Not a directory"),
 ]
@@ -397,7 +405,7 @@ BAD_PARAMS: list[tuple[Callable[[], Any], str]] = [
     (lambda: SamplingParams(temperature=-1), "temperature: got -1"),
     (lambda: SamplingParams(top_p=0.5, temperature=0), "temperature 0"),
     (lambda: SamplingParams(max_tokens=6), "max_tokens: got 6; allowed: at most 5"),
-    (lambda: 5, "params: got 5; allowed: SamplingParams"),
+    (lambda: 0, "params: got 0; allowed: SamplingParams"),
 ]
 
 

@@ -33,9 +33,9 @@ def count_measuring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_each_situation_has_a_kept_profile_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Measured once for each; the one that is used says where it was measured."""
+    """Measured and told once for each; the one that is used says where it was measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file_systems = {"a": "ext4 /dev/sda1", "b": "tmpfs tmpfs"}
     monkeypatch.setattr(machine_profile, "_file_system", lambda folder: file_systems[folder.name])
@@ -56,6 +56,7 @@ def test_each_situation_has_a_kept_profile_of_its_own(
         assert f"{threads} threads on {cores} cores" in profile.source
         assert f"offload folder {tmp_path / folder} on {file_systems[folder]}" in profile.source
     assert measured == ["profiles.measure"] * 4
+    assert capsys.readouterr().err.count("this machine's profile: ") == 4
 
 
 def test_a_file_system_with_a_long_name_has_a_profile_of_its_own(
