@@ -10,10 +10,10 @@ from costmodel.families._shared import (
     experts,
     gated_mlp,
     llama_attention,
-    only_window,
     rms_norm,
     sparse_layers,
 )
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec, RouterSpec
