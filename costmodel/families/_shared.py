@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from costmodel.families._rotary import DEFAULT_THETA, rotary
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import (
-    AttentionSpec,
-    ExpertsSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-)
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
 
 # transformers' names of the supported activations, and ours.

@@ -11,13 +11,9 @@ from costmodel.families._shared import (
 )
 from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import (
-    AttentionSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-)
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 from profiles.errors import InputError
 

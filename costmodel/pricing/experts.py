@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from costmodel.model.layer_spec import ExpertsSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
 from profiles.product_parts import wide_bytes

@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodel.model.layer_spec import ExpertsSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import LayerLayout, decoder_numbers
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from costmodel.model.layer_spec import ExpertsSpec, MlpSpec, RouterSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, vector
 

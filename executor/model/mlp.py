@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import MlpSpec
+from costmodel.model.feed_forward_spec import MlpSpec
 from executor.model.matrices import LayerWeights, bias_of, linear, split_rows
 from profiles import kernels
 

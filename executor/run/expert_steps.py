@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
