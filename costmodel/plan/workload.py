@@ -16,10 +16,10 @@ class Workload:
     prompt_len
         Tokens of the longest prompt; shorter ones are padded to it.
     gen_len
-        Tokens generated for each prompt. The first comes out of prefill, the rest of
-        ``gen_len - 1`` decode steps.
+        Tokens generated for each prompt. Prefill makes the first, ``gen_len - 1`` decode steps make
+        the rest.
     num_prompts
-        Sequences in all; ``None`` means as many as a block of any size wants.
+        Number of prompts; ``None`` means enough to fill a block of any size.
     """
 
     prompt_len: int
@@ -34,5 +34,5 @@ class Workload:
 
     @property
     def context_len(self) -> int:
-        """Slots of the KV cache that one sequence uses; the last token needs none."""
+        """Slots of the KV cache that one sequence uses; its last token needs no slot."""
         return self.prompt_len + self.gen_len - 1
