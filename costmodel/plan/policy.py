@@ -166,6 +166,8 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
                 )
+        if "experts" not in self.weights:
+            self._refuse_experts()
         check_group_size("policy.group_size", self.group_size)
         full = self.model.full_bits
         for name in ("weight_bits", "cache_bits"):
@@ -174,6 +176,17 @@ class Policy:
                     f"policy.{name}",
                     got=getattr(self, name),
                     allowed=f"{full} (the model's {self.model.dtype}), 8 or 4",
+                )
+
+    def _refuse_experts(self) -> None:
+        """Refuse fields that only a model with experts has a use for."""
+        for name, unused in (("cpu_experts", 0), ("loads_on_demand", False)):
+            value = getattr(self, name)
+            if value != unused:
+                raise InputError(
+                    f"policy.{name}",
+                    got=str(value).lower(),
+                    allowed=f"{str(unused).lower()}, because {self.model.name} has no experts",
                 )
 
     @property
