@@ -8,16 +8,16 @@ two about the optimum's, and the program is solved again for the rest.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from costmodel.optimizer.program import Limits, Program, Solution
 from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.rounding import integers_near
 from costmodel.pricing.experts import experts_of
 from costmodel.pricing.shares import weight_name
 
-# What the solver left so near to a whole number is that number.
+# A solution this near to an integer means that integer: the solver's tolerance times its scales.
 TOLERANCE = 1e-4
 
 
@@ -37,7 +37,7 @@ def with_whole_experts(program: Program, limits: Limits, relaxed: Solution) -> l
         return []
     placed, solution = found
     if problem.cpu_experts:
-        counts = _sides(solution.shares.experts_in_place * num_experts)
+        counts = integers_near(solution.shares.experts_in_place * num_experts, TOLERANCE)
         options = ({**placed, "experts_in_place": count / num_experts} for count in counts)
         placed, solution = _best(program, limits, options) or found
     return [solution]
@@ -48,7 +48,10 @@ def _placements(
 ) -> Iterator[Mapping[str, float]]:
     shares = relaxed.shares.weights["experts"]
     of_all = num_experts * block_size
-    for gpu, disk in itertools.product(_sides(shares.gpu * of_all), _sides(shares.disk * of_all)):
+    on_gpu, on_disk = (
+        integers_near(share * of_all, TOLERANCE) for share in (shares.gpu, shares.disk)
+    )
+    for gpu, disk in itertools.product(on_gpu, on_disk):
         if gpu + disk <= num_experts:
             counts = {"gpu": gpu, "disk": disk}
             yield {weight_name("experts", t): count / of_all for t, count in counts.items()}
@@ -65,9 +68,3 @@ def _best(
         except Infeasible:
             continue
     return min(solved, key=lambda s: s[1].bound_per_sequence_s, default=None)
-
-
-def _sides(value: float) -> set[int]:
-    nearest = round(value)
-    near = abs(value - nearest) < TOLERANCE
-    return {nearest} if near else {math.floor(value), math.ceil(value)}

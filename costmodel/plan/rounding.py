@@ -74,29 +74,33 @@ def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placeme
     cache = cache_spec(policy, policy.model.layer_kinds[0])
     rows, unit = policy.gpu_batch_size * cache.rows_per_sequence, cache.rows_per_page
     attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
-    on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
-    for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):
+    on_disk = {min(rows, count * unit) for count in integers_near(policy.cache.disk * rows / unit)}
+    for gpu, disk in itertools.product(integers_near(policy.cache.gpu * rows), on_disk):
         if gpu + disk > rows:
             continue
         off_gpu = rows - gpu
-        counts = {min(off_gpu, count) for count in _sides(attended)} if has_gpu else {off_gpu}
-        for count in counts if policy.cpu_attention < 1 else {off_gpu}:
+        counts = {off_gpu}
+        if has_gpu and policy.cpu_attention < 1:
+            counts = {min(off_gpu, count) for count in integers_near(attended)}
+        for count in counts:
             yield _fractions(gpu / rows, disk / rows), count / off_gpu if off_gpu else 1.0
 
 
 def _hidden_roundings(policy: Policy) -> Iterator[Placement]:
     batch = policy.gpu_batch_size
     for gpu, disk in itertools.product(
-        _sides(policy.activations.gpu * batch), _sides(policy.activations.disk * batch)
+        integers_near(policy.activations.gpu * batch),
+        integers_near(policy.activations.disk * batch),
     ):
         if gpu + disk <= batch:
             yield _fractions(gpu / batch, disk / batch)
 
 
-def _sides(value: float) -> set[int]:
-    # What the solver left a hair beside a whole number is that number.
+def integers_near(value: float, tolerance: float = 1e-6) -> set[int]:
+    """Return the integers below and above a value, or the only one within ``tolerance`` of it."""
     nearest = round(value)
-    return {nearest} if abs(value - nearest) < 1e-6 else {math.floor(value), math.ceil(value)}
+    is_one = abs(value - nearest) < tolerance
+    return {nearest} if is_one else {math.floor(value), math.ceil(value)}
 
 
 def _weight_fractions(policy: Policy) -> dict[str, Placement]:
