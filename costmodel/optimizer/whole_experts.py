@@ -1,8 +1,8 @@
-"""Placements of whole experts near a relaxed optimum, with all else placed anew about them.
+"""Placements of whole experts near a relaxed optimum.
 
-Experts are few and large: one more or less on a GPU leaves room, or takes it, that only a change
-elsewhere makes up for. So numbers of experts are fixed one after another, each at the better of the
-two about the optimum's, and the program is solved again for the rest.
+Experts are few and large: one more or one less on a GPU changes the room for all else. So the
+numbers of experts are fixed one after another, at the better of the integers below and above the
+optimum's, and the program is solved again for the rest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from costmodel.plan.rounding import integers_near
 from costmodel.pricing.experts import experts_of
 from costmodel.pricing.shares import weight_name
 
-# A solution this near to an integer means that integer: the solver's tolerance times its scales.
+# Numbers of experts in a solution this near to an integer count as that integer.
 TOLERANCE = 1e-4
 
 
 def with_whole_experts(program: Program, limits: Limits, relaxed: Solution) -> list[Solution]:
-    """Return the best solution found whose experts are whole on every tier, and whole where the
-    CPU multiplies them; none where nothing fits, or without experts.
+    """Return the best solution found with whole experts on each tier and in place.
 
-    ``limits`` fix the block size.
+    The list is empty where nothing fits, or without experts. ``limits`` fix the block size.
     """
     problem = program.problem
     if "experts" not in problem.components:
@@ -60,7 +59,7 @@ def _placements(
 def _best(
     program: Program, limits: Limits, options: Iterator[Mapping[str, float]]
 ) -> tuple[Mapping[str, float], Solution] | None:
-    """Solve with each of several shares given; return the best of them."""
+    """Solve with each of several sets of fixed shares; return the best solution."""
     solved = []
     for fixed in options:
         try:
