@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.shapes import Shapes, component_shapes, embedding_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
@@ -210,6 +211,15 @@ def decoder_numbers(spec: ModelSpec) -> tuple[int, ...]:
     visits = [1 if kind.experts is None else 2 for kind in spec.layer_kinds]
     order = enumerate(spec.layer_order)
     return (-1, *(number for number, kind in order for _ in range(visits[kind])))
+
+
+def token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
+    """Return the elements of the matrices that one token passes through in a layer."""
+    used = experts.experts_per_token if experts else 1
+    return sum(
+        component.unit_elements * (used if component.name == "experts" else 1)
+        for component in layer.components
+    )
 
 
 def unpacked_layout(component: ComponentLayout, spec: ModelSpec) -> ComponentLayout:

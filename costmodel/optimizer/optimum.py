@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from costmodel.model.layout import model_layers
+from costmodel.model.layout import decoder_numbers, model_layers, token_elements
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import (
     DEFAULT_PERMITTED,
@@ -214,15 +214,17 @@ def search(
 
 
 def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> float:
-    """Return what one sequence takes at least on a machine: its products at the best rate."""
-    flop = 0
-    for number, layout in enumerate(model_layers(model)[1 : model.num_layers + 1]):
-        experts = model.layer(number).experts
-        for component in layout.components:
-            used = experts.experts_per_token if experts and component.num_units > 1 else 1
-            flop += 2 * component.unit_elements * used
+    """Return the least seconds of one sequence on a machine: its products at the best rate."""
+    numbers = decoder_numbers(model)[1:]
+    layouts = model_layers(model)[1 : len(numbers) + 1]
+    *elements, last = (
+        token_elements(layout, model.layer(number).experts)
+        for layout, number in zip(layouts, numbers, strict=True)
+    )
+    # In prefill, the last layer finishes each prompt's last token only.
     tokens = workload.prompt_len + workload.gen_len - 1
-    return flop * tokens / hardware.compute.matmul[model.dtype].peak
+    flop = 2 * (sum(elements) * tokens + last * workload.gen_len)
+    return flop / hardware.compute.matmul[model.dtype].peak
 
 
 def _reason_of(

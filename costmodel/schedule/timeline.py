@@ -12,8 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodel.model.feed_forward_spec import ExpertsSpec
-from costmodel.model.layout import LayerLayout, decoder_numbers
+from costmodel.model.layout import decoder_numbers, token_elements
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
@@ -128,7 +127,7 @@ class _TaskSeconds:
         specs = [problem.model.layer(number) for number in decoder_numbers(problem.model)[1:]]
         layers = problem.sizes.layers[1 : len(specs) + 1]
         kept = [problem.layer_kinds[problem.model.layer_kinds.index(spec)] for spec in specs]
-        used = [_token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
+        used = [token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
         routed = [layer.kind == "experts" for layer in layers]
         self._computed = [0.0, *_shares([u * (not r) for u, r in zip(used, routed, strict=True)])]
         self._routed = [0.0, *_shares([u * r for u, r in zip(used, routed, strict=True)])]
@@ -210,15 +209,6 @@ def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
         moved[f"read_{what}"][layer] += component.cut.disk_bytes
         moved[f"send_{what}"][layer] += component.cut.off_gpu_bytes - in_place
     return moved
-
-
-def _token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
-    """Elements of the matrices that a token passes through in a layer of the schedule."""
-    used = experts.experts_per_token if experts else 1
-    return sum(
-        component.unit_elements * (used if component.name == "experts" else 1)
-        for component in layer.components
-    )
 
 
 def _shares(amounts: Sequence[int]) -> list[float]:
