@@ -1,4 +1,4 @@
-"""The timeline of a run as a file: what was measured, beside what the simulation says."""
+"""The timeline of a run as a file: the measured one beside the simulated one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from profiles.outputs import spare_folders, write_output
 from profiles.spool import Spool
 
 MEASURED, SIMULATED = 1, 2
-# Layers times batches times tokens in one file: about ten tasks each, as much as a viewer opens
-# and the simulation holds in memory.
-MAX_LAYER_BATCHES = 50_000
-# One at a time between the tasks, spans take three times as long to write: the caches are cold.
+# Layers times batches times tokens in one file. Each is about ten tasks; viewers and the memory of
+# the simulation set the limit.
+MAX_TRACED_LAYERS = 50_000
+# Spans are written in groups. Written one by one between tasks, with cold caches, each takes three
+# times as long.
 HELD_SPANS = 256
 
 _log = logging.getLogger(__name__)
@@ -33,21 +34,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedBlock:
-    """A block of a job, and how many of its first tokens come into the file."""
+    """A block of a job, and the number of its first tokens in the file."""
 
     policy: Policy
     num_tokens: int
 
 
 def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
-    """Choose the first tokens of a job that a file can hold, block after block.
+    """Choose the first tokens of a job that fit in a file, block after block.
 
     Raises
     ------
     InputError
-        Where not even one token can be held.
+        Where not even one token fits.
     """
-    blocks, room = [], MAX_LAYER_BATCHES
+    blocks, room = [], MAX_TRACED_LAYERS
     for policy in policies:
         per_token = len(model_layers(policy.model)) * policy.num_gpu_batches
         num_tokens = min(policy.workload.gen_len, room // per_token)
@@ -57,14 +58,14 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
         raise InputError(
             "--trace",
             got=f"{per_token} layers and batches in a token",
-            allowed=f"at most {MAX_LAYER_BATCHES}",
+            allowed=f"at most {MAX_TRACED_LAYERS}",
             hint="running without it",
         )
     return blocks
 
 
 class Recorder:
-    """Writes spans as they end and keeps next to none; made by ``open_recorder``."""
+    """Writes spans when they end and keeps few in memory; ``open_recorder`` makes one."""
 
     def __init__(
         self, file: TraceFile, blocks: Sequence[TracedBlock], hardware: HardwareProfile
@@ -81,11 +82,11 @@ class Recorder:
         file.begin_process(MEASURED, "measured")
 
     def start(self) -> None:
-        """Take now for the beginning of time: the weights are loaded, the first block begins."""
+        """Set time zero: the weights are loaded and the first block begins."""
         self._zero_s = time.perf_counter()
 
     def record(self, span: Span) -> None:
-        """Take one span; called by the workers."""
+        """Record one span; the workers of all channels call it."""
         if span.task.token >= self._num_tokens:
             return
         with self._lock:
@@ -94,7 +95,7 @@ class Recorder:
                 self._write()
 
     def end_block(self) -> None:
-        """Go on to the next block; called when no task of this one is left."""
+        """Continue with the next block; called when no task of this one is left."""
         self._write()
         self._block += 1
         more = self._block < len(self._blocks)
@@ -110,12 +111,12 @@ class Recorder:
         self._held.clear()
 
     def add_simulated(self, results: Sequence[BlockResult]) -> None:
-        """Write the same tokens of the blocks that ran, simulated, each from its own start."""
+        """Simulate the same tokens of each block, and write them at the block's measured start."""
         self._file.begin_process(SIMULATED, "simulated")
         for block, result in zip(self._blocks, results, strict=True):
             if not block.num_tokens:
                 break
-            # A run ends early where all sequences have.
+            # A block ends early where all its sequences have ended.
             num_tokens = min(block.num_tokens, result.num_tokens)
             # One token more: the last one of a schedule does not prepare for another.
             timeline = simulate(block.policy, self._hardware, num_passes=num_tokens + 1)
@@ -129,9 +130,9 @@ class Recorder:
 def open_recorder(
     path: Path, policies: Sequence[Policy], hardware: HardwareProfile
 ) -> Iterator[Recorder]:
-    """Open the timeline of a job, which appears under ``path`` if the run in the block ends well.
+    """Open the timeline of a job, which appears at ``path`` if the run succeeds.
 
-    Until then it is in a file without a name: a run goes on where a disk is full.
+    Until then it is in an unnamed file, so that a full disk does not end the run.
     """
     blocks = plan_trace(policies)
     traced = sum(block.num_tokens for block in blocks)
@@ -146,12 +147,12 @@ def open_recorder(
         try:
             yield recorder
         except BaseException:
-            # The run itself is complete where only its report failed.
+            # The trace is complete where only the report after the run failed.
             if recorder.is_complete:
                 try:
                     _write(path, file, spool)
                 except RunError as late:
-                    # What ended the run is told last, and decides the exit status.
+                    # The first error is raised last, and sets the exit status.
                     _log.error("%s", late)
             raise
         if recorder.is_complete:
