@@ -122,6 +122,10 @@ class ComponentLayout:
         pieces = (t.row_bytes * min(CUT_ROWS, t.num_rows) for t in self.tensors)
         return max(pieces, default=0)
 
+    def units_between(self, start: int, end: int) -> range:
+        """Return the units that overlap bytes [start, end)."""
+        return range(start // self.unit_bytes, min(-(-end // self.unit_bytes), self.num_units))
+
     def cut_near(self, num_bytes: float) -> int:
         """Return the place to cut that is nearest to ``num_bytes`` from the start.
 

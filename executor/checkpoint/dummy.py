@@ -54,8 +54,7 @@ class DummyCheckpoint:
     ) -> None:
         """Make part of one component (see ``WeightSource.read_range``)."""
         out.zero_()
-        parts = component_parts(self.spec, index, layout)
-        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(self.spec, index, layout, start, out):
             _fill(target, part, self.seed, first)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -77,9 +77,14 @@ class TensorPart:
     offset_bytes: int
 
 
-def component_parts(spec: ModelSpec, index: int, layout: ComponentLayout) -> Iterator[TensorPart]:
-    """Yield the parts of a component of layer ``index`` of ``model_layers(spec)``, by offset."""
-    for unit in range(layout.num_units):
+def component_parts(
+    spec: ModelSpec, index: int, layout: ComponentLayout, units: range | None = None
+) -> Iterator[TensorPart]:
+    """Yield the parts of a component of layer ``index`` of ``model_layers(spec)``, by offset.
+
+    ``units`` limits them to some experts.
+    """
+    for unit in range(layout.num_units) if units is None else units:
         for tensor in layout.tensors:
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
@@ -97,7 +102,8 @@ def _tensor_parts(
     spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
 ) -> Iterator[TensorPart]:
     # A layer of the head has no number, and needs none.
-    number = dict(enumerate(decoder_numbers(spec))).get(index, -1)
+    numbers = decoder_numbers(spec)
+    number = numbers[index] if index < len(numbers) else -1
     names = family_named(spec.family).tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
     tail = tensor.shape[1:]
@@ -115,14 +121,15 @@ def _tensor_parts(
 
 
 def overlaps(
-    parts: Iterable[TensorPart], start: int, out: torch.Tensor, dtype: torch.dtype
+    spec: ModelSpec, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
 ) -> Iterator[tuple[TensorPart, int, torch.Tensor]]:
-    """Yield each part that overlaps a range of a component.
+    """Yield each part of a component that overlaps a range of its bytes.
 
     Each comes with its first element in the range, and with the place of the elements in ``out``,
-    the uint8 bytes of the range.
+    the uint8 bytes of the range from ``start`` on.
     """
-    for part in parts:
+    dtype, units = DTYPES[spec.dtype], layout.units_between(start, start + len(out))
+    for part in component_parts(spec, index, layout, units):
         low = max(part.offset_bytes, start)
         high = min(part.offset_bytes + part.num_elements * dtype.itemsize, start + len(out))
         if low < high:
@@ -207,8 +214,7 @@ class Checkpoint:
         16 MiB."""
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
-        parts = component_parts(self.spec, index, layout)
-        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(self.spec, index, layout, start, out):
             width = part.shape[1] if len(part.shape) == 2 else 1
             read_elements(self.tensors[part.name], part.first_row * width + first, target)
 

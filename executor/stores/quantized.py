@@ -56,7 +56,7 @@ class QuantizedSource:
         """
         out.zero_()
         plain = unpacked_layout(layout, self.spec)
-        for unit in range(layout.num_units):
+        for unit in layout.units_between(start, start + len(out)):
             for tensor, unpacked in zip(layout.tensors, plain.tensors, strict=True):
                 offset = unit * layout.unit_bytes + tensor.offset_bytes
                 plain_offset = unit * plain.unit_bytes + unpacked.offset_bytes
