@@ -87,11 +87,10 @@ def open_problems(
 
     ``decide`` closes the choices.
     """
-    in_place = (False, True) if hardware.has_gpu else (False,)
     for batch, on_demand, on_cpu, weight_bits, cache_bits, sparsity in itertools.product(
         batch_sizes(workload),
         (False, True),
-        in_place,
+        (False, True) if hardware.has_gpu else (False,),
         permitted.bits(model, "weight"),
         permitted.bits(model, "cache"),
         sorted({1.0, permitted.sparsity}, reverse=True),
@@ -108,7 +107,7 @@ def open_problems(
             gpu_batch_size=batch,
             prefill_batch_size=min(sizes),
             open_prefill_batch_sizes=tuple(sorted(sizes)),
-            in_place=None,
+            hidden_in_place=None,
             weight_bits=weight_bits,
             cache_bits=cache_bits,
             group_size=permitted.group_size,
@@ -126,13 +125,16 @@ def _may_demand(model: ModelSpec, batch: int) -> bool:
 
 def decide(problem: Problem) -> Iterator[Problem]:
     """Yield the problems that an open one stands for: its program bounds each of theirs."""
-    for in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
-        if (problem.loads_on_demand or problem.cpu_experts) and not in_place:
+    for hidden_in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
+        if (problem.loads_on_demand or problem.cpu_experts) and not hidden_in_place:
             # With these, the tokens of all batches pass through experts together, which needs their
             # hidden states in place.
             continue
         yield replace(
-            problem, in_place=in_place, prefill_batch_size=size, open_prefill_batch_sizes=()
+            problem,
+            hidden_in_place=hidden_in_place,
+            prefill_batch_size=size,
+            open_prefill_batch_sizes=(),
         )
 
 

@@ -76,7 +76,7 @@ class Columns:
             self._upper[places["experts_in_place"]] = 0.0
         self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
         self._upper[MULTIPLIED] = self._upper[FRACTIONS]
-        if problem.in_place:
+        if problem.hidden_in_place:
             here = "activations_gpu" if problem.hardware.has_gpu else "activations_cpu"
             self._lower[places[here]] = 1.0
 

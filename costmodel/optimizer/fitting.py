@@ -65,7 +65,7 @@ def _round(
     hardware = program.problem.hardware
     # Rounding may put all hidden states on the compute device, which is another problem.
     problem = of_blocks(program.problem, (num_gpu_batches, num_gpu_batches))
-    programs = {problem.in_place: program.of_problem(problem)}
+    programs = {problem.hidden_in_place: program.of_problem(problem)}
     options = []
     # Weights are rounded once, before the choices for all else.
     whole = (round_weights(policy, has_gpu=hardware.has_gpu) for policy in wanted)
@@ -73,9 +73,9 @@ def _round(
     for option in itertools.chain.from_iterable(roundings):
         rounded = round_rows(option, has_gpu=hardware.has_gpu)
         problem = problem_of(rounded, hardware)
-        if problem.in_place not in programs:
-            programs[problem.in_place] = program.of_problem(problem)
-        options.append((rounded, programs[problem.in_place].price(shares_of(rounded))))
+        if problem.hidden_in_place not in programs:
+            programs[problem.hidden_in_place] = program.of_problem(problem)
+        options.append((rounded, programs[problem.hidden_in_place].price(shares_of(rounded))))
     return min(
         options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)
     )

@@ -146,7 +146,9 @@ def _stage_key(problem: Problem, stage: Stage) -> Hashable:
     if stage.is_prefill:
         return stage, _precision(problem)
     # Where experts are loaded ahead, only the stage depends on the number of batches.
-    num_batches = (problem.num_batches, problem.in_place) if problem.loads_on_demand else None
+    num_batches = (
+        (problem.num_batches, problem.hidden_in_place) if problem.loads_on_demand else None
+    )
     return stage, _precision(problem), problem.cpu_experts, problem.loads_on_demand, num_batches
 
 
@@ -161,7 +163,7 @@ def _memory_key(problem: Problem) -> Hashable:
         hardware.disk.free_bytes > 0,
         _precision(problem),
         problem.prefill_batch_sizes,
-        problem.in_place,
+        problem.hidden_in_place,
         problem.cpu_experts,
         problem.num_batches[0] if has_experts else None,
     )

@@ -27,7 +27,7 @@ class Route:
     # Layers whose experts are loaded on demand in decode.
     demanding: frozenset[int] = frozenset()
     # Layers with experts that the CPU multiplies in place in decode.
-    in_place: frozenset[int] = frozenset()
+    experts_in_place: frozenset[int] = frozenset()
 
     @property
     def compute_channel(self) -> str:
@@ -65,7 +65,7 @@ def route_of(
         stores_cache=has_gpu and any(s.home != "gpu" for s in cache),
         attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in cache),
         demanding=frozenset(_demanding(layers, weights, has_gpu) if policy.loads_on_demand else ()),
-        in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
+        experts_in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
     )

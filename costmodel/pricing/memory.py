@@ -199,7 +199,7 @@ def num_weight_pieces(num_batches: int) -> int:
 
 
 def _hidden_staging_bytes(problem: Problem) -> int:
-    if problem.in_place is not False:
+    if problem.hidden_in_place is not False:
         return 0
     count = num_hidden_buffers(has_gpu=problem.hardware.has_gpu)
     return count * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)

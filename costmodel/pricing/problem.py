@@ -22,7 +22,7 @@ class Problem:
 
     Parameters
     ----------
-    in_place
+    hidden_in_place
         Whether all hidden states are stored on the compute device, where the layers update them in
         place. Otherwise they pass through staging buffers of a batch each. ``None`` leaves it open:
         they are stored on any tier, and staging buffers are not counted.
@@ -53,7 +53,7 @@ class Problem:
     workload: Workload
     gpu_batch_size: int
     prefill_batch_size: int
-    in_place: bool | None = True
+    hidden_in_place: bool | None = True
     open_prefill_batch_sizes: tuple[int, ...] = ()
     weight_bits: int | None = None
     cache_bits: int | None = None
@@ -68,15 +68,15 @@ class Problem:
     @property
     def is_open(self) -> bool:
         """Whether the problem stands for several, because some choices are still open."""
-        return self.in_place is None or bool(self.open_prefill_batch_sizes)
+        return self.hidden_in_place is None or bool(self.open_prefill_batch_sizes)
 
     @property
     def batches_at_once(self) -> tuple[int, int]:
         """Fewest and most batches whose tokens pass through experts together in decode."""
         fewest, most = self.num_batches
-        if self.in_place is None:
+        if self.hidden_in_place is None:
             return 1, most
-        return (fewest, most) if self.in_place else (1, 1)
+        return (fewest, most) if self.hidden_in_place else (1, 1)
 
     @property
     def prefill_batch_sizes(self) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         workload=policy.workload,
         gpu_batch_size=policy.gpu_batch_size,
         prefill_batch_size=policy.prefill_batch_size,
-        in_place=compute_share >= 1,
+        hidden_in_place=compute_share >= 1,
         weight_bits=policy.weight_bits,
         cache_bits=policy.cache_bits,
         group_size=policy.group_size,

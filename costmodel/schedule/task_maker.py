@@ -48,7 +48,7 @@ class TaskMaker:
 
     def is_in_place(self, here: Position) -> bool:
         """Whether the CPU multiplies some of the layer's experts in place."""
-        return here.token > 0 and here.layer in self.route.in_place
+        return here.token > 0 and here.layer in self.route.experts_in_place
 
     def make(
         self,

@@ -58,7 +58,7 @@ class ExpertSteps:
 
     def compute(self, task: Task) -> None:
         """Pass the tokens of one decode step through the experts."""
-        if task.layer in self.weights.plan.route.in_place:
+        if task.layer in self.weights.plan.route.experts_in_place:
             self._compute_beside_cpu(task)
             return
         parts = self._parts(task)
@@ -75,7 +75,7 @@ class ExpertSteps:
         needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
         in_place = self.weights.experts_in_place(task)
         self._needed[task.layer] = [expert for expert in needed if expert not in in_place]
-        if task.layer in self.weights.plan.route.in_place:
+        if task.layer in self.weights.plan.route.experts_in_place:
             self._visits[task.layer, task.batch] = _Visit(normed=normed, routing=routing)
         return 0
 
