@@ -1,4 +1,4 @@
-"""How rows of elements lie in few bits. No torch."""
+"""The packed layout of rows in 4 or 8 bits an element. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
 # A group's scale and its minimum, bfloat16 each.
 SHARED_BYTES = 4
-# Up to so many rows are multiplied with packed weights straight; more share what is unpacked once.
+# Up to so many rows are multiplied by packed weights directly. With more, unpacking once is faster.
 DIRECT_ROWS = 64
-# Where no kernel reads a packed cache as it lies, at most so much of it is unpacked at once.
+# Without a kernel that reads a packed cache directly, so much of it is unpacked at once.
 UNPACKED_AT_ONCE_BYTES = 64 * MIB
 
 
 def check_group_size(what: str, size: int) -> None:
-    """Raise ``InputError`` for a size that no kernel takes."""
+    """Raise ``InputError`` for a size that no kernel supports."""
     if size not in GROUP_SIZES:
         allowed = ", ".join(str(allowed) for allowed in GROUP_SIZES)
         raise InputError(what, got=size, allowed=allowed)
@@ -32,14 +32,14 @@ class Packing:
     Element ``i`` of a group is ``minimum + scale * code[i]``, with codes of ``bits`` bits. The last
     group of a row may be shorter. One row is, byte by byte:
 
-    - the codes of all groups, one group behind the other. With 8 bits, byte ``i`` of a group is
-      code ``i``. With 4 bits, byte ``i`` of a group of ``n`` holds code ``i`` in its low half and
-      code ``i + ceil(n / 2)`` in its high half (0 where there is none), so that halves unpack to
-      runs. Zeros follow up to a whole number of 4 bytes;
+    - the codes of all groups in order. With 8 bits, byte ``i`` of a group is code ``i``. With 4
+      bits, byte ``i`` of a group of ``n`` has code ``i`` in its low half and code
+      ``i + ceil(n / 2)`` in its high half (0 where there is none), so that each half unpacks to
+      adjacent elements. Zeros pad the codes to a multiple of 4 bytes;
     - for each group its scale, then its minimum, bfloat16 with the low byte first.
 
-    The minimum is rounded down and the scale up, so that they span the group whatever is lost to
-    bfloat16: no element is further than half a scale from its code's value.
+    The minimum is rounded down and the scale up, so that they span the group despite the rounding
+    to bfloat16: no element is further than half a scale from its code's value.
     """
 
     num_elements: int
@@ -56,7 +56,7 @@ class Packing:
 
     @property
     def code_bytes(self) -> int:
-        """Bytes of a row's codes, with the zeros behind them."""
+        """Bytes of a row's codes, padding included."""
         return -(-self.num_elements * self.bits // 32) * 4
 
     @property

@@ -1,16 +1,16 @@
-"""What the native matrix product holds of its operands in float32. No torch here."""
+"""Bytes of the float32 copies in the native matrix product. No torch."""
 
 from __future__ import annotations
 
-# As product.h has them: rows whose inputs are converted at once, and the outputs and dimensions of
-# the weights that a thread converts at once, with what keeps rows from the same lines of a cache.
+# The values of product.h: rows whose inputs are converted at once, outputs and dimensions of the
+# weights that a thread converts at once, and padding that keeps rows off the same cache lines.
 WINDOW_ROWS = 512
 TILE_OUTPUTS, TILE_DEPTH = 64, 1024
 GAP = 16
 
 
 def wide_bytes(num_inputs: int, in_features: int, *, num_threads: int) -> int:
-    """Return the bytes that all threads together hold beside 16-bit operands and results."""
+    """Return the bytes of all threads beside 16-bit operands and results."""
     depth = min(TILE_DEPTH, -(-in_features // 128) * 128) + GAP
     rows = min(num_inputs, WINDOW_ROWS)
     inputs = 4 * rows * (-(-in_features // GAP) * GAP + GAP)

@@ -1,7 +1,8 @@
 """Model families, one file each, named by the ``model_type`` of their ``config.json``.
 
 A family's file defines ``FAMILY``: it reads a config into a ``ModelSpec``, names the checkpoint's
-tensors, and refuses what is not followed. Adding a family takes a file here, and no other change.
+tensors, and refuses settings that are not supported. A new family takes one file here and no other
+change.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from profiles.files import from_json, read_json
 
 
 def family_names() -> list[str]:
-    """Names of all families; modules with an underscore are what they share."""
+    """Return the names of all families; modules with a leading underscore are shared code."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in names if not name.startswith("_"))
 
@@ -38,12 +39,12 @@ def family_named(name: str) -> Family:
 
 
 def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
-    """Read a description out of a Hugging Face ``config.json`` of a supported family.
+    """Read a model's description from the ``config.json`` of a supported family.
 
     Raises
     ------
     InputError
-        Naming a key that has no value this project follows.
+        Naming the key whose value is not supported.
     """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in family_names():
@@ -54,14 +55,14 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
-    """Find a model: a preset's name, a folder with a ``config.json``, that file itself, or a file
-    that holds a ``ModelSpec``."""
+    """Load a model's description from a preset's name, a folder with a ``config.json``, a
+    ``config.json``, or a file with a saved ``ModelSpec``."""
     path = Path(name_or_path)
     try:
         path = path / "config.json" if path.is_dir() else path
         is_file = path.suffix == ".json" or path.is_file()
     except OSError as error:
-        # No file can have this name.
+        # The operating system refuses the name, so no file has it.
         raise InputError("model", got=error.strerror, allowed="a name or a path") from None
     if is_file:
         raw = read_json(path, "model config")
@@ -72,7 +73,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
 
 
 def preset_names() -> list[str]:
-    """Names that ``load_model_spec`` knows without a file."""
+    """Return the names that ``load_model_spec`` knows without a file."""
     return sorted(_presets())
 
 

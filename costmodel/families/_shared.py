@@ -1,26 +1,19 @@
-"""What the families' files share: keys that mean the same to many of them."""
+"""Readers of keys, and tables, that several families share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from costmodel.families._rotary import DEFAULT_THETA, rotary
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import (
-    ROTARY_KINDS,
-    AttentionSpec,
-    ExpertsSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-    RotarySpec,
-)
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
 
-# transformers' names of the activations that there are, and ours.
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
-# Keys that change what transformers computes, with the values that are followed here.
+# transformers' names of the supported activations, and ours.
+HF_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+# Keys that change the computation in any family, with the values that are supported.
 FOLLOWED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "quantization_config": (None,),
@@ -71,7 +64,7 @@ LLAMA_MODULES: Mapping[str, tuple[str, ...]] = {
     "down": ("layers.{layer}.mlp.down_proj",),
     "final_norm": ("norm",),
 }
-# With a mixture of experts; a family's dense layers are those of Llama.
+# For families with experts; the names in their dense layers are those of Llama.
 EXPERTS_MODULES: Mapping[str, tuple[str, ...]] = {
     **LLAMA_MODULES,
     "router": ("layers.{layer}.mlp.gate",),
@@ -81,12 +74,10 @@ EXPERTS_MODULES: Mapping[str, tuple[str, ...]] = {
     ),
     "expert_down": ("layers.{layer}.mlp.experts.{expert}.down_proj",),
 }
-# Of most families: where a config names no base of the rotation.
-DEFAULT_THETA = 10000.0
 
 
 def check_followed(config: HFConfig) -> None:
-    """Refuse keys of any family that would change what is computed."""
+    """Refuse keys that would change the computation of any family."""
     for key, values in FOLLOWED.items():
         if key in config.raw and not any(config.raw[key] == value for value in values):
             allowed = " or ".join("null" if v is None else str(v).lower() for v in values)
@@ -94,19 +85,19 @@ def check_followed(config: HFConfig) -> None:
 
 
 def require(config: HFConfig, **flags: bool) -> None:
-    """Refuse flags that have another value than the one that is followed."""
+    """Refuse flags with a value other than the supported one."""
     for key, wanted in flags.items():
         if config.flag(key) != wanted:
             raise config.refusal(key, config.get(key), str(wanted).lower())
 
 
 def activation(config: HFConfig, key: str, kinds: Sequence[str]) -> str:
-    """Read an activation, one of our ``kinds``."""
+    """Read an activation; it must be one of our ``kinds``."""
     found = config.get(key)
-    names = [name for name, kind in ACTIVATIONS.items() if kind in kinds]
+    names = [name for name, kind in HF_ACTIVATIONS.items() if kind in kinds]
     if found not in names:
         raise config.refusal(key, found, ", ".join(names))
-    return ACTIVATIONS[found]
+    return HF_ACTIVATIONS[found]
 
 
 def rms_norm(config: HFConfig) -> NormSpec:
@@ -125,8 +116,8 @@ def experts(
 ) -> ExpertsSpec:
     """Read a mixture of experts.
 
-    ``count_keys`` are names of the number of experts, of which the first that is there is read, or
-    else the last one's default; ``size_key`` is the size of an expert.
+    ``count_keys`` are names for the number of experts. The first one that the file has is read,
+    or else the default of the last one. ``size_key`` names the size of an expert.
     """
     found = [key for key in count_keys if key in config.raw]
     count = config.whole(found[0] if found else count_keys[-1])
@@ -139,7 +130,7 @@ def experts(
 
 
 def sparse_layers(config: HFConfig) -> list[bool]:
-    """Read which layers have experts, as Qwen's configs say it."""
+    """Read which layers have experts from the keys of Qwen's configs."""
     step, dense = config.whole("decoder_sparse_step"), set(config.wholes("mlp_only_layers"))
     return [i not in dense and (i + 1) % step == 0 for i in range(num_layers(config))]
 
@@ -147,7 +138,7 @@ def sparse_layers(config: HFConfig) -> list[bool]:
 def absent(config: HFConfig, *keys: str) -> list[str]:
     """Return the keys that a config does not have.
 
-    Some config classes have no head size: null is not one, unless the key is absent.
+    Some config classes have no ``head_dim``: they take an absent key, but not an explicit null.
     """
     return [key for key in keys if key not in config.raw]
 
@@ -162,8 +153,8 @@ def llama_attention(
     """Read the attention of the Llama family.
 
     ``takes_null`` are keys that may be null: ``num_key_value_heads`` is then the number of heads,
-    and ``head_dim`` what divides ``hidden_size``. ``theta`` is the base of the rotation where the
-    config names none.
+    and ``head_dim`` is ``hidden_size`` over the number of heads. ``theta`` is the base of the
+    rotation where the config names none.
     """
     heads = config.whole("num_attention_heads")
     instead = {"num_key_value_heads": heads, "head_dim": config.whole("hidden_size") // heads}
@@ -198,9 +189,10 @@ def decoder(
     logit_scale: float = 1.0,
     dtype: str = "bfloat16",
 ) -> ModelSpec:
-    """Put a model together. ``dtype`` is the one where the config names none.
+    """Make a model of its layers and of the keys that all families share.
 
-    Attention inside one window is plain attention; positions beyond it are refused.
+    ``dtype`` is used where the config names none. ``window`` limits the positions, because
+    attention within one window is plain attention.
     """
     check_followed(config)
     positions = config.whole("max_position_embeddings")
@@ -219,104 +211,13 @@ def decoder(
 
 
 def equal_layers(config: HFConfig, layer: LayerSpec) -> list[LayerSpec]:
-    """Return as many equal layers as the config says."""
+    """Repeat one layer as often as the config says."""
     return [layer] * num_layers(config)
 
 
 def num_layers(config: HFConfig) -> int:
-    """Read how many layers there are."""
+    """Read the number of layers."""
     count = config.whole("num_hidden_layers")
     if count > MAX_LAYERS:
         raise config.refusal("num_hidden_layers", count, f"at most {MAX_LAYERS}")
     return count
-
-
-def refuse_windows(config: HFConfig) -> None:
-    """Check kinds of layers in a family that reads no window."""
-    if "sliding_attention" in config.layer_types():
-        raise config.refusal("layer_types", "sliding_attention", "full_attention")
-
-
-def only_window(config: HFConfig, *, is_on: bool = True) -> int | None:
-    """Read the window of families that have it in all layers or in none."""
-    window = None if config.get("sliding_window") is None else config.whole("sliding_window")
-    if window is None or not is_on:
-        refuse_windows(config)
-        return None
-    return window
-
-
-def mistral_window(config: HFConfig) -> int | None:
-    """Read the window of families that have one in all layers, unless kinds of layers say less."""
-    kinds = config.layer_types()
-    window = None if config.get("sliding_window") is None else config.whole("sliding_window")
-    if window is None:
-        # With kinds of layers, transformers takes such a model for one that needs a window.
-        if config.family == "mistral" and "layer_types" in config.raw:
-            raise config.refusal("sliding_window", None, "a number beside layer_types")
-        refuse_windows(config)
-        return None
-    return window if not kinds or "sliding_attention" in kinds else None
-
-
-def qwen_window(config: HFConfig) -> int | None:
-    """Read the window of families that have it from some layer on, where it is switched on."""
-    kinds = config.layer_types()
-    window = None if config.get("sliding_window") is None else config.whole("sliding_window")
-    if not config.flag("use_sliding_window"):
-        window = None
-    first = config.whole("max_window_layers", least=0)
-    kinds = kinds or ["sliding_attention"] * (first < config.whole("num_hidden_layers"))
-    if config.raw.get("layer_types") and window is None:
-        refuse_windows(config)
-    return window if "sliding_attention" in kinds else None
-
-
-def rotary(config: HFConfig, theta: float = DEFAULT_THETA) -> RotarySpec:
-    """Read rotary positions, with every place where the keys may be; ``theta`` is the base where
-    none of them has it."""
-    # The older key wins, as in transformers 5, and the newer one is then not read at all.
-    found = config.raw.get("rope_parameters")
-    found = {} if found is None else found
-    for key, values in (
-        ("rope_parameters", found),
-        ("rope_scaling", config.raw.get("rope_scaling") or found),
-    ):
-        if not isinstance(values, Mapping):
-            raise config.refusal(key, values, "an object with rope_type and its numbers")
-        if any(isinstance(value, Mapping) for value in values.values()):
-            raise config.refusal(key, "one set per kind of layer", "one for all")
-        found = values
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in ROTARY_KINDS:
-        raise config.refusal("rope_type", kind, ", ".join(ROTARY_KINDS))
-    name = "partial_rotary_factor"
-    share = found[name] if name in found else config.raw.get(name) or 1
-    if share != 1:
-        raise config.refusal(name, share, "1 (whole heads)")
-    base = found.get("rope_theta", config.raw.get("rope_theta", theta))
-    spec = RotarySpec(theta=config.positive("rope_theta", base))
-    return spec if kind == "default" else _scaled(config, found, replace(spec, kind=kind))
-
-
-def _scaled(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
-    names = ["factor"] + ["low_freq_factor", "high_freq_factor"] * (spec.kind == "llama3")
-    for name in names:
-        if name not in found:
-            raise config.refusal(f"rope scaling {spec.kind!r}", f"no {name}", f"a {name} above 0")
-    if spec.kind == "linear":
-        return replace(spec, factor=config.positive("factor", found["factor"]))
-    # Outside of the scaling's own keys this one wins, unlike all others.
-    name = "original_max_position_embeddings"
-    positions = found.get(name, config.whole("max_position_embeddings"))
-    positions = config.raw.get(name, positions)
-    low, high = (config.positive(name, found[name]) for name in names[1:])
-    if high <= low:
-        raise config.refusal("high_freq_factor", high, f"more than low_freq_factor {low}")
-    return replace(
-        spec,
-        factor=config.positive("factor", found["factor"]),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_positions=config.positive(name, positions),
-    )

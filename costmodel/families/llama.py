@@ -9,9 +9,9 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
-    refuse_windows,
     rms_norm,
 )
+from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -9,13 +9,25 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
-    mistral_window,
     rms_norm,
 )
+from costmodel.families._windows import window_size
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
+
+
+def _window(config: HFConfig) -> int | None:
+    """Read the window, which all layers use unless ``layer_types`` names only full attention."""
+    kinds = config.layer_types()
+    window = window_size(config)
+    if window is None:
+        # transformers gives a config with layer_types a mask that needs a window.
+        if "layer_types" in config.raw:
+            raise config.refusal("sliding_window", None, "a number beside layer_types")
+        return None
+    return window if not kinds or "sliding_attention" in kinds else None
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -24,7 +36,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         mlp=gated_mlp(config),
         norm=rms_norm(config),
     )
-    return decoder(config, equal_layers(config, layer), window=mistral_window(config))
+    return decoder(config, equal_layers(config, layer), window=_window(config))
 
 
 FAMILY = Family(

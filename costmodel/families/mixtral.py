@@ -9,12 +9,13 @@ from costmodel.families._shared import (
     equal_layers,
     experts,
     llama_attention,
-    only_window,
     rms_norm,
 )
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, RouterSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms behind each half of a layer, and over all heads of queries and keys at once."""
+"""OLMo 2: norms after each half of a layer, and one norm over all heads of queries or keys."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
-    refuse_windows,
     rms_norm,
 )
+from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

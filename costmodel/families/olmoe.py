@@ -1,4 +1,4 @@
-"""OLMoE: queries and keys are normalised over all heads at once."""
+"""OLMoE: one norm over all heads of the queries, and one over those of the keys."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from costmodel.families._shared import (
     equal_layers,
     experts,
     llama_attention,
-    refuse_windows,
     rms_norm,
 )
+from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, RouterSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 

@@ -1,4 +1,4 @@
-"""OPT: LayerNorm, biases, learned positions, a plain MLP. Not OPT-350M."""
+"""OPT: LayerNorm, biases, learned positions, an MLP without a gate. OPT-350M is refused."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from costmodel.families._shared import (
     activation,
     decoder,
     equal_layers,
-    refuse_windows,
     require,
 )
+from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import (
-    AttentionSpec,
-    LayerSpec,
-    MlpSpec,
-    NormSpec,
-)
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 from profiles.errors import InputError
 
 NORM = NormSpec(kind="layer", eps=1e-5)
-# The first two rows of its table of positions are never used.
+# The first two rows of the table of positions are never used.
 POSITION_OFFSET = 2
 
 

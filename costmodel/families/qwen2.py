@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: biases on queries, keys and values, whatever the config says."""
+"""Qwen 2 and 2.5: biases on queries, keys and values, which no key of the config turns off."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
-    qwen_window,
     rms_norm,
 )
+from costmodel.families._windows import qwen_window
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

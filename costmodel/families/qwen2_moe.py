@@ -1,4 +1,4 @@
-"""Qwen 1.5 and Qwen 2 with experts: one is shared, behind a gate of its own."""
+"""Qwen 1.5 and Qwen 2 with experts: a shared expert has a gate of its own."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from costmodel.families._shared import (
     experts,
     gated_mlp,
     llama_attention,
-    refuse_windows,
     rms_norm,
     sparse_layers,
 )
+from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, RouterSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
 def _window(config: HFConfig) -> int | None:
-    """Read the window of every other layer up to some layer, where it is switched on."""
+    """Read the window, which some of the layers before ``max_window_layers`` use."""
     is_on = config.flag("use_sliding_window")
     window = config.whole("sliding_window", least=0, instead_of_null=0)
     behind = config.whole("max_window_layers", least=0)

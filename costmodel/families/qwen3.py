@@ -1,4 +1,4 @@
-"""Qwen 3: queries and keys are normalised head by head."""
+"""Qwen 3: each head of queries and keys is normalised by itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
-    qwen_window,
     rms_norm,
 )
+from costmodel.families._windows import qwen_window
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -10,13 +10,14 @@ from costmodel.families._shared import (
     experts,
     gated_mlp,
     llama_attention,
-    only_window,
     rms_norm,
     sparse_layers,
 )
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, RouterSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 

@@ -1,4 +1,4 @@
-"""What a decoder layer keeps of every token. No torch."""
+"""The KV cache of one decoder layer, in rows and bytes. No torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from profiles.aligned_io import PAGE_BYTES
 class CacheSpec:
     """The KV cache of one layer.
 
-    A row is what one key head keeps of one sequence: a key and a value of ``width`` elements for
-    each token.
+    A row belongs to one key head of one sequence. It has a key and a value of ``width`` elements
+    for each token.
 
     Parameters
     ----------
@@ -43,12 +43,12 @@ class CacheSpec:
 
     @property
     def rows_per_page(self) -> int:
-        """Rows that fill a page of the disk best."""
+        """Rows of one token that fit in a page of the disk, at least one."""
         return max(1, PAGE_BYTES // self.row_bytes)
 
 
 def cache_of(layer: LayerSpec, bits: int, group_size: int, dtype_bytes: int) -> CacheSpec:
-    """Return what a layer keeps with ``bits`` an element."""
+    """Return the cache of a layer that is stored with ``bits`` an element."""
     attention = layer.attention
     return CacheSpec(
         rows_per_sequence=attention.num_kv_heads,

@@ -1,4 +1,4 @@
-"""What is known of a family of models: how to read its config, and the names of its tensors."""
+"""A family of models: how to read its config, and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
 
 HEAD_MODULE = "lm_head"
-# Buffers that old checkpoints hold and that are made anew from the config.
+# Buffers in old checkpoints; they are computed from the config instead.
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
-# The class of transformers that takes a ``tokenizer.json`` as it stands.
+# The class in transformers that uses a ``tokenizer.json`` unchanged.
 AS_IT_STANDS = "TokenizersBackend"
 
 
@@ -23,21 +23,21 @@ class Family:
     Parameters
     ----------
     defaults
-        What its config class in transformers takes for keys that are absent. A test holds every
-        entry against that class.
+        Values for absent keys, those of its config class in transformers. A test compares every
+        entry with that class.
     describe
-        Makes the description, or raises ``InputError`` naming the key that is not followed.
+        Makes the description, or raises ``InputError`` naming the key that is not supported.
     modules
-        Our module names (see ``costmodel.model.layout``) and the checkpoint's modules whose rows
-        are stacked to make each. ``{layer}`` and ``{expert}`` stand for numbers.
+        For each of our module names (see ``costmodel.model.shapes``) the checkpoint's modules
+        whose rows are stacked to make it. ``{layer}`` and ``{expert}`` stand for numbers.
     prefix
-        Where the decoder is in transformers' causal model.
+        The path of the decoder in transformers' causal model.
     unread
-        Patterns of tensors that a checkpoint may hold although nothing reads them.
+        Patterns of tensors that a checkpoint may have although nothing reads them.
     tokenizer_class
-        The class in transformers that reads its ``tokenizer.json`` where no file names one.
+        The class in transformers that reads its ``tokenizer.json`` where no file names a class.
     fixes_tokenizer_class
-        Whether it is that class even where a file names another.
+        Whether that class is used even where a file names another.
     """
 
     defaults: Mapping[str, object]
@@ -51,15 +51,14 @@ class Family:
     def tensor_names(
         self, spec: ModelSpec, name: str, layer: int, expert: int = 0
     ) -> tuple[str, ...]:
-        """Translate one of our tensor names into those, in transformers' causal model, that are
-        stacked to make it.
+        """Return the tensors of transformers' causal model that are stacked to make one of ours.
 
         Parameters
         ----------
         name
-            A name of ``costmodel.model.layout``, such as ``qkv.weight``.
+            A name of ``costmodel.model.shapes``, such as ``qkv.weight``.
         layer, expert
-            Numbers from zero; not read for tensors that have none.
+            Numbers from zero; ignored for tensors outside of layers or experts.
         """
         module, _, kind = name.rpartition(".")
         if module == "head":
@@ -72,5 +71,5 @@ class Family:
         )
 
     def may_ignore(self, name: str) -> bool:
-        """Whether a tensor of a checkpoint is one that nothing needs to read."""
+        """Return whether a checkpoint may have this tensor although nothing reads it."""
         return any(re.fullmatch(pattern, name) for pattern in self.unread)

@@ -1,7 +1,7 @@
 """A Hugging Face ``config.json``, read the way transformers 5 reads it.
 
-An absent key has the default of the family's config class there. Null is refused unless it means
-something there. Keys that a family does not read are ignored.
+An absent key has the default of the family's config class in transformers. Null is refused unless
+it has a meaning in transformers. Keys that a family does not read are ignored.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from profiles.errors import InputError
 
-# The largest whole number that is taken: no dimension of a model is larger.
+# The largest whole number that is accepted: no dimension of a model is larger.
 MAX_WHOLE = 2**31 - 1
 
-# Older names of kinds of attention.
+# Kinds of attention by all of their names, old ones included.
 _LAYER_TYPES = {
     "full_attention": "full_attention",
     "attention": "full_attention",
@@ -33,11 +33,11 @@ class HFConfig:
     family
         The ``model_type``.
     name
-        What the model is called in messages.
+        The model's name in messages.
     raw
         The parsed file.
     defaults
-        What the family's class in transformers takes for keys that are absent.
+        Values for absent keys, those of the family's class in transformers.
     """
 
     family: str
@@ -46,7 +46,7 @@ class HFConfig:
     defaults: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """Return what the file says, or the family's default."""
+        """Return the file's value of a key, or else the family's default."""
         return self.raw.get(key, self.defaults.get(key))
 
     def whole(self, key: str, *, instead_of_null: int | None = None, least: int = 1) -> int:
@@ -59,7 +59,7 @@ class HFConfig:
         return value
 
     def wholes(self, key: str) -> list[int]:
-        """Return a list of whole numbers of at least zero; nothing where it is null."""
+        """Return a list of whole numbers of at least zero; it is empty where the value is null."""
         value = [] if self.get(key) is None else self.get(key)
         if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
             raise self.refusal(key, value, "a list of whole numbers of at least 0")
@@ -73,33 +73,33 @@ class HFConfig:
         return value
 
     def number(self, key: str) -> float:
-        """Return a number above zero that is written as a fraction."""
+        """Return a number above zero; the file must write it as a float."""
         value = self.positive(key, self.get(key))
         if not isinstance(self.get(key), float):
             raise self.refusal(key, self.get(key), "a number with a decimal point or an exponent")
         return value
 
     def positive(self, key: str, value: Any) -> float:
-        """Return ``value``, which was found under ``key``, if it is a number above zero."""
+        """Check that ``value``, the value of ``key``, is a number above zero, and return it."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value <= sys.float_info.max:
             raise self.refusal(key, value, "a number above 0")
         return float(value)
 
     def refusal(self, key: str, got: object, allowed: str, hint: str = "") -> InputError:
-        """Make the error for a key whose value this project does not follow."""
+        """Make the error for a key whose value is not supported."""
         text = "null" if got is None else got if isinstance(got, str) and " " in got else repr(got)
         return InputError(f"{key} in config of {self.name}", got=text, allowed=allowed, hint=hint)
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that the file names, if it names one."""
+        """The file's dtype, if it names one."""
         value = self.raw.get("dtype")
         value = self.raw.get("torch_dtype") if value is None else value
         return None if value is None else str(value)
 
     def layer_types(self) -> list[str]:
-        """Return the kind of attention of each layer; nothing where the file names none."""
+        """Return the kind of attention of each layer; the list is empty where the file has none."""
         found = self.raw.get("layer_types")
         if found is None:
             return []

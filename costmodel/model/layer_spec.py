@@ -1,46 +1,26 @@
-"""A decoder layer as a description: an attention and a feed-forward of stated kinds. No torch."""
+"""A decoder layer as a description: attention, norms, and a feed-forward network. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.model.checks import check_choice, check_least, check_positive
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from profiles.errors import InputError
 
-ACTIVATIONS = ("silu", "relu", "gelu")
 ROTARY_KINDS = ("default", "linear", "llama3")
 NORM_PLACES = ("before", "after")
-# Temporaries of so many rows of experts are small beside the experts.
-EXPERT_ROWS_AT_ONCE = 1024
-
-
-def check_least(spec: object, least: int, *names: str) -> None:
-    """Refuse fields of a description that are below ``least``."""
-    for name in names:
-        if getattr(spec, name) < least:
-            raise InputError(f"model {name}", got=getattr(spec, name), allowed=f"{least} or more")
-
-
-def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is none of ``allowed``."""
-    if value not in allowed:
-        raise InputError(what, got=repr(value), allowed=", ".join(allowed))
-
-
-def check_positive(what: str, value: float) -> None:
-    """Refuse a number that is not above zero and finite."""
-    if not 0 < value < float("inf"):
-        raise InputError(what, got=value, allowed="above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormSpec:
-    """How vectors are normalised.
+    """The normalisation of vectors.
 
     Parameters
     ----------
     kind
-        ``rms``: by the root mean square, scaled by a weight (Zhang and Sennrich 2019); ``layer``:
-        mean and variance, with weight and bias (Ba et al. 2016).
+        ``rms`` divides by the root mean square and has a weight (Zhang and Sennrich 2019);
+        ``layer`` uses mean and variance and has a weight and a bias (Ba et al. 2016).
     eps
         Added to the variance.
     """
@@ -54,9 +34,9 @@ class NormSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotarySpec:
-    """Rotary position embedding: its base and how its frequencies are scaled.
+    """Rotary position embedding: its base, and the scaling of its frequencies.
 
-    The last three numbers are read by the ``llama3`` kind only, ``factor`` also by ``linear``.
+    Only the ``llama3`` kind uses the last three numbers; ``linear`` uses ``factor`` as well.
     """
 
     theta: float
@@ -87,14 +67,14 @@ class AttentionSpec:
     num_kv_heads
         Heads of keys and values; fewer than ``num_heads`` is grouped-query attention.
     rotary
-        ``None`` where queries and keys are not rotated.
+        ``None`` for attention without rotary positions.
     scale
-        Factor of the scores; ``None`` is one over the root of ``head_dim``.
+        Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
     qk_norm
-        Whether queries and keys are normalised before they are rotated: not (``none``), each
-        ``head`` by itself, or all heads as one ``projection``.
+        Norm of queries and keys before the rotation: ``none``, one for each ``head``, or one over
+        all heads of a ``projection``.
     qkv_bias, output_bias
-        Which projections have biases.
+        Whether the projections have biases.
     """
 
     num_heads: int
@@ -130,7 +110,7 @@ class AttentionSpec:
 
     @property
     def kv_size(self) -> int:
-        """Width of all key heads together (the value heads are as wide)."""
+        """Width of all key heads together; all value heads together have the same."""
         return self.num_kv_heads * self.head_dim
 
     @property
@@ -140,150 +120,18 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MlpSpec:
-    """A feed-forward network.
-
-    Parameters
-    ----------
-    size
-        Width of its inner vectors.
-    activation
-        ``silu``, ``relu`` or ``gelu`` (exact).
-    is_gated
-        Whether two projections are multiplied, one of them activated, before the last one.
-    has_bias
-        Whether its projections have biases.
-    """
-
-    size: int
-    activation: str = "silu"
-    is_gated: bool = True
-    has_bias: bool = False
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "size")
-        check_choice("activation", self.activation, ACTIVATIONS)
-
-    @property
-    def inner_rows(self) -> int:
-        """Rows of the stacked projections into the inner vectors."""
-        return (2 if self.is_gated else 1) * self.size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouterSpec:
-    """How a token's experts are chosen and weighed, from one logit for each expert.
-
-    Parameters
-    ----------
-    score
-        ``softmax`` over all experts, or ``sigmoid`` of each logit.
-    selects_first
-        Whether the scores are taken over the chosen logits only (top-k before the softmax).
-    renormalises
-        Whether the weights of the chosen are divided by their sum.
-    scale
-        Factor of the weights.
-    has_bias
-        Whether each expert has a bias on its score when experts are chosen. It is not in the
-        weights.
-    num_groups, groups_per_token
-        Experts are chosen from the best of so many groups, by the sum of a group's two best scores
-        (DeepSeek-V3). One group: from all.
-    in_float32
-        Whether the logits are computed in float32.
-    rounds_weights
-        Whether the weights are rounded to the model's dtype before they multiply anything.
-    """
-
-    score: str = "softmax"
-    selects_first: bool = False
-    renormalises: bool = True
-    scale: float = 1.0
-    has_bias: bool = False
-    num_groups: int = 1
-    groups_per_token: int = 1
-    in_float32: bool = False
-    rounds_weights: bool = True
-
-    def __post_init__(self) -> None:
-        check_choice("router score", self.score, ("softmax", "sigmoid"))
-        check_positive("router scale", self.scale)
-        check_least(self, 1, "num_groups", "groups_per_token")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsSpec:
-    """A mixture of experts.
-
-    Parameters
-    ----------
-    experts_per_token
-        Experts that each token passes through.
-    expert
-        The network that each expert is.
-    shared
-        A network that every token passes through beside its experts.
-    gates_shared
-        Whether what ``shared`` adds is multiplied by the sigmoid of one more logit.
-    """
-
-    num_experts: int
-    experts_per_token: int
-    expert: MlpSpec
-    router: RouterSpec = RouterSpec()
-    shared: MlpSpec | None = None
-    gates_shared: bool = False
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "num_experts", "experts_per_token")
-        if self.experts_per_token > self.num_experts:
-            raise InputError(
-                "model experts_per_token",
-                got=self.experts_per_token,
-                allowed=f"at most num_experts {self.num_experts}",
-            )
-        self._check_groups()
-        if self.expert.has_bias or not self.expert.is_gated:
-            raise InputError("experts", got="biases or no gate", allowed="gated, without biases")
-
-    def _check_groups(self) -> None:
-        groups, chosen = self.router.num_groups, self.router.groups_per_token
-        if groups == 1 and chosen == 1:
-            return
-        size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
-            raise InputError(
-                "router groups",
-                got=f"{chosen} of {groups}",
-                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
-                f"of them for {self.experts_per_token} experts",
-            )
-
-    def rows_at_once(self, num_tokens: int) -> int:
-        """Return how many rows, each a token of one expert, are multiplied at once: all of a few
-        tokens, of many as many as there are tokens, however they are routed."""
-        return min(num_tokens * self.experts_per_token, max(num_tokens, EXPERT_ROWS_AT_ONCE))
-
-    def touched(self, num_tokens: float) -> float:
-        """Return how many experts ``num_tokens`` tokens need on average, at most: those of uniform
-        routing, ``E (1 - (1 - k/E)^n)``."""
-        missed = 1 - self.experts_per_token / self.num_experts
-        return float(self.num_experts * (1 - missed**num_tokens))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One decoder layer: an attention, then an MLP or a mixture of experts, each added to its
-    input.
+    """One decoder layer: attention, then an MLP or a mixture of experts.
+
+    The output of each half is added to its input.
 
     Parameters
     ----------
     norm_places
-        Whether a norm comes ``before`` each half, ``after`` it, before what it makes is added, or
-        both.
+        Places of the norms: ``before`` each half, ``after`` it (on its output, before that is
+        added), or both.
     residual_scale
-        Factor of what each half adds.
+        Factor of the output of each half.
     """
 
     attention: AttentionSpec
@@ -301,17 +149,17 @@ class LayerSpec:
 
     @property
     def adds_plainly(self) -> bool:
-        """Whether what each half makes is added to its input without a norm or a factor."""
+        """Whether the output of each half is added without a norm or a factor."""
         return "after" not in self.norm_places and self.residual_scale == 1
 
     @property
     def num_experts(self) -> int:
-        """Experts of the layer, if it has any."""
+        """Number of experts; zero in a dense layer."""
         return self.experts.num_experts if self.experts else 0
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """The parts that have placements of their own, in the order in which they compute."""
+        """Names of the components, each with its own placement, in the order of computation."""
         if self.experts is None:
             return ("attention", "mlp")
         shared = ("shared_expert",) if self.experts.shared else ()

@@ -1,12 +1,9 @@
-"""Where each tensor of a model is inside its component's run of bytes. No torch.
+"""The offset of each tensor in its component's bytes. No torch.
 
 A model is a list of layers in the order of the schedule: the embedding, the decoder layers, and
-the output head cut into chunks of about a decoder layer's size. A layer is components, each one
-contiguous run of bytes, so that a component moves as one copy and one read. A placement cuts that
-run between two rows of a matrix, or between two experts; vectors are never cut.
-
-Matrices that multiply the same input are stacked into one (``qkv``, ``gate_up``), because one
-large product is faster than several small ones.
+the output head cut into chunks of about a decoder layer's size. A layer consists of components.
+Each component is one contiguous run of bytes, so that it moves as one copy and one read. A
+placement cuts that run between two rows of a matrix, or between two experts; vectors are never cut.
 """
 
 from __future__ import annotations
@@ -14,18 +11,18 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.layer_spec import LayerSpec, MlpSpec, NormSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.shapes import Shapes, component_shapes, embedding_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
 from profiles.packing import DEFAULT_GROUP_SIZE, Packing
 
-# Tensors start on a cache line, layers of the weight file on a disk page.
+# Tensors start on a cache line. (In the weight file, components start on a disk page.)
 TENSOR_ALIGNMENT = 64
-# A matrix is cut between so many rows: a GPU multiplies with other numbers of them, whose results
-# are not aligned, several times slower.
+# A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
+# aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
 
 
@@ -35,21 +32,21 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def row_packing(num_elements: int, bits: int, group_size: int) -> Packing | None:
-    """How a row of elements is packed at ``bits`` each; ``None`` where they keep a dtype."""
+    """Return the packing of a row at ``bits`` an element; ``None`` where elements keep a dtype."""
     if bits >= 16:
         return None
     return Packing(num_elements=num_elements, bits=bits, group_size=group_size)
 
 
 def packed_bytes(num_elements: int, bits: int, group_size: int) -> int:
-    """Bytes of one row of elements at ``bits`` each; below 16 bits, with its groups' scales."""
+    """Return the bytes of a row at ``bits`` an element, the scales of its groups included."""
     packing = row_packing(num_elements, bits, group_size)
     return packing.row_bytes if packing else num_elements * bits // 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLayout:
-    """One tensor in its layer: rows of ``row_bytes`` from ``offset_bytes`` on, perhaps packed."""
+    """One tensor in its component: rows of ``row_bytes`` from ``offset_bytes`` on."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,7 +56,7 @@ class TensorLayout:
 
     @property
     def num_rows(self) -> int:
-        """Rows that a cut may fall between; a vector counts as one."""
+        """Rows of a matrix; a vector counts as one row."""
         return self.shape[0] if len(self.shape) == 2 else 1
 
     @cached_property
@@ -80,18 +77,18 @@ class TensorLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentLayout:
-    """A part of a layer that is placed as one: a run of bytes of equal units.
+    """A part of a layer with its own placement: a run of bytes that consists of equal units.
 
     Parameters
     ----------
     name
-        Its class: components of one name share a placement.
+        The class of the component: components of one name share a placement.
     tensors
-        Those of one unit, from the start of the unit.
+        The tensors of one unit; their offsets count from the start of the unit.
     unit_bytes
         Bytes of one unit, padding included.
     num_units
-        Experts; one for everything else.
+        Number of experts; one for every other component.
     first_row
         The vocabulary row at which a chunk of the head begins.
     """
@@ -119,16 +116,22 @@ class ComponentLayout:
 
     @cached_property
     def cut_bytes(self) -> int:
-        """Bytes of the longest piece that is never cut."""
+        """Bytes of the longest piece without a place to cut."""
         if self.num_units > 1:
             return self.unit_bytes
         pieces = (t.row_bytes * min(CUT_ROWS, t.num_rows) for t in self.tensors)
         return max(pieces, default=0)
 
+    def units_between(self, start: int, end: int) -> range:
+        """Return the units that overlap bytes [start, end)."""
+        return range(start // self.unit_bytes, min(-(-end // self.unit_bytes), self.num_units))
+
     def cut_near(self, num_bytes: float) -> int:
-        """Find the place to cut that is nearest to ``num_bytes`` from the start: between two units,
-        or in a single one the start of a tensor, or a whole number of ``CUT_ROWS`` into a
-        matrix."""
+        """Return the place to cut that is nearest to ``num_bytes`` from the start.
+
+        A component of several units is cut between two units. A single unit is cut at the start of
+        a tensor, or after a multiple of ``CUT_ROWS`` rows of a matrix.
+        """
         if num_bytes <= 0 or not self.tensors:
             return 0
         if num_bytes >= self.num_bytes:
@@ -149,10 +152,10 @@ class ComponentLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLayout:
-    """The components that one visit of the schedule computes with.
+    """The components of one layer of the schedule.
 
-    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder``, ``head``; or, of a decoder
-    layer with experts, ``attention`` and ``experts``, which are visited one after the other.
+    ``kind`` is ``embed`` (rows are gathered, never staged), ``decoder`` or ``head``. A decoder
+    layer with experts is two layers of the schedule, of the kinds ``attention`` and ``experts``.
     """
 
     kind: str
@@ -170,8 +173,8 @@ def model_layers(
 ) -> tuple[LayerLayout, ...]:
     """Lay out every layer of ``spec`` in the order in which the schedule visits them.
 
-    ``weight_bits`` is what an element of a matrix takes, scales apart; ``None`` is the model's
-    own dtype. Vectors keep that dtype. Equal layers are one object.
+    ``weight_bits`` are the bits of an element of a matrix, without scales; ``None`` stands for the
+    model's own dtype. Vectors keep that dtype. Equal layers are the same object.
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
@@ -185,32 +188,46 @@ def model_layers(
         if kind.experts is not None:
             parts = {"attention": components[:1], "experts": components[1:]}
         decoders.append([LayerLayout(kind=name, components=c) for name, c in parts.items()])
-    embedding = _embedding_shapes(spec)
+    embedding = embedding_shapes(spec)
     embed = LayerLayout(
         kind="embed", components=(pack("embedding", embedding),) if embedding else ()
     )
     row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
-    head = (
-        LayerLayout(kind="head", components=(pack("head", shapes, first_row=first),))
-        for first, shapes in _head_shapes(spec, num_chunks)
-    )
+    chunk_rows = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
+    head = []
+    for first in range(0, spec.vocab_size, chunk_rows):
+        num_rows = min(chunk_rows, spec.vocab_size - first)
+        shapes = head_shapes(spec, num_rows, is_first=first == 0)
+        chunk = pack("head", shapes, first_row=first)
+        head.append(LayerLayout(kind="head", components=(chunk,)))
     visited = (part for kind in spec.layer_order for part in decoders[kind])
     return (embed, *visited, *head)
 
 
 @functools.lru_cache(maxsize=64)
 def decoder_numbers(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the number of the decoder layer that each layer of ``model_layers`` is a part of,
-    from the embedding, which is of none, to the last decoder layer."""
+    """Return the number of the decoder layer that each layer of ``model_layers`` belongs to.
+
+    The list starts with -1 for the embedding and ends with the last decoder layer.
+    """
     visits = [1 if kind.experts is None else 2 for kind in spec.layer_kinds]
     order = enumerate(spec.layer_order)
     return (-1, *(number for number, kind in order for _ in range(visits[kind])))
 
 
+def token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
+    """Return the elements of the matrices that one token passes through in a layer."""
+    used = experts.experts_per_token if experts else 1
+    return sum(
+        component.unit_elements * (used if component.name == "experts" else 1)
+        for component in layer.components
+    )
+
+
 def unpacked_layout(component: ComponentLayout, spec: ModelSpec) -> ComponentLayout:
-    """Lay out the tensors of a packed component as they are in the model's own dtype."""
+    """Lay out the tensors of a packed component in the model's own dtype."""
     return _lay_out(
         component.name,
         {tensor.name: tensor.shape for tensor in component.tensors},
@@ -220,86 +237,6 @@ def unpacked_layout(component: ComponentLayout, spec: ModelSpec) -> ComponentLay
         num_units=component.num_units,
         first_row=component.first_row,
     )
-
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _norm_shapes(spec: ModelSpec, norm: NormSpec, name: str) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (spec.hidden_size,)}
-    return weight if norm.kind == "rms" else weight | {f"{name}.bias": (spec.hidden_size,)}
-
-
-def _half_norm_shapes(spec: ModelSpec, layer: LayerSpec, half: str) -> Shapes:
-    names = {"before": f"{half}_norm", "after": f"{half}_output_norm"}
-    shapes: Shapes = {}
-    for place in layer.norm_places:
-        shapes |= _norm_shapes(spec, layer.norm, names[place])
-    return shapes
-
-
-def component_shapes(spec: ModelSpec, layer: LayerSpec) -> dict[str, tuple[Shapes, int]]:
-    """Return the tensors of one unit of each component of a layer, and how many units it has."""
-    hidden, mlp, experts = spec.hidden_size, layer.mlp, layer.experts
-    components = {"attention": (_attention_shapes(spec, layer), 1)}
-    if mlp is not None:
-        shapes = _half_norm_shapes(spec, layer, "mlp") | _mlp_shapes(hidden, mlp, "")
-        return components | {"mlp": (shapes, 1)}
-    assert experts is not None
-    router = _half_norm_shapes(spec, layer, "mlp")
-    if experts.router.has_bias:
-        router["router.bias"] = (experts.num_experts,)
-    router["router.weight"] = (experts.num_experts, hidden)
-    if experts.gates_shared:
-        router["shared_gate.weight"] = (1, hidden)
-    components["router"] = router, 1
-    if experts.shared is not None:
-        components["shared_expert"] = _mlp_shapes(hidden, experts.shared, "shared_"), 1
-    expert = _mlp_shapes(hidden, experts.expert, "expert_")
-    return components | {"experts": (expert, experts.num_experts)}
-
-
-def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
-    attention, hidden = layer.attention, spec.hidden_size
-    shapes = _half_norm_shapes(spec, layer, "attention")
-    if attention.qkv_bias:
-        shapes["qkv.bias"] = (attention.qkv_size,)
-    if attention.qk_norm == "head":
-        shapes |= {"q_norm.weight": (attention.head_dim,), "k_norm.weight": (attention.head_dim,)}
-    if attention.qk_norm == "projection":
-        shapes |= {"q_norm.weight": (attention.query_size,), "k_norm.weight": (attention.kv_size,)}
-    if attention.output_bias:
-        shapes["output.bias"] = (hidden,)
-    qkv, query = attention.qkv_size, attention.query_size
-    return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
-
-
-def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
-    up = f"{prefix}gate_up" if mlp.is_gated else f"{prefix}up"
-    shapes: Shapes = {}
-    if mlp.has_bias:
-        shapes |= {f"{up}.bias": (mlp.inner_rows,), f"{prefix}down.bias": (hidden,)}
-    shapes |= {f"{up}.weight": (mlp.inner_rows, hidden)}
-    return shapes | {f"{prefix}down.weight": (hidden, mlp.size)}
-
-
-def _embedding_shapes(spec: ModelSpec) -> Shapes:
-    shapes: Shapes = {}
-    if spec.embedding.has_positions:
-        rows = spec.max_positions + spec.embedding.position_offset
-        shapes["positions.weight"] = (rows, spec.hidden_size)
-    if not spec.head.is_tied:
-        shapes["tokens.weight"] = (spec.vocab_size, spec.hidden_size)
-    return shapes
-
-
-def _head_shapes(spec: ModelSpec, num_chunks: int) -> Iterator[tuple[int, Shapes]]:
-    """Yield each chunk of the head: its first row and its shapes."""
-    rows_per_chunk = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
-    for first in range(0, spec.vocab_size, rows_per_chunk):
-        rows = min(rows_per_chunk, spec.vocab_size - first)
-        shapes = _norm_shapes(spec, spec.final_norm, "final_norm") if first == 0 else {}
-        yield first, shapes | {"head.weight": (rows, spec.hidden_size)}
 
 
 def _lay_out(

@@ -1,7 +1,7 @@
 """A model as a description: everything that a decoder computes with. No torch.
 
-A model is a list of layers, and a layer is an attention and a feed-forward of stated kinds. Layers
-that are equal form a kind: costs are sums over kinds and their counts.
+A model is a list of decoder layers. Equal layers form a kind: costs are sums over the kinds and
+their counts.
 """
 
 from __future__ import annotations
@@ -9,26 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from costmodel.model.layer_spec import LayerSpec, NormSpec, check_choice, check_least
+from costmodel.model.checks import check_choice, check_least
+from costmodel.model.layer_spec import LayerSpec, NormSpec
 from profiles.errors import InputError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Deeper than any model; every layer is laid out one by one.
+# More than any model has; a check of the input, because every layer takes memory in a plan.
 MAX_LAYERS = 10_000
-# In all layers together, more than any model has; each has tensors of its own.
+# In all layers together, more than any model has; each expert has tensors of its own.
 MAX_EXPERTS = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingSpec:
-    """What is looked up for a token.
+    """The input of the first decoder layer: the rows that are looked up for a token.
 
     Parameters
     ----------
     has_positions
-        Whether a learned row for its position is added.
+        Whether a learned row for the token's position is added.
     position_offset
-        Row of that table that belongs to the first position.
+        The row of the table of positions for the first position.
     scale
         Factor of the token's row.
     """
@@ -40,12 +41,12 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSpec:
-    """How logits are made.
+    """The output head, which makes the logits.
 
     Parameters
     ----------
     is_tied
-        Whether the matrix is the token embedding table.
+        Whether the head's matrix is the token embedding table.
     scale
         Factor of the logits.
     """
@@ -63,11 +64,11 @@ class ModelSpec:
     name
         Preset name, or the folder that the config came from.
     family
-        Which file of ``costmodel.families`` read it: that file names its tensors.
+        The file of ``costmodel.families`` that reads its config and names its tensors.
     max_positions
-        Longest context, prompt and generated tokens together.
+        The longest context: prompt and generated tokens together.
     layer_kinds
-        The different layers that there are.
+        The descriptions of the layers, each different one once.
     layer_order
         For each layer, the number of its kind.
     dtype
@@ -114,12 +115,12 @@ class ModelSpec:
 
     @property
     def kinds_and_counts(self) -> list[tuple[LayerSpec, int]]:
-        """Each kind of layer, with how many layers are of it."""
+        """Each kind of layer, with the number of its layers."""
         return [(kind, self.layer_order.count(i)) for i, kind in enumerate(self.layer_kinds)]
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """Classes of components: those of all layers that have the same name."""
+        """The classes of components; components of one name are one class."""
         is_stored = self.embedding.has_positions or not self.head.is_tied
         names = [name for kind in self.layer_kinds for name in kind.component_names]
         return tuple(dict.fromkeys((*["embedding"] * is_stored, *names, "head")))
@@ -135,12 +136,12 @@ class ModelSpec:
         return 8 * self.dtype_bytes
 
     def with_dtype(self, dtype: str) -> ModelSpec:
-        """Return the same model computing in another dtype."""
+        """Return the same model with another compute dtype."""
         return replace(self, dtype=dtype)
 
 
 def model_of_layers(layers: list[LayerSpec], **fields: Any) -> ModelSpec:
-    """Make a model of a list of layers, equal ones of which become one kind."""
+    """Make a model of a list of layers; equal layers become one kind."""
     kinds = tuple(dict.fromkeys(layers))
     numbers = {kind: i for i, kind in enumerate(kinds)}
     order = tuple(numbers[layer] for layer in layers)

@@ -1,4 +1,4 @@
-"""What is enumerated outside the program: batch sizes and precision, within what is permitted."""
+"""The choices that are enumerated outside the program: batch sizes, precision, experts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from profiles.start import called
 
 # Without a number of prompts, a block may be this large.
 MAX_BLOCK_SIZE = 4096
-# Rows of a matrix product in prefill: more run faster and take more memory.
+# Rows of a matrix product in prefill: more rows are faster and take more memory.
 PREFILL_ROWS = (8192, 2048, 512)
 FULL_BITS = 16
-# Where more of the experts are needed, all are loaded ahead.
+# Where a larger fraction of the experts is needed, all are loaded ahead.
 MOST_DEMANDED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permitted:
-    """What the search may choose among, where a choice changes a model's outputs.
+    """The choices that change a model's outputs and that the user permits.
 
     Parameters
     ----------
     weight_bits, cache_bits
-        Out of 16 (the model's own dtype, whatever that is), 8 and 4.
+        Some of 16 (stands for the model's own dtype), 8 and 4.
     group_size
-        Elements that share a scale where they are quantized.
+        Quantized elements that share a scale.
     sparsity
-        Fraction of the keys that each query of decode may leave it at; 1 is dense attention.
+        Least fraction of the keys that each query of decode attends to; 1 is dense attention.
     """
 
     weight_bits: tuple[int, ...] = (FULL_BITS,)
@@ -58,7 +58,10 @@ class Permitted:
         return min(*self.weight_bits, *self.cache_bits) < FULL_BITS
 
     def bits(self, model: ModelSpec, kind: str) -> list[int]:
-        """The precisions to compare: of those below full, more bits cost as much to unpack."""
+        """Return the precisions to compare: the full one, and the fewest bits below it.
+
+        More bits take as long to unpack and longer to move.
+        """
         permitted: tuple[int, ...] = getattr(self, f"{kind}_bits")
         full = [model.full_bits] if FULL_BITS in permitted else []
         return full + [bits for bits in (4, 8) if bits in permitted][:1]
@@ -68,7 +71,7 @@ DEFAULT_PERMITTED = Permitted()
 
 
 def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
-    """Refuse quantization where its cost is not known."""
+    """Refuse quantization on a machine without a rate of unpacking."""
     if permitted.packs and not hardware.knows_unpacking:
         raise InputError(
             "--weight-bits and --cache-bits",
@@ -81,12 +84,14 @@ def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
 def open_problems(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Iterator[Problem]:
-    """Yield problems that together stand for all that the search compares, see ``decide``."""
-    in_place = (False, True) if hardware.has_gpu else (False,)
+    """Yield problems with open choices, which together stand for all that the search compares.
+
+    ``decide`` closes the choices.
+    """
     for batch, on_demand, on_cpu, weight_bits, cache_bits, sparsity in itertools.product(
         batch_sizes(workload),
         (False, True),
-        in_place,
+        (False, True) if hardware.has_gpu else (False,),
         permitted.bits(model, "weight"),
         permitted.bits(model, "cache"),
         sorted({1.0, permitted.sparsity}, reverse=True),
@@ -103,7 +108,7 @@ def open_problems(
             gpu_batch_size=batch,
             prefill_batch_size=min(sizes),
             open_prefill_batch_sizes=tuple(sorted(sizes)),
-            in_place=None,
+            hidden_in_place=None,
             weight_bits=weight_bits,
             cache_bits=cache_bits,
             group_size=permitted.group_size,
@@ -114,20 +119,23 @@ def open_problems(
 
 
 def _may_demand(model: ModelSpec, batch: int) -> bool:
-    """Whether the smallest block of such batches leaves enough experts out to load the others on
-    demand, which holds up whoever computes."""
+    """Whether a batch needs so few experts that loads on demand may be worth their waits."""
     mixtures = [kind.experts for kind in model.layer_kinds if kind.experts]
     return any(e.touched(batch) < MOST_DEMANDED * e.num_experts for e in mixtures)
 
 
 def decide(problem: Problem) -> Iterator[Problem]:
     """Yield the problems that an open one stands for: its program bounds each of theirs."""
-    for in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
-        if (problem.loads_on_demand or problem.cpu_experts) and not in_place:
-            # The tokens of all batches pass through experts together.
+    for hidden_in_place, size in itertools.product((True, False), problem.prefill_batch_sizes):
+        if (problem.loads_on_demand or problem.cpu_experts) and not hidden_in_place:
+            # With these, the tokens of all batches pass through experts together, which needs their
+            # hidden states in place.
             continue
         yield replace(
-            problem, in_place=in_place, prefill_batch_size=size, open_prefill_batch_sizes=()
+            problem,
+            hidden_in_place=hidden_in_place,
+            prefill_batch_size=size,
+            open_prefill_batch_sizes=(),
         )
 
 
@@ -142,8 +150,7 @@ def problems_of(
 def smallest_problem(
     hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
 ) -> Problem:
-    """Return the problem that needs the least memory: one sequence at a time, in the fewest bits
-    permitted."""
+    """Return the problem with the least memory: one sequence at a time, in the fewest bits."""
     return Problem(
         hardware=hardware,
         model=model,
@@ -157,7 +164,7 @@ def smallest_problem(
 
 
 def batch_sizes(workload: Workload) -> list[int]:
-    """Powers of two and the sizes between them, and those that divide the prompts evenly."""
+    """Return powers of two, the sizes half-way between them, and even parts of the prompts."""
     most = min(workload.num_prompts or MAX_BLOCK_SIZE, MAX_BLOCK_SIZE)
     powers = [2**i for i in range(most.bit_length())]
     sizes = {*powers, *(3 * p // 2 for p in powers if p > 1)}
@@ -167,5 +174,5 @@ def batch_sizes(workload: Workload) -> list[int]:
 
 
 def _even_part(size: int, most: int) -> int:
-    """Return the largest of the equal parts, at most ``most`` each, that ``size`` is dealt into."""
+    """Divide ``size`` evenly into as few parts as ``most`` permits; returns the largest part."""
     return -(-size // -(-size // max(1, most)))

@@ -1,4 +1,4 @@
-"""The shares as columns of a linear program, and what they keep beside the formulas."""
+"""The shares as columns of a linear program, with the constraints among them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from costmodel.pricing.shares import (
     variables_of,
 )
 
-# The weights come behind these, so that their places are the same for every model.
+# These columns have the same index for every model, because those of the weights come last.
 PER_BLOCK, WHOLE = PLAIN_NAMES.index("per_block"), PLAIN_NAMES.index("whole")
 FRACTIONS = np.array([PLAIN_NAMES.index(name) for name in PRODUCTS])
 MULTIPLIED = np.array([PLAIN_NAMES.index(product_name(name)) for name in PRODUCTS])
@@ -44,7 +44,7 @@ def coefficients(forms: Collection[LinearForm], components: tuple[str, ...]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """An optimum: the shares, the values of the other columns, and the duals of the rows given."""
+    """An optimum: the shares, the values of the other columns, and the duals of the given rows."""
 
     objective: float
     shares: Shares[float]
@@ -55,8 +55,8 @@ class Point:
 class Columns:
     """The columns of one problem's shares, over any range of block sizes.
 
-    The column of ``per_block`` and of all that is multiplied by it stands for the share times the
-    batch size, which else would be too small for the solver's tolerances.
+    The columns of ``per_block`` and of its products are multiplied by the batch size: without it,
+    they are too small for the solver's tolerances.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -76,7 +76,7 @@ class Columns:
             self._upper[places["experts_in_place"]] = 0.0
         self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
         self._upper[MULTIPLIED] = self._upper[FRACTIONS]
-        if problem.in_place:
+        if problem.hidden_in_place:
             here = "activations_gpu" if problem.hardware.has_gpu else "activations_cpu"
             self._lower[places[here]] = 1.0
 
@@ -90,7 +90,7 @@ class Columns:
         cost_of_others: Array,
         fixed: Mapping[str, float] | None = None,
     ) -> Point:
-        """Minimise over the shares and over other columns, none of them below zero.
+        """Minimise over the shares and over other columns, all of them at least zero.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Columns:
         cost, cost_of_others
             [shares] and [others]
         fixed
-            Shares that are given, by name.
+            Fixed shares by name.
         """
         lower, upper = self._lower.copy(), self._upper.copy()
         lower[PER_BLOCK], upper[PER_BLOCK] = (self._batch / size for size in block_sizes[::-1])
@@ -111,7 +111,7 @@ class Columns:
         substitution = np.diag(self._scale)
         kept, num_equal = _ties(self._components)
         if lower[PER_BLOCK] == upper[PER_BLOCK]:
-            # A product with a constant is no variable.
+            # The product with a constant is not a variable.
             substitution[MULTIPLIED, MULTIPLIED] = 0.0
             substitution[MULTIPLIED, FRACTIONS] = 1 / block_sizes[0]
         else:
@@ -142,16 +142,16 @@ class Columns:
         )
 
     def _envelope(self, low: float, high: float) -> Array:
-        """Return the rows that hold the products of fractions and ``per_block`` in [low, high].
+        """Return the rows that bound the products of fractions and ``per_block`` in [low, high].
 
-        McCormick 1976, for a fraction in [0, 1]: the convex hull of the product over the
-        rectangle. Of the fractions that are always zero, so are the products.
+        They are McCormick's envelope (1976) for a fraction in [0, 1]: the convex hull of the
+        product over the rectangle. Fractions that are always zero need no rows.
         """
         free = self._upper[FRACTIONS] > 0
         fractions, products = FRACTIONS[free], MULTIPLIED[free]
         each = np.arange(len(products))
         rows = np.zeros((4, len(products), self._count))
-        # What is attended is subtracted from what is fetched: upper planes matter too.
+        # Some formulas subtract a product, so the upper planes are needed as well.
         for plane, (bound, is_shifted, sign) in enumerate(
             ((low, False, -1.0), (high, True, -1.0), (high, False, 1.0), (low, True, 1.0))
         ):
@@ -165,8 +165,8 @@ class Columns:
 
 @functools.cache
 def _ties(components: tuple[str, ...]) -> tuple[Array, int]:
-    """Return forms that are at most zero whatever the problem, and how many of them, the first,
-    are zero."""
+    """Return the constraints among the shares: forms that are at most zero, and how many of the
+    first are equal to zero."""
     units, variables = unit_shares(components), variables_of(components)
     forms = units.values()
     equal = []

@@ -1,4 +1,4 @@
-"""From a relaxed optimum to policies that can be executed: whole batches, whole rows, and a fit."""
+"""From a relaxed optimum to a policy of whole batches and rows that fits the memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
 from profiles.hardware import HardwareProfile
 
-# Rounding to rows may overshoot a capacity; the next attempt leaves that much free.
+# Rounding to rows may exceed a capacity; the next attempt leaves that many bytes free.
 ROUNDING_ATTEMPTS = 8
 
 
 def fit(
     program: Program, num_gpu_batches: int, *, max_latency_s: float | None
 ) -> tuple[Policy, Solution] | None:
-    """Solve at a fixed block size and round to a policy that keeps every capacity and the limit.
+    """Solve at a fixed block size and round to a policy within all capacities and the time limit.
 
-    Where every rounding overshoots a capacity, that much is left free and the program is solved
-    again. ``None`` where nothing fits, or where the job would leave a batch of the block empty.
+    Where every rounding exceeds a capacity, the program is solved again with that many bytes left
+    free. Returns ``None`` where nothing fits, or where the job would leave a batch empty.
     """
     problem = program.problem
     num_prompts = problem.workload.num_prompts
@@ -51,7 +51,7 @@ def fit(
         if not price.overshoot_bytes and lateness <= 1:
             return _raise_embedding(policy, problem.hardware), solution
         for tier, num_bytes in price.overshoot_bytes.items():
-            # Twice as much each time: a little less may round to the same rows.
+            # The reserve doubles each time, because a small one may lead to the same rows.
             reserve[tier] = reserve.get(tier, 0) + (num_bytes << attempt)
         if limit_s is not None and lateness > 1:
             limit_s *= (1 - 1e-6) / lateness
@@ -61,31 +61,30 @@ def fit(
 def _round(
     wanted: Iterable[Policy], program: Program, num_gpu_batches: int
 ) -> tuple[Policy, Price]:
-    """Return the fastest rounding of some that fits; where none does, the one that overshoots
-    least."""
+    """Return the fastest rounding that fits, or the one with the least excess where none fits."""
     hardware = program.problem.hardware
-    # Rounding can make another problem of it: all hidden states on the compute device.
+    # Rounding may put all hidden states on the compute device, which is another problem.
     problem = of_blocks(program.problem, (num_gpu_batches, num_gpu_batches))
-    programs = {problem.in_place: program.of_problem(problem)}
+    programs = {problem.hidden_in_place: program.of_problem(problem)}
     options = []
-    # Weights are rounded once: what rounds the rest leaves them as they are.
+    # Weights are rounded once, before the choices for all else.
     whole = (round_weights(policy, has_gpu=hardware.has_gpu) for policy in wanted)
     roundings = (roundings_of(policy, has_gpu=hardware.has_gpu) for policy in whole)
     for option in itertools.chain.from_iterable(roundings):
         rounded = round_rows(option, has_gpu=hardware.has_gpu)
         problem = problem_of(rounded, hardware)
-        if problem.in_place not in programs:
-            programs[problem.in_place] = program.of_problem(problem)
-        options.append((rounded, programs[problem.in_place].price(shares_of(rounded))))
+        if problem.hidden_in_place not in programs:
+            programs[problem.hidden_in_place] = program.of_problem(problem)
+        options.append((rounded, programs[problem.hidden_in_place].price(shares_of(rounded))))
     return min(
         options, key=lambda o: (sum(o[1].overshoot_bytes.values()), o[1].latency_per_sequence_s)
     )
 
 
 def _raise_embedding(policy: Policy, hardware: HardwareProfile) -> Policy:
-    """Move what a policy has of the embedding on disk to the fastest tier where all of it is free.
+    """Move the embedding's part on disk to the fastest tier that has room for all of it.
 
-    Its rows are gathered, and no time depends on where they are: the program may choose any tier.
+    The cost model counts no time for gathering its rows, so the program may choose any tier.
     """
     placed = policy.weights.get("embedding", Placement(cpu=1.0))
     if not placed.disk:
@@ -93,7 +92,7 @@ def _raise_embedding(policy: Policy, hardware: HardwareProfile) -> Policy:
     problem = problem_of(policy, hardware)
     used, num_bytes = peak_bytes(problem, shares_of(policy)), problem.sizes.component_bytes
     for tier, capacity in capacities(hardware).items():
-        # Tiers are in the order of their speed.
+        # The tiers come in the order of their speed.
         if tier != "disk" and used[tier] + placed.disk * num_bytes["embedding"] <= capacity:
             share = min(1.0, getattr(placed, tier) + placed.disk)
             raised = replace(placed, **{tier: share, "disk": 0.0})
@@ -129,7 +128,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
 
 
 def _experts_share(problem: Problem, shares: Shares[float]) -> float:
-    """Return the part of the experts in CPU memory that are multiplied there."""
+    """Return the fraction of the experts in CPU memory that the CPU multiplies in place."""
     if not problem.cpu_experts:
         return 0.0
     in_memory = shares.weights["experts"].cpu / shares.per_block
@@ -137,7 +136,7 @@ def _experts_share(problem: Problem, shares: Shares[float]) -> float:
 
 
 def _placement(gpu: float, cpu: float, disk: float) -> Placement:
-    # The solver is exact to about 1e-7; what is not far above that is zero.
+    # The solver is exact to about 1e-7; fractions near that are zero.
     parts = [part if part > 1e-6 * (gpu + cpu + disk) else 0.0 for part in (gpu, cpu, disk)]
     total = sum(parts)
     return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)

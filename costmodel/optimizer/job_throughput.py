@@ -1,4 +1,4 @@
-"""A job is all prompts: full blocks, and a last one that holds what is left."""
+"""The throughput of a job: full blocks, and a last block with the remaining prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from profiles.hardware import HardwareProfile
 
 
 def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
-    """Return token/s over all prompts, the last and partly filled block included."""
+    """Return token/s over all prompts, a partly filled last block included."""
     num_prompts = policy.workload.num_prompts or policy.block_size
     latency_s = 0.0
     if num_full := num_prompts // policy.block_size:
@@ -22,7 +22,7 @@ def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
 
 
 def blocks_of(policy: Policy) -> Iterator[Policy]:
-    """Yield the policy of every block of a job: the last one has only the batches it needs."""
+    """Yield the policy of every block of a job; the last block has only the batches it needs."""
     num_prompts = policy.workload.num_prompts or policy.block_size
     for _ in range(num_prompts // policy.block_size):
         yield policy
@@ -31,7 +31,7 @@ def blocks_of(policy: Policy) -> Iterator[Policy]:
 
 
 def _last_block(policy: Policy, num_sequences: int) -> Policy | None:
-    """Return the policy of a partly filled block, which deals its sequences out evenly."""
+    """Return the policy of a partly filled block, whose batches share the sequences evenly."""
     if not num_sequences:
         return None
     num_gpu_batches = -(-num_sequences // policy.gpu_batch_size)

@@ -1,4 +1,5 @@
-"""Find the policy: enumerate what is not linear, solve what is, branch on the block size."""
+"""Find the policy: enumerate the choices, solve a linear program for each, and branch on the
+block size."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from costmodel.model.layout import model_layers
+from costmodel.model.layout import decoder_numbers, model_layers, token_elements
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import (
     DEFAULT_PERMITTED,
@@ -32,26 +33,26 @@ from profiles.hardware import HardwareProfile
 
 # Share of every capacity that is left free, unless the user asks for another.
 DEFAULT_MARGIN = 0.01
-# Shares of a tier's capacity to advise beyond what is missing: the first that rounding can use.
+# Shares of a tier's capacity that advice adds to the missing bytes; the first that suffices counts.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """The best policy found, and how good any policy could be.
+    """The best policy found, and a bound on all policies.
 
     Parameters
     ----------
     policy
-        Rounded to what can be executed, with its prediction.
+        Rounded to whole rows, with its prediction.
     job_tok_per_s
         Throughput over all prompts, a partly filled last block included.
     bound_tok_per_s
-        No policy of the batch sizes tried exceeds this throughput, whatever its placement.
+        No policy of the tried batch sizes exceeds this throughput, for any placement.
     margin
-        Share of every capacity that was left free.
+        Share of every capacity that the search left free.
     problem, solution
-        What was enumerated, with the capacities less the margin, and the program's optimum at
+        The choices of the policy, with the capacities less the margin, and the program's optimum at
         the policy's block size, with its duals.
     """
 
@@ -70,18 +71,18 @@ class SearchResult:
 
     @property
     def hardware(self) -> HardwareProfile:
-        """The machine that the policy uses: without its GPU, where that is better."""
+        """The machine that the policy uses, without its GPU where that is faster."""
         assert self.policy.hardware is not None
         return self.policy.hardware
 
     @property
     def gap(self) -> float:
-        """How far below the bound the rounded policy is over the job, as a fraction of it."""
+        """The job's distance from the bound, as a fraction of the bound."""
         return 1 - self.job_tok_per_s / self.bound_tok_per_s
 
 
 class Search:
-    """The search for the fastest policy, which can go on when more is permitted.
+    """The search for the fastest policy. It can continue when more is permitted.
 
     Parameters
     ----------
@@ -112,8 +113,10 @@ class Search:
         self._planted: set[tuple[object, ...]] = set()
 
     def on(self, hardware: HardwareProfile, result: SearchResult) -> Search:
-        """Return the same search on a machine much like this one, where this one's ``result`` is
-        known: it looks only for what is faster by more than predictions are to be trusted for."""
+        """Return the same search on a similar machine, which begins with this one's ``result``.
+
+        It looks only for policies that are faster by more than ``NEARLY_AS_FAST``.
+        """
         other = Search(
             hardware,
             self._model,
@@ -129,19 +132,19 @@ class Search:
         return other
 
     def run(self, permitted: Permitted = DEFAULT_PERMITTED) -> SearchResult:
-        """Return the policy with the highest predicted throughput over the whole job, among all
+        """Return the policy with the highest predicted throughput over the whole job, of all
         that this and earlier runs permit.
 
         Raises
         ------
         InfeasibleError
-            When nothing fits: which tier is short, by how many bytes, and what would do.
+            When nothing fits: the tiers that are short, the missing bytes, and enough budgets.
         """
         hardware, machine, tree = self.hardware, self._machine, self._tree
         check_permitted(permitted, hardware)
         tree.plant(self._new_problems(machine, permitted), self._table(machine))
         if machine.has_gpu and not machine.is_emulated:
-            # A GPU with little memory can be worse than none; seldom is it worth asking.
+            # A GPU with little memory can be slower than none, if only rarely.
             alone = self._without_gpu
             if _least_seconds(alone, self._model, self._workload) < tree.best_s:
                 tree.plant(self._new_problems(alone, permitted), self._table(alone))
@@ -179,7 +182,7 @@ class Search:
         return self._tables[key]
 
     def _new_problems(self, machine: HardwareProfile, permitted: Permitted) -> Iterator[Problem]:
-        """Yield the problems that no earlier run has taken up."""
+        """Yield the problems that no earlier run has added."""
         for problem in open_problems(machine, self._model, self._workload, permitted):
             key = (
                 machine.has_gpu,
@@ -211,21 +214,23 @@ def search(
 
 
 def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Workload) -> float:
-    """Return what one sequence takes at least on a machine: its products at the best rate."""
-    flop = 0
-    for number, layout in enumerate(model_layers(model)[1 : model.num_layers + 1]):
-        experts = model.layer(number).experts
-        for component in layout.components:
-            used = experts.experts_per_token if experts and component.num_units > 1 else 1
-            flop += 2 * component.unit_elements * used
+    """Return the least seconds of one sequence on a machine: its products at the best rate."""
+    numbers = decoder_numbers(model)[1:]
+    layouts = model_layers(model)[1 : len(numbers) + 1]
+    *elements, last = (
+        token_elements(layout, model.layer(number).experts)
+        for layout, number in zip(layouts, numbers, strict=True)
+    )
+    # In prefill, the last layer finishes each prompt's last token only.
     tokens = workload.prompt_len + workload.gen_len - 1
-    return flop * tokens / hardware.compute.matmul[model.dtype].peak
+    flop = 2 * (sum(elements) * tokens + last * workload.gen_len)
+    return flop / hardware.compute.matmul[model.dtype].peak
 
 
 def _reason_of(
     smallest: Problem, problems: Iterable[Problem], max_latency_s: float | None, margin: float
 ) -> InfeasibleError:
-    """Say why not even a block of one sequence can be had."""
+    """Make the error for a search that found nothing: time, or memory."""
     hardware = smallest.hardware
     least_s = min((_latency_alone(p) for p in problems if p.gpu_batch_size == 1), default=math.inf)
     if max_latency_s is not None and math.inf > least_s > max_latency_s * 0.999:
@@ -244,7 +249,7 @@ def _reason_of(
 
 
 def _latency_alone(problem: Problem) -> float:
-    """Return the least seconds of a block of one sequence; infinity where it does not fit."""
+    """Return the least seconds of a block of one sequence, or infinity where it does not fit."""
     try:
         return solve(problem, Limits(block_sizes=(1, 1))).latency_per_sequence_s
     except Infeasible:

@@ -1,9 +1,9 @@
-"""The linear program at one ``gpu_batch_size``: where every byte lives, and the block size.
+"""The linear program at one ``gpu_batch_size``: the placement of every byte, and the block size.
 
 Minimising latency over block size looks bilinear. Per sequence it is linear (Charnes and Cooper
-1962): see ``Shares``. What keeps a product of two variables is exact where the block size is
-fixed; where it lies in a range, the product's McCormick envelope over that range makes the
-optimum a certified lower bound of every policy's latency.
+1962): see ``Shares``. Products of two variables remain. They are exact where the block size is
+fixed. Over a range of block sizes, their McCormick envelope makes the optimum a certified lower
+bound of every policy's latency.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, share_names
 from costmodel.pricing.stages import stages_of
 
-# Among policies of one latency, the one whose channels have the least to do is the best: what is
-# moved without need disturbs what is not in the model.
+# Of policies with equal latency, the one with the least work on all channels is the best: needless
+# moves disturb a run in ways that the model leaves out.
 TRAFFIC_WEIGHT = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one solution must keep beside the rows of the problem.
+    """Limits of one solution in addition to the rows of the problem.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Limits:
     max_latency_s
         Limit on the latency of one block.
     reserve
-        Bytes per tier to leave free, beyond what the formulas count.
+        Bytes per tier to leave free, in addition to those of the formulas.
     fixed
-        Shares that are given, by name.
+        Fixed shares by name.
     """
 
     block_sizes: tuple[int, int]
@@ -58,11 +58,11 @@ class Solution:
     shares
         Values of the variables.
     latency_per_sequence_s
-        What the shares take.
+        Latency of these shares.
     bound_per_sequence_s
-        No policy in the range of block sizes takes less.
+        No policy in the range of block sizes is faster.
     duals
-        By row: seconds per sequence that one unit more of its right-hand side would change.
+        By row: the change in seconds per sequence for one unit more of its right-hand side.
     """
 
     shares: Shares[float]
@@ -82,8 +82,8 @@ def rows_of(problem: Problem) -> dict[str, LinearForm]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What shares take of one block: seconds per sequence, and bytes beyond each tier's capacity
-    where it is exceeded."""
+    """The price of some shares: seconds per sequence, and the bytes in excess of each capacity that
+    they exceed."""
 
     latency_per_sequence_s: float
     overshoot_bytes: Mapping[str, int]
@@ -107,7 +107,7 @@ class Program:
         # [rows, shares]
         self.rows = np.vstack([part.matrix for part in parts])
         self._num_timed = sum(counts)
-        # [rows, stages]: what a row takes off its stage's seconds.
+        # [rows, stages]: -1 where a row limits the seconds of a stage.
         self._stages = np.zeros((len(self.rows), len(stages)))
         self._stages[np.arange(self._num_timed), np.repeat(np.arange(len(stages)), counts)] = -1.0
 
@@ -115,7 +115,7 @@ class Program:
         """Price a point of the problem, whether it fits or not."""
         named = shares.values()
         values = self.rows @ np.array([named[n] for n in share_names(self.problem.components)])
-        # Of the rows that are not a stage's, none is above zero here.
+        # Rows that limit no stage count as zero here.
         seconds = np.where(self._stages < 0, values[:, None], 0.0).max(axis=0)
         over = {}
         for tier, capacity in capacities(self.problem.hardware).items():
@@ -127,7 +127,7 @@ class Program:
         )
 
     def of_problem(self, problem: Problem) -> Program:
-        """Return the program of another problem of the same machine, model and workload."""
+        """Return the program of another problem with the same machine, model and workload."""
         return Program(problem, self.table)
 
     def solve(self, limits: Limits) -> Solution:
@@ -138,7 +138,7 @@ class Program:
         Infeasible
             When nothing fits.
         RunError
-            When the solver is missing or ends in any other way than with an optimum.
+            When the solver is missing or ends without an optimum.
         """
         rows = self._with_reserve(limits.reserve or {})
         others = self._stages
@@ -155,7 +155,8 @@ class Program:
             cost_of_others=np.ones(num_stages),
             fixed=limits.fixed or {},
         )
-        # Limits add up to at most their number times the latency: what is left bounds every policy.
+        # The limits of a stage add up to at most their number times its seconds. Without that sum,
+        # which breaks ties, the objective bounds every policy.
         most = 1 + TRAFFIC_WEIGHT * self._num_timed / num_stages
         return Solution(
             shares=point.shares,
@@ -179,11 +180,10 @@ class Program:
 def of_blocks(
     problem: Problem, num_batches: tuple[int, int], loads_per_block: float = 1.0
 ) -> Problem:
-    """Return the same problem for blocks of other sizes, and other ``loads_per_block``; without
-    experts, no row depends on how many batches there are.
+    """Return the same problem with another range of batches and other ``loads_per_block``.
 
-    A range is widened to powers of two, so that few rows serve many ranges: the bound holds for
-    every range within.
+    A range is widened to powers of two, so that few rows serve many ranges: the bound of the wider
+    range holds. Without experts, no row depends on the number of batches.
     """
     fewest, most = num_batches
     if fewest < most:
@@ -196,5 +196,5 @@ def of_blocks(
 
 
 def solve(problem: Problem, limits: Limits) -> Solution:
-    """Solve for one ``Problem``, see ``Program.solve``."""
+    """Make a program and solve it (see ``Program.solve``)."""
     return Program(problem).solve(limits)

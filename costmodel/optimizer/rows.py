@@ -1,8 +1,8 @@
-"""The rows of programs, as arrays; what several problems have in common is evaluated once.
+"""The rows of programs as arrays; rows that several problems share are evaluated once.
 
-A search compares hundreds of problems of one machine, model and workload. Most pairs of them differ
-in what only some rows depend on: the prefill batch size is nothing to decode, loads of weights are
-nothing to memory.
+A search compares hundreds of problems of one machine, model and workload. Two of them often have
+rows in common: decode does not depend on the prefill batch size, and memory does not depend on the
+number of loads.
 """
 
 from __future__ import annotations
@@ -33,26 +33,28 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """Bytes of memory in rows, and the tier of each."""
+    """Bytes of memory as rows, and the tier of each row."""
 
     rows: Rows
     tiers: tuple[str, ...]
 
 
 def memory_scale(problem: Problem, capacity: int) -> float:
-    """Rows of memory are fractions of the capacity and of one batch, so that the solver's absolute
-    tolerance means the same everywhere."""
+    """Return the scale of memory rows, which are fractions of the capacity, for one batch.
+
+    With it, the solver's absolute tolerance has the same meaning in every row.
+    """
     return problem.gpu_batch_size / max(capacity, 1)
 
 
 def time_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
-    """Return the limits of a stage, named ``time.STAGE.LIMIT``: each at most its seconds."""
+    """Return the limits of a stage, named ``time.STAGE.LIMIT``: each is at most its seconds."""
     forms = limit_forms(problem, stage)
     return {f"time.{stage.name}.{name}": form for name, form in forms.items()}
 
 
 def memory_forms(problem: Problem) -> dict[str, LinearForm]:
-    """Return what each tier lacks, named ``capacity.TIER.MOMENT``: each at most zero."""
+    """Return the bytes less the capacity, named ``capacity.TIER.MOMENT``: each is at most zero."""
     capacity, per_block = capacities(problem.hardware), unit_shares(problem.components).per_block
     return {
         _name(tier, moment): (use - per_block * capacity[tier])
@@ -76,14 +78,14 @@ def _name(tier: str, moment: str) -> str:
 
 
 class RowTable:
-    """Rows by what they depend on, for problems of one machine, model and workload.
+    """Evaluated rows, keyed by the fields that they depend on.
 
-    ``like`` is a table of the same model and workload and of another machine: what the two machines
-    have in common is evaluated once for both.
+    A table serves problems of one machine, model and workload. ``like`` is the table of another
+    machine with the same model and workload; rows that the two machines share are evaluated once.
     """
 
     def __init__(self, hardware: HardwareProfile, like: RowTable | None = None) -> None:
-        # Capacities are nothing to time, and rates nothing to memory.
+        # Times do not depend on capacities, and bytes do not depend on rates.
         self._rates = with_capacities(hardware, dict.fromkeys(capacities(hardware), 1))
         has_rates = like is not None and like._rates == self._rates
         self._times: dict[Hashable, Rows] = like._times if like and has_rates else {}
@@ -93,7 +95,7 @@ class RowTable:
     def stage_rows(self, problem: Problem, stage: Stage) -> Rows:
         """Return the rows of a stage.
 
-        Formulas are linear in the loads of the weights, so that two of their values give all.
+        Formulas are linear in the number of loads of the weights: two evaluations give all others.
         """
         key = _stage_key(problem, stage)
         once = self._of_loads(key, problem, stage, 1.0)
@@ -143,8 +145,10 @@ def _precision(problem: Problem) -> Hashable:
 def _stage_key(problem: Problem, stage: Stage) -> Hashable:
     if stage.is_prefill:
         return stage, _precision(problem)
-    # Where experts are loaded ahead, only the stage knows how many batches there are.
-    num_batches = (problem.num_batches, problem.in_place) if problem.loads_on_demand else None
+    # Where experts are loaded ahead, only the stage depends on the number of batches.
+    num_batches = (
+        (problem.num_batches, problem.hidden_in_place) if problem.loads_on_demand else None
+    )
     return stage, _precision(problem), problem.cpu_experts, problem.loads_on_demand, num_batches
 
 
@@ -159,7 +163,7 @@ def _memory_key(problem: Problem) -> Hashable:
         hardware.disk.free_bytes > 0,
         _precision(problem),
         problem.prefill_batch_sizes,
-        problem.in_place,
+        problem.hidden_in_place,
         problem.cpu_experts,
         problem.num_batches[0] if has_experts else None,
     )

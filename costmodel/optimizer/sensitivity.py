@@ -1,4 +1,4 @@
-"""What one unit more of every capacity and rate is worth: shadow prices of the program."""
+"""Shadow prices: the value of one more unit of each capacity and rate."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 
-# The change of a figure over which a row's coefficients are differentiated; they are smooth.
+# Relative step of the numerical derivative of a row's coefficients, which are smooth.
 STEP = 1e-6
-# Below this share of throughput for all that the machine has, a price is the objective's weight
-# of traffic, not of time.
+# Smaller relative savings have no price: they come from the objective's weight of traffic.
 NOISE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowPrice:
-    """What one more unit of a capacity or rate adds to throughput, at the policy's block size.
+    """The gain in throughput for one more unit of a capacity or rate, at a fixed block size.
 
     Parameters
     ----------
     name
         ``gpu``, ``cpu`` or ``disk`` for a capacity, a name out of ``RATES`` for a rate.
     amount
-        What the machine has, in units.
+        The machine's own capacity or rate, in units.
     unit
         GiB, GB/s or TFLOP/s.
     tok_per_s
-        Token/s for one unit more: the slope where the machine stands, not a promise for a large
-        change.
+        Token/s for one more unit: a slope, which holds for small changes.
     """
 
     name: str
@@ -47,8 +45,8 @@ def shadow_prices(
 ) -> list[ShadowPrice]:
     """Price every capacity and rate of the machine at a solution with a fixed block size.
 
-    By the envelope theorem the optimum changes as its rows do at the optimal shares, each
-    weighed by its dual. Of every capacity that is bought, ``margin`` stays free.
+    By the envelope theorem, the change of the optimum is the change of its rows at the optimal
+    shares, weighted by their duals. ``margin`` of each added capacity stays free.
     """
     prices = []
     for tier, capacity in capacities(problem.hardware).items():
@@ -89,8 +87,8 @@ def _price(
 
 
 def _change(before: Problem, after: Problem, solution: Solution) -> float:
-    """Seconds per sequence that the optimum changes by, to first order."""
+    """Return the change of the optimum in seconds per sequence, to first order."""
     old, new = rows_of(before), rows_of(after)
     value_of = solution.shares.value_of
-    # More on the left of a row is as much less on its right.
+    # An increase of a row's left side is an equal decrease of its right side.
     return sum(-solution.duals[name] * value_of(new[name] - old[name]) for name in old)

@@ -1,4 +1,4 @@
-"""Why nothing fits: which tier is short, by how many bytes, and which budgets would do."""
+"""Why nothing fits: the tiers that are short, the missing bytes, and budgets that are enough."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from costmodel.pricing.shares import unit_shares
 from profiles.aligned_io import PAGE_BYTES
 from profiles.units import format_bytes
 
-# Missing bytes are cheapest on disk and dearest on the GPU, so that the advice names the tier
-# that a user would extend first.
+# Missing bytes cost least on disk and most on the GPU, so that the advice names the tier that is
+# easiest to extend.
 SHORTAGE_COST = {"disk": 1.0, "cpu": 10.0, "gpu": 100.0}
 FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
-# Near the solver's tolerances, bytes are counted in these.
+# Bytes are counted in these, a size that suits the solver's tolerances.
 MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """Why the smallest block does not fit: bytes that tiers lack, and budgets that would do."""
+    """The bytes that tiers lack for the smallest block, and budgets that are enough."""
 
     missing_bytes: Mapping[str, int]
     budget_bytes: Mapping[str, int]
@@ -40,10 +40,10 @@ class Shortage:
 
 
 def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
-    """Say which tier is short for the smallest block, by how many bytes, and what would do.
+    """Find the tiers that are short for the smallest block, the missing bytes, and enough budgets.
 
-    ``margin`` is added to what is missing, as a fraction of what would do: the program's optimum
-    leaves no room for rounding to whole rows and pages.
+    Budgets are larger than the program's optimum by the fraction ``margin``, which leaves room for
+    rounding to whole rows and pages.
     """
     limits = capacities(problem.hardware)
     batch = problem.gpu_batch_size
@@ -65,9 +65,9 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
         cost_of_others=np.array([SHORTAGE_COST[tier] for tier in tiers]),
     )
     short = {tier: int(value * MEGABYTE) for tier, value in zip(tiers, point.others, strict=True)}
-    # Where nothing is short, it is the rounding that finds no room.
+    # Where no tier is short, only rounding lacks room.
     short = {tier: count for tier, count in short.items() if count > 0} or {"cpu": 0}
-    # A cut may be half a piece off in every component, and each begins on a page of the disk.
+    # A cut may be half a piece off in every component, and each starts at a page of the disk.
     parts = [component for layer in problem.sizes.layers for component in layer.components]
     edges = sum(PAGE_BYTES + component.cut_bytes for component in parts)
     budgets = {

@@ -1,4 +1,4 @@
-"""Run HiGHS on arrays, and turn every way in which it can end into one of three."""
+"""Run HiGHS on arrays: it returns an optimum, or raises ``Infeasible`` or ``RunError``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from profiles.errors import RunError
 
-# Programs are small: what would prepare them takes longer than solving them. Where one misses
-# feasibility by about the solver's tolerance, its scaled and its own form can disagree, and the
-# status is unknown; unscaled, most of these are decided.
+# Programs are small: presolving takes longer than solving. Where a program misses feasibility by
+# about the solver's tolerance, its scaled and its unscaled form can disagree, and the status is
+# unknown. Without scaling, most of these are decided.
 SOLVER_OPTIONS: tuple[dict[str, str | int], ...] = (
     {"presolve": "off", "simplex_scale_strategy": 2},
     {"presolve": "off", "simplex_scale_strategy": 0},
@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Infeasible(Exception):
-    """No point satisfies the rows; ``search`` turns this into advice."""
+    """No point satisfies the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Optimum:
     values
         [columns]
     duals
-        [rows], what one unit more of a row's right-hand side would add to the cost.
+        [rows]: the change of the cost for one more unit of a row's right-hand side.
     """
 
     objective: float
@@ -67,7 +67,7 @@ class Optimum:
     duals: Array
 
 
-# An instance of the solver takes longer to make than a program to solve. It serves one thread.
+# Making an instance of the solver takes longer than solving a program. Each thread has its own.
 _local = threading.local()
 
 
@@ -79,7 +79,7 @@ def minimize(program: LinearProgram) -> Optimum:
     Infeasible
         When no point satisfies its rows.
     RunError
-        When the solver is missing or ends in any other way.
+        When the solver is missing or ends with another status.
     """
     try:
         import highspy
@@ -118,8 +118,8 @@ def minimize(program: LinearProgram) -> Optimum:
         status = highs.getModelStatus()
         if status in (statuses.kOptimal, statuses.kInfeasible, statuses.kUnbounded):
             break
-    # The cost is a time or a number of bytes, so what may be unbounded is infeasible. What no form
-    # decides is on the edge of feasibility: no whole rows and pages fit there.
+    # The cost is a time or a number of bytes, so no program is unbounded. A program that neither
+    # form decides is at the edge of feasibility: whole rows and pages do not fit.
     if status in (statuses.kInfeasible, statuses.kUnboundedOrInfeasible, statuses.kUnknown):
         raise Infeasible
     if status != statuses.kOptimal:

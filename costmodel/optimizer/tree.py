@@ -1,8 +1,8 @@
 """Branch and bound over problems and block sizes.
 
-A problem that is still open is solved with its block size free: the optimum bounds all of its
-policies. The one with the best bound is then taken first: it is decided, or its range of block
-sizes split at the one it wants, until what is left cannot be better than the best policy found.
+An open problem is solved with its block size free: the optimum bounds all of its policies. The
+problem with the best bound comes first. Its open choices are closed, or its range of block sizes is
+split at the optimum's. The search ends when no remaining bound beats the best policy found.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from costmodel.plan.policy import Policy
 from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import Problem
 
-# Differences in predicted throughput below this are not to be trusted.
+# Predictions are not exact enough for smaller differences in throughput.
 NEARLY_AS_FAST = 0.005
-# Splits after which policies that are only as good as the best are no longer looked for, and after
-# which the best is taken as it is; its gap is reported.
+# After so many splits, the search no longer looks for policies that are nearly as fast as the best;
+# after ``MAX_SPLITS`` it ends, and its gap is reported.
 ENOUGH_SPLITS = 32
 MAX_SPLITS = 160
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Node:
-    """A range of block sizes of one problem, by its bound: the best is the smallest."""
+    """A range of block sizes of one problem. Nodes are ordered by their bound, the least first."""
 
     seconds: float
     index: int
@@ -44,18 +44,20 @@ class Node:
 
     @property
     def problem(self) -> Problem:
-        """The problem whose block sizes these are."""
+        """The problem of these block sizes."""
         return self.program.problem
 
     @property
     def wanted(self) -> float:
-        """Batches in the block of the relaxed optimum."""
+        """Batches in the block of the relaxed optimum, not rounded."""
         inverse = self.solution.shares.per_block * self.problem.gpu_batch_size
         return float(min(max(1 / inverse, self.fewest), self.most))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
+    """A policy that fits, with its problem and the program's optimum."""
+
     tok_per_s: float
     policy: Policy
     problem: Problem
@@ -76,8 +78,8 @@ class Found:
 class Tree:
     """Best-first branch and bound over problems and block sizes.
 
-    With ``is_choosy``, policies that are nearly as fast as the best are looked for too, to choose
-    among them.
+    With ``is_choosy``, the search also looks for policies that are nearly as fast as the best, and
+    chooses among them.
     """
 
     def __init__(self, max_latency_s: float | None, *, is_choosy: bool = True) -> None:
@@ -95,26 +97,26 @@ class Tree:
         return min((found.seconds for found in self.found), default=math.inf)
 
     def begin_with(self, problem: Problem, table: RowTable, num_gpu_batches: int) -> None:
-        """Take the best policy of one block size for the first that is to be bettered."""
+        """Begin with the best policy of one block size, which others must beat."""
         problem = of_blocks(problem, (num_gpu_batches, num_gpu_batches))
         self._round(Program(problem, table), num_gpu_batches)
 
     def plant(self, problems: Iterable[Problem], table: RowTable) -> None:
-        """Take up problems, and search them as far as they can better what was found."""
+        """Add problems, and search them until none can beat the best policy."""
         for problem in problems:
             self.add(problem, table, 1, _most_batches(problem))
         self.grow()
 
     def add(self, problem: Problem, table: RowTable, fewest: int, most: int) -> None:
-        """Solve for a range of batches in the block and keep it, unless nothing fits there."""
+        """Solve for a range of batches in the block, and keep it where something fits."""
         if fewest > most:
             return
         places, loads = 1.0, 1.0
         if fewest == most:
             places, loads = _of_job(problem, fewest)
         if self.max_latency_s is not None:
-            # A limit holds for a full block, which loads the weights once; the bound is then that
-            # of jobs without a partly filled block.
+            # The limit is for a full block, which loads the weights once. The bound then ignores a
+            # partly filled last block.
             loads = 1.0
         program = Program(of_blocks(problem, (fewest, most), loads), table)
         batch = problem.gpu_batch_size
@@ -136,8 +138,7 @@ class Tree:
         heapq.heappush(self._open, node)
 
     def grow(self) -> None:
-        """Split the best range until all that is left is worse than the best policy found, by so
-        much that it is no choice either."""
+        """Split the best range until no bound left is as good as the best policy, or nearly so."""
         count = 0
         while True:
             goes_on = self._is_choosy and count < ENOUGH_SPLITS
@@ -169,10 +170,10 @@ class Tree:
         self.add(problem or node.problem, node.program.table, fewest, most)
 
     def _split(self, node: Node) -> None:
-        """Take the block size that the relaxed optimum wants, and what is below and above it.
+        """Split a range at the block size of the relaxed optimum, which is a range of its own.
 
-        Experts multiply as many rows as a block has: a wide range is halved first, because its
-        bound takes the rates of its largest block.
+        With experts, a wide range is halved first: the rows of their products grow with the block,
+        and the bound of a range uses the rates of its largest block.
         """
         if "experts" in node.problem.components and node.most >= 2 * node.fewest:
             middle = 1 << round(math.log2(node.fewest * node.most) / 2 + 0.5)
@@ -193,8 +194,10 @@ class Tree:
             self.found.append(Found(rate, policy, program.problem, solution))
 
     def choose(self) -> Found:
-        """Of the policies predicted nearly as fast as the best, return the one whose channels
-        have the least to do: what the model leaves out, it suffers least from."""
+        """Return the policy with the least work, of those that are nearly as fast as the best.
+
+        Effects that the model leaves out slow that policy down least.
+        """
         best = max(found.tok_per_s for found in self.found)
         least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
         near = [found for found in self.found if found.tok_per_s >= least]
@@ -202,18 +205,18 @@ class Tree:
 
 
 def _most_batches(problem: Problem) -> int:
-    """Return the most batches in a block that the job can fill, none of them left empty."""
+    """Return the most batches in a block that the job can fill without an empty batch."""
     num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
     most = -(-(num_prompts or MAX_BLOCK_SIZE) // batch)
-    # Sequences are dealt out evenly: the last batch may leave too few for each.
+    # Batches share the sequences evenly, so that the last batch may leave too few for each.
     if num_prompts is not None and batch > -(-num_prompts // most):
         return most - 1
     return most
 
 
 def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
-    """Return the least number of batches that does the job in as many blocks as this one, and
-    the least that does it in one block less."""
+    """Return the fewest batches that do the job in as many blocks as this number, and the fewest
+    that do it in one block less."""
     num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
     if num_prompts is None:
         return num_gpu_batches, num_gpu_batches + 1
@@ -225,10 +228,10 @@ def _useful_counts(problem: Problem, num_gpu_batches: int) -> tuple[int, int]:
 
 
 def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
-    """Return the places in the blocks of a job for each of its prompts, and the loads of the
-    weights that a full block's share of them pays for.
+    """Return a job's places in blocks for each of its prompts, and its loads of the weights for
+    each full block's worth of places.
 
-    The last block's batches are equal, so that some of its places may stand empty.
+    The last block's batches have equal sizes, so that some of its places may be empty.
     """
     num_prompts, batch = problem.workload.num_prompts, problem.gpu_batch_size
     if num_prompts is None:
@@ -240,7 +243,7 @@ def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
     num_batches = -(-left // batch)
     last = num_batches * -(-left // num_batches)
     places = num_full * block_size + last
-    # Fewer tokens demand fewer experts.
+    # Fewer tokens need fewer experts.
     of_last = 1.0
     if problem.loads_on_demand:
         mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]

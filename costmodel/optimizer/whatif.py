@@ -1,4 +1,4 @@
-"""What would change the answer: the search repeated on machines that do not exist yet."""
+"""Searches on changed machines: the gain of more memory or faster parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TWICE_AS_FAST = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A machine that differs in one thing, and the throughput of its own best policy."""
+    """A machine with one change, and the throughput of its own best policy."""
 
     what: str
     job_tok_per_s: float
@@ -34,7 +34,7 @@ def what_would_change(
 ) -> list[Change]:
     """Search again with 8 GiB more of each memory and with twice each rate, one at a time.
 
-    ``result`` is what ``search`` found on its machine. Each throughput is within
+    ``result`` is the result of ``search`` on its machine. Each throughput is within
     ``NEARLY_AS_FAST`` of the machine's best.
     """
     return [

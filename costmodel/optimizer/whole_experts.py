@@ -1,31 +1,30 @@
-"""Placements of whole experts near a relaxed optimum, with all else placed anew about them.
+"""Placements of whole experts near a relaxed optimum.
 
-Experts are few and large: one more or less on a GPU leaves room, or takes it, that only a change
-elsewhere makes up for. So numbers of experts are fixed one after another, each at the better of the
-two about the optimum's, and the program is solved again for the rest.
+Experts are few and large: one more or one less on a GPU changes the room for all else. So the
+numbers of experts are fixed one after another, at the better of the integers below and above the
+optimum's, and the program is solved again for the rest.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from costmodel.optimizer.program import Limits, Program, Solution
 from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.rounding import integers_near
 from costmodel.pricing.experts import experts_of
 from costmodel.pricing.shares import weight_name
 
-# What the solver left so near to a whole number is that number.
+# Numbers of experts in a solution this near to an integer count as that integer.
 TOLERANCE = 1e-4
 
 
 def with_whole_experts(program: Program, limits: Limits, relaxed: Solution) -> list[Solution]:
-    """Return the best solution found whose experts are whole on every tier, and whole where the
-    CPU multiplies them; none where nothing fits, or without experts.
+    """Return the best solution found with whole experts on each tier and in place.
 
-    ``limits`` fix the block size.
+    The list is empty where nothing fits, or without experts. ``limits`` fix the block size.
     """
     problem = program.problem
     if "experts" not in problem.components:
@@ -37,7 +36,7 @@ def with_whole_experts(program: Program, limits: Limits, relaxed: Solution) -> l
         return []
     placed, solution = found
     if problem.cpu_experts:
-        counts = _sides(solution.shares.experts_in_place * num_experts)
+        counts = integers_near(solution.shares.experts_in_place * num_experts, TOLERANCE)
         options = ({**placed, "experts_in_place": count / num_experts} for count in counts)
         placed, solution = _best(program, limits, options) or found
     return [solution]
@@ -48,7 +47,10 @@ def _placements(
 ) -> Iterator[Mapping[str, float]]:
     shares = relaxed.shares.weights["experts"]
     of_all = num_experts * block_size
-    for gpu, disk in itertools.product(_sides(shares.gpu * of_all), _sides(shares.disk * of_all)):
+    on_gpu, on_disk = (
+        integers_near(share * of_all, TOLERANCE) for share in (shares.gpu, shares.disk)
+    )
+    for gpu, disk in itertools.product(on_gpu, on_disk):
         if gpu + disk <= num_experts:
             counts = {"gpu": gpu, "disk": disk}
             yield {weight_name("experts", t): count / of_all for t, count in counts.items()}
@@ -57,7 +59,7 @@ def _placements(
 def _best(
     program: Program, limits: Limits, options: Iterator[Mapping[str, float]]
 ) -> tuple[Mapping[str, float], Solution] | None:
-    """Solve with each of several shares given; return the best of them."""
+    """Solve with each of several sets of fixed shares; return the best solution."""
     solved = []
     for fixed in options:
         try:
@@ -65,9 +67,3 @@ def _best(
         except Infeasible:
             continue
     return min(solved, key=lambda s: s[1].bound_per_sequence_s, default=None)
-
-
-def _sides(value: float) -> set[int]:
-    nearest = round(value)
-    near = abs(value - nearest) < TOLERANCE
-    return {nearest} if near else {math.floor(value), math.ceil(value)}

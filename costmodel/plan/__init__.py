@@ -1,1 +1,1 @@
-"""What is decided before a run: the work, the policy, where it cuts, which moves it needs."""
+"""The plan of a run: the workload, the policy, its cuts, and the moves that it needs."""

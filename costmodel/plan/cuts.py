@@ -1,9 +1,11 @@
-"""From fractions to whole rows: the cuts that the executor makes.
+"""The cuts of a policy: its fractions as whole rows, experts and sequences.
 
-Each component is cut between the rows nearest to the fraction. Experts are dealt whole, to some
-layers one more than to others, so that all layers together are nearest to it. The cache of a
-batch is cut between (sequence, key head) rows, in the order GPU, CPU, disk; the rows that are
-attended on the CPU are the last ones. Hidden states are cut between sequences.
+- Each component is cut between two rows, at the place nearest to the fraction.
+- Experts are never cut. Some layers keep one expert more on a tier than others, so that all layers
+  together are nearest to the fraction.
+- The cache of a batch is cut between (sequence, key head) rows, in the order GPU, CPU, disk. The
+  CPU attends to the last of these rows.
+- Hidden states are cut between sequences.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from costmodel.model.layout import ComponentLayout, model_layers, round_up
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
-# Multiples of it spread evenly over a unit interval, however many are taken.
+# The fractional parts of its multiples spread evenly over [0, 1), for any number of multiples.
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
@@ -51,17 +53,18 @@ class ComponentCut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedComponent:
-    """A component of a layer, with where its bytes are."""
+    """A component of a layer and its cuts."""
 
     layer: int
     layout: ComponentLayout
     cut: ComponentCut
-    # Of what lives in CPU memory, the last bytes, which the CPU multiplies there in decode.
+    # Bytes of experts in CPU memory that the CPU multiplies in place in decode. They are the last
+    # bytes there.
     bytes_in_place: int = 0
 
     @property
     def units_in_place(self) -> range:
-        """Experts that the CPU multiplies where they are."""
+        """The experts that the CPU multiplies in place."""
         size = self.layout.unit_bytes
         end = self.cut.cpu_end // size if self.bytes_in_place else 0
         return range(end - self.bytes_in_place // size, end)
@@ -73,9 +76,10 @@ PlacedLayers = tuple[tuple[PlacedComponent, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Rows of a batch's cache with one home and one place of attention.
+    """Rows of a batch's cache that one tier stores and one device attends to.
 
-    A row is one key head of one sequence: row ``s * num_kv_heads + h``.
+    A row is one key head of one sequence: row ``s * num_kv_heads + h``. ``home`` is the tier,
+    ``attended`` the tier of the device.
     """
 
     first_row: int
@@ -92,7 +96,7 @@ class Segment:
 
 def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut:
     """Cut a component's run of bytes at the boundaries nearest to the placement."""
-    # Both cuts from the start of the run, so that errors of the two do not add up.
+    # Both cuts are measured from the start of the run, so that their errors do not add up.
     gpu_end = layout.cut_near(placement.gpu * layout.num_bytes)
     cpu_end = layout.num_bytes
     if placement.disk > 0:
@@ -107,13 +111,13 @@ def deal_units(
 ) -> list[ComponentCut]:
     """Cut a component of several units in each of the layers that have it.
 
-    A layer has too few experts to come near to a fraction, so that some layers get one more than
-    others. Those are spread evenly, because loads wait for each other only over a few layers.
+    One layer has too few experts to come near to a fraction, so some layers get one more than
+    others. These layers are spread evenly, because weights are loaded only a few layers ahead.
     """
     whole = layout.num_units * num_layers
     cpu_end = whole - round(placement.disk * whole)
     gpu_end = min(round(placement.gpu * whole), cpu_end) if placement.cpu > 0 else cpu_end
-    # The more layers get one more, the more of the same order: no cut is behind the next.
+    # Layers get their extra unit in the same order at both cuts, so ``gpu_end <= cpu_end``.
     return [
         ComponentCut(
             gpu_end=_dealt(gpu_end, num_layers, turn) * layout.unit_bytes,
@@ -125,22 +129,23 @@ def deal_units(
 
 
 def _dealt(units: int, num_layers: int, turn: int) -> int:
+    """Return the units of one layer; the layers with the first turns get one more."""
     each, rest = divmod(units, num_layers)
     return each + (turn < rest)
 
 
 @functools.cache
 def _spread(count: int) -> tuple[int, ...]:
-    """Return the turn of each of so many places, those of the first turns far from each other."""
+    """Return the turn of each of ``count`` places; places of consecutive turns are far apart."""
     order = sorted(range(count), key=lambda place: place * GOLDEN_RATIO % 1)
     turns = {place: turn for turn, place in enumerate(order)}
     return tuple(turns[place] for place in range(count))
 
 
 def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
-    """Cut every component of every layer as a policy says."""
+    """Cut every component of every layer by a policy."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-    # Equal layers are one object.
+    # Equal layers are the same object.
     counts = Counter(id(layout) for layer in layers for layout in layer.components)
     dealt: dict[int, Iterator[ComponentCut]] = {}
     placed = []
@@ -155,10 +160,10 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
                 if id(layout) not in dealt:
                     dealt[id(layout)] = iter(deal_units(layout, placement, counts[id(layout)]))
                 cut = next(dealt[id(layout)])
-                # Of all that live in CPU memory so far, as many as come nearest to the fraction.
+                # Of the experts in CPU memory so far, the number that is nearest to the fraction.
                 cpu_units += cut.cpu_bytes // layout.unit_bytes
                 if has_gpu:
-                    # Halves always up: two that round apart would make a layer's one off.
+                    # round() rounds halves to even, which would put a layer's number one off.
                     in_place = math.floor(policy.cpu_experts * cpu_units + 0.5) - units_in_place
                     units_in_place += in_place
             components.append(
@@ -174,25 +179,25 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
 
 
 def cache_spec(policy: Policy, layer: LayerSpec) -> CacheSpec:
-    """Return what a layer keeps under a policy."""
+    """Return the cache of a layer under a policy."""
     return cache_of(layer, policy.cache_bits, policy.group_size, policy.model.dtype_bytes)
 
 
 def cut_cache(
     policy: Policy, cache: CacheSpec, batch_size: int, *, has_gpu: bool
 ) -> tuple[Segment, ...]:
-    """Cut the rows that a layer keeps of a batch of ``batch_size`` sequences into segments.
+    """Cut a layer's cache rows for a batch of ``batch_size`` sequences into segments.
 
-    The rows on disk take whole pages for each token, so that every token can be appended with
-    one aligned write: their number is rounded to a multiple of the rows that fill a page.
+    On disk, a token of a segment takes whole pages, so that one aligned write appends it. The
+    number of rows on disk is therefore rounded to a multiple of the rows that fill a page.
     """
     rows = batch_size * cache.rows_per_sequence
     row_bytes, unit = cache.row_bytes, cache.rows_per_page
     gpu_end, cpu_end = _cut_rows(policy.cache, rows, unit)
     attended_from = rows - round(policy.cpu_attention * (rows - gpu_end)) if has_gpu else 0
     if attended_from > cpu_end:
-        # A cut inside the disk's rows must not cost another page: units that fill their pages
-        # are cut between, others not at all.
+        # A cut among the rows on disk must not add a page. Where a unit of rows fills whole pages,
+        # the cut falls between two units; otherwise the rows on disk are not cut.
         if unit * row_bytes % PAGE_BYTES:
             unit = rows - cpu_end
         fetched = attended_from - cpu_end
@@ -231,10 +236,10 @@ def _cut_rows(cache: Placement, rows: int, rows_per_page: int) -> tuple[int, int
 
 
 def cut_hidden(policy: Policy, batch_size: int) -> tuple[int, int]:
-    """Return the sequences at which the disk part and the CPU part of a batch's hidden states
-    end; the GPU holds the rest.
+    """Return the ends of the disk part and of the CPU part of a batch's hidden states, in
+    sequences; the GPU stores the rest.
 
-    The disk part comes first, because a direct read needs an aligned buffer to begin in.
+    The disk part comes first, because direct reads need an aligned start of the buffer.
     """
     placement = policy.activations
     disk_end = round(placement.disk * batch_size)

@@ -1,4 +1,4 @@
-"""What a policy means for each byte and each move, derived once and handed down."""
+"""A policy with its cuts and its moves, derived once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Plan:
     layers
         Layouts in the order of the schedule: embedding, decoder layers, chunks of the head.
     weights
-        For each of them, its components with their cuts.
+        The components of each of these layers, with their cuts.
     segments
-        For each kind of decoder layer, those of a whole batch's cache.
+        For each kind of decoder layer, the segments of a full batch's cache.
     route
-        The moves that are needed at all.
+        The moves that the policy needs.
     """
 
     policy: Policy
@@ -35,8 +35,10 @@ class Plan:
 
     @property
     def batches_at_once(self) -> int:
-        """Batches whose tokens pass through experts together in decode: all, where their hidden
-        states are on the device that computes."""
+        """Batches whose tokens pass through experts together in decode.
+
+        All batches do, where the hidden states are stored on the compute device.
+        """
         placement = self.policy.activations
         is_in_place = (placement.gpu if self.has_gpu else placement.cpu) >= 1
         return self.policy.num_gpu_batches if is_in_place else 1

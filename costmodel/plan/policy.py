@@ -1,4 +1,4 @@
-"""A policy: where every byte lives and how large the block is. And its JSON file."""
+"""A policy: the placement of every byte and the size of the block. And its JSON file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 2
 TIERS = ("gpu", "cpu", "disk")
 # Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
 SUM_TOLERANCE = 1e-6
-# More is a mistake, and too large for floats in the end.
+# More is a mistake, and overflows floats later.
 MAX_SEQUENCES = 10**9
 
 
@@ -50,7 +50,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the cost model says of a policy.
+    """The cost model's prediction for a policy.
 
     Parameters
     ----------
@@ -59,11 +59,11 @@ class Prediction:
     latency_s, prefill_s, decode_s
         Seconds for one block and for its two phases.
     lower_bound_s
-        Sum over the phases of the busiest channel's own seconds at the profile's rates: without
-        fixed costs, contention, or waiting of one channel for another.
+        Sum over the phases of the busiest channel's seconds at the profile's rates, without
+        fixed costs, contention, or waits between channels.
     bottleneck
-        What limits most of the block: a channel, two channels that slow each other down, the
-        CPU's memory, or the path of a single batch through the layers.
+        The limit with the largest share of the block's time: a channel, two channels that slow
+        each other down, the CPU's memory, or the path of one batch through the layers.
     channel_s
         Busy seconds per channel over the block.
     peak_bytes
@@ -91,31 +91,31 @@ class Policy:
     num_gpu_batches
         Batches that share one load of a layer's weights.
     prefill_batch_size
-        Sequences computed at once inside a batch during prefill, at most ``gpu_batch_size``:
-        it bounds the workspace, and long prompts fill a matrix product with few sequences.
+        Sequences computed at once inside a batch during prefill, at most ``gpu_batch_size``.
+        It limits the workspace; long prompts fill a matrix product with few sequences.
     weights
-        For each class of components of the model (see ``ModelSpec.component_names``), where its
-        bytes are. In a file, one placement may stand for all.
+        The placement of each class of components (see ``ModelSpec.component_names``). In a file,
+        one placement may stand for all classes.
     cpu_attention
-        Fraction of the KV cache off the GPU that is attended on the CPU where it lies; the rest
-        is fetched. Without a GPU everything is attended on the CPU and this is 1.
+        Fraction of the KV cache off the GPU that the CPU attends to in place; the rest is
+        fetched. It is 1 without a GPU, where the CPU does all attention.
     cpu_experts
-        Fraction of the experts in CPU memory that the CPU multiplies there in decode, beside a GPU;
-        the rest is sent.
+        Beside a GPU, the fraction of the experts in CPU memory that the CPU multiplies in place in
+        decode; the rest is sent to the GPU.
     weight_bits, cache_bits
         Bits of one element: those of the model's dtype, or 8 or 4 for group-wise quantization.
     group_size
-        Elements that share a scale and a minimum where they are quantized: of a matrix along its
-        rows, of the cache along the head dimension.
+        Quantized elements that share a scale and a minimum. Groups run along the rows of a matrix,
+        and along the head dimension of the cache.
     unpacks_per_batch
-        Quantized weights are unpacked one matrix at a time for every batch, as FlexGen does,
-        instead of a layer at once for every load, which takes more memory and less time.
+        Whether quantized weights are unpacked for every batch, one matrix at a time, as in FlexGen.
+        Otherwise they are unpacked for every load, a layer at a time: more memory, less time.
     attention_sparsity
         Fraction of the keys that each query of decode attends to; 1 is dense attention.
     loads_on_demand
-        In decode, experts are loaded when the router has chosen them, and no others.
+        Whether decode loads only the experts that the router has chosen, after its choice.
     hardware
-        The machine and the budgets that the policy was made for, without raw measurements.
+        The machine and the budgets of the search, without raw measurements.
     """
 
     model: ModelSpec
@@ -143,7 +143,7 @@ class Policy:
             raise InputError(
                 "policy schema_version", got=self.schema_version, allowed=str(SCHEMA_VERSION)
             )
-        # Its file may be from anywhere: no other family can be run.
+        # The file may have been edited: only known families can be run.
         family_named(self.model.family)
         if set(self.weights) != set(self.model.component_names):
             raise InputError(
@@ -167,6 +167,8 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed="a fraction in [0, 1]"
                 )
+        if "experts" not in self.weights:
+            self._refuse_experts()
         check_group_size("policy.group_size", self.group_size)
         full = self.model.full_bits
         for name in ("weight_bits", "cache_bits"):
@@ -177,6 +179,17 @@ class Policy:
                     allowed=f"{full} (the model's {self.model.dtype}), 8 or 4",
                 )
 
+    def _refuse_experts(self) -> None:
+        """Refuse fields that only a model with experts has a use for."""
+        for name, unused in (("cpu_experts", 0), ("loads_on_demand", False)):
+            value = getattr(self, name)
+            if value != unused:
+                raise InputError(
+                    f"policy.{name}",
+                    got=str(value).lower(),
+                    allowed=f"{str(unused).lower()}, because {self.model.name} has no experts",
+                )
+
     @property
     def block_size(self) -> int:
         """Sequences that share one load of the weights."""
@@ -184,7 +197,7 @@ class Policy:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether it computes something else than the model in its own dtype."""
+        """Whether the results differ from those of the model in its own dtype."""
         bits = min(self.weight_bits, self.cache_bits)
         return bits < self.model.full_bits or self.attention_sparsity < 1
 
@@ -194,7 +207,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path) -> Policy:
-        """Read a policy; raises ``InputError`` with file and key on anything out of place."""
+        """Read a policy; raises ``InputError`` with file and key for an invalid one."""
         raw = read_json(path, "policy")
         if raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
             raise InputError(
@@ -205,7 +218,7 @@ class Policy:
             )
         weights = raw.get("weights")
         if isinstance(weights, dict) and weights and set(weights) <= set(TIERS):
-            # Written by hand: one placement for all components.
+            # One placement for all components, as people write it by hand.
             model = from_json(ModelSpec, raw.get("model"), f"policy {path}.model")
             raw["weights"] = dict.fromkeys(model.component_names, weights)
         return from_json(cls, raw, f"policy {path}")

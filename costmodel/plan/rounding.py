@@ -1,4 +1,4 @@
-"""From a policy's fractions to those that the cuts make of them."""
+"""Round a policy's fractions to those that its cuts can keep."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from costmodel.plan.policy import Placement, Policy
 
 
 def round_policy(policy: Policy, *, has_gpu: bool) -> Policy:
-    """Replace a policy's fractions by those that its bytes will really obey."""
+    """Replace a policy's fractions by the fractions of its cuts."""
     return round_rows(round_weights(policy, has_gpu=has_gpu), has_gpu=has_gpu)
 
 
 def round_weights(policy: Policy, *, has_gpu: bool) -> Policy:
-    """Round the fractions of the weights alone."""
+    """Round the fractions of the weights only."""
     return replace(
         policy,
         weights=_weight_fractions(policy),
@@ -35,7 +35,7 @@ def round_weights(policy: Policy, *, has_gpu: bool) -> Policy:
 
 
 def round_rows(policy: Policy, *, has_gpu: bool) -> Policy:
-    """Round the fractions of the cache and of the hidden states alone."""
+    """Round the fractions of the cache and of the hidden states only."""
     batch = policy.gpu_batch_size
     rows = {"gpu": 0, "disk": 0}
     attended = total = 0
@@ -57,11 +57,11 @@ def round_rows(policy: Policy, *, has_gpu: bool) -> Policy:
 
 
 def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
-    """Yield the policy with its cache and its hidden states rounded down and up on every tier and
-    place of attention.
+    """Yield the policy with its cache, attention and hidden states rounded down and up on each
+    tier.
 
-    Of few rows or sequences, the nearest may be far from the best: one too many on a slow tier
-    costs more than several too few.
+    With few rows or sequences, the nearest number may be far from the best: one too many on a slow
+    tier costs more than several too few.
     """
     hidden = list(_hidden_roundings(policy))
     for cache, cpu_attention in _cache_roundings(policy, has_gpu=has_gpu):
@@ -70,37 +70,41 @@ def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
 
 
 def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placement, float]]:
-    # Of the kind of layer that is first; others are rounded to the nearest of their rows.
+    # Only the first kind of layer is rounded both ways; the others take their nearest rows.
     cache = cache_spec(policy, policy.model.layer_kinds[0])
     rows, unit = policy.gpu_batch_size * cache.rows_per_sequence, cache.rows_per_page
     attended = policy.cpu_attention * (1 - policy.cache.gpu) * rows
-    on_disk = {min(rows, count * unit) for count in _sides(policy.cache.disk * rows / unit)}
-    for gpu, disk in itertools.product(_sides(policy.cache.gpu * rows), on_disk):
+    on_disk = {min(rows, count * unit) for count in integers_near(policy.cache.disk * rows / unit)}
+    for gpu, disk in itertools.product(integers_near(policy.cache.gpu * rows), on_disk):
         if gpu + disk > rows:
             continue
         off_gpu = rows - gpu
-        counts = {min(off_gpu, count) for count in _sides(attended)} if has_gpu else {off_gpu}
-        for count in counts if policy.cpu_attention < 1 else {off_gpu}:
+        counts = {off_gpu}
+        if has_gpu and policy.cpu_attention < 1:
+            counts = {min(off_gpu, count) for count in integers_near(attended)}
+        for count in counts:
             yield _fractions(gpu / rows, disk / rows), count / off_gpu if off_gpu else 1.0
 
 
 def _hidden_roundings(policy: Policy) -> Iterator[Placement]:
     batch = policy.gpu_batch_size
     for gpu, disk in itertools.product(
-        _sides(policy.activations.gpu * batch), _sides(policy.activations.disk * batch)
+        integers_near(policy.activations.gpu * batch),
+        integers_near(policy.activations.disk * batch),
     ):
         if gpu + disk <= batch:
             yield _fractions(gpu / batch, disk / batch)
 
 
-def _sides(value: float) -> set[int]:
-    # What the solver left a hair beside a whole number is that number.
+def integers_near(value: float, tolerance: float = 1e-6) -> set[int]:
+    """Return the integers below and above a value, or the only one within ``tolerance`` of it."""
     nearest = round(value)
-    return {nearest} if abs(value - nearest) < 1e-6 else {math.floor(value), math.ceil(value)}
+    is_one = abs(value - nearest) < tolerance
+    return {nearest} if is_one else {math.floor(value), math.ceil(value)}
 
 
 def _weight_fractions(policy: Policy) -> dict[str, Placement]:
-    """Return the fractions that the cuts of each class of components make."""
+    """Return the fractions of each class of components after its cuts."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
     sums = {name: [0, 0, 0] for name in policy.weights}
     counts = Counter(map(id, layers))
@@ -119,7 +123,7 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
 
 
 def _share_in_place(policy: Policy) -> float:
-    """Return the fraction of the experts in CPU memory that are multiplied there."""
+    """Return the fraction of the experts in CPU memory that the CPU multiplies in place."""
     placed = place_weights(policy, has_gpu=True) if policy.cpu_experts else ()
     experts = [c for layer in placed for c in layer if c.layout.name == "experts"]
     in_memory = sum(component.cut.cpu_bytes for component in experts)
@@ -127,7 +131,7 @@ def _share_in_place(policy: Policy) -> float:
 
 
 def overall_weights(policy: Policy) -> Placement:
-    """Return the share of all bytes of weights on each tier."""
+    """Return the fraction of all weight bytes on each tier."""
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
     sizes = dict.fromkeys(policy.weights, 0)
     for layer in layers:
@@ -142,5 +146,5 @@ def overall_weights(policy: Policy) -> Placement:
 
 
 def _fractions(gpu: float, disk: float) -> Placement:
-    # The middle tier takes the remainder, so that the three sum to one without rounding noise.
+    # The middle tier takes the remainder, so that rounding errors do not change the sum.
     return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)

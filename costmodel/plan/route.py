@@ -1,4 +1,4 @@
-"""Which moves a policy needs at all, derived from its cuts."""
+"""The moves that a policy needs, derived from its cuts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from costmodel.plan.policy import Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Which moves a policy needs at all: tasks that would move nothing are never made."""
+    """The moves that a policy needs: tasks without anything to move are never made."""
 
     has_gpu: bool
     disk_weights: frozenset[int]
@@ -24,10 +24,10 @@ class Route:
     attends_on_cpu: bool
     disk_hidden: bool
     sends_hidden: bool
-    # Layers whose experts are loaded in decode when the router has chosen them.
+    # Layers whose experts are loaded on demand in decode.
     demanding: frozenset[int] = frozenset()
-    # Layers with experts that the CPU multiplies in decode where they are.
-    in_place: frozenset[int] = frozenset()
+    # Layers with experts that the CPU multiplies in place in decode.
+    experts_in_place: frozenset[int] = frozenset()
 
     @property
     def compute_channel(self) -> str:
@@ -43,7 +43,7 @@ def route_of(
     *,
     has_gpu: bool,
 ) -> Route:
-    """Derive from a policy's cuts which moves it needs."""
+    """Derive the moves that a policy needs from its cuts."""
     # The embedding is gathered, never staged.
     staged = {
         index: [component.cut for component in components]
@@ -65,7 +65,7 @@ def route_of(
         stores_cache=has_gpu and any(s.home != "gpu" for s in cache),
         attends_on_cpu=has_gpu and any(s.attended == "cpu" for s in cache),
         demanding=frozenset(_demanding(layers, weights, has_gpu) if policy.loads_on_demand else ()),
-        in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
+        experts_in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
     )
@@ -74,7 +74,7 @@ def route_of(
 def _demanding(
     layers: Sequence[LayerLayout], weights: PlacedLayers, has_gpu: bool
 ) -> Iterator[int]:
-    """Yield the layers with experts that are not at rest on the device that computes."""
+    """Yield the layers with experts that are stored off the compute device."""
     for index, layer in enumerate(layers):
         for component in weights[index] if layer.kind == "experts" else ():
             cut = component.cut

@@ -16,14 +16,13 @@ class Workload:
     prompt_len
         Tokens of the longest prompt; shorter ones are padded to it.
     gen_len
-        Tokens generated for each prompt. The first comes out of prefill, the rest of
-        ``gen_len - 1`` decode steps.
+        Tokens generated for each prompt. Prefill makes the first, ``gen_len - 1`` decode steps make
+        the rest.
     num_prompts
-        Sequences in all; ``None`` means as many as a block of any size wants.
+        Number of prompts; ``None`` means enough to fill a block of any size.
     logprobs, prompt_logprobs
-        Whether the log-probability of each generated token, and of each prompt token after the
-        first, is computed; and how many of the likeliest tokens are kept beside it. ``None``
-        computes none.
+        Whether to compute the log-probability of each generated token, and of each prompt token
+        after the first, and how many alternatives to return with it. ``None`` computes none.
     """
 
     prompt_len: int
@@ -44,7 +43,7 @@ class Workload:
 
     @property
     def context_len(self) -> int:
-        """Slots of the KV cache that one sequence uses; the last token needs none."""
+        """Slots of the KV cache that one sequence uses; its last token needs no slot."""
         return self.prompt_len + self.gen_len - 1
 
     @property

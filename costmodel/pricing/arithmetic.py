@@ -1,6 +1,6 @@
 """Seconds of arithmetic on one device, per sequence of the block, for all passes of a stage.
 
-No placement: how much of it a device does is for ``latency`` to say.
+No placement: ``latency`` multiplies these by the share that each device does.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from costmodel.pricing.stages import Stage
 from costmodel.pricing.workspace import LOGIT_BYTES, SCORED_ROWS
 from profiles.compute_rates import ComputeRates
 
-# Passes over float32 logits when a token is chosen: made from the model's dtype, then searched.
+# Passes over float32 logits to choose a token: conversion from the model's dtype, then searches.
 SAMPLING_PASSES = 3
-# The same when a token is scored: its logits are also added up.
+# Passes over float32 logits to score a token: their exponentials are also summed.
 SCORING_PASSES = 5
-# Of an element, in rates of unpacking: whatever dtype it is unpacked to.
+# Rates of unpacking count two bytes an element, for every dtype of the result.
 UNPACKED_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSeconds:
-    """Seconds of the parts of all decoder layers: before and behind their attention, and their
-    mixtures of experts."""
+    """Seconds of all decoder layers: before their attention (``project``), after it (``finish``),
+    and in their mixtures of experts."""
 
     project: float = 0.0
     finish: float = 0.0
@@ -38,8 +38,8 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
     sums = {"project": 0.0, "finish": 0.0, "experts": 0.0}
     for number, kind in enumerate(problem.layer_kinds):
         tokens = kind.count * stage.tokens
-        # In prefill the head takes each prompt's last token, and the last layer finishes no other,
-        # unless all are scored.
+        # In prefill, the head needs each prompt's last token only, so the last layer finishes no
+        # other, unless prompts are scored.
         skipped = stage.tokens - 1 if stage.is_prefill and number == last else 0
         skipped -= stage.scored_tokens if number == last else 0
         experts = kind.spec.experts
@@ -65,7 +65,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
 
 
 def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of the products of all experts, without routers and shared experts."""
+    """Seconds of the products of all routed experts, without routers and shared experts."""
     seconds = 0.0
     for experts, component, count in experts_of(problem):
         rows = tuple(expert_rows(experts, n) for n in stage.expert_tokens)
@@ -77,13 +77,13 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
 
 
 def in_place_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the experts that are needed at once, as they are in memory."""
+    """Stored bytes of the experts that one visit of all layers needs."""
     packed = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
     return touched_elements(problem, stage) * packed
 
 
 def projected_share(problem: Problem) -> float:
-    """Share of what is unpacked for every load that is multiplied before attention."""
+    """Share of the unpacked weights that is multiplied before attention."""
     first = sum(
         kind.count * tensor.num_elements
         for kind in problem.layer_kinds
@@ -103,12 +103,12 @@ def _matmul_rate(
 
 
 def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
-    """Whether weights are multiplied as they lie packed."""
+    """Whether packed weights are multiplied without unpacking them first."""
     return not stage.is_prefill and problem.multiplies_packed(rates)
 
 
 def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking all weights but experts once in every pass, where they are packed."""
+    """Seconds of unpacking all packed weights but experts once in every pass."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
     num_bytes = problem.sizes.staged_elements * UNPACKED_BYTES * problem.loads_per_block
@@ -116,7 +116,7 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
 
 
 def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking the experts that are needed at once, per sequence."""
+    """Seconds of unpacking the experts that each visit needs, per sequence."""
     if not problem.packs_weights or _is_direct(problem, stage, rates):
         return 0.0
     num_bytes = touched_elements(problem, stage) * UNPACKED_BYTES
@@ -124,18 +124,18 @@ def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
 
 
 def expert_visits(stage: Stage) -> float:
-    """How often a mixture of experts is computed in a stage, per sequence."""
+    """Visits of each mixture of experts in a stage, per sequence."""
     at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
     return stage.passes / at_once
 
 
 def multiplied_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of all weights but experts, as the CPU multiplies one batch with them."""
+    """Bytes of all weights but experts that the CPU reads to multiply one batch."""
     return problem.sizes.staged_elements * _element_bytes(problem, stage)
 
 
 def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the experts that are needed at once, as the CPU multiplies with them."""
+    """Bytes of the needed experts that the CPU reads to multiply in one visit of all layers."""
     return touched_elements(problem, stage) * _element_bytes(problem, stage)
 
 
@@ -146,7 +146,7 @@ def _element_bytes(problem: Problem, stage: Stage) -> float:
 
 
 def unpacking_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes that unpacking all weights but experts once in every pass reads and writes."""
+    """Bytes that are read and written to unpack all weights but experts once in every pass."""
     if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
         return 0.0
     packed_share = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
@@ -155,7 +155,7 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
 
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the cache, as it lies, that the CPU's attention reads for one sequence."""
+    """Stored bytes of the cache that the CPU's attention reads for one sequence."""
     rates = problem.hardware.cpu.compute
     read = sum(
         kind.count * kind.cache.token_bytes * _read_share(problem, kind.spec, rates)
@@ -165,9 +165,8 @@ def attended_bytes(problem: Problem, stage: Stage) -> float:
 
 
 def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of attention in all layers, and of packing what is new where the cache is packed."""
+    """Seconds of attention in all layers, and of packing new keys and values."""
     model = problem.model
-    # What is new is packed.
     seconds = 0.0
     if problem.packs_cache:
         elements = problem.unpacked_token_bytes / model.dtype_bytes
@@ -184,7 +183,7 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
 
 
 def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
-    """Bytes per second of the cache as attention computes with it, however it lies."""
+    """Unpacked bytes of the cache that attention reads in a second."""
     attention = layer.attention
     bits = problem.cache_bits if problem.packs_cache else None
     rate = rates.attention_rate(problem.model.dtype, bits, attention.group_size, attention.head_dim)
@@ -194,8 +193,8 @@ def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> flo
 
 
 def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
-    """Seconds of the output head and the choice of a token; in prefill too, one of each prompt.
-    Beside it, those of scoring prompts."""
+    """Seconds of the output head and the choice of a token, one token of each sequence a pass; and
+    of scoring prompts."""
     model, batch = problem.model, problem.gpu_batch_size
     flop = 2 * model.vocab_size * model.hidden_size
     logits_bytes = LOGIT_BYTES * model.vocab_size
@@ -208,14 +207,14 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
 
 
 def _read_share(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
-    """Share of the cache that attention reads where it is computed: all keys, and the values that
-    some query of those which share them picks, as if queries picked independently.
+    """Share of the cache that attention reads on its device.
 
-    What moves between tiers moves whole, and so does a GPU read it.
+    The CPU reads all keys, and each value that at least one query of its group picks; queries are
+    taken for independent. A GPU reads the whole cache, and moves between tiers are of all of it.
     """
     gpu = problem.hardware.gpu
     on_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
-    # A rate that was measured is of the whole cache.
+    # A measured rate counts the bytes of the whole cache.
     if on_gpu or rates.sparse_attention_bytes_per_s:
         return 1.0
     picked = 1 - (1 - problem.attention_sparsity) ** layer.attention.group_size

@@ -1,21 +1,21 @@
-"""What mixtures of experts need in one stage: experts, rows of their products, bytes.
+"""The experts that a stage needs, the rows of their products, and their bytes.
 
-Which experts a token takes is not known. Uniform routing needs the most of them, ``touched(n)`` of
-``ExpertsSpec``, so that bytes are never under those of a run.
+The routing of a run is not known in advance. Uniform routing needs the most experts
+(``ExpertsSpec.touched``), so that a run never loads more bytes than predicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from costmodel.model.layer_spec import ExpertsSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
 
 def experts_of(problem: Problem) -> Iterator[tuple[ExpertsSpec, ComponentLayout, int]]:
-    """Yield each kind of experts, with their layout and how many layers have them."""
+    """Yield each kind of experts, with their layout and the number of layers that have them."""
     for kind in problem.layer_kinds:
         for component in kind.components:
             if component.name == "experts":
@@ -24,12 +24,12 @@ def experts_of(problem: Problem) -> Iterator[tuple[ExpertsSpec, ComponentLayout,
 
 
 def expert_rows(experts: ExpertsSpec, num_tokens: float) -> float:
-    """Return the rows that an expert which is needed multiplies, of ``num_tokens`` tokens."""
+    """Return the average rows of a needed expert when ``num_tokens`` tokens are routed."""
     return num_tokens * experts.experts_per_token / experts.touched(num_tokens)
 
 
 def touched_elements(problem: Problem, stage: Stage) -> float:
-    """Return the elements of the experts that are needed at once, in all layers."""
+    """Return the elements of the experts that one visit of all layers needs."""
     tokens = max(stage.expert_tokens)
     return sum(
         count * experts.touched(tokens) * component.unit_elements
@@ -38,9 +38,11 @@ def touched_elements(problem: Problem, stage: Stage) -> float:
 
 
 def demanded_share(problem: Problem) -> float:
-    """Return how often a pass of decode loads the experts' bytes on demand: those of the fewest
-    sequences that a block may have, so that no block loads less. Batches that do not pass through
-    experts together load each for itself."""
+    """Return the bytes that a pass of decode loads on demand, as a multiple of all experts' bytes.
+
+    The smallest block of the range counts, so that no block loads less. Batches that do not pass
+    through experts together load them one after another.
+    """
     at_once = problem.batches_at_once[0]
     tokens, visits = at_once * problem.gpu_batch_size, problem.num_batches[0] / at_once
     parts = [

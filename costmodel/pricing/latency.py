@@ -1,9 +1,9 @@
 """Seconds of every kind of task: each term is written once, with ``+`` and ``*`` only.
 
 Terms are linear in the shares and per sequence of the block (see ``Shares``); times the block
-size they are seconds. What happens once per load of the weights is scaled by ``per_block``; what
-happens once per batch is divided by the batch size. The program reads the terms' coefficients,
-the estimator their sums, the simulator gives each task of a kind its part.
+size they are seconds. Costs of a load of the weights are scaled by ``per_block``; costs of a batch
+are divided by the batch size. The program uses the coefficients of the terms, the estimator their
+sums, and the simulator divides each sum among the tasks of its kind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from profiles.compute_rates import ComputeRates
 
 @dataclass(frozen=True, slots=True)
 class TaskWork(Generic[Quantity]):
-    """One kind of task in one stage: its channel, seconds and bytes through CPU memory."""
+    """One kind of task in one stage: its channel, its seconds and its traffic in CPU memory."""
 
     kind: str
     channel: str
@@ -49,7 +49,7 @@ class TaskWork(Generic[Quantity]):
 def stage_work(
     problem: Problem, shares: Shares[Quantity], stage: Stage
 ) -> list[TaskWork[Quantity]]:
-    """Return what every kind of task takes in one stage, per sequence of the block."""
+    """Return the work of every kind of task in one stage, per sequence of the block."""
     work: list[TaskWork[Quantity]] = list(_disk_work(problem, shares, stage))
     if problem.hardware.has_gpu:
         work.extend(_link_work(problem, shares, stage))
@@ -70,7 +70,7 @@ def _disk_work(
     weights, experts = _loaded_bytes(problem, on_disk, stage)
     read = shares.cache_disk * (padded * stage.context_tokens)
     written = shares.cache_disk * (padded * stage.stored_tokens)
-    # Small pieces move at the disk's rate for small requests.
+    # Small requests have a lower rate.
     batch_bytes = problem.layer_token_bytes * problem.gpu_batch_size
     mean_context = stage.context_tokens / stage.passes
     weight_rate = disk.read.at(_request(problem.sizes.largest_layer_bytes))
@@ -91,15 +91,17 @@ def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork
 
 
 def _request(num_bytes: float) -> float:
-    """Return the size of the requests that a move of so many bytes is made of."""
+    """Return the size of the requests of a move of ``num_bytes``."""
     return max(PAGE_BYTES, min(REQUEST_BYTES, num_bytes))
 
 
 def _loaded_bytes(
     problem: Problem, shares: Mapping[str, Quantity], stage: Stage
 ) -> tuple[Quantity, Quantity]:
-    """Bytes that are loaded in all passes of the stage, where ``shares`` of each class of
-    components are not at rest on the device that computes: ahead, and on demand."""
+    """Return the bytes that all passes of the stage load ahead and on demand.
+
+    ``shares`` are the fractions of each class of components that must be loaded.
+    """
     loads = stage.passes * problem.loads_per_block
     ahead = {
         name: problem.sizes.component_bytes[name] * loads
@@ -108,10 +110,9 @@ def _loaded_bytes(
     late = 0.0
     if problem.loads_on_demand and not stage.is_prefill:
         late = ahead.pop("experts") * demanded_share(problem)
-    return (
-        total(shares[name] * size for name, size in ahead.items()),
-        shares["experts" if late else "head"] * late,
-    )
+    # Every model has a head, so that a model without experts has a zero of the right type.
+    of_late = shares["experts" if late else "head"]
+    return total(shares[name] * size for name, size in ahead.items()), of_late * late
 
 
 def hidden_visits(problem: Problem, stage: Stage) -> tuple[int, int]:
@@ -146,7 +147,7 @@ def _link_work(
     if problem.cpu_experts and not stage.is_prefill:
         below["experts"] = below["experts"] - shares.experts_in_place_per_block
     streamed, experts = _loaded_bytes(problem, below, stage)
-    # Attending on the CPU sends queries, keys and values down and the result up.
+    # Where the CPU attends, queries, keys and values go down and the result comes up.
     queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
     query_bytes = queried * model.dtype_bytes * stage.tokens
     new_bytes = problem.unpacked_token_bytes * stage.tokens
@@ -154,7 +155,7 @@ def _link_work(
     if not stage.is_prefill:
         queries, stored = shares.attended, fetched
     fetched_bytes = fetched * (token_bytes * stage.context_tokens)
-    # The CPU's experts take the hidden states of all tokens, and return what they make of them.
+    # The CPU's experts take the hidden states of all tokens and return as many bytes.
     num_mixtures = problem.sizes.num_visits - model.num_layers
     is_exchanged = problem.cpu_experts and not stage.is_prefill
     exchanged = shares.whole * (
@@ -183,8 +184,8 @@ def _gpu_work(
     attended = shares.whole - shares.attended
     seconds: dict[str, Quantity] = _layer_seconds(problem, stage, gpu.compute, shares, attended)
     if not stage.is_prefill:
-        # Where the CPU attends, a layer is cut in two: for however few rows, but counted by their
-        # share, so that the program stays linear.
+        # Where the CPU attends, a layer is two tasks. The fixed cost of the second does not depend
+        # on the share, but is counted in proportion to it, so that the program stays linear.
         cut = stage.passes * problem.model.num_layers / stage.sequences_at_once
         seconds["project"] = seconds["project"] + shares.attended * (
             cut * gpu.compute.task_overhead_s
@@ -231,7 +232,7 @@ def _cpu_work(
         problem, stage, cpu.compute, shares, shares.cache_cpu
     )
     if not stage.is_prefill:
-        # What comes from disk lies token by token.
+        # Rows from disk are stored token by token.
         moved_s = attention_seconds(problem, stage, problem.cpu_over_tokens)
         seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
     memory_bytes: dict[str, Quantity] = {
@@ -247,7 +248,7 @@ def _cpu_work(
 
 
 def _unpackings(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
-    """How often all weights are unpacked in a pass, per sequence of the block."""
+    """Unpackings of all weights in a pass, per sequence of the block."""
     if problem.unpacks_per_batch:
         return shares.whole * (1 / stage.sequences_at_once)
     return shares.per_block
@@ -260,11 +261,11 @@ def _layer_seconds(
     shares: Shares[Quantity],
     attended: Quantity,
 ) -> dict[str, Quantity]:
-    """Seconds of the decoder layers on the device that computes them: up to the attention that
-    it does itself (``project``), the rest of the layer (``finish``), and what a mixture of
-    ``experts`` takes in its place.
+    """Return the seconds of the decoder layers on the compute device.
 
-    ``attended`` is the part of the cache that is attended on the device.
+    ``project`` includes the attention on that device, ``finish`` is the rest of a layer, and
+    ``experts`` are mixtures of experts. ``attended`` is the share of the cache that the device
+    attends to.
     """
     whole = shares.whole
     share = projected_share(problem)

@@ -1,7 +1,7 @@
-"""What bounds a stage: its channels, what channels share, and the path of one batch.
+"""Lower limits of a stage's time: its channels, shared resources, and the path of one batch.
 
 Channels work at the same time, so a stage lasts at least as long as each of its limits. Every
-limit is linear in the shares, so that the program can take each as a row.
+limit is linear in the shares, so that it is a row of the program.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
 IN_PLACE = "experts on the CPU"
-# What a pass goes through one after another where the CPU multiplies experts.
+# Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
     {"project", "finish", "head", "return_tokens", "run_experts", "send_made"}
 )
-# What a batch passes through one after another, layer by layer.
+# Tasks that run one after another for a batch, layer by layer.
 IN_SERIES = frozenset(
     {
         "project",
@@ -46,21 +46,21 @@ IN_SERIES = frozenset(
 def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> dict[str, Quantity]:
     """Return ``{limit: seconds per sequence}``: the stage lasts as long as the largest.
 
-    The names of channels among them carry the channels' busy seconds and, where runs overlap
-    imperfectly, the unhidden share of the other channels' time.
+    The limit of a channel is its busy seconds. ``unhidden_share``, a result of calibration, adds a
+    part of the other channels' seconds.
     """
     forms = limit_forms(problem, stage)
     return {name: shares.value_of(form) for name, form in forms.items()}
 
 
 def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
-    """Return the same as linear forms of the shares."""
+    """Return the limits of a stage as linear forms of the shares."""
     units = unit_shares(problem.components)
     work = stage_work(problem, units, stage)
     busy = channel_seconds(work)
     limits = dict(busy)
     if stage.is_prefill:
-        # Nothing is computed before the first layer's weights have come.
+        # Computing starts when the first layer's weights are loaded.
         name = _compute_channel(problem)
         limits[name] = limits[name] + _fill_seconds(problem, units)
     if unhidden := problem.hardware.unhidden_share:
@@ -77,8 +77,8 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
     alone = units.of_one_batch(problem.gpu_batch_size)
     if problem.loads_on_demand and not stage.is_prefill:
-        # What is loaded when the router has chosen holds up whoever computes. A piece is sent
-        # while the next is read; where the number of batches is open, the most pieces count.
+        # Computing waits for loads on demand. A piece is sent while the next one is read; where the
+        # number of batches is open, the largest number of pieces counts.
         late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
         pieces = num_weight_pieces(problem.num_batches[1])
         for i, name in enumerate(ON_DEMAND[: len(late)]):
@@ -129,10 +129,10 @@ def contentions(hardware: HardwareProfile) -> Iterator[Contention]:
 
 
 def _cost_beside(keeps: float, other_keeps: float) -> float:
-    """Seconds that one channel loses for each busy second of the other.
+    """Return the seconds that one channel loses for each busy second of the other.
 
-    The rates that two channels can have at once lie in the hull of (1, 0), (0, 1) and the
-    measured pair; this is the slope of its face. Where both together do less than in turns, they
+    The pairs of rates that two channels can reach at once are the convex hull of (1, 0), (0, 1) and
+    the measured pair; this is the slope of its edge. Where both at once do less than in turns, they
     take turns.
     """
     return min(1.0, (1 - keeps) / other_keeps)

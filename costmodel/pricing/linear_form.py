@@ -1,4 +1,4 @@
-"""A linear form of the program's variables: what a formula is when it is evaluated on them."""
+"""Linear forms of the program's variables: a formula evaluated on the variables gives one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TypeVar
 
 
 class LinearForm:
-    """Coefficients by the name of a variable; a variable that is not named has none.
+    """Coefficients by the name of their variable; they are zero for variables without an entry.
 
     Formulas use ``+``, ``-`` and ``*`` only, so that they take numbers as well as forms. A form
-    has no constant term: the only number that it can be added to is zero.
+    has no constant term: zero is the only number that can be added to it.
     """
 
     __slots__ = ("terms",)
@@ -63,12 +63,12 @@ def _terms(value: LinearForm | float) -> Mapping[str, float]:
 
 ZERO = LinearForm({})
 
-# What a formula is evaluated on: numbers, or the variables themselves.
+# Formulas are evaluated on numbers, or on forms of the variables.
 Quantity = TypeVar("Quantity", float, LinearForm)
 
 
 def total(quantities: Iterable[Quantity]) -> Quantity:
-    """Add up one quantity or more; of forms, without a copy for each."""
+    """Add up one quantity or more; forms are added without a copy for each."""
     first, *others = quantities
     if isinstance(first, LinearForm):
         return first.plus(others)  # type: ignore[arg-type]  # forms follow a form

@@ -1,8 +1,8 @@
 """Bytes on every tier: one term for every buffer that the executor allocates.
 
 Terms are per sequence of the block (see ``Shares``); times the block size they are bytes. A tier
-has one row for each moment at which it may peak: its use is the largest row, and the program
-bounds each of them.
+has one row for each moment of a possible peak. Its use is the largest row, and the program bounds
+each row.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from costmodel.pricing.workspace import (
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 
-# A layer's weights are read into one buffer while the layer before is computed from another;
-# likewise the cache and the hidden states of a batch.
+# A layer's weights are read into one buffer while the previous layer is computed from the other.
+# The cache and the hidden states of a batch are double-buffered in the same way.
 NUM_BUFFERS = 2
-# While the CPU attends for one batch, the GPU has yet to finish the one before, and the hidden
-# states of the next arrive.
+# While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
+# states of the next one arrive.
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
-# Each generated token keeps a Python int, its place in a list, and its text until the run ends.
-# Each continuation takes some more.
+# Until the run ends, each generated token takes a Python int, its place in a list, and its text.
+# Each continuation takes a fixed number of bytes besides.
 OUTPUT_TOKEN_BYTES = 48
 OUTPUT_BYTES = 512
 # A log-probability and whether the token is the likeliest; and each alternative beside it.
@@ -88,9 +88,9 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         "unpacked weights": shares.per_block * _unpacked_weight_bytes(problem),
         **_kept_terms(problem, shares),
     }
-    # Prefill hands every row that lives off the GPU down; decode fetches those that are not
-    # attended on the CPU. The buffers are as large as the larger of the two.
-    # Rows from disk keep their padding to whole pages on the way.
+    # Prefill copies all rows that are stored off the GPU down; decode fetches those that the GPU
+    # attends to. The larger of the two sets the size of the buffers. Rows from disk keep their
+    # padding to whole pages in the buffers.
     off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block * problem.disk_cache_padding
     staging = {
         "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
@@ -119,11 +119,10 @@ def _workspaces(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
 def _weight_staging(
     problem: Problem, shares: Shares[Quantity], staged: Mapping[str, Quantity], edge_bytes: int
 ) -> dict[str, Quantity]:
-    """Return the bytes of both staging buffers, were they made for each of the layers: they are
-    made for the largest.
+    """Return the bytes of both staging buffers for each of the layers; the largest layer counts.
 
-    ``staged`` is what is staged of each class of components. Each is cut near the fraction, and
-    takes ``edge_bytes`` more.
+    ``staged`` are the staged shares of each class of components. A cut may be some rows off its
+    fraction, and adds ``edge_bytes``.
     """
     sizes: dict[str, Quantity] = {}
     for name, layer in problem.sizes.staged_layers.items():
@@ -148,11 +147,11 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         "hidden states": shares.activations_cpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
-    # A buffer of disk bytes begins on a whole page, and ends on one.
+    # A buffer for bytes from disk starts and ends at a page.
     on_disk = {component: s.disk for component, s in shares.weights.items()}
     staging = _weight_staging(problem, shares, on_disk, 2 * PAGE_BYTES)
     if problem.hardware.has_gpu:
-        # The CPU attends with the queries of one batch while those of the next arrive.
+        # The CPU attends with the queries of one batch while the next batch's arrive.
         home["attention staging"] = shares.attended_per_block * (
             NUM_BUFFERS * problem.gpu_batch_size * _attention_token_bytes(problem)
         )
@@ -175,14 +174,14 @@ def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
         "weights": _weight_bytes(problem, {c: s.disk for c, s in shares.weights.items()}),
         "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
-        # Every component and every batch's hidden states begin on a page of the file.
+        # Every component and every batch's hidden states start at a page of the file.
         "page padding": shares.per_block * (page_bytes * num_components)
         + shares.whole * (page_bytes / problem.gpu_batch_size),
     }
 
 
 def _output_bytes(problem: Problem) -> int:
-    """Count the continuations of a whole job; a block's alone are nothing beside the rest."""
+    """Count the bytes of the continuations of all prompts; those of one block are negligible."""
     workload = problem.workload
     each = workload.gen_len * OUTPUT_TOKEN_BYTES + OUTPUT_BYTES
     scored = (
@@ -200,18 +199,21 @@ def _hidden_bytes(problem: Problem) -> int:
 
 
 def num_hidden_buffers(*, has_gpu: bool) -> int:
-    """Return how many batches' hidden states are staged at once."""
+    """Return the number of batches whose hidden states are staged at once."""
     return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
 
 
 def num_weight_pieces(num_batches: int) -> int:
-    """Return the pieces in which a layer's weights are loaded: one beside each batch, and with a
-    single batch two, so that what the CPU has attended can pass between them."""
+    """Return the number of pieces in which a layer's weights are loaded.
+
+    One piece is loaded beside each batch. A single batch has two, so that the result of the CPU's
+    attention can pass between them.
+    """
     return max(2, num_batches)
 
 
 def _hidden_staging_bytes(problem: Problem) -> int:
-    if problem.in_place is not False:
+    if problem.hidden_in_place is not False:
         return 0
     count = num_hidden_buffers(has_gpu=problem.hardware.has_gpu)
     return count * round_up(problem.gpu_batch_size * _hidden_bytes(problem), PAGE_BYTES)
@@ -222,22 +224,21 @@ def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
 
 
 def _value_sum_bytes(problem: Problem) -> int:
-    """Count the float32 sums of a sequence's values that sparse attention on the CPU keeps."""
+    """Count the bytes of the value sums that sparse attention on the CPU keeps for a sequence."""
     if problem.attention_sparsity == 1:
         return 0
     return sum(kind.count * kind.spec.attention.kv_size for kind in problem.layer_kinds) * SUM_BYTES
 
 
 def _attention_token_bytes(problem: Problem) -> int:
-    # Queries, keys and values as they come, keys and values again as they are appended, the result.
+    # Queries, keys and values on arrival, a copy of keys and values to append, and the result.
     attentions = [kind.spec.attention for kind in problem.layer_kinds]
     elements = max(2 * a.query_size + 4 * a.kv_size for a in attentions)
     return elements * problem.model.dtype_bytes
 
 
 def _expert_staging_bytes(problem: Problem) -> int:
-    """Count what the CPU's experts hold beside a GPU: tokens, what is made of them, and the
-    temporaries between."""
+    """Count the bytes of the CPU's experts beside a GPU: their inputs, outputs and temporaries."""
     if not problem.cpu_experts:
         return 0
     tokens = problem.gpu_batch_size * problem.num_batches[0]
@@ -246,10 +247,10 @@ def _expert_staging_bytes(problem: Problem) -> int:
 
 
 def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
-    """Count what is kept of every sequence where it is computed: the output head's input, logits
-    over its chunks, and in a pass the cosines and sines of a rotary family's positions."""
+    """Return the terms of the compute device that last for a pass: the input of the output head,
+    the logits of its chunks, and the cosines and sines of rotary positions."""
     logits = problem.model.vocab_size * LOGIT_BYTES
-    # With the head in one piece, the logits of a batch are sampled from as they come.
+    # With a head of one chunk, the token of a batch is chosen before the next batch's logits.
     kept = (
         shares.whole * logits
         if problem.sizes.num_head_chunks > 1
@@ -274,11 +275,11 @@ def _scoring_bytes(problem: Problem) -> int:
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:
-    """Count what holds the matrices of the layer that is computed, where they are packed."""
+    """Count the bytes of the buffer for the unpacked matrices of the current layer."""
     if not problem.packs_weights:
         return 0
     components = [layer.components for layer in problem.sizes.staged_layers.values()]
-    # Of experts, one at a time is unpacked.
+    # Experts are unpacked one at a time.
     elements = max(sum(c.unit_elements for c in parts) for parts in components)
     if problem.unpacks_per_batch:
         elements = max(t.num_elements for parts in components for c in parts for t in c.tensors)

@@ -22,13 +22,13 @@ from profiles.units import format_bytes
 
 
 def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
-    """Price one block of a policy, with the fractions that its bytes will really obey.
+    """Price one block of a policy, with the fractions of its cuts.
 
     Raises
     ------
     InputError
-        When the machine cannot run it whatever its memory: bytes on a GPU that is not there, a
-        dtype whose rates are unknown, more tokens than the model has positions.
+        For a policy that no amount of memory would let the machine run: bytes on a missing GPU, a
+        dtype without known rates, more tokens than the model has positions.
     """
     check_machine(policy, hardware)
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
@@ -59,7 +59,7 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
 
 
 def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage, float]]:
-    """Return the stages of one block with the seconds that each takes."""
+    """Return the stages of one block with their seconds."""
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem, shares = problem_of(policy, hardware), shares_of(policy)
     return [
@@ -127,12 +127,12 @@ def _channels_of(hardware: HardwareProfile) -> tuple[str, ...]:
 
 
 def _name_largest(limits: Mapping[str, float]) -> str:
-    """Name what limits a stage; a channel alone where sharing adds next to nothing to it."""
+    """Name the largest limit of a stage; a channel is preferred to a slightly larger limit."""
     return max(limits, key=lambda name: limits[name] * (1.01 if name in CHANNELS else 1.0))
 
 
 def _lower_bound_s(problem: Problem, shares: Shares[float]) -> float:
-    """Seconds per sequence if channels did nothing but move and compute, all at once."""
+    """Return the seconds per sequence without fixed costs and without waits between channels."""
     hardware = problem.hardware
     cpu = replace(hardware.cpu, compute=replace(hardware.cpu.compute, task_overhead_s=0.0))
     gpu = hardware.gpu
@@ -165,7 +165,7 @@ def check_machine(policy: Policy, hardware: HardwareProfile) -> None:
 
 
 def check_executable(policy: Policy) -> None:
-    """Refuse what can be priced and not yet be run."""
+    """Refuse a policy that can be priced but not run."""
     if policy.unpacks_per_batch:
         raise InputError(
             "policy.unpacks_per_batch",
@@ -177,7 +177,7 @@ def check_executable(policy: Policy) -> None:
 
 def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) -> None:
     """Refuse a dtype whose rates are unknown, and more tokens than the model has positions."""
-    # The CPU attends what is not fetched, so both devices must know the dtype.
+    # The CPU attends to rows that are not fetched, so both devices must know the dtype.
     known = [dtype for dtype in hardware.compute.matmul if dtype in hardware.cpu.compute.matmul]
     if model.dtype not in known:
         raise InputError(

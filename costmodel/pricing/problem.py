@@ -1,4 +1,4 @@
-"""What is fixed when a program is solved (``Problem``); ``Shares`` is what it decides."""
+"""The inputs of one linear program (``Problem``); its variables are ``Shares``."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Everything that is enumerated outside the program.
+    """All that is enumerated outside the program.
 
     Parameters
     ----------
-    in_place
-        All hidden states live on the compute device, where the layers update them in place;
-        otherwise they pass through two staging buffers of a batch each. ``None`` leaves it open:
-        they live anywhere, and pass through no buffers.
+    hidden_in_place
+        Whether all hidden states are stored on the compute device, where the layers update them in
+        place. Otherwise they pass through staging buffers of a batch each. ``None`` leaves it open:
+        they are stored on any tier, and staging buffers are not counted.
     open_prefill_batch_sizes
-        Where the prefill batch size is still open, those to choose from, in increasing order.
-        Every formula then takes the best of them, so that the program bounds each.
+        The choices, in increasing order, where the prefill batch size is still open. Every formula
+        then takes the best of them, so that the program bounds each choice.
     num_batches
         Fewest and most batches in the block. Where they differ, formulas take the better of them.
     loads_on_demand
-        In decode, experts are loaded when the router has chosen them, and no others.
+        Whether decode loads only the experts that the router has chosen, after its choice.
     cpu_experts
-        Beside a GPU, the CPU may multiply experts in its memory in decode.
+        Whether the CPU, beside a GPU, may multiply experts in its memory in decode.
     weight_bits, cache_bits
         Bits of an element at rest; ``None`` is the model's own dtype.
     group_size
         Elements that share a scale where they are quantized.
     unpacks_per_batch
-        Quantized weights are unpacked for every batch instead of once for every load.
+        Whether quantized weights are unpacked for every batch instead of for every load.
     attention_sparsity
         Fraction of the keys that a query of decode attends to.
     loads_per_block
-        Loads of the weights that a block's share of a job pays for: above 1 where the job's last
-        block is partly filled.
+        Loads of the weights that one block pays for. It is above 1 where the last block of the job
+        is partly filled.
     """
 
     hardware: HardwareProfile
@@ -53,7 +53,7 @@ class Problem:
     workload: Workload
     gpu_batch_size: int
     prefill_batch_size: int
-    in_place: bool | None = True
+    hidden_in_place: bool | None = True
     open_prefill_batch_sizes: tuple[int, ...] = ()
     weight_bits: int | None = None
     cache_bits: int | None = None
@@ -67,35 +67,35 @@ class Problem:
 
     @property
     def is_open(self) -> bool:
-        """Whether the problem stands for several that are yet to be told apart."""
-        return self.in_place is None or bool(self.open_prefill_batch_sizes)
+        """Whether the problem stands for several, because some choices are still open."""
+        return self.hidden_in_place is None or bool(self.open_prefill_batch_sizes)
 
     @property
     def batches_at_once(self) -> tuple[int, int]:
         """Fewest and most batches whose tokens pass through experts together in decode."""
         fewest, most = self.num_batches
-        if self.in_place is None:
+        if self.hidden_in_place is None:
             return 1, most
-        return (fewest, most) if self.in_place else (1, 1)
+        return (fewest, most) if self.hidden_in_place else (1, 1)
 
     @property
     def prefill_batch_sizes(self) -> tuple[int, ...]:
-        """The prefill batch size, or those that it may be."""
+        """The prefill batch size, or its choices."""
         return self.open_prefill_batch_sizes or (self.prefill_batch_size,)
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        """What weights take with the bits of this problem."""
+        """The sizes of the weights with the bits of this problem."""
         return sizes_of(self.model, self.weight_bits, self.group_size)
 
     @cached_property
     def components(self) -> tuple[str, ...]:
-        """Classes of components, each with a placement."""
+        """The classes of components, each of which has a placement."""
         return self.model.component_names
 
     @cached_property
     def cpu_over_tokens(self) -> ComputeRates:
-        """The CPU's rates over a cache that lies token by token."""
+        """The CPU's rates for a cache that is stored token by token."""
         return self.hardware.cpu.compute.over_tokens()
 
     @property
@@ -104,7 +104,7 @@ class Problem:
         return (self.weight_bits or self.model.full_bits) < self.model.full_bits
 
     def multiplies_packed(self, rates: ComputeRates) -> bool:
-        """Whether decode multiplies packed weights as they lie, on a device with these rates."""
+        """Whether decode on a device with these rates multiplies weights without unpacking them."""
         few = self.weight_bits == 4 and self.gpu_batch_size <= DIRECT_ROWS
         return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
 
@@ -126,7 +126,7 @@ class Problem:
 
     @cached_property
     def layer_token_bytes(self) -> int:
-        """The same in the layer that keeps most."""
+        """The same in the layer with the largest cache."""
         return max(kind.cache.token_bytes for kind in self.layer_kinds)
 
     @cached_property
@@ -141,11 +141,11 @@ class Problem:
 
     @cached_property
     def disk_cache_padding(self) -> float:
-        """Most bytes on disk per byte of cache: a token's rows of a batch take whole pages."""
+        """Most bytes on disk per byte of cache: a token of a segment takes whole pages."""
         sizes = []
         for kind in self.layer_kinds:
             batch_bytes = kind.cache.token_bytes * self.gpu_batch_size
-            # Part of a batch goes to disk in units of the rows that fill a page best.
+            # A part of a batch on disk is a multiple of the rows that fill a page.
             unit_bytes = min(batch_bytes, kind.cache.rows_per_page * kind.cache.row_bytes)
             sizes += [batch_bytes, unit_bytes]
         return max(round_up(size, PAGE_BYTES) / size for size in sizes)
@@ -165,7 +165,7 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         workload=policy.workload,
         gpu_batch_size=policy.gpu_batch_size,
         prefill_batch_size=policy.prefill_batch_size,
-        in_place=compute_share >= 1,
+        hidden_in_place=compute_share >= 1,
         weight_bits=policy.weight_bits,
         cache_bits=policy.cache_bits,
         group_size=policy.group_size,

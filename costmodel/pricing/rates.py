@@ -1,4 +1,4 @@
-"""The named rates of a machine: read, and scaled, one by one."""
+"""The rates of a machine by name, with functions that read and scale them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Rate:
     Parameters
     ----------
     unit, unit_size
-        What people count it in, and how many bytes, FLOP or layers a second that is.
+        The unit for people, and its size in bytes, FLOP or layers a second.
     value
         The rate at its best size, in bytes, FLOP or layers a second; 0 where the machine lacks it.
     scale
@@ -166,7 +166,7 @@ RATES: Mapping[str, Rate] = {
     "cpu_matmul": _arithmetic(lambda h: _best_matmul(h.cpu.compute), _on_cpu(_matmul)),
     "cpu_attention": _bandwidth(lambda h: _best_attention(h.cpu.compute), _on_cpu(_attention)),
     "cpu_unpack": _bandwidth(lambda h: h.cpu.compute.unpack_bytes_per_s, _on_cpu(_unpacking)),
-    # Of layers so small that only their fixed cost counts.
+    # Layers a second where the fixed cost of a layer is all of it.
     "gpu_tasks": _tasks_per_s(_gpu_compute, _on_gpu(_tasks)),
     "cpu_tasks": _tasks_per_s(lambda h: h.cpu.compute, _on_cpu(_tasks)),
 }

@@ -1,4 +1,4 @@
-"""The variables of the program, as numbers or as forms."""
+"""The variables of the program, as numbers or as linear forms."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from costmodel.pricing.linear_form import LinearForm, Quantity, total
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """What the program knows of one share beside the formulas.
+    """Properties of one share that the formulas do not show.
 
     Parameters
     ----------
     group
-        The shares of a group place the same bytes, so that they add up to the whole.
+        Shares of one group add up to the whole, because they place the same bytes.
     is_scaled
-        The share comes multiplied by ``per_block``.
+        Whether the variable is the share times ``per_block``.
     needs_product
-        Formulas use the share's product with ``per_block``.
+        Whether formulas use the product of the share and ``per_block``.
     needs_gpu
-        The share is zero on a machine without a GPU.
+        Whether the share is zero on a machine without a GPU.
     """
 
     group: str = ""
@@ -66,7 +66,7 @@ class TierShares(Generic[Quantity]):
 
     @property
     def off_gpu(self) -> Quantity:
-        """What is not on the GPU."""
+        """The share off the GPU."""
         return self.cpu + self.disk
 
 
@@ -74,16 +74,16 @@ class TierShares(Generic[Quantity]):
 class Shares(Generic[Quantity]):
     """The variables, per sequence of the block.
 
-    Dividing by the block size makes the program linear (Charnes and Cooper 1962): ``per_block``
-    is ``1 / block_size`` and the shares of ``weights``, by class of components, come multiplied by
-    it; all else are plain fractions. ``attended`` is the fraction of the whole cache that is off
-    the GPU and attended on the CPU, ``experts_in_place`` that of all experts that the CPU
-    multiplies in decode where they are. ``whole`` is the constant one, so that every formula is
-    linear in the shares without a constant term.
+    Division by the block size makes the program linear (Charnes and Cooper 1962). ``per_block`` is
+    ``1 / block_size``. The shares of ``weights``, by class of components, are multiplied by it; all
+    others are plain fractions.
 
-    Some costs need a fraction and its product with ``per_block``: staging buffers hold the cache
-    of one batch, not of the block. The ``*_per_block`` fields carry the product, exact where the
-    block size is fixed, a McCormick variable where it is not.
+    - ``attended``: the fraction of the whole cache that is off the GPU and that the CPU attends to.
+    - ``experts_in_place``: the fraction of all experts that the CPU multiplies in place in decode.
+    - ``whole``: the constant one, so that no formula has a constant term.
+    - ``*_per_block``: the product of a fraction and ``per_block``. Some costs need it: staging
+      buffers hold the cache of one batch, not of the block. The product is exact where the block
+      size is fixed, and a McCormick variable where it is open.
     """
 
     whole: Quantity
@@ -126,16 +126,16 @@ class Shares(Generic[Quantity]):
         }
 
     def of_one_batch(self, gpu_batch_size: int) -> Shares[Quantity]:
-        """Return the shares times the fraction of the block that one batch is.
+        """Return the shares times the fraction of one batch in the block.
 
-        Formulas then give what one batch takes per sequence of the block. The cache on the GPU
-        is not needed for that, nor are the weights.
+        Formulas then give the costs of one batch, per sequence of the block. The shares of weights
+        and of the cache on the GPU are not scaled, because no such formula uses them.
         """
         scaled = {name: getattr(self, product_name(name)) * gpu_batch_size for name in PRODUCTS}
         return replace(self, whole=self.per_block * gpu_batch_size, **scaled)
 
     def value_of(self, form: LinearForm) -> Quantity:
-        """Return a linear form of the shares at these shares."""
+        """Return the value of a linear form at these shares."""
         values = self.values()
         parts = [values[name] * factor for name, factor in form.terms.items()]
         return total(parts or [self.whole * 0.0])
@@ -146,13 +146,13 @@ PLAIN_NAMES = tuple(f.name for f in fields(Shares) if f.name != "weights")
 
 @functools.cache
 def share_names(components: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of all variables, those of the weights last."""
+    """Return the names of all variables; those of the weights come last."""
     return PLAIN_NAMES + tuple(weight_name(c, tier) for c in components for tier in TIERS)
 
 
 @functools.cache
 def variables_of(components: tuple[str, ...]) -> Mapping[str, Variable]:
-    """Return what is known of each variable that the program chooses."""
+    """Return the properties of each variable that the program chooses."""
     return PLAIN_VARIABLES | {
         weight_name(c, tier): Variable(
             group=f"weights_{c}", is_scaled=True, needs_gpu=tier == "gpu"
@@ -164,7 +164,7 @@ def variables_of(components: tuple[str, ...]) -> Mapping[str, Variable]:
 
 @functools.cache
 def unit_shares(components: tuple[str, ...]) -> Shares[LinearForm]:
-    """Return the variables themselves: evaluated on them, a formula gives its coefficients."""
+    """Return the variables as forms: a formula evaluated on them gives its coefficients."""
     forms = {name: LinearForm({name: 1.0}) for name in share_names(components)}
     return Shares.of(forms, components)
 

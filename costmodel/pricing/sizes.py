@@ -1,4 +1,4 @@
-"""What the weights of a model take, computed once for each precision."""
+"""Bytes and elements of a model's weights, computed once for each precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from costmodel.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerKind:
-    """Decoder layers that are equal: their description, bytes and cache, and how many they are."""
+    """Equal decoder layers: their description, bytes, cache and number."""
 
     spec: LayerSpec
     components: tuple[ComponentLayout, ...]
@@ -25,8 +25,8 @@ class LayerKind:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """Layouts and bytes of a model whose weights take ``weight_bits`` an element at rest; ``None``
-    is the model's own dtype."""
+    """Layouts and bytes of a model whose weights are stored with ``weight_bits`` an element;
+    ``None`` stands for the model's own dtype."""
 
     model: ModelSpec
     weight_bits: int | None
@@ -58,8 +58,10 @@ class ModelSizes:
 
     @cached_property
     def staged_layers(self) -> dict[str, LayerLayout]:
-        """The layers that staging buffers must hold: of those that have the same components, the
-        largest. The embedding is gathered."""
+        """The layers that staging buffers must have room for, by the names of their components.
+
+        Of layers with the same components the largest counts. The embedding is never staged.
+        """
         largest: dict[str, LayerLayout] = {}
         for layer in self.distinct_layers:
             names = {component.name for component in layer.components}
@@ -82,12 +84,12 @@ class ModelSizes:
 
     @cached_property
     def staged_elements(self) -> int:
-        """Elements of the matrices that are staged, without those of experts."""
+        """Elements of the matrices of all staged layers, without experts."""
         return sum(c.num_matrix_elements for c in self._staged_parts if c.num_units == 1)
 
     @cached_property
     def all_staged_elements(self) -> int:
-        """The same with those of experts."""
+        """The same with experts."""
         return sum(c.num_matrix_elements for c in self._staged_parts)
 
     @property
@@ -113,13 +115,13 @@ class ModelSizes:
 
 @functools.lru_cache(maxsize=64)
 def sizes_of(model: ModelSpec, weight_bits: int | None, group_size: int) -> ModelSizes:
-    """Return the sizes of a model; those of one precision are one object."""
+    """Return the sizes of a model; each precision has one object."""
     return ModelSizes(model=model, weight_bits=weight_bits, group_size=group_size)
 
 
 @functools.lru_cache(maxsize=64)
 def layer_kinds_of(sizes: ModelSizes, cache_bits: int) -> tuple[LayerKind, ...]:
-    """Return the different decoder layers, whose cache takes ``cache_bits`` an element."""
+    """Return the kinds of decoder layers, with a cache of ``cache_bits`` an element."""
     model, numbers = sizes.model, decoder_numbers(sizes.model)
     kinds = []
     for kind, (spec, count) in enumerate(model.kinds_and_counts):

@@ -8,38 +8,38 @@ from dataclasses import dataclass
 
 from costmodel.pricing.problem import Problem
 
-# The busiest channel can change while the context grows. Within a segment the context grows by
-# at most this factor, unless that takes more than so many segments.
+# The busiest channel can change while the context grows. Within a segment, the context grows by
+# at most this factor, unless there would be more than ``MAX_SEGMENTS``.
 SEGMENT_GROWTH = 1.25
 MAX_SEGMENTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What one stage does to one sequence.
+    """The work of one stage for one sequence.
 
     Parameters
     ----------
     phase
         ``prefill`` or ``decode``.
     first_pass
-        Pass over the model that the stage begins with; prefill is pass 0.
+        The first pass over the model in the stage; prefill is pass 0.
     passes
         Passes over the model.
     tokens
         Tokens that go through every layer.
     sequences_at_once, matmul_rows
-        Sequences that are computed at once, and the rows of their matrix products: several where
-        the prefill batch size is open, of which the fastest counts.
+        Sequences computed at once, and the rows of their matrix products. There are several numbers
+        of rows where the prefill batch size is open; the fastest counts.
     expert_tokens
-        Tokens that pass through experts at once: in decode those of the whole block, where the
-        hidden states are on the device that computes.
+        Tokens that pass through experts at once. In decode these are the whole block's, where the
+        hidden states are stored on the compute device.
     context_tokens
         Slots of the cache that are read, summed over the passes.
     stored_tokens
-        Slots of the cache that are written and must outlive their pass.
+        Slots of the cache that are written for later passes.
     scored_tokens
-        Tokens whose log-probabilities are computed, beside the tokens that are chosen.
+        Tokens whose log-probabilities are computed, besides the tokens that are chosen.
     """
 
     phase: str
@@ -55,7 +55,7 @@ class Stage:
 
     @property
     def is_prefill(self) -> bool:
-        """Whether the prompts are passed through the model."""
+        """Whether this is the pass over the prompts."""
         return self.phase == "prefill"
 
     @property
@@ -65,7 +65,7 @@ class Stage:
 
 
 def stages_of(problem: Problem) -> tuple[Stage, ...]:
-    """Return the stages of a block in order; with one token to generate, prefill alone."""
+    """Return the stages of a block in order; with one token to generate there is prefill only."""
     workload = problem.workload
     prefill_rows = tuple(size * workload.prompt_len for size in problem.prefill_batch_sizes)
     prefill = Stage(
@@ -77,7 +77,7 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         matmul_rows=prefill_rows,
         expert_tokens=prefill_rows,
         context_tokens=0,
-        # With one token to generate, nobody reads the cache again.
+        # With one token to generate, no pass reads the cache.
         stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
         # Nothing predicts a prompt's first token.
         scored_tokens=workload.prompt_len - 1 if workload.scores_prompts else 0,
@@ -96,7 +96,7 @@ def _segment(problem: Problem, first: int, end: int) -> Stage:
     passes = end - first
     # Pass t, from 1 on, reads the prompt and the t - 1 tokens before its own.
     context = passes * (workload.prompt_len + (first + end - 1) / 2 - 1)
-    # The last token is sampled and never attended to.
+    # The last token is chosen and never attended to.
     stored = passes - (1 if end == workload.gen_len else 0)
     return Stage(
         phase="decode",

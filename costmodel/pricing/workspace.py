@@ -1,37 +1,38 @@
-"""Bytes of the temporaries of one layer: what torch allocates beside the buffers."""
+"""Bytes of the temporaries of one layer, which torch allocates outside of the arenas."""
 
 from __future__ import annotations
 
-from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
 from profiles.product_parts import wide_bytes
 from profiles.units import MIB
 
-# Logits are sampled from in float32 whatever the model computes in.
+# Tokens are chosen from float32 logits, whatever the compute dtype.
 LOGIT_BYTES = 4
 # Prompts are scored in tiles of the logits: so many tokens by so many words of the vocabulary.
 SCORED_ROWS = 512
 SCORED_COLUMNS = 8192
-# Temporaries of many sizes leave gaps in the heap, and libraries pack operands for themselves.
-# Measured at hidden size 3072: 0.16 to 0.28 of the workspace and 4 to 8 MB; and a tokenizer, our
-# own modules and the threads of the channels hold some 10 MB beyond an empty process, what packs or
-# makes up weights up to 20 MB.
+# Temporaries of many sizes leave gaps in the heap, and libraries copy operands. Measured at hidden
+# size 3072: 0.16 to 0.28 of the workspace, and 4 to 8 MB. A tokenizer, our own modules and the
+# threads of the channels take some 10 MB more than an empty process; packing weights or making
+# random ones takes up to 20 MB.
 ALLOCATOR_SHARE = 0.25
 LIBRARY_BYTES = 32 * MIB
 # cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
 CUDA_LIBRARY_BYTES = 40 * MIB
-# Copies of a token's float32 scores that a router holds, and bytes of each choice that it keeps.
+# A router's copies of a token's float32 scores, and the bytes that it keeps for each choice.
 ROUTER_SCORES = 3
 CHOICE_BYTES = 24
 
 
 def workspace_bytes(problem: Problem, phase: str) -> int:
-    """Return the most bytes that the temporaries of one layer hold at once.
+    """Return the most bytes that the temporaries of one layer take at once.
 
-    The larger of the two halves of a decoder layer, for the sequences that are computed at once
-    (``executor.model.layers`` lists the temporaries): norm, stacked projections and attention; or
-    norm and MLP, with the product of one chunk of a cut matrix beside its place in the result.
+    The largest of three counts: the first half of a decoder layer (norm, projections, attention),
+    the second half (norm, MLP or experts), and one chunk of the head. ``executor.model.layers``
+    and ``executor.model.experts`` list the temporaries.
     """
     if phase == "decode":
         return _workspace_bytes(problem, phase, problem.gpu_batch_size)
@@ -48,7 +49,7 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
     routed = tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
     layer_bytes = max(layer_bytes, expert_bytes(problem, routed))
-    # One chunk of the head makes its logits in the model's dtype, before they go where all are.
+    # A chunk of the head makes its logits in the model's dtype, then copies them to all others.
     (head,) = problem.sizes.staged_layers["head"].components
     head_rows = head.tensors[-1].num_rows
     head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
@@ -75,24 +76,24 @@ def _scoring_bytes(problem: Problem, head_rows: int) -> int:
 
 
 def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
-    """Count the elements for each token that the larger half of a layer holds, without experts."""
+    """Count the elements of each token in the larger half of a layer, without experts."""
     attention, mlp = layer.attention, layer.mlp
     attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
     return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size) if mlp else attended
 
 
 def expert_bytes(problem: Problem, num_tokens: int) -> int:
-    """Count what a mixture of experts holds for so many tokens: see ``executor.model.experts``."""
+    """Count the bytes of a mixture's temporaries, which ``executor.model.experts`` lists."""
     mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]
     return max((_mixture_bytes(problem, experts, num_tokens) for experts in mixtures), default=0)
 
 
 def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> int:
     hidden, shared, expert = problem.model.hidden_size, experts.shared, experts.expert
-    # Sorted rows go through the experts so many at once.
+    # Rows, sorted by expert, pass through the experts in parts.
     routed = experts.rows_at_once(num_tokens) * (hidden + expert.inner_rows)
     beside = num_tokens * (hidden + shared.inner_rows + shared.size) if shared else 0
-    # All tokens, those normalised, and what is made of them.
+    # All tokens, their normalised copy, and the output.
     elements = 3 * num_tokens * hidden + max(routed, beside)
     scores = num_tokens * ROUTER_SCORES * experts.num_experts * LOGIT_BYTES
     chosen = num_tokens * experts.experts_per_token * CHOICE_BYTES
@@ -100,7 +101,7 @@ def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> i
 
 
 def _wide_bytes(problem: Problem, num_tokens: int) -> int:
-    """Count what products hold in float32 of 16-bit operands; some processors convert none."""
+    """Count the bytes of 16-bit operands that products convert to float32, as most CPUs must."""
     if problem.model.dtype == "float32":
         return 0
     in_features = max(
@@ -114,12 +115,14 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
 
 
 def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
-    """Count what a GPU unpacks, or makes of it for sparse attention, at once of a batch's cache
-    where no kernel reads it as it lies: it may have no Triton. The CPU's always do."""
+    """Count the bytes of a batch's cache that a GPU unpacks or converts at once.
+
+    A GPU may have no Triton kernel that reads the packed cache. The CPU's kernels always read it.
+    """
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
-    # One row is attended to whole, whatever it takes.
+    # One row is never divided, whatever its size.
     attentions = [kind.spec.attention for kind in problem.layer_kinds]
     widest = max(a.head_dim + 3 * a.group_size for a in attentions)
     row_bytes = 2 * problem.workload.context_len * widest * LOGIT_BYTES

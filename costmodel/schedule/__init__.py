@@ -1,1 +1,1 @@
-"""The zig-zag order as tasks, and the simulation of it."""
+"""The zig-zag schedule as tasks, and its simulation."""

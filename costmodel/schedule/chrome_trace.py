@@ -32,7 +32,7 @@ class Timed(Protocol):
 
 
 class TraceFile:
-    """A trace that is being written, event by event; made by ``begin_trace``.
+    """Writes a trace event by event; ``begin_trace`` makes one.
 
     The format is Chrome's Trace Event Format: complete events (``"ph": "X"``) with start and
     duration in microseconds.
@@ -78,7 +78,7 @@ class TraceFile:
 
 
 def begin_trace(write: Callable[[str], object], *, notes: str = "") -> TraceFile:
-    """Begin a trace; ``notes`` are stored beside the events, where Perfetto shows them."""
+    """Begin a trace; ``notes`` go into its metadata, which Perfetto shows."""
     write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps({"notes": notes})},\n')
     write('"traceEvents": [\n')
     return TraceFile(write)

@@ -1,4 +1,4 @@
-"""Which pieces of the weights are loaded beside each position: as early as a buffer is free."""
+"""The pieces of the weights that are loaded beside each position, as early as buffers are free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from costmodel.pricing.memory import NUM_BUFFERS, num_weight_pieces
 from costmodel.schedule.positions import Position
 from profiles.units import MIB
 
-# Smaller pieces would not let other moves pass much earlier.
+# With smaller pieces, other moves would hardly start earlier.
 LEAST_PIECE_BYTES = 16 * MIB
 
 
@@ -27,15 +27,15 @@ class Piece:
 class Lookahead:
     """The loads of all layers to one tier.
 
-    Layers that are loaded take turns in ``NUM_BUFFERS`` staging buffers. A buffer is free once the
-    layer that it held is computed. From then on the next layer of that buffer is loaded, spread
-    evenly over all positions until it is computed. So a head is loaded beside all decoder layers
-    where these are resident.
+    Loaded layers take turns in ``NUM_BUFFERS`` staging buffers. A buffer is free when its layer is
+    computed. From then on, the next layer of that buffer is loaded, in pieces that are spread
+    evenly over all positions until it is computed. For example, the head is loaded beside all
+    decoder layers where those are resident.
 
     Parameters
     ----------
     loaded
-        The numbers of the layers that are loaded; the embedding, number 0, never is.
+        The numbers of the layers that are loaded. The embedding, number 0, is never among them.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
     """
@@ -56,7 +56,7 @@ class Lookahead:
         return (token * len(self._layers) + self._layers.index(layer)) % NUM_BUFFERS
 
     def first(self) -> Iterator[Piece]:
-        """Yield what the first layer needs, which no position comes before."""
+        """Yield the pieces of layer 1, which are loaded before the first position."""
         if 1 in self._layers:
             yield from (Piece(0, 1, number) for number in range(self.num_pieces))
 
@@ -68,7 +68,7 @@ class Lookahead:
         turn = here.token * len(self._layers) + behind
         yield from self._pieces(turn, here)
         if here.layer not in self._layers:
-            # Both buffers are free, or being filled.
+            # This layer takes no buffer, so that both are free or being filled.
             yield from self._pieces(turn + 1, here)
 
     def _pieces(self, turn: int, here: Position) -> Iterator[Piece]:
@@ -91,11 +91,11 @@ class Lookahead:
 
 
 def num_load_pieces(plan: Plan, num_batches: int) -> int:
-    """Return the pieces in which the weights of each layer are loaded.
+    """Return the number of pieces in which the weights of each layer are loaded.
 
-    One piece is loaded beside each batch. Where few layers are loaded, there are more positions for
-    each, and as many pieces: a channel works in order, so that long pieces hold up cache and hidden
-    states. On demand, nothing is spread.
+    There is one piece for each batch. Where few layers are loaded, each has more positions, and
+    more pieces: a channel works in order, so that a long piece delays cache and hidden states.
+    Loads on demand are not spread over positions.
     """
     fewest = num_weight_pieces(num_batches)
     tiers = (plan.route.disk_weights, plan.route.sent_weights)

@@ -12,25 +12,25 @@ from costmodel.schedule.tasks import Task
 
 
 class MoveMaker(TaskMaker):
-    """Loads what positions need, and stores what they made."""
+    """Makes the tasks that load the inputs of positions and store their results."""
 
     def load_first(self, first: Position) -> Iterator[Task]:
-        """Load what the first position needs."""
+        """Load the inputs of the first position."""
         yield from self.load_weights(first, list(self.reads.first()), list(self.sends.first()))
         yield from self.load_hidden([first])
 
     def loads(
         self, here: Position, there: Sequence[Position], pending: Position | None
     ) -> list[tuple[Iterator[Task], bool]]:
-        """Return what is loaded beside ``here`` for later, each with whether it must come after
-        the pending batch is finished.
+        """Return the loads beside ``here`` for later positions, each with whether it must come
+        after the pending batch is finished.
 
-        What comes from CPU memory must not queue behind what the CPU has yet to attend, nor that
-        behind what has yet to come from disk. Weights give way to both: they have a whole layer's
-        time, and a finished batch frees the buffer that they wait for.
+        Moves from CPU memory must not queue behind the result of the CPU's attention, and that must
+        not queue behind moves from disk. Weights come after both: they have the time of a whole
+        layer, and a finished batch frees the buffer that they wait for.
         """
         reads, sends = list(self.reads.beside(here)), list(self.sends.beside(here))
-        # The next batch's hidden states may be those that the pending one has yet to make.
+        # The pending batch may be the next one, whose hidden states are not ready yet.
         unmade = pending is None or pending.batch in [position.batch for position in there]
         waits_for_disk = any(piece.layer in self.route.disk_weights for piece in sends)
         num_early = 0 if waits_for_disk or self.num_batches > 1 else 1
@@ -44,7 +44,7 @@ class MoveMaker(TaskMaker):
     def load_weights(
         self, here: Position, reads: Iterable[Piece], sends: Iterable[Piece]
     ) -> Iterator[Task]:
-        """Read pieces of the weights from disk beside a position, and send pieces to the GPU."""
+        """Read pieces of the weights from disk, and send pieces to the GPU, beside a position."""
         for piece in reads:
             target = self._target(here, piece)
             yield self.make(
@@ -70,7 +70,7 @@ class MoveMaker(TaskMaker):
         )
 
     def load_cache(self, targets: Sequence[Position]) -> Iterator[Task]:
-        """Load the cache that the computation of a batch needs."""
+        """Load the cache of the target positions."""
         route = self.route
         for target in targets:
             home = (target.layer, target.batch)
@@ -95,7 +95,7 @@ class MoveMaker(TaskMaker):
                 )
 
     def load_hidden(self, targets: Sequence[Position]) -> Iterator[Task]:
-        """Load the hidden states that the computation of a batch needs."""
+        """Load the hidden states of the target positions."""
         route = self.route
         for target in targets:
             if not self.takes_hidden(target):
@@ -119,12 +119,12 @@ class MoveMaker(TaskMaker):
                 )
 
     def stores_cache(self, here: Position) -> bool:
-        """Whether a position makes cache that a later pass reads."""
+        """Whether a position makes keys and values that a later pass reads."""
         return self.attends(here) and here.token + 1 < self.num_tokens
 
     def return_cache(self, here: Position) -> Iterator[Task]:
-        """Hand new cache down from the GPU."""
-        # After prefill, only fetched rows come back: the others were appended where they lie.
+        """Copy new keys and values from the GPU to CPU memory."""
+        # In decode, only fetched rows come back: the CPU appends the others in place.
         moves = self.route.stores_cache and (here.is_prefill or self.route.sends_cache)
         if moves and self.stores_cache(here):
             yield self.make(
@@ -139,7 +139,7 @@ class MoveMaker(TaskMaker):
             )
 
     def write_cache(self, here: Position) -> Iterator[Task]:
-        """Hand new cache down to the disk."""
+        """Write new keys and values to disk."""
         if self.route.disk_cache and self.stores_cache(here):
             yield self.make(
                 "write_cache",
@@ -150,7 +150,7 @@ class MoveMaker(TaskMaker):
             )
 
     def store_hidden(self, here: Position) -> Iterator[Task]:
-        """Hand the new hidden states of one batch down."""
+        """Store the new hidden states of one batch off the GPU."""
         if here.layer >= self.first_head:
             return
         slot = self.hidden_slot(here)

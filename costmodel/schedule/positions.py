@@ -9,22 +9,25 @@ from costmodel.pricing.memory import NUM_BUFFERS
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """One visit of the schedule: token, layer and batch, and the slots that serve it."""
+    """One position of the schedule: token, layer and batch.
+
+    ``visit`` counts the layers over all tokens, ``step`` the positions; ``step`` picks the slots.
+    """
 
     token: int
     layer: int
     batch: int
     visit: int
     step: int
-    # Those that are computed here, the first of which is ``batch``.
+    # The batches that are computed together here; ``batch`` is the first of them.
     batches: range
 
     @property
     def is_prefill(self) -> bool:
-        """Whether the prompts are passed through the model."""
+        """Whether this is the pass over the prompts."""
         return self.token == 0
 
     @property
     def slot(self) -> int:
-        """The buffer that stages the cache of this step."""
+        """The staging buffer of the cache."""
         return self.step % NUM_BUFFERS

@@ -1,4 +1,4 @@
-"""Tasks at the positions of the zig-zag schedule, with their slots and waits."""
+"""Tasks at positions of the zig-zag schedule, with their slots and waits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from costmodel.schedule.tasks import Hazards, Resource, Task
 
 
 class TaskMaker:
-    """Makes tasks: numbers them, and derives what each waits for from what it reads and writes.
+    """Makes and numbers tasks, and derives their waits from the resources that they use.
 
     Parameters
     ----------
     plan
-        The layers, and which moves the policy needs.
+        The layers, and the moves that the policy needs.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
     """
@@ -45,17 +45,17 @@ class TaskMaker:
         return here.layer > 0 and (here.layer <= self.first_head or is_scored)
 
     def attends(self, here: Position) -> bool:
-        """Whether a layer has an attention."""
+        """Whether the layer of a position has attention."""
         return self.kinds[here.layer] in ("decoder", "attention")
 
     def is_split(self, here: Position) -> bool:
-        """Whether the CPU attends to a part of a layer in between."""
+        """Whether the layer is split, because the CPU attends to a part of the cache."""
         is_decode = here.token > 0 and self.attends(here)
         return is_decode and self.route.attends_on_cpu
 
     def is_in_place(self, here: Position) -> bool:
-        """Whether the CPU multiplies some of the experts where they are."""
-        return here.token > 0 and here.layer in self.route.in_place
+        """Whether the CPU multiplies some of the layer's experts in place."""
+        return here.token > 0 and here.layer in self.route.experts_in_place
 
     def make(
         self,
@@ -88,19 +88,19 @@ class TaskMaker:
         return task
 
     def weights_read(self, here: Position) -> list[Resource]:
-        """Return all pieces of the weights that a position computes with, where they are loaded."""
+        """Return all loaded pieces of the weights that a position computes with."""
         piece = self.piece_sent if self.route.has_gpu else self.piece_on_cpu
         staged = self.route.sent_weights if self.route.has_gpu else self.route.disk_weights
         pieces = range(self.num_pieces) if here.layer in staged else range(0)
         return [piece(here, number) for number in pieces]
 
     def piece_on_cpu(self, here: Position, number: int) -> Resource:
-        """Return the buffer for one piece of what a layer has on disk."""
+        """Return the CPU staging of one piece of a layer's weights on disk."""
         slot = self.reads.slot(here.token, here.layer)
         return ("weights", "cpu", slot, number)
 
     def piece_sent(self, here: Position, number: int) -> Resource:
-        """Return the buffer on the GPU for one piece of what a layer has below it."""
+        """Return the GPU staging of one piece of a layer's weights off the GPU."""
         slot = self.sends.slot(here.token, here.layer)
         return ("weights", "gpu", slot, number)
 

@@ -1,4 +1,4 @@
-"""One task of a schedule, and what it waits for."""
+"""One task of a schedule, and its waits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ Resource = Hashable
 class Task:
     """One piece of work on one channel.
 
-    ``batch`` is also the piece of a layer's weights that a weight task moves, so that the loads
-    of the next layer spread over the batches of this one. ``slot`` is the staging buffer of the
-    cache, ``hidden_slot`` that of hidden states. Of the layer's weights, ``read_slot`` is the
-    buffer in CPU memory that takes what is on disk, ``sent_slot`` that on the GPU.
-    ``waits`` are indices of earlier tasks on other channels.
+    For a task that moves weights, ``batch`` is the number of the piece. ``slot`` is the staging
+    buffer of the cache, ``hidden_slot`` that of the hidden states. ``read_slot`` is the CPU staging
+    buffer for the layer's weights on disk, ``sent_slot`` the GPU staging buffer of its weights.
+    ``waits`` are the indices of earlier tasks on other channels.
     """
 
     index: int
@@ -39,8 +38,10 @@ class Task:
 
 
 class Hazards:
-    """Waits that follow from what tasks read and write: a reader waits for the last writer, a
-    writer for the last writer and for everybody who has read since."""
+    """Derives waits from the resources that tasks read and write.
+
+    A reader waits for the last writer. A writer waits for the last writer and all readers since.
+    """
 
     def __init__(self) -> None:
         self._writer: dict[Resource, tuple[str, int]] = {}
@@ -49,8 +50,8 @@ class Hazards:
     def waits(
         self, index: int, channel: str, reads: Sequence[Resource], writes: Sequence[Resource]
     ) -> tuple[int, ...]:
-        """Take note of a task and return the earlier ones on other channels that it waits for."""
-        # A channel works in order, so its latest task stands for all before it.
+        """Record a task, and return the earlier tasks on other channels that it waits for."""
+        # A channel works in order, so that waiting for its latest task is enough.
         latest: dict[str, int] = {}
         for resource in (*reads, *writes):
             if resource in self._writer:

@@ -1,8 +1,8 @@
-"""Run a schedule with predicted seconds: when every task begins and ends.
+"""Simulate a schedule: the predicted start and end of every task.
 
-Each channel works off its tasks in order, as the engine does, and every task waits for those
-that it names. The seconds are the cost model's own, dealt out over the tasks of a kind, so that
-what differs from the program's prediction is waiting: what the program does not see.
+Each channel runs its tasks in order, as in the engine, and every task waits for its ``waits``. The
+seconds are the cost model's, divided among the tasks of a kind. So a difference from the program's
+prediction is waiting time, which the program does not model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from costmodel.model.layer_spec import ExpertsSpec
-from costmodel.model.layout import LayerLayout, decoder_numbers
+from costmodel.model.layout import decoder_numbers, token_elements
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
@@ -29,17 +28,17 @@ from costmodel.schedule.zigzag import ZigzagSchedule
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
-# The kinds of work that a task of the schedule does: a layer that is not split does two at once.
+# Kinds of work that one ``compute`` task does where the layer is not split.
 WORK_OF_COMPUTE = ("project", "finish")
-# Work left when a task counts as done, in seconds: rounding of the clock.
+# Seconds of work left when a task counts as done, because the clock rounds.
 DONE_S = 1e-12
-# A layer of a batch is some ten tasks, each kept with its times.
+# A layer of a batch is some ten tasks, which the simulation keeps in memory.
 MAX_LAYER_BATCHES = 250_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedTask:
-    """A task of the schedule with the seconds at which it begins and ends."""
+    """A task of the schedule with its start and end in seconds."""
 
     task: Task
     start_s: float
@@ -67,7 +66,7 @@ class Timeline:
         )
 
     def busy_s(self) -> Mapping[str, float]:
-        """Return the seconds that each channel has a task in work."""
+        """Return the busy seconds of each channel."""
         busy: dict[str, float] = defaultdict(float)
         for timed in self.tasks:
             busy[timed.task.channel] += timed.end_s - timed.start_s
@@ -88,12 +87,12 @@ def simulate(
     num_passes
         Passes over the model to simulate, prefill included; ``None`` means all.
     progress
-        Called with every task that has ended.
+        Called with every task when it has ended.
 
     Raises
     ------
     InputError
-        For a policy that the machine cannot run, or whose tasks the schedule lacks.
+        For a policy that the machine cannot run, or for too many passes.
     """
     tasks = []
     for timed in simulated_tasks(policy, hardware, num_passes=num_passes):
@@ -124,22 +123,22 @@ def simulated_tasks(
 
 
 class _TaskSeconds:
-    """The seconds of every task: those of its kind and stage, dealt out by what it moves."""
+    """The seconds of every task: its share of the seconds of its kind and stage."""
 
     def __init__(self, plan: Plan, problem: Problem) -> None:
         policy = plan.policy
         self._problem = problem
         self._num_batches = policy.num_gpu_batches
         self._num_pieces = num_load_pieces(plan, policy.num_gpu_batches)
-        # By phase: of experts, decode moves other bytes than prefill.
+        # By phase, because decode moves other experts than prefill.
         self._moved_bytes = {
             is_prefill: _moved_bytes(plan, is_prefill=is_prefill) for is_prefill in (True, False)
         }
-        # Of what all layers compute and keep, the part of each.
+        # The share of each layer in the arithmetic and in the cache of all layers.
         specs = [problem.model.layer(number) for number in decoder_numbers(problem.model)[1:]]
         layers = problem.sizes.layers[1 : len(specs) + 1]
         kept = [problem.layer_kinds[problem.model.layer_kinds.index(spec)] for spec in specs]
-        used = [_token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
+        used = [token_elements(c, s.experts) for c, s in zip(layers, specs, strict=True)]
         routed = [layer.kind == "experts" for layer in layers]
         self._computed = [0.0, *_shares([u * (not r) for u, r in zip(used, routed, strict=True)])]
         self._routed = [0.0, *_shares([u * r for u, r in zip(used, routed, strict=True)])]
@@ -158,7 +157,7 @@ class _TaskSeconds:
         ]
 
     def of(self, task: Task) -> float:
-        """Return the seconds of one task that has its channel's resources for itself."""
+        """Return the seconds of one task that shares no resource with another channel."""
         stage_index = self._stage_of_pass[task.token]
         stage, kinds = self._stages[stage_index], self._kinds[stage_index]
         layer = self._problem.sizes.layers[task.layer].kind
@@ -199,7 +198,7 @@ class _TaskSeconds:
         return self._problem.hardware.compute.task_overhead_s * parts
 
     def _context_share(self, task: Task, stage: Stage) -> float:
-        """Return the part of a stage's seconds that fall on one pass: reads grow with it."""
+        """Return the share of one pass in the stage's seconds: reads grow with the context."""
         if task.kind in ("read_cache", "send_cache", "attend"):
             context = self._problem.workload.prompt_len + task.token - 1
             return context / stage.context_tokens
@@ -210,8 +209,10 @@ class _TaskSeconds:
 
 
 def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
-    """Return what each kind of task that loads weights moves of each layer. In decode, experts may
-    be loaded on demand, and those that the CPU multiplies are not sent."""
+    """Return the bytes of each layer that each kind of weight task moves.
+
+    In decode, experts may be loaded on demand, and those that the CPU multiplies are not sent.
+    """
     kinds = ("read_weights", "send_weights", "read_experts", "send_experts")
     moved = {kind: [0] * len(plan.layers) for kind in kinds}
     # The embedding is gathered, never staged.
@@ -225,17 +226,8 @@ def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
     return moved
 
 
-def _token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
-    """Elements of the matrices that a token passes through in a layer of the schedule."""
-    used = experts.experts_per_token if experts else 1
-    return sum(
-        component.unit_elements * (used if component.name == "experts" else 1)
-        for component in layer.components
-    )
-
-
 def _shares(amounts: Sequence[int]) -> list[float]:
-    """Return each amount as a part of their sum."""
+    """Return each amount as a fraction of their sum."""
     whole = sum(amounts) or 1
     return [amount / whole for amount in amounts]
 
@@ -245,7 +237,7 @@ def _by_kind(work: Sequence[TaskWork[float]], block_size: int) -> dict[str, floa
 
 
 class _Speeds:
-    """How fast each channel goes while a set of channels is busy; cached by that set."""
+    """The speed of each channel while a set of channels is busy, cached by that set."""
 
     def __init__(self, hardware: HardwareProfile) -> None:
         self._pairs = [
@@ -272,7 +264,7 @@ class _Speeds:
 def _run(
     schedule: ZigzagSchedule, seconds: _TaskSeconds, hardware: HardwareProfile
 ) -> Iterator[TimedTask]:
-    """Advance from one task's end to the next; channels that share something slow down."""
+    """Advance from one task's end to the next; channels with a shared resource slow down."""
     queues: dict[str, deque[Task]] = defaultdict(deque)
     for task in schedule:
         queues[task.channel].append(task)

@@ -1,12 +1,11 @@
 """The zig-zag block schedule, as data. No torch.
 
-For every token, every layer and every batch of the block: compute, store what the batch made,
-and load what the next position needs. One load of a layer's weights serves all batches.
+For every token, every layer and every batch of the block: compute, store the results, and load
+the inputs of the next position. One load of a layer's weights serves all batches.
 
-Tasks of one channel run in the order in which they are yielded. Between channels a task waits
-for the tasks named in ``waits``; they follow from what each task reads and writes (``Hazards``),
-so that no order is written down twice. The engine runs these tasks with real work, a simulator
-can run them with predicted seconds.
+Tasks of one channel run in the order of this iterator. Between channels, a task waits for the tasks
+in ``waits``, which ``Hazards`` derives from the resources that tasks read and write. The engine
+runs the tasks; the simulation gives them predicted seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class ZigzagSchedule(MoveMaker):
     Parameters
     ----------
     plan
-        The layers, and which moves the policy needs.
+        The layers, and the moves that the policy needs.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
     """
@@ -41,25 +40,25 @@ class ZigzagSchedule(MoveMaker):
                 there = (positions[i + 1 :] or behind)[:1]
                 is_split = self.is_split(here)
                 if pending is not None and pending.batch in here.batches:
-                    # Experts take the tokens of many batches, that of the pending one among them.
+                    # Experts take the tokens of many batches, the pending one's among them.
                     yield from self._back(pending)
                     pending = None
                 yield from self._front(here) if is_split else self._compute(here)
                 loads = self.loads(here, there, pending)
                 if self.is_in_place(here):
                     if pending is not None:
-                        # It still needs the weights that the next ones replace.
+                        # The pending batch still needs the weights that these loads replace.
                         yield from self._back(pending)
                         pending = None
-                    # The next layer's weights come while the CPU runs experts, and must not queue
-                    # behind what it makes.
+                    # The next layer's weights are sent while the CPU runs experts. They must not
+                    # queue behind the experts' output.
                     for load, _ in loads[:2]:
                         yield from load
                     loads = loads[2:]
                     yield from self._combine(here)
                 for load, is_late in loads:
                     yield from () if is_late else load
-                # With several batches, the next batch's projection goes first, so that the GPU
+                # With several batches, the next batch's projection comes first, so that the GPU
                 # works while the CPU attends.
                 waiting = here if is_split and self.num_batches == 1 else pending
                 if waiting is not None:
@@ -79,7 +78,7 @@ class ZigzagSchedule(MoveMaker):
             at_once = self.batches_at_once if token and kind == "experts" else 1
             for batch in range(0, self.num_batches, at_once):
                 step = (token * len(self.kinds) + layer) * self.num_batches + batch
-                # The embedding is gathered, so it takes no turn in the weight buffers.
+                # The embedding is gathered and takes no staging buffer.
                 visit = token * staged + layer - 1
                 batches = range(batch, min(batch + at_once, self.num_batches))
                 yield Position(token, layer, batch, visit, step, batches)
@@ -102,7 +101,7 @@ class ZigzagSchedule(MoveMaker):
         yield from self.write_cache(here)
 
     def _load_experts(self, here: Position) -> Iterator[Task]:
-        """Let the router choose, and load what it chose."""
+        """Route the tokens, and load the chosen experts."""
         routing = ("routing", here.layer)
         yield self.make(
             "route",
@@ -127,7 +126,7 @@ class ZigzagSchedule(MoveMaker):
                 )
 
     def _run_experts(self, here: Position) -> Iterator[Task]:
-        """Let the CPU run the experts that are in its memory."""
+        """Run experts on the CPU, in place."""
         layer = here.layer
         yield self.make(
             "return_tokens",
@@ -145,7 +144,7 @@ class ZigzagSchedule(MoveMaker):
         )
 
     def _combine(self, here: Position) -> Iterator[Task]:
-        """Add what the CPU's experts made to what the GPU's did."""
+        """Add the output of the CPU's experts to that of the GPU's."""
         yield self.make(
             "send_made",
             "h2d",
@@ -157,13 +156,13 @@ class ZigzagSchedule(MoveMaker):
             "combine",
             "gpu_compute",
             here,
-            # What is made may pass through a norm of the layer.
+            # The output may pass through a norm of the layer.
             reads=[*self.weights_read(here), ("made", "gpu", here.layer)],
             writes=[self.hidden_staging(here)],
         )
 
     def _front(self, here: Position) -> Iterator[Task]:
-        """Project on the GPU, attend on the CPU what lies there."""
+        """Project on the GPU, and attend on both devices."""
         slot, home = here.slot, (here.layer, here.batch)
         yield self.make(
             "project",
@@ -198,7 +197,7 @@ class ZigzagSchedule(MoveMaker):
         yield from self.write_cache(here)
 
     def _back(self, here: Position) -> Iterator[Task]:
-        """Put together what both attended, and finish the layer."""
+        """Merge the attention of both devices, and finish the layer."""
         yield self.make(
             "send_attended",
             "h2d",

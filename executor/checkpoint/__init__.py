@@ -1,4 +1,4 @@
-"""Hugging Face folders, opened and read."""
+"""Checkpoints: Hugging Face folders, and random weights."""
 
 from executor.checkpoint.folder import Checkpoint, WeightSource
 

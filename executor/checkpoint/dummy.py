@@ -1,8 +1,8 @@
-"""Random weights of any model's shape: made on the spot, or written as a checkpoint.
+"""Random weights for any model: made in memory, or written as a checkpoint.
 
-Both give the same weights for the same seed, so that a run on made-up weights can be repeated
-on the files. One random pattern is repeated through every tensor, from a place that depends on
-the tensor's name: values are drawn once, however large the model is.
+Both have the same weights for the same seed, so that a run on random weights can be repeated on the
+files. Every tensor repeats one random pattern, from an offset that depends on its name: values are
+drawn once, for models of any size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from profiles.compute_plan import DTYPES
 from profiles.files import write_json
 from profiles.units import GIB
 
-# A prime, so that no two rows of a matrix hold the same part of the pattern.
+# A prime, so that no two rows of a matrix have the same part of the pattern.
 PATTERN_LENGTH = 2_097_143
 STANDARD_DEVIATION = 0.02
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -54,8 +54,7 @@ class DummyCheckpoint:
     ) -> None:
         """Make part of one component (see ``WeightSource.read_range``)."""
         out.zero_()
-        parts = component_parts(self.spec, index, layout)
-        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(self.spec, index, layout, start, out):
             _fill(target, part, self.seed, first)
 
 
@@ -65,8 +64,8 @@ def write_random_checkpoint(
     """Write a checkpoint of random weights for a ``config.json``, in shards of at most
     ``shard_bytes`` where possible.
 
-    Memory stays at one piece of a tensor, and the pages written leave the page cache, so that a
-    model larger than memory can be made and the next read of it is a real one.
+    Only one piece of a tensor is in memory, so the model may be larger than memory. Written pages
+    are dropped from the page cache, so the next read is a read of the disk.
     """
     spec = spec_from_config(config, name=folder.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +94,7 @@ def _shards(spec: ModelSpec, shard_bytes: int) -> Iterator[list[TensorPart]]:
 
 
 def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
-    """Yield every tensor of the checkpoint once and whole, also the head that is cut in chunks."""
+    """Yield every tensor of the checkpoint once and whole, the head included."""
     seen: set[str] = set()
     components = (
         (index, layout)
@@ -142,7 +141,7 @@ def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int
 
 
 def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int = 0) -> None:
-    """Fill ``target`` with a part's elements from ``first_element`` of its own on."""
+    """Fill ``target`` with the elements of a part from ``first_element`` on."""
     if len(part.shape) == 1 and part.name.endswith(".weight"):
         target.fill_(1.0)
         return

@@ -1,13 +1,14 @@
-"""Hugging Face checkpoints: everything checked when opened, one layer read at a time.
+"""Hugging Face checkpoints: checked when they are opened, and read one layer at a time.
 
-Only ``*.safetensors`` is ever read; nothing pickled is loaded and no code of a checkpoint runs.
+Only ``*.safetensors`` files are read. Pickled files are never loaded, and no code of a checkpoint
+runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -31,11 +32,12 @@ from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
 ADAPTER_NAME = "adapter_config.json"
+HEAD_NAME = f"{HEAD_MODULE}.weight"
 logger = logging.getLogger(__name__)
 
 
 class WeightSource(Protocol):
-    """Where the weights of a model come from, layer by layer."""
+    """A source of a model's weights, layer by layer."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -43,29 +45,29 @@ class WeightSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that differs where the weights do."""
+        """A hash of the weights."""
 
     def check_unchanged(self) -> None:
-        """Raise ``RunError`` where the weights are no longer those of the fingerprint."""
+        """Raise ``RunError`` where the weights have changed since the fingerprint was taken."""
 
     def read_range(
         self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
     ) -> None:
-        """Fill ``out`` with bytes of a component of layer ``index`` of ``model_layers(spec)``, from
-        ``start`` on.
+        """Fill ``out`` with the bytes of a component of layer ``index`` of ``model_layers(spec)``,
+        from ``start`` on.
 
         ``out`` is one-dimensional uint8 in CPU memory; both ends of the range are whole elements.
-        The tensors come to lie at their offsets in the dtype of ``spec``, the padding between
-        them is zero.
+        The tensors are at the offsets of the layout, in the dtype of ``spec``. Padding is zero.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPart:
-    """Rows of one of our tensors, and the tensor of the checkpoint that they are.
+    """Rows of one of our tensors, and the checkpoint's tensor that has them.
 
-    ``shape`` is what the whole checkpoint tensor must have; ``first_row`` is where our rows
-    begin in it (above zero for later chunks of the head); ``offset_bytes`` is where they go.
+    ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
+    rows in it, above zero for later chunks of the head. ``offset_bytes`` is the offset of our rows
+    in their component.
     """
 
     name: str
@@ -75,19 +77,20 @@ class TensorPart:
     offset_bytes: int
 
 
-def component_parts(spec: ModelSpec, index: int, layout: ComponentLayout) -> Iterator[TensorPart]:
-    """Yield what a component of layer ``index`` of ``model_layers(spec)`` is made of, in order of
-    offset."""
-    for unit in range(layout.num_units):
+def component_parts(
+    spec: ModelSpec, index: int, layout: ComponentLayout, units: range | None = None
+) -> Iterator[TensorPart]:
+    """Yield the parts of a component of layer ``index`` of ``model_layers(spec)``, by offset.
+
+    ``units`` limits them to some experts.
+    """
+    for unit in range(layout.num_units) if units is None else units:
         for tensor in layout.tensors:
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-HEAD_NAME = f"{HEAD_MODULE}.weight"
-
-
 def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, ...]:
-    """Return the rows that each part of a stacked tensor has."""
+    """Return the number of rows of each part of a stacked tensor."""
     module, rows = tensor.name.rpartition(".")[0], tensor.shape[0]
     if module == "qkv":
         attention = spec.layer(decoder_numbers(spec)[index]).attention
@@ -99,7 +102,8 @@ def _tensor_parts(
     spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
 ) -> Iterator[TensorPart]:
     # A layer of the head has no number, and needs none.
-    number = dict(enumerate(decoder_numbers(spec))).get(index, -1)
+    numbers = decoder_numbers(spec)
+    number = numbers[index] if index < len(numbers) else -1
     names = family_named(spec.family).tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
     tail = tensor.shape[1:]
@@ -117,11 +121,15 @@ def _tensor_parts(
 
 
 def overlaps(
-    parts: Iterable[TensorPart], start: int, out: torch.Tensor, dtype: torch.dtype
+    spec: ModelSpec, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
 ) -> Iterator[tuple[TensorPart, int, torch.Tensor]]:
-    """Yield each part that a range of a component touches, with the first of its elements that the
-    range holds and the elements' place in ``out`` (uint8, the range's bytes)."""
-    for part in parts:
+    """Yield each part of a component that overlaps a range of its bytes.
+
+    Each comes with its first element in the range, and with the place of the elements in ``out``,
+    the uint8 bytes of the range from ``start`` on.
+    """
+    dtype, units = DTYPES[spec.dtype], layout.units_between(start, start + len(out))
+    for part in component_parts(spec, index, layout, units):
         low = max(part.offset_bytes, start)
         high = min(part.offset_bytes + part.num_elements * dtype.itemsize, start + len(out))
         if low < high:
@@ -131,14 +139,14 @@ def overlaps(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint folder that holds every tensor its config asks for, in the right shape.
+    """A checkpoint folder with every tensor of its config in the right shape.
 
     Parameters
     ----------
     tensors
-        Those that are needed, by their names in transformers' causal model.
+        The needed tensors, by their names in transformers' causal model.
     contents
-        Their digest, taken when the folder was opened.
+        The digest of the tensors when the folder was opened.
     """
 
     folder: Path
@@ -148,19 +156,21 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, dtype: str | None = None) -> Checkpoint:
-        """Check a folder from end to end. Of the weights, samples are read. A head and an embedding
-        are compared where both are stored and the config says that they are one.
+        """Open a folder and check it completely.
+
+        Of the weights, only samples are read. Where the config ties the head to the embedding and
+        both are stored, the two are compared.
 
         Parameters
         ----------
         dtype
-            The dtype to compute in; ``None`` means the one that the config names, or else the one
-            that the weights are stored in.
+            The compute dtype; ``None`` stands for the config's dtype, or else for the dtype of the
+            stored weights.
 
         Raises
         ------
         InputError
-            Naming the file or tensor, what was found and what would be right.
+            Naming the file or tensor, the value found and the allowed ones.
         """
         folder = Path(folder)
         raw = read_json(folder / "config.json", "model config")
@@ -182,16 +192,16 @@ class Checkpoint:
         return cls(folder=folder, spec=spec, tensors=tensors, contents=contents)
 
     def in_dtype(self, dtype: str) -> Checkpoint:
-        """Return the same weights, to be computed in another dtype."""
+        """Return the same weights with another compute dtype."""
         return replace(self, spec=self.spec.with_dtype(dtype))
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the compute dtype and of the weights as they were when opened."""
+        """A hash of the compute dtype, and of the weights when the folder was opened."""
         return hashlib.sha256(f"{self.spec.dtype} {self.contents}".encode()).hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raise ``RunError`` where the files have changed since they were opened."""
+        """Raise ``RunError`` where the files have changed since the folder was opened."""
         if contents_digest(self.tensors) != self.contents:
             raise RunError(
                 f"checkpoint {self.folder}: it changed while it was read; try: run again"
@@ -202,10 +212,9 @@ class Checkpoint:
     ) -> None:
         """Read part of one component (see ``WeightSource.read_range``); scratch is at most
         16 MiB."""
-        # The padding between tensors, so that a component's bytes depend on its weights only.
+        # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
-        parts = component_parts(self.spec, index, layout)
-        for part, first, target in overlaps(parts, start, out, DTYPES[self.spec.dtype]):
+        for part, first, target in overlaps(self.spec, index, layout, start, out):
             width = part.shape[1] if len(part.shape) == 2 else 1
             read_elements(self.tensors[part.name], part.first_row * width + first, target)
 
@@ -223,8 +232,10 @@ def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def _find_tensors(
     stored: StoredTensors, spec: ModelSpec
 ) -> tuple[ModelSpec, dict[str, TensorEntry]]:
-    """Find all tensors that a model needs; the model is no longer tied where its head is another
-    than its embedding."""
+    """Find all tensors that a model needs.
+
+    In the returned model, the head is not tied where it differs from the embedding.
+    """
     shapes = _needed_shapes(spec)
     tensors = {name: entry for name in shapes if (entry := stored.find(name))}
     head = stored.find(HEAD_NAME) if spec.head.is_tied else None
@@ -248,14 +259,14 @@ def _find_tensors(
         raise stored.missing(missing, len(shapes))
     for name, shape in shapes.items():
         _check_tensor(name, tensors[name], shape, spec)
-    # A head that equals the table has been read, though only one of them is used.
+    # A head that is equal to the table counts as read, although only the table is used.
     read = {entry.name for entry in (*tensors.values(), *([head] if head else []))}
     _refuse_unread(stored, spec, read)
     return spec, tensors
 
 
 def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> None:
-    """Refuse tensors that nothing reads: the model would compute something else without them."""
+    """Refuse tensors that nothing reads: without them, the results would be wrong."""
     family = family_named(spec.family)
     unread = [n for n in sorted(stored.entries) if n not in read and not family.may_ignore(n)]
     if unread:

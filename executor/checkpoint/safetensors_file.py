@@ -1,8 +1,8 @@
-"""One safetensors file: its header checked before any work, its bytes read without mapping it.
+"""One safetensors file: a check of its header, and reads of its bytes.
 
-The header is parsed here rather than by a library so that every promise it makes can be checked
-against the file, and the bytes are read with plain reads because mapped pages count as resident.
-Format: 8 bytes of little-endian length, that many bytes of JSON, then the tensors without gaps.
+The header is parsed here and not by a library, so that every entry can be checked against the file.
+The file is read and not mapped, because mapped pages count as resident memory. Format: 8 bytes of
+little-endian length, that many bytes of JSON, then the tensors without gaps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from profiles.errors import InputError, RunError
 from profiles.units import MIB
 
-# The limit of the format's own reader.
+# The limit of the format's reference reader.
 MAX_HEADER_BYTES = 100 * 10**6
 LENGTH_BYTES = 8
 READ_BYTES = 16 * MIB
@@ -45,9 +45,9 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a file: where its bytes begin (from the start of the file) and what they are.
+    """One tensor of a file; ``offset_bytes`` counts from the start of the file.
 
-    ``dtype`` is the format's own name, such as ``BF16``. It may be one that is not known here.
+    ``dtype`` is the format's name, such as ``BF16``. It may be unknown here.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class TensorEntry:
 
 
 def open_safetensors(path: Path) -> dict[str, TensorEntry]:
-    """Read and check a file's header; raises ``InputError`` on anything that does not add up."""
+    """Read and check a file's header; raises ``InputError`` where it does not match the file."""
     label = f"shard {path.name}"
     try:
         with path.open("rb", buffering=0) as handle:
@@ -74,7 +74,7 @@ def open_safetensors(path: Path) -> dict[str, TensorEntry]:
 
 
 def read_into(path: Path, offset_bytes: int, target: memoryview) -> None:
-    """Fill ``target`` from the file and let the pages that were read leave the page cache."""
+    """Fill ``target`` from the file, and drop the read pages from the page cache."""
     try:
         with path.open("rb", buffering=0) as handle:
             done = 0
@@ -96,7 +96,7 @@ def _read_header(descriptor: int, file_bytes: int, label: str) -> bytes:
         raise InputError(
             label,
             got=f"{file_bytes} bytes that begin with a header length of {length}",
-            allowed="a safetensors file whose header lies within it",
+            allowed="a safetensors file that contains its whole header",
             hint="download the file again",
         )
     return os.pread(descriptor, length, LENGTH_BYTES)
@@ -133,7 +133,7 @@ def _parse_entry(name: str, value: Any, path: Path, data_offset: int, label: str
             allowed="whole numbers, two of them offsets",
         )
     num_bytes = offsets[1] - offsets[0]
-    # A tensor of another dtype may be one that is not needed.
+    # A tensor with an unknown dtype may not be needed, so any size is accepted.
     wanted = math.prod(shape) * ITEM_BYTES[dtype] if dtype in ITEM_BYTES else max(0, num_bytes)
     if num_bytes != wanted:
         raise InputError(

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint folder: found in one file or in shards, read, and recognised again.
+"""The tensors of a checkpoint folder, in one file or in shards: finding, reading, fingerprinting.
 
-Which file holds what follows transformers 5: all shards that an index names are opened, and what
-they hold counts, whatever the index says of it.
+As in transformers 5, all shards in an index are opened. The headers of the shards say which tensors
+they have, not the index.
 """
 
 from __future__ import annotations
@@ -26,37 +26,40 @@ from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
 BASE_PREFIX = "model."
-# Bytes of a file's name on any file system that is common.
+# Most bytes of a file's name on common file systems.
 LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# What is read of a tensor to recognise it: so much of its start, its middle and its end.
+# Bytes of each sample of a tensor for its fingerprint, from its start, its middle and its end.
 SAMPLE_BYTES = 4096
 SAMPLING_THREADS = 8
 
 
 def stored_names(name: str) -> tuple[str, ...]:
-    """Return the names under which transformers finds a tensor of its causal model in a file: its
-    own, and those with one prefix of the base model more or less."""
+    """Return the names under which transformers finds a tensor of its causal model in a file.
+
+    They are its own name, and the names with one prefix of the base model more or less.
+    """
     return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensors:
-    """What a folder holds.
+    """The tensors in a folder's files.
 
     Parameters
     ----------
     entries
-        Tensors by the names that the files give them.
+        Tensors by their names in the files.
     promised
-        For each tensor that an index names, the name of its shard.
+        The name of the shard of each tensor in an index.
     faults
-        Why the shard of a tensor was not opened. It matters only where the tensor is needed.
+        The error of each tensor whose shard could not be opened. It is raised only where the tensor
+        is needed.
     index_dtype
-        What the index calls the dtype of the whole, if it does.
+        The dtype of the model in the index, if it has one.
     """
 
     folder: Path
@@ -67,7 +70,7 @@ class StoredTensors:
 
     @classmethod
     def open(cls, folder: Path) -> StoredTensors:
-        """Read the headers of a folder's files; raises ``InputError`` on what does not add up."""
+        """Read the headers of a folder's files; raises ``InputError`` for invalid ones."""
         if (folder / SINGLE_NAME).exists():
             entries = open_safetensors(folder / SINGLE_NAME)
             return cls(folder=folder, entries=entries, promised={}, faults={})
@@ -83,10 +86,10 @@ class StoredTensors:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that transformers computes in where the config names none.
+        """The compute dtype of transformers where the config names none.
 
-        It is the one that the index names, or else that of the first tensor of floating numbers,
-        by name, in the first shard.
+        It is the dtype of the index, or else that of the first floating-point tensor, by name, in
+        the first shard.
         """
         if isinstance(self.index_dtype, str):
             return self.index_dtype
@@ -106,7 +109,7 @@ class StoredTensors:
         Raises
         ------
         InputError
-            Where its shard is missing, or where it is stored under two names.
+            Where its shard is missing, or where two names of the tensor are stored.
         """
         names = stored_names(name)
         for stored in names:
@@ -122,7 +125,7 @@ class StoredTensors:
         return found[0] if found else None
 
     def missing(self, names: list[str], count: int) -> InputError:
-        """Make the error for tensors that are not there, of the ``count`` that are needed."""
+        """Make the error for missing tensors; ``count`` tensors are needed."""
         for stored in stored_names(names[0]):
             if stored in self.promised:
                 return InputError(
@@ -215,14 +218,14 @@ def read_elements(entry: TensorEntry, first: int, target: torch.Tensor) -> None:
 def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:
     if converted.abs().max().isfinite():
         return False
-    # Infinities and NaN of the source are allowed.
+    # Infinities and NaN in the source are accepted.
     return bool((converted.isinf() & piece.isfinite()).any())
 
 
 def are_equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors of one shape hold the same values; reads up to the first difference."""
+    """Whether two tensors of one shape have equal values; reads up to the first difference."""
     count = one.num_bytes // SOURCE_DTYPES[one.dtype].itemsize
-    # It holds all values of the other dtypes.
+    # float32 has all values of the other dtypes.
     step = READ_BYTES // torch.float32.itemsize
     for first in range(0, count, step):
         pieces = [torch.empty(min(step, count - first)) for _ in range(2)]
@@ -234,13 +237,13 @@ def are_equal(one: TensorEntry, other: TensorEntry) -> bool:
 
 
 def contents_digest(entries: Mapping[str, TensorEntry]) -> str:
-    """Return a hash that changes when the tensors do, without reading them whole.
+    """Return a hash that changes with the tensors, without reading all of them.
 
-    It is of the names, dtypes, shapes and samples of all tensors, and of the size and times of
-    their files. The time of the last change (ctime) is the kernel's own: no program can set it
-    back, as it can the other. Where a file system makes times up (reproducible images, FUSE), the
-    samples tell two models apart. Inode and device are left out, because many file systems number
-    them anew at every mount.
+    It covers the names, dtypes, shapes and samples of all tensors, and the sizes and times of their
+    files. No program can set the time of the last change (ctime) back, unlike that of the last
+    modification. Some file systems have no real times (reproducible images, FUSE); there, samples
+    distinguish two models. Inode and device are not included, because many file systems change them
+    at every mount.
     """
     paths = sorted({entry.path for entry in entries.values()})
     digest = hashlib.sha256()
@@ -249,7 +252,7 @@ def contents_digest(entries: Mapping[str, TensorEntry]) -> str:
             files = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths}
             for descriptor in files.values():
                 stack.callback(os.close, descriptor)
-                # Without it, each sample brings the pages behind it along.
+                # Turns readahead off, so that a sample does not read the next pages as well.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
                 status = os.fstat(descriptor)
                 times = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -1,1 +1,1 @@
-"""The decoder's arithmetic and the choice of the next token."""
+"""The decoder's arithmetic, and the choice of the next token."""

@@ -1,21 +1,21 @@
 """The arithmetic of a mixture of experts. Pure tensor maths: no placement.
 
-Each token passes through the few experts that a router chooses for it. Tokens are sorted by expert,
-so that each expert that has tokens is multiplied once with all of them. What the experts make is
-added in the order of their numbers, as transformers adds it.
+A router chooses a few experts for each token. Tokens are sorted by expert, so that each expert is
+multiplied once with all of its tokens. Outputs are added in the order of the experts' numbers, as
+in transformers.
 
 Notes
 -----
 Temporaries at the peak, in elements per token, with ``E`` experts of ``size``, ``k`` of them a
 token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 
-- ``route``: ``3 E`` in float32; ``k`` int64 and ``k`` factors live on.
+- ``route``: ``3 E`` in float32. It returns ``k`` int64 and ``k`` factors.
 - ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. In 16 bits the CPU's products copy
-  the inner vectors, ``r * size`` more. A GPU's hold three int64 for each expert and for each 16
-  rows, which is too little to count. Where weights stay in float32 and the model does not, two
-  float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden`` in all.
+  the inner vectors, ``r * size`` more. A GPU's products take three int64 for each expert and each
+  16 rows, which is too little to count. Where the factors are float32 and the model is not, there
+  are two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden``.
 - ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
-- ``experts_output``: ``hidden`` (what it returns), and the larger of the last two.
+- ``experts_output``: ``hidden`` (its result), and the larger of the last two.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from dataclasses import dataclass
 
 import torch
 
-from costmodel.model.layer_spec import ExpertsSpec, MlpSpec, RouterSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, vector
 
-# Rows whose factors are of another dtype are converted so many at once.
+# Rows are converted in parts of so many, where their factors have another dtype.
 WEIGHED_AT_ONCE = 256
-# Keeps a sum of weights that are all zero from being divided by; changes no other sum.
+# Prevents a division by zero where all weights are zero; changes no other sum.
 LEAST_SUM = 1e-20
 
-# An expert, and which rows of those sorted by expert are its own.
+# An expert, and its rows among those sorted by expert.
 Group = tuple[int, slice]
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where tokens go.
+    """The experts of each token.
 
     Parameters
     ----------
     experts
-        Numbers of the experts of each token, int64 [tokens, experts per token].
+        Their numbers, int64 [tokens, experts per token].
     weights
-        Factors of what they make, of the same shape.
+        The factors of their outputs, in the same shape.
     """
 
     experts: torch.Tensor
@@ -94,7 +94,7 @@ def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
 
 
 def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
-    """Shut out the experts of all groups but the best, by the sum of their two best ranks."""
+    """Mask the experts of all groups but the best, by the sum of each group's two best ranks."""
     groups = ranks.unflatten(1, (router.num_groups, -1))
     best = groups.topk(2, dim=-1).values.sum(dim=-1)
     is_shut = torch.ones_like(best, dtype=torch.bool)
@@ -106,7 +106,7 @@ def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
 def experts_output(
     x: torch.Tensor, routing: Routing, weights: LayerWeights, spec: ExpertsSpec
 ) -> torch.Tensor:
-    """Return what the experts of each token and the shared one make of ``x`` [..., hidden]."""
+    """Return the output of the routed and the shared experts for ``x`` [..., hidden]."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.zeros_like(rows)
     add_routed(out, rows, routing, weights, spec)
@@ -118,7 +118,7 @@ def experts_output(
 def add_shared(
     out: torch.Tensor, x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec
 ) -> None:
-    """Add to ``out`` what the shared expert makes of ``x``, both [tokens, hidden]."""
+    """Add the shared expert's output for ``x`` to ``out``, both [tokens, hidden]."""
     assert spec.shared is not None
     inner = feed_forward.inner(x, weights, spec.shared, "shared_")
     made = feed_forward.output(inner, weights, "shared_")
@@ -135,14 +135,14 @@ def add_routed(
     spec: ExpertsSpec,
     experts: range | None = None,
 ) -> None:
-    """Add to ``out`` what the experts of each token make of ``x``, both [tokens, hidden].
+    """Add the weighted outputs of each token's experts for ``x`` to ``out``, both [tokens, hidden].
 
     Parameters
     ----------
     weights
-        Only matrices of experts that have tokens are looked at.
+        Only matrices of experts with tokens are used.
     experts
-        Those to run; ``None``: all. What the others make is not added.
+        The experts to run; ``None`` stands for all.
     """
     experts = range(spec.num_experts) if experts is None else experts
     order = routing.experts.flatten().argsort(stable=True)
@@ -166,28 +166,30 @@ def _add_part(
     weights: LayerWeights,
     mlp: MlpSpec,
 ) -> None:
-    """Add what experts make of some rows of ``x``, whose numbers are ``tokens``; temporaries go
-    when it returns."""
+    """Add the outputs of experts for the rows ``tokens`` of ``x``.
+
+    A function of its own, so that the temporaries of one part are freed before the next.
+    """
     rows = x[tokens]
     inner = rows.new_empty(len(rows), mlp.inner_rows)
     multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
-    # What went in is no longer needed: what comes out takes its place.
+    # The input is no longer needed: the output takes its place.
     multiply_groups(gate, weights["expert_down.weight"], groups, rows)
     _weigh(rows, factors)
     _add_rows(out, tokens, rows)
 
 
 def routed_ranges(spec: ExpertsSpec, without: range) -> list[range]:
-    """Return the experts of a layer without some that are side by side."""
+    """Return the experts of a layer as ranges, all but a given range."""
     if not without:
         return [range(spec.num_experts)]
     return [range(without.start), range(without.stop, spec.num_experts)]
 
 
 def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
-    """Find the experts of some of the sorted rows, and their rows, counted from the first."""
+    """Return the experts of a part of the sorted rows, with their rows counted from its start."""
     found = []
     for expert in experts:
         first, last = max(ends[expert], part.start), min(ends[expert + 1], part.stop)
@@ -197,16 +199,16 @@ def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
 
 
 def _weigh(rows: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiply rows [rows, hidden] by their factors [rows, 1], rounding once."""
+    """Multiply rows [rows, hidden] by their factors [rows, 1], with one rounding."""
     step = len(rows) if rows.dtype == factors.dtype else WEIGHED_AT_ONCE
     for first in range(0, len(rows), step):
         rows[first : first + step].mul_(factors[first : first + step])
 
 
 def _add_rows(out: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add each of ``rows`` to the row of ``out`` that is its token's, in their order."""
+    """Add each of ``rows`` to its token's row of ``out``, in order."""
     if out.is_cuda:
-        # The faster ``index_add_`` adds in no certain order there.
+        # The faster ``index_add_`` has no fixed order on a GPU.
         out.index_put_((tokens,), rows, accumulate=True)
     else:
         out.index_add_(0, tokens, rows)

@@ -1,7 +1,7 @@
-"""How a checkpoint wants its tokens chosen: ``generation_config.json``, read as transformers does.
+"""A checkpoint's ``generation_config.json``, read the way transformers reads it.
 
-What a flag says comes first, then the file, then the defaults of transformers: greedy, and where
-tokens are drawn, of the 50 likeliest.
+Flags come first, then the file, then the defaults of transformers: greedy decoding, and top-k 50
+where tokens are sampled.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from executor.model.logits_processors import LogitsProcessors
 from profiles.errors import InputError
 from profiles.files import read_json
 
-# Limits of a draw, and what they are where neither a flag nor the file says.
+# Parameters of sampling, with their values where neither a flag nor the file has one.
 DRAW_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
-# Keys that are followed, beside those.
+# Other keys that are supported.
 PROCESSOR_KEYS = (
     "sequence_bias",
     "repetition_penalty",
@@ -30,7 +30,7 @@ PROCESSOR_KEYS = (
     "begin_suppress_tokens",
 )
 FOLLOWED = ("do_sample", *DRAW_DEFAULTS, *PROCESSOR_KEYS, "eos_token_id")
-# Keys that would change the tokens and are not followed, with the values that change nothing.
+# Keys that would change the tokens and are not supported, with values that have no effect.
 NOT_FOLLOWED: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -56,13 +56,13 @@ NOT_FOLLOWED: Mapping[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "assistant_ensemble_weight": (),
 }
-# Of NOT_FOLLOWED, what matters only where tokens are drawn.
+# Keys of NOT_FOLLOWED that have an effect only where tokens are sampled.
 DRAW_ONLY = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # The number of tokens is part of the plan: it comes from --gen-len or the policy.
 LENGTHS = ("max_length", "max_new_tokens")
-# Keys without an effect on the tokens of a model without an encoder: what is returned, speed,
-# memory, what only beams or the settings above use. Assisted generation keeps the distribution.
-# Logits that are not finite end a run, whether they are to be removed or not.
+# Keys without an effect on the tokens of a decoder-only model: returned values, speed, memory, and
+# parameters of beams or of the keys above. Assisted generation keeps the distribution. Logits that
+# are not finite end a run, whatever ``remove_invalid_values`` says.
 HARMLESS = frozenset(
     {
         "early_stopping",
@@ -104,17 +104,16 @@ HARMLESS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """A checkpoint's settings that are not null, and the file that they come from."""
+    """The settings of a checkpoint that are not null, and their file."""
 
     path: Path | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> GenerationConfig:
-        """Read ``generation_config.json``, or, where there is none, ``config.json``.
+        """Read ``generation_config.json``, or ``config.json`` in its absence.
 
-        Where both exist, transformers takes nothing of this from ``config.json``, not even the
-        end tokens.
+        Where both exist, transformers ignores ``config.json`` here, even its end tokens.
         """
         for name in ("generation_config.json", "config.json"):
             path = Path(folder) / name
@@ -129,32 +128,34 @@ class GenerationConfig:
         return frozenset(self._ids("eos_token_id", allows_one=True))
 
     def flag(self, key: str) -> bool:
-        """Return a truth value; false where it is not given."""
+        """Return a boolean, false where it is absent."""
         value = self.values.get(key, False)
         if not isinstance(value, bool):
             raise self._error(key, "true or false")
         return value
 
     def number(self, key: str, default: float) -> float:
-        """Return a number, ``default`` where it is not given."""
+        """Return a number, ``default`` where it is absent."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._error(key, "a number")
-        # JSON has room for 1e400, and for whole numbers of hundreds of digits.
+        # JSON permits 1e400, and integers with hundreds of digits.
         if not abs(value) <= sys.float_info.max:
             raise self._error(key, "a finite number")
         return value
 
     def count(self, key: str, default: int = 0) -> int:
-        """Return a whole number of 0 or more, ``default`` where it is not given."""
+        """Return a whole number of 0 or more, ``default`` where it is absent."""
         value = self.number(key, default)
         if not isinstance(value, int) or not 0 <= value < 2**63:
             raise self._error(key, "a whole number, 0 or more")
         return value
 
     def processors(self, vocab_size: int) -> LogitsProcessors:
-        """Return what changes the logits; token ids outside the vocabulary are left out, except
-        in biases, where they are refused."""
+        """Return the processors of logits.
+
+        Token ids outside the vocabulary are dropped, but refused in biases and bad words.
+        """
         ends = sorted(i for i in self.eos_ids if 0 <= i < vocab_size)
         words = self._list("bad_words_ids", lambda word: _is_run(word, vocab_size), "runs of ids")
         biases = self._list(
@@ -175,11 +176,11 @@ class GenerationConfig:
         # As in transformers, the minimum of new tokens replaces that of all.
         min_length = 0 if "min_new_tokens" in self.values else self.count("min_length")
         return LogitsProcessors(
-            # Of two biases for one run, the last counts.
+            # The last of two biases for one run counts.
             sequence_bias=tuple({tuple(ids): float(bias) for ids, bias in biases}.items()),
             repetition_penalty=float(self.number("repetition_penalty", 1.0)),
             no_repeat_ngram_size=self.count("no_repeat_ngram_size"),
-            # The end of a text is never a bad word.
+            # An end token is never a bad word.
             bad_words_ids=tuple(tuple(ids) for ids in words if ids not in [[i] for i in ends]),
             min_length=min_length if ends else 0,
             min_new_tokens=self.count("min_new_tokens") if ends else 0,
@@ -189,18 +190,18 @@ class GenerationConfig:
         )
 
     def not_followed(self, *, draws: bool, has_length: bool) -> dict[str, Any]:
-        """Return the settings that would change the tokens and are not followed.
+        """Return the settings that would change the tokens and are not supported.
 
         Parameters
         ----------
         draws
-            Whether tokens are drawn.
+            Whether tokens are sampled.
         has_length
-            Whether the user has said how many tokens to generate.
+            Whether the user has set the number of tokens to generate.
         """
         ignored = HARMLESS.union(FOLLOWED, () if draws else DRAW_ONLY)
         if self.path is not None and self.path.name == "config.json":
-            # All its other keys are the model's.
+            # All other keys of config.json belong to the model.
             candidates = {*NOT_FOLLOWED, *LENGTHS} - ignored
         else:
             candidates = {key for key in self.values if not key.startswith("_")} - ignored
@@ -238,5 +239,5 @@ def _is_run(ids: Any, vocab_size: int) -> bool:
 
 
 def show(value: object) -> str:
-    """Write a value of a file as the file does, where it is true or false."""
+    """Return a value as text, with booleans as in JSON."""
     return str(value).lower() if isinstance(value, bool) else str(value)

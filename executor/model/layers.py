@@ -1,27 +1,20 @@
 """The decoder's arithmetic, one half layer at a time. Pure tensor maths: no placement.
 
-Weights come as row chunks, because a placement may cut a matrix between two rows: the results do
-not depend on where. Everything rounds where transformers' own modules round, so that the logits
-are theirs.
+Weights come as row chunks, because a placement may cut a matrix between two rows. The results do
+not depend on the cuts. They are rounded at the same points as in transformers' modules, so that the
+logits are equal.
 """
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import (
-    AttentionSpec,
-    LayerSpec,
-    NormSpec,
-    RotarySpec,
-)
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
+from executor.model.rotations import Rotation
 from profiles import kernels
 
 
@@ -43,55 +36,21 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
-# Cosines and sines of a pass's positions (see ``kernels.rotate``).
-Rotation = tuple[torch.Tensor, torch.Tensor]
-
-
-def rotation_of(
-    positions: torch.Tensor, rotary: RotarySpec, head_dim: int, dtype: torch.dtype
-) -> Rotation:
-    """Return cosines and sines [positions, head_dim / 2] of int64 [positions]."""
-    frequencies = rotary_frequencies(rotary, head_dim, positions.device)
-    angles = positions[:, None].float() * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-@lru_cache(maxsize=8)
-def rotary_frequencies(rotary: RotarySpec, head_dim: int, device: torch.device) -> torch.Tensor:
-    """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
-
-    The ``llama3`` kind follows transformers' ``_compute_llama3_parameters``: long waves are
-    slowed by ``factor``, short ones kept, those between blended.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    frequencies = 1.0 / rotary.theta**exponents
-    if rotary.kind == "linear":
-        return frequencies / rotary.factor
-    if rotary.kind == "default":
-        return frequencies
-    wave_lengths = 2 * math.pi / frequencies
-    blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
-        rotary.high_freq_factor - rotary.low_freq_factor
-    )
-    blend = blend.clamp(0, 1)
-    return (1 - blend) * frequencies / rotary.factor + blend * frequencies
-
-
 def project_qkv(
     x: torch.Tensor,
     weights: LayerWeights,
     rotation: Rotation | None,
     layer: LayerSpec,
 ) -> torch.Tensor:
-    """Norm, project and rotate: the first half of a decoder layer, up to its attention.
+    """Normalise, project and rotate: a decoder layer up to its attention.
 
     Parameters
     ----------
     x
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
-        Of the positions of one sequence's tokens, where they are every sequence's, or of all
-        tokens, sequence by sequence; ``None`` where they are not rotated.
+        The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
+        positions; ``None`` for attention without rotary positions.
 
     Returns
     -------
@@ -106,7 +65,7 @@ def project_qkv(
     lives on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
-    # The norm is not bound to a name, so that it is gone once it has been multiplied.
+    # The norm's result has no name, so that it is freed after the product.
     qkv = linear(
         _normed_input(x, weights, "attention", layer),
         weights["qkv.weight"],
@@ -118,13 +77,13 @@ def project_qkv(
     if rotation is not None:
         kernels.rotate(heads[:, : attention.num_heads + attention.num_kv_heads], *rotation)
     if attention.scale is not None:
-        # Kernels of attention scale by the root of the head's width.
+        # Kernels of attention always scale by ``head_dim ** -0.5``.
         heads[:, : attention.num_heads].mul_(attention.scale * attention.head_dim**0.5)
     return qkv
 
 
 def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
-    """Normalise queries and keys in place, where the layer does; [tokens, heads, head_dim]."""
+    """Normalise queries and keys [tokens, heads, head_dim] in place, as the layer's spec says."""
     attention = layer.attention
     if attention.qk_norm == "none":
         return
@@ -150,11 +109,11 @@ def split_heads(
 def finish_attention(
     x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:
-    """Project what was attended [batch, tokens, query], and add it to ``x`` [batch, tokens, hidden]
-    in place.
+    """Project the attention's output [batch, tokens, query], and add it to ``x`` [batch, tokens,
+    hidden] in place.
 
-    Temporaries at the peak, in elements per token: none where the product is added as it comes;
-    else ``hidden``, with a norm behind twice that.
+    Temporaries at the peak, in elements per token: none where the product is added directly, else
+    ``hidden``, or twice that with a norm after it.
     """
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
@@ -164,18 +123,18 @@ def finish_attention(
 
 
 def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
-    """Run the MLP or the mixture of experts of a layer: the half behind its attention.
+    """Run the second half of a layer: its MLP or its mixture of experts.
 
     Parameters
     ----------
     x
-        Hidden states [batch, tokens, hidden]; what is made of them is added in place.
+        Hidden states [batch, tokens, hidden]; the output is added to them in place.
 
     Notes
     -----
-    Temporaries at the peak, in elements per token: gated ``hidden + 2 * inner`` (norm, gate, up),
-    then ``inner + hidden``; else ``hidden + inner``. With experts ``hidden`` (norm) and those of
-    ``executor.model.experts``. A norm behind it takes ``hidden`` beside what was made.
+    Temporaries at the peak, in elements per token: with a gate ``hidden + 2 * inner`` (norm, gate,
+    up), then ``inner + hidden``; without ``hidden + inner``. With experts ``hidden`` (norm) and
+    those of ``executor.model.experts``. A norm after it takes ``hidden`` more.
     """
     normed = _normed_input(x, weights, "mlp", layer)
     if layer.experts is not None:
@@ -193,12 +152,12 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
 
 
 def feed_forward_input(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> torch.Tensor:
-    """Return what the half behind attention takes of ``x`` [batch, tokens, hidden]."""
+    """Return the input of a layer's second half for ``x`` [batch, tokens, hidden]."""
     return _normed_input(x, weights, "mlp", layer)
 
 
 def routing_of(normed: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> Routing:
-    """Return where tokens [batch, tokens, hidden] go in a layer with experts."""
+    """Route tokens [batch, tokens, hidden] in a layer with experts."""
     assert layer.experts is not None
     return route(normed, weights, layer.experts)
 
@@ -206,12 +165,12 @@ def routing_of(normed: torch.Tensor, weights: LayerWeights, layer: LayerSpec) ->
 def add_feed_forward(
     x: torch.Tensor, made: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:
-    """Add to ``x`` in place what the half behind attention made of it."""
+    """Add the output of a layer's second half to ``x`` in place."""
     _add_half(x, made, weights, "mlp", layer)
 
 
 def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
-    """Normalise the last hidden states [..., hidden]; weights are those of the first head chunk."""
+    """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
     return norm(x, weights, "final_norm", spec)
 
 
@@ -226,7 +185,7 @@ def _normed_input(
 def _add_half(
     x: torch.Tensor, made: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
 ) -> None:
-    """Add what one half of a layer made to its input, in place."""
+    """Add the output of one half of a layer to its input, in place."""
     if "after" in layer.norm_places:
         made = norm(made, weights, f"{half}_output_norm", layer.norm)
     if layer.residual_scale != 1:

@@ -1,6 +1,6 @@
-"""What changes the logits before a token is chosen: penalties, biases, and forbidden tokens.
+"""Processors of the logits before a token is chosen: penalties, biases, and forbidden tokens.
 
-Each step does what the processor of the same name does in transformers, in the same order.
+Each step is equal to the processor of the same name in transformers. The order is the same too.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ from dataclasses import dataclass, fields
 
 import torch
 
-# In a history, a place before the first token of a short prompt.
+# Padding in a history, before the first token of a shorter prompt.
 NO_TOKEN = -1
-# Returns int64 [batch, tokens]: all tokens so far, with NO_TOKEN on the left of short sequences.
+# Returns int64 [batch, tokens]: all tokens so far, padded with NO_TOKEN on the left.
 History = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsProcessors:
-    """Changes to the logits, by the names of transformers. By default there are none.
+    """The processors of transformers, by the names of their settings. The defaults have no effect.
 
     Parameters
     ----------
     sequence_bias
-        Token ids, and what is added to the logit of the last one behind the others.
+        Runs of token ids with a bias. It is added to the logit of the last id where the others are
+        the last tokens.
     repetition_penalty
-        Positive logits of tokens so far are divided by it, negative ones multiplied.
+        Positive logits of previous tokens are divided by it, negative ones multiplied.
     no_repeat_ngram_size
-        No run of so many tokens appears twice; 0 permits all.
+        No n-gram of this size appears twice; 0 permits all.
     bad_words_ids
-        Runs of tokens that are never completed.
+        Runs of token ids that are never completed.
     min_length, min_new_tokens
-        No end token before a sequence has so many tokens, with its prompt and without.
+        Fewest tokens before an end token, with the prompt and without it.
     suppress_tokens, begin_suppress_tokens
-        Tokens that are never chosen, and that are not chosen first.
+        Tokens that are never chosen, and that are never chosen first.
     eos_token_id
-        The end tokens that the minima forbid.
+        The end tokens of ``min_length`` and ``min_new_tokens``.
     """
 
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
@@ -51,7 +52,7 @@ class LogitsProcessors:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the logits stay as they are."""
+        """Whether no processor changes the logits."""
         return all(
             getattr(self, field.name) == field.default
             for field in fields(self)
@@ -66,9 +67,9 @@ class LogitsProcessors:
         logits
             float32 [batch, vocabulary], on any device.
         step
-            Which generated token this is, from zero.
+            The index of the generated token, from zero.
         history
-            Called only where the tokens so far matter.
+            Returns the tokens so far; called only where a processor needs them.
         """
         tokens = torch.empty(0, dtype=torch.int64)
         if self._needs_history:
@@ -105,7 +106,7 @@ class LogitsProcessors:
 def _add_biases(
     logits: torch.Tensor, tokens: torch.Tensor, biases: Sequence[tuple[tuple[int, ...], float]]
 ) -> None:
-    """Add each bias to the last token of its run, in rows that end with the tokens before it."""
+    """Add each bias to the last token of its run, in rows that end with the run's other tokens."""
     for length in sorted({len(ids) for ids, _ in biases}):
         if length - 1 > tokens.shape[1]:
             continue
@@ -118,15 +119,15 @@ def _add_biases(
 
 
 def _penalize(logits: torch.Tensor, tokens: torch.Tensor, penalty: float) -> None:
-    """Make the tokens so far less likely. Memory is that of the tokens, not of the vocabulary."""
-    # Every sequence has a last token; to penalize it again changes nothing.
+    """Penalize the tokens so far. Temporaries are as large as the tokens, not the vocabulary."""
+    # Padding is replaced by the last token, which each sequence has; a token is penalized once.
     ids = torch.where(tokens == NO_TOKEN, tokens[:, -1:], tokens)
     found = logits.gather(1, ids)
     logits.scatter_(1, ids, torch.where(found < 0, found * penalty, found / penalty))
 
 
 def _forbid_repeated(logits: torch.Tensor, tokens: torch.Tensor, size: int) -> None:
-    """Forbid each token that followed the last ``size - 1`` tokens before."""
+    """Forbid each token that has followed the last ``size - 1`` tokens at an earlier place."""
     if tokens.shape[1] < size:
         return
     windows = tokens.unfold(1, size, 1)

@@ -1,4 +1,4 @@
-"""Products with matrices in row chunks, because a placement may cut a matrix between two rows."""
+"""Products with matrices in row chunks: a placement may cut a matrix between two rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from profiles.packing import Packing
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Rows of a matrix that is multiplied as it lies packed: uint8 [rows, row_bytes]."""
+    """Rows of a packed matrix that is multiplied without unpacking it: uint8 [rows, row_bytes]."""
 
     rows: torch.Tensor
     packing: Packing
@@ -30,8 +30,8 @@ class PackedRows:
 
 
 Matrix = torch.Tensor | PackedRows
-# Our tensor names -> the row chunks that the tensor is cut into, in order; vectors have one. Those
-# of experts have a whole matrix for each expert instead.
+# Tensor name -> the row chunks of the tensor, in order; a vector has one. Tensors of experts have
+# one whole matrix for each expert instead.
 LayerWeights = Mapping[str, Sequence[Matrix]]
 
 
@@ -40,7 +40,7 @@ def linear(
 ) -> torch.Tensor:
     """Multiply ``x`` [..., in] by a matrix [out, in] in row chunks; returns [..., out].
 
-    Allocates the result only: every chunk's product is written to its columns in place.
+    Allocates the result only: every chunk's product is written to its columns directly.
     """
     if len(chunks) == 1 and isinstance(chunks[0], torch.Tensor):
         rows = x.reshape(-1, x.shape[-1])
@@ -82,8 +82,8 @@ def multiply(
     *,
     adds: bool = False,
 ) -> None:
-    """Fill ``out`` [rows, out] with ``x`` [rows, in] times one matrix, or add that to it; both are
-    dense in their last dimension."""
+    """Multiply ``x`` [rows, in] by one matrix and write the product to ``out`` [rows, out], or add
+    it; both are dense in their last dimension."""
     if isinstance(matrix, PackedRows):
         kernels.multiply_rows(x, matrix.rows, matrix.packing, out, bias, adds=adds)
     else:
@@ -101,10 +101,10 @@ def multiply_groups(
     Parameters
     ----------
     matrices
-        Some hold only until the next one is looked at: those are multiplied one by one, unless
-        few rows are multiplied with them as they are packed.
+        Matrices that are unpacked one at a time (``OneByOne``) are multiplied one by one, unless a
+        kernel multiplies the packed ones.
     groups
-        Numbers of matrices, and the rows of each, one group behind the other.
+        The number of each group's matrix and its rows; groups are adjacent and in order.
     """
     if isinstance(matrices, OneByOne) and kernels.groups_packed(x, len(groups)):
         matrices = matrices.packed
@@ -124,16 +124,16 @@ def multiply_groups(
 
 
 class OneByOne(Sequence[Matrix]):
-    """Matrices of which each holds until the next one is looked at."""
+    """Matrices of which one is unpacked at a time: it is valid until the next one is accessed."""
 
     @property
     @abstractmethod
     def packed(self) -> Sequence[PackedRows]:
-        """The same matrices, packed, which all hold."""
+        """The same matrices packed, all of which are valid."""
 
 
 def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:
-    """Cut a matrix in row chunks into the rows before ``row`` and those from it on, as views."""
+    """Cut a matrix in row chunks into the rows before ``row`` and the rest, as views."""
     before: list[Matrix] = []
     behind: list[Matrix] = []
     for chunk in chunks:
@@ -147,12 +147,12 @@ def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[M
 
 
 def vector(weights: LayerWeights, name: str) -> torch.Tensor:
-    """Return a tensor of one dimension, which is never cut or packed."""
+    """Return a vector, which is never cut or packed."""
     (found,) = weights[name]
     assert isinstance(found, torch.Tensor)
     return found
 
 
 def bias_of(weights: LayerWeights, name: str) -> torch.Tensor | None:
-    """Return the bias of a projection, where it has one."""
+    """Return the bias of a projection, or ``None``."""
     return vector(weights, f"{name}.bias") if f"{name}.bias" in weights else None

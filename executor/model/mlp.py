@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import MlpSpec
+from costmodel.model.feed_forward_spec import MlpSpec
 from executor.model.matrices import LayerWeights, bias_of, linear, split_rows
 from profiles import kernels
 
 
 def inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec, prefix: str = "") -> torch.Tensor:
-    """Return the inner vectors [..., size] of an MLP whose tensors' names begin with ``prefix``."""
+    """Return the inner vectors [..., size] of an MLP; ``prefix`` begins its tensors' names."""
     if not mlp.is_gated:
         up_name = f"{prefix}up"
         return _activate(linear(x, weights[f"{up_name}.weight"], bias_of(weights, up_name)), mlp)
@@ -43,6 +43,6 @@ def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
         return F.silu(x, inplace=True)
     if mlp.activation == "relu":
         return x.relu_()
-    # There is no public gelu in place; the operator itself has one.
+    # torch has no public in-place gelu, only the operator.
     activated: torch.Tensor = torch.ops.aten.gelu_(x)
     return activated

@@ -1,8 +1,8 @@
-"""Attention of prefill (that of decode is among ``profiles.kernels``). No placement.
+"""Attention of prefill (``profiles.kernels`` has that of decode). No placement.
 
-Prompts of different lengths are padded on the right to the longest: sequence ``i`` has its
-prompt in slots ``[0, length_i)``, nothing in ``[length_i, prompt_len)``, and its generated
-tokens from slot ``prompt_len`` on.
+Prompts of different lengths are padded on the right to the longest. Sequence ``i`` has its prompt
+in slots ``[0, length_i)``, padding in ``[length_i, prompt_len)``, and its generated tokens from
+slot ``prompt_len`` on.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     Returns
     -------
     torch.Tensor
-        [batch, tokens, heads * head_dim]. Rows of padding hold values without meaning; no row of
-        a prompt looks at them, for they lie to its right.
+        [batch, tokens, heads * head_dim]. Rows of padding have no meaning. Causal attention never
+        reads them for a row of a prompt, because they are to its right.
 
     Notes
     -----
-    Goes sequence by sequence where torch's kernel knows no groups (on the CPU, and in float32),
-    so that the heads of a group can share one key as a view: with a batch dimension in the way,
-    the keys would have to be repeated in memory. Temporaries beside the result: that of one
-    sequence, [heads, tokens, head_dim], and the kernel's own tiles.
+    Works sequence by sequence where torch's kernel does not support grouped heads (on the CPU, and
+    in float32). The heads of a group then share one key as a view; with a batch dimension, the keys
+    would be repeated in memory. Temporaries beside the result: the result of one sequence, [heads,
+    tokens, head_dim], and the kernel's own tiles.
     """
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -60,5 +60,5 @@ def prefill_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
 
 
 def _knows_groups(q: torch.Tensor) -> bool:
-    """Whether torch's flash attention, which alone lets heads share keys, takes this tensor."""
+    """Whether torch's flash attention, the only kernel with grouped heads, takes this tensor."""
     return q.dtype != torch.float32 and torch.cuda.get_device_capability(q.device) >= (8, 0)

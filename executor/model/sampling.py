@@ -14,17 +14,17 @@ from executor.model.logits_processors import History, LogitsProcessors
 from profiles.errors import InputError, RunError
 
 MAX_SEED = 2**64 - 1
-# Logits that are drawn from at once; each costs up to 40 bytes for as long.
+# Logits that are sampled from at once; each takes up to 40 bytes of temporaries.
 DRAWN_LOGITS = 2**18
 
 
 def no_history() -> torch.Tensor:
-    """Stand for the tokens so far where nothing asks for them."""
+    """Take the place of the tokens so far where no processor needs them."""
     raise RuntimeError("the tokens so far were not given")
 
 
 class Chooser(Protocol):
-    """Whoever says how each sequence goes on."""
+    """Chooses the next token of each sequence."""
 
     def sample(
         self,
@@ -38,12 +38,12 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """How tokens are chosen.
+    """Greedy decoding or sampling.
 
     Parameters
     ----------
     temperature
-        Zero takes the likeliest token; above zero the logits are divided by it.
+        Zero is greedy decoding; above zero the logits are divided by it.
     top_k
         Keep only this many likeliest tokens; zero keeps all.
     top_p
@@ -51,10 +51,10 @@ class Sampler:
     min_p
         Keep the tokens that are at least this share as likely as the likeliest; 0 keeps all.
     processors
-        What changes the logits before.
+        Processors that change the logits first.
     seed
-        The draw for a sequence depends on the seed, the sequence's index and the step, and on
-        nothing else: neither its batch nor any placement changes it.
+        A sequence's random numbers depend on the seed, its index and the step only, not on its
+        batch or on any placement.
     """
 
     temperature: float = 0.0
@@ -89,7 +89,7 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is drawn at all."""
+        """Whether the likeliest token is always chosen."""
         return self.temperature == 0
 
     def sample(
@@ -104,13 +104,13 @@ class Sampler:
         Parameters
         ----------
         logits
-            float32 [batch, vocabulary], on any device; the processors change them in place.
+            float32 [batch, vocabulary], on any device; processors change them in place.
         sequence_ids
             Index of each sequence in the whole run, [batch].
         step
-            Which generated token this is, from zero.
+            The index of the generated token, from zero.
         history
-            Returns the tokens so far, int64 [batch, tokens], ``NO_TOKEN`` before short ones.
+            Returns the tokens so far, int64 [batch, tokens], padded with ``NO_TOKEN`` on the left.
 
         Returns
         -------
@@ -145,14 +145,14 @@ class Sampler:
         return torch.cat(drawn)
 
     def weights(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what the draw goes by.
+        """Return the weights for sampling.
 
         Returns
         -------
         weights
-            float64 [rows, tokens], in proportion to the probabilities; 0 for what is not kept.
+            float64 [rows, tokens], in proportion to the probabilities; 0 for dropped tokens.
         ids
-            The tokens that they belong to, [rows, tokens]; ``None`` for the whole vocabulary.
+            The tokens of the weights, [rows, tokens]; ``None`` for the whole vocabulary.
         """
         ids = None
         if self.top_k:
@@ -162,7 +162,7 @@ class Sampler:
         weights = (logits.double() - logits.amax(-1, keepdim=True)) / self.temperature
         weights = weights.exp_()
         if self.top_p < 1:
-            # Without those of which the likelier ones reach the sum, but always with the first.
+            # A token is dropped where the likelier ones reach the sum; the first is always kept.
             cumulative = weights.cumsum(-1)
             is_beyond = cumulative - weights >= self.top_p * cumulative[:, -1:]
             weights = weights.masked_fill_(is_beyond, 0)
@@ -172,10 +172,10 @@ class Sampler:
         return weights, ids
 
     def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """Invert each row's distribution at its own number; no row sees another."""
+        """Invert each row's cumulative distribution at its own random number."""
         weights, ids = self.weights(logits)
         cumulative = weights.cumsum(-1)
-        # Right, so that a token of probability zero is never drawn, not even with uniform 0.
+        # With ``right=True``, a token of probability zero is never chosen, even at uniform 0.
         wanted = cumulative[:, -1:] * uniform[:, None]
         place = torch.searchsorted(cumulative, wanted, right=True)
         place = place.clamp(max=cumulative.shape[1] - 1)
@@ -193,8 +193,8 @@ def _likeliest(logits: torch.Tensor, complaint: str) -> torch.Tensor:
 def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's largest logits and their ids, largest first, then by id.
 
-    What equals the last of them is kept too. Where rows have different numbers of those, the rest
-    of a row is minus infinity.
+    Logits equal to the last one are kept too. Where rows keep different numbers, the rest of a row
+    is minus infinity.
     """
     top = logits.topk(count)
     least = top.values[:, -1:]
@@ -208,7 +208,7 @@ def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _uniform(seed: int, sequence: int, step: int) -> float:
-    """Return the one number in [0, 1) that belongs to a seed, a sequence and a step."""
+    """Return the random number in [0, 1) of a seed, a sequence and a step."""
     key = np.array([seed, sequence], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64))
     return float(np.random.Generator(generator).random())

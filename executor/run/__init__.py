@@ -1,1 +1,1 @@
-"""A run: block by block, task by task."""
+"""A run: its blocks, and the handlers of their tasks."""

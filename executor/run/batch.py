@@ -1,4 +1,4 @@
-"""Sequences that are computed at once, as token ids: what went in and what was generated."""
+"""The sequences of a batch as token ids: prompts and generated tokens."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from executor.model.token_scores import TokenScores
 
 
 class Batch:
-    """Sequences computed at once: prompts padded on the right, and what was generated.
+    """Sequences computed at once: prompts padded on the right, and their generated tokens.
 
     Parameters
     ----------
     prompts
         Token ids, at most ``prompt_len`` each.
     sequence_ids
-        Index of each prompt among all; seeds its sampling.
+        Index of each prompt among all prompts; it seeds the sampling.
     prompt_len, gen_len
-        Tokens that every prompt is padded to, and tokens to generate.
+        Padded length of the prompts, and number of tokens to generate.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Batch:
         self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
         for row, prompt in zip(self.prompt_ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        # Whether some prompt is shorter than the longest.
+        # Whether any prompt is shorter than the longest.
         self.is_padded = bool((self.lengths < prompt_len).any())
         self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
         self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
@@ -48,13 +48,13 @@ class Batch:
         return len(self.lengths)
 
     def token_ids(self, token: int) -> torch.Tensor:
-        """Return what goes into the model at a pass: int64 [batch, tokens]."""
+        """Return the input of a pass over the model: int64 [batch, tokens]."""
         return self.prompt_ids if token == 0 else self.generated[:, token - 1 : token]
 
     def history(self, token: int) -> torch.Tensor:
-        """Return all tokens before a pass chooses its own: int64 [batch, tokens].
+        """Return all tokens before those that a pass chooses: int64 [batch, tokens].
 
-        Unlike ``prompt_ids``, they end together: ``NO_TOKEN`` stands before shorter prompts.
+        Unlike ``prompt_ids``, they are padded on the left, with ``NO_TOKEN``.
         """
         prompts = self.prompt_ids
         if self.is_padded:

@@ -1,4 +1,4 @@
-"""One block of sequences: its state, and what each kind of task does to it."""
+"""One block of sequences: its state, and the handlers of its tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from executor.stores.weights import WeightStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """Everything that a block computes with."""
+    """The stores of weights, cache and hidden states."""
 
     weights: WeightStore
     tokens: EmbeddingTable
@@ -46,7 +46,7 @@ class Stores:
 class Block:
     """The state of one block and the handlers of its tasks.
 
-    Every buffer that the handlers write is either this block's own or ordered by the schedule.
+    The waits of the schedule order all accesses to buffers that several channels use.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Block:
         self.attention = DecodeAttention(policy, machine, stores.cache)
         self.experts = ExpertSteps(policy, stores.weights, stores.hidden)
         self.rotations = Rotations(policy.model)
-        # For each batch the tokens of each prompt, int64 [batch] on the compute device.
+        # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._numbers = decoder_numbers(policy.model)
         self._last_layer = len(self.kinds) - 1
         self._head_inputs: dict[int, torch.Tensor] = {}
-        # Kept over the tokens: in the heap, whatever small outlives a token lands where they were,
-        # and the next ones lie behind it. Where the head has one chunk, batches take turns.
+        # Allocated once: logits that are allocated for every token would fragment the heap. With a
+        # head of one chunk, batches take turns in one buffer.
         count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
         shape = count, policy.gpu_batch_size, self.spec.vocab_size
         raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
@@ -83,7 +83,7 @@ class Block:
         self._prompt_scorer = None if num_top is None else PromptScorer(self.spec, num_top)
 
     def start(self, batches: list[Batch]) -> None:
-        """Take up a new block."""
+        """Start a new block."""
         self.batches = batches
         self._lengths = [batch.lengths.to(self.device) for batch in batches]
         sizes = [len(batch) for batch in batches]
@@ -97,11 +97,11 @@ class Block:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every sequence has met an end-of-sequence token."""
+        """Whether every sequence has an end-of-sequence token."""
         return all(bool(batch.is_finished.all()) for batch in self.batches)
 
     def handlers(self) -> Mapping[str, Handler]:
-        """Return what to do for each kind of task."""
+        """Return the handler of each kind of task."""
         stores = self.stores
         return {
             "read_weights": stores.weights.read,
@@ -130,7 +130,7 @@ class Block:
         }
 
     def compute(self, task: Task) -> int:
-        """Run one layer for one batch, whole."""
+        """Run a whole layer of the schedule for one batch, or for experts for several."""
         kind = self.kinds[task.layer]
         if kind == "head":
             self._compute_head(task)
@@ -149,12 +149,12 @@ class Block:
         return 0
 
     def project(self, task: Task) -> int:
-        """Make queries, keys and values, and attend to what lies on the GPU."""
+        """Make queries, keys and values, and attend to the rows on the GPU."""
         self.attention.begin(task, self._project(task, self.stores.hidden.gather(task)))
         return 0
 
     def finish(self, task: Task) -> int:
-        """Run the rest of the layer on what the GPU and the CPU have attended."""
+        """Run the rest of the layer on the merged attention of GPU and CPU."""
         hidden = self.stores.hidden.gather(task)
         self._finish(task, hidden, self.attention.end(task))
         self.stores.hidden.hand_back(task)
@@ -177,14 +177,14 @@ class Block:
                 hidden[part] *= self.spec.embedding.scale
             if self.stores.positions is not None:
                 if task.is_prefill:
-                    # Prompts all begin at the first position.
+                    # All prompts start at the first position.
                     positions = torch.arange(ids.shape[1])[None]
                 else:
                     positions = batch.lengths[part, None] + (task.token - 1)
                 offset = self.spec.embedding.position_offset
                 hidden[part] += self.stores.positions.gather(positions + offset)
         if task.is_prefill and batch.is_padded:
-            # Padding rows may hold NaN, and 0 x NaN is NaN.
+            # Rows of padding may be NaN, which a product with zero does not remove.
             lengths = self._lengths[task.batch][:, None]
             is_padding = torch.arange(ids.shape[1], device=self.device) >= lengths
             hidden.masked_fill_(is_padding[..., None], 0)
@@ -211,7 +211,7 @@ class Block:
         self._finish(task, hidden, self.attention.attend_here(task, qkv))
 
     def _compute_experts(self, task: Task) -> None:
-        """Pass hidden states through the half of a layer that has experts."""
+        """Run the mixture of experts of a layer."""
         if not task.is_prefill:
             self.experts.compute(task)
             return
@@ -236,7 +236,7 @@ class Block:
         return self.kinds[task.layer + 1] != "head" or self._prompt_scorer is not None
 
     def _last_tokens(self, task: Task, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return rows and places of each prompt's last token."""
+        """Return the rows and positions of each prompt's last token."""
         last = self._lengths[task.batch][part] - 1
         return torch.arange(len(last), device=last.device), last
 

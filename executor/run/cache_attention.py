@@ -1,4 +1,4 @@
-"""Attention of one decode step where the cache lies: on the GPU, on the CPU, or on both at once."""
+"""Attention of one decode step on the devices of the cache: the GPU, the CPU, or both at once."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from profiles import kernels
 class DecodeAttention:
     """Appends a batch's new keys and values to its cache and attends to it.
 
-    ``attend_here`` does all of it on the device that computes. Where the CPU attends beside a GPU,
-    ``begin`` does the GPU's rows, the three handlers bring the CPU's there and back, and ``end``
-    returns both; a batch keeps its staging slot from the one to the other.
+    ``attend_here`` does all of this on the compute device. Where the CPU attends beside a GPU,
+    ``begin`` does the GPU's rows, three handlers do the CPU's rows and the copies, and ``end``
+    returns the merged result. A batch keeps its staging slot from ``begin`` to ``end``.
     """
 
     def __init__(self, policy: Policy, machine: Machine, cache: KVCache) -> None:
@@ -31,10 +31,10 @@ class DecodeAttention:
         self.device = machine.compute.device
         self._sparsity = policy.attention_sparsity
         self._batches: Sequence[Batch] = ()
-        # By place, for each batch the tokens of each prompt, int32 [batch]: copied once a block.
+        # By device, for each batch the number of tokens of each prompt, int32 [batch].
         self._lengths: dict[str, list[torch.Tensor]] = {}
-        # By staging slot: queries, keys and values on the GPU, and those of the CPU's sequences
-        # there; what the CPU attended, by row; and what both did.
+        # By staging slot: queries, keys and values on the GPU; those of the CPU's sequences in CPU
+        # memory; the CPU's result by rows; and the merged result.
         self._projected: dict[int, torch.Tensor] = {}
         self._returned: dict[int, torch.Tensor] = {}
         self._attended: dict[int, list[tuple[slice, torch.Tensor]]] = {}
@@ -51,49 +51,49 @@ class DecodeAttention:
         }
 
     def attend_here(self, task: Task, qkv: torch.Tensor) -> torch.Tensor:
-        """Attend with queries, keys and values [batch, 1, query + 2 * kv] to all of a batch's
-        cache; returns [batch, 1, query]."""
+        """Append keys and values of ``qkv`` [batch, 1, query + 2 * kv], and attend to all of a
+        batch's cache; returns [batch, 1, query]."""
         out = self._empty_rows(task, qkv)
-        # Without a GPU, everything is attended on the CPU, which computes.
+        # Without a GPU, all rows are attended to on the CPU, the compute device.
         for place in ("gpu", "cpu"):
             self._attend_rows(task, place, qkv, out)
         return out.view(len(qkv), 1, -1)
 
     def begin(self, task: Task, qkv: torch.Tensor) -> None:
-        """Attend to what lies on the GPU, and keep the rest for the CPU."""
+        """Attend to the rows on the GPU, and keep the queries of the rest for the CPU."""
         out = self._empty_rows(task, qkv)
         self._attend_rows(task, "gpu", qkv, out)
         self._projected[task.slot], self._outputs[task.slot] = qkv, out
 
     def return_queries(self, task: Task) -> int:
-        """Copy queries, keys and values to the CPU, from the first sequence attended there on."""
+        """Copy queries, keys and values to the CPU, from the first sequence with rows there on."""
         qkv = self._projected[task.slot]
         down = qkv[self._first_on_cpu(task) :].to("cpu", non_blocking=True)
         self._returned[task.slot] = down
         return down.nbytes
 
     def attend(self, task: Task) -> int:
-        """Attend on the CPU to what lies in its memory."""
+        """Attend to the CPU's rows."""
         qkv = self._returned[task.slot]
-        # Pinned memory is sent at the link's rate, and without holding up who sends it.
+        # Pinned memory is sent at the link's full rate and asynchronously.
         out = self._empty_rows(task, qkv, pins=self.device.type == "cuda")
         first = self._first_on_cpu(task)
         self._attended[task.slot] = self._attend_rows(task, "cpu", qkv, out, first)
         return 0
 
     def send_attended(self, task: Task) -> int:
-        """Copy what the CPU attended to its place among what the GPU did."""
+        """Copy the CPU's result into the merged result on the GPU."""
         out = self._outputs[task.slot]
         for rows, part in self._attended[task.slot]:
             out[rows].copy_(part, non_blocking=True)
         return sum(part.nbytes for _, part in self._attended[task.slot])
 
     def end(self, task: Task) -> torch.Tensor:
-        """Return what both have attended, [batch, 1, query]."""
+        """Return the merged result, [batch, 1, query]."""
         return self._outputs[task.slot].view(len(self._batches[task.batch]), 1, -1)
 
     def _first_on_cpu(self, task: Task) -> int:
-        """Return the first sequence of a batch that has a row attended on the CPU."""
+        """Return the first sequence of a batch with a row that the CPU attends to."""
         heads = self._attention(task).num_kv_heads
         return self.cache.first_row_attended_at(task, "cpu") // heads
 
@@ -108,11 +108,10 @@ class DecodeAttention:
     def _attend_rows(
         self, task: Task, place: str, qkv: torch.Tensor, out: torch.Tensor, first_sequence: int = 0
     ) -> list[tuple[slice, torch.Tensor]]:
-        """Append the new token to each segment attended at ``place`` and attend to it.
+        """Append the new token to each segment of a device, and attend to the segment.
 
-        ``qkv`` is that of the batch's sequences from ``first_sequence`` on; ``out`` is [rows,
-        group, head_dim], of the same. Returns which of the batch's rows were filled, each with its
-        part of ``out``.
+        ``qkv`` and ``out`` [rows, group, head_dim] are those of the batch's sequences from
+        ``first_sequence`` on. Returns the filled rows of the batch, each with its part of ``out``.
         """
         segments = self.cache.attended_at(task, place)
         if not segments:
@@ -143,8 +142,8 @@ class DecodeAttention:
 
 
 def _by_row(qkv: torch.Tensor, spec: AttentionSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return queries [sequences, heads, head_dim], a view, and keys and values [2, rows, head_dim],
-    copied together."""
+    """Return queries [sequences, heads, head_dim] as a view, and a copy of keys and values
+    [2, rows, head_dim]."""
     heads = qkv.view(len(qkv), -1, spec.head_dim)
     keys_values = heads[:, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))
     return heads[:, : spec.num_heads], keys_values.transpose(0, 1).flatten(1, 2)

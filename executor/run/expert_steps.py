@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from costmodel.model.layer_spec import ExpertsSpec, LayerSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
@@ -20,7 +21,7 @@ from executor.stores.weights import WeightStore
 
 @dataclass(slots=True)
 class _Visit:
-    """One visit to a layer's experts: the tokens, normalised, where they go, and what was made."""
+    """One visit to a layer's experts: the normalised tokens, their routing, and the outputs."""
 
     normed: torch.Tensor
     routing: Routing
@@ -31,11 +32,11 @@ class _Visit:
 
 
 class ExpertSteps:
-    """What a block does at a layer with experts.
+    """The handlers of layers with experts.
 
-    In decode the tokens of several batches pass through experts together, because an expert then
-    has more rows. Beside a GPU, the CPU may run experts in its memory: ``route``, then
-    ``return_tokens`` and ``run_experts`` beside ``compute``, then ``send_made`` and ``combine``.
+    In decode, the tokens of several batches pass through experts together, because an expert then
+    has more rows. Beside a GPU, the CPU may run experts in place: ``route``, then ``return_tokens``
+    and ``run_experts`` beside ``compute``, then ``send_made`` and ``combine``.
     """
 
     def __init__(self, policy: Policy, weights: WeightStore, hidden: HiddenStates) -> None:
@@ -47,7 +48,7 @@ class ExpertSteps:
         self._batches: Sequence[Batch] = ()
         # By layer and first batch.
         self._visits: dict[tuple[int, int], _Visit] = {}
-        # By layer, the experts that are loaded on demand.
+        # By layer, the experts to load on demand.
         self._needed: dict[int, list[int]] = {}
 
     def start_block(self, batches: Sequence[Batch]) -> None:
@@ -56,8 +57,8 @@ class ExpertSteps:
         self._visits.clear()
 
     def compute(self, task: Task) -> None:
-        """Pass the tokens of a step of decode through the experts."""
-        if task.layer in self.weights.plan.route.in_place:
+        """Pass the tokens of one decode step through the experts."""
+        if task.layer in self.weights.plan.route.experts_in_place:
             self._compute_beside_cpu(task)
             return
         parts = self._parts(task)
@@ -66,7 +67,7 @@ class ExpertSteps:
         self._hand_back(task, parts, whole)
 
     def route(self, task: Task) -> int:
-        """Find the experts that the tokens of a layer need."""
+        """Route the tokens of a layer, and find the experts that they need."""
         parts = self._parts(task)
         layer = self._layer(task)
         normed = layers.feed_forward_input(torch.cat(parts), self.weights.layer(task), layer)
@@ -74,20 +75,20 @@ class ExpertSteps:
         needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
         in_place = self.weights.experts_in_place(task)
         self._needed[task.layer] = [expert for expert in needed if expert not in in_place]
-        if task.layer in self.weights.plan.route.in_place:
+        if task.layer in self.weights.plan.route.experts_in_place:
             self._visits[task.layer, task.batch] = _Visit(normed=normed, routing=routing)
         return 0
 
     def read_experts(self, task: Task) -> int:
-        """Read a part of the experts that are needed into CPU staging."""
+        """Read one piece of the needed experts into CPU staging."""
         return self.weights.read_experts(task, self._needed[task.layer])
 
     def send_experts(self, task: Task) -> int:
-        """Copy a part of the experts that are needed into GPU staging."""
+        """Copy one piece of the needed experts into GPU staging."""
         return self.weights.send_experts(task, self._needed[task.layer])
 
     def return_tokens(self, task: Task) -> int:
-        """Copy the tokens to the CPU, with the experts that they need."""
+        """Copy the normalised tokens and their routing to the CPU."""
         visit = self._visits[task.layer, task.batch]
         rows = visit.normed.flatten(0, 1).to("cpu", non_blocking=True)
         experts, factors = (
@@ -97,7 +98,7 @@ class ExpertSteps:
         return rows.nbytes + experts.nbytes + factors.nbytes
 
     def run_experts(self, task: Task) -> int:
-        """Run the experts in CPU memory."""
+        """Run the CPU's experts in place."""
         visit, spec = self._visits[task.layer, task.batch], self._experts(task)
         assert visit.tokens_on_cpu is not None
         rows, routing = visit.tokens_on_cpu
@@ -108,14 +109,14 @@ class ExpertSteps:
         return 0
 
     def send_made(self, task: Task) -> int:
-        """Copy what the CPU's experts made to the GPU."""
+        """Copy the output of the CPU's experts to the GPU."""
         visit = self._visits[task.layer, task.batch]
         assert visit.made_on_cpu is not None
         visit.made_there = visit.made_on_cpu.to(visit.normed.device, non_blocking=True)
         return visit.made_on_cpu.nbytes
 
     def combine(self, task: Task) -> int:
-        """Add up what both have made, and add it to the hidden states."""
+        """Add the outputs of both devices to the hidden states."""
         visit = self._visits[task.layer, task.batch]
         assert visit.made is not None and visit.made_there is not None
         visit.made += visit.made_there

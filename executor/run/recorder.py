@@ -1,4 +1,4 @@
-"""The timeline of a run as a file: what was measured, beside what the simulation says."""
+"""The timeline of a run as a file: the measured one beside the simulated one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from profiles.outputs import spare_folders, write_output
 from profiles.spool import Spool
 
 MEASURED, SIMULATED = 1, 2
-# Layers times batches times tokens in one file: about ten tasks each, as much as a viewer opens
-# and the simulation holds in memory.
-MAX_LAYER_BATCHES = 50_000
-# One at a time between the tasks, spans take three times as long to write: the caches are cold.
+# Layers times batches times tokens in one file. Each is about ten tasks; viewers and the memory of
+# the simulation set the limit.
+MAX_TRACED_LAYERS = 50_000
+# Spans are written in groups. Written one by one between tasks, with cold caches, each takes three
+# times as long.
 HELD_SPANS = 256
 
 _log = logging.getLogger(__name__)
@@ -36,21 +37,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedBlock:
-    """A block of a job, and how many of its first tokens come into the file."""
+    """A block of a job, and the number of its first tokens in the file."""
 
     policy: Policy
     num_tokens: int
 
 
 def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
-    """Choose the first tokens of a job that a file can hold, block after block.
+    """Choose the first tokens of a job that fit in a file, block after block.
 
     Raises
     ------
     InputError
-        Where not even one token can be held.
+        Where not even one token fits.
     """
-    blocks, room = [], MAX_LAYER_BATCHES
+    blocks, room = [], MAX_TRACED_LAYERS
     for policy in policies:
         per_token = len(model_layers(policy.model)) * policy.num_gpu_batches
         num_tokens = min(policy.workload.gen_len, room // per_token)
@@ -60,33 +61,33 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
         raise InputError(
             "--trace",
             got=f"{per_token} layers and batches in a token",
-            allowed=f"at most {MAX_LAYER_BATCHES}",
+            allowed=f"at most {MAX_TRACED_LAYERS}",
             hint="running without it",
         )
     return blocks
 
 
 class Recorder(Protocol):
-    """Takes the tasks of a run as they end, and its figures when it has ended."""
+    """Takes the tasks of a run when they end, and the run's figures at its end."""
 
     # Whether ``finish`` was called.
     is_complete: bool
 
     def start(self) -> None:
-        """Take now for the beginning of time: the weights are loaded, the first block begins."""
+        """Set the time zero: the weights are loaded, and the first block begins."""
 
     def record(self, span: Span) -> None:
-        """Take one span; called by the workers."""
+        """Take one span; workers call this."""
 
     def end_block(self) -> None:
-        """Go on to the next block; called when no task of this one is left."""
+        """Go on to the next block, after the last task of this one."""
 
     def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
-        """Take the blocks that ran and the record of the run, which has given its memory back."""
+        """Take the blocks that ran and the record of the run, which has released its memory."""
 
 
 class TraceRecorder:
-    """Writes spans as they end and keeps next to none; made by ``open_recorder``."""
+    """Writes spans when they end and keeps few in memory; ``open_recorder`` makes one."""
 
     def __init__(
         self, file: TraceFile, blocks: Sequence[TracedBlock], hardware: HardwareProfile
@@ -104,11 +105,11 @@ class TraceRecorder:
         file.begin_process(MEASURED, "measured")
 
     def start(self) -> None:
-        """Take now for the beginning of time: the weights are loaded, the first block begins."""
+        """Set time zero: the weights are loaded and the first block begins."""
         self._zero_s = time.perf_counter()
 
     def record(self, span: Span) -> None:
-        """Take one span; called by the workers."""
+        """Record one span; the workers of all channels call it."""
         if span.task.token >= self._num_tokens:
             return
         with self._lock:
@@ -117,7 +118,7 @@ class TraceRecorder:
                 self._write()
 
     def end_block(self) -> None:
-        """Go on to the next block; called when no task of this one is left."""
+        """Continue with the next block; called when no task of this one is left."""
         self._write()
         self._block += 1
         more = self._block < len(self._blocks)
@@ -133,12 +134,12 @@ class TraceRecorder:
         self._held.clear()
 
     def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
-        """Write the same tokens of the blocks that ran, simulated, each from its own start."""
+        """Simulate the same tokens of each block, and write them at the block's measured start."""
         self._file.begin_process(SIMULATED, "simulated")
         for number, (block, result) in enumerate(zip(self._blocks, results, strict=True)):
             if not block.num_tokens:
                 break
-            # A run ends early where all sequences have.
+            # A block ends early where all its sequences have ended.
             num_tokens = min(block.num_tokens, result.num_tokens)
             # One token more: the last one of a schedule does not prepare for another.
             timeline = simulate(block.policy, self._hardware, num_passes=num_tokens + 1)
@@ -158,9 +159,9 @@ class TraceRecorder:
 def open_recorder(
     path: Path, policies: Sequence[Policy], hardware: HardwareProfile
 ) -> Iterator[TraceRecorder]:
-    """Open the timeline of a job, which appears under ``path`` if the run in the block ends well.
+    """Open the timeline of a job, which appears at ``path`` if the run succeeds.
 
-    Until then it is in a file without a name: a run goes on where a disk is full.
+    Until then it is in an unnamed file, so that a full disk does not end the run.
     """
     blocks = plan_trace(policies)
     traced = sum(block.num_tokens for block in blocks)
@@ -178,8 +179,8 @@ def open_recorder(
 
 @contextmanager
 def written_at_end(recorder: Recorder, write: Callable[[], None]) -> Iterator[None]:
-    """Call ``write`` when the block ends, also where an error ends it after the run was complete:
-    the run is whole where only its printed report failed."""
+    """Call ``write`` at the end of the block, also after an error if the run was complete: then
+    only its printed report failed."""
     try:
         yield
     except BaseException:

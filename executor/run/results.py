@@ -1,4 +1,4 @@
-"""What a run yields, block by block, and what it tells while it works."""
+"""The results of blocks, and the progress of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from executor.run.batch import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockResult:
-    """What one block generated, and its seconds; ``start_s`` is on the run's clock.
+    """The tokens and seconds of one block; ``start_s`` is on the run's clock.
 
-    ``output_ids`` holds the generated tokens of each prompt, by the prompt's index, up to and
-    without an end-of-sequence token; ``stopped`` the prompts that met one. ``output_scores`` holds
-    the scores of these tokens and ``prompt_scores`` those of each prompt's tokens after the first,
-    where the policy's workload asks for them.
+    ``output_ids`` are the generated tokens of each prompt, by the prompt's index, up to the first
+    end-of-sequence token, which is not included. ``stopped`` are the prompts with such a token.
+    ``output_scores`` are the scores of these tokens, and ``prompt_scores`` those of each prompt's
+    tokens after the first, if the policy's workload asks for them.
     """
 
     output_ids: dict[int, tuple[int, ...]]
@@ -33,13 +33,13 @@ class BlockResult:
 
 
 class Progress:
-    """What a run tells while it works. This one tells nobody; subclasses show it."""
+    """Callbacks for the progress of a run. They do nothing here; subclasses show it."""
 
     def loading(self, num_bytes: int) -> None:
-        """So many bytes of weights will be written to disk and read into memory."""
+        """``num_bytes`` of weights will be written to disk and read into memory."""
 
     def loaded(self, num_bytes: int) -> None:
-        """So many of them are there now."""
+        """``num_bytes`` more of them are done."""
 
     def started(self, num_batches: int) -> None:
         """A block begins."""
@@ -55,9 +55,9 @@ def collect(
     start_s: float,
     ends_s: list[float],
 ) -> BlockResult:
-    """Cut what the batches generated at its end-of-sequence tokens.
+    """Cut the generated tokens of all batches at their end-of-sequence tokens.
 
-    ``ends_s`` are the times at which each token was there, on the clock of ``start_s``.
+    ``ends_s`` are the times of each token, on the clock of ``start_s``.
     """
     output_ids, stopped = {}, set()
     output_scores: dict[int, TokenScores] = {}

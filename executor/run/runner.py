@@ -41,27 +41,27 @@ from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 
-# Tasks that are made while the token before them is computed.
+# Tasks that are made in advance while the previous token is computed.
 TASKS_AHEAD = 256
 
 
 class Runner:
-    """Everything that a policy needs to run, allocated once. A context manager.
+    """Runs one policy; allocates all of its memory once. A context manager.
 
     Parameters
     ----------
     policy
-        Is executed to the byte.
+        The placements, which the run keeps to the byte.
     hardware
-        The machine with its budgets; the policy must fit them.
+        The machine with its budgets, which the policy must fit.
     source
         The weights.
     offload_dir
         Where weights, cache and hidden states on disk go.
     sampler, eos_ids
-        How tokens are chosen, and which of them end a sequence.
+        The choice of tokens, and the tokens that end a sequence.
     on_span
-        Called with each task that has ended, by the worker of its channel.
+        Called with each ended task, by the worker of its channel.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Runner:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        # The trace outlives the run, and knows the runner: its memory must not.
+        # The trace outlives the run and refers to the runner, so the memory is released here.
         del self.weights, self.block, self.engine
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
         """Generate for every prompt, given as token ids; yields each block as it ends.
 
-        Prompts of like length share a block, the longest first, so that little is padded and the
-        most memory is needed at the start.
+        Prompts of similar length share a block, so that there is little padding. The longest come
+        first, so that the peak of memory is at the start.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for first in range(0, len(order), self.policy.block_size):
@@ -119,7 +119,7 @@ class Runner:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that this run keeps on disk: weights, cache and hidden states."""
+        """Bytes of this run on disk: weights, cache and hidden states."""
         return self._disk_bytes
 
     def _tell(self, span: Span) -> None:
@@ -141,7 +141,7 @@ class Runner:
         needed = estimate(policy, self.hardware).peak_bytes["disk"]
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
         check_available(policy, self.hardware, file_bytes=file_bytes)
-        # Where the kernels are not built yet, the compiler must not run beside the weights.
+        # A first build of the kernels takes memory, so it comes before the weights.
         kernels.load_library()
         self._watch = enter(MemoryWatch(self.hardware))
         machine = enter(Machine(self.hardware))
@@ -182,7 +182,7 @@ class Runner:
     def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
         gen_len = self.policy.workload.gen_len
         prompt_len = max(len(prompts[i]) for i in indices)
-        # Dealt out evenly, so that the last batch of a block is not a small one.
+        # Batches of equal size, so that the last one of a block is not a small one.
         num_batches = -(-len(indices) // self.policy.gpu_batch_size)
         size = -(-len(indices) // num_batches)
         parts = [indices[first : first + size] for first in range(0, len(indices), size)]
@@ -198,8 +198,8 @@ class Runner:
         return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
 
     def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
-        """Submit the tasks token by token; returns when each token was done."""
-        # This thread computes nothing now, and its team would slow down the workers'.
+        """Submit the tasks token by token; returns the time at which each token was done."""
+        # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
         kernels.end_idle_threads()
         ends_s: list[float] = []
         last: Ending | None = None
@@ -207,8 +207,8 @@ class Runner:
         ahead: deque[Task] = deque()
         while (task := ahead.popleft() if ahead else next(tasks, None)) is not None:
             if task.token > len(ends_s) and task.channel == self.route.compute_channel:
-                # The next token needs this one anyway; its first loads are under way already, and
-                # its next tasks are made before the workers want the interpreter.
+                # The next token's tasks wait for this token. Its first loads are submitted already,
+                # and more tasks are made now, before the workers need the interpreter.
                 assert last is not None
                 ahead.extend(itertools.islice(tasks, TASKS_AHEAD - len(ahead)))
                 self.engine.wait(last)
@@ -228,7 +228,7 @@ class Runner:
 
 
 def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:
-    """Refuse what this executor would otherwise do wrongly or not at all."""
+    """Refuse a policy that the executor cannot run on this machine with these weights."""
     check_same_model(policy.model, source.spec)
     check_machine(policy, hardware)
     check_executable(policy)

@@ -1,4 +1,4 @@
-"""Whether a policy was made for the model that is run."""
+"""Checks that a policy belongs to the model of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from profiles.files import to_json
 
 
 def check_same_model(wanted: ModelSpec, found: ModelSpec) -> None:
-    """Refuse a policy for ``wanted`` where ``found`` is run; their names may differ."""
+    """Refuse a policy for ``wanted`` in a run of ``found``; their names may differ."""
     namesake = replace(found, name=wanted.name)
     if wanted == namesake:
         return

@@ -1,4 +1,4 @@
-"""What a GPU does once, before a run is timed."""
+"""Compilation of a GPU's kernels before a run is timed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from profiles import kernels
 from profiles.compute_plan import DTYPES
 from profiles.packing import DIRECT_ROWS, Packing
 
-# Packed rows begin at multiples of four bytes.
+# Packed rows start at multiples of four bytes.
 UNALIGNED = 4
 
 
@@ -23,8 +23,10 @@ def compile_kernels(
     layers: Sequence[LayerLayout],
     device: torch.device,
 ) -> None:
-    """Have all kernels compiled that a run will call, each of which takes up to a second, by
-    calling them for next to nothing."""
+    """Compile all kernels of a run, by calling each with tiny tensors.
+
+    Compiling one takes up to a second.
+    """
     _compile_layers(policy, device)
     components = {id(c): c for layer in layers for c in layer.components}.values()
     for matrix in {tensor.packing for component in components for tensor in component.tensors}:
@@ -56,7 +58,7 @@ def _compile_layers(policy: Policy, device: torch.device) -> None:
 
 
 def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile unpacking twice: where a row begins at a multiple of 16 bytes, and where not."""
+    """Compile unpacking twice: for rows at a multiple of 16 bytes, and for other rows."""
     raw = torch.zeros(UNALIGNED + matrix.row_bytes, dtype=torch.uint8, device=device)
     whole = torch.empty(1, 1, matrix.num_elements, dtype=dtype, device=device)
     for start in (0, UNALIGNED):
@@ -65,7 +67,7 @@ def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device
 
 
 def _compile_groups(tensor: TensorLayout, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile products with experts' matrices: of few rows each, and of more."""
+    """Compile products with experts' matrices: for few rows of each, and for more."""
     weight = torch.zeros(1, tensor.row_bytes, dtype=torch.uint8, device=device)
     weight = weight if tensor.packing else weight.view(dtype)
     for num_rows in (1, DIRECT_ROWS):

@@ -1,8 +1,8 @@
 """Hidden states of a block between two layers.
 
-Where all of them live on the compute device, a layer updates them in place. Otherwise a batch
-passes through a staging buffer, which is gathered from the batch's homes before a layer and
-handed back after it. Sequences lie in the order disk, CPU, GPU.
+Where all of them are stored on the compute device, a layer updates them in place. Otherwise a batch
+passes through a staging buffer: it is gathered from its tiers before a layer, and stored to them
+after it. The sequences of a batch are in the order disk, CPU, GPU.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from profiles.compute_plan import DTYPES
 
 
 class HiddenStates:
-    """Homes and staging of the hidden states, and the moves between them.
+    """Stored and staged hidden states, and the moves between them.
 
     Parameters
     ----------
     policy
-        Decides the cut; its workload bounds the number of tokens.
+        Sets the cuts; its workload bounds the number of tokens.
     machine
-        Whose arenas hold homes and staging.
+        Its arenas have room for all buffers.
     file_offset
-        Where in ``file`` the sequences whose home is the disk begin; ``file`` must be set before
-        a run where ``disk_bytes`` is above zero.
+        The offset in ``file`` of the sequences on disk. ``file`` must be set before a run where
+        ``disk_bytes`` is above zero.
     """
 
     def __init__(self, policy: Policy, machine: Machine, *, file_offset: int) -> None:
@@ -66,13 +66,13 @@ class HiddenStates:
         self._prompt_len = prompt_len
 
     def disk_bytes(self) -> int:
-        """Bytes that the file must hold."""
+        """Bytes of these hidden states in the file."""
         return self._region_bytes * self.policy.num_gpu_batches if self.disk_end else 0
 
     def gather(self, task: Task) -> torch.Tensor:
         """Return the batch's hidden states [batch, tokens, hidden_size] on the compute device.
 
-        The parts below it must have been staged; the part at home there is copied now.
+        Parts from other tiers must be staged already; the part on the compute device is copied now.
         """
         if self.in_place:
             return self._whole_home(task)
@@ -82,7 +82,7 @@ class HiddenStates:
         return whole
 
     def hand_back(self, task: Task) -> None:
-        """Copy the part at home on the compute device out of the staging buffer."""
+        """Copy the part that is stored on the compute device out of the staging buffer."""
         if not self.in_place:
             own, home = self._own_part(task)
             home.copy_(self._staged(self._compute_tier, task)[own])
@@ -102,11 +102,11 @@ class HiddenStates:
         return part.numel()
 
     def send(self, task: Task) -> int:
-        """Copy the sequences that live below the GPU into GPU staging."""
+        """Copy the sequences off the GPU into GPU staging."""
         return self._copy(task, down=False)
 
     def bring_back(self, task: Task) -> int:
-        """Copy the sequences that live below the GPU out of GPU staging."""
+        """Copy the sequences off the GPU out of GPU staging."""
         return self._copy(task, down=True)
 
     @property

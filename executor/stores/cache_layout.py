@@ -1,4 +1,4 @@
-"""Where the rows of a layer's KV cache are: segments, and their places at home and in staging."""
+"""The layout of a layer's KV cache: segments, and their offsets on their tiers and in staging."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from profiles.packing import Packing
 
 
 def is_by_row(segment: Segment) -> bool:
-    """Whether the context of each row is one run, where it lives and on its way there."""
+    """Whether a segment is stored row by row, so that the context of each row is contiguous."""
     return segment.home == "cpu" and segment.attended == "cpu"
 
 
@@ -33,11 +33,11 @@ class CacheLayout:
     context_len, prompt_len
         Most tokens of a sequence, and of its prompt.
     segments
-        Those of a whole batch.
+        The segments of a full batch.
     packing
-        How a key or value of one row is packed, if it is.
+        The packing of a key or a value of one row; ``None`` for a cache in the model's dtype.
     dtype
-        Of what is kept: bytes where it is packed.
+        The stored dtype: bytes for a packed cache.
     """
 
     rows_per_sequence: int
@@ -50,7 +50,7 @@ class CacheLayout:
 
     @classmethod
     def of(cls, policy: Policy, layer: LayerSpec, segments: tuple[Segment, ...]) -> CacheLayout:
-        """Lay out the cache of a kind of layer, which is cut into ``segments``."""
+        """Lay out the cache of a kind of layer with these segments."""
         cache = cache_spec(policy, layer)
         packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
         return cls(
@@ -65,11 +65,11 @@ class CacheLayout:
 
     @property
     def width(self) -> int:
-        """Elements of ``dtype`` that a key or value of one row takes."""
+        """Elements of ``dtype`` of a key or a value of one row."""
         return self.packing.row_bytes if self.packing else self.head_dim
 
     def of_batch(self, size: int) -> tuple[Segment, ...]:
-        """Return the segments of a batch, which drops the last rows where it is smaller."""
+        """Return the segments of a batch; a smaller batch drops the last rows."""
         rows = size * self.rows_per_sequence
         return tuple(
             replace(segment, end_row=min(segment.end_row, rows))
@@ -78,11 +78,11 @@ class CacheLayout:
         )
 
     def home_bytes(self, tier: str) -> int:
-        """Bytes of one layer and batch whose home is ``tier``."""
+        """Bytes of one layer and batch on a tier."""
         return self.context_len * sum(s.token_bytes for s in self.segments if s.home == tier)
 
     def staging_bytes(self, tier: str) -> int:
-        """Bytes of one layer and batch that are staged at once on ``tier``."""
+        """Most bytes of one layer and batch in the staging of a tier."""
         if tier == "cpu":
             return self.home_bytes("disk")
         off_gpu = [s for s in self.segments if s.home != "gpu"]
@@ -92,28 +92,31 @@ class CacheLayout:
 
     @property
     def num_rows_on_cpu(self) -> int:
-        """Rows of a batch that are attended on the CPU."""
+        """Rows of a batch that the CPU attends to."""
         return sum(s.num_rows for s in self.segments if s.attended == "cpu")
 
     def rows_on_cpu_before(self, segment: Segment) -> int:
-        """Rows before a segment that are attended on the CPU."""
+        """Rows before a segment that the CPU attends to."""
         return sum(s.num_rows for s in self._before(segment) if s.attended == "cpu")
 
     def home_range(self, segment: Segment) -> slice:
-        """Find a segment among the bytes of its home."""
+        """Return the range of a segment in the layer's bytes on its tier."""
         before = sum(s.token_bytes for s in self._before(segment) if s.home == segment.home)
         start = before * self.context_len
         return slice(start, start + segment.token_bytes * self.context_len)
 
     def disk_segments(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
-        """Yield the segments on disk, each with its offset in the layer's bytes there."""
+        """Yield the segments on disk, each with its offset in the layer's bytes on disk."""
         for segment in segments:
             if segment.home == "disk":
                 yield segment, self.home_range(segment).start
 
     def gpu_staged_range(self, segment: Segment, *, in_prefill: bool) -> slice:
-        """Find a segment in GPU staging: prompts of all rows off the GPU, or contexts of those that
-        are fetched."""
+        """Return the range of a segment in GPU staging.
+
+        Staging has the prompts of all rows off the GPU in prefill, and the contexts of fetched rows
+        in decode.
+        """
         before = [s for s in self._before(segment) if s.home != "gpu"]
         num_tokens = self.prompt_len
         if not in_prefill:
@@ -123,7 +126,7 @@ class CacheLayout:
         return slice(start, start + num_tokens * segment.token_bytes)
 
     def as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
-        """View a segment's bytes as its context, [tokens, 2, rows, width]."""
+        """Return a view of a segment's bytes as its context, [tokens, 2, rows, width]."""
         row_bytes = self.width * self.dtype.itemsize
         if is_by_row(segment):
             rows = segment.token_bytes // (2 * row_bytes)
@@ -135,7 +138,7 @@ class CacheLayout:
         return context
 
     def as_runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:
-        """Return some tokens of a segment as the runs that they are in memory: [runs, elements]."""
+        """Return some tokens of a segment as contiguous runs of memory: [runs, elements]."""
         if is_by_row(segment):
             by_row = self.as_context(segment, buffer)[tokens].permute(2, 1, 0, 3)
             return by_row.flatten(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""Rows of the embedding tables, gathered from wherever they live."""
+"""Rows of the embedding tables, gathered from all tiers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from executor.stores.weights import WeightStore
 from profiles.kernels import unpack_rows
 from profiles.units import MIB
 
-# Rows that are brought together in CPU memory and copied up at once.
+# Rows that are gathered in CPU memory and copied to the compute device at once.
 GATHERED_AT_ONCE_BYTES = 8 * MIB
 
 
 class EmbeddingTable:
-    """A table of which only the rows that are asked for are ever touched.
+    """An embedding table. Only the rows of a batch's tokens are read.
 
-    Rows on disk are read through the page cache, unlike all else: they are small, and common
-    tokens come again.
+    Rows on disk are read through the page cache, unlike all else on disk: they are small, and
+    common tokens repeat.
 
     Parameters
     ----------
     weights, file
-        The store and, where some rows live on disk, its file.
+        The store and, where some rows are on disk, its file.
     name
-        The tensor that holds the rows: ``tokens.weight``, ``positions.weight``, or
-        ``head.weight`` in several chunks where it is tied to the embedding.
+        The tensor of the table: ``tokens.weight``, ``positions.weight``, or, in several chunks,
+        ``head.weight`` of a tied head.
     """
 
     def __init__(self, weights: WeightStore, file: WeightFile | None, name: str) -> None:
@@ -44,7 +44,7 @@ class EmbeddingTable:
             if tensor.name == name
         ]
         self._tensor = found[0][1]
-        # Rows are gathered as bytes, in words where every row begins on one.
+        # Rows are gathered as bytes, or as words where every row starts at a word.
         in_words = all(
             other.row_bytes % 4 == 0 for component, _ in found for other in component.layout.tensors
         )
@@ -69,7 +69,7 @@ class EmbeddingTable:
             self._disk.append((first, layout.first_row + tensor.num_rows, position))
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return rows [*ids.shape, hidden_size] on the compute device; ``ids`` is int64 on CPU."""
+        """Return rows [*ids.shape, hidden_size] on the compute device, for int64 ids on the CPU."""
         step = max(1, GATHERED_AT_ONCE_BYTES // self._tensor.row_bytes)
         parts = [self._gather(part) for part in ids.flatten().split(step)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*ids.shape, -1)
@@ -84,7 +84,7 @@ class EmbeddingTable:
             found = _between(flat, first, end)
             if len(found):
                 raw[found] = self._read(flat[found] - first, position)
-        # One copy up, because each waits for whatever the link is busy with.
+        # One copy, because each copy waits for others on the link.
         raw = raw.to(self._device)
         for first, rows in self._runs:
             found = _between(flat, first, first + len(rows))
@@ -97,7 +97,7 @@ class EmbeddingTable:
         return torch.empty(count, self._tensor.row_bytes, dtype=torch.uint8).view(self._word)
 
     def _elements(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return gathered rows as elements [rows, hidden_size], unpacked if they were packed."""
+        """Return gathered rows as elements [rows, hidden_size]; packed rows are unpacked."""
         if self._tensor.packing is None:
             return raw.view(self._dtype)
         width = self._tensor.shape[1]
@@ -116,5 +116,5 @@ class EmbeddingTable:
 
 
 def _between(ids: torch.Tensor, first: int, end: int) -> torch.Tensor:
-    """Return which of ``ids`` are in [first, end): int64 indices."""
+    """Return the indices of the ``ids`` in [first, end), int64."""
     return ((ids >= first) & (ids < end)).nonzero().squeeze(1)

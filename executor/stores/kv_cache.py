@@ -1,12 +1,16 @@
-"""Keys and values of a block, on their home tiers and in the staging buffers between them.
+"""Keys and values of a block, on their tiers and in the staging buffers between them.
 
-A row is one key head of one sequence (see ``costmodel.plan.rounding.Segment``). The context of a
-segment is ``[tokens, 2, rows, head_dim]``: keys, then values. What moves lies token by token, so
-that a new token is appended with one contiguous write, and the context so far is one contiguous
-read (a token on disk is rounded up to whole pages). With few bits, the key or value of each row
-is packed by itself when it comes, and lies as bytes, ``[tokens, 2, rows, row_bytes]``. What the CPU
-attends where it lives lies row by row, ``[rows, 2, tokens, head_dim]``, because attention reads it
-so at the memory's own rate; views make both look the same.
+A row is one key head of one sequence (see ``costmodel.plan.cuts.Segment``). The context of a
+segment is ``[tokens, 2, rows, head_dim]``: keys, then values. There are two memory orders, and
+views give both the same shape:
+
+- Segments that move are stored token by token. A new token is one contiguous write, and the context
+  so far is one contiguous read. On disk, a token is padded to whole pages.
+- Segments that the CPU attends to in place are stored row by row, ``[rows, 2, tokens, head_dim]``.
+  Attention reads this order at the rate of the memory.
+
+In a packed cache, the key or value of each row is packed on arrival and stored as bytes,
+``[tokens, 2, rows, row_bytes]``.
 """
 
 from __future__ import annotations
@@ -36,9 +40,9 @@ class KVCache:
     Parameters
     ----------
     plan
-        Decides the segments; the workload bounds the number of tokens.
+        Sets the segments; the workload bounds the number of tokens.
     machine
-        Whose arenas hold homes and staging.
+        Its arenas have room for all buffers.
 
     ``file`` must be set before a run where ``disk_bytes`` is above zero.
     """
@@ -59,9 +63,9 @@ class KVCache:
         # The segments of each batch, by layout.
         self._segments: list[dict[int, tuple[Segment, ...]]] = []
         self._prompt_len = 0
-        # What ``attended_at`` has found in this block, whole: views cost more than a small step.
+        # Views of whole contexts in this block: making views costs more than a small decode step.
         self._contexts: dict[tuple[int, int, int, str], list[tuple[Segment, torch.Tensor]]] = {}
-        # Where each layer begins on each tier.
+        # The offset of each layer on each tier.
         self._starts = {
             tier: self._accumulated(partial(CacheLayout.home_bytes, tier=tier))
             for tier in (*machine.arenas, "disk")
@@ -77,12 +81,12 @@ class KVCache:
             ]
             for tier, arena in machine.arenas.items()
         }
-        # Of the rows that are attended sparsely on the CPU, [rows, head_dim] by layer and batch.
+        # For sparse attention on the CPU: sums of values [rows, head_dim] by layer and batch.
         self._sum_starts = self._accumulated(self._value_sum_bytes)
         self._value_sums = machine.arenas["cpu"].allocate("value sums", self._sum_starts[-1])
 
     def _accumulated(self, num_bytes: Callable[[CacheLayout], int]) -> list[int]:
-        """Return where each layer begins, ``num_bytes`` for each of its batches; and the end."""
+        """Return the offset of each layer, with ``num_bytes`` for each batch, and the end."""
         sizes = (num_bytes(layout) * self._num_batches for layout in self._layouts)
         return list(itertools.accumulate(sizes, initial=0))
 
@@ -90,7 +94,7 @@ class KVCache:
         return layout.num_rows_on_cpu * layout.head_dim * SUM_BYTES if self._sums_values else 0
 
     def layout(self, task: Task) -> CacheLayout:
-        """Return the layout of the layer that a task is of."""
+        """Return the layout of a task's layer."""
         return self._layouts[self._numbers[task.layer]]
 
     def start_block(self, batch_sizes: list[int], prompt_len: int) -> None:
@@ -103,7 +107,7 @@ class KVCache:
         ]
 
     def disk_bytes(self) -> int:
-        """Bytes that the file must hold."""
+        """Bytes of the cache in the file."""
         return self._starts["disk"][-1]
 
     def write_prompt(
@@ -132,8 +136,8 @@ class KVCache:
             _pack(layout, keys_values, context[-1])
 
     def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
-        """Return the segments attended at ``place`` with their context up to and including the
-        new token: [tokens, 2, rows, head_dim]."""
+        """Return the segments that a device attends to, each with its context including the new
+        token: [tokens, 2, rows, head_dim]."""
         key = task.layer, task.batch, task.slot, place
         if key not in self._contexts:
             views = self._views(task, appends_prompt=False)
@@ -142,8 +146,8 @@ class KVCache:
         return [(segment, context[:num_tokens]) for segment, context in self._contexts[key]]
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
-        """Return where the sums of a segment's values are kept, float32 [rows, head_dim], if it is
-        attended sparsely on the CPU."""
+        """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
+        without sparse attention on the CPU."""
         if not self._sums_values or segment.attended != "cpu":
             return None
         layout = self.layout(task)
@@ -154,7 +158,7 @@ class KVCache:
         return sums.view(-1, layout.head_dim)[first : first + segment.num_rows]
 
     def first_row_attended_at(self, task: Task, place: str) -> int:
-        """Return the first of a batch's rows attended at ``place``; behind the last if none is."""
+        """Return the first row of a batch that a device attends to, or one past the last."""
         segments = self._of_batch(task)
         firsts = [s.first_row for s in segments if s.attended == place]
         return min(firsts, default=max(s.end_row for s in segments))
@@ -175,7 +179,7 @@ class KVCache:
         return self._copy_off_gpu(task, slice(0, self._new_slot(task)), down=False)
 
     def bring_back(self, task: Task) -> int:
-        """Copy new keys and values of rows that live off the GPU down from GPU staging."""
+        """Copy new keys and values of rows off the GPU from GPU staging to CPU memory."""
         tokens = slice(0, self._prompt_len)
         if not task.is_prefill:
             tokens = slice(self._new_slot(task), self._new_slot(task) + 1)
@@ -221,7 +225,7 @@ class KVCache:
         return self._staging["gpu"][task.slot][found]
 
     def _views(self, task: Task, *, appends_prompt: bool) -> Iterator[tuple[Segment, torch.Tensor]]:
-        """Yield each segment with its context where it is computed on: at home, or staged."""
+        """Yield each segment with its context, stored or staged, on the device that uses it."""
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
         for segment in self._of_batch(task):
             on_gpu = self.machine.has_gpu and (appends_prompt or segment.attended == "gpu")
@@ -235,7 +239,7 @@ class KVCache:
 
     @staticmethod
     def _at_rest(layout: CacheLayout, x: torch.Tensor) -> torch.Tensor:
-        """Return keys or values [batch, tokens, heads, head_dim] as they are kept."""
+        """Return keys or values [batch, tokens, heads, head_dim] in their stored form."""
         if layout.packing is None:
             return x
         packed = x.new_empty(*x.shape[:3], layout.width, dtype=torch.uint8)

@@ -23,14 +23,14 @@ def page_checksums(pages: memoryview) -> bytes:
 
 
 class PageChecksums:
-    """Holds each page against its checksum once: pages that were right are not hashed again.
+    """Checks each page against its checksum once: pages that were right are not hashed again.
 
     Threads may share one; at worst a page is hashed twice.
 
     Parameters
     ----------
     start
-        Where the table begins: at the end of the pages that it is about.
+        The offset of the table, just behind the checked pages.
     """
 
     def __init__(self, start: int) -> None:
@@ -40,24 +40,24 @@ class PageChecksums:
 
     @property
     def end(self) -> int:
-        """Where the table ends in the file."""
+        """The offset of the end of the table."""
         return self._place(self._start)
 
     def write(self, descriptor: int, pages: memoryview, position: int) -> None:
-        """Write the checksums of what lies at ``position``."""
+        """Write the checksums of the pages at ``position``."""
         sums = page_checksums(pages)
         if os.pwrite(descriptor, sums, self._place(position)) < len(sums):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def were_checked(self, position: int, num_bytes: int) -> bool:
-        """Whether all pages that the range touches have been found right."""
+        """Whether all pages of a range were right in an earlier check."""
         first, end = position // PAGE_BYTES, -(-(position + num_bytes) // PAGE_BYTES)
         return self._are_right.find(0, first, end) < 0
 
     def check(self, descriptor: int, pages: memoryview, position: int) -> bool:
-        """Whether ``pages``, read at ``position``, are what was written there.
+        """Whether ``pages``, read at ``position``, have the checksums of the table.
 
-        A table that is cut off counts as one that differs. Raises ``OSError``.
+        They do not where the table is truncated. Raises ``OSError``.
         """
         sums = page_checksums(pages)
         if os.pread(descriptor, len(sums), self._place(position)) != sums:

@@ -1,4 +1,4 @@
-"""A source of weights whose matrices are packed as they are read."""
+"""A source of weights that packs matrices when they are read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from profiles.errors import InputError
 from profiles.kernels import pack_rows
 from profiles.units import MIB
 
-# Of elements in the model's own dtype that are held at once.
+# Bytes of elements in the model's own dtype that are packed at once.
 PIECE_BYTES = 2 * MIB
-# Tables of which a prompt needs some rows only.
+# Tables of which a prompt needs only some rows.
 GATHERED = ("tokens.weight", "positions.weight")
 # NaN in bfloat16, low byte first. A row with it as scale and minimum unpacks to NaN.
 NAN_BYTES = (0xC0, 0x7F)
@@ -25,22 +25,22 @@ NAN_BYTES = (0xC0, 0x7F)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedSource:
-    """Packs another source's matrices, in pieces, to what a packed layout asks for."""
+    """Packs the matrices of another source, in pieces, as a packed layout says."""
 
     source: WeightSource
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's shapes, in the dtype to compute in."""
+        """The model's shapes and compute dtype."""
         return self.source.spec
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what is packed; the layout tells how."""
+        """A hash of the unpacked weights and the fact that they are packed."""
         return hashlib.sha256(f"packed {self.source.fingerprint}".encode()).hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raise ``RunError`` where what is packed has changed."""
+        """Raise ``RunError`` where the unpacked weights have changed."""
         self.source.check_unchanged()
 
     def read_range(
@@ -51,12 +51,12 @@ class QuantizedSource:
         Raises
         ------
         InputError
-            Naming the tensor that holds a value that is not finite. Rows of tables that are
-            gathered may hold one. Such a row unpacks to NaN, and only its own tokens use it.
+            Naming the tensor with a value that is not finite. Rows of embedding tables may have
+            one: such a row unpacks to NaN, and only its own token uses it.
         """
         out.zero_()
         plain = unpacked_layout(layout, self.spec)
-        for unit in range(layout.num_units):
+        for unit in layout.units_between(start, start + len(out)):
             for tensor, unpacked in zip(layout.tensors, plain.tensors, strict=True):
                 offset = unit * layout.unit_bytes + tensor.offset_bytes
                 plain_offset = unit * plain.unit_bytes + unpacked.offset_bytes

@@ -1,4 +1,4 @@
-"""A file for what a run keeps on disk only while it runs: KV cache and hidden states."""
+"""A file for the KV cache and hidden states of a run, which is removed with the run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from profiles.aligned_io import DirectFile
 
 
 class ScratchFile:
-    """A direct-I/O file that never has a name where the file system can make such files, and
-    elsewhere loses it at once: no crash leaves it behind."""
+    """A direct-I/O file without a name, so that no crash leaves it behind.
+
+    Where the file system cannot make unnamed files, the name is removed at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder, prefix=SCRATCH_PREFIX) as unnamed:
             self._file = DirectFile(Path(f"/proc/self/fd/{unnamed.fileno()}"), writable=True)
-        # For messages: the name it was opened by means nothing to a reader.
+        # For messages: the name in /proc means nothing to a reader.
         self._file.path = folder / "(cache and hidden states)"
 
     def read_into(self, buffer: torch.Tensor, position: int) -> None:
@@ -30,7 +32,7 @@ class ScratchFile:
         self._file.write_from(buffer.numpy().data, position)
 
     def close(self) -> None:
-        """Give the space back."""
+        """Close the file and free its space."""
         self._file.close()
 
     def __enter__(self) -> ScratchFile:

@@ -1,4 +1,4 @@
-"""Where the components of a layer are in the two kinds of weight staging buffers."""
+"""The places of a layer's components in the staging buffers of both tiers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def page_floor(position: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedComponent:
-    """One component with its places.
+    """One component with its places in staging.
 
     Parameters
     ----------
     window_offset
-        Where the pages that hold its disk part begin in CPU staging.
+        The offset in CPU staging of the pages of its disk part (the window).
     gpu_offset
-        Where the part off the GPU begins in GPU staging.
+        The offset in GPU staging of its part off the GPU.
     """
 
     placed: PlacedComponent
@@ -33,17 +33,17 @@ class StagedComponent:
 
     @property
     def window_start(self) -> int:
-        """The byte of the component at which the pages of its disk part begin."""
+        """The byte of the component at which the window begins."""
         return page_floor(self.placed.cut.cpu_end)
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of the pages that hold its disk part."""
+        """Bytes of the window."""
         cut = self.placed.cut
         return round_up(cut.num_bytes, PAGE_BYTES) - self.window_start if cut.disk_bytes else 0
 
     def window_part(self, low: int, high: int) -> tuple[int, int]:
-        """Return the bytes of the component whose place in CPU staging is in [low, high)."""
+        """Return the range of the component's bytes in [low, high) of CPU staging."""
         shift = self.window_start - self.window_offset
         first = max(low, self.window_offset) + shift
         return first, max(first, min(high, self.window_offset + self.window_bytes) + shift)
@@ -51,7 +51,7 @@ class StagedComponent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedLayer:
-    """The components of one layer, and the bytes that they take in each kind of buffer."""
+    """The components of one layer, and their bytes in the staging buffers of each tier."""
 
     components: tuple[StagedComponent, ...]
     cpu_bytes: int
@@ -76,8 +76,11 @@ class StagedLayer:
 def resident_parts(
     components: Sequence[StagedComponent], part: int, num_parts: int, *, in_prefill: bool
 ) -> Iterator[tuple[StagedComponent, slice]]:
-    """Yield one of ``num_parts`` equal parts of what is sent from CPU memory: components, each with
-    bytes of its resident run. In decode, what the CPU multiplies in place is not sent."""
+    """Yield one of ``num_parts`` equal parts of the bytes that are sent from CPU memory.
+
+    Each component comes with a range of its resident bytes. In decode, the experts that the CPU
+    multiplies in place are not sent.
+    """
     sizes = [
         c.placed.cut.cpu_bytes - (0 if in_prefill else c.placed.bytes_in_place) for c in components
     ]

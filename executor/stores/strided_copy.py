@@ -1,6 +1,6 @@
-"""Copies between memory and GPU memory of runs that do not lie behind one another.
+"""Strided copies between CPU and GPU memory.
 
-CUDA does them at the link's rate; torch would pack them in a temporary first, and wait.
+CUDA copies at the rate of the link. torch would first make a contiguous copy, and wait for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HOST, _DEVICE = 1, 2
 
 
 class _Place(ctypes.Structure):
-    """Half of the driver API's CUDA_MEMCPY2D: where the bytes lie."""
+    """The address of one side of a copy: half of the driver API's CUDA_MEMCPY2D."""
 
     _fields_ = (
         ("x_bytes", ctypes.c_size_t),
@@ -44,8 +44,8 @@ class _Copy(ctypes.Structure):
 def copy_runs(target: torch.Tensor, source: torch.Tensor) -> int:
     """Copy [runs, elements] to the same shape, each dense in its last dimension.
 
-    On CUDA the copy is queued on the current stream, and the memory on the CPU must be pinned.
-    Returns the bytes that it moves.
+    On CUDA the copy is queued on the current stream, and CPU memory must be pinned. Returns the
+    copied bytes.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The matrices of the layer that is computed, unpacked where weights are packed at rest."""
+"""The unpacked matrices of the current layer, where stored weights are packed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from profiles.kernels import unpack_rows
 
 
 class UnpackedMatrices:
-    """One buffer as large as the largest layer; each matrix of a layer has its place in it.
+    """One buffer with the size of the largest layer; each matrix of a layer has a place in it.
 
-    A matrix is unpacked when it is asked for and its place holds another, so once in a pass over
-    the model for all batches of a block: what comes before attention and what comes behind it hold
-    different places, and may belong to different layers. (Where a GPU computes the head for one
-    batch while the CPU attends for another, they take the place from each other once.) Experts
-    take turns: a layer has one place for a matrix of each of its experts.
+    A matrix is unpacked on access, unless its place already has it. So it is unpacked once in a
+    pass over the model for all batches of a block. Matrices before and after attention have
+    different places, because they may belong to different layers at a time. (Where a GPU computes
+    the head for one batch while the CPU attends for another, their matrices replace each other
+    once.) All experts of a layer share one place for each of their matrices.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class UnpackedMatrices:
     dtype
         The dtype to compute in.
     arena
-        Of the device that computes.
+        The arena of the compute device.
     """
 
     def __init__(self, layers: Sequence[LayerLayout], dtype: torch.dtype, arena: Arena) -> None:
@@ -39,7 +39,7 @@ class UnpackedMatrices:
         )
         buffer = arena.allocate("unpacked weights", size * dtype.itemsize)
         self._buffer = buffer.view(dtype)
-        # Which layer's matrix, of which unit, is from where to where.
+        # Range of elements -> layer and unit of the matrix that is there.
         self._held: dict[tuple[int, int], tuple[int, int]] = {}
 
     def unpack(
@@ -49,7 +49,7 @@ class UnpackedMatrices:
         start: int,
         chunks: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Return a matrix whose place begins at element ``start``, unpacked now if need be.
+        """Return the matrix whose place begins at element ``start``; unpack it if necessary.
 
         ``owner`` is the number of its layer and of its unit.
         """
@@ -72,8 +72,8 @@ class UnpackedMatrices:
 
 
 class PackedLayer(Mapping[str, Sequence[Matrix]]):
-    """The tensors of one layer: matrices are unpacked as they are asked for, or with ``is_direct``
-    kept packed, to be multiplied so."""
+    """The tensors of one layer. Matrices are unpacked on access, or with ``is_direct`` returned
+    packed for kernels that multiply them directly."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class PackedLayer(Mapping[str, Sequence[Matrix]]):
         self._matrices = matrices
         self._index = index
         self._is_direct = is_direct
-        # Of each packed tensor, its place in the buffer and how many units it has.
+        # Packed tensor -> its layout, its place in the buffer, and its number of units.
         self._places: dict[str, tuple[TensorLayout, int, int]] = {}
         start = 0
         for component in layout.components:
@@ -116,7 +116,7 @@ class PackedLayer(Mapping[str, Sequence[Matrix]]):
 
 
 class UnpackedExperts(OneByOne):
-    """One matrix of each expert, unpacked when it is asked for; it holds until the next is."""
+    """One matrix of each expert, unpacked on access; it is valid until the next access."""
 
     def __init__(
         self,
@@ -141,14 +141,14 @@ class UnpackedExperts(OneByOne):
 
     @property
     def packed(self) -> Sequence[PackedRows]:
-        """The same matrices, packed, which all hold."""
+        """The same matrices packed, all of which are valid."""
         assert self._tensor.packing is not None
         return [PackedRows(rows, self._tensor.packing) for rows in self._packed]
 
 
 class CpuExperts(Sequence[Matrix]):
-    """One matrix of each expert in CPU memory, by the number of the expert; packed ones are
-    multiplied so."""
+    """One matrix of each expert in CPU memory, by the number of the expert; packed ones stay
+    packed."""
 
     def __init__(
         self,

@@ -1,14 +1,12 @@
-"""The weights that live on disk: one aligned file per model and precision, built once.
+"""The weights on disk: one aligned file for each model and precision, built once.
 
-Every component has a fixed place in the file, so the layout does not depend on the policy. Only the
-bytes that some policy has put on disk are ever written (the file is sparse), and behind the
-layers lies a checksum for each page. A manifest beside the file says from which byte on each
-component is there.
+Every component has a fixed place in the file, so the layout does not depend on the policy. The file
+is sparse: only bytes that some policy puts on disk are written. A table at the end has a checksum
+for each page. A manifest beside the file has, for each component, the first byte that is written.
 
-The file is written in place and the manifest appears last, by renaming: a file is never
-believed before all of it is safe, and it can grow without a second copy of it. Whoever builds
-holds the file's lock; readers need none, because pages in a manifest change only when the file is
-built anew, and then to the same bytes.
+The file is written in place, and a rename adds the manifest last. So a file is used only when all
+of its data is safe, and it grows without a second copy. The process that builds locks the file.
+Readers need no lock: pages in a manifest change only when the file is built anew, with equal bytes.
 """
 
 from __future__ import annotations
@@ -40,41 +38,41 @@ from profiles.whole_file import sync_folder
 logger = logging.getLogger(__name__)
 
 BUILD_PIECE_BYTES = 16 * MIB
-Progress = Callable[[int], None]
+OnBytes = Callable[[int], None]
 PageRange = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """From which byte on each component is in the file, for one source of weights."""
+    """For one source of weights, the first byte of each component that is in the file."""
 
     fingerprint: str
     first_bytes: tuple[int, ...]
 
 
 class WeightFile:
-    """Components on disk, each from some byte on. A context manager.
+    """The components on disk, each from some byte on. A context manager.
 
-    Each page is held against its checksum when this process first reads it. Any thread may read.
+    Each page is checked against its checksum at its first read in a process. Any thread may read.
 
     Parameters
     ----------
     folder
         The offload folder.
     source
-        Where the weights come from; its fingerprint names the file.
+        The source of the weights; its fingerprint is part of the file's name.
     layers
         Layouts of all layers.
     """
 
     def __init__(self, folder: Path, source: WeightSource, layers: Sequence[LayerLayout]) -> None:
         self.source = source
-        # Each component has a place of its own; its layer is the first of the pair.
+        # The place of a component is its index here; pairs of layer and component.
         self._components = [
             (index, layout) for index, layer in enumerate(layers) for layout in layer.components
         ]
         self._fingerprint = source.fingerprint
-        # A layout of another version must never be taken for this one.
+        # Versions of this program with another layout get another file.
         key = hashlib.sha256(f"{self._fingerprint} {layers}".encode()).hexdigest()
         self.path = folder / f"{WEIGHTS_PREFIX}{key[:16]}{WEIGHTS_SUFFIX}"
         self.manifest_path = self.path.with_suffix(MANIFEST_SUFFIX)
@@ -86,32 +84,32 @@ class WeightFile:
         self._nothing = [layout.num_bytes for _, layout in self._components]
         self._first_bytes = self._read_manifest()
         self._file: DirectFile | None = None
-        # Reads through the page cache, of checksums and of rows of tables.
+        # For reads of checksums and of rows of tables, through the page cache.
         self._descriptor = -1
 
     def missing_bytes(self, placed: PlacedLayers) -> int:
-        """Bytes that ``build`` would have to write for components with these cuts."""
+        """Return the bytes that ``build`` has to write for components with these cuts."""
         return sum(end - start for _, start, end in self._missing(placed))
 
-    def build(self, placed: PlacedLayers, progress: Progress) -> None:
-        """Write what the cuts put on disk and the file does not hold yet, and open the file.
+    def build(self, placed: PlacedLayers, on_bytes: OnBytes) -> None:
+        """Write the bytes of the disk parts that the file does not have yet, and open the file.
 
-        ``progress`` is called with the bytes of each piece. Where another process is building,
-        this one waits for it.
+        ``on_bytes`` is called with the bytes of each piece. Where another process is building, this
+        one waits for it.
 
         Raises
         ------
         RunError
-            When the disk is full or fails; what was written is not in the manifest then.
+            When the disk is full or fails; the manifest then does not include the written bytes.
         """
         missing = self.missing_bytes(placed)
         try:
             if missing:
                 with self._locked() as descriptor:
-                    # Another process may have written it in the meantime.
+                    # Another process may have written the bytes in the meantime.
                     self._first_bytes = self._read_manifest()
-                    progress(max(0, missing - self.missing_bytes(placed)))
-                    self._write_ranges(descriptor, self._missing(placed), progress)
+                    on_bytes(max(0, missing - self.missing_bytes(placed)))
+                    self._write_ranges(descriptor, self._missing(placed), on_bytes)
             self._file = DirectFile(self.path)
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -124,7 +122,7 @@ class WeightFile:
         Raises
         ------
         RunError
-            When the bytes cannot be read, or are not those that were written.
+            When the bytes cannot be read, or do not have their checksums.
         """
         assert self._file is not None
         data, position = buffer.numpy().data, self.position(component, start)
@@ -174,7 +172,7 @@ class WeightFile:
         try:
             found = from_json(Manifest, read_json(self.manifest_path, "manifest"), "manifest")
         except ZigzagError:
-            # Whatever wrote it, the file can be built again from the source.
+            # The manifest is not valid. The file is built again from the source.
             return list(self._nothing)
         fits = self.path.stat().st_size >= self._checksums.end
         same = found.fingerprint == self._fingerprint
@@ -182,14 +180,14 @@ class WeightFile:
         return list(found.first_bytes if is_believed else self._nothing)
 
     def _is_sound(self, manifest: Manifest) -> bool:
-        """Whether each component begins on one of its pages, or is not there at all."""
+        """Whether each component starts at one of its pages, or is not in the file at all."""
         return len(manifest.first_bytes) == len(self._components) and all(
             first == layout.num_bytes or first in range(0, layout.num_bytes, PAGE_BYTES)
             for first, (_, layout) in zip(manifest.first_bytes, self._components, strict=True)
         )
 
     def _missing(self, placed: PlacedLayers) -> list[PageRange]:
-        """List (place, start, end) of whole pages to be written."""
+        """Return (place, start, end) of the whole pages to write."""
         ranges = []
         for place, component in enumerate(c for layer in placed for c in layer):
             cut = component.cut
@@ -203,7 +201,7 @@ class WeightFile:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """Hold the file, made where there is none; yields its descriptor."""
+        """Lock the file, which is created if necessary; yields its descriptor."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -212,24 +210,24 @@ class WeightFile:
                 except BlockingIOError:
                     logger.warning("waiting for another process that builds %s", self.path)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Who held it before removes what it could not finish.
+                # The process that held the lock removes the file where its build failed.
                 if os.fstat(descriptor).st_nlink:
                     yield descriptor
                     return
             finally:
                 os.close(descriptor)
 
-    def _write_ranges(self, descriptor: int, ranges: list[PageRange], progress: Progress) -> None:
+    def _write_ranges(self, descriptor: int, ranges: list[PageRange], on_bytes: OnBytes) -> None:
         is_new = self._first_bytes == self._nothing
         try:
             if is_new:
-                # A manifest that is not believed now must not be after half of a build.
+                # An invalid manifest must not become valid in the middle of a build.
                 self.manifest_path.unlink(missing_ok=True)
                 sync_folder(self.path.parent)
             os.truncate(descriptor, max(self._checksums.end, os.fstat(descriptor).st_size))
             with DirectFile(self.path, writable=True) as file:
                 for place, first, last in ranges:
-                    self._write_pages(file, descriptor, place, first, last, progress)
+                    self._write_pages(file, descriptor, place, first, last, on_bytes)
             self.source.check_unchanged()
             os.fsync(descriptor)
             for place, first, _ in ranges:
@@ -250,7 +248,7 @@ class WeightFile:
         place: int,
         first: int,
         last: int,
-        progress: Progress,
+        on_bytes: OnBytes,
     ) -> None:
         scratch = torch.frombuffer(aligned_buffer(BUILD_PIECE_BYTES), dtype=torch.uint8)
         for start in range(first, last, BUILD_PIECE_BYTES):
@@ -262,7 +260,7 @@ class WeightFile:
             data, position = piece.numpy().data, self._bases[place] + start
             file.write_from(data, position)
             self._checksums.write(descriptor, data, position)
-            progress(len(piece))
+            on_bytes(len(piece))
 
     def _check(self, pages: memoryview, position: int) -> None:
         try:
@@ -271,7 +269,7 @@ class WeightFile:
             raise self._failure(position, error) from error
         if is_right:
             return
-        # The next start believes nothing of the file and writes it again.
+        # Without a manifest, the next start writes the file again.
         self.manifest_path.unlink(missing_ok=True)
         layer, layout = self._components[bisect.bisect_right(self._bases, position) - 1]
         raise RunError(

@@ -1,9 +1,8 @@
-"""Weights at rest on their tiers, and the staging buffers that bring a layer together.
+"""Weights on their tiers, and the staging buffers for the layers that are computed.
 
-A component is one run of bytes: first what lives on the GPU, then what lives in CPU memory, then
-what lives on disk. What is not at rest on the compute device is staged there as one run, so a
-component is at most two runs: a resident one and a staged one, which meet between two rows or two
-experts.
+A component is one run of bytes: first the part on the GPU, then the part in CPU memory, then the
+part on disk. The parts off the compute device are staged there as one run. So a component is at
+most two runs, a resident one and a staged one, which meet between two rows or two experts.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights
 from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
 from executor.stores.unpacked import CpuExperts, PackedLayer, UnpackedMatrices
-from executor.stores.weight_file import Progress, WeightFile
+from executor.stores.weight_file import OnBytes, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
 from profiles.units import MIB
 
 LOAD_PIECE_BYTES = 16 * MIB
-# What is copied to the GPU at once: other copies wait for its end, whatever their stream.
+# Bytes of one copy to the GPU: copies of other streams wait for its end.
 SEND_PIECE_BYTES = 16 * MIB
 
 
 class WeightStore:
-    """All weights of a model, where a plan puts them.
+    """All weights of a model, on the tiers of a plan.
 
     Parameters
     ----------
     plan
-        Decides the cuts.
+        Sets the cuts.
     machine
-        Whose arenas hold what is resident, and the staging.
+        Its arenas have room for resident weights and staging.
     file
-        Holds what lives on disk; ``None`` where nothing does.
+        The weights on disk; ``None`` where there are none.
     """
 
     def __init__(self, plan: Plan, machine: Machine, file: WeightFile | None) -> None:
@@ -72,8 +71,8 @@ class WeightStore:
         """Prepare for a block."""
         self.num_pieces = num_load_pieces(self.plan, num_batches)
 
-    def load(self, source: WeightSource, progress: Progress) -> None:
-        """Read what is resident from the checkpoint, in pieces; ``progress`` counts bytes."""
+    def load(self, source: WeightSource, on_bytes: OnBytes) -> None:
+        """Read resident weights from the checkpoint, in pieces; ``on_bytes`` gets their sizes."""
         for component in (component for layer in self.placed for component in layer):
             for tier, first in (("gpu", 0), ("cpu", component.cut.gpu_end)):
                 home = self._resident.get((tier, component.layer, component.layout.name))
@@ -86,20 +85,20 @@ class WeightStore:
                     source.read_range(component.layer, component.layout, first + start, host)
                     if host is not piece:
                         piece.copy_(host)
-                    progress(len(piece))
+                    on_bytes(len(piece))
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of weights that are held in memory."""
+        """Bytes of weights in memory."""
         return sum(component.cut.cpu_end for layer in self.placed for component in layer)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of weights that live on disk."""
+        """Bytes of weights on disk."""
         return sum(component.cut.disk_bytes for layer in self.placed for component in layer)
 
     def read(self, task: Task) -> int:
-        """Read one piece of what a layer has on disk into CPU staging."""
+        """Read one piece of a layer's weights on disk into CPU staging."""
         assert self.file is not None
         moved = 0
         low, high = self._disk_piece(task)
@@ -112,7 +111,7 @@ class WeightStore:
         return moved
 
     def read_experts(self, task: Task, experts: Sequence[int]) -> int:
-        """Read one piece of what the needed experts of a layer have on disk into CPU staging."""
+        """Read one piece of the needed experts on disk into CPU staging."""
         assert self.file is not None
         moved = 0
         for component, first, end in self._needed_on_disk(task, experts):
@@ -123,8 +122,7 @@ class WeightStore:
         return moved
 
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:
-        """Copy one piece of the needed experts of a layer into GPU staging, from where they are
-        below it."""
+        """Copy one piece of the needed experts off the GPU into GPU staging."""
         component, size = self._experts(task)
         cut, target = component.placed.cut, self._staging_of("gpu", task)
         start, home = component.gpu_offset - cut.gpu_end, self._home("cpu", component)
@@ -144,9 +142,9 @@ class WeightStore:
     def _needed_on_disk(
         self, task: Task, experts: Sequence[int]
     ) -> Iterator[tuple[StagedComponent, int, int]]:
-        """Yield which bytes of the needed experts are in one piece of CPU staging.
+        """Yield the bytes of the needed experts in one piece of CPU staging.
 
-        The piece is the same part of staging as for every layer: tasks wait for each other by it.
+        A piece is the same part of staging for every layer, because tasks wait for pieces.
         """
         component, size = self._experts(task)
         low, high = component.window_part(*self._disk_piece(task))
@@ -157,12 +155,12 @@ class WeightStore:
                 yield component, first, end
 
     def experts_in_place(self, task: Task) -> range:
-        """Return the experts of a layer that the CPU multiplies in its memory."""
+        """Return the experts of a layer that the CPU multiplies in place."""
         component, _ = self._experts(task)
         return component.placed.units_in_place
 
     def layer_in_place(self, task: Task) -> LayerWeights:
-        """Return the matrices of those experts, by the number of the expert."""
+        """Return the matrices of the experts in CPU memory, by the number of the expert."""
         component, size = self._experts(task)
         first, home = component.placed.cut.gpu_end, self._home("cpu", component)
         found: dict[str, CpuExperts] = {}
@@ -173,20 +171,20 @@ class WeightStore:
         return found
 
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
-        """Return the experts of a layer, and the bytes of one."""
+        """Return the component of a layer's experts, and the bytes of one expert."""
         components = self._staged[task.layer].components
         (found,) = (c for c in components if c.placed.layout.name == "experts")
         return found, found.placed.layout.unit_bytes
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
-        """Yield the components of a layer that are loaded before the layer is computed."""
+        """Yield the components of a layer that are not loaded on demand."""
         demands = not task.is_prefill and task.layer in self.plan.route.demanding
         for component in self._staged[task.layer].components:
             if not demands or component.placed.layout.name != "experts":
                 yield component
 
     def send(self, task: Task) -> int:
-        """Copy one piece of what a layer has below the GPU into GPU staging."""
+        """Copy one piece of a layer's weights off the GPU into GPU staging."""
         target, ahead = self._staging_of("gpu", task), list(self._loaded_ahead(task))
         moved = 0
         for component, part in resident_parts(
@@ -216,9 +214,11 @@ class WeightStore:
             to.copy_(piece, non_blocking=True)
 
     def layer(self, task: Task) -> LayerWeights:
-        """Return the tensors of the layer that a task computes, each as the row chunks that it is
-        cut into, those of experts as one matrix for each; a packed matrix is whole, and unpacked
-        when it is first asked for, unless few rows are multiplied with it."""
+        """Return the tensors of a task's layer.
+
+        A tensor comes as its row chunks, a tensor of experts as one matrix for each. Packed
+        matrices are unpacked on access, unless few rows are multiplied by them.
+        """
         key = (task.layer, task.sent_slot if self.machine.has_gpu else task.read_slot)
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
@@ -233,7 +233,7 @@ class WeightStore:
         )
 
     def resident_runs(self, layer: int, component: str) -> list[tuple[int, torch.Tensor]]:
-        """Return a component's resident runs of bytes with the offset at which each begins."""
+        """Return the resident runs of a component's bytes, each with its offset."""
         (placed,) = (c for c in self.placed[layer] if c.layout.name == component)
         offsets = {"gpu": 0, "cpu": placed.cut.gpu_end}
         return [
@@ -251,7 +251,7 @@ class WeightStore:
             self._resident[tier, component.layer, component.layout.name] = home
 
     def _allocate_staging(self, tier: str) -> list[torch.Tensor]:
-        """Allocate the buffers, as large as the largest layer."""
+        """Allocate the staging buffers, with the size of the largest layer."""
         # The embedding is gathered, never staged.
         staged = self._staged[1:]
         size = max(layer.gpu_bytes if tier == "gpu" else layer.cpu_bytes for layer in staged)
@@ -259,7 +259,7 @@ class WeightStore:
         return [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
 
     def _staging_of(self, tier: str, task: Task) -> torch.Tensor:
-        """Return the buffer in which the weights of a task's layer are staged on a tier."""
+        """Return the staging buffer on a tier for the weights of a task's layer."""
         return self._staging[tier][task.sent_slot if tier == "gpu" else task.read_slot]
 
     def _home(self, tier: str, component: StagedComponent) -> torch.Tensor:
@@ -272,10 +272,10 @@ class WeightStore:
         return self._staging_of("cpu", task)[start + first : start + end]
 
     def _disk_piece(self, task: Task) -> tuple[int, int]:
-        """Return the part of CPU staging that one piece of a layer's weights fills.
+        """Return the part of CPU staging for one piece of a layer's weights.
 
-        A piece is the same part for every layer, however large: what is read into it then waits
-        for no other piece of the layer before.
+        A piece is the same part for layers of any size, so that reading it waits only for the same
+        piece of an earlier layer.
         """
         pages = len(self._staging_of("cpu", task)) // PAGE_BYTES
         low, high = (pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1))

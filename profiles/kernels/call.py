@@ -26,15 +26,17 @@ def is_native(tensor: torch.Tensor) -> bool:
 
 @cache
 def gpu_kernels() -> ModuleType | None:
-    """Return the kernels in Triton, or ``None``, with a warning, where there are none: where it is
-    not installed, has no compiler, or does not know the GPU."""
+    """Return the kernels in Triton; ``None``, with a warning, where they cannot run.
+
+    Triton may be missing, or its compiler, or it may not support the GPU.
+    """
     try:
         if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
             raise RuntimeError("it converts to bfloat16 on newer GPUs only")
         kernels = importlib.import_module("profiles.kernels.gpu")
         row = torch.ones(1, 1, 16, dtype=torch.bfloat16, device="cuda")
         kernels.rms_norm(row, row[0, 0], 1.0, torch.empty_like(row))
-    # Whatever its compilers raise, the twins serve.
+    # The compilers raise many kinds of errors; the twins replace the kernels.
     except Exception as error:
         logger.warning("no Triton, the GPU will be slower: %s", error)
         return None
@@ -47,10 +49,10 @@ def call_kernel(name: str, dtype: torch.dtype, *arguments: object) -> None:
     assert library is not None
     function = getattr(library, f"{name}_{_NAMES[dtype]}")
     function.restype = None
-    # ctypes lets go of Python's lock, so that other channels' threads go on.
+    # ctypes releases the interpreter's lock, so that other channels' threads continue.
     function(*arguments, ctypes.c_int(torch.get_num_threads()))
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    """Return where a tensor's elements begin."""
+    """Return the address of a tensor's first element."""
     return ctypes.c_void_p(tensor.data_ptr())

@@ -1,4 +1,4 @@
-"""Groups of few bits in plain torch: what kernels are held to, and what serves in their place."""
+"""Packing in plain torch: a reference for the kernels, and a fallback where they are missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from profiles.packing import Packing
 
-# Elements that are packed or unpacked at once.
+# Elements that are packed or unpacked at once; temporaries are some ten times as large.
 PIECE_ELEMENTS = 2**19
 
 
@@ -27,7 +27,7 @@ def unpack_rows_twin(packed: torch.Tensor, packing: Packing, out: torch.Tensor) 
 def _pieces(
     elements: torch.Tensor, packed: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield parts of both whose temporaries, some ten times as large, are small."""
+    """Yield equal parts of elements and packed rows, of about ``PIECE_ELEMENTS`` each."""
     if len(elements) == 1:
         elements, packed = elements.transpose(0, 1), packed.transpose(0, 1)
     step = max(1, PIECE_ELEMENTS // max(1, elements[:1].numel()))
@@ -56,8 +56,8 @@ def _unpack(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
 def _parts(
     rows: torch.Tensor, packed: torch.Tensor, packing: Packing
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:
-    """Yield the whole groups and the short one, as far as there are any: elements
-    [..., groups, size], codes [..., groups, bytes] and which groups they are."""
+    """Yield the whole groups, then the short one, where there are any: elements
+    [..., groups, size], codes [..., groups, bytes] and the slice of groups."""
     size = packing.group_size
     whole = packing.num_elements // size
     end, end_bytes = whole * size, whole * size * packing.bits // 8

@@ -26,8 +26,8 @@ def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> bool:
     Returns
     -------
     bool
-        Whether every value is finite; what is packed has no meaning where one is not. On a GPU this
-        is not looked for, because who looks at a result there waits for it.
+        Whether every value is finite; otherwise the packed rows have no meaning. On a GPU it is
+        always true, because a check would wait for the GPU.
     """
     assert x.shape[2] == packing.num_elements and out.shape == (*x.shape[:2], packing.row_bytes)
     assert x.stride(2) == out.stride(2) == 1 and out.dtype == torch.uint8
@@ -54,8 +54,11 @@ def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> bool:
 
 
 def unpack_rows(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
-    """Fill ``out`` [outer, inner, num_elements] with what uint8 [outer, inner, row_bytes] holds:
-    in float32, rounded once to the dtype of ``out``; both dense in their last dimension."""
+    """Unpack uint8 [outer, inner, row_bytes] into ``out`` [outer, inner, num_elements].
+
+    Elements are computed in float32 and rounded once to the dtype of ``out``. Both tensors are
+    dense in their last dimension.
+    """
     assert out.shape == (*packed.shape[:2], packing.num_elements)
     assert packed.shape[2] == packing.row_bytes and packed.stride(2) == out.stride(2) == 1
     if out.is_cuda:

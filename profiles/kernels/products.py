@@ -1,9 +1,9 @@
-"""Matrix products of few rows: on the CPU, tiles are handed out to the cores as these come free.
+"""Matrix products of few rows: plain or packed matrices, one or a group of them.
 
-torch divides a product into one equal share a thread and waits for the slowest. Beside another
-program that is always a thread which was taken off its core. Of few rows, and of 16-bit floats on
-processors that cannot multiply these, torch's products are slower besides. On a GPU groups of few
-rows are one launch.
+On the CPU, free cores take the tiles of a product one by one. torch gives each thread an equal
+share and waits for the slowest, which beside another program is a preempted thread. torch is also
+slower with few rows, and with 16-bit floats on processors that cannot multiply them. On a GPU, a
+group of products is one launch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from profiles.kernels.call import call_kernel, gpu_kernels, is_native
 from profiles.mounts import read_lines
 from profiles.packing import DIRECT_ROWS, Packing
 
-# torch is faster with more rows: of float32, and of bfloat16 where the processor multiplies tiles
-# of it (Intel's AMX; Arm's matrix instructions).
+# With more rows torch is faster: in float32, and in bfloat16 where the processor has matrix
+# instructions for it (Intel's AMX, Arm's BF16).
 MOST_ROWS = {"wide vectors": 64, "narrow vectors": 12, "matrix unit": 16}
 MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})
-# A GPU multiplies groups of more rows, on average, one by one: each takes longer than its launch.
+# With more rows a group on average, a GPU multiplies one group at a time: each is longer than a
+# launch.
 MOST_GROUP_ROWS = 512
 
 
@@ -62,7 +63,7 @@ def linear(
     """Multiply ``x`` [rows, in] by ``weight`` [out, in], add ``bias`` [out]: [rows, out].
 
     Sums are float32, rounded once. ``out`` may have a stride between its rows. With ``adds`` the
-    rounded product is added to what is in ``out``.
+    rounded product is added to the values in ``out``.
     """
     if not is_native(x) or len(x) > most_native_rows(x.dtype):
         return _whole(x, weight, bias, out, adds)
@@ -81,10 +82,20 @@ def multiply_rows(
     *,
     adds: bool = False,
 ) -> None:
-    """Fill ``out`` [rows, outputs] with ``x`` [rows, num_elements] times a packed matrix, uint8
-    [outputs, row_bytes], as if that had been unpacked to the dtype of ``x``; ``bias`` [outputs] is
-    added before rounding. With ``adds`` the rounded product is added to what is in ``out``. All are
-    dense in their last dimension. Fast for few rows."""
+    """Multiply ``x`` [rows, num_elements] by a packed matrix into ``out`` [rows, outputs].
+
+    The result is that of the matrix unpacked to the dtype of ``x``. This is fast for few rows. All
+    tensors are dense in their last dimension.
+
+    Parameters
+    ----------
+    packed
+        uint8 [outputs, row_bytes].
+    bias
+        [outputs]; added before rounding.
+    adds
+        Whether the rounded product is added to the values in ``out``.
+    """
     assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
     if is_native(x):
         _multiply(x, [len(x)], [packed], packing, out, bias=bias, adds=adds)
@@ -100,19 +111,19 @@ def grouped_linear(
     *,
     packing: Packing | None = None,
 ) -> torch.Tensor:
-    """Multiply groups of rows by a matrix each, in one call: [rows, outputs].
+    """Multiply each group of rows by its own matrix, in one call: [rows, outputs].
 
     Parameters
     ----------
     x
-        [rows, in], the rows of a group one behind the other.
+        [rows, in]; groups are adjacent and in order.
     counts
-        Rows of each group, which may be none.
+        Rows of each group; a group may be empty.
     weights
-        Of each group, [outputs, in] in the dtype of ``x``; or packed as ``packing`` says, uint8
-        [outputs, row_bytes]. All have one shape, and one stride between their rows.
+        The matrix of each group: [outputs, in] in the dtype of ``x``, or uint8 [outputs, row_bytes]
+        with ``packing``. All have the same shape and strides.
     out
-        Is filled; may have a stride between its rows.
+        The result; it may have a stride between its rows.
     """
     assert len(counts) == len(weights) > 0 and sum(counts) == len(x)
     assert len({(weight.shape, weight.stride()) for weight in weights}) == 1
@@ -128,14 +139,14 @@ def grouped_linear(
 
 
 def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
-    """Whether a GPU multiplies so many groups of the rows of ``x`` with packed weights straight,
-    rather than with each group's unpacked first."""
+    """Whether a GPU multiplies the rows of ``x`` in ``num_groups`` groups by packed weights
+    directly, without unpacking each group's matrix first."""
     is_few = x.is_cuda and len(x) <= DIRECT_ROWS * num_groups
     return is_few and gpu_kernels() is not None
 
 
 def most_native_rows(dtype: torch.dtype) -> float:
-    """Return with how many rows at most our own product is the fastest on this processor."""
+    """Return the most rows with which our own product is the fastest on this processor."""
     features = _features()
     if dtype is torch.float32:
         return MOST_ROWS["wide vectors" if "avx512f" in features else "narrow vectors"]
@@ -146,7 +157,7 @@ def most_native_rows(dtype: torch.dtype) -> float:
 
 @cache
 def _features() -> frozenset[str]:
-    """Return what this processor has, by the names of /proc/cpuinfo."""
+    """Return the features of this processor, by the names of /proc/cpuinfo."""
     found = read_lines(Path("/proc/cpuinfo"))
     lines = [line for line in found if line.startswith(("flags", "Features"))]
     return frozenset(lines[0].split()) if lines else frozenset()
@@ -170,7 +181,7 @@ def _multiply(
     assert out.dtype == x.dtype and (
         bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
     )
-    # They must outlive the call.
+    # Named, because they must outlive the call.
     starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
     matrices = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
     biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())

@@ -1,4 +1,4 @@
-"""The kernels in plain torch: what the native ones are held to, and what serves in their place."""
+"""The kernels in plain torch: a reference for the others, and a fallback where they are missing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def decode_attention(
 
 
 def _rows_at_once(out: torch.Tensor, tokens: int, packing: Packing | None, sparsity: float) -> int:
-    """Return how many rows' temporaries are held at once."""
+    """Return the number of rows that are computed at once, which bounds the temporaries."""
     rows, group, head_dim = out.shape
     row_bytes = 2 * tokens * head_dim * out.element_size() if packing else 0
     if sparsity < 1:
@@ -63,7 +63,7 @@ def _attend_part(
     sparsity: float,
     out: torch.Tensor,
 ) -> None:
-    """Attend to some rows; their temporaries go when it returns."""
+    """Attend to some rows. A function of its own, so that their temporaries are freed."""
     context = _unpacked(context, packing, queries.dtype)
     if sparsity < 1:
         out.copy_(_attend_sparsely(queries, context, seen, sparsity))
@@ -101,13 +101,13 @@ def _attend_sparsely(
     if seen is not None:
         scores = scores.masked_fill(~seen[:, None], -torch.inf)
         counts = seen.sum(-1)
-    # Rounded up, whatever the product lost.
+    # Rounded up, but not because of the product's rounding error.
     kept = (counts.double() * sparsity - 1e-9).ceil().long().clamp(min=1)
     largest = scores.topk(int(kept.max()), dim=-1).values
     least = largest.gather(2, (kept - 1)[:, None, None].expand(*scores.shape[:2], 1))
     whole = scores.softmax(-1)
     shares = whole.masked_fill(scores < least, 0)
-    # What the others had goes to the mean of all that are seen.
+    # The shares of dropped values go to the mean of all visible values.
     spread = (1 - shares.sum(-1, keepdim=True)) / counts.view(-1, 1, 1)
     shares += spread if seen is None else spread * seen[:, None]
     attended: torch.Tensor = shares @ values.float()
@@ -131,7 +131,7 @@ def grouped_linear(
 
 
 def unpacked(packed: torch.Tensor, packing: Packing, dtype: torch.dtype) -> torch.Tensor:
-    """Return the matrix that uint8 [outputs, row_bytes] holds."""
+    """Unpack a matrix, uint8 [outputs, row_bytes]."""
     matrix = packed.new_empty(1, len(packed), packing.num_elements, dtype=dtype)
     unpack_rows(packed[None], packing, matrix)
     return matrix[0]
@@ -150,7 +150,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
     """See ``profiles.kernels.rotate``."""
     cosines, sines = cosines[:, None], sines[:, None]
-    # In two parts, because each makes a copy of itself.
+    # In two parts, because each part is copied.
     for part in heads.unflatten(0, (-1, len(cosines))).chunk(2, dim=2):
         left, right = part.chunk(2, dim=-1)
         right_part, left_part = right * sines, left * sines

@@ -87,7 +87,7 @@ def _every_kind(name: str) -> list[Problem]:
         _problem(
             hardware,
             model=mixture,
-            in_place=in_place,
+            hidden_in_place=in_place,
             weight_bits=weight_bits,
             loads_on_demand=on_demand,
             cpu_experts=cpu_experts,
@@ -102,7 +102,7 @@ def _every_kind(name: str) -> list[Problem]:
     return mixtures + [
         _problem(
             hardware,
-            in_place=in_place,
+            hidden_in_place=in_place,
             weight_bits=weight_bits,
             cache_bits=cache_bits,
             attention_sparsity=sparsity,

@@ -154,7 +154,9 @@ def _grid(case: Case, rng: random.Random) -> list[Policy]:
                 weights={name: _split(rng, tiers, 8) for name in case.model.component_names},
                 cache=_split(rng, tiers, 4),
                 activations=(
-                    Placement(**{tiers[0]: 1.0}) if problem.in_place else _split(rng, tiers, 2)
+                    Placement(**{tiers[0]: 1.0})
+                    if problem.hidden_in_place
+                    else _split(rng, tiers, 2)
                 ),
                 cpu_attention=rng.choice((0.0, 0.5, 1.0)) if case.hardware.has_gpu else 1.0,
                 weight_bits=problem.weight_bits or case.model.full_bits,

@@ -81,6 +81,8 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("weights", "experts", to={"cpu": 1.0}), "each of attention, mlp, head"),
         (_set("cpu_experts", to=-0.5), "cpu_experts"),
         (_set("loads_on_demand", to=1), "loads_on_demand"),
+        (_set("cpu_experts", to=0.5), "policy.cpu_experts: got 0.5; allowed: 0, because"),
+        (_set("loads_on_demand", to=True), "got true; allowed: false, because"),
         (lambda value: value["model"].pop("layer_order"), "layer_order"),
         (_set("model", "layer_order", to=[0, 2]), "layer_order"),
         (_set("model", "layer_kinds", 0, "attention", "num_kv_heads", to=3), "num_kv_heads"),

@@ -223,7 +223,7 @@ def _grid(problem: Problem, block_size: int) -> list[Shares[float]]:
     from the others, and of a mixture experts that the CPU multiplies."""
     has_gpu = problem.hardware.has_gpu
     here = ON_GPU if has_gpu else ON_CPU
-    hidden = [here] if problem.in_place else _splits(2, has_gpu=has_gpu)
+    hidden = [here] if problem.hidden_in_place else _splits(2, has_gpu=has_gpu)
     halves = (0.0, 0.5, 1.0)
     points = [
         (w, c, h, part)
@@ -272,7 +272,7 @@ def _random_problem(seed: int) -> Problem:
         "workload": Workload(prompt_len=rng.choice([8, 64]), gen_len=rng.choice([2, 16])),
         "gpu_batch_size": rng.choice([1, 4, 16]),
         "prefill_batch_size": 1,
-        "in_place": rng.random() < 0.5,
+        "hidden_in_place": rng.random() < 0.5,
     }
     if seed >= DENSE_SEEDS:
         changes |= {
@@ -281,7 +281,7 @@ def _random_problem(seed: int) -> Problem:
             "cpu_experts": has_gpu and rng.random() < 0.5,
         }
         if changes["loads_on_demand"] or changes["cpu_experts"]:
-            changes["in_place"] = True
+            changes["hidden_in_place"] = True
     # What no placement can save: temporaries, and staging of layers.
     like_it = make_machine(gpu_memory=1 if has_gpu else None)
     least = workspace_bytes(_problem(like_it, **changes), "prefill") + 3_000_000
@@ -333,7 +333,7 @@ def test_no_point_of_a_grid_beats_the_program(seed: int) -> None:
 def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
     """Without a GPU there are three free shares: of the cache, of the head, and of a decoder layer,
     whose components differ in nothing. A grid of 801 x 801 x 9 finds the same optimum."""
-    problem = replace(_random_problem(seed), in_place=True)
+    problem = replace(_random_problem(seed), hidden_in_place=True)
     block_size = 2 * problem.gpu_batch_size
     try:
         exact = _solve(problem, block_size)
@@ -372,7 +372,7 @@ def test_a_fine_grid_comes_as_near_as_its_mesh(seed: int) -> None:
 def test_an_open_problem_bounds_all_that_it_stands_for(seed: int) -> None:
     """Also where products of more rows are slower, and where a part of it fits and a part does
     not."""
-    problem = replace(_random_problem(seed), gpu_batch_size=16, in_place=None)
+    problem = replace(_random_problem(seed), gpu_batch_size=16, hidden_in_place=None)
     dips = RateCurve(sizes=(8, 64, 1024), rates=(1e9, 8e9, 5e8))
     cpu = problem.hardware.cpu
     compute = replace(cpu.compute, matmul={"bfloat16": dips})
@@ -380,7 +380,7 @@ def test_an_open_problem_bounds_all_that_it_stands_for(seed: int) -> None:
     problem = replace(problem, hardware=hardware, open_prefill_batch_sizes=(1, 4, 16))
     decided = list(decide(problem))
     assert problem.is_open and not any(other.is_open for other in decided)
-    assert len({(other.in_place, other.prefill_batch_size) for other in decided}) == 6
+    assert len({(other.hidden_in_place, other.prefill_batch_size) for other in decided}) == 6
     for block_size in (None, 16, 32):
         bounds = [_bound(other, block_size) for other in decided]
         assert _bound(problem, block_size) <= min(bounds) * (1 + 1e-9)

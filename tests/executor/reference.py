@@ -16,6 +16,7 @@ from executor.checkpoint.folder import WeightSource
 from executor.model import layers
 from executor.model.matrices import linear
 from executor.model.prefill_attention import prefill_attention
+from executor.model.rotations import rotation_of
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing
@@ -204,7 +205,7 @@ class ReferenceModel:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         attention, rotation = layer.attention, None
         if attention.rotary is not None:
-            rotation = layers.rotation_of(positions, attention.rotary, attention.head_dim, x.dtype)
+            rotation = rotation_of(positions, attention.rotary, attention.head_dim, x.dtype)
         qkv = layers.project_qkv(x, weights, rotation, layer)
         return layers.split_heads(qkv, attention)
 

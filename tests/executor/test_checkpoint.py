@@ -355,14 +355,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "bytes; allowed: .* header says",
     ),
     "empty file": (lambda f: truncate(f, 0), "header length of 0"),
-    "header cut off": (lambda f: truncate(f, 100), "header lies within it"),
+    "header cut off": (lambda f: truncate(f, 100), "contains its whole header"),
     "header not JSON": (
         lambda f: (f / SINGLE_NAME).write_bytes((4).to_bytes(8, "little") + b"nope"),
         "not JSON",
     ),
     "header length huge": (
         lambda f: (f / SINGLE_NAME).write_bytes(b"\xff" * 64),
-        "header lies within it",
+        "contains its whole header",
     ),
     "header a list": (
         lambda f: (f / SINGLE_NAME).write_bytes((2).to_bytes(8, "little") + b"[]"),

@@ -35,7 +35,7 @@ from costmodel.families import family_named, family_names, spec_from_config
 from costmodel.model.layer_spec import ROTARY_KINDS
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import Checkpoint
-from executor.model.layers import rotary_frequencies
+from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model

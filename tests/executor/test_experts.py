@@ -21,7 +21,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from costmodel.model import layer_spec
-from costmodel.model.layer_spec import ExpertsSpec, MlpSpec, RouterSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model.experts import Routing, add_routed, experts_output, route
 from executor.model.matrices import LayerWeights, Matrix, PackedRows
 from profiles import kernels

@@ -102,7 +102,8 @@ def test_a_layer_that_is_attended_in_both_places_launches_few(
 def _within(mode: _Counting, handler: Handler) -> Handler:
     def run(task: Task) -> int:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("profiles.kernels.call_kernel", mode.counting(call_kernel))
+            for module in ("attention", "layer"):
+                patch.setattr(f"profiles.kernels.{module}.call_kernel", mode.counting(call_kernel))
             with mode:
                 return handler(task)
 

@@ -160,7 +160,7 @@ def test_a_long_run_is_cut_and_says_so(
 ) -> None:
     per_token = len(model_layers(SPEC)) * 2
     # A block and a half.
-    monkeypatch.setattr(recorder, "MAX_LAYER_BATCHES", per_token * (GEN_LEN + 2))
+    monkeypatch.setattr(recorder, "MAX_TRACED_LAYERS", per_token * (GEN_LEN + 2))
     with caplog.at_level(logging.WARNING):
         _, trace = run_traced(tmp_path)
     expected = {
@@ -201,7 +201,7 @@ def test_what_ended_a_run_outlives_a_trace_that_fails(
 def test_a_block_too_large_for_a_file_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "MAX_LAYER_BATCHES", 3)
+    monkeypatch.setattr(recorder, "MAX_TRACED_LAYERS", 3)
     with pytest.raises(InputError, match=r"--trace: got .* at most 3"):
         run_traced(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Attention of decode to a packed cache as it lies."""
+"""Attention of decode that reads a packed cache directly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ TILE_CODES, NUM_WARPS = 1024, 1
 
 
 def attends_packed(packing: Packing) -> bool:
-    """Whether ``decode_attention`` takes rows packed like this: in whole groups, all alike, of an
-    even number of elements."""
+    """Whether ``decode_attention`` supports a packing: equal groups of an even size."""
     group = min(packing.group_size, packing.num_elements)
     return packing.num_elements % group == 0 and group % 2 == 0
 
@@ -29,13 +28,15 @@ def decode_attention(
     prompt_len: int,
     packing: Packing,
 ) -> None:
-    """See ``profiles.kernels.decode_attention``: over a packed context, to all of it, which is
-    unpacked a few tokens at a time and never lies in memory."""
+    """See ``profiles.kernels.decode_attention``, for a packed context and dense attention.
+
+    The context is unpacked in registers, a few tokens at a time.
+    """
     tokens, _, rows, _ = context.shape
     group, dim = out.shape[1:]
     codes = dim * packing.bits // 8
     cols = triton.next_power_of_2(codes)
-    # Programs of one row lie side by side, so that it comes from memory once.
+    # Programs of one row are adjacent, so that the row is read from memory once.
     _attend[(rows * group,)](
         q,
         context,
@@ -105,7 +106,7 @@ def _attend(
     length = prompt_len
     if HAS_LENGTHS:
         length = tl.load(lengths + sequence)
-    # A byte of codes holds one element, or one of either half of a group.
+    # A byte of codes is one element, or two: one of each half of a group.
     GROUP_CODES: tl.constexpr = GROUP * BITS // 8
     col = tl.arange(0, COLS)
     is_code, g = col < CODES, col // GROUP_CODES
@@ -132,7 +133,7 @@ def _attend(
             found = _value(codes, step, base, q) * asked_first[None, :]
         scores = tl.where(is_seen, tl.sum(found, 1), -float("inf"))
         now = tl.maximum(largest, tl.max(scores, 0))
-        # Where nothing was seen yet, the largest is still minus infinity.
+        # The largest score is minus infinity until the first visible slot.
         origin = tl.where(now == -float("inf"), 0.0, now)
         shares, kept = tl.exp(scores - origin), tl.exp(largest - origin)
         codes, step, base = _group_of(keys + value_stride, cols, groups, mask, CODE_BYTES)
@@ -152,7 +153,7 @@ def _attend(
 
 @triton.jit
 def _group_of(rows, cols, groups, mask, CODE_BYTES: tl.constexpr):
-    """Read bytes of codes of packed rows, with the scale and the minimum of each one's group."""
+    """Read bytes of codes of packed rows, with the scale and the minimum of each byte's group."""
     codes = tl.load(rows + cols, mask=mask, other=0)
     # Both in one word of 4 bytes, bfloat16 each: the upper halves of a float32.
     shared = (rows + CODE_BYTES + 4 * groups).to(tl.pointer_type(tl.int32))
@@ -166,7 +167,7 @@ def _group_of(rows, cols, groups, mask, CODE_BYTES: tl.constexpr):
 
 @triton.jit
 def _value(codes, step, base, like):
-    """Unpack codes to the dtype that ``like`` points to; in float32 again."""
+    """Unpack codes, round them to the dtype that ``like`` points to, and return float32."""
     # Halved in between, because a group may span more than the largest float.
     wide = (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
     return wide.to(like.dtype.element_ty).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Rows into groups of few bits and back."""
+"""Packing and unpacking of rows in groups of 4 or 8 bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROGRAM_ELEMENTS = 1024
 
 
 def pack_rows(x: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
-    """See ``profiles.kernels.pack_rows``; what is not finite is not refused."""
+    """See ``profiles.kernels.pack_rows``; values are not checked to be finite."""
     used_bytes = -(-packing.num_elements * packing.bits // 8)
     if used_bytes < packing.code_bytes:
         out[..., used_bytes : packing.code_bytes] = 0
@@ -63,7 +63,7 @@ def _rounded_out(x):
     return ((bits + 0xFFFF) & -65536).to(tl.float32, bitcast=True)
 
 
-# What changes from call to call must not have it compiled again.
+# Arguments that change from call to call must not trigger a new compilation.
 @triton.jit(
     do_not_specialize=[
         "num_rows",
@@ -97,7 +97,7 @@ def _pack(
     out += (outer * out_outer + within * out_inner)[:, None]
     count = tl.minimum(GROUP, DIM - g * GROUP)
     i = tl.arange(0, GROUP)[None, :]
-    # The first element stands in for those that a short group lacks: it widens no range.
+    # A short group repeats its first element, which does not change its range.
     values = tl.load(x + tl.where(i < count, i, 0), mask=is_row, other=0.0).to(tl.float32)
     least, most = tl.min(values, 1)[:, None], tl.max(values, 1)[:, None]
     inwards = (least.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)

@@ -1,4 +1,4 @@
-"""Norm and rotation of one layer: one launch each, and nothing beside the result."""
+"""Norm and rotation of one layer: one launch each, without temporaries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
     )
 
 
-# What changes from call to call must not have it compiled again.
+# Arguments that change from call to call must not trigger a new compilation.
 @triton.jit(
     do_not_specialize=["heads", "x_outer", "x_inner", "out_outer", "out_inner"],
     do_not_specialize_on_alignment=["x", "out"],

@@ -1,4 +1,4 @@
-"""Products of groups of rows with a matrix each, in one launch."""
+"""Products of groups of rows, each with its own matrix, in one launch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import triton.language as tl
 from profiles.kernels.gpu.groups import unpack_codes
 from profiles.packing import Packing
 
-# Rows, outputs and inputs of a tile, and its warps: of groups of few rows, and of larger ones.
+# Rows, outputs and warps of a tile, for groups of few rows and for larger ones; its bytes of
+# inputs.
 FEW_ROWS, FEW_OUTPUTS, FEW_WARPS = 16, 64, 4
 MANY_ROWS, MANY_OUTPUTS, MANY_WARPS = 64, 128, 8
 DEPTH_BYTES, NUM_STAGES = 128, 4
-# Matrices that begin at a multiple of it are read in whole vectors.
+# Matrices at a multiple of this address are read in whole vectors.
 VECTOR_BYTES = 16
 
 
@@ -37,7 +38,7 @@ def grouped_linear(
     tiles = _tiles(counts, weights, rows)
     if not tiles:
         return
-    # From pinned memory, because a copy from elsewhere would wait for the GPU.
+    # From pinned memory, because a copy from pageable memory waits for the GPU.
     table = torch.tensor(tiles, dtype=torch.int64, pin_memory=x.is_cuda)
     _multiply[(triton.cdiv(len(matrix), outputs), len(tiles))](
         x,
@@ -64,8 +65,8 @@ def grouped_linear(
 def _tiles(
     counts: Sequence[int], weights: Sequence[torch.Tensor], rows: int
 ) -> list[tuple[int, int, int]]:
-    """Return of each tile of rows the address of its matrix, its first row, and where the rows of
-    its group end."""
+    """Return for each tile of rows: the address of its matrix, its first row, and the end of its
+    group's rows."""
     tiles, first = [], 0
     for count, weight in zip(counts, weights, strict=True):
         end = first + count
@@ -111,8 +112,8 @@ def _multiply(
             total = tl.dot(values, weights, total, input_precision="ieee")
     else:
         matrix = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), ALIGNMENT) + offsets
-        # A byte of codes holds one element, or one of either half of a group. Those of a large
-        # group come in pieces.
+        # A byte of codes is one element, or two: one of each half of a group. A large group is
+        # multiplied in pieces.
         GROUP_CODES: tl.constexpr = GROUP * BITS // 8
         PIECE: tl.constexpr = min(GROUP_CODES, DEPTH)
         PIECES: tl.constexpr = GROUP_CODES // PIECE

@@ -1,0 +1,160 @@
+"""Attention of one token for each sequence to the KV cache, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from profiles.kernels import twins
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native
+from profiles.packing import Packing
+
+
+class _Attention(ctypes.Structure):
+    """The arguments of the native kernel, in the order of ``cpu.cpp``."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("sequence_stride", ctypes.c_long),
+        ("kv_heads", ctypes.c_long),
+        ("group", ctypes.c_long),
+        ("dim", ctypes.c_long),
+        ("context", ctypes.c_void_p),
+        ("token_stride", ctypes.c_long),
+        ("value_stride", ctypes.c_long),
+        ("row_stride", ctypes.c_long),
+        ("tokens", ctypes.c_long),
+        ("rows", ctypes.c_long),
+        ("first_row", ctypes.c_long),
+        ("lengths", ctypes.c_void_p),
+        ("prompt_len", ctypes.c_long),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+        ("group_size", ctypes.c_long),
+        ("bits", ctypes.c_int),
+        ("sparsity", ctypes.c_double),
+        ("value_sums", ctypes.c_void_p),
+        ("begins", ctypes.c_int),
+    )
+
+
+def without_cudnn_attention() -> None:
+    """Turn torch's attention with cuDNN off, for the whole process.
+
+    cuDNN takes some 30 ms to prepare for each new length of the context.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def decode_attention(
+    q: torch.Tensor,
+    context: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    first_row: int = 0,
+    lengths: torch.Tensor | None = None,
+    prompt_len: int = 0,
+    packing: Packing | None = None,
+    sparsity: float = 1.0,
+    value_sums: torch.Tensor | None = None,
+    begins: bool = False,
+) -> None:
+    """Attend with one token per sequence to some rows of the cache.
+
+    A row is one key head of one sequence; the query heads that share it are its group.
+
+    Parameters
+    ----------
+    q
+        [batch, heads, head_dim], dense but for the stride of the batch.
+    context
+        The cache so far, [tokens, 2, rows, head_dim]: keys, then values; dense in its last
+        dimension. Reading is fastest where the tokens of a row are adjacent.
+    out
+        The result, [rows, group, head_dim], dense.
+    first_row
+        The first of the context's rows among the ``batch * kv heads`` rows of ``q``.
+    lengths
+        Tokens of each prompt, int32 [batch] on the device. Slots from a prompt's length up to
+        ``prompt_len`` are masked. ``None`` masks no slot.
+    packing
+        The packing of a packed context, uint8 [tokens, 2, rows, row_bytes]. The result is that of
+        the context unpacked to the dtype of ``q``.
+    sparsity
+        The fraction of the visible slots that each query attends to, rounded up: the slots with the
+        largest scores, ties included. These keep their shares of the dense softmax. The shares of
+        all others go to the mean of all visible values (SparQ Attention, Ribar et al. 2024).
+    value_sums
+        For ``sparsity`` below one: the sums of the visible values, float32 [rows, head_dim], kept
+        by the caller from step to step. The new value is added. Without them, all values are read.
+    begins
+        Whether this is the first step, which sums all values into ``value_sums`` anew.
+    """
+    head_dim = q.shape[2]
+    assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
+    assert context.stride(3) == 1
+    assert context.dtype == (torch.uint8 if packing else q.dtype)
+    assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
+    rows: dict[str, Any] = {"first_row": first_row, "lengths": lengths, "prompt_len": prompt_len}
+    gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
+    if gpu is not None and gpu.attends_packed(packing):
+        gpu.decode_attention(q, context, out, packing=packing, **rows)
+    elif is_native(q):
+        _attend_natively(
+            q,
+            context,
+            out,
+            packing=packing,
+            sparsity=sparsity,
+            value_sums=value_sums,
+            begins=begins,
+            **rows,
+        )
+    else:
+        twins.decode_attention(q, context, out, packing=packing, sparsity=sparsity, **rows)
+
+
+def _attend_natively(
+    q: torch.Tensor,
+    context: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    first_row: int,
+    lengths: torch.Tensor | None,
+    prompt_len: int,
+    packing: Packing | None,
+    sparsity: float,
+    value_sums: torch.Tensor | None,
+    begins: bool,
+) -> None:
+    """See ``decode_attention``, with the native kernel on the CPU."""
+    head_dim = q.shape[2]
+    if value_sums is not None:
+        assert value_sums.shape == (context.shape[2], head_dim)
+        assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
+    arguments = _Attention(
+        q=q.data_ptr(),
+        sequence_stride=q.stride(0),
+        kv_heads=q.shape[1] // out.shape[1],
+        group=out.shape[1],
+        dim=head_dim,
+        context=context.data_ptr(),
+        token_stride=context.stride(0),
+        value_stride=context.stride(1),
+        row_stride=context.stride(2),
+        tokens=context.shape[0],
+        rows=context.shape[2],
+        first_row=first_row,
+        lengths=None if lengths is None else lengths.data_ptr(),
+        prompt_len=prompt_len,
+        scale=head_dim**-0.5,
+        out=out.data_ptr(),
+        group_size=packing.group_size if packing else 1,
+        bits=packing.bits if packing else 0,
+        sparsity=sparsity,
+        value_sums=None if value_sums is None else value_sums.data_ptr(),
+        begins=begins,
+    )
+    call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))

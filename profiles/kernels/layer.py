@@ -1,0 +1,89 @@
+"""Norm, rotation and gate of one layer, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType
+
+import torch
+
+from profiles.kernels import twins
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
+
+_long = ctypes.c_long
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    """Divide ``x`` by its root mean square in float32, round, and scale by ``weight``.
+
+    ``x`` and ``out`` are [rows, heads, dim], dense in their last dimension; they may be the same.
+    """
+    if not is_native(x):
+        _fused_or_twins(x).rms_norm(x, weight, eps, out)
+        return
+    assert x.stride(2) == out.stride(2) == 1
+    call_kernel(
+        "rms_norm",
+        x.dtype,
+        pointer(x),
+        _long(x.shape[0]),
+        _long(x.stride(0)),
+        _long(x.shape[1]),
+        _long(x.stride(1)),
+        _long(x.shape[2]),
+        pointer(weight),
+        ctypes.c_float(eps),
+        pointer(out),
+        _long(out.stride(0)),
+        _long(out.stride(1)),
+    )
+
+
+def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+    """Rotate [tokens, heads, head_dim] in place; the pairs are (i, i + head_dim / 2).
+
+    ``cosines`` and ``sines`` are [positions, head_dim / 2], dense, in the dtype of ``heads``. Only
+    the tokens of ``heads`` may have a stride. Token ``i`` has position ``i % positions``, and the
+    number of tokens is a multiple of ``positions``.
+    """
+    tokens, num_heads, head_dim = heads.shape
+    assert heads.stride()[1:] == (head_dim, 1) and tokens % len(cosines) == 0
+    if not is_native(heads):
+        _fused_or_twins(heads).rotate(heads, cosines, sines)
+        return
+    call_kernel(
+        "rotate",
+        heads.dtype,
+        pointer(heads),
+        _long(tokens),
+        _long(heads.stride(0)),
+        _long(num_heads),
+        _long(head_dim),
+        pointer(cosines),
+        pointer(sines),
+        _long(len(cosines)),
+    )
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
+    """Replace ``gate`` [rows, ffn] by ``silu(gate) * up``, rounded after each; both dense in
+    their last dimension."""
+    if not is_native(gate):
+        twins.swiglu(gate, up)
+        return
+    assert gate.stride(1) == up.stride(1) == 1
+    call_kernel(
+        "swiglu",
+        gate.dtype,
+        pointer(gate),
+        pointer(up),
+        _long(gate.shape[0]),
+        _long(gate.shape[1]),
+        _long(gate.stride(0)),
+        _long(up.stride(0)),
+    )
+
+
+def _fused_or_twins(tensor: torch.Tensor) -> ModuleType:
+    """Return the kernels for a tensor without native ones."""
+    return (gpu_kernels() if tensor.is_cuda else None) or twins
