@@ -161,6 +161,15 @@ class LayerLayout:
     kind: str
     components: tuple[ComponentLayout, ...]
 
+    @property
+    def staging(self) -> str:
+        """The staging buffers in which the layer takes turns with others.
+
+        Attention has buffers of its own, so that the next experts are loaded while the last ones
+        are computed.
+        """
+        return "attention" if self.kind == "attention" else "layers"
+
     @cached_property
     def num_bytes(self) -> int:
         """Bytes of all components, padding included."""

@@ -7,6 +7,7 @@ each row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
@@ -119,19 +120,23 @@ def _workspaces(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
 def _weight_staging(
     problem: Problem, shares: Shares[Quantity], staged: Mapping[str, Quantity], edge_bytes: int
 ) -> dict[str, Quantity]:
-    """Return the bytes of both staging buffers for each of the layers; the largest layer counts.
+    """Return the bytes of all staging buffers, for each choice of one layer of each kind; the
+    largest layer of each kind counts.
 
     ``staged`` are the staged shares of each class of components. A cut may be some rows off its
     fraction, and adds ``edge_bytes``.
     """
-    sizes: dict[str, Quantity] = {}
+    kinds: dict[str, dict[str, Quantity]] = {}
     for name, layer in problem.sizes.staged_layers.items():
         edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
         size = shares.per_block * (NUM_BUFFERS * edges)
         for component in layer.components:
             size = size + staged[component.name] * (NUM_BUFFERS * component.num_bytes)
-        sizes[name] = size
-    return sizes
+        kinds.setdefault(layer.staging, {})[name] = size
+    return {
+        ", ".join(names): total(kinds[kind][name] for kind, name in zip(kinds, names, strict=True))
+        for names in itertools.product(*kinds.values())
+    }
 
 
 def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:

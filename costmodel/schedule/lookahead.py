@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Iterator
+import heapq
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.plan.plan import Plan
@@ -15,7 +16,7 @@ from profiles.units import MIB
 LEAST_PIECE_BYTES = 16 * MIB
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Piece:
     """One piece of the weights of a layer, for one pass."""
 
@@ -26,11 +27,6 @@ class Piece:
 
 class Lookahead:
     """The loads of all layers to one tier.
-
-    Loaded layers take turns in ``NUM_BUFFERS`` staging buffers. A buffer is free when its layer is
-    computed. From then on, the next layer of that buffer is loaded, in pieces that are spread
-    evenly over all positions until it is computed. For example, the head is loaded beside all
-    decoder layers where those are resident.
 
     Parameters
     ----------
@@ -43,51 +39,85 @@ class Lookahead:
     def __init__(
         self, plan: Plan, loaded: Collection[int], *, num_batches: int, num_tokens: int
     ) -> None:
+        self.loaded = loaded
         self.num_pieces = num_load_pieces(plan, num_batches)
-        self._layers = sorted(loaded)
-        self._visits_per_token = len(plan.layers) - 1
-        self._num_batches = num_batches
-        self._num_tokens = num_tokens
+        self._rings = [
+            _Ring(
+                layers,
+                visits_per_token=len(plan.layers) - 1,
+                num_batches=num_batches,
+                num_pieces=self.num_pieces,
+                num_tokens=num_tokens,
+            )
+            for layers in _rings(plan, loaded)
+        ]
 
     def slot(self, token: int, layer: int) -> int:
         """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
-        if layer not in self._layers:
-            return 0
-        return (token * len(self._layers) + self._layers.index(layer)) % NUM_BUFFERS
+        return next((ring.slot(token, layer) for ring in self._rings if layer in ring.layers), 0)
 
     def first(self) -> Iterator[Piece]:
         """Yield the pieces of layer 1, which are loaded before the first position."""
-        if 1 in self._layers:
+        if 1 in self.loaded:
             yield from (Piece(0, 1, number) for number in range(self.num_pieces))
 
     def beside(self, here: Position) -> Iterator[Piece]:
-        """Yield the pieces that are loaded beside a position."""
-        if here.layer == 0 or not self._layers:
-            return
-        behind = bisect.bisect_right(self._layers, here.layer)
-        turn = here.token * len(self._layers) + behind
+        """Yield the pieces that are loaded beside a position, in the order of their need."""
+        if here.layer > 0:
+            yield from heapq.merge(*(ring.beside(here) for ring in self._rings))
+
+
+class _Ring:
+    """Layers that take turns in ``NUM_BUFFERS`` staging buffers.
+
+    A buffer is free when its layer is computed. From then on, the next layer of that buffer is
+    loaded, in pieces that are spread evenly over all positions until it is computed. For example,
+    the head is loaded beside all decoder layers where those are resident.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        visits_per_token: int,
+        num_batches: int,
+        num_pieces: int,
+        num_tokens: int,
+    ) -> None:
+        self.layers = layers
+        self._visits_per_token = visits_per_token
+        self._num_batches = num_batches
+        self._num_pieces = num_pieces
+        self._num_tokens = num_tokens
+
+    def slot(self, token: int, layer: int) -> int:
+        return (token * len(self.layers) + self.layers.index(layer)) % NUM_BUFFERS
+
+    def beside(self, here: Position) -> Iterator[Piece]:
+        behind = bisect.bisect_right(self.layers, here.layer)
+        turn = here.token * len(self.layers) + behind
         yield from self._pieces(turn, here)
-        if here.layer not in self._layers:
+        if here.layer not in self.layers:
             # This layer takes no buffer, so that both are free or being filled.
             yield from self._pieces(turn + 1, here)
 
     def _pieces(self, turn: int, here: Position) -> Iterator[Piece]:
-        token, index = divmod(turn, len(self._layers))
+        token, index = divmod(turn, len(self.layers))
         if token >= self._num_tokens:
             return
         first = self._visit(turn - NUM_BUFFERS) + 1 if turn >= NUM_BUFFERS else 0
         num_steps = (self._visit(turn) - first) * self._num_batches
         before = (here.visit - first) * self._num_batches
         low, high = (
-            -(-(before + batch) * self.num_pieces // num_steps)
+            -(-(before + batch) * self._num_pieces // num_steps)
             for batch in (here.batches.start, here.batches.stop)
         )
         for number in range(low, high):
-            yield Piece(token, self._layers[index], number)
+            yield Piece(token, self.layers[index], number)
 
     def _visit(self, turn: int) -> int:
-        token, index = divmod(turn, len(self._layers))
-        return token * self._visits_per_token + self._layers[index] - 1
+        token, index = divmod(turn, len(self.layers))
+        return token * self._visits_per_token + self.layers[index] - 1
 
 
 def num_load_pieces(plan: Plan, num_batches: int) -> int:
@@ -99,13 +129,21 @@ def num_load_pieces(plan: Plan, num_batches: int) -> int:
     """
     fewest = num_weight_pieces(num_batches)
     tiers = (plan.route.disk_weights, plan.route.sent_weights)
-    groups = [loaded for loaded in tiers if loaded]
-    if not groups or plan.policy.loads_on_demand:
+    rings = [layers for loaded in tiers for layers in _rings(plan, loaded)]
+    if not rings or plan.policy.loads_on_demand:
         return fewest
-    visits = min((len(plan.layers) - 1) // len(layers) for layers in groups)
+    visits = min((len(plan.layers) - 1) // len(layers) for layers in rings)
     largest = max(
         sum(component.cut.off_gpu_bytes for component in plan.weights[layer])
-        for layers in groups
+        for layers in rings
         for layer in layers
     )
     return max(fewest, min(visits * num_batches, largest // LEAST_PIECE_BYTES))
+
+
+def _rings(plan: Plan, loaded: Collection[int]) -> list[list[int]]:
+    """Return the loaded layers of each kind of staging buffers, in the order of the schedule."""
+    rings: dict[str, list[int]] = {}
+    for layer in sorted(loaded):
+        rings.setdefault(plan.layers[layer].staging, []).append(layer)
+    return list(rings.values())

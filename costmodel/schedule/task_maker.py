@@ -24,6 +24,7 @@ class TaskMaker:
 
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
         self.route = plan.route
+        self.layers = plan.layers
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
@@ -97,12 +98,12 @@ class TaskMaker:
     def piece_on_cpu(self, here: Position, number: int) -> Resource:
         """Return the CPU staging of one piece of a layer's weights on disk."""
         slot = self.reads.slot(here.token, here.layer)
-        return ("weights", "cpu", slot, number)
+        return ("weights", "cpu", self.layers[here.layer].staging, slot, number)
 
     def piece_sent(self, here: Position, number: int) -> Resource:
         """Return the GPU staging of one piece of a layer's weights off the GPU."""
         slot = self.sends.slot(here.token, here.layer)
-        return ("weights", "gpu", slot, number)
+        return ("weights", "gpu", self.layers[here.layer].staging, slot, number)
 
     def hidden_slot(self, here: Position) -> int:
         """Return the buffer that stages the hidden states of a position."""

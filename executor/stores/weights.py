@@ -250,17 +250,26 @@ class WeightStore:
         for component, home in zip(components, buffer.split(sizes), strict=True):
             self._resident[tier, component.layer, component.layout.name] = home
 
-    def _allocate_staging(self, tier: str) -> list[torch.Tensor]:
-        """Allocate the staging buffers, with the size of the largest layer."""
+    def _allocate_staging(self, tier: str) -> dict[str, list[torch.Tensor]]:
+        """Allocate the staging buffers of each kind, with the size of the largest layer."""
+        sizes: dict[str, int] = {}
         # The embedding is gathered, never staged.
-        staged = self._staged[1:]
-        size = max(layer.gpu_bytes if tier == "gpu" else layer.cpu_bytes for layer in staged)
+        for layout, staged in zip(self.layers[1:], self._staged[1:], strict=True):
+            size = staged.gpu_bytes if tier == "gpu" else staged.cpu_bytes
+            sizes[layout.staging] = max(sizes.get(layout.staging, 0), size)
         arena = self.machine.arenas[tier]
-        return [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
+        return {
+            kind: [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
+            for kind, size in sizes.items()
+        }
 
     def _staging_of(self, tier: str, task: Task) -> torch.Tensor:
         """Return the staging buffer on a tier for the weights of a task's layer."""
-        return self._staging[tier][task.sent_slot if tier == "gpu" else task.read_slot]
+        slot = task.sent_slot if tier == "gpu" else task.read_slot
+        return self._buffer(tier, task.layer, slot)
+
+    def _buffer(self, tier: str, layer: int, slot: int) -> torch.Tensor:
+        return self._staging[tier][self.layers[layer].staging][slot]
 
     def _home(self, tier: str, component: StagedComponent) -> torch.Tensor:
         placed = component.placed
@@ -298,11 +307,11 @@ class WeightStore:
         cut = component.placed.cut
         if self.machine.has_gpu:
             border, resident = cut.gpu_end, self._home("gpu", component)
-            staged = self._staging["gpu"][slot][component.gpu_offset :]
+            staged = self._buffer("gpu", component.placed.layer, slot)[component.gpu_offset :]
         else:
             border, resident = cut.cpu_end, self._home("cpu", component)
             first = component.window_offset + cut.cpu_end - component.window_start
-            staged = self._staging["cpu"][slot][first:]
+            staged = self._buffer("cpu", component.placed.layer, slot)[first:]
         start = unit * component.placed.layout.unit_bytes + tensor.offset_bytes
         end = start + tensor.num_bytes
         middle = min(max(border, start), end)

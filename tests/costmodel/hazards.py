@@ -122,17 +122,20 @@ class BlockMemory:
     def _read_piece(self, task: Task) -> Hashable:
         slot = self._turn(task, self.disk_layers) % 2
         assert task.read_slot == slot
-        return ("weights", "cpu", slot, task.batch)
+        return ("weights", "cpu", self.kinds[task.layer] == "attention", slot, task.batch)
 
     def _device_piece(self, task: Task, piece: int) -> Hashable:
         """Loaded layers take turns in the two buffers of the device that computes."""
         slot = self._turn(task, self.moved_layers) % 2
         assert (task.sent_slot if self.has_gpu else task.read_slot) == slot
-        return ("weights", self.compute_tier, slot, piece)
+        is_attention = self.kinds[task.layer] == "attention"
+        return ("weights", self.compute_tier, is_attention, slot, piece)
 
     def _turn(self, task: Task, loaded: set[int]) -> int:
-        """Number the loads of layers over all passes."""
-        return task.token * len(loaded) + sorted(loaded).index(task.layer)
+        """Number the loads of layers over all passes; attention and all else take turns apart."""
+        is_attention = self.kinds[task.layer] == "attention"
+        turns = [i for i in sorted(loaded) if (self.kinds[i] == "attention") == is_attention]
+        return task.token * len(turns) + turns.index(task.layer)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""

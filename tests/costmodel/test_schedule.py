@@ -280,6 +280,20 @@ def test_a_head_placed_apart_is_loaded_beside_all_layers() -> None:
     assert max(span.end_s for span in spans) == 4 * (1 + 8 + 1) * 2
 
 
+def test_experts_are_loaded_while_others_are_computed() -> None:
+    """Attention takes turns in buffers of its own: else experts of all layers would take turns in
+    one, and none be loaded before the last ones are computed."""
+    model = make_mixture(num_hidden_layers=8)
+    policy = make_policy(model=model, weights=ON_CPU, cache=ON_GPU, activations=ON_GPU)
+    tasks = _tasks(policy, has_gpu=True, num_tokens=1)
+    kinds = [layer.kind for layer in model_layers(model)]
+    seconds = {"attention": 0.1, "experts": 5.0}
+    spans = simulate(tasks, lambda task: seconds.get(kinds[task.layer], 0.1))
+    # Two batches and two pieces: both take as long. Both buffers are filled at once in the
+    # beginning, so that three pieces are not hidden.
+    assert max(span.end_s for span in spans) == pytest.approx(8 * 2 * 5.0 + 3 * 5.0, rel=0.03)
+
+
 def test_pieces_are_read_before_they_are_sent() -> None:
     for num_batches, has_experts in itertools.product((1, 3), (False, True)):
         model = make_mixture(num_hidden_layers=3) if has_experts else make_model(num_layers=3)
