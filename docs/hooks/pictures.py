@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import matplotlib as mpl
@@ -173,10 +173,9 @@ KIND_COLORS = {
 
 
 def _draw_track(
-    axes: Axes, number: int, channel: str, tasks: object, begin: float, end: float
+    axes: Axes, number: int, channel: str, tasks: Sequence[TimedTask], begin: float, end: float
 ) -> None:
-    for timed in tasks:  # type: ignore[attr-defined]
-        assert isinstance(timed, TimedTask)
+    for timed in tasks:
         if timed.task.channel != channel or timed.end_s < begin or timed.start_s > end:
             continue
         span = (1e3 * (timed.start_s - begin), 1e3 * (timed.end_s - timed.start_s))
