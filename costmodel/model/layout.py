@@ -100,6 +100,11 @@ class ComponentLayout:
     first_row: int = 0
 
     @property
+    def is_experts(self) -> bool:
+        """Whether the units are experts, which are never cut, even where there is only one."""
+        return self.name == "experts"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all units."""
         return self.unit_bytes * self.num_units
@@ -117,7 +122,7 @@ class ComponentLayout:
     @cached_property
     def cut_bytes(self) -> int:
         """Bytes of the longest piece without a place to cut."""
-        if self.num_units > 1:
+        if self.is_experts:
             return self.unit_bytes
         pieces = (t.row_bytes * min(CUT_ROWS, t.num_rows) for t in self.tensors)
         return max(pieces, default=0)
@@ -129,14 +134,14 @@ class ComponentLayout:
     def cut_near(self, num_bytes: float) -> int:
         """Return the place to cut that is nearest to ``num_bytes`` from the start.
 
-        A component of several units is cut between two units. A single unit is cut at the start of
-        a tensor, or after a multiple of ``CUT_ROWS`` rows of a matrix.
+        Experts are cut between two units. Other components are cut at the start of a tensor, or
+        after a multiple of ``CUT_ROWS`` rows of a matrix.
         """
         if num_bytes <= 0 or not self.tensors:
             return 0
         if num_bytes >= self.num_bytes:
             return self.num_bytes
-        if self.num_units > 1:
+        if self.is_experts:
             return round(num_bytes / self.unit_bytes) * self.unit_bytes
         starts = [t.offset_bytes for t in self.tensors]
         tensor = self.tensors[bisect.bisect_right(starts, num_bytes) - 1]
@@ -230,7 +235,7 @@ def token_elements(layer: LayerLayout, experts: ExpertsSpec | None) -> int:
     """Return the elements of the matrices that one token passes through in a layer."""
     used = experts.experts_per_token if experts else 1
     return sum(
-        component.unit_elements * (used if component.name == "experts" else 1)
+        component.unit_elements * (used if component.is_experts else 1)
         for component in layer.components
     )
 

@@ -109,7 +109,7 @@ def cut_component(layout: ComponentLayout, placement: Placement) -> ComponentCut
 def deal_units(
     layout: ComponentLayout, placement: Placement, num_layers: int
 ) -> list[ComponentCut]:
-    """Cut a component of several units in each of the layers that have it.
+    """Cut the experts in each of the layers that have them.
 
     One layer has too few experts to come near to a fraction, so some layers get one more than
     others. These layers are spread evenly, because weights are loaded only a few layers ahead.
@@ -154,7 +154,7 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
         components = []
         for layout in layer.components:
             placement, in_place = policy.weights[layout.name], 0
-            if layout.num_units == 1:
+            if not layout.is_experts:
                 cut = cut_component(layout, placement)
             else:
                 if id(layout) not in dealt:

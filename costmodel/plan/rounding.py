@@ -112,7 +112,7 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
         for component in layer.components:
             placement, count = policy.weights[component.name], counts[id(layer)]
             cuts = [cut_component(component, placement)] * count
-            if component.num_units > 1:
+            if component.is_experts:
                 cuts = deal_units(component, placement, count)
             for cut in cuts:
                 for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
@@ -125,7 +125,7 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
 def _share_in_place(policy: Policy) -> float:
     """Return the fraction of the experts in CPU memory that the CPU multiplies in place."""
     placed = place_weights(policy, has_gpu=True) if policy.cpu_experts else ()
-    experts = [c for layer in placed for c in layer if c.layout.name == "experts"]
+    experts = [c for layer in placed for c in layer if c.layout.is_experts]
     in_memory = sum(component.cut.cpu_bytes for component in experts)
     return sum(c.bytes_in_place for c in experts) / in_memory if in_memory else policy.cpu_experts
 

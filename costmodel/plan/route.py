@@ -79,5 +79,5 @@ def _demanding(
         for component in weights[index] if layer.kind == "experts" else ():
             cut = component.cut
             here = cut.gpu_end if has_gpu else cut.cpu_end
-            if component.layout.name == "experts" and here < cut.num_bytes:
+            if component.layout.is_experts and here < cut.num_bytes:
                 yield index

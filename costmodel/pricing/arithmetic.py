@@ -56,7 +56,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                     count = tokens
                 elif experts is not None:
                     part, rows = "experts", stage.expert_tokens
-                if experts is not None and component.name == "experts":
+                if experts is not None and component.is_experts:
                     flop *= experts.experts_per_token
                     rows = tuple(expert_rows(experts, n) for n in rows)
                 rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])

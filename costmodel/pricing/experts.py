@@ -18,7 +18,7 @@ def experts_of(problem: Problem) -> Iterator[tuple[ExpertsSpec, ComponentLayout,
     """Yield each kind of experts, with their layout and the number of layers that have them."""
     for kind in problem.layer_kinds:
         for component in kind.components:
-            if component.name == "experts":
+            if component.is_experts:
                 assert kind.spec.experts is not None
                 yield kind.spec.experts, component, kind.count
 

@@ -85,7 +85,7 @@ class ModelSizes:
     @cached_property
     def staged_elements(self) -> int:
         """Elements of the matrices of all staged layers, without experts."""
-        return sum(c.num_matrix_elements for c in self._staged_parts if c.num_units == 1)
+        return sum(c.num_matrix_elements for c in self._staged_parts if not c.is_experts)
 
     @cached_property
     def all_staged_elements(self) -> int:

@@ -217,7 +217,7 @@ def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
     moved = {kind: [0] * len(plan.layers) for kind in kinds}
     # The embedding is gathered, never staged.
     for component in itertools.chain(*plan.weights[1:]):
-        layer, is_experts = component.layer, component.layout.name == "experts"
+        layer, is_experts = component.layer, component.layout.is_experts
         what = "experts" if is_experts and plan.policy.loads_on_demand else "weights"
         what = "weights" if is_prefill else what
         in_place = 0 if is_prefill else component.bytes_in_place

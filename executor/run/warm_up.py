@@ -32,7 +32,7 @@ def compile_kernels(
     for matrix in {tensor.packing for component in components for tensor in component.tensors}:
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
-    experts = {t for c in components if c.num_units > 1 for t in c.tensors}
+    experts = {t for c in components if c.is_experts for t in c.tensors}
     for tensor in experts:
         _compile_groups(tensor, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:

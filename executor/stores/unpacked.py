@@ -88,23 +88,23 @@ class PackedLayer(Mapping[str, Sequence[Matrix]]):
         self._matrices = matrices
         self._index = index
         self._is_direct = is_direct
-        # Packed tensor -> its layout, its place in the buffer, and its number of units.
-        self._places: dict[str, tuple[TensorLayout, int, int]] = {}
+        # Packed tensor -> its layout, its place in the buffer, and whether each expert has one.
+        self._places: dict[str, tuple[TensorLayout, int, bool]] = {}
         start = 0
         for component in layout.components:
             for tensor in component.tensors:
                 if tensor.packing is not None:
-                    self._places[tensor.name] = tensor, start, component.num_units
+                    self._places[tensor.name] = tensor, start, component.is_experts
                     start += tensor.num_elements
 
     def __getitem__(self, name: str) -> Sequence[Matrix]:
         if name not in self._places:
             return self._packed[name]
-        tensor, start, num_units = self._places[name]
+        tensor, start, is_experts = self._places[name]
         if self._is_direct:
             assert tensor.packing is not None
             return [PackedRows(chunk, tensor.packing) for chunk in self._packed[name]]
-        if num_units > 1:
+        if is_experts:
             return UnpackedExperts(self._matrices, self._index, tensor, start, self._packed[name])
         return [self._matrices.unpack((self._index, 0), tensor, start, self._packed[name])]
 

@@ -173,14 +173,14 @@ class WeightStore:
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
         """Return the component of a layer's experts, and the bytes of one expert."""
         components = self._staged[task.layer].components
-        (found,) = (c for c in components if c.placed.layout.name == "experts")
+        (found,) = (c for c in components if c.placed.layout.is_experts)
         return found, found.placed.layout.unit_bytes
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
         """Yield the components of a layer that are not loaded on demand."""
         demands = not task.is_prefill and task.layer in self.plan.route.demanding
         for component in self._staged[task.layer].components:
-            if not demands or component.placed.layout.name != "experts":
+            if not demands or not component.placed.layout.is_experts:
                 yield component
 
     def send(self, task: Task) -> int:

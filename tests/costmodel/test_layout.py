@@ -153,13 +153,18 @@ def test_equal_layers_share_one_object() -> None:
     assert len({id(layer) for layer in model_layers(make_model())}) == 3
 
 
-@given(share=st.floats(-0.1, 1.1), bits=st.sampled_from([None, 4]))
-def test_experts_are_cut_between_the_nearest_units(share: float, bits: int | None) -> None:
+@given(
+    share=st.floats(-0.1, 1.1), bits=st.sampled_from([None, 4]), num_experts=st.sampled_from([8, 1])
+)
+def test_experts_are_cut_between_the_nearest_units(
+    share: float, bits: int | None, num_experts: int
+) -> None:
+    model = make_mixture(num_experts=num_experts, num_experts_per_tok=1)
     (experts,) = (
         component
-        for component in model_layers(make_mixture(), bits, 32)[2].components
+        for component in model_layers(model, bits, 32)[2].components
         if component.name == "experts"
     )
     units, rest = divmod(experts.cut_near(share * experts.num_bytes), experts.unit_bytes)
-    assert rest == 0 and 0 <= units <= 8
-    assert abs(units - 8 * min(max(share, 0), 1)) <= 0.5
+    assert rest == 0 and 0 <= units <= num_experts
+    assert abs(units - num_experts * min(max(share, 0), 1)) <= 0.5
