@@ -45,7 +45,12 @@ class Workload:
     @property
     def context_len(self) -> int:
         """Slots of the KV cache that one sequence uses; the last token needs none."""
-        return self.prompt_len + self.gen_len - 1
+        return self.kept_prompt_len + self.gen_len - 1
+
+    @property
+    def kept_prompt_len(self) -> int:
+        """Slots that its prompt uses: with one token to generate, nobody reads the cache again."""
+        return self.prompt_len if self.gen_len > 1 else 0
 
     @property
     def scores_prompts(self) -> bool:

@@ -93,7 +93,7 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     # Rows from disk keep their padding to whole pages on the way.
     off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block * problem.disk_cache_padding
     staging = {
-        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
+        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.kept_prompt_len),
         "fetched": (off_gpu - shares.attended_per_block)
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }

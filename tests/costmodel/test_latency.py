@@ -316,6 +316,8 @@ def test_one_token_needs_no_decode() -> None:
     predicted = _price(machine, workload=work, cache=ON_DISK, weights=ON_DISK)
     assert predicted.decode_s == 0
     assert predicted.prefill_s == pytest.approx(SMALL_BYTES / 1e6)
+    # Nor does it keep a cache: weights on whole pages are all that is on disk.
+    assert predicted.peak_bytes["disk"] < SMALL_BYTES + 4096 * 4 * LAYERS
 
 
 def test_peak_by_hand_without_a_gpu() -> None:
