@@ -348,7 +348,7 @@ def test_what_does_not_fit_is_named() -> None:
     [
         ({"weights": Placement(gpu=0.5, cpu=0.5)}, "no GPU"),
         ({"cache": ON_GPU}, "no GPU"),
-        ({"model": make_model(max_positions=20)}, "20 positions"),
+        ({"model": make_model(max_positions=19)}, "19 positions"),
         ({"model": make_model(dtype="float16")}, "bfloat16"),
         ({"weight_bits": 4}, "rate of unpacking"),
         ({"cache_bits": 8}, "rate of unpacking"),
