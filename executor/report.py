@@ -15,26 +15,27 @@ from profiles.recorded import find_profile
 
 def main(arguments: list[str]) -> None:
     """Read a file, make its page, write it."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     with checked_outputs({"--output": flags.output}, {"FILE": [flags.file]}):
         _write(flags.file, flags.hardware, flags.output)
     print(f"report written to {flags.output}")
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
+    made = Parser(
         prog="executor.report",
         description="Show a run or a policy as a page: memory, timeline, limits, what to buy.",
         example="python -m executor.generate --policy policy.json --model DIR"
         " --prompts prompts.jsonl --trace timeline.json\n"
         "  python -m executor.report timeline.json --output report.html",
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("file", type=Path, metavar="FILE", help="timeline of a run (from --trace), or a policy")
     add("--hardware", help="profile of a policy, in place of its own; a run has its own")
     default = Path("report.html")
     add("-o", "--output", type=output_path, default=default, help=f"default: {default}")
-    return parser
+    return made
 
 
 def _write(file: Path, hardware: str | None, output: Path) -> None:

@@ -55,6 +55,8 @@ COMMANDS = {
         Command("executor.generate", "continue every prompt of a file under a policy"),
         Command("executor.evaluate", "compare a text's loss under a policy with the exact model's"),
         Command("executor.bench", "run random prompts and print the run's figures"),
+        Command("executor.lm_eval", "run tasks of lm-evaluation-harness in blocks"),
+        Command("executor.report", "write a run or a policy as one page"),
         Command("costmodel.estimate", "predict the time and memory of any policy"),
         Command("costmodel.simulate", "run a policy's schedule with predicted seconds"),
         Command("costmodel.frontier", "plot throughput over the latency of a block"),

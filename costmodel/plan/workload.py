@@ -44,7 +44,12 @@ class Workload:
     @property
     def context_len(self) -> int:
         """Slots of the KV cache that one sequence uses; its last token needs no slot."""
-        return self.prompt_len + self.gen_len - 1
+        return self.kept_prompt_len + self.gen_len - 1
+
+    @property
+    def kept_prompt_len(self) -> int:
+        """Slots that the prompt uses: with one token to generate, no pass reads the cache."""
+        return self.prompt_len if self.gen_len > 1 else 0
 
     @property
     def scores_prompts(self) -> bool:

@@ -94,7 +94,7 @@ def _gpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     # padding to whole pages in the buffers.
     off_gpu = shares.cache_cpu_per_block + shares.cache_disk_per_block * problem.disk_cache_padding
     staging = {
-        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.prompt_len),
+        "stored": off_gpu * _batch_cache_bytes(problem, problem.workload.kept_prompt_len),
         "fetched": (off_gpu - shares.attended_per_block)
         * _batch_cache_bytes(problem, problem.workload.context_len),
     }

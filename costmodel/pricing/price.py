@@ -183,10 +183,11 @@ def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) 
         raise InputError(
             f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
         )
-    total = workload.prompt_len + workload.gen_len
+    # The last token that is generated goes through no layer.
+    total = workload.prompt_len + workload.gen_len - 1
     if total > model.max_positions:
         raise InputError(
-            "prompt_len + gen_len",
+            "prompt_len + gen_len - 1",
             got=total,
             allowed=f"at most the {model.max_positions} positions of {model.name}",
         )

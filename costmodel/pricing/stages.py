@@ -77,8 +77,7 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         matmul_rows=prefill_rows,
         expert_tokens=prefill_rows,
         context_tokens=0,
-        # With one token to generate, no pass reads the cache.
-        stored_tokens=workload.prompt_len if workload.gen_len > 1 else 0,
+        stored_tokens=workload.kept_prompt_len,
         # Nothing predicts a prompt's first token.
         scored_tokens=workload.prompt_len - 1 if workload.scores_prompts else 0,
     )

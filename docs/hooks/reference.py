@@ -5,52 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import textwrap
-from collections.abc import Callable, Iterator
-from unittest.mock import patch
+from collections.abc import Iterator
 
 from costmodel.families import preset_names
+from profiles import zigzag
 from profiles.command import Parser
 
 # By their names as ``zigzag NAME``.
-COMMANDS = {
-    "measure": "profiles.measure",
-    "search": "costmodel.search",
-    "estimate": "costmodel.estimate",
-    "simulate": "costmodel.simulate",
-    "calibrate": "costmodel.calibrate",
-    "frontier": "costmodel.frontier",
-    "generate": "executor.generate",
-    "evaluate": "executor.evaluate",
-    "bench": "executor.bench",
-    "demo": "executor.demo",
-}
+COMMANDS = {name: command.module for name, command in zigzag.COMMANDS.items()}
 # In the order of the flow from a user's side.
 PACKAGES = ("executor", "costmodel", "profiles")
 FOLDER = "reference/commands"
 
 
-class _Found(Exception):
-    def __init__(self, parser: Parser) -> None:
-        self.parser = parser
-
-
-def parser_of(main: Callable[[list[str]], object]) -> Parser:
-    """Return the parser that a command's ``main`` makes, without running the command."""
-
-    def stop(parser: Parser, *arguments: object) -> None:
-        raise _Found(parser)
-
-    with patch.object(Parser, "parse_args", stop):
-        try:
-            main([])
-        except _Found as found:
-            return found.parser
-    raise AssertionError(f"{main.__module__} parses no flags")
-
-
 def parsers() -> dict[str, Parser]:
     """Return every command's parser by its name."""
-    return {name: parser_of(importlib.import_module(of).main) for name, of in COMMANDS.items()}
+    return {name: command.load().parser() for name, command in zigzag.COMMANDS.items()}
 
 
 def command_pages() -> dict[str, str]:

@@ -194,15 +194,8 @@ def _check_lengths(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
 def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> None:
     """Add the flags that the commands share; ``gen_len`` says what it is by default."""
     add = parser.add_argument
-    add("--policy", type=Path, help="from costmodel.search; without it, one is searched now")
-    add("--hardware", help="profile to run under, in place of the policy's or this machine's own")
-    add("--offload-dir", type=Path, default=Path(), metavar="DIR", help="default: this folder")
+    add_offload_flags(parser)
     add("--gen-len", type=int, help=f"tokens to generate, without --policy ({gen_len})")
-    add("--dtype", help="float32, float16 or bfloat16, without --policy; default: the model's")
-    add_permitted_flags(parser)
-    parser.add_bytes("--gpu-memory", help="budget, without --policy")
-    parser.add_bytes("--cpu-memory", help="budget, without --policy")
-    parser.add_bytes("--disk", help="budget, without --policy")
     add(
         "--trace",
         type=output_path,
@@ -217,15 +210,29 @@ def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> Non
     )
 
 
+def add_offload_flags(parser: Parser) -> None:
+    """Add the flags that say where a model runs, and in what precision."""
+    add = parser.add_argument
+    add("--policy", type=Path, help="from costmodel.search; without it, one is searched now")
+    add("--hardware", help="profile to run under, in place of the policy's or this machine's own")
+    add("--offload-dir", type=Path, default=Path(), metavar="DIR", help="default: this folder")
+    add("--dtype", help="float32, float16 or bfloat16, without --policy; default: the model's")
+    add_permitted_flags(parser)
+    parser.add_bytes("--gpu-memory", help="budget, without --policy")
+    parser.add_bytes("--cpu-memory", help="budget, without --policy")
+    parser.add_bytes("--disk", help="budget, without --policy")
+
+
 def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
     """Refuse what can be refused before any work, and flags that would do nothing.
 
     ``planned`` names further flags that a policy has an answer to.
     """
-    if flags.gen_len is not None and flags.gen_len < 1:
-        raise InputError("--gen-len", got=flags.gen_len, allowed="1 or more")
+    gen_len = getattr(flags, "gen_len", None)
+    if gen_len is not None and gen_len < 1:
+        raise InputError("--gen-len", got=gen_len, allowed="1 or more")
     for name in ("gen_len", *PLANNED, *planned):
-        if flags.policy and getattr(flags, name) is not None:
+        if flags.policy and getattr(flags, name, None) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
                 flag,

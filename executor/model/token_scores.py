@@ -115,11 +115,7 @@ class LogitSums:
 
     def scores(self) -> TokenScores:
         """Return the scores when the whole vocabulary has been seen."""
-        if not bool(self._log_sum.isfinite().all()):
-            raise RunError(
-                "the model's logits are not finite numbers; "
-                "try computing in bfloat16 or float32, or check the checkpoint"
-            )
+        check_finite(self._log_sum)
         return TokenScores(
             log_probs=(self._target - self._log_sum).cpu().numpy(),
             is_greedy=(self._targets == self._likeliest).cpu().numpy(),
@@ -134,3 +130,12 @@ def score_chosen(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> Token
     sums = LogitSums(ids, min(num_top, logits.shape[1]))
     sums.add(slice(0, len(ids)), logits, 0)
     return sums.scores()
+
+
+def check_finite(log_sums: torch.Tensor) -> None:
+    """Refuse logits the logarithms of whose sums of exponentials are not all finite."""
+    if not bool(log_sums.isfinite().all()):
+        raise RunError(
+            "the model's logits are not finite numbers; "
+            "try computing in bfloat16 or float32, or check the checkpoint"
+        )

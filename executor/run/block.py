@@ -195,7 +195,8 @@ class Block:
             qkv = self._project(task, hidden[part])
             q, k, v = layers.split_heads(qkv, self._layer(task).attention)
             del qkv
-            self.stores.cache.write_prompt(task, first, k, v)
+            if self.policy.workload.kept_prompt_len:
+                self.stores.cache.write_prompt(task, first, k, v)
             attended = prefill_attention(q, k, v)
             del q, k, v
             if self._finishes_all(task):

@@ -31,7 +31,7 @@ class CacheLayout:
     head_dim
         Elements of a key, and of a value.
     context_len, prompt_len
-        Most tokens of a sequence, and of its prompt.
+        Most tokens that are kept of a sequence, and of its prompt.
     segments
         The segments of a full batch.
     packing
@@ -57,7 +57,7 @@ class CacheLayout:
             rows_per_sequence=cache.rows_per_sequence,
             head_dim=cache.width,
             context_len=policy.workload.context_len,
-            prompt_len=policy.workload.prompt_len,
+            prompt_len=policy.workload.kept_prompt_len,
             segments=segments,
             packing=packing,
             dtype=torch.uint8 if packing else DTYPES[policy.model.dtype],

@@ -316,6 +316,8 @@ def test_one_token_needs_no_decode() -> None:
     predicted = _price(machine, workload=work, cache=ON_DISK, weights=ON_DISK)
     assert predicted.decode_s == 0
     assert predicted.prefill_s == pytest.approx(SMALL_BYTES / 1e6)
+    # Nor does it keep a cache: weights on whole pages are all that is on disk.
+    assert predicted.peak_bytes["disk"] < SMALL_BYTES + 4096 * 4 * LAYERS
 
 
 def test_peak_by_hand_without_a_gpu() -> None:
@@ -346,7 +348,7 @@ def test_what_does_not_fit_is_named() -> None:
     [
         ({"weights": Placement(gpu=0.5, cpu=0.5)}, "no GPU"),
         ({"cache": ON_GPU}, "no GPU"),
-        ({"model": make_model(max_positions=20)}, "20 positions"),
+        ({"model": make_model(max_positions=19)}, "19 positions"),
         ({"model": make_model(dtype="float16")}, "bfloat16"),
         ({"weight_bits": 4}, "rate of unpacking"),
         ({"cache_bits": 8}, "rate of unpacking"),

@@ -11,8 +11,7 @@ import pytest
 
 from costmodel import search as search_command
 from costmodel.cli.palette import BUFFER_COLORS, OTHER_BUFFERS, PHASE_COLORS, TIER_COLORS
-from costmodel.optimizer.choices import Permitted
-from costmodel.optimizer.optimum import search
+from costmodel.optimizer.optimum import Search
 from costmodel.optimizer.whatif import what_would_change
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
@@ -111,10 +110,9 @@ def test_phases_and_limits_are_the_prediction_s(found: tuple[Page, Policy, Path]
 def test_what_to_buy_is_the_explanation_s(found: tuple[Page, Policy, Path]) -> None:
     page, policy, _ = found
     assert policy.hardware is not None
-    result = search(policy.hardware, policy.model, policy.workload)
-    changes = what_would_change(
-        policy.hardware, result, max_latency_s=None, margin=result.margin, permitted=Permitted()
-    )
+    at_hand = Search(policy.hardware, policy.model, policy.workload)
+    result = at_hand.run()
+    changes = what_would_change(at_hand, result)
     rows = page.tables["buying"]
     assert set(rows) == {"this machine", *(change.what for change in changes)}
     for change in changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -35,16 +36,22 @@ SHORT = {"--prompt-len": "8", "--gen-len": "4", "--num-prompts": "4"}
 # The flags of each command for which a file is written, and what it cannot do without.
 COMMANDS: dict[ModuleType, tuple[set[str], dict[str, str]]] = {
     measure: ({"--output"}, {}),
-    search: ({"--output", "--plot"}, {"--hardware": "profile.json", "--model": "model"} | SHORT),
+    search: (
+        {"--output", "--plot", "--report"},
+        {"--hardware": "profile.json", "--model": "model"} | SHORT,
+    ),
     simulate: ({"--output"}, {"--hardware": "profile.json", "--policy": "policy.json"}),
     calibrate: ({"--output"}, {"--hardware": "profile.json", "--runs": "runs.csv"}),
     frontier: ({"--plot"}, {"--hardware": "profile.json", "--model": "model"} | SHORT),
     generate: (
-        {"--output", "--trace"},
+        {"--output", "--trace", "--report"},
         {"--model": "model", "--prompts": "prompts.jsonl", "--policy": "policy.json"},
     ),
-    bench: ({"--runs", "--trace"}, {"--model": "model", "--policy": "policy.json"}),
-    evaluate: ({"--trace"}, {"--model": "model", "--text": "text.txt", "--policy": "policy.json"}),
+    bench: ({"--runs", "--trace", "--report"}, {"--model": "model", "--policy": "policy.json"}),
+    evaluate: (
+        {"--trace", "--report"},
+        {"--model": "model", "--text": "text.txt", "--policy": "policy.json"},
+    ),
 }
 Run = Callable[..., Ended]
 
@@ -133,8 +140,8 @@ def test_files_that_would_be_lost_are_refused(
             if path.suffix or flag != "--plot":
                 with pytest.raises(InputError, match=f"^{flag} .*{words}"):
                     module.main([*flags, flag, str(path)])
-    if len(written) == 2:
-        both = [word for flag in written for word in (flag, str(tmp_path / "new.png"))]
+    for pair in itertools.combinations(sorted(written), 2):
+        both = [word for flag in pair for word in (flag, str(tmp_path / "new.png"))]
         with pytest.raises(InputError, match="allowed: another file"):
             module.main([*flags, *both])
 

@@ -1,0 +1,111 @@
+"""Whoever chooses the tokens of a job: one that looks at known tokens, one that ends at strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from executor.model.logits_processors import History
+from executor.model.sampling import Chooser, no_history
+from executor.model.token_scores import check_finite
+
+Decode = Callable[[Sequence[int]], str]
+# Logits whose probabilities are made at once.
+SCORED_LOGITS = 2**20
+
+
+class NextTokens:
+    """Scores tokens that may follow each prompt, and goes on with the first of them.
+
+    Parameters
+    ----------
+    targets
+        Of each prompt, the tokens to score.
+    """
+
+    def __init__(self, targets: Sequence[Sequence[int]]) -> None:
+        self._targets = targets
+        # Of each prompt, the log-probability of each target in nats, and the likeliest token.
+        self.log_probs: dict[int, dict[int, float]] = {}
+        self.likeliest: dict[int, int] = {}
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
+    ) -> torch.Tensor:
+        """Return one token for each sequence (see ``Sampler.sample``)."""
+        indices = [int(index) for index in sequence_ids]
+        best = logits.argmax(-1).tolist()
+        rows = max(1, SCORED_LOGITS // logits.shape[1])
+        log_sums = torch.cat([part.logsumexp(-1) for part in logits.split(rows)])
+        check_finite(log_sums)
+        for row, index in enumerate(indices):
+            targets = list(self._targets[index])
+            found = (logits[row, targets] - log_sums[row]).tolist()
+            self.log_probs[index] = dict(zip(targets, found, strict=True))
+            self.likeliest[index] = best[row]
+        first = [self._targets[index][0] for index in indices]
+        return torch.tensor(first, device=logits.device)
+
+
+class UntilStrings:
+    """Ends each sequence behind the first of its stop strings, with an end token.
+
+    Parameters
+    ----------
+    chooser
+        Chooses the tokens.
+    stops
+        Of each prompt, the strings that end it.
+    decode
+        Returns the text of tokens, special ones included.
+    end_id
+        Follows a stop string. It must end a sequence.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        stops: Sequence[Sequence[str]],
+        *,
+        decode: Decode,
+        end_id: int,
+    ) -> None:
+        self._chooser = chooser
+        self._stops = stops
+        self._decode = decode
+        self._end_id = end_id
+        # Of each sequence that goes on, the tokens so far; ``None`` behind a stop string.
+        self._ids: dict[int, list[int] | None] = {}
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
+    ) -> torch.Tensor:
+        """Return one token for each sequence (see ``Sampler.sample``)."""
+        chosen = self._chooser.sample(logits, sequence_ids, step, history).tolist()
+        for row, index in enumerate(int(index) for index in sequence_ids):
+            ids = self._ids.setdefault(index, [])
+            if ids is None:
+                chosen[row] = self._end_id
+                continue
+            ids.append(chosen[row])
+            if self._has_stopped(ids, self._stops[index]):
+                self._ids[index] = None
+        return torch.tensor(chosen, device=logits.device)
+
+    def _has_stopped(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        for stop in stops:
+            # A token is at least a byte, and the string may begin within one.
+            tail = ids[-len(stop.encode()) - 1 :]
+            # The first token of a text may be decoded otherwise: only the whole text decides.
+            if stop in self._decode(tail) and stop in self._decode(ids):
+                return True
+        return False

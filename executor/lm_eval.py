@@ -1,0 +1,132 @@
+"""The command ``python -m executor.lm_eval``: tasks of lm-evaluation-harness, in blocks.
+
+The harness's own command knows the model once ``executor.harness.model`` is imported. Its name is
+``zigzag``, and its arguments are the flags here::
+
+    python -c "import executor.harness.model, lm_eval.__main__ as m; m.cli_evaluate()" run
+        --model zigzag --model_args pretrained=DIR,cpu_memory=8GiB --tasks hellaswag
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from costmodel.cli.flags import check_outputs
+from executor.cli.run_command import add_offload_flags
+from profiles.command import Parser, run
+from profiles.errors import InputError
+from profiles.output_checks import output_path
+from profiles.outputs import write_output
+
+PACKAGES = ("lm_eval", "transformers")
+# What the harness's model takes of the flags, by the same names.
+OPTIONS = (
+    "max_length",
+    "max_gen_toks",
+    "policy",
+    "hardware",
+    "offload_dir",
+    "dtype",
+    "weight_bits",
+    "cache_bits",
+    "group_size",
+    "sparsity",
+    "gpu_memory",
+    "cpu_memory",
+    "disk",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Check, run the tasks, print their table."""
+    flags = parser().parse_args(arguments)
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            "executor.lm_eval",
+            got=f"{', '.join(missing)} not installed",
+            allowed="lm-evaluation-harness and transformers",
+            hint="pip install 'zigzag-llm[eval]'",
+        )
+    with check_outputs(flags, "output"):
+        _run(flags)
+
+
+def parser() -> Parser:
+    """Return the parser of the command's flags."""
+    made = Parser(
+        prog="executor.lm_eval",
+        description="Run tasks of lm-evaluation-harness on a model that need not fit the memory.",
+        example="python -m executor.lm_eval --model DIR --tasks hellaswag,gsm8k --cpu-memory 8GiB",
+    )
+    add = made.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder")
+    add("--tasks", required=True, help="names of tasks, or files in YAML, with commas between")
+    add("--include-path", type=Path, metavar="DIR", help="folder with further tasks")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    add("--limit", type=float, metavar="N", help="documents of each task, or a share below 1")
+    add("--apply-chat-template", action="store_true", help="put requests into the chat template")
+    add("--system-instruction", metavar="TEXT", help="for the chat template")
+    add("--gen-kwargs", metavar="A=B,...", help="replaces generation_kwargs of the tasks")
+    add("--max-length", type=int, metavar="TOKENS", help="default: the model's positions")
+    add("--max-gen-toks", type=int, metavar="TOKENS", help="where a task does not say (256)")
+    add("--output", type=output_path, metavar="FILE", help="results and samples as JSON")
+    add("--json", action="store_true", help="end with the results in one line")
+    add_offload_flags(made)
+    return made
+
+
+def _run(flags: argparse.Namespace) -> None:
+    # The harness takes seconds to import.
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    from executor.harness.model import ZigzagLM
+
+    include = None if flags.include_path is None else str(flags.include_path)
+    manager = TaskManager(include_path=include)
+    tasks = flags.tasks.split(",")
+    _check_tasks(tasks, manager)
+    given = {name: getattr(flags, name) for name in OPTIONS}
+    model = ZigzagLM(flags.model, **{k: v for k, v in given.items() if v is not None})
+    found: dict[str, Any] = simple_evaluate(
+        model,
+        tasks=tasks,
+        num_fewshot=flags.num_fewshot,
+        limit=flags.limit,
+        apply_chat_template=flags.apply_chat_template,
+        system_instruction=flags.system_instruction,
+        gen_kwargs=flags.gen_kwargs,
+        task_manager=manager,
+    )
+    print(make_table(found))
+    if flags.output is not None:
+        dump = partial(json.dump, found, default=handle_non_serializable)
+
+        def write(handle: TextIO) -> None:
+            dump(handle)
+
+        write_output(flags.output, write)
+    if flags.json:
+        print(json.dumps(found["results"], default=handle_non_serializable))
+
+
+def _check_tasks(tasks: list[str], manager: Any) -> None:
+    for task in tasks:
+        if not manager.match_tasks([task]) and not Path(task).is_file():
+            raise InputError(
+                "--tasks",
+                got=task,
+                allowed="a task of lm-evaluation-harness, or a file in YAML",
+                hint="python -m lm_eval ls tasks",
+            )
+
+
+if __name__ == "__main__":
+    run(main)
