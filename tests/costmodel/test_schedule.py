@@ -113,8 +113,8 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
             cache=cache,
             activations=hidden,
             cpu_attention=0.5,
-            cpu_experts=0.5 if has_gpu else 0.0,
-            loads_on_demand=True,
+            cpu_experts=0.5 if has_gpu and model is mixture else 0.0,
+            loads_on_demand=model is mixture,
         )
         tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
         memory = _memory(policy, has_gpu=has_gpu)
