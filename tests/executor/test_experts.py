@@ -20,7 +20,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from costmodel.model import layer_spec
+from costmodel.model import feed_forward_spec
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
 from executor.model.experts import Routing, add_routed, experts_output, route
 from executor.model.matrices import LayerWeights, Matrix, PackedRows
@@ -159,10 +159,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[1, layer_spec.EXPERT_ROWS_AT_ONCE])
+@pytest.fixture(params=[1, feed_forward_spec.EXPERT_ROWS_AT_ONCE])
 def rows_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply as few rows at once as is ever done, and all of them."""
-    monkeypatch.setattr(layer_spec, "EXPERT_ROWS_AT_ONCE", request.param)
+    monkeypatch.setattr(feed_forward_spec, "EXPERT_ROWS_AT_ONCE", request.param)
 
 
 @pytest.mark.usefixtures("rows_at_once")
