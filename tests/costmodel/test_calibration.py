@@ -181,19 +181,6 @@ def test_what_no_run_depends_on_stays() -> None:
     assert fit.factors["cpu_matmul"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_paper_s_runs_are_predicted_by_each_other() -> None:
-    """Mean error of each run predicted from the eleven others; FlexGen's own model: 42.6 %, and
-    78 % on those with weights and cache on disk (figures of a run of its released code)."""
-    runs = read_runs(PAPER)
-    assert len(runs) == 12
-    errors = leave_one_out(recorded_profile("t4-flexgen"), runs, source="paper")
-    assert mean_error(errors) <= 0.20
-    on_disk = [
-        e for e, run in zip(errors, runs, strict=True) if overall_weights(run.policy).disk > 0
-    ]
-    assert len(on_disk) == 4 and mean_error(on_disk) <= 0.20
-
-
 def test_the_profile_keeps_a_dated_record(tmp_path: Path) -> None:
     profile = recorded_profile("t4-flexgen")
     fit = calibrate(profile, read_runs(PAPER)[:3], source="runs.csv")
