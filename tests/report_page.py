@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class _Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+        self._picture = None
         if tag == "tr":
             name = self.page.sections[-1]
             if "thead" in self._open:
@@ -100,7 +102,7 @@ def _sources(value: Any) -> Iterator[list[Any]]:
 
 def _decoded(column: Any) -> list[Any]:
     if isinstance(column, dict):
-        data = base64.b64decode(column["array"]["data"])
+        data = gzip.decompress(base64.b64decode(column["array"]["data"]))
         values: list[Any] = np.frombuffer(data, dtype=column["dtype"]).tolist()
         return values
     assert isinstance(column, list)

@@ -88,8 +88,8 @@ def test_a_color_means_one_thing() -> None:
 
 def test_moves_have_the_color_of_what_they_move() -> None:
     seen: dict[str, str] = {}
-    plain = make_policy(make_model(), weights=SPREAD, cache=SPREAD, activations=SPREAD)
-    mixture = make_policy(make_mixture(), weights=SPREAD, cache=SPREAD, activations=ON_GPU)
+    plain = make_policy(model=make_model(), weights=SPREAD, cache=SPREAD, activations=SPREAD)
+    mixture = make_policy(model=make_mixture(), weights=SPREAD, cache=SPREAD, activations=ON_GPU)
     mixture = replace(mixture, loads_on_demand=True, cpu_experts=0.5)
     for policy in (plain, mixture):
         plan = Plan.of(replace(policy, cpu_attention=0.5), has_gpu=True)
@@ -104,7 +104,7 @@ def test_moves_have_the_color_of_what_they_move() -> None:
 
 def test_a_plot_takes_its_colors_from_the_palette() -> None:
     axes = Figure().subplots()
-    policy = make_policy(make_model())
+    policy = make_policy()
     draw_placement(axes, policy)
     drawn = [to_hex(container.patches[0].get_facecolor()).upper() for container in axes.containers]
     assert drawn == [*palette.TIER_COLORS.values()]

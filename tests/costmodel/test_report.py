@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,8 +15,9 @@ from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.whatif import what_would_change
 from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
-from costmodel.pricing.price import estimate, phase_channels, phase_limits
+from costmodel.pricing.price import phase_channels, phase_limits
 from costmodel.report import task_sample
 from costmodel.report.buying import purchases_of_policy
 from costmodel.report.page import write_policy_page
@@ -25,8 +25,8 @@ from costmodel.report.task_sample import simulate_sample
 from costmodel.schedule.timeline import simulate
 from profiles import InputError
 from profiles.files import to_json
-from profiles.units import format_bytes, format_figure, format_seconds
-from tests.costmodel.machines import make_hardware, make_mixture, make_policy
+from profiles.units import GIB, MIB, format_bytes, format_figure, format_seconds
+from tests.costmodel.machines import make_machine, make_mixture, make_policy
 from tests.report_page import SECTIONS, Page, read_page
 
 FLAGS = ("--hardware=rtx3090-pc", "--model=qwen2.5-0.5b", "--num-prompts=16", "--gen-len=8")
@@ -146,7 +146,7 @@ def test_the_timeline_is_the_simulation_s(found: tuple[Page, Policy, Path]) -> N
 def test_a_sample_holds_the_first_tasks_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     spread = Placement(gpu=0.3, cpu=0.3, disk=0.4)
     policy = make_policy(weights=spread, cache=spread, activations=spread, cpu_attention=0.5)
-    hardware = make_hardware()
+    hardware = make_machine(gpu_memory=GIB)
     everything = simulate(policy, hardware).tasks
     whole = simulate_sample(policy, hardware)
     counts = {True: 0, False: 0}
@@ -166,18 +166,17 @@ def test_a_sample_holds_the_first_tasks_of_each_phase(monkeypatch: pytest.Monkey
 
 def test_names_are_text_and_what_no_search_finds_is_told(tmp_path: Path) -> None:
     mixture = make_mixture()
-    policy = make_policy(model=replace(mixture, name="<b>mixture</b>"), cpu_experts=0.0)
-    needed = estimate(policy, make_hardware(gpu_memory=None)).peak_bytes["cpu"]
-    # What is left free by the search is missing.
-    hardware = make_hardware(gpu_memory=None, disk=0, cpu_memory=math.ceil(needed * 1.001))
+    work = Workload(prompt_len=16, gen_len=5, num_prompts=8)
+    policy = make_policy(model=replace(mixture, name="<b>mixture</b>"), workload=work)
+    # Less than any policy needs: the page shows by how much this one is over.
+    hardware = make_machine(disk=0, cpu_memory=MIB // 16)
     write_policy_page(tmp_path / "page.html", policy, hardware)
     page = read_page(tmp_path / "page.html")
     assert page.sections == SECTIONS
     assert "<b>mixture</b> on by hand" in page.text
     assert "experts" in page.tables["placement"]
     assert page.headers["memory"][1:] == ["CPU", "disk"]
-    if "buying" not in page.tables:
-        assert "The search found no policy:" in page.text
+    assert "buying" not in page.tables and "The search found no policy:" in page.text
 
 
 @pytest.mark.parametrize("path", ["missing/report.html", "policy.json"])
