@@ -14,6 +14,7 @@ import numpy as np
 from bokeh.embed import json_item
 from bokeh.layouts import column
 from bokeh.models import (
+    BasicTicker,
     ColumnDataSource,
     FixedTicker,
     HoverTool,
@@ -21,8 +22,8 @@ from bokeh.models import (
     NumeralTickFormatter,
     Range1d,
     RangeTool,
-    Span,
 )
+from bokeh.models.annotations import Span
 from bokeh.plotting import figure
 
 ROW_PIXELS = 38
@@ -105,9 +106,10 @@ def draw_bars(
     """
     # Beyond the last bar, a little room for the last label of the axis.
     furthest = 1.03 * (max([*bars.right, line_at or 0.0, x_end], default=0.0) or 1.0)
+    begin, end = window or (0.0, furthest)
     plot = figure(
         height=ROW_PIXELS * len(labels) + AXIS_PIXELS + TOOLBAR_PIXELS * (window is not None),
-        x_range=Range1d(*(window or (0.0, furthest)), bounds=(0.0, furthest)),
+        x_range=Range1d(start=begin, end=end, bounds=(0.0, furthest)),
         tools="xpan,xbox_zoom,xzoom_in,xzoom_out,reset" if window else "",
         toolbar_location="above" if window else None,
         **_shared_options(labels),
@@ -120,7 +122,7 @@ def draw_bars(
     plot.xaxis.axis_label = x_label
     plot.xaxis.formatter = NumeralTickFormatter(format=x_format)
     plot.yaxis.major_label_text_font_size = plot.xaxis.major_label_text_font_size = "13px"
-    plot.xaxis.ticker.desired_num_ticks = 5
+    plot.xaxis.ticker = BasicTicker(desired_num_ticks=5)
     plot.xaxis.minor_tick_line_color = None
     source = _source_of(bars)
     drawn = _draw(plot, bars, source)
@@ -131,7 +133,7 @@ def draw_bars(
         return dict(json_item(plot))
     strip = figure(
         height=STRIP_PIXELS,
-        x_range=Range1d(0.0, furthest),
+        x_range=Range1d(start=0.0, end=furthest),
         tools="",
         toolbar_location=None,
         **_shared_options(labels),
@@ -145,7 +147,7 @@ def draw_bars(
 def _shared_options(labels: Sequence[str]) -> dict[str, Any]:
     return {
         "sizing_mode": "stretch_width",
-        "y_range": Range1d(len(labels) - 0.5, -0.5),
+        "y_range": Range1d(start=len(labels) - 0.5, end=-0.5),
         "stylesheets": [InlineStyleSheet(css=SCROLLS_PAGE)],
         "min_border_right": 12,
         "outline_line_color": None,
@@ -153,7 +155,7 @@ def _shared_options(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _source_of(bars: Bars) -> ColumnDataSource:
-    columns = {
+    columns: dict[str, Any] = {
         "row": np.asarray(bars.rows, dtype=np.float32),
         "left": np.asarray(bars.left),
         "right": np.asarray(bars.right),

@@ -106,5 +106,7 @@ def test_a_plot_takes_its_colors_from_the_palette() -> None:
     axes = Figure().subplots()
     policy = make_policy()
     draw_placement(axes, policy)
-    drawn = [to_hex(container.patches[0].get_facecolor()).upper() for container in axes.containers]
+    # The first bar of each tier.
+    bars = [container[0] for container in axes.containers]
+    drawn = [to_hex(bar.get_facecolor()).upper() for bar in bars]
     assert drawn == [*palette.TIER_COLORS.values()]
