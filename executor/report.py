@@ -26,12 +26,15 @@ def parser() -> Parser:
     made = Parser(
         prog="executor.report",
         description="Show a run or a policy as a page: memory, timeline, limits, what to buy.",
-        example="python -m executor.generate --policy policy.json --model DIR"
-        " --prompts prompts.jsonl --trace timeline.json\n"
-        "  python -m executor.report timeline.json --output report.html",
+        example="python -m executor.report timeline.json --output report.html",
     )
     add = made.add_argument
-    add("file", type=Path, metavar="FILE", help="timeline of a run (from --trace), or a policy")
+    add(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="timeline of a run (generate --trace), or a policy",
+    )
     add("--hardware", help="profile of a policy, in place of its own; a run has its own")
     default = Path("report.html")
     add("-o", "--output", type=output_path, default=default, help=f"default: {default}")

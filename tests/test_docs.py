@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.rglob("*.md"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # A command in a block of code, with the lines that it goes on in.
-COMMAND = re.compile(r"^(?: {4})?zigzag ([a-z]+)((?:.*\\\n)*.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?: {4})?zigzag ([a-z_]+)((?:.*\\\n)*.*)$", re.MULTILINE)
 COLUMN = re.compile(r"^    - ``(\w+)``(?:(?:,| and) ``(\w+)``)?", re.MULTILINE)
 WORDS = [
     "attainment",

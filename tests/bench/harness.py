@@ -23,6 +23,7 @@ from typing import Any
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
+from executor.data import MODEL
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 
@@ -37,7 +38,7 @@ ON_CPU, ON_DISK = Placement(cpu=1), Placement(disk=1)
 def main() -> None:
     """Compare, time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "kjv")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--text", type=Path, default=ROOT / "models" / "held_out.txt")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=2)

@@ -36,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Policy, Path]
     """The page of a search that leaves something on every tier."""
     folder = tmp_path_factory.mktemp("search")
     policy, page = folder / "policy.json", folder / "report.html"
-    budgets = ("--gpu-memory=900MiB", "--cpu-memory=1000MiB")
+    budgets = ("--gpu-memory=900MiB", "--cpu-memory=1100MiB")
     search_command.main([*FLAGS, *budgets, f"--output={policy}", f"--report={page}"])
     assert sorted(path.name for path in folder.iterdir()) == [policy.name, page.name]
     return read_page(page), Policy.load(policy), page

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import Checkpoint
+from executor.data import MODEL
 from executor.harness.task_sampling import make_sampler
 from executor.lm_eval import main
 from executor.model.generation_config import GenerationConfig
@@ -25,7 +26,6 @@ from tests.executor import harness_stub
 from tests.executor.harness_stub import Instance
 from tests.executor.tiny_machines import draw_policy, make_hardware, make_policy
 
-MODEL = Path(__file__).resolve().parents[2] / "models" / "kjv"
 CONTEXTS = ("And God said,", "In the beginning God created the heaven ", "", "The LORD")
 ENDS = (" Let there be light", " and the earth.", " is", " was")
 TEXT = "And the king said unto him, Go thou, and bring the ark of the LORD unto the city.\n"
