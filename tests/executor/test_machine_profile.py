@@ -107,5 +107,7 @@ def finished_report() -> Report:
     policy = make_policy(LLAMA, prompt_len=8, gen_len=2)
     run = MeasuredRun(policy=policy, throughput_tok_per_s=0.8, prefill_s=5.0, decode_s=5.0)
     hardware = make_hardware(gpu=torch.cuda.is_available())
-    fake = SimpleNamespace(hardware=hardware, busy_shares={}, first_block=lambda: run)
+    fake = SimpleNamespace(
+        policy=policy, hardware=hardware, busy_shares={}, first_block=lambda: run
+    )
     return cast(Report, fake)
