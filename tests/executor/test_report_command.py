@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from costmodel.plan.policy import Placement
+from costmodel.report import page as report_page
+from costmodel.report.buying import Purchases
 from costmodel.schedule.chrome_trace import write_trace
 from costmodel.schedule.timeline import simulate
 from executor import bench, report
@@ -122,7 +124,16 @@ def test_a_trace_holds_all_that_a_page_needs(
         assert texts[0] == texts[1], picture
 
 
-def test_a_policy_becomes_a_page_too(run: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def no_purchases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a test the searches on other machines, which take most of a small page's time."""
+    monkeypatch.setattr(
+        report_page, "purchases_of_policy", lambda *_: Purchases(problem="not asked")
+    )
+
+
+@pytest.mark.usefixtures("no_purchases")
+def test_a_policy_becomes_a_page_too(tmp_path: Path) -> None:
     path, output = tmp_path / "policy.json", tmp_path / "plan.html"
     replace(POLICY, hardware=None).save(path)
     with pytest.raises(InputError, match="--hardware"):
@@ -133,6 +144,7 @@ def test_a_policy_becomes_a_page_too(run: Run, tmp_path: Path) -> None:
     assert page.sections == SECTIONS and "Nothing was run" in page.text
 
 
+@pytest.mark.usefixtures("no_purchases")
 def test_the_bench_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy, output = tmp_path / "policy.json", tmp_path / "bench.html"
     POLICY.save(policy)
