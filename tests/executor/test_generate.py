@@ -549,8 +549,8 @@ def test_an_interrupt_while_loading_leaves_nothing(
 
 
 def test_ctrl_c_ends_a_process_cleanly(desk: Desk) -> None:
-    """Behind a link so slow that a block takes about a second, so that the signal comes midway."""
-    slow = with_emulated_gpu(HARDWARE, memory_bytes=256 * MIB, link_bytes_per_s=2e6)
+    """Behind a link so slow that a block takes some seconds, so that the signal comes midway."""
+    slow = with_emulated_gpu(HARDWARE, memory_bytes=256 * MIB, link_bytes_per_s=6e5)
     desk.write_policy(
         hardware=slow,
         gpu_batch_size=1,
