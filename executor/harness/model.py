@@ -185,7 +185,7 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
             return dict(normalize_gen_kwargs(given, self.max_gen_toks))
         except (TypeError, ValueError) as error:
             raise InputError(
-                "generation_kwargs", got=given, allowed="numbers as numbers"
+                "generation_kwargs", got=given, allowed="numbers where they are due"
             ) from error
 
     def _continue(self, contexts: Sequence[str], wanted: Sequence[dict[str, Any]]) -> list[str]:
