@@ -45,6 +45,12 @@ OPTIONS = (
 def main(arguments: list[str]) -> None:
     """Check, run the tasks, print their table."""
     flags = parser().parse_args(arguments)
+    _check(flags)
+    with check_outputs(flags, "output"):
+        _run(flags)
+
+
+def _check(flags: argparse.Namespace) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(
@@ -53,8 +59,11 @@ def main(arguments: list[str]) -> None:
             allowed="lm-evaluation-harness and transformers",
             hint="pip install 'zigzag-llm[eval]'",
         )
-    with check_outputs(flags, "output"):
-        _run(flags)
+    if flags.limit is not None and not flags.limit > 0:
+        raise InputError("--limit", got=flags.limit, allowed="above 0")
+    if flags.gen_kwargs and not all("=" in part for part in flags.gen_kwargs.split(",")):
+        allowed = "settings such as temperature=0.5,max_gen_toks=64"
+        raise InputError("--gen-kwargs", got=flags.gen_kwargs, allowed=allowed)
 
 
 def parser() -> Parser:
@@ -84,15 +93,15 @@ def parser() -> Parser:
 def _run(flags: argparse.Namespace) -> None:
     # The harness takes seconds to import.
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, make_table
 
     from executor.harness.model import ZigzagLM
+    from executor.harness.tasks import ToldTasks, check_tasks
 
     include = None if flags.include_path is None else str(flags.include_path)
-    manager = TaskManager(include_path=include)
+    manager = ToldTasks(include_path=include)
     tasks = flags.tasks.split(",")
-    _check_tasks(tasks, manager)
+    check_tasks(tasks, manager)
     given = {name: getattr(flags, name) for name in OPTIONS}
     model = ZigzagLM(flags.model, **{k: v for k, v in given.items() if v is not None})
     found: dict[str, Any] = simple_evaluate(
@@ -115,17 +124,6 @@ def _run(flags: argparse.Namespace) -> None:
         write_output(flags.output, write)
     if flags.json:
         print(json.dumps(found["results"], default=handle_non_serializable))
-
-
-def _check_tasks(tasks: list[str], manager: Any) -> None:
-    for task in tasks:
-        if not manager.match_tasks([task]) and not Path(task).is_file():
-            raise InputError(
-                "--tasks",
-                got=task,
-                allowed="a task of lm-evaluation-harness, or a file in YAML",
-                hint="python -m lm_eval ls tasks",
-            )
 
 
 if __name__ == "__main__":

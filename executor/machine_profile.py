@@ -87,11 +87,11 @@ def keep_run(report: Report, offload_dir: Path) -> None:
     if report.hardware.has_gpu != torch.cuda.is_available():
         # It ran beside a GPU that it left alone, and says nothing of runs that do not.
         return
-    if report.policy.workload.scores_prompts:
-        # The table has no column for it, and it takes longer.
-        return
     block = report.first_block()
     if block.prefill_s + block.decode_s < SHORTEST_S:
+        return
+    if block.policy.workload.scores_prompts:
+        # The table has no column for it, and it takes longer.
         return
     try:
         path, shapes = _kept("runs", "csv", offload_dir), to_json(block.policy.model)

@@ -18,6 +18,7 @@ from costmodel.pricing.workspace import (
     ALLOCATOR_SHARE,
     LOGIT_BYTES,
     expert_bytes,
+    scored_tile_bytes,
     workspace_bytes,
 )
 from profiles.aligned_io import PAGE_BYTES
@@ -267,6 +268,7 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,
         "scores": shares.whole * _scoring_bytes(problem),
+        "scored logits": shares.per_block * _scored_tile_bytes(problem),
         "rotations": (shares.whole + shares.per_block * problem.workload.prompt_len) * angles,
     }
 
@@ -277,6 +279,10 @@ def _scoring_bytes(problem: Problem) -> int:
     if num_top is None:
         return 0
     return problem.workload.prompt_len * (SCORING_TOKEN_BYTES + num_top * ALTERNATIVE_BYTES)
+
+
+def _scored_tile_bytes(problem: Problem) -> int:
+    return scored_tile_bytes(problem.model) if problem.workload.scores_prompts else 0
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:

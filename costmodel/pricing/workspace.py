@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
 from profiles.product_parts import wide_bytes
@@ -12,8 +13,9 @@ from profiles.units import MIB
 # Tokens are chosen from float32 logits, whatever the compute dtype.
 LOGIT_BYTES = 4
 # Prompts are scored in tiles of the logits: so many tokens by so many words of the vocabulary.
-SCORED_ROWS = 512
-SCORED_COLUMNS = 8192
+# More columns are no faster, and a library copies as many rows of the matrix.
+SCORED_ROWS = 1024
+SCORED_COLUMNS = 2048
 # Temporaries of many sizes leave gaps in the heap, and libraries copy operands. Measured at hidden
 # size 3072: 0.16 to 0.28 of the workspace, and 4 to 8 MB. A tokenizer, our own modules and the
 # threads of the channels take some 10 MB more than an empty process; packing weights or making
@@ -57,7 +59,9 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
         # Processors change the logits that the chosen tokens are scored by.
         head_bytes += problem.gpu_batch_size * model.vocab_size * LOGIT_BYTES
     if phase == "prefill" and problem.workload.scores_prompts:
-        head_bytes = max(head_bytes, _scoring_bytes(problem, head_rows))
+        # The hidden states of one tile, and their norm.
+        hidden_bytes = SCORED_ROWS * model.hidden_size * (2 * model.dtype_bytes + LOGIT_BYTES)
+        head_bytes = max(head_bytes, hidden_bytes)
         tokens = max(tokens, SCORED_ROWS)
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     beside = CUDA_LIBRARY_BYTES
@@ -66,13 +70,13 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
 
 
-def _scoring_bytes(problem: Problem, head_rows: int) -> int:
-    """Count what one tile of the scored logits takes: its tokens' hidden states, and the logits in
-    the model's dtype and in float32."""
-    model = problem.model
-    hidden = model.hidden_size * (2 * model.dtype_bytes + LOGIT_BYTES)
-    logits = min(head_rows, SCORED_COLUMNS) * (model.dtype_bytes + LOGIT_BYTES)
-    return SCORED_ROWS * (hidden + logits)
+def scored_tile_bytes(model: ModelSpec) -> int:
+    """Return the bytes of one tile of the scored logits, in float32 and in the model's dtype.
+
+    They are kept: a heap that gets them back for every tile has gaps of several of them in the end.
+    """
+    narrow = 0 if model.dtype_bytes == LOGIT_BYTES else model.dtype_bytes
+    return SCORED_ROWS * min(model.vocab_size, SCORED_COLUMNS) * (LOGIT_BYTES + narrow)
 
 
 def _half_elements(layer: LayerSpec, hidden_size: int) -> int:

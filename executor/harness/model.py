@@ -114,6 +114,13 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Return the text that the tokenizer's chat template makes of messages."""
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                f"chat template of {self.tokenizer.name_or_path}",
+                got="none",
+                allowed="a checkpoint with one",
+                hint="running without --apply-chat-template",
+            )
         return str(
             self.tokenizer.apply_chat_template(
                 list(chat_history),
@@ -157,7 +164,7 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         """Continue each text up to the first of its stop strings. Requests that are to be sampled
         alike are one job."""
         groups: dict[str, list[int]] = {}
-        wanted = [normalize_gen_kwargs(r.args[1], self.max_gen_toks) for r in requests]
+        wanted = [self._settings_of(request) for request in requests]
         for index, options in enumerate(wanted):
             alike = {name: value for name, value in options.items() if name != "until"}
             groups.setdefault(repr(sorted(alike.items())), []).append(index)
@@ -171,6 +178,15 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
+
+    def _settings_of(self, request: Instance) -> dict[str, Any]:
+        given = request.args[1]
+        try:
+            return dict(normalize_gen_kwargs(given, self.max_gen_toks))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "generation_kwargs", got=given, allowed="numbers where they are due"
+            ) from error
 
     def _continue(self, contexts: Sequence[str], wanted: Sequence[dict[str, Any]]) -> list[str]:
         end = self.tokenizer.decode(self.eot_token_id)

@@ -32,6 +32,8 @@ def make_sampler(options: Mapping[str, Any], config: GenerationConfig, vocab_siz
         is_idle = name in HARMLESS or value is None or value in NOT_FOLLOWED.get(name, ())
         if not is_idle and name not in (*OF_THE_HARNESS, *FOLLOWED):
             raise InputError(f"generation_kwargs {name}", got=value, allowed=", ".join(FOLLOWED))
+        if name in FOLLOWED and not isinstance(value, int | float):
+            raise InputError(f"generation_kwargs {name}", got=repr(value), allowed="a number")
     processors = config.processors(vocab_size)
     if "repetition_penalty" in options:
         processors = replace(processors, repetition_penalty=float(options["repetition_penalty"]))

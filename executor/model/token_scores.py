@@ -12,6 +12,10 @@ import torch
 
 from profiles.errors import RunError
 
+# Exponentials below add nothing to a sum that has a one, and take a processor a hundred times as
+# long where they are too small for normal floats.
+LEAST_EXPONENT = -80.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
@@ -103,7 +107,8 @@ class LogitSums:
         self._target[part] = torch.where(is_here, found, self._target[part])
         if self._num_top:
             self._add_top(part, logits, first_column)
-        sums = logits.sub_(peaks[:, None]).exp_().sum(-1).log_().add_(peaks)
+        sums = logits.sub_(peaks[:, None]).clamp_(min=LEAST_EXPONENT).exp_().sum(-1)
+        sums.log_().add_(peaks)
         self._log_sum[part] = torch.logaddexp(self._log_sum[part], sums)
 
     def _add_top(self, part: slice, logits: torch.Tensor, first_column: int) -> None:

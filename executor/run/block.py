@@ -12,7 +12,7 @@ import torch
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
-from costmodel.pricing.workspace import LOGIT_BYTES
+from costmodel.pricing.workspace import LOGIT_BYTES, scored_tile_bytes
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
@@ -79,8 +79,11 @@ class Block:
         shape = count, policy.gpu_batch_size, self.spec.vocab_size
         raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
         self._logits = raw.view(torch.float32).view(shape)
-        num_top = policy.workload.prompt_logprobs
-        self._prompt_scorer = None if num_top is None else PromptScorer(self.spec, num_top)
+        self._prompt_scorer: PromptScorer | None = None
+        if policy.workload.prompt_logprobs is not None:
+            tile = machine.compute.allocate("scored logits", scored_tile_bytes(self.spec))
+            num_top = policy.workload.prompt_logprobs
+            self._prompt_scorer = PromptScorer(self.spec, num_top, tile)
 
     def start(self, batches: list[Batch]) -> None:
         """Start a new block."""

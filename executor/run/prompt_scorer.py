@@ -6,16 +6,18 @@ which ``LogitSums`` keeps a few figures of each token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from costmodel.model.spec import ModelSpec
-from costmodel.pricing.workspace import SCORED_COLUMNS, SCORED_ROWS
+from costmodel.pricing.workspace import LOGIT_BYTES, SCORED_COLUMNS, SCORED_ROWS
 from executor.model import layers
-from executor.model.matrices import LayerWeights, Matrix, linear
+from executor.model.matrices import LayerWeights, Matrix, multiply
 from executor.model.token_scores import LogitSums
 from executor.run.batch import Batch
+from profiles.compute_plan import DTYPES
 
 
 class PromptScorer:
@@ -27,10 +29,16 @@ class PromptScorer:
         Whose head it is.
     num_top
         Alternatives to keep beside each token.
+    tile
+        ``scored_tile_bytes`` bytes on the device that computes.
     """
 
-    def __init__(self, model: ModelSpec, num_top: int) -> None:
+    def __init__(self, model: ModelSpec, num_top: int, tile: torch.Tensor) -> None:
         self._model = model
+        count = SCORED_ROWS * min(SCORED_COLUMNS, model.vocab_size)
+        self._wide = tile[: count * LOGIT_BYTES].view(torch.float32)
+        # A model of another dtype multiplies into this first.
+        self._narrow = tile[count * LOGIT_BYTES :].view(DTYPES[model.dtype])
         self._num_top = min(num_top, model.vocab_size)
         self._norm: LayerWeights = {}
         self._sums: dict[int, LogitSums] = {}
@@ -100,8 +108,18 @@ class PromptScorer:
         for chunk in chunks:
             for first in range(0, chunk.shape[0], SCORED_COLUMNS):
                 matrix = chunk[first : first + SCORED_COLUMNS]
-                logits = linear(normed, [matrix]).float()
-                if self._model.head.scale != 1:
-                    logits *= self._model.head.scale
-                sums.add(part, logits, first_row + first)
+                sums.add(part, self._logits(normed, matrix), first_row + first)
             first_row += chunk.shape[0]
+
+    def _logits(self, normed: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        shape = len(normed), matrix.shape[0]
+        logits = self._wide[: math.prod(shape)].view(shape)
+        if normed.dtype == torch.float32:
+            multiply(normed, matrix, logits)
+        else:
+            narrow = self._narrow[: math.prod(shape)].view(shape)
+            multiply(normed, matrix, narrow)
+            logits.copy_(narrow)
+        if self._model.head.scale != 1:
+            logits *= self._model.head.scale
+        return logits

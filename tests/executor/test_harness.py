@@ -129,11 +129,13 @@ def test_generation_ends_at_stop_strings(model: Any, theirs: Any, tokenizer: Any
 def test_a_text_in_a_chat_template_has_its_special_tokens(model: Any, tokenizer: Any) -> None:
     begin = tokenizer.decode(model.prefix_token_id)
     assert model.tok_encode(begin + "And") == tokenizer.encode("And")
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(InputError, match="chat template"):
+        model.apply_chat_template(messages)
     model.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    messages = [{"role": "user", "content": "Hello"}]
     assert model.apply_chat_template(messages) == "user: Hello\nassistant:"
     assert model.apply_chat_template(messages, add_generation_prompt=False) == "user: Hello"
     assert "/" not in model.tokenizer_name
@@ -149,6 +151,8 @@ def test_what_tasks_ask_for_is_followed_or_refused() -> None:
     assert sampler.processors.repetition_penalty == 1.2
     with pytest.raises(InputError, match="num_beams"):
         make_sampler({"do_sample": False, "num_beams": 4}, config, 10)
+    with pytest.raises(InputError, match=r"top_p: .*a number"):
+        make_sampler({"do_sample": True, "top_p": "half"}, config, 10)
 
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,7 +169,31 @@ def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     del sys.modules["executor.harness.model"]
 
 
-def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executor.lm_eval.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"lm_eval.*not installed.*pip install"):
-        main(["--model", str(MODEL), "--tasks", "none"])
+def test_tasks_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    harness_stub.install(monkeypatch)
+    tasks = importlib.import_module("executor.harness.tasks")
+    manager = tasks.ToldTasks()
+    (tmp_path / "task.yaml").touch()
+    tasks.check_tasks(["known", str(tmp_path / "task.yaml")], manager)
+    with pytest.raises(InputError, match="got unknown; allowed: a task"):
+        tasks.check_tasks(["known", "unknown"], manager)
+    with pytest.raises(InputError, match="ConnectionError: cannot reach the documents of known"):
+        manager.load(["known"])
+    del sys.modules["executor.harness.tasks"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_packages", "said"),
+    [
+        ((), False, r"lm_eval.*not installed.*pip install"),
+        (("--limit", "-3"), True, "above 0"),
+        (("--gen-kwargs", "greedy"), True, "temperature=0.5"),
+    ],
+)
+def test_the_command_refuses_before_any_work(
+    flags: tuple[str, ...], has_packages: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = object() if has_packages else None
+    monkeypatch.setattr("executor.lm_eval.find_spec", lambda name: found)
+    with pytest.raises(InputError, match=said):
+        main(["--model", str(MODEL), "--tasks", "none", *flags])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -102,9 +103,20 @@ def test_a_run_whose_figures_cannot_be_kept_is_no_failure(
     assert "figures were not kept: [Errno 2] No such file or directory: 'gone'" in caplog.text
 
 
-def finished_report() -> Report:
+def test_runs_that_score_prompts_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine_profile.keep_run(finished_report(prompt_logprobs=0), tmp_path)
+    assert not list(tmp_path.rglob("*.csv"))
+    machine_profile.keep_run(finished_report(), tmp_path)
+    assert len(list(tmp_path.rglob("*.csv"))) == 1
+
+
+def finished_report(*, prompt_logprobs: int | None = None) -> Report:
     """Report a run long enough to be kept."""
     policy = make_policy(LLAMA, prompt_len=8, gen_len=2)
+    policy = replace(policy, workload=replace(policy.workload, prompt_logprobs=prompt_logprobs))
     run = MeasuredRun(policy=policy, throughput_tok_per_s=0.8, prefill_s=5.0, decode_s=5.0)
     hardware = make_hardware(gpu=torch.cuda.is_available())
     fake = SimpleNamespace(

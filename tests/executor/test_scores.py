@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import executor.run.prompt_scorer as prompt_scorer
 from costmodel.plan.workload import Workload
+from costmodel.pricing.workspace import scored_tile_bytes
 from executor.checkpoint.folder import Checkpoint
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
@@ -113,7 +114,7 @@ def test_scores_are_of_the_model_and_end_with_the_sequence(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_no_tensor_is_larger_than_a_tile_or_the_kept_figures(tmp_path: Path) -> None:
+def test_no_tensor_is_larger_than_what_the_cost_model_counts(tmp_path: Path) -> None:
     case, _ = _make_case(tmp_path, MODELS["llama in chunks"])
     model, width, num_top = case.source.spec, 40, 3
     ids = [[i % VOCAB_SIZE for i in range(width)]] * 3
@@ -123,7 +124,8 @@ def test_no_tensor_is_larger_than_a_tile_or_the_kept_figures(tmp_path: Path) -> 
         "final_norm.weight": [torch.ones(model.hidden_size)],
     }
     hidden = torch.randn(3, width, model.hidden_size)
-    scorer = prompt_scorer.PromptScorer(model, num_top)
+    tile = torch.empty(scored_tile_bytes(model), dtype=torch.uint8)
+    scorer = prompt_scorer.PromptScorer(model, num_top, tile)
     with _LargestTensor() as largest:  # type: ignore[no-untyped-call]
         scorer.add((0, batch), hidden, weights, first_row=0, is_last=True)
     expected = (
@@ -131,8 +133,8 @@ def test_no_tensor_is_larger_than_a_tile_or_the_kept_figures(tmp_path: Path) -> 
     )
     for scores, logits, row in zip(batch.prompt_scores, expected, ids, strict=True):
         _check(scores, logits[:-1], row[1:], num_top)
-    tile = ROWS * max(COLUMNS, model.hidden_size)
-    assert largest.count <= max(tile, 3 * width * num_top)
+    # Their hidden states, or what is kept of each token.
+    assert largest.count <= max(ROWS * model.hidden_size, 3 * width * num_top)
 
 
 class _LargestTensor(TorchDispatchMode):
