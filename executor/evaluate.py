@@ -31,6 +31,7 @@ from executor.cli.run_command import (
 )
 from executor.model.logits_processors import History
 from executor.model.sampling import Sampler, no_history
+from executor.model.token_scores import log_sums
 from executor.run.recorder import Recorder
 from executor.text.continuation import load_tokenizer, shared_length
 from profiles.command import Parser, run
@@ -42,8 +43,6 @@ DEFAULT_PROMPT_LEN = 16
 DEFAULT_WINDOWS = 64
 # Of models with longer contexts, so much is evaluated unless more is asked for.
 MOST_TOKENS = 2048
-# Logits whose probabilities are made at once.
-SCORED_LOGITS = 2**20
 
 
 class Scorer:
@@ -72,12 +71,8 @@ class Scorer:
         ids = torch.as_tensor(sequence_ids)
         targets = self.targets[ids, step].to(logits.device)
         self.likeliest[ids, step] = logits.argmax(-1).cpu()
-        rows = max(1, SCORED_LOGITS // logits.shape[1])
-        found = [
-            part.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-            for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
-        ]
-        self.log_probs[ids, step] = torch.cat(found).double().cpu()
+        found = logits.gather(1, targets[:, None])[:, 0] - log_sums(logits)
+        self.log_probs[ids, step] = found.double().cpu()
         return targets
 
     @property

@@ -8,11 +8,9 @@ import torch
 
 from executor.model.logits_processors import History
 from executor.model.sampling import Chooser, no_history
-from executor.model.token_scores import check_finite
+from executor.model.token_scores import check_finite, log_sums
 
 Decode = Callable[[Sequence[int]], str]
-# Logits whose probabilities are made at once.
-SCORED_LOGITS = 2**20
 
 
 class NextTokens:
@@ -40,12 +38,11 @@ class NextTokens:
         """Return one token for each sequence (see ``Sampler.sample``)."""
         indices = [int(index) for index in sequence_ids]
         best = logits.argmax(-1).tolist()
-        rows = max(1, SCORED_LOGITS // logits.shape[1])
-        log_sums = torch.cat([part.logsumexp(-1) for part in logits.split(rows)])
-        check_finite(log_sums)
+        sums = log_sums(logits)
+        check_finite(sums)
         for row, index in enumerate(indices):
             targets = list(self._targets[index])
-            found = (logits[row, targets] - log_sums[row]).tolist()
+            found = (logits[row, targets] - sums[row]).tolist()
             self.log_probs[index] = dict(zip(targets, found, strict=True))
             self.likeliest[index] = best[row]
         first = [self._targets[index][0] for index in indices]

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from costmodel.cli.flags import choose_dtype, read_permitted
-from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
-from executor.cli.run_command import Job, check_job_flags, choose_hardware
+from executor.cli.run_command import Job, check_job_flags, read_job_options
 from executor.harness.choosers import Decode, NextTokens, UntilStrings
 from executor.model.sampling import Chooser, Sampler
 from executor.model.token_scores import TokenScores
@@ -57,10 +55,9 @@ class JobMaker:
         self, model: Path, flags: argparse.Namespace, *, max_length: int | None = None
     ) -> None:
         check_job_flags(flags)
-        self._flags = flags
-        self._policy = Policy.load(flags.policy) if flags.policy else None
-        dtype = self._policy.model.dtype if self._policy else None
-        self._source = Checkpoint.open(model, dtype=dtype)
+        policy = Policy.load(flags.policy) if flags.policy else None
+        self._options = read_job_options(flags, policy)
+        self._source = Checkpoint.open(model, dtype=policy.model.dtype if policy else None)
         most = self._source.spec.max_positions
         if max_length is not None and not 1 < max_length <= most:
             raise InputError("max_length", got=max_length, allowed=f"2 to {most}")
@@ -150,14 +147,9 @@ class JobMaker:
         eos_ids: frozenset[int] = frozenset(),
     ) -> list[BlockResult]:
         workload = replace(workload, prompt_len=max(map(len, prompts)), num_prompts=len(prompts))
-        flags, source, policy = self._flags, self._source, self._policy
-        hardware = choose_hardware(flags, policy)
-        if policy is None:
-            spec = choose_dtype(source.spec, hardware, flags.dtype)
-            source = source.in_dtype(spec.dtype)
-            found = search(hardware, spec, workload, permitted=read_permitted(flags))
-            policy, hardware = found.policy, found.hardware
+        policy, hardware, source = self._options.choose_policy(self._source, workload)
         job = Job(
+            # Prompts of any length keep the batch sizes and placements of a policy.
             policy=replace(policy, workload=workload, predicted=None),
             hardware=hardware,
             source=source,
@@ -166,7 +158,7 @@ class JobMaker:
             eos_ids=eos_ids,
         )
         blocks: list[BlockResult] = []
-        job.run(flags.offload_dir, planned=job.predict(), on_block=blocks.append)
+        job.run(self._options.offload_dir, planned=job.predict(), on_block=blocks.append)
         return blocks
 
 

@@ -15,6 +15,8 @@ from profiles.errors import RunError
 # Exponentials below add nothing to a sum that has a one, and take a processor a hundred times as
 # long where they are too small for normal floats.
 LEAST_EXPONENT = -80.0
+# Logits whose exponentials are in memory at once.
+SUMMED_LOGITS = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,15 @@ def stack_steps(steps: Sequence[TokenScores]) -> list[TokenScores]:
         TokenScores(log_probs=row[0], is_greedy=row[1], top_ids=row[2], top_log_probs=row[3])
         for row in zip(*parts, strict=True)
     ]
+
+
+def log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of the sum of the exponentials of each row, a few rows at once.
+
+    ``logits`` are [rows, vocabulary]; the result is [rows], of their dtype.
+    """
+    rows = max(1, SUMMED_LOGITS // logits.shape[1])
+    return torch.cat([part.logsumexp(-1) for part in logits.split(rows)])
 
 
 class LogitSums:

@@ -24,11 +24,10 @@ from typing import Any
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from executor.checkpoint.folder import Checkpoint
-from executor.data import MODEL
+from executor.data import HELD_OUT, MODEL
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 
-ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("verse_ends", "chapters", "next_verse")
 LOG_PROB_TOLERANCE = 1e-3
 LEAST_SPEEDUP = 5.0
@@ -40,7 +39,7 @@ def main() -> None:
     """Compare, time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--text", type=Path, default=ROOT / "models" / "held_out.txt")
+    parser.add_argument("--text", type=Path, default=HELD_OUT)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=2)
     flags = parser.parse_args()
