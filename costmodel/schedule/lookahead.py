@@ -51,10 +51,17 @@ class Lookahead:
             )
             for layers in _rings(plan, loaded)
         ]
+        # Of each layer, its place in its ring and the layers of that ring: every task asks for it.
+        self._places = {
+            layer: (place, len(ring.layers))
+            for ring in self._rings
+            for place, layer in enumerate(ring.layers)
+        }
 
     def slot(self, token: int, layer: int) -> int:
         """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
-        return next((ring.slot(token, layer) for ring in self._rings if layer in ring.layers), 0)
+        place, count = self._places.get(layer, (0, 0))
+        return (token * count + place) % NUM_BUFFERS
 
     def first(self) -> Iterator[Piece]:
         """Yield the pieces of layer 1, which are loaded before the first position."""
@@ -90,14 +97,11 @@ class _Ring:
         self._num_pieces = num_pieces
         self._num_tokens = num_tokens
 
-    def slot(self, token: int, layer: int) -> int:
-        return (token * len(self.layers) + self.layers.index(layer)) % NUM_BUFFERS
-
     def beside(self, here: Position) -> Iterator[Piece]:
         behind = bisect.bisect_right(self.layers, here.layer)
         turn = here.token * len(self.layers) + behind
         yield from self._pieces(turn, here)
-        if here.layer not in self.layers:
+        if behind == 0 or self.layers[behind - 1] != here.layer:
             # This layer takes no buffer, so that both are free or being filled.
             yield from self._pieces(turn + 1, here)
 
