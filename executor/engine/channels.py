@@ -20,6 +20,7 @@ from functools import partial
 import torch
 
 from costmodel.schedule.tasks import Task
+from executor.engine.interrupts import HeldSignals
 from executor.engine.stream_timer import StreamTimer
 from executor.engine.trace import Span, Trace
 
@@ -116,6 +117,7 @@ class Engine:
         self._failed = threading.Event()
         self._pending: dict[int, Ending] = {}
         self._timers: dict[str, StreamTimer] = {}
+        self._signals = HeldSignals()
         self._switch_interval_s = 0.0
         self._num_threads = torch.get_num_threads()
         self._threads = [
@@ -131,11 +133,19 @@ class Engine:
         }
         self._switch_interval_s = sys.getswitchinterval()
         sys.setswitchinterval(min(SWITCH_INTERVAL_S, self._switch_interval_s))
+        self._signals.__enter__()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        try:
+            with self._signals.held():
+                self._end_workers()
+        finally:
+            self._signals.__exit__()
+
+    def _end_workers(self) -> None:
         # Whatever is still queued is dropped when the loop was left early.
         self._failed.set()
         for channel in self._channels.values():
@@ -164,17 +174,17 @@ class Engine:
         jobs = self._channels[task.channel].jobs
         while True:
             self.check()
-            try:
+            with self._signals.held(), suppress(queue.Full):
                 jobs.put((task, waits, completion), timeout=0.1)
                 return completion
-            except queue.Full:
-                continue
 
     def wait(self, completion: Ending) -> None:
         """Wait until a task is done; raises what a worker raised."""
-        while not completion.issued.wait(0.1):
+        issued = False
+        while not issued:
+            with self._signals.held():
+                issued = completion.issued.wait(0.1)
             self.check()
-        self.check()
         completion.wait(None)
 
     def drain(self) -> None:

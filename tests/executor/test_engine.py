@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -369,3 +371,46 @@ def test_cuda_streams_wait_for_each_other() -> None:
             engine.submit(make_task(index + 2, "cpu_compute", index + 1, kind="look"))
         engine.drain()
     assert seen == [0.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize("raises_in", ["put", "wait"])
+def test_a_signal_within_a_lock_leaves_no_lock_behind(
+    raises_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives after a lock was taken and before the ``with`` block that frees it began."""
+    original = getattr(queue.Queue if raises_in == "put" else threading.Event, raises_in)
+
+    def interrupted(
+        self: queue.Queue[object] | threading.Event, *args: object, **kw: object
+    ) -> object:
+        lock = self.mutex if isinstance(self, queue.Queue) else self._cond  # type: ignore[attr-defined]
+        if threading.current_thread() is threading.main_thread():
+            lock.acquire()
+            signal.raise_signal(signal.SIGINT)
+            lock.release()
+        return original(self, *args, **kw)
+
+    handler = signal.getsignal(signal.SIGINT)
+    owner = queue.Queue if raises_in == "put" else threading.Event
+    with make_engine(lambda task: 0) as engine:
+        first = engine.submit(make_task(0, "cpu_compute"))
+        monkeypatch.setattr(owner, raises_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.wait(engine.submit(make_task(1, "cpu_compute")))
+        monkeypatch.undo()
+        engine.wait(first)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_signal_outside_the_loop_is_answered_at_once() -> None:
+    with make_engine(lambda task: 0), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_engine_in_another_thread_leaves_signals_alone() -> None:
+    def run() -> None:
+        with make_engine(lambda task: 0) as engine:
+            engine.wait(engine.submit(make_task(0, "cpu_compute")))
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(run).result()
