@@ -34,32 +34,39 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.calibrate",
-        description="Fit the efficiencies of a machine's rates to a table of measured runs.",
+        description="Fit the rates of a profile to a table of measured runs.",
         example="python -m costmodel.calibrate --hardware t4-flexgen --runs runs.csv"
         " --output calibrated.json",
     )
     add = parser.add_argument
-    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
+    add("--hardware", required=True, help="profile file, or the name of a recorded machine")
     add(
         "--runs",
         required=True,
         type=Path,
-        help="CSV: one policy and its measured throughput a row"
-        " (see costmodel.calibration.measured_runs)",
+        help="CSV table of runs, as written by zigzag bench --runs",
     )
     add(
         "--output",
         type=output_path,
         default=Path("calibrated.json"),
-        help="default: calibrated.json",
+        help="fitted profile to write (default: calibrated.json)",
     )
-    add("--leave-one-out", action="store_true", help="also predict each run from the others")
+    add(
+        "--leave-one-out",
+        action="store_true",
+        help="also predict each run from a fit to the other runs",
+    )
     add(
         "--skip-broken",
         action="store_true",
-        help="leave out lines that cannot be read or are of another machine, and name each",
+        help="skip rows that cannot be read or are of another machine, and name each",
     )
-    add("--json", action="store_true", help="end with factors and errors in one line")
+    add(
+        "--json",
+        action="store_true",
+        help="print factors and errors as one line of JSON at the end",
+    )
     return parser
 
 

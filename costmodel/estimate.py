@@ -17,12 +17,16 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.estimate",
-        description="Price a policy on a machine.",
+        description="Predict the time and memory of a policy on a machine.",
         example="python -m costmodel.estimate --hardware profile.json --policy policy.json",
     )
-    parser.add_argument("--hardware", required=True, help="profile.json or a recorded machine")
-    parser.add_argument("--policy", required=True, type=Path)
-    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument(
+        "--hardware", required=True, help="profile file, or the name of a recorded machine"
+    )
+    parser.add_argument("--policy", required=True, type=Path, help="policy file")
+    parser.add_argument(
+        "--json", action="store_true", help="print the prediction as one line of JSON at the end"
+    )
     return parser
 
 

@@ -126,15 +126,25 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.frontier",
-        description="Sweep the latency of a block against throughput.",
+        description="Search the best policy for each of several limits on the latency of a block.",
         example="python -m costmodel.frontier --hardware profile.json --model llama-3.1-8b"
         " --plot frontier.png",
     )
     add_question_flags(parser)
     add = parser.add_argument
-    add("--points", type=int, default=NUM_POINTS, help=f"limits on latency to try ({NUM_POINTS})")
-    add("--plot", type=output_path, metavar="FILE", help="draw it, as .png, .svg or .pdf")
-    add("--json", action="store_true", help="end with the points in one line")
+    add(
+        "--points",
+        type=int,
+        default=NUM_POINTS,
+        help=f"number of latency limits to try (default: {NUM_POINTS})",
+    )
+    add(
+        "--plot",
+        type=output_path,
+        metavar="FILE",
+        help="draw throughput over latency, as .png, .svg or .pdf",
+    )
+    add("--json", action="store_true", help="print the points as one line of JSON at the end")
     return parser
 
 

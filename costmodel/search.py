@@ -28,18 +28,29 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.search",
-        description="Find where every byte should live and how large the block should be.",
+        description="Find the placement and the block size with the highest throughput.",
         example="python -m costmodel.search --hardware profile.json --model llama-3.1-8b"
         " --num-prompts 256 --cpu-memory 16GiB",
     )
     add_question_flags(parser)
     add = parser.add_argument
-    parser.add_seconds("--max-latency", help="limit on the latency of one block")
-    add("--output", type=output_path, default=Path("policy.json"), help="default: policy.json")
-    add("--explain", action="store_true", help="bound, seconds, memory by buffer, shadow prices")
+    parser.add_seconds(
+        "--max-latency", help="longest duration of one block, such as 10min (default: no limit)"
+    )
+    add(
+        "--output",
+        type=output_path,
+        default=Path("policy.json"),
+        help="policy to write (default: policy.json)",
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="also print the bound, seconds, memory, and the value of more hardware",
+    )
     add("--plot", type=output_path, metavar="FILE", help="draw the policy, as .png, .svg or .pdf")
-    add("--report", type=output_path, metavar="FILE", help="the policy as a page (.html)")
-    add("--json", action="store_true", help="end with the policy in one line")
+    add("--report", type=output_path, metavar="FILE", help="write a report of the policy, as .html")
+    add("--json", action="store_true", help="print the policy as one line of JSON at the end")
     return parser
 
 
@@ -88,7 +99,7 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     print(
         f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache it"
         f" would be {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits"
-        f" 16,4 --cache-bits 16,4; {called('executor.evaluate')} tells what that does to outputs"
+        f" 16,4 --cache-bits 16,4; {called('executor.evaluate')} measures the effect on outputs"
     )
 
 

@@ -27,16 +27,24 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.simulate",
-        description="Run a policy's schedule with predicted seconds, task by task.",
+        description="Simulate the schedule of a policy, task by task, in predicted seconds.",
         example="python -m costmodel.simulate --hardware profile.json --policy policy.json"
         " --output timeline.json",
     )
     add = parser.add_argument
-    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
-    add("--policy", required=True, type=Path)
-    add("--passes", type=int, help="passes over the model, prefill included; default: all")
-    add("--output", type=output_path, help="timeline for chrome://tracing or ui.perfetto.dev")
-    add("--json", action="store_true", help="end with one JSON line")
+    add("--hardware", required=True, help="profile file, or the name of a recorded machine")
+    add("--policy", required=True, type=Path, help="policy file")
+    add(
+        "--passes",
+        type=int,
+        help="passes over the model to simulate, prefill included (default: all)",
+    )
+    add(
+        "--output",
+        type=output_path,
+        help="timeline to write, for chrome://tracing or ui.perfetto.dev",
+    )
+    add("--json", action="store_true", help="print the result as one line of JSON at the end")
     return parser
 
 

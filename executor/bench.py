@@ -46,22 +46,30 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.bench",
-        description="Run prompts of random tokens at full length; print one JSON line of figures.",
+        description="Run random prompts at full length, and print the figures as one line of JSON.",
         example="python -m executor.bench --hardware profile.json --model llama-3.2-3b"
         " --dummy-weights --cpu-memory 4GB",
     )
     add = parser.add_argument
     add("--model", help="checkpoint folder; with --dummy-weights also a preset or a config.json")
-    add("--dummy-weights", action="store_true", help="random weights, made on the spot")
+    add(
+        "--dummy-weights",
+        action="store_true",
+        help="make random weights, so that no checkpoint is needed",
+    )
     add_job_flags(parser)
-    add("--prompt-len", type=int, help=f"tokens, without --policy ({DEFAULT_PROMPT_LEN})")
-    add("--num-prompts", type=int, help="sequences in all; default: one block")
-    add("--seed", type=int, default=0, help="of the prompts (0)")
+    add(
+        "--prompt-len",
+        type=int,
+        help=f"tokens of each prompt; not with --policy (default: {DEFAULT_PROMPT_LEN})",
+    )
+    add("--num-prompts", type=int, help="number of prompts (default: one block)")
+    add("--seed", type=int, default=0, help="seed of the random prompts (default: 0)")
     add(
         "--runs",
         type=output_path,
         metavar="FILE",
-        help="add the run to a table for costmodel.calibrate",
+        help="append the run to a table for zigzag calibrate",
     )
     return parser
 

@@ -32,10 +32,15 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.demo",
-        description="Measure this machine, plan and run the bundled model in too little memory.",
+        description="Measure this machine, search, and run the bundled model in too little memory.",
         example="python -m executor.demo --folder demo",
     )
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="default: demo")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("demo"),
+        help="folder for profile, policy and outputs (default: demo)",
+    )
     return parser
 
 

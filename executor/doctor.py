@@ -25,9 +25,11 @@ def parser() -> Parser:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="folder for what lives on disk; default: the current folder",
+        help="folder for data that a policy stores on disk (default: the current folder)",
     )
-    parser.add_argument("--json", action="store_true", help="end with the findings in one line")
+    parser.add_argument(
+        "--json", action="store_true", help="print the findings as one line of JSON at the end"
+    )
     return parser
 
 

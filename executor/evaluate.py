@@ -168,21 +168,26 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.evaluate",
-        description="Score a text with a policy's arithmetic and with the uncompressed model.",
+        description="Score a text under a policy and with the uncompressed model.",
         example="python -m executor.evaluate --model DIR --text text.txt --weight-bits 4"
         " --cache-bits 4",
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="checkpoint folder")
-    add("--text", type=Path, required=True, help="UTF-8 text")
+    add("--model", type=Path, required=True, help="Hugging Face checkpoint folder")
+    add("--text", type=Path, required=True, help="text file to score, in UTF-8")
     add(
         "--prompt-len",
         type=int,
-        help=f"tokens before the first that is scored, without --policy ({DEFAULT_PROMPT_LEN})",
+        help=f"unscored tokens of each window; not with --policy (default: {DEFAULT_PROMPT_LEN})",
     )
-    add("--num-prompts", type=int, default=DEFAULT_WINDOWS, help=f"windows ({DEFAULT_WINDOWS})")
+    add(
+        "--num-prompts",
+        type=int,
+        default=DEFAULT_WINDOWS,
+        help=f"number of windows of the text (default: {DEFAULT_WINDOWS})",
+    )
     add_job_flags(parser, gen_len=f"the rest of the model's context, up to {MOST_TOKENS} in all")
-    add("--json", action="store_true", help="end with the figures in one line")
+    add("--json", action="store_true", help="print the figures as one line of JSON at the end")
     return parser
 
 
@@ -270,7 +275,9 @@ def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torc
     except OSError as error:
         raise InputError(f"--text {path}", got=error.strerror, allowed="a file of text") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"--text {path}", got=error, allowed="UTF-8 text") from error
+        raise InputError(
+            f"--text {path}", got=error, allowed="text file to score, in UTF-8"
+        ) from error
     tokenizer = load_tokenizer(model)
     # Every window begins as the model's texts do; no window ends as they do.
     empty, full = tokenizer.encode(""), tokenizer.encode(text)

@@ -46,18 +46,36 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.generate",
-        description="Continue every prompt of a file with a model that need not fit the memory.",
+        description="Continue every prompt of a file with a model that may exceed the memory.",
         example="python -m executor.generate --policy policy.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder")
-    add("--prompts", type=Path, required=True, help='lines with "prompt" or "prompt_ids"')
-    add("--output", type=output_path, default=Path("outputs.jsonl"), help="default: outputs.jsonl")
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        help='JSON lines with "prompt" (text) or "prompt_ids" (tokens)',
+    )
+    add(
+        "--output",
+        type=output_path,
+        default=Path("outputs.jsonl"),
+        help="JSON lines to write (default: outputs.jsonl)",
+    )
     add_job_flags(parser)
     add_sampling_flags(parser)
-    add("--ignore-eos", action="store_true", help="go on to the full length always")
-    add("--json", action="store_true", help="end with the figures of the run in one line")
+    add(
+        "--ignore-eos",
+        action="store_true",
+        help="ignore end tokens and generate to the full length",
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="print the figures of the run as one line of JSON at the end",
+    )
     return parser
 
 

@@ -101,11 +101,11 @@ class LLM:
         self._progress = progress
         with arguments_told():
             self._options = read_arguments(policy, hardware, offload_dir, planned)
-            self._policy = self._options.policy
-            given = self._policy.model.dtype if self._policy else dtype
-            self._source = Checkpoint.open(self._folder, dtype=given)
-            if self._policy is not None:
-                check_same_model(self._policy.model, self._source.spec)
+            if (made := self._options.policy) is None:
+                self._source = Checkpoint.open(self._folder, dtype=dtype)
+            else:
+                self._source = Checkpoint.open(self._folder, dtype=made.model.dtype)
+                check_same_model(made.model, self._source.spec)
             self._config = GenerationConfig.load(self._folder)
         self._report: Report | None = None
         self._run: weakref.ref[ExclusiveRun[list[RequestOutput]]] | None = None
@@ -220,7 +220,7 @@ class LLM:
             params,
             self._config,
             vocab_size=spec.vocab_size,
-            has_length=self._policy is not None or params.max_tokens is not None,
+            has_length=self._options.policy is not None or params.max_tokens is not None,
         )
         gen_len = self._gen_len(params)
         limits = PromptLimits(
@@ -246,9 +246,9 @@ class LLM:
         return self._outputs(job, job.begin_report(job.predict()), make)
 
     def _gen_len(self, params: SamplingParams) -> int:
-        if self._policy is None:
+        if (policy := self._options.policy) is None:
             return params.max_tokens or DEFAULT_GEN_LEN
-        most = self._policy.workload.gen_len
+        most = policy.workload.gen_len
         if params.max_tokens is not None and params.max_tokens > most:
             raise InputError(
                 "max_tokens",

@@ -70,22 +70,44 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     made = Parser(
         prog="executor.lm_eval",
-        description="Run tasks of lm-evaluation-harness on a model that need not fit the memory.",
+        description="Run tasks of lm-evaluation-harness on a model that may exceed the memory.",
         example="python -m executor.lm_eval --model DIR --tasks hellaswag,gsm8k --cpu-memory 8GiB",
     )
     add = made.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder")
-    add("--tasks", required=True, help="names of tasks, or files in YAML, with commas between")
-    add("--include-path", type=Path, metavar="DIR", help="folder with further tasks")
-    add("--num-fewshot", type=int, metavar="N", help="examples before each question")
-    add("--limit", type=float, metavar="N", help="documents of each task, or a share below 1")
-    add("--apply-chat-template", action="store_true", help="put requests into the chat template")
-    add("--system-instruction", metavar="TEXT", help="for the chat template")
-    add("--gen-kwargs", metavar="A=B,...", help="replaces generation_kwargs of the tasks")
-    add("--max-length", type=int, metavar="TOKENS", help="default: the model's positions")
-    add("--max-gen-toks", type=int, metavar="TOKENS", help="where a task does not say (256)")
-    add("--output", type=output_path, metavar="FILE", help="results and samples as JSON")
-    add("--json", action="store_true", help="end with the results in one line")
+    add("--tasks", required=True, help="names of tasks or YAML files, separated by commas")
+    add("--include-path", type=Path, metavar="DIR", help="folder with additional tasks")
+    add(
+        "--num-fewshot",
+        type=int,
+        metavar="N",
+        help="solved examples before each question (default: that of the task)",
+    )
+    add(
+        "--limit",
+        type=float,
+        metavar="N",
+        help="evaluate only so many documents of each task; below 1: that share of them",
+    )
+    add("--apply-chat-template", action="store_true", help="wrap each request in the chat template")
+    add("--system-instruction", metavar="TEXT", help="system message for the chat template")
+    add(
+        "--gen-kwargs", metavar="A=B,...", help="generation settings in place of those of the tasks"
+    )
+    add(
+        "--max-length",
+        type=int,
+        metavar="TOKENS",
+        help="longest sequence (default: the context length of the model)",
+    )
+    add(
+        "--max-gen-toks",
+        type=int,
+        metavar="TOKENS",
+        help="tokens to generate where a task sets no number (default: 256)",
+    )
+    add("--output", type=output_path, metavar="FILE", help="write results and samples as JSON")
+    add("--json", action="store_true", help="print the results as one line of JSON at the end")
     add_offload_flags(made)
     return made
 

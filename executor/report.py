@@ -25,7 +25,7 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     made = Parser(
         prog="executor.report",
-        description="Show a run or a policy as a page: memory, timeline, limits, what to buy.",
+        description="Write a report of a run or a policy: memory, timeline, limits, what to buy.",
         example="python -m executor.report timeline.json --output report.html",
     )
     add = made.add_argument
@@ -33,11 +33,17 @@ def parser() -> Parser:
         "file",
         type=Path,
         metavar="FILE",
-        help="timeline of a run (generate --trace), or a policy",
+        help="timeline of a run (from generate --trace), or a policy",
     )
-    add("--hardware", help="profile of a policy, in place of its own; a run has its own")
+    add("--hardware", help="profile to price a policy with (default: the profile in the policy)")
     default = Path("report.html")
-    add("-o", "--output", type=output_path, default=default, help=f"default: {default}")
+    add(
+        "-o",
+        "--output",
+        type=output_path,
+        default=default,
+        help=f"report to write (default: {default})",
+    )
     return made
 
 

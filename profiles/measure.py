@@ -154,23 +154,30 @@ def parser() -> Parser:
         example="python -m profiles.measure --output profile.json --cpu-memory 8GiB",
     )
     parser.add_argument(
-        "--output", type=output_path, default=Path("profile.json"), help="default: profile.json"
+        "--output",
+        type=output_path,
+        default=Path("profile.json"),
+        help="profile to write (default: profile.json)",
     )
-    parser.add_argument("--quick", action="store_true", help="under 20 s, fewer sizes and samples")
+    parser.add_argument("--quick", action="store_true", help="take fewer samples, in under 20 s")
     parser.add_argument(
         "--offload-dir",
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="folder on the disk to measure; default: the current folder",
+        help="folder on the disk to measure (default: the current folder)",
     )
-    parser.add_argument("--name", help="what to call the machine; default: its processors")
-    parser.add_bytes("--gpu-memory", help="record this much instead of what is free")
-    parser.add_bytes("--cpu-memory", help="record this much instead of what is usable")
-    parser.add_bytes("--disk", help="record this much instead of what is free")
-    parser.add_bytes("--emulate-gpu", help="set so much CPU memory aside as an emulated GPU tier")
-    parser.add_bytes("--emulated-link", help="bytes per second to and from it, such as 8GB")
-    parser.add_argument("--json", action="store_true", help="end with the profile in one line")
+    parser.add_argument("--name", help="name of the machine (default: that of its processors)")
+    parser.add_bytes("--gpu-memory", help="GPU memory to record (default: what is free)")
+    parser.add_bytes("--cpu-memory", help="CPU memory to record (default: what is usable)")
+    parser.add_bytes("--disk", help="disk space to record (default: what is free)")
+    parser.add_bytes("--emulate-gpu", help="set this much CPU memory aside as an emulated GPU tier")
+    parser.add_bytes(
+        "--emulated-link", help="bytes per second to and from the emulated GPU, such as 8GB"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the profile as one line of JSON at the end"
+    )
     return parser
 
 

@@ -49,18 +49,21 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("executor.demo", "run the bundled model in too little memory, in a minute"),
-        Command("executor.doctor", "list what this machine has and lacks for a run"),
+        Command("executor.doctor", "list what this machine has and lacks"),
         Command("profiles.measure", "measure this machine and write its hardware profile"),
         Command("costmodel.search", "find the policy with the highest throughput"),
         Command("executor.generate", "continue every prompt of a file under a policy"),
-        Command("executor.evaluate", "compare a text's loss under a policy with the exact model's"),
-        Command("executor.bench", "run random prompts and print the run's figures"),
-        Command("executor.lm_eval", "run tasks of lm-evaluation-harness in blocks"),
-        Command("executor.report", "write a run or a policy as one page"),
+        Command(
+            "executor.evaluate",
+            "compare the loss of a text under a policy with that of the exact model",
+        ),
+        Command("executor.bench", "run random prompts and print figures"),
+        Command("executor.lm_eval", "run tasks of lm-evaluation-harness"),
+        Command("executor.report", "write a report of a run or of a policy"),
         Command("costmodel.estimate", "predict the time and memory of any policy"),
-        Command("costmodel.simulate", "run a policy's schedule with predicted seconds"),
+        Command("costmodel.simulate", "simulate the schedule of a policy, task by task"),
         Command("costmodel.frontier", "plot throughput over the latency of a block"),
-        Command("costmodel.calibrate", "fit a machine's rates to measured runs"),
+        Command("costmodel.calibrate", "fit the rates of a profile to measured runs"),
         Command("profiles.completion", "print the completion script of a shell"),
     )
 }
@@ -76,7 +79,12 @@ def parser() -> Parser:
         example=EXAMPLE,
     )
     made.prog, made.usage = "zigzag", "zigzag [-h] [--version] COMMAND ..."
-    made.add_argument("--version", action="version", version=f"zigzag {VERSION}", help="print it")
+    made.add_argument(
+        "--version",
+        action="version",
+        version=f"zigzag {VERSION}",
+        help="print the version and exit",
+    )
     return made
 
 

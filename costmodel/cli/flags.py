@@ -56,33 +56,41 @@ class Question:
 def add_question_flags(parser: Parser) -> None:
     """Add the flags that ``read_question`` reads."""
     add = parser.add_argument
-    add("--hardware", required=True, help="profile.json, or the name of a recorded machine")
-    add("--model", default=DEFAULT_MODEL, help=f"preset, folder or config ({DEFAULT_MODEL})")
+    add("--hardware", required=True, help="profile file, or the name of a recorded machine")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"preset, checkpoint folder or config.json (default: {DEFAULT_MODEL})",
+    )
     add(
         "--prompt-len",
         type=int,
         default=DEFAULT_PROMPT_LEN,
         metavar="TOKENS",
-        help=f"of the longest prompt ({DEFAULT_PROMPT_LEN})",
+        help=f"length of the longest prompt (default: {DEFAULT_PROMPT_LEN})",
     )
     add(
         "--gen-len",
         type=int,
         default=DEFAULT_GEN_LEN,
         metavar="TOKENS",
-        help=f"to generate for each prompt ({DEFAULT_GEN_LEN})",
+        help=f"tokens to generate for each prompt (default: {DEFAULT_GEN_LEN})",
     )
-    add("--num-prompts", type=int, help="sequences in all; default: as many as a block wants")
-    add("--dtype", help="float32, float16 or bfloat16; default: the model's own")
-    parser.add_bytes("--gpu-memory", help="budget, in place of what was measured")
-    parser.add_bytes("--cpu-memory", help="budget, in place of what was measured")
-    parser.add_bytes("--disk", help="budget, in place of what was measured")
+    add(
+        "--num-prompts",
+        type=int,
+        help="number of prompts (default: as many as the best block holds)",
+    )
+    add("--dtype", help="float32, float16 or bfloat16 (default: that of the model)")
+    parser.add_bytes("--gpu-memory", help="GPU memory to use (default: that of the profile)")
+    parser.add_bytes("--cpu-memory", help="CPU memory to use (default: that of the profile)")
+    parser.add_bytes("--disk", help="disk space to use (default: that of the profile)")
     add(
         "--margin",
         type=float,
         default=DEFAULT_MARGIN,
         metavar="SHARE",
-        help=f"share of every budget that is left free ({DEFAULT_MARGIN})",
+        help=f"share of every budget that stays free (default: {DEFAULT_MARGIN})",
     )
     add_permitted_flags(parser)
 
@@ -90,13 +98,13 @@ def add_question_flags(parser: Parser) -> None:
 def add_permitted_flags(parser: Parser) -> None:
     """Add the flags that ``read_permitted`` reads: approximations that change a model's outputs."""
     add = parser.add_argument
-    bits = "choose among 16 (the model's own), 8 and 4, such as 16,4; 8 yields to 4"
-    add("--weight-bits", metavar="BITS", help=f"of the weights: {bits} (16)")
-    add("--cache-bits", metavar="BITS", help=f"of the KV cache: {bits} (16)")
+    bits = "16 (uncompressed), 8, 4, or several such as 16,4 for the search to choose from"
+    add("--weight-bits", metavar="BITS", help=f"bits of each weight: {bits} (default: 16)")
+    add("--cache-bits", metavar="BITS", help=f"bits of each cache element: {bits} (default: 16)")
     sizes = ", ".join(str(size) for size in GROUP_SIZES)
-    shared = f"elements that share a scale: {sizes} ({DEFAULT_GROUP_SIZE})"
+    shared = f"compressed elements that share a scale: {sizes} (default: {DEFAULT_GROUP_SIZE})"
     add("--group-size", type=int, metavar="N", help=shared)
-    sparse = "share of keys that each query attends to: those with the largest scores (1)"
+    sparse = "share of keys that each query attends to, those with the highest scores (default: 1)"
     add("--sparsity", type=float, metavar="SHARE", help=sparse)
 
 

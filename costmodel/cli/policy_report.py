@@ -9,7 +9,7 @@ from costmodel.optimizer.sensitivity import shadow_prices
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import TIERS, Placement, Policy, Prediction
 from costmodel.pricing.memory import capacities, memory_rows
-from costmodel.pricing.price import phase_channels
+from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.shares import shares_of
 from profiles.hardware import HardwareProfile
@@ -22,7 +22,7 @@ def format_prediction(policy: Policy, hardware: HardwareProfile, prediction: Pre
         [
             *_policy_lines(policy, hardware),
             "",
-            *_time_lines(policy, prediction),
+            *_time_lines(policy, hardware, prediction),
             "",
             *_memory_lines(hardware, prediction),
         ]
@@ -71,7 +71,7 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
         lines.append(f"  {name:<15}" + "".join(f"{cell:>22}" for cell in cells))
     if hardware.has_gpu and policy.cache.gpu < 1:
         lines.append(
-            f"  of the cache off the GPU, {policy.cpu_attention:.0%} is attended on the CPU"
+            f"  the CPU attends to {policy.cpu_attention:.0%} of the cache outside the GPU"
         )
     full = policy.model.full_bits
     if (policy.weight_bits, policy.cache_bits) != (full, full):
@@ -81,12 +81,13 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     return lines
 
 
-def _time_lines(policy: Policy, prediction: Prediction) -> list[str]:
+def _time_lines(policy: Policy, hardware: HardwareProfile, prediction: Prediction) -> list[str]:
+    limits = limits_by_phase(policy, hardware)
     lines = [
         f"predicted  {format_figure(prediction.throughput_tok_per_s)} token/s: a block in"
         f" {format_seconds(prediction.latency_s)} (prefill {format_seconds(prediction.prefill_s)},"
         f" decode {format_seconds(prediction.decode_s)})",
-        f"limited by {prediction.bottleneck}",
+        "limited by " + ", ".join(f"{limit} in {phase}" for phase, limit in limits.items()),
     ]
     busy = sorted(prediction.channel_s.items(), key=lambda item: -item[1])
     lines += [
@@ -109,15 +110,15 @@ def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
     """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
     anything is worth, and what would change the answer."""
     lines = [
-        f"no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s in this model; this"
-        f" one reaches {format_figure(result.job_tok_per_s, 4)} over the whole job:"
-        f" rounding costs {result.gap:.1%}",
-        f"channels alone, without fixed costs or waiting, would take"
-        f" {format_seconds(result.predicted.lower_bound_s)} a block",
+        f"bound: no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s; this one"
+        f" reaches {format_figure(result.job_tok_per_s, 4)} over the whole job"
+        f" (rounding costs {result.gap:.1%})",
+        f"lower bound of a block: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
+        " channel of each phase alone",
         *_channel_lines(result.policy, result.hardware),
         *_buffer_lines(result.policy, result.hardware),
         *_price_lines(result),
-        "\nwith its own best policy, throughput would be",
+        "\nthroughput of the best policy with",
     ]
     for change in changes:
         gain = change.job_tok_per_s / result.job_tok_per_s - 1
@@ -151,12 +152,13 @@ def _buffer_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
 
 
 def _price_lines(result: SearchResult) -> list[str]:
-    lines = ["\none unit more, at this block size, is worth (shadow prices)"]
+    lines = ["\nvalue of one unit more, at this block size (shadow prices)"]
     prices = shadow_prices(result.problem, result.solution, margin=result.margin)
-    prices = [price for price in prices if price.tok_per_s]
+    # What rounds to zero says nothing.
+    prices = [price for price in prices if abs(price.tok_per_s) >= 5e-5]
     for price in prices:
         lines.append(
             f"  {price.name:<15}{price.tok_per_s:+10.4f} token/s per {price.unit:<8}"
             f" (of {format_figure(price.amount, 4)})"
         )
-    return lines if prices else [*lines, "  nothing: no capacity and no rate limits it alone"]
+    return lines if prices else [*lines, "  zero: no capacity and no rate limits it alone"]

@@ -235,7 +235,7 @@ def _reason_of(
     least_s = min((_latency_alone(p) for p in problems if p.gpu_batch_size == 1), default=math.inf)
     if max_latency_s is not None and math.inf > least_s > max_latency_s * 0.999:
         return InfeasibleError(
-            f"nothing keeps --max-latency {max_latency_s:g}s: a block of one sequence takes at"
+            f"no policy meets --max-latency {max_latency_s:g}s: a block of one sequence takes at"
             f" least {least_s:.4g} s; try a longer one, or more memory"
         )
     for share in ADVICE_MARGINS:

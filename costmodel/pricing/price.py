@@ -84,17 +84,17 @@ def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[
     }
 
 
-def phase_limits(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
-    """Return ``{phase: {limit: seconds}}``: in how much of a phase each limit was the largest."""
+def limits_by_phase(policy: Policy, hardware: HardwareProfile) -> dict[str, str]:
+    """Return ``{phase: the limit that most of it waits for}``, of each phase that takes time."""
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem, shares = problem_of(policy, hardware), shares_of(policy)
-    seconds: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+    seconds: dict[str, dict[str, float]] = {}
     for stage in stages_of(problem):
         limits = stage_limits(problem, shares, stage)
         name = _name_largest(limits)
-        of_phase = seconds[stage.phase]
-        of_phase[name] = of_phase.get(name, 0.0) + max(limits.values()) * policy.block_size
-    return seconds
+        of_phase = seconds.setdefault(stage.phase, {})
+        of_phase[name] = of_phase.get(name, 0.0) + max(limits.values())
+    return {phase: max(found, key=found.__getitem__) for phase, found in seconds.items()}
 
 
 def peak_buffers(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:

@@ -15,15 +15,14 @@ from jinja2 import Environment, StrictUndefined, Template
 from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import PHASES
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import estimate, limits_by_phase
 from costmodel.report.buying import Purchases, purchases_of_policy
 from costmodel.report.buying_section import buying_section
 from costmodel.report.memory_sections import memory_section, placement_section
 from costmodel.report.parts import Plan
 from costmodel.report.run_record import RunRecord
 from costmodel.report.task_sample import TaskSample, simulate_sample
-from costmodel.report.time_sections import limit_of, limits_section, phases_section
+from costmodel.report.time_sections import limits_section, phases_section
 from costmodel.report.timeline_section import timeline_section
 from costmodel.report.trace_file import MEASURED, SIMULATED
 from profiles.files import to_json
@@ -110,8 +109,8 @@ def _facts(plan: Plan) -> Mapping[str, str]:
         facts["predicted throughput"] = f"{format_figure(measured.predicted_tok_per_s)} token/s"
         facts["the run took"] = format_seconds(sum(measured.phase_s.values()))
     facts["block"] = f"{policy.block_size} sequences"
-    limits = {phase: limit_of(phase, plan) for phase in PHASES}
-    facts |= {f"{phase} limited by": name for phase, name in limits.items() if name}
+    limits = limits_by_phase(policy, plan.hardware)
+    facts |= {f"{phase} limited by": name for phase, name in limits.items()}
     return facts
 
 

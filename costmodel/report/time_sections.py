@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from costmodel.cli.palette import PHASE_COLORS
 from costmodel.pricing.memory import PHASES
-from costmodel.pricing.price import phase_channels, phase_limits
+from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.parts import Picture, Plan, Section, Table
 from profiles.hardware import CHANNELS
@@ -100,18 +100,9 @@ def limits_section(plan: Plan) -> Section:
     )
 
 
-def limit_of(phase: str, plan: Plan) -> str:
-    """Return the name of what limits most of a phase, by prediction; empty without such a phase."""
-    limits = phase_limits(plan.policy, plan.hardware)[phase]
-    return max(limits, key=lambda name: limits[name], default="")
-
-
 def _limit_lines(plan: Plan) -> list[str]:
     lines = []
-    for phase in PHASES:
-        name = limit_of(phase, plan)
-        if not name:
-            continue
+    for phase, name in limits_by_phase(plan.policy, plan.hardware).items():
         words = f" ({LIMITS[name]})" if name in LIMITS else ""
         lines.append(f"By prediction, {name}{words} limits {phase}.")
     return lines

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from costmodel.cli.palette import BUFFER_COLORS, TASK_COLORS, TIER_COLORS, content_of_task
 from costmodel.cli.palette import CURVE_COLORS as COLORS
-from costmodel.cli.palette import TIER_COLORS
 from costmodel.cli.plots import draw_channels, draw_memory
 from costmodel.families import load_model_spec
 from costmodel.optimizer.optimum import SearchResult, search
@@ -131,7 +131,15 @@ def draw_cut() -> Figure:
         axes.plot([cut, cut], [13.5, 24.5], color="black", lw=1.5)
         axes.text(cut, 12.2, "cut", ha="center", va="top", fontsize="small")
     _box(axes, 0, 1, 28, 7, "resident run", TIER_COLORS["gpu"], light=True)
-    _box(axes, 30, 1, 60, 7, "staged run: copied to the GPU for each pass", "#9ecae1")
+    _box(
+        axes,
+        30,
+        1,
+        60,
+        7,
+        "staged run: copied to the GPU for each pass",
+        BUFFER_COLORS["weight staging"],
+    )
     _arrow(axes, (48, 15.5), (55, 8.5))
     _arrow(axes, (76, 15.5), (69, 8.5))
     return figure
@@ -158,18 +166,11 @@ def draw_timeline() -> Figure:
     axes.set_xlim(0, 1e3 * (end - begin))
     axes.set_xlabel("ms")
     axes.set_title(f"Layers {SHOWN_LAYERS.start} to {SHOWN_LAYERS.stop - 1} of one decode pass")
-    handles = [mpl.patches.Patch(color=color, label=kind) for kind, color in KIND_COLORS.items()]
+    handles = [
+        mpl.patches.Patch(color=color, label=content) for content, color in TASK_COLORS.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     return figure
-
-
-KIND_COLORS = {
-    "weights": COLORS[0],
-    "KV cache": COLORS[1],
-    "hidden states": COLORS[5],
-    "attention on the CPU": COLORS[3],
-    "computing": COLORS[2],
-}
 
 
 def _draw_track(
@@ -179,22 +180,8 @@ def _draw_track(
         if timed.task.channel != channel or timed.end_s < begin or timed.start_s > end:
             continue
         span = (1e3 * (timed.start_s - begin), 1e3 * (timed.end_s - timed.start_s))
-        color = KIND_COLORS[_kind_of(timed.task.kind)]
+        color = TASK_COLORS[content_of_task(timed.task.kind)]
         axes.broken_barh([span], (number - 0.4, 0.8), facecolor=color, edgecolor="white", lw=0.4)
-
-
-def _kind_of(task_kind: str) -> str:
-    for part, kind in (
-        ("weights", "weights"),
-        ("experts", "weights"),
-        ("cache", "KV cache"),
-        ("hidden", "hidden states"),
-        ("queries", "attention on the CPU"),
-        ("attend", "attention on the CPU"),
-    ):
-        if part in task_kind:
-            return kind
-    return "computing"
 
 
 def draw_stages() -> Figure:

@@ -195,32 +195,48 @@ def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> Non
     """Add the flags that the commands share; ``gen_len`` says what it is by default."""
     add = parser.add_argument
     add_offload_flags(parser)
-    add("--gen-len", type=int, help=f"tokens to generate, without --policy ({gen_len})")
+    add("--gen-len", type=int, help=f"tokens to generate; not with --policy (default: {gen_len})")
     add(
         "--trace",
         type=output_path,
         metavar="FILE",
-        help="timeline for ui.perfetto.dev, measured beside simulated",
+        help="write a timeline for ui.perfetto.dev, measured beside simulated",
     )
     add(
         "--report",
         type=output_path,
         metavar="FILE",
-        help="the run as a page: memory, timeline, predicted beside measured (.html)",
+        help="write a report of the run, as .html",
     )
 
 
 def add_offload_flags(parser: Parser) -> None:
     """Add the flags that say where a model runs, and in what precision."""
     add = parser.add_argument
-    add("--policy", type=Path, help="from costmodel.search; without it, one is searched now")
-    add("--hardware", help="profile to run under, in place of the policy's or this machine's own")
-    add("--offload-dir", type=Path, default=Path(), metavar="DIR", help="default: this folder")
-    add("--dtype", help="float32, float16 or bfloat16, without --policy; default: the model's")
+    add("--policy", type=Path, help="policy from zigzag search (default: search one now)")
+    add(
+        "--hardware",
+        help="profile file or recorded machine (default: that of the policy, else of this machine)",
+    )
+    add(
+        "--offload-dir",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for data on disk (default: the current folder)",
+    )
+    add(
+        "--dtype",
+        help="float32, float16 or bfloat16; not with --policy (default: that of the model)",
+    )
     add_permitted_flags(parser)
-    parser.add_bytes("--gpu-memory", help="budget, without --policy")
-    parser.add_bytes("--cpu-memory", help="budget, without --policy")
-    parser.add_bytes("--disk", help="budget, without --policy")
+    parser.add_bytes(
+        "--gpu-memory", help="GPU memory to use; not with --policy (default: what is free)"
+    )
+    parser.add_bytes(
+        "--cpu-memory", help="CPU memory to use; not with --policy (default: what is free)"
+    )
+    parser.add_bytes("--disk", help="disk space to use; not with --policy (default: what is free)")
 
 
 def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:

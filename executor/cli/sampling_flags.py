@@ -27,16 +27,36 @@ logger = logging.getLogger(__name__)
 def add_sampling_flags(parser: Parser) -> None:
     """Add the flags; by default, all but the seed are as the checkpoint says."""
     add = parser.add_argument
-    add("--temperature", type=float, help="0 takes the likeliest token; default: the model's, or 0")
-    add("--top-k", type=int, help="draw from so many likeliest tokens, 0: all; default: or 50")
-    add("--top-p", type=float, help="draw from the likeliest that make up this much")
-    add("--min-p", type=float, help="draw from those this share as likely as the likeliest")
-    add("--repetition-penalty", type=float, help="divides the logits of tokens that were there")
-    add("--seed", type=int, default=0, help="of the draws (0)")
+    add(
+        "--temperature",
+        type=float,
+        help="0 takes the most likely token (default: the model's, else 0)",
+    )
+    add(
+        "--top-k",
+        type=int,
+        help="draw from this many most likely tokens; 0: all (default: the model's, else 50)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        help="draw from the top tokens of this total probability (default: the model's, else 1)",
+    )
+    add(
+        "--min-p",
+        type=float,
+        help="drop tokens below this share of the top probability (default: the model's, else 0)",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        help="penalty for tokens that occurred before; 1: none (default: the model's, else 1)",
+    )
+    add("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     add(
         "--ignore-generation-config",
         action="store_true",
-        help="take nothing but the end tokens from the model's generation_config.json",
+        help="read only the end tokens from the model's generation_config.json",
     )
 
 

@@ -68,7 +68,7 @@ def test_explanation_and_json_line(tmp_path: Path) -> None:
     assert json.loads(last) == to_json(Policy.load(tmp_path / "other.json"))
     assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1
     for said in (
-        "no policy exceeds",
+        "bound: no policy exceeds",
         "busy seconds",
         "at its peak",
         "workspace",
