@@ -22,24 +22,28 @@ from profiles.units import GIB, MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
-    """Models to draw from, and what a run may take at most; ``num_layers``: the most to keep."""
+    """Models to draw from, and the most layers, seconds and bytes of a run."""
 
     models: tuple[str, ...]
     num_layers: int
     longest_s: float
+    most_bytes: int
 
 
 DENSE = Shapes(
     models=("opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "opt-1.3b"),
     num_layers=99,
     longest_s=6.0,
+    most_bytes=4 * GIB,
 )
-# A layer takes a gigabyte: few of them are enough.
+# A layer takes a gigabyte: few of them are enough, and a policy that loads whole layers stages two.
 MIXTURES = Shapes(
-    models=("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b"), num_layers=3, longest_s=20.0
+    models=("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-30b-a3b"),
+    num_layers=3,
+    longest_s=40.0,
+    most_bytes=8 * GIB,
 )
 KINDS = ("searched", "by hand", "searched", "by hand", "searched, GPU", "by hand, GPU")
-MOST_BYTES = 4 * GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +82,15 @@ def _draw_work(rng: random.Random, shapes: Shapes) -> tuple[ModelSpec, Workload]
     )
 
 
-def _with_gpu(rng: random.Random, hardware: HardwareProfile, kind: str) -> HardwareProfile:
+def _with_gpu(
+    rng: random.Random, hardware: HardwareProfile, kind: str, shapes: Shapes
+) -> HardwareProfile:
     if "GPU" not in kind:
         return hardware
     return with_emulated_gpu(
-        hardware, memory_bytes=rng.randint(200, 1500) * MIB, link_bytes_per_s=8e9
+        hardware,
+        memory_bytes=rng.randint(200 * MIB, shapes.most_bytes * 3 // 8),
+        link_bytes_per_s=8e9,
     )
 
 
@@ -91,13 +99,13 @@ def _search_one(
 ) -> Drawn | None:
     """Search under a budget between what hardly suffices and what is ample."""
     spec, work = _draw_work(rng, shapes)
-    budget = hardware.cpu.runtime_bytes + rng.randint(100, 3000) * MIB
-    hardware = _with_gpu(rng, hardware, kind)
+    budget = hardware.cpu.runtime_bytes + rng.randint(100 * MIB, shapes.most_bytes * 3 // 4)
+    hardware = _with_gpu(rng, hardware, kind, shapes)
     try:
         found = search(hardware.with_budget(cpu_memory=budget), spec, work)
     except InfeasibleError:
         return None
-    return _check(found.policy, found.hardware, kind, shapes.longest_s)
+    return _check(found.policy, found.hardware, kind, shapes)
 
 
 def _draw_one(
@@ -106,7 +114,7 @@ def _draw_one(
     """Draw batch sizes, a placement for each component, and who attends and runs experts, without
     asking whether it is wise."""
     spec, work = _draw_work(rng, shapes)
-    hardware = _with_gpu(rng, hardware, kind)
+    hardware = _with_gpu(rng, hardware, kind, shapes)
     has_gpu = hardware.has_gpu
     has_experts = "experts" in spec.component_names
     gpu_batch_size = rng.randint(1, 32)
@@ -128,7 +136,7 @@ def _draw_one(
     rounded = round_policy(policy, has_gpu=has_gpu)
     rounded = replace(rounded, workload=replace(work, num_prompts=rounded.block_size))
     peaks = estimate(rounded, hardware).peak_bytes
-    return _check(rounded, with_capacities(hardware, peaks), kind, shapes.longest_s)
+    return _check(rounded, with_capacities(hardware, peaks), kind, shapes)
 
 
 def draw_placement(rng: random.Random, *, has_gpu: bool, has_disk: bool = True) -> Placement:
@@ -144,7 +152,7 @@ def draw_placement(rng: random.Random, *, has_gpu: bool, has_disk: bool = True) 
     return Placement(gpu=gpu, cpu=max(0.0, 1 - gpu - disk), disk=disk)
 
 
-def _check(policy: Policy, hardware: HardwareProfile, kind: str, longest_s: float) -> Drawn | None:
+def _check(policy: Policy, hardware: HardwareProfile, kind: str, shapes: Shapes) -> Drawn | None:
     """Leave out what takes too long, or more memory than a small machine has."""
     # One block, as full as the policy allows: that is what its memory was set aside for.
     work = replace(policy.workload, num_prompts=policy.block_size)
@@ -152,6 +160,6 @@ def _check(policy: Policy, hardware: HardwareProfile, kind: str, longest_s: floa
     prediction = estimate(policy, hardware)
     tiers = ("cpu", "gpu") if hardware.has_gpu else ("cpu",)
     predicted_bytes = sum(prediction.peak_bytes[tier] for tier in tiers)
-    if prediction.latency_s > longest_s or predicted_bytes > MOST_BYTES:
+    if prediction.latency_s > shapes.longest_s or predicted_bytes > shapes.most_bytes:
         return None
     return Drawn(policy=policy, kind=kind, predicted_bytes=predicted_bytes)
