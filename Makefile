@@ -9,7 +9,7 @@ OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/installed

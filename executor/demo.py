@@ -1,7 +1,7 @@
 """The command ``python -m executor.demo``: the three commands on the bundled model.
 
 The memory it is given holds a Python process and a little more, so that part of the weights and
-of the KV cache must live on disk, as they would with a large model on a small machine.
+of the KV cache must be stored on disk, as they would be with a large model on a small machine.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def main(arguments: list[str]) -> None:
     profile, policy = folder / "profile.json", folder / "policy.json"
     outputs = folder / "outputs.jsonl"
 
-    _say("1  measure: what can this machine do?")
+    _say("1  measure: the rates of this machine")
     _command("profiles.measure", "--quick", "--output", profile, "--offload-dir", folder)
 
     memory = HardwareProfile.load(profile).cpu.runtime_bytes + MEMORY_BYTES
-    _say("2  search: where should every byte live, in a little less memory than it wants?")
+    _say("2  search: the best placement, in a little less memory than the model needs")
     _command(
         "costmodel.search",
         "--hardware",
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
         f"{memory}B",
     )
 
-    _say("3  generate: run that policy, and hold it against the prediction")
+    _say("3  generate: run the policy, and compare it with the prediction")
     _command(
         "executor.generate",
         "--policy",
@@ -114,7 +114,7 @@ def _command(module: str, *arguments: object) -> None:
 
 
 def _show(outputs: Path) -> None:
-    _say(f"the first {NUM_SHOWN} of the continued prompts")
+    _say(f"the first {NUM_SHOWN} continuations")
     for line in outputs.read_text(encoding="utf-8").splitlines()[:NUM_SHOWN]:
         record = json.loads(line)
         text = f"[{record['prompt']}]{record['text']}".replace("\n", " ")

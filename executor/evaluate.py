@@ -231,7 +231,8 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
         uncompressed = plan_job(hardware, source, workload, windows, DEFAULT_PERMITTED)
     except InfeasibleError as error:
         print(
-            f"note: not beside the uncompressed model, which does not fit: {error}", file=sys.stderr
+            f"note: no comparison with the uncompressed model, which does not fit: {error}",
+            file=sys.stderr,
         )
     if not job.policy.is_compressed:
         print("note: this policy compresses nothing", file=sys.stderr)
@@ -275,9 +276,7 @@ def read_windows(path: Path, model: Path, workload: Workload, most: int) -> torc
     except OSError as error:
         raise InputError(f"--text {path}", got=error.strerror, allowed="a file of text") from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"--text {path}", got=error, allowed="text file to score, in UTF-8"
-        ) from error
+        raise InputError(f"--text {path}", got=error, allowed="UTF-8 text") from error
     tokenizer = load_tokenizer(model)
     # Every window begins as the model's texts do; no window ends as they do.
     empty, full = tokenizer.encode(""), tokenizer.encode(text)

@@ -31,7 +31,7 @@ _warned_lock = threading.Lock()
 
 
 def aligned_buffer(num_bytes: int, *, populate: bool = False) -> memoryview:
-    """Return zeroed private memory that starts on a page; it lives while the view does.
+    """Return zeroed private memory that starts on a page; it is freed with the view.
 
     It is exactly as large as asked, in huge pages where the system has them, and physical only
     once touched; with ``populate`` at once, where Linux is 5.14 or newer.

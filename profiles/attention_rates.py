@@ -182,8 +182,8 @@ def _cold_caches(
 
 
 def cache_by_row(by_row: torch.Tensor) -> torch.Tensor:
-    """Return a CPU's cache [rows, 2, tokens, head_dim] as [tokens, 2, rows, head_dim], which still
-    lies row by row, in huge pages: as it is where the CPU attends where it lives."""
+    """Return a CPU's cache [rows, 2, tokens, head_dim] as [tokens, 2, rows, head_dim], stored
+    row by row in huge pages, as the cache that the CPU attends to."""
     home = torch.frombuffer(aligned_buffer(by_row.nbytes), dtype=by_row.dtype).view(by_row.shape)
     return home.copy_(by_row).permute(2, 1, 0, 3)
 

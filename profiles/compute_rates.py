@@ -54,8 +54,8 @@ class ComputeRates:
         head. By bits of the cache, as below; what is not there is not faster.
     attention_many_queries, attention_by_token
         Shares of its rate, above 0 to 1, that attention of decode keeps where ``MANY_QUERIES``
-        heads share a key head of ``SHORT_HEAD_DIM``, and where the cache lies token by token, as
-        it does where it moves, instead of row by row. By bits of the cache: ``full``, ``8``, ``4``;
+        heads share a key head of ``SHORT_HEAD_DIM``, and where the cache is stored token by token,
+        as a moving cache is, instead of row by row. By bits of the cache: ``full``, ``8``, ``4``;
         what is not there keeps all.
     """
 
@@ -140,7 +140,7 @@ class ComputeRates:
         if bits is not None:
             eight = self.packed_attention_8bit_bytes_per_s if bits == 8 else 0.0
             packed = eight or self.packed_attention_bytes_per_s
-            # Without a kernel that reads it as it lies, it is unpacked first.
+            # Without a kernel that reads it packed, it is unpacked first.
             rate = packed or 1 / (1 / rate + 1 / self.unpack_rate(bits))
         queries, key = group_size / head_dim, str(bits or FULL)
         one, few, many = 1 / HEAD_DIM, GROUP_SIZE / HEAD_DIM, MANY_QUERIES / SHORT_HEAD_DIM
@@ -151,7 +151,7 @@ class ComputeRates:
         return rate / (1 + (few - max(queries, one)) / (few - one) * (1 / kept - 1))
 
     def over_tokens(self) -> ComputeRates:
-        """Return these rates, with attention over a cache that lies token by token. There the
+        """Return these rates, with attention over a cache stored token by token. There the
         memory is waited for, however few the queries: measured in 4 bits, one for each key head
         takes as long as four."""
         kept = {bits: self.attention_by_token.get(bits, 1.0) for bits in (FULL, "8", "4")}

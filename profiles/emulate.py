@@ -72,7 +72,7 @@ def with_emulated_gpu(
         name=f"emulated GPU ({format_bytes(memory_bytes)}, {format_rate(link_bytes_per_s)})",
         memory_bytes=memory_bytes,
         memory_bytes_per_s=profile.cpu.memory_bytes_per_s,
-        # What lies there moves, or came from elsewhere.
+        # What is stored there moves, or came from elsewhere.
         compute=profile.cpu.compute.over_tokens(),
         h2d=link,
         d2h=link,

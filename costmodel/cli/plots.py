@@ -161,7 +161,7 @@ def draw_placement(axes: Axes, policy: Policy) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("share (%)")
-    axes.set_title("Where everything lives")
+    axes.set_title("Where everything is stored")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
 
 

@@ -28,7 +28,7 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentCut:
-    """Bytes [0, gpu_end) of a component live on the GPU, [gpu_end, cpu_end) on the CPU, the rest
+    """Bytes [0, gpu_end) of a component are on the GPU, [gpu_end, cpu_end) on the CPU, the rest
     on disk."""
 
     gpu_end: int
@@ -37,17 +37,17 @@ class ComponentCut:
 
     @property
     def off_gpu_bytes(self) -> int:
-        """Bytes that do not live on the GPU."""
+        """Bytes outside the GPU."""
         return self.num_bytes - self.gpu_end
 
     @property
     def cpu_bytes(self) -> int:
-        """Bytes that live in CPU memory."""
+        """Bytes in CPU memory."""
         return self.cpu_end - self.gpu_end
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that live on disk."""
+        """Bytes on disk."""
         return self.num_bytes - self.cpu_end
 
 

@@ -1,4 +1,4 @@
-"""The sections of bytes: where everything lives, and what each tier holds at its peak."""
+"""The sections of bytes: where everything is stored, and what each tier holds at its peak."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
 
 
 def placement_section(plan: Plan) -> Section:
-    """Show where weights, cache and hidden states live."""
+    """Show where weights, cache and hidden states are stored."""
     placed = placed_bytes(plan.policy, plan.hardware)
     tiers = tiers_of(plan.hardware)
     bars, rows = Bars(), []
@@ -31,7 +31,7 @@ def placement_section(plan: Plan) -> Section:
         rows.append([name, *(_bytes(share * total) for share in shares.values())])
     return Section(
         name="placement",
-        title="Where everything lives",
+        title="Where everything is stored",
         text=_placement_text(plan),
         legend={NAMES[tier]: TIER_COLORS[tier] for tier in tiers},
         pictures=[

@@ -25,7 +25,7 @@ class Arena:
     capacity_bytes
         The budget. An allocation beyond it raises ``RunError``.
     device
-        Where the buffers live; an emulated GPU's arena is on the CPU.
+        Device of the buffers; an emulated GPU's arena is on the CPU.
     """
 
     def __init__(

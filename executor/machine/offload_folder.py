@@ -1,4 +1,4 @@
-"""The folder that holds what lives on disk: checked before any work, and kept clean."""
+"""The folder for data on disk: checked before any work, and kept clean."""
 
 from __future__ import annotations
 

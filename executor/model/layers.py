@@ -62,7 +62,7 @@ def project_qkv(
     Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
     ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
     query`` (rotation), and with norms of queries ``qkv + query`` and a float32 ``query``. ``qkv``
-    lives on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
+    is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
     # The norm's result has no name, so that it is freed after the product.
