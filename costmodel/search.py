@@ -23,6 +23,9 @@ from profiles.output_checks import output_path
 from profiles.start import called
 from profiles.units import format_figure
 
+# A smaller gain of fewer bits is not worth a word.
+LEAST_RATIO = 1.02
+
 
 def parser() -> Parser:
     """Return the parser of the command's flags."""
@@ -92,10 +95,10 @@ def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
     # What full precision is permitted to, four bits can at worst leave as it is.
     other = search.run(Permitted(weight_bits=(16, 4), cache_bits=(16, 4)))
     policy = other.policy
-    if not policy.is_compressed:
+    ratio = other.job_tok_per_s / result.job_tok_per_s
+    if not policy.is_compressed or ratio < LEAST_RATIO:
         print("\nfewer bits would not be faster")
         return
-    ratio = other.job_tok_per_s / result.job_tok_per_s
     print(
         f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache it"
         f" would be {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits"

@@ -72,6 +72,8 @@ def main(arguments: list[str]) -> None:
         _count(PROMPTS),
         "--cpu-memory",
         f"{memory}B",
+        "--margin",
+        0,
     )
 
     _say("3  generate: run the policy, and compare it with the prediction")

@@ -38,6 +38,7 @@ from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
 from profiles.outputs import OutputError, OutputFile, is_stream
+from profiles.units import format_count
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _generate(
     sampling.warn()
     report = _run(job, planned, outputs, flags, recorder)
     print(format_report(report))
-    print(f"\n{len(outputs.done)} continuations written to {flags.output}")
+    print(f"\n{format_count(len(outputs.done), 'continuation')} written to {flags.output}")
     if flags.json:
         print(json.dumps(report.as_json() | {"sampling": sampling.as_json()}), flush=True)
     if uses_own_profile(flags, job.policy):

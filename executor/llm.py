@@ -30,6 +30,7 @@ from executor.text.continuation import ChatTokenizer, load_tokenizer
 from executor.text.transformers_tokenizer import has_tokenizer
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+from profiles.start import called
 
 Message = Mapping[str, Any]
 
@@ -254,7 +255,7 @@ class LLM:
                 "max_tokens",
                 got=params.max_tokens,
                 allowed=f"at most {most}, for which the policy was made",
-                hint=f"costmodel.search --gen-len {params.max_tokens}",
+                hint=f"{called('costmodel.search')} --gen-len {params.max_tokens}",
             )
         return params.max_tokens or most
 

@@ -221,8 +221,9 @@ def _measure(flags: argparse.Namespace) -> None:
     if busy_share > BUSY_SHARE:
         logger.warning(
             "other programs use %.0f %% of this machine: the profile shows only the rest;"
-            " try: measure again when they have ended",
+            " try: measure again when they have ended, or leave them cores: OMP_NUM_THREADS=%d",
             100 * busy_share,
+            max(1, int(torch.get_num_threads() * (1 - busy_share))),
         )
     kind = memory_file_system(flags.offload_dir)
     if kind is not None:

@@ -42,7 +42,8 @@ def touch_libraries() -> None:
     import torch
     import torch.nn.functional as F
 
-    for name in ("numpy", "tokenizers", "tqdm", "highspy"):
+    # The last one is the program itself: its modules take memory too.
+    for name in ("numpy", "tokenizers", "tqdm", "highspy", "executor.generate"):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

@@ -94,6 +94,12 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_count(number: int, what: str) -> str:
+    """Format a number of things: ``1 batch``, ``2 batches``."""
+    ending = "" if number == 1 else "es" if what.endswith("ch") else "s"
+    return f"{number} {what}{ending}"
+
+
 def _digits(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -103,6 +109,7 @@ def _digits(value: float) -> str:
 
 def format_figure(value: float, digits: int = 3) -> str:
     """Format a number with ``digits`` significant digits and no exponent; large ones are whole."""
-    if abs(value) >= 10**digits:
+    if value == 0 or abs(value) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    # "#" keeps zeros at the end, and the point behind a whole number.
+    return f"{value:#.{digits}g}".rstrip(".")

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
 from costmodel.calibration.measured_runs import MeasuredRun
 from costmodel.pricing.price import check_machine, estimate
@@ -81,6 +80,9 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
     source
         Where the runs come from, for the record.
     """
+    # Imported late: it takes 35 MiB, which runs that only keep their figures need for themselves.
+    from scipy.optimize import least_squares
+
     names = _names(hardware)
     start = np.zeros(len(names) + 1)
     start[-1] = hardware.unhidden_share

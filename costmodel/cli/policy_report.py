@@ -13,7 +13,7 @@ from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.shares import shares_of
 from profiles.hardware import HardwareProfile
-from profiles.units import format_bytes, format_figure, format_seconds
+from profiles.units import format_bytes, format_count, format_figure, format_seconds
 
 
 def format_prediction(policy: Policy, hardware: HardwareProfile, prediction: Prediction) -> str:
@@ -58,8 +58,8 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     lines = [
         f"{policy.model.name} in {policy.model.dtype} on {hardware.name}{known_as}",
         f"{count} of {workload.prompt_len} tokens, {workload.gen_len} generated for each",
-        f"block of {policy.block_size} sequences: {policy.num_gpu_batches} batches of"
-        f" {policy.gpu_batch_size}, prefilled {policy.prefill_batch_size} at a time",
+        f"block of {policy.block_size} sequences: {format_count(policy.num_gpu_batches, 'batch')}"
+        f" of {policy.gpu_batch_size}, prefilled {policy.prefill_batch_size} at a time",
         "",
         f"  {'':<15}" + "".join(f"{tier:>22}" for tier in tiers),
     ]

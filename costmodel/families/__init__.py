@@ -7,6 +7,7 @@ change.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import json
@@ -21,6 +22,8 @@ from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 from profiles.files import from_json, read_json
+
+CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files"
 
 
 def family_names() -> list[str]:
@@ -58,6 +61,8 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
     """Load a model's description from a preset's name, a folder with a ``config.json``, a
     ``config.json``, or a file with a saved ``ModelSpec``."""
     path = Path(name_or_path)
+    if path.suffix == ".gguf":
+        raise InputError("model", got=f"{path}, a GGUF file", allowed=CHECKPOINT_FOLDER)
     try:
         path = path / "config.json" if path.is_dir() else path
         is_file = path.suffix == ".json" or path.is_file()
@@ -81,10 +86,14 @@ def preset_config(name: str) -> Mapping[str, Any]:
     """Return the ``config.json`` of a preset."""
     preset = _presets().get(name.lower())
     if preset is None:
+        # The name of a hub may stand before that of the model.
+        near = difflib.get_close_matches(Path(name.lower()).name, preset_names(), n=3)
         raise InputError(
             "model",
-            got=repr(name),
-            allowed=f"a folder with a config.json, or one of {', '.join(preset_names())}",
+            got=f"{name!r}, which is no folder here",
+            allowed=f"{CHECKPOINT_FOLDER} (nothing is downloaded), or a preset:"
+            f" {', '.join(preset_names())}",
+            hint=" or ".join(near),
         )
     return preset
 

@@ -13,7 +13,7 @@ from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import unit_shares
 from profiles.aligned_io import PAGE_BYTES
-from profiles.units import format_bytes
+from profiles.units import MIB, format_bytes
 
 # Missing bytes cost least on disk and most on the GPU, so that the advice names the tier that is
 # easiest to extend.
@@ -25,17 +25,30 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """The bytes that tiers lack for the smallest block, and budgets that are enough."""
+    """The tiers that are short for the smallest block.
+
+    Parameters
+    ----------
+    missing_bytes
+        What the program lacks, without room for rounding.
+    capacity_bytes
+        What the machine has.
+    budget_bytes
+        Capacities that are enough, with room for rounding.
+    """
 
     missing_bytes: Mapping[str, int]
+    capacity_bytes: Mapping[str, int]
     budget_bytes: Mapping[str, int]
 
     def __str__(self) -> str:
+        # Rounded up, to sizes that people write.
+        enough = {tier: -(-size // MIB) * MIB for tier, size in self.budget_bytes.items()}
         found = " and ".join(
-            f"{tier} is short by {count} bytes ({format_bytes(count)})"
-            for tier, count in self.missing_bytes.items()
+            f"{tier} is short by {format_bytes(size - self.capacity_bytes[tier])}"
+            for tier, size in enough.items()
         )
-        advice = " and ".join(f"{FLAGS[t]} {count}B" for t, count in self.budget_bytes.items())
+        advice = " and ".join(f"{FLAGS[tier]} {size // MIB}MiB" for tier, size in enough.items())
         return f"nothing fits: {found}; try: {advice}"
 
 
@@ -77,5 +90,6 @@ def shortage_of(problem: Problem, *, margin: float = 0.001) -> Shortage:
         missing_bytes={
             tier: count or budgets[tier] - limits[tier] for tier, count in short.items()
         },
+        capacity_bytes=limits,
         budget_bytes=budgets,
     )

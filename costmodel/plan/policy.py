@@ -209,6 +209,12 @@ class Policy:
     def load(cls, path: Path) -> Policy:
         """Read a policy; raises ``InputError`` with file and key for an invalid one."""
         raw = read_json(path, "policy")
+        if "model" not in raw:
+            raise InputError(
+                f"policy {path}",
+                got="no key 'model'",
+                allowed=f"a file that {called('costmodel.search')} wrote",
+            )
         if raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
             raise InputError(
                 f"policy {path}",

@@ -28,7 +28,7 @@ from costmodel.report.trace_file import MEASURED, SIMULATED
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
-from profiles.units import format_figure, format_seconds
+from profiles.units import format_count, format_figure, format_seconds
 
 
 def write_search_page(path: Path, result: SearchResult, changes: Sequence[Change]) -> None:
@@ -122,7 +122,8 @@ def _about(plan: Plan) -> list[str]:
     prompts = f"{count} prompts" if count else "Any number of prompts"
     lines = [
         f"{prompts} of at most {work.prompt_len} tokens, {work.gen_len} generated for each.",
-        f"A block has {policy.num_gpu_batches} batches of {policy.gpu_batch_size} sequences;"
+        f"A block has {format_count(policy.num_gpu_batches, 'batch')} of"
+        f" {format_count(policy.gpu_batch_size, 'sequence')};"
         f" prefill takes {policy.prefill_batch_size} at a time.",
         f"The model computes in {policy.model.dtype}.",
     ]

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from costmodel.families import family_named, spec_from_config
+from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
 from costmodel.model.family import HEAD_MODULE
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
@@ -173,6 +173,9 @@ class Checkpoint:
             Naming the file or tensor, the value found and the allowed ones.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            got = "a GGUF file" if folder.suffix == ".gguf" else "no such folder"
+            raise InputError(f"model {folder}", got=got, allowed=CHECKPOINT_FOLDER)
         raw = read_json(folder / "config.json", "model config")
         if (folder / ADAPTER_NAME).exists():
             raise InputError(

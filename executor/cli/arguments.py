@@ -15,7 +15,7 @@ from executor.cli.job_options import PLANNED, JobOptions
 from executor.model.sampling_params import SamplingParams
 from profiles.errors import InputError, ZigzagError
 from profiles.hardware import HardwareProfile
-from profiles.units import parse_bytes
+from profiles.units import MIB, parse_bytes
 
 _SIZES = ("cpu_memory", "gpu_memory", "disk")
 _NAMES = (*PLANNED, "policy", "hardware", "offload_dir", *(f.name for f in fields(SamplingParams)))
@@ -45,6 +45,7 @@ def read_arguments(
     _check_type(
         "hardware", hardware, HardwareProfile | str | Path | None, "a HardwareProfile, or its file"
     )
+    _check_type("offload_dir", offload_dir, str | Path, "a folder")
     return JobOptions(
         policy=Policy.load(Path(policy)) if isinstance(policy, str | Path) else policy,
         hardware=str(hardware) if isinstance(hardware, str | Path) else hardware,
@@ -75,6 +76,11 @@ def _bytes(name: str, size: Any) -> int | None:
         return parse_bytes(size, what=name)
     if size is not None and (type(size) is not int or size < 0):
         raise InputError(name, got=repr(size), allowed='bytes, or a size such as "8GiB"')
+    if size is not None and 0 < size < MIB:
+        # Whoever writes 8 means 8 GiB.
+        raise InputError(
+            name, got=f"{size} bytes", allowed='a size such as "8GiB"', hint=f'"{size}GiB"'
+        )
     return size
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Never
-
-from tqdm.auto import tqdm
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.schedule.tasks import Task
 from executor.run.results import Progress
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets it warns, and shows the bar of a terminal.
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 

@@ -27,6 +27,7 @@ from profiles.command import Parser
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.output_checks import output_path
+from profiles.start import called
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +188,7 @@ def _check_lengths(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
             f"prompt {index + 1}",
             got=f"{length} tokens",
             allowed=f"{policy.workload.prompt_len}, for which the policy was made",
-            hint=f"costmodel.search --prompt-len {length}",
+            hint=f"{called('costmodel.search')} --prompt-len {length}",
         )
 
 
@@ -254,7 +255,7 @@ def check_job_flags(flags: argparse.Namespace, *planned: str) -> None:
                 flag,
                 got=f"{flag} together with --policy",
                 allowed="what the policy was made for",
-                hint=f"costmodel.search {flag}",
+                hint=f"{called('costmodel.search')} {flag}",
             )
 
 

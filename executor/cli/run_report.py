@@ -35,7 +35,7 @@ def policies_of_blocks(policy: Policy, prompt_lengths: Sequence[int]) -> list[Po
     ]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class Report:
     """A run's figures, gathered block by block."""
 
@@ -56,7 +56,7 @@ class Report:
     blocked_s: dict[str, float] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return format_report(self)
 
     def add(self, block: BlockResult) -> None:

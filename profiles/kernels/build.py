@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -80,6 +81,8 @@ def _load_or_build(compiler: str, key: str) -> ctypes.CDLL:
     kept = _load_kept(f"{name}-*")
     if kept is not None:
         return kept
+    if sys.stderr.isatty():
+        print("note: compiling the CPU kernels, once", file=sys.stderr, flush=True)
     failure: Exception = OSError("no folder to build them in")
     for folder in cache_folders():
         try:

@@ -26,7 +26,7 @@ from profiles import (
     recorded_profile,
     with_emulated_gpu,
 )
-from profiles.units import GIB, parse_bytes
+from profiles.units import GIB, MIB, parse_bytes
 from tests.costmodel.machines import ON_DISK, ON_GPU, make_machine, make_model, make_policy
 
 PAPER = Workload(prompt_len=512, gen_len=32)
@@ -178,8 +178,8 @@ def test_following_the_advice_makes_it_feasible(
     else:
         assert not budget
         return
-    assert re.search(r"(gpu|cpu|disk) is short by \d+ bytes", line)
-    advice = dict(re.findall(r"--(gpu-memory|cpu-memory|disk) (\d+B)", line))
+    assert re.search(r"(gpu|cpu|disk) is short by \d", line)
+    advice = dict(re.findall(r"--(gpu-memory|cpu-memory|disk) (\d+MiB)", line))
     assert advice
     more = hardware.with_budget(
         **{flag.replace("-", "_"): parse_bytes(size) for flag, size in advice.items()}
@@ -198,7 +198,7 @@ def test_advice_counts_bytes_in_the_precision_that_is_permitted() -> None:
     permitted = Permitted(weight_bits=(16, 8))
     with pytest.raises(InfeasibleError, match="is short by") as caught:
         search(hardware, spec, work, permitted=permitted)
-    advised = int(re.search(r"--disk (\d+)B", str(caught.value))[1])  # type: ignore[index]
+    advised = MIB * int(re.search(r"--disk (\d+)MiB", str(caught.value))[1])  # type: ignore[index]
     assert advised < 10 * 10**9
     search(hardware.with_budget(disk=advised), spec, work, permitted=permitted)
 
@@ -224,8 +224,8 @@ def test_advice_holds_on_the_edge_of_feasibility(
         try:
             result = search(hardware, spec, workload)
         except InfeasibleError as error:
-            advice = re.findall(r"--(gpu-memory|cpu-memory|disk) (\d+)B", str(error))
-            budgets = {flag.replace("-", "_"): int(size) for flag, size in advice}
+            advice = re.findall(r"--(gpu-memory|cpu-memory|disk) (\d+)MiB", str(error))
+            budgets = {flag.replace("-", "_"): MIB * int(size) for flag, size in advice}
             hardware = hardware.with_budget(**budgets)
         else:
             check_fits(result.predicted, hardware)

@@ -194,7 +194,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "two models": (("--policy", "P", "--dummy-weights", "--model=opt-125m"), ("--model",)),
     "no model": (("--hardware=cpu-2core",), ("--model", "nothing")),
     "no weights": (("--hardware=cpu-2core", "--model=opt-125m"), ("preset", "--dummy-weights")),
-    "no such folder": (("--policy", "P", "--model=/nowhere"), ("/nowhere", "no such file")),
+    "no such folder": (("--policy", "P", "--model=/nowhere"), ("/nowhere", "no such folder")),
     "no such preset": (("--hardware=cpu-2core", "--model=opt-7", "--dummy-weights"), ("opt-7",)),
     "planned": (("--policy", "P", "--dummy-weights", "--prompt-len=9"), ("--prompt-len",)),
     "no prompts": (("--policy", "P", "--dummy-weights", "--num-prompts=0"), ("--num-prompts",)),

@@ -389,7 +389,7 @@ REFUSALS: dict[str, tuple[Mischief, tuple[str, ...]]] = {
     "tensor shape": (widen_config, ("mlp", "shape [112", "[113")),
     "family": (unknown_family, ("mamba", "llama")),
     "weight map": (leave_folder, ("'../model/model-0000", "own folder")),
-    "no model": (lambda desk: shutil.rmtree(desk.model), ("config.json", "no such file")),
+    "no model": (lambda desk: shutil.rmtree(desk.model), ("model", "no such folder")),
     "other model": (other_model, ("policy for another model", "layer_kinds.0.mlp.size 224", "112")),
     "no policy": (lambda desk: desk.policy.unlink(), ("policy", "no such file")),
     "policy not JSON": (break_policy, ("policy", "not JSON")),
@@ -450,7 +450,7 @@ def test_outputs_never_replace_the_prompts_or_a_folder(desk: Desk) -> None:
 
 def test_a_policy_that_does_not_fit_is_refused(desk: Desk) -> None:
     small_budget(desk)
-    desk.check_refused(desk.generate(), 3, "cpu is short by", "bytes")
+    desk.check_refused(desk.generate(), 3, "cpu is short by", "search again")
 
 
 def test_nothing_fits(desk: Desk) -> None:

@@ -419,7 +419,7 @@ def test_bad_params_are_refused_in_one_line(
 
 
 def test_too_little_memory_names_the_argument(model: Path) -> None:
-    with pytest.raises(InfeasibleError, match=r"cpu is short by .* try: cpu_memory \d+B"):
+    with pytest.raises(InfeasibleError, match=r"cpu is short by .* try: cpu_memory \d+MiB"):
         LLM(model, hardware="cpu-2core", cpu_memory="10MiB").generate(IDS)
 
 
