@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # From the fastest tier to the slowest.
 TIER_COLORS = {"gpu": "#C8401A", "cpu": "#F4A259", "disk": "#4F8A94"}
+TIER_NAMES = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
 
 OTHER_BUFFERS = "other buffers"
 # The large buffers. Nobody reads a legend of fifteen, so the rest share one colour.

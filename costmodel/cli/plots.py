@@ -19,6 +19,7 @@ from costmodel.cli.palette import (
     OTHER_BUFFERS,
     PHASE_COLORS,
     TIER_COLORS,
+    TIER_NAMES,
 )
 from costmodel.frontier import FrontierPoint
 from costmodel.optimizer.optimum import SearchResult, search
@@ -31,11 +32,14 @@ from costmodel.pricing.shares import shares_of
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
-from profiles.units import GIB, format_figure
+from profiles.units import GIB, format_bytes, format_count, format_figure
+
+# Bars that are shorter than this share of the longest one are left out.
+LEAST_SHARE = 1 / 200
 
 
 def plot_policy(result: SearchResult) -> Figure:
-    """Draw one policy: where things lie, memory per tier, busy seconds, what more is worth."""
+    """Draw one policy: placement, memory of each tier, busy seconds, value of more hardware."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     policy, hardware = result.policy, result.hardware
@@ -46,7 +50,7 @@ def plot_policy(result: SearchResult) -> Figure:
     draw_shadow_prices(axes[1, 1], prices)
     figure.suptitle(
         f"{policy.model.name} on {hardware.name}: {format_figure(result.job_tok_per_s)} token/s,"
-        f" blocks of {policy.gpu_batch_size} x {policy.num_gpu_batches}"
+        f" blocks of {format_count(policy.num_gpu_batches, 'batch')} of {policy.gpu_batch_size}"
     )
     return figure
 
@@ -152,11 +156,11 @@ def plot_rates(hardware: HardwareProfile) -> Figure:
 def draw_placement(axes: Axes, policy: Policy) -> None:
     """Draw the shares of weights, cache and hidden states on each tier."""
     kinds = {name.replace("_", " "): placement for name, placement in policy.weights.items()}
-    kinds |= {"KV cache": policy.cache, "hidden": policy.activations}
+    kinds |= {"KV cache": policy.cache, "hidden states": policy.activations}
     left = [0.0] * len(kinds)
     for tier, color in TIER_COLORS.items():
         shares = [100 * getattr(placement, tier) for placement in kinds.values()]
-        axes.barh(list(kinds), shares, left=left, color=color, label=tier.upper())
+        axes.barh(list(kinds), shares, left=left, color=color, label=TIER_NAMES[tier])
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -181,9 +185,7 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
             parts.append(100 * float(use) * policy.block_size / limit)
         if not any(parts):
             continue
-        labels = [
-            f"{tier} of\n{format_figure(limit / GIB, 4)} GiB" for tier, limit in limits.items()
-        ]
+        labels = [f"{TIER_NAMES[tier]}\n{format_bytes(limit)}" for tier, limit in limits.items()]
         axes.barh(labels, parts, left=list(left.values()), color=color, label=name)
         left = {t: left[t] + part for t, part in zip(limits, parts, strict=True)}
     axes.axvline(100, color="black", linestyle="--", linewidth=1)
@@ -215,13 +217,14 @@ def draw_channels(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None
 
 def draw_shadow_prices(axes: Axes, prices: Sequence[ShadowPrice]) -> None:
     """Draw what one per cent more of each capacity and rate adds to throughput."""
-    worth = {p.name: p.tok_per_s * p.amount / 100 for p in prices if p.tok_per_s > 0}
+    worth = {p.name: p.tok_per_s * p.amount / 100 for p in prices}
     names = sorted(worth, key=lambda name: -worth[name])
-    labels = [f"{name} memory" if name in ("gpu", "cpu") else name for name in names]
+    names = [name for name in names if worth[name] > LEAST_SHARE * worth[names[0]]]
+    labels = [f"{TIER_NAMES[name]} memory" if name in ("gpu", "cpu") else name for name in names]
     axes.barh(labels, [worth[name] for name in names], color=NEUTRAL_COLOR)
     axes.invert_yaxis()
-    axes.set_xlabel("token/s for one per cent more")
-    axes.set_title("What more of it is worth")
+    axes.set_xlabel("token/s")
+    axes.set_title("Value of one per cent more")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -31,7 +31,10 @@ def buying_section(purchases: Purchases) -> Section:
     return Section(
         name="buying",
         title="What to buy",
-        text=["Machines that differ from this one in one thing, each with its own best policy."],
+        text=[
+            "Machines that differ from this one in one thing, each with its own best policy.",
+            "These are predictions for the whole job: its last block may be smaller.",
+        ],
         legend={},
         pictures=[Picture(item=item, title="Throughput of machines that differ in one thing")],
         table=Table(headers=["", "throughput", "gain"], rows=rows),

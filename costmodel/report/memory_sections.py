@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from costmodel.cli.palette import BUFFER_COLORS, OTHER_BUFFERS, TIER_COLORS
+from costmodel.cli.palette import BUFFER_COLORS, OTHER_BUFFERS, TIER_COLORS, TIER_NAMES
 from costmodel.cli.policy_report import placed_bytes, tiers_of
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import peak_buffers
@@ -13,7 +13,6 @@ from costmodel.report.parts import Picture, Plan, Section, Table
 from costmodel.report.run_record import Measured
 from profiles.units import format_bytes
 
-NAMES = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
 
 
 def placement_section(plan: Plan) -> Section:
@@ -24,7 +23,7 @@ def placement_section(plan: Plan) -> Section:
     for row, (name, (placement, total)) in enumerate(placed.items()):
         shares = {tier: getattr(placement, tier) for tier in tiers}
         parts = {
-            NAMES[tier]: (share, TIER_COLORS[tier], f"{share:.1%}, {format_bytes(share * total)}")
+            TIER_NAMES[tier]: (share, TIER_COLORS[tier], f"{share:.1%}, {format_bytes(share * total)}")
             for tier, share in shares.items()
         }
         bars.add_stack(row, parts)
@@ -33,14 +32,14 @@ def placement_section(plan: Plan) -> Section:
         name="placement",
         title="Where everything is stored",
         text=_placement_text(plan),
-        legend={NAMES[tier]: TIER_COLORS[tier] for tier in tiers},
+        legend={TIER_NAMES[tier]: TIER_COLORS[tier] for tier in tiers},
         pictures=[
             Picture(
                 item=draw_bars(bars, list(placed), x_label="share", x_format="0%", x_end=1.0),
                 title="Share of each component on each tier",
             )
         ],
-        table=Table(headers=["", *(NAMES[tier] for tier in tiers)], rows=rows),
+        table=Table(headers=["", *(TIER_NAMES[tier] for tier in tiers)], rows=rows),
     )
 
 
@@ -95,7 +94,7 @@ def memory_section(plan: Plan) -> Section:
             Picture(
                 item=draw_bars(
                     bars,
-                    [NAMES[tier] for tier in limits],
+                    [TIER_NAMES[tier] for tier in limits],
                     x_label="share of the budget",
                     x_format="0%",
                     line_at=1.0,
@@ -113,7 +112,7 @@ def _together_lines(measured: Measured) -> list[str]:
         f"Together, {name} peaked at {format_bytes(size)};"
         f" {format_bytes(measured.predicted_peak_bytes[name])} were predicted."
         for name, size in measured.peak_bytes.items()
-        if name not in NAMES
+        if name not in TIER_NAMES
     ]
 
 
@@ -132,7 +131,7 @@ def _memory_table(
         cells = [format_bytes(found[tier]) if tier in found else "" for tier in peaks]
         rows.append(["measured peak", *cells])
     rows.append(["budget", *(format_bytes(limits[tier]) for tier in peaks)])
-    return Table(headers=["", *(NAMES[tier] for tier in peaks)], rows=rows)
+    return Table(headers=["", *(TIER_NAMES[tier] for tier in peaks)], rows=rows)
 
 
 def _bytes(size: float) -> str:
