@@ -19,10 +19,39 @@ from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_models import (
+    LLAMA3_ROPE,
+    LONG_ROPE,
+    VOCAB_SIZE,
+    YARN_ROPE,
+    save_tiny_model,
+)
 
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
+    "falcon-sequential": {"family": "falcon", "parallel_attn": False},
+    "glm4-moe-biases": {
+        "family": "glm4_moe",
+        "attention_bias": True,
+        "use_qk_norm": False,
+        "n_group": 1,
+    },
+    "gpt-neox-sequential": {"family": "gpt_neox", "use_parallel_residual": False},
+    "llama-yarn": {"family": "llama", "rope_parameters": YARN_ROPE},
+    "nemotron-biases": {"family": "nemotron", "attention_bias": True, "mlp_bias": True},
+    "olmo-clipped": {"family": "olmo", "clip_qkv": 0.3},
+    "phi3-long": {"family": "phi3", "rope_parameters": LONG_ROPE},
+    "phi3-short": {
+        "family": "phi3",
+        "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
+    },
+    "stablelm-parallel": {
+        "family": "stablelm",
+        "use_parallel_residual": True,
+        "use_qkv_bias": True,
+    },
     "granite-biases": {"family": "granite", "attention_bias": True, "mlp_bias": True},
     "llama3-rotary": {"family": "llama", "rope_parameters": LLAMA3_ROPE},
     "mixtral-one-expert": {"family": "mixtral", "num_experts_per_tok": 1},
