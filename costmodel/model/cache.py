@@ -24,12 +24,19 @@ class CacheSpec:
         Bytes of a row for one token, at rest.
     full_row_bytes
         The same in the dtype that attention computes in.
+    window
+        Most tokens of a sequence that are kept, the last ones; ``None`` keeps all.
     """
 
     rows_per_sequence: int
     width: int
     row_bytes: int
     full_row_bytes: int
+    window: int | None = None
+
+    def num_slots(self, num_tokens: int) -> int:
+        """Return the slots that ``num_tokens`` tokens of a sequence take."""
+        return num_tokens if self.window is None else min(num_tokens, self.window)
 
     @property
     def token_bytes(self) -> int:
@@ -55,4 +62,5 @@ def cache_of(layer: LayerSpec, bits: int, group_size: int, dtype_bytes: int) -> 
         width=attention.head_dim,
         row_bytes=2 * packed_bytes(attention.head_dim, bits, group_size),
         full_row_bytes=2 * attention.head_dim * dtype_bytes,
+        window=attention.window,
     )

@@ -113,6 +113,14 @@ class AttentionSpec:
         all heads of a ``projection``.
     norms_rotated
         Whether that norm comes after the rotation instead.
+    window
+        Tokens that a query sees: itself and those just before it. ``None`` is all of them.
+    soft_cap
+        ``c`` in ``c tanh(scores / c)``, after the scale and before the mask; ``None`` leaves the
+        scores.
+    has_sinks
+        Whether each query head has a learned score that takes part in the softmax and has no value
+        (Xiao et al. 2024).
     clip
         The largest absolute value of queries, keys and values; ``None`` does not limit them.
     qkv_bias, output_bias
@@ -126,6 +134,9 @@ class AttentionSpec:
     scale: float | None = None
     qk_norm: str = "none"
     norms_rotated: bool = False
+    window: int | None = None
+    soft_cap: float | None = None
+    has_sinks: bool = False
     clip: float | None = None
     qkv_bias: bool = False
     output_bias: bool = False
@@ -139,6 +150,10 @@ class AttentionSpec:
                 allowed=f"a divisor of num_heads {self.num_heads}",
             )
         check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
+        if self.window is not None:
+            check_least(self, 1, "window")
+        if self.soft_cap is not None:
+            check_positive("attention soft_cap", self.soft_cap)
         if self.rotary is not None:
             self._check_rotary(self.rotary)
 
@@ -155,6 +170,11 @@ class AttentionSpec:
                 got=" and ".join(str(len(found)) for found in factors),
                 allowed=f"{dim // 2}, one for each pair",
             )
+
+    @property
+    def has_plain_softmax(self) -> bool:
+        """Whether the shares are the softmax of the scores alone."""
+        return self.soft_cap is None and not self.has_sinks
 
     @property
     def group_size(self) -> int:

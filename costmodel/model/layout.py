@@ -24,8 +24,9 @@ TENSOR_ALIGNMENT = 64
 # A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
-# Tensors that keep float32 in models of any dtype: rounded biases would choose other experts.
-FLOAT32_TENSORS = ("router.bias",)
+# Tensors that keep float32 in models of any dtype: rounded biases would choose other experts, and
+# kernels take sinks in float32.
+FLOAT32_TENSORS = ("router.bias", "attention.sinks")
 
 
 def round_up(value: int, multiple: int) -> int:

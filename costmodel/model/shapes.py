@@ -63,6 +63,8 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
         shapes |= {"q_norm.weight": (attention.head_dim,), "k_norm.weight": (attention.head_dim,)}
     if attention.qk_norm == "projection":
         shapes |= {"q_norm.weight": (attention.query_size,), "k_norm.weight": (attention.kv_size,)}
+    if attention.has_sinks:
+        shapes["attention.sinks"] = (attention.num_heads,)
     if attention.output_bias:
         shapes["output.bias"] = (hidden,)
     qkv, query = attention.qkv_size, attention.query_size

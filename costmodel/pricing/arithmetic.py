@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.problem import Problem
+from costmodel.pricing.sizes import LayerKind
 from costmodel.pricing.stages import Stage
 from costmodel.pricing.workspace import LOGIT_BYTES, SCORED_ROWS
 from profiles.compute_rates import ComputeRates
@@ -157,11 +158,13 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
 def attended_bytes(problem: Problem, stage: Stage) -> float:
     """Stored bytes of the cache that the CPU's attention reads for one sequence."""
     rates = problem.hardware.cpu.compute
-    read = sum(
-        kind.count * kind.cache.token_bytes * _read_share(problem, kind.spec, rates)
+    return sum(
+        kind.count
+        * kind.cache.token_bytes
+        * stage.slots_read(kind.cache)
+        * _read_share(problem, kind, rates)
         for kind in problem.layer_kinds
     )
-    return read * stage.context_tokens
 
 
 def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
@@ -169,17 +172,29 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
     model = problem.model
     seconds = 0.0
     if problem.packs_cache:
-        elements = problem.unpacked_token_bytes / model.dtype_bytes
+        packed_bytes = sum(
+            kind.count * kind.cache.full_token_bytes * stage.slots_stored(kind.cache)
+            for kind in problem.layer_kinds
+        )
         rate = rates.unpack_rate(problem.cache_bits)
-        seconds = elements * UNPACKED_BYTES * stage.stored_tokens / rate
-    if stage.is_prefill:
-        query = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
-        return seconds + 4 * stage.tokens**2 * query / rates.attention_prefill[model.dtype]
+        seconds = packed_bytes / model.dtype_bytes * UNPACKED_BYTES / rate
     for kind in problem.layer_kinds:
-        token_bytes = kind.count * kind.cache.full_token_bytes
-        read_bytes = token_bytes * stage.context_tokens * _read_share(problem, kind.spec, rates)
+        if stage.is_prefill:
+            flop = 4.0 * _seen_twice(kind.spec.attention, stage) * kind.spec.attention.query_size
+            seconds += kind.count * flop / rates.attention_prefill[model.dtype]
+            continue
+        token_bytes = kind.count * kind.cache.full_token_bytes * _read_share(problem, kind, rates)
+        read_bytes = token_bytes * stage.slots_read(kind.cache)
         seconds += read_bytes / _decode_rate(problem, kind.spec, rates)
     return seconds
+
+
+def _seen_twice(attention: AttentionSpec, stage: Stage) -> int:
+    """Twice the keys that all queries of a prompt see. Rates of prefill count each key twice, as
+    without a mask."""
+    tokens = stage.tokens
+    window = min(tokens, attention.window or tokens)
+    return 2 * tokens * window - window**2
 
 
 def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
@@ -206,16 +221,19 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
 
 
-def _read_share(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:
+def _read_share(problem: Problem, kind: LayerKind, rates: ComputeRates) -> float:
     """Share of the cache that attention reads on its device.
 
     The CPU reads all keys, and each value that at least one query of its group picks; queries are
-    taken for independent. A GPU reads the whole cache, and moves between tiers are of all of it.
+    taken for independent. Where new tokens replace old ones, it reads all values for their mean. A
+    GPU reads the whole cache, and moves between tiers are of all of it.
     """
     gpu = problem.hardware.gpu
     on_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
     # A measured rate counts the bytes of the whole cache.
-    if on_gpu or rates.sparse_attention_bytes_per_s:
+    context_len = problem.workload.context_len
+    is_ring = kind.cache.num_slots(context_len) < context_len
+    if on_gpu or is_ring or rates.sparse_attention_bytes_per_s:
         return 1.0
-    picked = 1 - (1 - problem.attention_sparsity) ** layer.attention.group_size
+    picked = 1 - (1 - problem.attention_sparsity) ** kind.spec.attention.group_size
     return (1 + picked) / 2

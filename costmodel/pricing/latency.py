@@ -31,7 +31,7 @@ from costmodel.pricing.experts import demanded_share
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
-from costmodel.pricing.stages import Stage
+from costmodel.pricing.stages import Stage, read_cache_bytes, stored_cache_bytes
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
 
@@ -64,18 +64,17 @@ def _disk_work(
     problem: Problem, shares: Shares[Quantity], stage: Stage
 ) -> Iterable[TaskWork[Quantity]]:
     disk = problem.hardware.disk
-    padded = problem.cache_token_bytes * problem.disk_cache_padding
+    padding = problem.disk_cache_padding
     loaded, stored = (shares.activations_disk * size for size in _hidden_moves(problem, stage))
     on_disk = {name: share.disk for name, share in shares.weights.items()}
     weights, experts = _loaded_bytes(problem, on_disk, stage)
-    read = shares.cache_disk * (padded * stage.context_tokens)
-    written = shares.cache_disk * (padded * stage.stored_tokens)
+    read = shares.cache_disk * (padding * read_cache_bytes(problem, stage))
+    written = shares.cache_disk * (padding * stored_cache_bytes(problem, stage))
     # Small requests have a lower rate.
-    batch_bytes = problem.layer_token_bytes * problem.gpu_batch_size
-    mean_context = stage.context_tokens / stage.passes
+    read_request, write_request = _cache_requests(problem, stage)
     weight_rate = disk.read.at(_request(problem.sizes.largest_layer_bytes))
-    cache_rate = disk.read.at(_request(batch_bytes * mean_context))
-    write_rate = disk.write.at(_request(batch_bytes * stage.tokens / stage.passes))
+    cache_rate = disk.read.at(_request(read_request))
+    write_rate = disk.write.at(_request(write_request))
     return (
         _move("read_weights", "disk_read", weights, weight_rate),
         _move("read_experts", "disk_read", experts, weight_rate),
@@ -84,6 +83,15 @@ def _disk_work(
         _move("write_cache", "disk_write", written, write_rate),
         _move("write_hidden", "disk_write", stored, write_rate),
     )
+
+
+def _cache_requests(problem: Problem, stage: Stage) -> tuple[float, float]:
+    """Return the mean bytes of cache that a batch reads in a pass, and that it writes, in the
+    layer with the largest cache."""
+    caches = [kind.cache for kind in problem.layer_kinds]
+    read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches) / stage.passes
+    written = problem.layer_cache_bytes(stage.tokens // stage.passes)
+    return problem.gpu_batch_size * read, float(problem.gpu_batch_size * written)
 
 
 def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork[Quantity]:
@@ -138,7 +146,6 @@ def _link_work(
 ) -> Iterable[TaskWork[Quantity]]:
     gpu, model = problem.hardware.gpu, problem.model
     assert gpu is not None
-    token_bytes = problem.cache_token_bytes
     off_gpu = shares.cache_cpu + shares.cache_disk
     fetched = off_gpu - shares.attended
     below_gpu = shares.activations_cpu + shares.activations_disk
@@ -154,7 +161,8 @@ def _link_work(
     queries, stored = shares.attended * 0.0, off_gpu
     if not stage.is_prefill:
         queries, stored = shares.attended, fetched
-    fetched_bytes = fetched * (token_bytes * stage.context_tokens)
+    fetched_bytes = fetched * read_cache_bytes(problem, stage)
+    stored_bytes = stored * stored_cache_bytes(problem, stage)
     # The CPU's experts take the hidden states of all tokens and return as many bytes.
     num_mixtures = problem.sizes.num_visits - model.num_layers
     is_exchanged = problem.cpu_experts and not stage.is_prefill
@@ -169,7 +177,7 @@ def _link_work(
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", loaded, up),
         _move("send_attended", "h2d", queries * query_bytes, up),
-        _move("return_cache", "d2h", stored * (token_bytes * stage.stored_tokens), down),
+        _move("return_cache", "d2h", stored_bytes, down),
         _move("return_hidden", "d2h", stored_hidden, down),
         _move("return_tokens", "d2h", exchanged, down),
         _move("return_queries", "d2h", queries * (query_bytes + new_bytes), down),

@@ -226,7 +226,7 @@ def _hidden_staging_bytes(problem: Problem) -> int:
 
 
 def _batch_cache_bytes(problem: Problem, num_tokens: int) -> int:
-    return NUM_BUFFERS * problem.gpu_batch_size * num_tokens * problem.layer_token_bytes
+    return NUM_BUFFERS * problem.gpu_batch_size * problem.layer_cache_bytes(num_tokens)
 
 
 def _value_sum_bytes(problem: Problem) -> int:

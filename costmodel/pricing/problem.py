@@ -119,25 +119,25 @@ class Problem:
         bits = self.cache_bits or self.model.full_bits
         return layer_kinds_of(self.sizes, bits)
 
-    @cached_property
-    def cache_token_bytes(self) -> int:
-        """Bytes of keys and values of one token of one sequence in all layers, at rest."""
-        return sum(kind.count * kind.cache.token_bytes for kind in self.layer_kinds)
-
-    @cached_property
-    def layer_token_bytes(self) -> int:
-        """The same in the layer with the largest cache."""
-        return max(kind.cache.token_bytes for kind in self.layer_kinds)
+    def layer_cache_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of ``num_tokens`` tokens of one sequence in the layer with the largest
+        cache, at rest."""
+        caches = [kind.cache for kind in self.layer_kinds]
+        return max(cache.token_bytes * cache.num_slots(num_tokens) for cache in caches)
 
     @cached_property
     def unpacked_token_bytes(self) -> int:
         """Bytes of keys and values of one token in all layers, in the dtype of attention."""
         return sum(kind.count * kind.cache.full_token_bytes for kind in self.layer_kinds)
 
-    @property
+    @cached_property
     def cache_sequence_bytes(self) -> int:
         """Bytes of KV cache of one sequence at full context, all layers."""
-        return self.cache_token_bytes * self.workload.context_len
+        context_len = self.workload.context_len
+        return sum(
+            kind.count * kind.cache.token_bytes * kind.cache.num_slots(context_len)
+            for kind in self.layer_kinds
+        )
 
     @cached_property
     def disk_cache_padding(self) -> float:

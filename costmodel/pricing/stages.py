@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from costmodel.model.cache import CacheSpec
 from costmodel.pricing.problem import Problem
 
 # The busiest channel can change while the context grows. Within a segment, the context grows by
@@ -26,6 +27,8 @@ class Stage:
         The first pass over the model in the stage; prefill is pass 0.
     passes
         Passes over the model.
+    prompt_len
+        Tokens of the longest prompt.
     tokens
         Tokens that go through every layer.
     sequences_at_once, matmul_rows
@@ -35,9 +38,9 @@ class Stage:
         Tokens that pass through experts at once. In decode these are the whole block's, where the
         hidden states are stored on the compute device.
     context_tokens
-        Slots of the cache that are read, summed over the passes.
+        Slots of the cache that are read in a layer without a window, summed over the passes.
     stored_tokens
-        Slots of the cache that are written for later passes.
+        Slots of its cache that are written for later passes.
     scored_tokens
         Tokens whose log-probabilities are computed, besides the tokens that are chosen.
     """
@@ -45,6 +48,7 @@ class Stage:
     phase: str
     first_pass: int
     passes: int
+    prompt_len: int
     tokens: int
     sequences_at_once: int
     matmul_rows: tuple[int, ...]
@@ -63,6 +67,36 @@ class Stage:
         """The phase and, in decode, the first of its passes."""
         return self.phase if self.is_prefill else f"{self.phase} from pass {self.first_pass}"
 
+    def slots_read(self, cache: CacheSpec) -> float:
+        """Return the slots of a layer's cache that are read, summed over the passes."""
+        if self.is_prefill or cache.window is None:
+            return self.context_tokens
+        first = self.prompt_len + self.first_pass - 1
+        # The passes whose context is shorter than the window.
+        growing = min(max(0, cache.window - first), self.passes)
+        grown = growing * (first + (growing - 1) / 2)
+        return grown + (self.passes - growing) * cache.window
+
+    def slots_stored(self, cache: CacheSpec) -> int:
+        """Return the slots of a layer's cache that are written for later passes."""
+        return cache.num_slots(self.stored_tokens) if self.is_prefill else self.stored_tokens
+
+
+def read_cache_bytes(problem: Problem, stage: Stage) -> float:
+    """Return the bytes of cache at rest that one sequence's attention reads in all layers."""
+    return sum(
+        kind.count * kind.cache.token_bytes * stage.slots_read(kind.cache)
+        for kind in problem.layer_kinds
+    )
+
+
+def stored_cache_bytes(problem: Problem, stage: Stage) -> int:
+    """Return the bytes of cache at rest that one sequence writes in all layers."""
+    return sum(
+        kind.count * kind.cache.token_bytes * stage.slots_stored(kind.cache)
+        for kind in problem.layer_kinds
+    )
+
 
 def stages_of(problem: Problem) -> tuple[Stage, ...]:
     """Return the stages of a block in order; with one token to generate there is prefill only."""
@@ -72,6 +106,7 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         phase="prefill",
         first_pass=0,
         passes=1,
+        prompt_len=workload.prompt_len,
         tokens=workload.prompt_len,
         sequences_at_once=max(problem.prefill_batch_sizes),
         matmul_rows=prefill_rows,
@@ -101,6 +136,7 @@ def _segment(problem: Problem, first: int, end: int) -> Stage:
         phase="decode",
         first_pass=first,
         passes=passes,
+        prompt_len=workload.prompt_len,
         tokens=passes,
         sequences_at_once=problem.gpu_batch_size,
         matmul_rows=(problem.gpu_batch_size,),

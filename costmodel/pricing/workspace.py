@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
-from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
@@ -16,6 +16,10 @@ LOGIT_BYTES = 4
 # More columns are no faster, and a library copies as many rows of the matrix.
 SCORED_ROWS = 1024
 SCORED_COLUMNS = 2048
+# Prefill attends in tiles where a window hides keys or the softmax is not the plain one: so many
+# queries, and with another softmax so many keys, no fewer than the queries.
+QUERIES_AT_ONCE = 128
+KEYS_AT_ONCE = 512
 # Temporaries of many sizes leave gaps in the heap, and libraries copy operands. Measured at hidden
 # size 3072: 0.16 to 0.28 of the workspace, and 4 to 8 MB. A tokenizer, our own modules and the
 # threads of the channels take some 10 MB more than an empty process; packing weights or making
@@ -49,6 +53,8 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
     halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
+    if phase == "prefill":
+        layer_bytes += max(_tile_bytes(problem, k.spec.attention) for k in problem.layer_kinds)
     routed = tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
     layer_bytes = max(layer_bytes, expert_bytes(problem, routed))
     # A chunk of the head makes its logits in the model's dtype, then copies them to all others.
@@ -108,6 +114,21 @@ def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> i
     return elements * problem.model.dtype_bytes + max(scores, chosen)
 
 
+def _tile_bytes(problem: Problem, attention: AttentionSpec) -> int:
+    """Count the bytes of one tile of prefill's attention beside the queries, keys and values."""
+    prompt_len, size = problem.workload.prompt_len, problem.model.dtype_bytes
+    queries, window = min(QUERIES_AT_ONCE, prompt_len), attention.window
+    if attention.has_plain_softmax:
+        if window is None or window >= prompt_len:
+            return 0
+        # The mask, which torch makes numbers of.
+        return queries * min(prompt_len, window + queries) * (2 + 2 * size)
+    scores = attention.num_heads * queries * min(KEYS_AT_ONCE, prompt_len)
+    # The scores and their product or shares; the queries, the sums, and what is added to them.
+    sums = attention.query_size * queries
+    return scores * (LOGIT_BYTES + size) + sums * (2 * LOGIT_BYTES + 2 * size)
+
+
 def _wide_bytes(problem: Problem, num_tokens: int) -> int:
     """Count the bytes of 16-bit operands that products convert to float32, as most CPUs must."""
     if problem.model.dtype == "float32":
@@ -127,11 +148,16 @@ def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
 
     A GPU may have no Triton kernel that reads the packed cache. The CPU's kernels always read it.
     """
+    kinds = problem.layer_kinds
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
+    is_plain = is_plain and all(kind.spec.attention.has_plain_softmax for kind in kinds)
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
     # One row is never divided, whatever its size.
-    attentions = [kind.spec.attention for kind in problem.layer_kinds]
-    widest = max(a.head_dim + 3 * a.group_size for a in attentions)
-    row_bytes = 2 * problem.workload.context_len * widest * LOGIT_BYTES
-    return max(UNPACKED_AT_ONCE_BYTES, row_bytes)
+    context_len = problem.workload.context_len
+    rows = (
+        kind.cache.num_slots(context_len)
+        * (kind.spec.attention.head_dim + 3 * kind.spec.attention.group_size)
+        for kind in kinds
+    )
+    return max(UNPACKED_AT_ONCE_BYTES, 2 * max(rows) * LOGIT_BYTES)

@@ -21,7 +21,12 @@ from costmodel.pricing.limits import contentions
 from costmodel.pricing.price import check_machine
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import shares_of
-from costmodel.pricing.stages import Stage, stages_of
+from costmodel.pricing.stages import (
+    Stage,
+    read_cache_bytes,
+    stages_of,
+    stored_cache_bytes,
+)
 from costmodel.schedule.lookahead import num_load_pieces
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
@@ -145,6 +150,8 @@ class _TaskSeconds:
         self._in_place = _shares([sum(c.bytes_in_place for c in layer) for layer in plan.weights])
         tokens = [k.cache.token_bytes * (not r) for k, r in zip(kept, routed, strict=True)]
         self._kept = [0.0, *_shares(tokens)]
+        # The cache of each layer but the embedding.
+        self._caches = [kind.cache for kind in kept]
         self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
@@ -190,22 +197,25 @@ class _TaskSeconds:
             return total / per_pass * self._computed[task.layer]
         if task.kind in WORK_OF_COMPUTE:
             return kinds[task.kind] / per_pass * self._computed[task.layer]
-        share = self._context_share(task, stage) * self._kept[task.layer]
-        return kinds[task.kind] * share / self._num_batches
+        return kinds[task.kind] * self._cache_share(task, stage) / self._num_batches
 
     def _overhead_s(self, stage: Stage) -> float:
         parts = self._problem.gpu_batch_size / stage.sequences_at_once
         return self._problem.hardware.compute.task_overhead_s * parts
 
-    def _context_share(self, task: Task, stage: Stage) -> float:
-        """Return the share of one pass in the stage's seconds: reads grow with the context."""
+    def _cache_share(self, task: Task, stage: Stage) -> float:
+        """Return the share of a layer and pass in the stage's seconds of a kind of task: reads grow
+        with the context, up to the layer's window."""
+        cache = self._caches[task.layer - 1]
         if task.kind in ("read_cache", "send_cache", "attend"):
-            context = self._problem.workload.prompt_len + task.token - 1
-            return context / stage.context_tokens
+            context = cache.num_slots(self._problem.workload.prompt_len + task.token - 1)
+            return cache.token_bytes * context / read_cache_bytes(self._problem, stage)
         if task.kind in ("return_cache", "write_cache"):
+            stored = cache.token_bytes * stage.slots_stored(cache)
             stored_passes = 1 if stage.is_prefill else stage.stored_tokens
-            return 1 / max(1, stored_passes)
-        return 1 / stage.passes
+            total = stored_cache_bytes(self._problem, stage)
+            return stored / max(1, total * stored_passes)
+        return self._kept[task.layer] / stage.passes
 
 
 def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:

@@ -130,6 +130,11 @@ def split_heads(
     return q, k, v
 
 
+def sinks_of(weights: LayerWeights, attention: AttentionSpec) -> torch.Tensor | None:
+    """Return the sinks of a layer's query heads, float32 [heads]; ``None`` without any."""
+    return vector(weights, "attention.sinks") if attention.has_sinks else None
+
+
 def finish_attention(
     x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
 ) -> None:

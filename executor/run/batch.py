@@ -36,8 +36,9 @@ class Batch:
         self.prompt_ids = torch.zeros(len(prompts), prompt_len, dtype=torch.int64)
         for row, prompt in zip(self.prompt_ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
+        self.shortest = int(self.lengths.min())
         # Whether any prompt is shorter than the longest.
-        self.is_padded = bool((self.lengths < prompt_len).any())
+        self.is_padded = self.shortest < prompt_len
         self.generated = torch.zeros(len(prompts), gen_len, dtype=torch.int64)
         self.is_finished = torch.zeros(len(prompts), dtype=torch.bool)
         # Of each prompt, where they are asked for; and of all sequences, token by token.

@@ -95,7 +95,7 @@ class Block:
         self.experts.start_block(batches)
         self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.start_block(len(batches))
-        self.stores.cache.start_block(sizes, prompt_len)
+        self.stores.cache.start_block(self._lengths, prompt_len)
         self.stores.hidden.start_block(sizes, prompt_len)
 
     @property
@@ -153,7 +153,8 @@ class Block:
 
     def project(self, task: Task) -> int:
         """Make queries, keys and values, and attend to the rows on the GPU."""
-        self.attention.begin(task, self._project(task, self.stores.hidden.gather(task)))
+        qkv = self._project(task, self.stores.hidden.gather(task))
+        self.attention.begin(task, qkv, self._sinks(task))
         return 0
 
     def finish(self, task: Task) -> int:
@@ -196,11 +197,12 @@ class Block:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):
             part = slice(first, first + self.policy.prefill_batch_size)
             qkv = self._project(task, hidden[part])
-            q, k, v = layers.split_heads(qkv, self._layer(task).attention)
+            attention = self._layer(task).attention
+            q, k, v = layers.split_heads(qkv, attention)
             del qkv
             if self.policy.workload.kept_prompt_len:
                 self.stores.cache.write_prompt(task, first, k, v)
-            attended = prefill_attention(q, k, v)
+            attended = prefill_attention(q, k, v, attention, self._sinks(task))
             del q, k, v
             if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)
@@ -212,7 +214,7 @@ class Block:
 
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         qkv = self._project(task, hidden)
-        self._finish(task, hidden, self.attention.attend_here(task, qkv))
+        self._finish(task, hidden, self.attention.attend_here(task, qkv, self._sinks(task)))
 
     def _compute_experts(self, task: Task) -> None:
         """Run the mixture of experts of a layer."""
@@ -248,6 +250,9 @@ class Block:
         layer = self._layer(task)
         rotation = self.rotations.of(task, layer.attention)
         return layers.project_qkv(hidden, self._weights(task), rotation, layer)
+
+    def _sinks(self, task: Task) -> torch.Tensor | None:
+        return layers.sinks_of(self._weights(task), self._layer(task).attention)
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         layer, weights = self._layer(task), self._weights(task)

@@ -33,10 +33,12 @@ class DecodeAttention:
         self._batches: Sequence[Batch] = ()
         # By device, for each batch the number of tokens of each prompt, int32 [batch].
         self._lengths: dict[str, list[torch.Tensor]] = {}
-        # By staging slot: queries, keys and values on the GPU; those of the CPU's sequences in CPU
-        # memory; the CPU's result by rows; and the merged result.
-        self._projected: dict[int, torch.Tensor] = {}
-        self._returned: dict[int, torch.Tensor] = {}
+        # By device, layout and batch, the last pass with void slots and what they were in it.
+        self._void_slots: dict[tuple[str, int, int], tuple[int, torch.Tensor]] = {}
+        # By staging slot: queries, keys and values on the GPU, and the layer's sinks; those of the
+        # CPU's sequences in CPU memory; the CPU's result by rows; and the merged result.
+        self._projected: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._returned: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._attended: dict[int, list[tuple[slice, torch.Tensor]]] = {}
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -45,40 +47,48 @@ class DecodeAttention:
         self._batches = batches
         for kept in (self._projected, self._returned, self._attended, self._outputs):
             kept.clear()
+        self._void_slots.clear()
         self._lengths = {
             place: [batch.lengths.to(device, torch.int32) for batch in batches]
             for place, device in (("cpu", torch.device("cpu")), ("gpu", self.device))
         }
 
-    def attend_here(self, task: Task, qkv: torch.Tensor) -> torch.Tensor:
+    def attend_here(
+        self, task: Task, qkv: torch.Tensor, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         """Append keys and values of ``qkv`` [batch, 1, query + 2 * kv], and attend to all of a
         batch's cache; returns [batch, 1, query]."""
         out = self._empty_rows(task, qkv)
         # Without a GPU, all rows are attended to on the CPU, the compute device.
         for place in ("gpu", "cpu"):
-            self._attend_rows(task, place, qkv, out)
+            self._attend_rows(task, place, qkv, sinks, out)
         return out.view(len(qkv), 1, -1)
 
-    def begin(self, task: Task, qkv: torch.Tensor) -> None:
+    def begin(self, task: Task, qkv: torch.Tensor, sinks: torch.Tensor | None) -> None:
         """Attend to the rows on the GPU, and keep the queries of the rest for the CPU."""
         out = self._empty_rows(task, qkv)
-        self._attend_rows(task, "gpu", qkv, out)
-        self._projected[task.slot], self._outputs[task.slot] = qkv, out
+        self._attend_rows(task, "gpu", qkv, sinks, out)
+        self._projected[task.slot], self._outputs[task.slot] = (qkv, sinks), out
 
     def return_queries(self, task: Task) -> int:
-        """Copy queries, keys and values to the CPU, from the first sequence with rows there on."""
-        qkv = self._projected[task.slot]
+        """Copy queries, keys and values to the CPU, from the first sequence with rows there on.
+
+        The layer's sinks, a number for each head, are not counted.
+        """
+        qkv, sinks = self._projected[task.slot]
         down = qkv[self._first_on_cpu(task) :].to("cpu", non_blocking=True)
-        self._returned[task.slot] = down
+        if sinks is not None:
+            sinks = sinks.to("cpu", non_blocking=True)
+        self._returned[task.slot] = down, sinks
         return down.nbytes
 
     def attend(self, task: Task) -> int:
         """Attend to the CPU's rows."""
-        qkv = self._returned[task.slot]
+        qkv, sinks = self._returned[task.slot]
         # Pinned memory is sent at the link's full rate and asynchronously.
         out = self._empty_rows(task, qkv, pins=self.device.type == "cuda")
         first = self._first_on_cpu(task)
-        self._attended[task.slot] = self._attend_rows(task, "cpu", qkv, out, first)
+        self._attended[task.slot] = self._attend_rows(task, "cpu", qkv, sinks, out, first)
         return 0
 
     def send_attended(self, task: Task) -> int:
@@ -106,7 +116,13 @@ class DecodeAttention:
         return qkv.new_empty(shape, pin_memory=pins)
 
     def _attend_rows(
-        self, task: Task, place: str, qkv: torch.Tensor, out: torch.Tensor, first_sequence: int = 0
+        self,
+        task: Task,
+        place: str,
+        qkv: torch.Tensor,
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
+        first_sequence: int = 0,
     ) -> list[tuple[slice, torch.Tensor]]:
         """Append the new token to each segment of a device, and attend to the segment.
 
@@ -118,8 +134,7 @@ class DecodeAttention:
             return []
         spec = self._attention(task)
         q, keys_values = _by_row(qkv, spec)
-        batch = self._batches[task.batch]
-        lengths = self._lengths[place][task.batch][first_sequence:] if batch.is_padded else None
+        void_slots = self._void_slots_of(task, place)
         before = first_sequence * spec.num_kv_heads
         filled = []
         for segment, context in segments:
@@ -130,8 +145,9 @@ class DecodeAttention:
                 context,
                 out[rows],
                 first_row=rows.start,
-                lengths=lengths,
-                prompt_len=batch.prompt_ids.shape[1],
+                void_slots=None if void_slots is None else void_slots[first_sequence:],
+                soft_cap=spec.soft_cap,
+                sinks=sinks,
                 packing=self.cache.layout(task).packing,
                 sparsity=self._sparsity,
                 value_sums=self.cache.value_sums(task, segment),
@@ -139,6 +155,21 @@ class DecodeAttention:
             )
             filled.append((slice(segment.first_row, segment.end_row), out[rows]))
         return filled
+
+    def _void_slots_of(self, task: Task, place: str) -> torch.Tensor | None:
+        """Return the void slots of a batch (see ``CacheLayout.void_slots``), made once a pass for
+        all layers of a kind; ``None`` where no sequence has any."""
+        layout, batch = self.cache.layout(task), self._batches[task.batch]
+        prompt_len = batch.prompt_ids.shape[1]
+        if not layout.has_void_slots(batch.shortest, prompt_len, task.token):
+            return None
+        key = place, id(layout), task.batch
+        token, found = self._void_slots.get(key, (0, None))
+        if found is None or (layout.is_ring and token != task.token):
+            lengths = self._lengths[place][task.batch]
+            found = layout.void_slots(lengths, prompt_len, task.token)
+            self._void_slots[key] = task.token, found
+        return found
 
 
 def _by_row(qkv: torch.Tensor, spec: AttentionSpec) -> tuple[torch.Tensor, torch.Tensor]:

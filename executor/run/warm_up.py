@@ -84,12 +84,15 @@ def _compile_attention(
     out = q.view(attention.num_kv_heads, attention.group_size, attention.head_dim)
     context = torch.zeros(1, 2, len(out), packing.row_bytes, dtype=torch.uint8, device=device)
     kernels.pack_rows(torch.zeros_like(out[:, 0]).expand(2, -1, -1), packing, context[-1])
-    for lengths in (None, torch.ones(1, dtype=torch.int32, device=device)):
+    sinks = torch.zeros(attention.num_heads, device=device) if attention.has_sinks else None
+    for void_slots in (None, torch.ones(1, 2, dtype=torch.int32, device=device)):
         kernels.decode_attention(
             q.clone(),
             context,
             out,
-            lengths=lengths,
+            void_slots=void_slots,
+            soft_cap=attention.soft_cap,
+            sinks=sinks,
             packing=packing,
             sparsity=policy.attention_sparsity,
         )

@@ -30,8 +30,11 @@ class CacheLayout:
         Key heads.
     head_dim
         Elements of a key, and of a value.
-    context_len, prompt_len
+    num_slots, prompt_slots
         Most tokens that are kept of a sequence, and of its prompt.
+    is_ring
+        Whether the slots are fewer than the tokens of a sequence, so that a new token takes the
+        place of the oldest.
     segments
         The segments of a full batch.
     packing
@@ -42,8 +45,9 @@ class CacheLayout:
 
     rows_per_sequence: int
     head_dim: int
-    context_len: int
-    prompt_len: int
+    num_slots: int
+    prompt_slots: int
+    is_ring: bool
     segments: tuple[Segment, ...]
     packing: Packing | None
     dtype: torch.dtype
@@ -52,12 +56,14 @@ class CacheLayout:
     def of(cls, policy: Policy, layer: LayerSpec, segments: tuple[Segment, ...]) -> CacheLayout:
         """Lay out the cache of a kind of layer with these segments."""
         cache = cache_spec(policy, layer)
+        context_len = policy.workload.context_len
         packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
         return cls(
             rows_per_sequence=cache.rows_per_sequence,
             head_dim=cache.width,
-            context_len=policy.workload.context_len,
-            prompt_len=policy.workload.kept_prompt_len,
+            num_slots=cache.num_slots(context_len),
+            prompt_slots=cache.num_slots(policy.workload.kept_prompt_len),
+            is_ring=cache.num_slots(context_len) < context_len,
             segments=segments,
             packing=packing,
             dtype=torch.uint8 if packing else DTYPES[policy.model.dtype],
@@ -67,6 +73,54 @@ class CacheLayout:
     def width(self) -> int:
         """Elements of ``dtype`` of a key or a value of one row."""
         return self.packing.row_bytes if self.packing else self.head_dim
+
+    def kept(self, prompt_len: int) -> int:
+        """Return the tokens that are kept of prompts padded to ``prompt_len``."""
+        return min(prompt_len, self.num_slots)
+
+    def new_slot(self, prompt_len: int, token: int) -> int:
+        """Return the slot of the new token in decode pass ``token``, from 1 on.
+
+        It is the same for all sequences of a batch.
+        """
+        return (self.kept(prompt_len) + token - 1) % self.num_slots
+
+    def used_slots(self, prompt_len: int, token: int) -> int:
+        """Return the slots that are used after decode pass ``token``, from the first on."""
+        return min(self.num_slots, self.kept(prompt_len) + token)
+
+    def void_slots(self, lengths: torch.Tensor, prompt_len: int, token: int) -> torch.Tensor:
+        """Return the slots without a token in decode pass ``token``: the first of each sequence,
+        and one past the last.
+
+        Prompts start at the first slot, so that the void is behind them. In a ring they end at the
+        same slot, so that the void is before them, and new tokens fill it.
+
+        Parameters
+        ----------
+        lengths
+            Tokens of each prompt, int32 [batch].
+
+        Returns
+        -------
+        torch.Tensor
+            int32 [batch, 2].
+        """
+        if not self.is_ring:
+            return torch.stack([lengths, torch.full_like(lengths, prompt_len)], dim=1)
+        kept = self.kept(prompt_len)
+        filled = torch.full_like(lengths, self._filled_again(prompt_len, token))
+        return torch.stack([filled, kept - lengths.clamp(max=kept)], dim=1)
+
+    def has_void_slots(self, shortest: int, prompt_len: int, token: int) -> bool:
+        """Whether any sequence has void slots; the shortest prompt has ``shortest`` tokens."""
+        if not self.is_ring:
+            return shortest < prompt_len
+        return self.kept(prompt_len) - shortest > self._filled_again(prompt_len, token)
+
+    def _filled_again(self, prompt_len: int, token: int) -> int:
+        """Return the slots that decode has filled for a second time, from the first on."""
+        return max(0, self.kept(prompt_len) + token - self.num_slots)
 
     def of_batch(self, size: int) -> tuple[Segment, ...]:
         """Return the segments of a batch; a smaller batch drops the last rows."""
@@ -79,7 +133,7 @@ class CacheLayout:
 
     def home_bytes(self, tier: str) -> int:
         """Bytes of one layer and batch on a tier."""
-        return self.context_len * sum(s.token_bytes for s in self.segments if s.home == tier)
+        return self.num_slots * sum(s.token_bytes for s in self.segments if s.home == tier)
 
     def staging_bytes(self, tier: str) -> int:
         """Most bytes of one layer and batch in the staging of a tier."""
@@ -88,7 +142,7 @@ class CacheLayout:
         off_gpu = [s for s in self.segments if s.home != "gpu"]
         fetched = sum(s.token_bytes for s in off_gpu if s.attended == "gpu")
         stored = sum(s.token_bytes for s in off_gpu)
-        return max(self.prompt_len * stored, self.context_len * fetched)
+        return max(self.prompt_slots * stored, self.num_slots * fetched)
 
     @property
     def num_rows_on_cpu(self) -> int:
@@ -102,8 +156,8 @@ class CacheLayout:
     def home_range(self, segment: Segment) -> slice:
         """Return the range of a segment in the layer's bytes on its tier."""
         before = sum(s.token_bytes for s in self._before(segment) if s.home == segment.home)
-        start = before * self.context_len
-        return slice(start, start + segment.token_bytes * self.context_len)
+        start = before * self.num_slots
+        return slice(start, start + segment.token_bytes * self.num_slots)
 
     def disk_segments(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
         """Yield the segments on disk, each with its offset in the layer's bytes on disk."""
@@ -118,10 +172,10 @@ class CacheLayout:
         in decode.
         """
         before = [s for s in self._before(segment) if s.home != "gpu"]
-        num_tokens = self.prompt_len
+        num_tokens = self.prompt_slots
         if not in_prefill:
             before = [s for s in before if s.attended == "gpu"]
-            num_tokens = self.context_len
+            num_tokens = self.num_slots
         start = num_tokens * sum(s.token_bytes for s in before)
         return slice(start, start + num_tokens * segment.token_bytes)
 

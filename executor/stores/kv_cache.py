@@ -9,6 +9,9 @@ views give both the same shape:
 - Segments that the CPU attends to in place are stored row by row, ``[rows, 2, tokens, head_dim]``.
   Attention reads this order at the rate of the memory.
 
+A layer with a sliding window keeps the last tokens of a sequence, as many as the window has. Where
+these are fewer than all, its slots are a ring (see ``CacheLayout.void_slots``).
+
 In a packed cache, the key or value of each row is packed on arrival and stored as bytes,
 ``[tokens, 2, rows, row_bytes]``.
 """
@@ -16,7 +19,7 @@ In a packed cache, the key or value of each row is packed on arrival and stored 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -63,6 +66,8 @@ class KVCache:
         # The segments of each batch, by layout.
         self._segments: list[dict[int, tuple[Segment, ...]]] = []
         self._prompt_len = 0
+        # By batch, the tokens of each prompt, int64 [batch] on the compute device.
+        self._lengths: Sequence[torch.Tensor] = ()
         # Views of whole contexts in this block: making views costs more than a small decode step.
         self._contexts: dict[tuple[int, int, int, str], list[tuple[Segment, torch.Tensor]]] = {}
         # The offset of each layer on each tier.
@@ -97,13 +102,17 @@ class KVCache:
         """Return the layout of a task's layer."""
         return self._layouts[self._numbers[task.layer]]
 
-    def start_block(self, batch_sizes: list[int], prompt_len: int) -> None:
-        """Prepare for a block: a batch smaller than the policy's drops its last rows."""
-        self._prompt_len = prompt_len
+    def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
+        """Prepare for a block: a batch smaller than the policy's drops its last rows.
+
+        ``lengths`` has the number of tokens of each prompt, int64 [batch] for each batch on the
+        compute device.
+        """
+        self._lengths, self._prompt_len = lengths, prompt_len
         self._contexts = {}
         kinds = {id(layout): layout for layout in self._layouts}
         self._segments = [
-            {key: layout.of_batch(size) for key, layout in kinds.items()} for size in batch_sizes
+            {key: layout.of_batch(len(batch)) for key, layout in kinds.items()} for batch in lengths
         ]
 
     def disk_bytes(self) -> int:
@@ -114,11 +123,15 @@ class KVCache:
         self, task: Task, first_sequence: int, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Store the keys and values [batch, tokens, heads, head_dim] of some of the sequences."""
-        heads = keys.shape[2]
+        heads, layout = keys.shape[2], self.layout(task)
         first, end = first_sequence * heads, (first_sequence + keys.shape[0]) * heads
-        packed = [self._at_rest(self.layout(task), t) for t in (keys, values)]
+        lengths = self._lengths[task.batch][first_sequence : first_sequence + keys.shape[0]]
+        num_tokens = layout.kept(self._prompt_len)
+        kept = [keys, values]
+        if layout.is_ring:
+            kept = [_last_tokens(t, lengths, num_tokens) for t in kept]
+        packed = [self._at_rest(layout, t) for t in kept]
         by_token = [t.transpose(0, 1).flatten(1, 2) for t in packed]
-        num_tokens = keys.shape[1]
         for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
             if start >= stop:
@@ -128,12 +141,12 @@ class KVCache:
                 context[:num_tokens, kind, rows].copy_(source[:, start - first : stop - first])
 
     def append(self, task: Task, context: torch.Tensor, keys_values: torch.Tensor) -> None:
-        """Fill the last token of a context with keys and values [2, rows, head_dim]."""
-        layout = self.layout(task)
+        """Fill the new token's slot of a context with keys and values [2, rows, head_dim]."""
+        layout, slot = self.layout(task), self._new_slot(task)
         if layout.packing is None:
-            context[-1].copy_(keys_values)
+            context[slot].copy_(keys_values)
         else:
-            _pack(layout, keys_values, context[-1])
+            _pack(layout, keys_values, context[slot])
 
     def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
         """Return the segments that a device attends to, each with its context including the new
@@ -142,15 +155,16 @@ class KVCache:
         if key not in self._contexts:
             views = self._views(task, appends_prompt=False)
             self._contexts[key] = [view for view in views if view[0].attended == place]
-        num_tokens = self._new_slot(task) + 1
-        return [(segment, context[:num_tokens]) for segment, context in self._contexts[key]]
+        num_slots = self.layout(task).used_slots(self._prompt_len, task.token)
+        return [(segment, context[:num_slots]) for segment, context in self._contexts[key]]
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
         """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
-        without sparse attention on the CPU."""
-        if not self._sums_values or segment.attended != "cpu":
-            return None
+        without sparse attention on the CPU, and where a new token takes the place of another."""
         layout = self.layout(task)
+        replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
+        if not self._sums_values or segment.attended != "cpu" or replaces:
+            return None
         size = self._value_sum_bytes(layout)
         start = self._sum_starts[self._numbers[task.layer]] + task.batch * size
         sums = self._value_sums[start : start + size].view(torch.float32)
@@ -167,7 +181,7 @@ class KVCache:
         """Read the context so far of the rows on disk into CPU staging."""
         moved = 0
         for segment, offset in self._disk_segments(task):
-            num_bytes = self._new_slot(task) * segment.token_bytes
+            num_bytes = self._slots_before(task) * segment.token_bytes
             buffer = self._cpu_staged(task, segment, offset)[:num_bytes]
             assert self.file is not None
             self.file.read_into(buffer, self._home_start(task, "disk") + offset)
@@ -176,11 +190,11 @@ class KVCache:
 
     def send(self, task: Task) -> int:
         """Copy the context so far of the fetched rows to the GPU."""
-        return self._copy_off_gpu(task, slice(0, self._new_slot(task)), down=False)
+        return self._copy_off_gpu(task, slice(0, self._slots_before(task)), down=False)
 
     def bring_back(self, task: Task) -> int:
         """Copy new keys and values of rows off the GPU from GPU staging to CPU memory."""
-        tokens = slice(0, self._prompt_len)
+        tokens = slice(0, self.layout(task).kept(self._prompt_len))
         if not task.is_prefill:
             tokens = slice(self._new_slot(task), self._new_slot(task) + 1)
         return self._copy_off_gpu(task, tokens, down=True)
@@ -189,7 +203,7 @@ class KVCache:
         """Write new keys and values of the rows on disk from CPU staging."""
         moved = 0
         first = 0 if task.is_prefill else self._new_slot(task)
-        end = self._prompt_len if task.is_prefill else first + 1
+        end = self.layout(task).kept(self._prompt_len) if task.is_prefill else first + 1
         for segment, offset in self._disk_segments(task):
             tokens = slice(first * segment.token_bytes, end * segment.token_bytes)
             buffer = self._cpu_staged(task, segment, offset)[tokens]
@@ -200,7 +214,12 @@ class KVCache:
         return moved
 
     def _new_slot(self, task: Task) -> int:
-        return self._prompt_len + task.token - 1
+        return self.layout(task).new_slot(self._prompt_len, task.token)
+
+    def _slots_before(self, task: Task) -> int:
+        """Return the slots that are used before a pass. In a full ring, the oldest token is moved
+        with the others although its slot is filled anew."""
+        return self.layout(task).used_slots(self._prompt_len, task.token - 1)
 
     def _of_batch(self, task: Task) -> tuple[Segment, ...]:
         return self._segments[task.batch][id(self.layout(task))]
@@ -217,7 +236,7 @@ class KVCache:
         return self.layout(task).disk_segments(self._of_batch(task))
 
     def _cpu_staged(self, task: Task, segment: Segment, offset: int) -> torch.Tensor:
-        size = segment.token_bytes * self.layout(task).context_len
+        size = segment.token_bytes * self.layout(task).num_slots
         return self._staging["cpu"][task.slot][offset : offset + size]
 
     def _gpu_staged(self, task: Task, segment: Segment, *, in_prefill: bool) -> torch.Tensor:
@@ -262,6 +281,14 @@ class KVCache:
             runs = (layout.as_runs(segment, buffer, tokens) for buffer in (target, source))
             moved += copy_runs(*runs)
         return moved
+
+
+def _last_tokens(x: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the last ``count`` tokens of prompts [batch, tokens, heads, head_dim] of ``lengths``
+    [batch]. Those of shorter prompts come last; their first token fills the slots before."""
+    places = torch.arange(count, device=x.device) + (lengths[:, None] - count)
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    return x[rows, places.clamp_(min=0)]
 
 
 def _pack(layout: CacheLayout, x: torch.Tensor, out: torch.Tensor) -> None:

@@ -28,14 +28,18 @@ class Scorer {
     q_ = Ops::queries(static_cast<const T*>(a_.q) + sequence * a_.sequence_stride +
                           head * a_.group * a_.dim,
                       a_.group, a_.dim, kept_.data());
-    void_from_ = a_.lengths ? a_.lengths[sequence] : a_.prompt_len;
+    if (a_.void_slots) {
+      void_from_ = a_.void_slots[2 * sequence];
+      void_end_ = a_.void_slots[2 * sequence + 1];
+    }
+    sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
     cache_.start(row, is_last);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.
   Ints seen(long first, long count) const {
     const Ints slot = kIota + int(first);
-    return (kIota < int(count)) & ((slot < int(void_from_)) | (slot >= int(a_.prompt_len)));
+    return (kIota < int(count)) & ((slot < int(void_from_)) | (slot >= int(void_end_)));
   }
 
   // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in
@@ -66,7 +70,8 @@ class Scorer {
       Floats dots[kLanes] = {};
       for (long d = 0; d < a_.dim; d += Ops::kKeyDims)
         Ops::template multiply<kQueries, kTokens>(keys, q, width_, d, a_.dim - d, dots);
-      const Floats scores = sums_of(dots) * a_.scale;
+      Floats scores = sums_of(dots) * a_.scale;
+      if (a_.soft_cap > 0) scores = tanh_of(scores / a_.soft_cap) * a_.soft_cap;
       for (long i = 0; i < kQueries; ++i)
         std::memcpy(to + i * stride + t, reinterpret_cast<const float*>(&scores) + i * kTokens,
                     kTokens * sizeof(float));
@@ -76,7 +81,8 @@ class Scorer {
   const Attention& a_;
   Cache cache_;
   const long width_;
-  long void_from_ = 0;
+  long void_from_ = 0, void_end_ = 0;
+  const float* sinks_ = nullptr;  // Of the row's queries.
   const typename Ops::Query* q_ = nullptr;
   std::vector<typename Ops::Query> kept_;
 };
@@ -93,8 +99,11 @@ class Row : Scorer<T, Ops, Cache> {
 
   void attend(long row, bool is_last) {
     Base::start(row, is_last);
-    std::fill(largest_.begin(), largest_.end(), kMinusInfinity);
-    std::fill(total_.begin(), total_.end(), Floats{});
+    // A sink is the first score, and adds nothing to the values.
+    for (long g = 0; g < a_.group; ++g) {
+      largest_[g] = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
+      total_[g] = Floats{Base::sinks_ ? 1.0f : 0.0f};
+    }
     std::fill(sums_.begin(), sums_.end(), 0.0f);
     for (long first = 0; first < a_.tokens; first += kTile) {
       count_ = std::min(kTile, a_.tokens - first);

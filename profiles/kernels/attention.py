@@ -28,9 +28,10 @@ class _Attention(ctypes.Structure):
         ("tokens", ctypes.c_long),
         ("rows", ctypes.c_long),
         ("first_row", ctypes.c_long),
-        ("lengths", ctypes.c_void_p),
-        ("prompt_len", ctypes.c_long),
+        ("void_slots", ctypes.c_void_p),
         ("scale", ctypes.c_float),
+        ("soft_cap", ctypes.c_float),
+        ("sinks", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("group_size", ctypes.c_long),
         ("bits", ctypes.c_int),
@@ -54,8 +55,9 @@ def decode_attention(
     out: torch.Tensor,
     *,
     first_row: int = 0,
-    lengths: torch.Tensor | None = None,
-    prompt_len: int = 0,
+    void_slots: torch.Tensor | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
     packing: Packing | None = None,
     sparsity: float = 1.0,
     value_sums: torch.Tensor | None = None,
@@ -76,9 +78,15 @@ def decode_attention(
         The result, [rows, group, head_dim], dense.
     first_row
         The first of the context's rows among the ``batch * kv heads`` rows of ``q``.
-    lengths
-        Tokens of each prompt, int32 [batch] on the device. Slots from a prompt's length up to
-        ``prompt_len`` are masked. ``None`` masks no slot.
+    void_slots
+        Slots without a token of each sequence, int32 [batch, 2] on the device, dense: the first,
+        and one past the last. They are masked. ``None`` masks no slot.
+    soft_cap
+        ``c`` in ``c tanh(scores / c)``, after the scale ``head_dim ** -0.5``; ``None`` leaves the
+        scores.
+    sinks
+        A further score of each query head, float32 [heads] on the device, dense. It takes part in
+        the softmax and has no value. ``None`` is no such score.
     packing
         The packing of a packed context, uint8 [tokens, 2, rows, row_bytes]. The result is that of
         the context unpacked to the dtype of ``q``.
@@ -96,8 +104,16 @@ def decode_attention(
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
     assert context.stride(3) == 1
     assert context.dtype == (torch.uint8 if packing else q.dtype)
-    assert lengths is None or (lengths.dtype == torch.int32 and lengths.is_contiguous())
-    rows: dict[str, Any] = {"first_row": first_row, "lengths": lengths, "prompt_len": prompt_len}
+    if void_slots is not None:
+        assert void_slots.dtype == torch.int32 and void_slots.is_contiguous()
+    if sinks is not None:
+        assert sinks.dtype == torch.float32 and sinks.shape == (q.shape[1],)
+    rows: dict[str, Any] = {
+        "first_row": first_row,
+        "void_slots": void_slots,
+        "soft_cap": soft_cap,
+        "sinks": sinks,
+    }
     gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
     if gpu is not None and gpu.attends_packed(packing):
         gpu.decode_attention(q, context, out, packing=packing, **rows)
@@ -122,8 +138,9 @@ def _attend_natively(
     out: torch.Tensor,
     *,
     first_row: int,
-    lengths: torch.Tensor | None,
-    prompt_len: int,
+    void_slots: torch.Tensor | None,
+    soft_cap: float | None,
+    sinks: torch.Tensor | None,
     packing: Packing | None,
     sparsity: float,
     value_sums: torch.Tensor | None,
@@ -147,9 +164,10 @@ def _attend_natively(
         tokens=context.shape[0],
         rows=context.shape[2],
         first_row=first_row,
-        lengths=None if lengths is None else lengths.data_ptr(),
-        prompt_len=prompt_len,
+        void_slots=None if void_slots is None else void_slots.data_ptr(),
         scale=head_dim**-0.5,
+        soft_cap=soft_cap or 0.0,
+        sinks=None if sinks is None else sinks.data_ptr(),
         out=out.data_ptr(),
         group_size=packing.group_size if packing else 1,
         bits=packing.bits if packing else 0,

@@ -19,9 +19,10 @@ struct Attention {
   long token_stride, value_stride, row_stride;
   long tokens, rows;
   long first_row;       // The context's first row, among those of q.
-  const int32_t* lengths;  // Of each sequence's prompt; slots from there to prompt_len are void.
-  long prompt_len;
+  const int32_t* void_slots;  // First and end of each sequence's void slots, or null.
   float scale;
+  float soft_cap;       // c in c tanh(score / c); 0 leaves the scores.
+  const float* sinks;   // A score of each query head that has no value, or null.
   void* out;            // [rows, group, dim]
   long group_size;      // Of a packed context, whose rows are those of groups.h.
   int bits;             // 0 where it is not packed.

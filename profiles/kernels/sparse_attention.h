@@ -79,8 +79,9 @@ class SparseRow : Scorer<T, Ops, Cache> {
       most = larger(most, v);
       order_[i] = ordered(v);
     }
-    const float origin = largest(most);
-    const int least = least_of_largest(order_, kept, ordered(splat(origin))[0]);
+    const float highest = largest(most), sink = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
+    const int least = least_of_largest(order_, kept, ordered(splat(highest))[0]);
+    const float origin = std::max(highest, sink);
     for (long i = 0; i < tiles_; ++i) {
       const Floats shares = exp_of(load(scores + i * kTile) - origin);
       const Ints is_chosen = order_[i] >= least;
@@ -89,7 +90,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
       dropped += is_chosen ? Floats{} : shares;
     }
     dropped_[g] = sum(dropped);
-    total_[g] = sum(chosen) + dropped_[g];
+    total_[g] = sum(chosen) + dropped_[g] + exp_of(splat(sink - origin))[0];
   }
 
   void add(long stride, long width) {
@@ -115,7 +116,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
     float* to = a_.value_sums ? a_.value_sums + row * a_.dim : all_.data();
     if (is_new) std::fill(to, to + a_.dim, 0.0f);
     for (long t = is_new ? 0 : a_.tokens - 1; t < a_.tokens; ++t) {
-      if (t >= Base::void_from_ && t < a_.prompt_len) continue;
+      if (t >= Base::void_from_ && t < Base::void_end_) continue;
       const T* value = cache_.value(t);
       for (long d = 0; d < a_.dim; d += kLanes)
         store_part(to + d, load_part(to + d, a_.dim - d) + load_part(value + d, a_.dim - d),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -11,45 +12,63 @@ from profiles.kernels.groups import unpack_rows
 from profiles.packing import UNPACKED_AT_ONCE_BYTES, Packing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Softmax:
+    """What attention does between scores and shares (see ``profiles.kernels.decode_attention``)."""
+
+    soft_cap: float | None
+    sparsity: float
+
+    def is_plain(self, sinks: torch.Tensor | None) -> bool:
+        """Whether torch's own attention does the same."""
+        return self.soft_cap is None and self.sparsity == 1 and sinks is None
+
+
 def decode_attention(
     q: torch.Tensor,
     context: torch.Tensor,
     out: torch.Tensor,
     *,
     first_row: int,
-    lengths: torch.Tensor | None,
-    prompt_len: int,
+    void_slots: torch.Tensor | None,
+    soft_cap: float | None,
+    sinks: torch.Tensor | None,
     packing: Packing | None,
     sparsity: float,
 ) -> None:
     """See ``profiles.kernels.decode_attention``."""
     tokens, _, rows, _ = context.shape
     group, head_dim = out.shape[1:]
-    queries = q.reshape(-1, group, head_dim)[first_row : first_row + rows]
+    kv_heads, here = q.shape[1] // group, slice(first_row, first_row + rows)
+    queries = q.reshape(-1, group, head_dim)[here]
     seen = None
-    if lengths is not None:
+    if void_slots is not None:
         slots = torch.arange(tokens, device=q.device)
-        valid = (slots < lengths[:, None]) | (slots >= prompt_len)
-        kv_heads = q.shape[1] // group
-        seen = valid.repeat_interleave(kv_heads, dim=0)[first_row : first_row + rows]
-    step = _rows_at_once(out, tokens, packing, sparsity)
+        valid = (slots < void_slots[:, :1]) | (slots >= void_slots[:, 1:])
+        seen = valid.repeat_interleave(kv_heads, dim=0)[here]
+    if sinks is not None:
+        sinks = sinks.view(kv_heads, group).repeat(len(q), 1)[here]
+    softmax = _Softmax(soft_cap=soft_cap, sparsity=sparsity)
+    step = _rows_at_once(out, tokens, packing, is_plain=softmax.is_plain(sinks))
     for first in range(0, rows, step):
         part = slice(first, first + step)
         _attend_part(
             queries[part],
-            context[:, :, part],
+            _unpacked(context[:, :, part], packing, q.dtype),
             None if seen is None else seen[part],
-            packing,
-            sparsity,
+            None if sinks is None else sinks[part],
+            softmax,
             out[part],
         )
 
 
-def _rows_at_once(out: torch.Tensor, tokens: int, packing: Packing | None, sparsity: float) -> int:
+def _rows_at_once(
+    out: torch.Tensor, tokens: int, packing: Packing | None, *, is_plain: bool
+) -> int:
     """Return the number of rows that are computed at once, which bounds the temporaries."""
     rows, group, head_dim = out.shape
     row_bytes = 2 * tokens * head_dim * out.element_size() if packing else 0
-    if sparsity < 1:
+    if not is_plain:
         # Keys and values in float32, one after the other, and three tensors of scores.
         row_bytes += 4 * tokens * (head_dim + 3 * group)
     return max(1, UNPACKED_AT_ONCE_BYTES // row_bytes) if row_bytes else rows
@@ -59,16 +78,15 @@ def _attend_part(
     queries: torch.Tensor,
     context: torch.Tensor,
     seen: torch.Tensor | None,
-    packing: Packing | None,
-    sparsity: float,
+    sinks: torch.Tensor | None,
+    softmax: _Softmax,
     out: torch.Tensor,
 ) -> None:
     """Attend to some rows. A function of its own, so that their temporaries are freed."""
-    context = _unpacked(context, packing, queries.dtype)
-    if sparsity < 1:
-        out.copy_(_attend_sparsely(queries, context, seen, sparsity))
-    else:
+    if softmax.is_plain(sinks):
         out.copy_(_attend(queries, context, seen))
+    else:
+        out.copy_(_attend_in_float32(queries, context, seen, sinks, softmax))
 
 
 def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype) -> torch.Tensor:
@@ -92,26 +110,44 @@ def _attend(
     return attended[:, 0]
 
 
-def _attend_sparsely(
-    queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None, sparsity: float
+def _attend_in_float32(
+    queries: torch.Tensor,
+    context: torch.Tensor,
+    seen: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    softmax: _Softmax,
 ) -> torch.Tensor:
+    """Do the same with any softmax; ``sinks`` are [rows, group]."""
     keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
     scores = queries.float() @ keys.float().transpose(1, 2) * queries.shape[-1] ** -0.5
+    if softmax.soft_cap is not None:
+        scores.div_(softmax.soft_cap).tanh_().mul_(softmax.soft_cap)
+    if seen is not None:
+        scores.masked_fill_(~seen[:, None], -torch.inf)
+    if sinks is None:
+        shares = scores.softmax(-1)
+    else:
+        shares = torch.cat([scores, sinks[..., None]], dim=-1).softmax(-1)[..., :-1]
+    if softmax.sparsity < 1:
+        shares = _without_small(shares, scores, seen, softmax.sparsity)
+    attended: torch.Tensor = shares @ values.float()
+    return attended.to(queries.dtype)
+
+
+def _without_small(
+    shares: torch.Tensor, scores: torch.Tensor, seen: torch.Tensor | None, sparsity: float
+) -> torch.Tensor:
+    """Give the shares of small scores to all visible slots alike."""
     counts = torch.tensor([scores.shape[-1]], device=scores.device)
     if seen is not None:
-        scores = scores.masked_fill(~seen[:, None], -torch.inf)
         counts = seen.sum(-1)
     # Rounded up, but not because of the product's rounding error.
     kept = (counts.double() * sparsity - 1e-9).ceil().long().clamp(min=1)
     largest = scores.topk(int(kept.max()), dim=-1).values
     least = largest.gather(2, (kept - 1)[:, None, None].expand(*scores.shape[:2], 1))
-    whole = scores.softmax(-1)
-    shares = whole.masked_fill(scores < least, 0)
-    # The shares of dropped values go to the mean of all visible values.
-    spread = (1 - shares.sum(-1, keepdim=True)) / counts.view(-1, 1, 1)
-    shares += spread if seen is None else spread * seen[:, None]
-    attended: torch.Tensor = shares @ values.float()
-    return attended.to(queries.dtype)
+    large = shares.masked_fill(scores < least, 0)
+    spread = (shares.sum(-1, keepdim=True) - large.sum(-1, keepdim=True)) / counts.view(-1, 1, 1)
+    return large.add_(spread if seen is None else spread * seen[:, None])
 
 
 def grouped_linear(

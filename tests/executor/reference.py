@@ -172,7 +172,8 @@ class ReferenceModel:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            _finish(x, prefill_attention(q, k, v), weights, layer)
+            sinks = layers.sinks_of(weights, layer.attention)
+            _finish(x, prefill_attention(q, k, v, layer.attention, sinks), weights, layer)
         return x
 
     def _decode(
@@ -186,7 +187,10 @@ class ReferenceModel:
     ) -> torch.Tensor:
         x = self._embed(tokens[:, None], positions[:, None])
         slots = torch.arange(slot + 1)
-        is_void = (slots >= lengths[:, None]) & (slots < prompt_len)
+        in_prompt = slots < prompt_len
+        is_empty = (slots >= lengths[:, None]) & in_prompt
+        # The position of the token in each slot.
+        places = torch.where(in_prompt, slots, slots - prompt_len + lengths[:, None])
         for i, (weights, cache) in enumerate(zip(self.decoders, caches, strict=True)):
             layer = self.spec.layer(i)
             attention = layer.attention
@@ -198,8 +202,14 @@ class ReferenceModel:
             keys, values = context
             queries = q.reshape(len(tokens), -1, attention.group_size, attention.head_dim)
             scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5
-            scores.masked_fill_(is_void[:, None, None], -torch.inf)
-            shares = self._without_small(scores, ~is_void)
+            if attention.soft_cap is not None:
+                scores = attention.soft_cap * (scores / attention.soft_cap).tanh()
+            is_hidden = is_empty
+            if attention.window is not None:
+                is_hidden = is_empty | (places <= positions[:, None] - attention.window)
+            scores.masked_fill_(is_hidden[:, None, None], -torch.inf)
+            sinks = layers.sinks_of(weights, attention)
+            shares = self._without_small(scores, ~is_hidden, sinks)
             attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
             _finish(x, attended, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
@@ -215,18 +225,24 @@ class ReferenceModel:
         qkv = layers.project_qkv(x, weights, rotation, layer)
         return layers.split_heads(qkv, attention)
 
-    def _without_small(self, scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    def _without_small(
+        self, scores: torch.Tensor, seen: torch.Tensor, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return each query's shares, those of small scores shared out among all that are
         ``seen``, [sequences, slots]."""
         shares = scores.softmax(-1)
+        if sinks is not None:
+            column = sinks.to(scores.dtype).view(*scores.shape[1:3], 1).expand(*scores.shape[:3], 1)
+            shares = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
         if self.compression.sparsity == 1:
             return shares
         for found, rows, is_seen in zip(shares, scores, seen, strict=True):
             count = int(is_seen.sum())
             kept = max(1, math.ceil(count * self.compression.sparsity - 1e-9))
             least = rows.sort(dim=-1, descending=True).values[..., kept - 1 : kept]
+            whole = found.sum(-1, keepdim=True)
             found.masked_fill_(rows < least, 0)
-            found += (1 - found.sum(-1, keepdim=True)) / count * is_seen
+            found += (whole - found.sum(-1, keepdim=True)) / count * is_seen
         return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.model.layer_spec import RotarySpec
+from costmodel.model.layer_spec import AttentionSpec, RotarySpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.layers import feed_forward, finish_attention, project_qkv, split_heads
 from executor.model.matrices import linear, split_rows
@@ -114,7 +114,8 @@ def test_prefill_attention_matches_explicit_softmax() -> None:
     scores = q.transpose(1, 2) @ keys.transpose(2, 3) / 8**0.5
     scores.masked_fill_(torch.ones(5, 5).triu(1).bool(), -torch.inf)
     expected = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(prefill_attention(q, k, v), expected)
+    spec = AttentionSpec(num_heads=q.shape[2], num_kv_heads=k.shape[2], head_dim=q.shape[3])
+    torch.testing.assert_close(prefill_attention(q, k, v, spec), expected)
 
 
 @pytest.mark.parametrize("case", ["opt", "qwen3"])
@@ -128,7 +129,7 @@ def test_only_what_is_added_to_changes(case: str, tmp_path: Path) -> None:
         rotation = rotation_of(torch.arange(3), attention.rotary, attention.head_dim, x.dtype)
     before = x.clone()
     qkv = project_qkv(x, weights, rotation, layer)
-    attended = prefill_attention(*split_heads(qkv, attention))
+    attended = prefill_attention(*split_heads(qkv, attention), attention)
     assert torch.equal(x, before)
     attended_before = attended.clone()
     finish_attention(x, attended, weights, layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,9 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
 @pytest.mark.parametrize(
     ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
 )
+@pytest.mark.parametrize(
+    ("soft_cap", "has_sinks"), [(None, False), (5.0, False), (None, True), (50.0, True)]
+)
 def test_attention(
     gpu: ModuleType,
     bits: int,
@@ -72,6 +76,8 @@ def test_attention(
     group_size: int,
     dtype: torch.dtype,
     is_padded: bool,
+    soft_cap: float | None,
+    has_sinks: bool,
 ) -> None:
     """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
     of the first tokens be seen."""
@@ -84,24 +90,22 @@ def test_attention(
     pack_rows_twin(plain, packing, packed)
     context = packed.unflatten(0, (tokens, 2))[:, :, 1:]
     counts = torch.tensor([prompt_len, prompt_len // 2, 0], dtype=torch.int32, device=DEVICE)
-    lengths = counts if is_padded else None
+    ends = torch.full_like(counts, prompt_len)
+    void_slots = torch.stack([counts, ends], dim=1) if is_padded else None
+    sinks = torch.randn(q.shape[1], device=DEVICE) if has_sinks else None
     out = torch.full((batch * kv_heads - 1, group, dim), torch.nan, device=DEVICE).to(dtype)
     expected = torch.empty_like(out)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
     for view in (context, context.transpose(0, 2).contiguous().transpose(0, 2)):
-        gpu.decode_attention(
-            q, view, out, first_row=1, lengths=lengths, prompt_len=prompt_len, packing=packing
-        )
-        twins.decode_attention(
-            q,
-            view,
-            expected,
-            first_row=1,
-            lengths=lengths,
-            prompt_len=prompt_len,
-            packing=packing,
-            sparsity=1.0,
-        )
+        how: dict[str, Any] = {
+            "first_row": 1,
+            "void_slots": void_slots,
+            "soft_cap": soft_cap,
+            "sinks": sinks,
+            "packing": packing,
+        }
+        gpu.decode_attention(q, view, out, **how)
+        twins.decode_attention(q, view, expected, **how, sparsity=1.0)
         torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 

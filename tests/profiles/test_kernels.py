@@ -29,7 +29,13 @@ SHAPES = [
 
 
 def _attend_slowly(
-    q: torch.Tensor, context: torch.Tensor, kv_heads: int, void: torch.Tensor, first_row: int
+    q: torch.Tensor,
+    context: torch.Tensor,
+    kv_heads: int,
+    void: torch.Tensor,
+    first_row: int,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend row by row in float64; ``void`` is bool [batch, tokens]."""
     group = q.shape[1] // kv_heads
@@ -37,8 +43,13 @@ def _attend_slowly(
     for row in range(context.shape[2]):
         sequence, head = divmod(row + first_row, kv_heads)
         keys, values = context[~void[sequence], :, row].double().unbind(1)
-        queries = q[sequence, head * group : (head + 1) * group].double()
-        out.append((queries @ keys.T / q.shape[2] ** 0.5).softmax(-1) @ values)
+        here = slice(head * group, (head + 1) * group)
+        scores = q[sequence, here].double() @ keys.T / q.shape[2] ** 0.5
+        if soft_cap is not None:
+            scores = soft_cap * (scores / soft_cap).tanh()
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[here, None].double()], dim=1)
+        out.append(scores.softmax(-1)[:, : len(values)] @ values)
     return torch.stack(out)
 
 
@@ -78,13 +89,45 @@ def test_decode_attention(
     prompt_len = tokens - 1 if is_padded else 0
     lengths = torch.randint(1, tokens, (batch,), dtype=torch.int32) if is_padded else None
     void = torch.zeros(batch, tokens, dtype=torch.bool)
+    void_slots = None
     if lengths is not None:
         void = (torch.arange(tokens) >= lengths[:, None]) & (torch.arange(tokens) < prompt_len)
-    kernels.decode_attention(
-        q, context, out, first_row=first_row, lengths=lengths, prompt_len=prompt_len
-    )
+        void_slots = torch.stack([lengths, torch.full_like(lengths, prompt_len)], dim=1)
+    kernels.decode_attention(q, context, out, first_row=first_row, void_slots=void_slots)
     expected = _attend_slowly(q, context, kv_heads, void, first_row)
     tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("soft_cap", "sink_scale"), [(3.0, None), (None, 2.0), (50.0, 2.0), (None, 200.0)]
+)
+def test_soft_caps_sinks_and_void_slots_anywhere(
+    library: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    soft_cap: float | None,
+    sink_scale: float | None,
+) -> None:
+    """The void is before or behind a slot that each sequence sees, or is empty."""
+    batch, kv_heads, _, _, tokens = shape
+    q, context, out = _inputs(shape, dtype, 1, by_row=True)
+    seen = torch.randint(0, tokens, (batch, 1))
+    bounds = torch.randint(0, tokens + 1, (batch, 2))
+    bounds[0] = torch.tensor([0, tokens - 1])
+    before, behind = bounds.clamp(max=seen), bounds.clamp(min=seen + 1)
+    before[0], behind[0] = bounds[0], bounds[0]
+    void_slots = torch.where(torch.arange(batch)[:, None] % 2 == 0, before, behind).int()
+    slots = torch.arange(tokens)
+    void = (slots >= void_slots[:, :1]) & (slots < void_slots[:, 1:])
+    sinks = None if sink_scale is None else torch.randn(q.shape[1]) * sink_scale
+    kernels.decode_attention(
+        q, context, out, first_row=1, void_slots=void_slots, soft_cap=soft_cap, sinks=sinks
+    )
+    expected = _attend_slowly(q, context, kv_heads, void, 1, soft_cap, sinks)
+    tolerance = max(1e-5, TOLERANCE[dtype])
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 

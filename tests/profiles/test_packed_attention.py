@@ -43,11 +43,17 @@ def _unpacked(context: torch.Tensor, packing: Packing, dtype: torch.dtype) -> to
     return whole
 
 
-def _void(batch: int, tokens: int) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """Return lengths, the padded prompt's length and which slots are void."""
-    lengths, prompt_len = torch.randint(1, tokens, (batch,), dtype=torch.int32), tokens - 1
+def _void(batch: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bounds of the void slots of each sequence, up to the last but one, and which slots
+    they are."""
+    lengths = torch.randint(1, tokens, (batch,), dtype=torch.int32)
     slots = torch.arange(tokens)
-    return lengths, prompt_len, (slots >= lengths[:, None]) & (slots < prompt_len)
+    void_slots = torch.stack([lengths, torch.full_like(lengths, tokens - 1)], dim=1)
+    return void_slots, (slots >= lengths[:, None]) & (slots < tokens - 1)
+
+
+def _sinks(q: torch.Tensor, has_sinks: bool) -> torch.Tensor | None:
+    return torch.randn(q.shape[1]) if has_sinks else None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,6 +61,7 @@ def _void(batch: int, tokens: int) -> tuple[torch.Tensor, int, torch.Tensor]:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("sparsity", [1.0, 0.3])
+@pytest.mark.parametrize(("soft_cap", "has_sinks"), [(None, False), (5.0, True)])
 def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
     library: str,
     shape: tuple[int, ...],
@@ -62,11 +69,14 @@ def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
     bits: int,
     group_size: int,
     sparsity: float,
+    soft_cap: float | None,
+    has_sinks: bool,
 ) -> None:
     batch, kv_heads, group, head_dim, tokens = shape
     packing = Packing(num_elements=head_dim, bits=bits, group_size=group_size)
     q, context = _queries(shape, dtype), _cache(shape, dtype, packing)
-    lengths, prompt_len, _ = _void(batch, tokens)
+    void_slots, _ = _void(batch, tokens)
+    sinks = _sinks(q, has_sinks)
     out = torch.full((batch * kv_heads - 1, group, head_dim), torch.nan, dtype=dtype)
     expected = out.clone()
     for into, cache, how in (
@@ -78,8 +88,9 @@ def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
             cache[:, :, 1:],
             into,
             first_row=1,
-            lengths=lengths,
-            prompt_len=prompt_len,
+            void_slots=void_slots,
+            soft_cap=soft_cap,
+            sinks=sinks,
             packing=how,
             sparsity=sparsity,
         )
@@ -90,18 +101,24 @@ def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
 
 @pytest.mark.parametrize("sparsity", [1.0, 0.3])
 @pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize(("soft_cap", "has_sinks"), [(None, False), (5.0, False), (None, True)])
 def test_the_twin_takes_rows_in_parts(
-    bits: int | None, sparsity: float, monkeypatch: pytest.MonkeyPatch
+    bits: int | None,
+    sparsity: float,
+    soft_cap: float | None,
+    has_sinks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape = (3, 2, 4, 64, 37)
     packing = Packing(num_elements=64, bits=bits) if bits else None
     q, context = _queries(shape, torch.float32), _cache(shape, torch.float32, packing)
-    lengths, prompt_len, _ = _void(3, 37)
+    void_slots, _ = _void(3, 37)
     whole, parts = (torch.empty(6, 4, 64) for _ in range(2))
     how: dict[str, Any] = {
         "first_row": 0,
-        "lengths": lengths,
-        "prompt_len": prompt_len,
+        "void_slots": void_slots,
+        "soft_cap": soft_cap,
+        "sinks": _sinks(q, has_sinks),
         "packing": packing,
         "sparsity": sparsity,
     }
@@ -112,7 +129,11 @@ def test_the_twin_takes_rows_in_parts(
 
 
 def _attend_sparsely(
-    q: torch.Tensor, context: torch.Tensor, void: torch.Tensor, sparsity: float
+    q: torch.Tensor,
+    context: torch.Tensor,
+    void: torch.Tensor,
+    sparsity: float,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attend query by query in float64, to the best keys of those that are not void; the mean of
     all values stands for the others."""
@@ -125,25 +146,29 @@ def _attend_sparsely(
         for g in range(group):
             scores = keys @ q[sequence, head * group + g].double() / math.sqrt(q.shape[2])
             best = scores.argsort(descending=True)[: math.ceil(len(keys) * sparsity)]
-            shares = scores.softmax(-1)[best]
-            out[row, g] = shares @ values[best] + (1 - shares.sum()) * values.mean(0)
+            whole = scores
+            if sinks is not None:
+                whole = torch.cat([scores, sinks[head * group + g, None].double()])
+            shares = whole.softmax(-1)[: len(keys)]
+            dropped = shares.sum() - shares[best].sum()
+            out[row, g] = shares[best] @ values[best] + dropped * values.mean(0)
     return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sparsity", [0.01, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("has_sinks", [False, True])
 def test_sparse_attention_takes_the_keys_with_the_largest_scores(
-    library: str, shape: tuple[int, ...], dtype: torch.dtype, sparsity: float
+    library: str, shape: tuple[int, ...], dtype: torch.dtype, sparsity: float, has_sinks: bool
 ) -> None:
     batch, kv_heads, group, head_dim, tokens = shape
     q, context = _queries(shape, dtype), _cache(shape, dtype, None)
-    lengths, prompt_len, void = _void(batch, tokens)
+    void_slots, void = _void(batch, tokens)
+    sinks = _sinks(q, has_sinks)
     out = torch.empty(batch * kv_heads, group, head_dim, dtype=dtype)
-    kernels.decode_attention(
-        q, context, out, lengths=lengths, prompt_len=prompt_len, sparsity=sparsity
-    )
-    expected = _attend_sparsely(q, context, void, sparsity)
+    kernels.decode_attention(q, context, out, void_slots=void_slots, sinks=sinks, sparsity=sparsity)
+    expected = _attend_sparsely(q, context, void, sparsity, sinks)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -156,13 +181,13 @@ def test_sums_of_values_kept_from_step_to_step_do_not_change_what_is_attended(
     batch, kv_heads, group, head_dim, tokens = shape
     packing = Packing(num_elements=head_dim, bits=bits, group_size=32) if bits else None
     q, context = _queries(shape, torch.float32), _cache(shape, torch.float32, packing)
-    lengths, prompt_len, _ = _void(batch, tokens)
+    void_slots, _ = _void(batch, tokens)
     kept, anew = (torch.empty(batch * kv_heads, group, head_dim) for _ in range(2))
     sums = torch.full((batch * kv_heads, head_dim), torch.nan)
-    for end in range(max(1, prompt_len), tokens + 1):
+    first = max(1, tokens - 1)
+    for end in range(first, tokens + 1):
         arguments: dict[str, Any] = {
-            "lengths": lengths,
-            "prompt_len": prompt_len,
+            "void_slots": void_slots,
             "packing": packing,
             "sparsity": 0.2,
         }
@@ -173,7 +198,7 @@ def test_sums_of_values_kept_from_step_to_step_do_not_change_what_is_attended(
             kept,
             **arguments,
             value_sums=sums,
-            begins=end == max(1, prompt_len),
+            begins=end == first,
         )
         torch.testing.assert_close(kept, anew, rtol=1e-5, atol=1e-5)
 

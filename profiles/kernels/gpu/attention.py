@@ -24,8 +24,9 @@ def decode_attention(
     out: torch.Tensor,
     *,
     first_row: int,
-    lengths: torch.Tensor | None,
-    prompt_len: int,
+    void_slots: torch.Tensor | None,
+    soft_cap: float | None,
+    sinks: torch.Tensor | None,
     packing: Packing,
 ) -> None:
     """See ``profiles.kernels.decode_attention``, for a packed context and dense attention.
@@ -41,11 +42,12 @@ def decode_attention(
         q,
         context,
         out,
-        lengths,
+        void_slots,
+        sinks,
         tokens,
         first_row,
-        prompt_len,
         dim**-0.5,
+        soft_cap or 1.0,
         q.stride(0),
         context.stride(0),
         context.stride(1),
@@ -58,7 +60,9 @@ def decode_attention(
         CODE_BYTES=packing.code_bytes,
         CODES=codes,
         COLS=cols,
-        HAS_LENGTHS=lengths is not None,
+        HAS_VOID_SLOTS=void_slots is not None,
+        HAS_SOFT_CAP=soft_cap is not None,
+        HAS_SINKS=sinks is not None,
         TOKENS=max(1, TILE_CODES // cols),
         num_warps=NUM_WARPS,
     )
@@ -68,23 +72,23 @@ def decode_attention(
     do_not_specialize=[
         "tokens",
         "first_row",
-        "prompt_len",
         "q_stride",
         "token_stride",
         "value_stride",
         "row_stride",
     ],
-    do_not_specialize_on_alignment=["q", "context", "out", "lengths"],
+    do_not_specialize_on_alignment=["q", "context", "out", "void_slots", "sinks"],
 )
 def _attend(
     q,
     context,
     out,
-    lengths,
+    void_slots,
+    sinks,
     tokens,
     first_row,
-    prompt_len,
     scale,
+    soft_cap,
     q_stride,
     token_stride,
     value_stride,
@@ -97,15 +101,18 @@ def _attend(
     CODE_BYTES: tl.constexpr,
     CODES: tl.constexpr,
     COLS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
+    HAS_VOID_SLOTS: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) // QUERIES
     query = tl.program_id(0) % QUERIES
     sequence, head = (first_row + row) // KV_HEADS, (first_row + row) % KV_HEADS
-    length = prompt_len
-    if HAS_LENGTHS:
-        length = tl.load(lengths + sequence)
+    void_from, void_end = 0, 0
+    if HAS_VOID_SLOTS:
+        void_from = tl.load(void_slots + 2 * sequence)
+        void_end = tl.load(void_slots + 2 * sequence + 1)
     # A byte of codes is one element, or two: one of each half of a group.
     GROUP_CODES: tl.constexpr = GROUP * BITS // 8
     col = tl.arange(0, COLS)
@@ -118,11 +125,15 @@ def _attend(
         asked_second = asked_second.to(tl.float32) * scale
     largest = tl.full([1], -float("inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
+    if HAS_SINKS:
+        # A sink is the first score, and adds nothing to the values.
+        largest = tl.zeros([1], tl.float32) + tl.load(sinks + head * QUERIES + query)
+        total += 1.0
     sums_first, sums_second = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
     cols, groups = col[None, :], g[None, :]
     for first in range(0, tokens, TOKENS):
         slot = first + tl.arange(0, TOKENS)
-        is_seen = (slot < tokens) & ((slot < length) | (slot >= prompt_len))
+        is_seen = (slot < tokens) & ((slot < void_from) | (slot >= void_end))
         mask = is_seen[:, None] & is_code[None, :]
         keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
         codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)
@@ -131,7 +142,11 @@ def _attend(
             found += _value(codes >> 4, step, base, q) * asked_second[None, :]
         else:
             found = _value(codes, step, base, q) * asked_first[None, :]
-        scores = tl.where(is_seen, tl.sum(found, 1), -float("inf"))
+        scores = tl.sum(found, 1)
+        if HAS_SOFT_CAP:
+            # tanh by the exponential, which every version of Triton has.
+            scores = soft_cap * (1 - 2 / (tl.exp(scores * (2 / soft_cap)) + 1))
+        scores = tl.where(is_seen, scores, -float("inf"))
         now = tl.maximum(largest, tl.max(scores, 0))
         # The largest score is minus infinity until the first visible slot.
         origin = tl.where(now == -float("inf"), 0.0, now)
