@@ -52,6 +52,37 @@ def rotary(
     return readers[kind](config, found, spec) if kind in readers else spec
 
 
+def rotary_keys_of(
+    config: HFConfig, kind: str, theta_key: str | None, theta: float, *, is_scaled: bool
+) -> HFConfig:
+    """Return a config with the rotation of one kind of layer as that of all.
+
+    Parameters
+    ----------
+    kind
+        Its key in ``rope_parameters``.
+    theta_key, theta
+        The key outside of ``rope_parameters`` that has the base, and the base without any.
+    is_scaled
+        Whether ``rope_scaling`` is of this kind.
+    """
+    nested = config.raw.get("rope_parameters")
+    nested = {} if nested is None else nested
+    if not isinstance(nested, Mapping) or any(
+        not isinstance(value, Mapping | None) for value in nested.values()
+    ):
+        raise config.refusal("rope_parameters", nested, "an object for each kind of layer")
+    own: dict[str, Any] = dict(nested.get(kind) or {})
+    scaling = config.raw.get("rope_scaling") if is_scaled else None
+    if scaling is not None:
+        if not isinstance(scaling, Mapping):
+            raise config.refusal("rope_scaling", scaling, "an object with rope_type")
+        own |= scaling
+    own.setdefault("rope_theta", config.raw.get(theta_key, theta) if theta_key else theta)
+    kept = {k: v for k, v in config.raw.items() if k not in ("rope_scaling", "rope_theta")}
+    return replace(config, raw=kept | {"rope_parameters": own})
+
+
 def _rope_keys(config: HFConfig) -> Mapping[str, Any]:
     # As in transformers 5, the older key wins, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")

@@ -74,6 +74,17 @@ LLAMA_MODULES: Mapping[str, tuple[str, ...]] = {
     "down": ("layers.{layer}.mlp.down_proj",),
     "final_norm": ("norm",),
 }
+# For norms after each half.
+OLMO2_MODULES: Mapping[str, tuple[str, ...]] = {
+    **LLAMA_MODULES,
+    "attention_output_norm": ("layers.{layer}.post_attention_layernorm",),
+    "mlp_output_norm": ("layers.{layer}.post_feedforward_layernorm",),
+}
+# For norms before and after each half.
+GEMMA_MODULES: Mapping[str, tuple[str, ...]] = {
+    **OLMO2_MODULES,
+    "mlp_norm": ("layers.{layer}.pre_feedforward_layernorm",),
+}
 GLM_DEFAULTS: Mapping[str, Any] = {
     **LLAMA_DEFAULTS,
     "vocab_size": 151552,
@@ -135,11 +146,21 @@ def layer_norm(config: HFConfig, key: str = "layer_norm_eps", **fields: Any) -> 
     return NormSpec(kind="layer", eps=config.number(key), **fields)
 
 
+def soft_cap(config: HFConfig, key: str) -> float | None:
+    """Read a soft cap; ``None`` where the config has null."""
+    return None if config.get(key) is None else config.number(key)
+
+
 def gated_mlp(
-    config: HFConfig, size_key: str = "intermediate_size", *, times: int = 1, **fields: Any
+    config: HFConfig,
+    size_key: str = "intermediate_size",
+    *,
+    times: int = 1,
+    activation_key: str = "hidden_act",
+    **fields: Any,
 ) -> MlpSpec:
     """Read an MLP of the Llama family, ``times`` as wide as the key says."""
-    kind = activation(config, "hidden_act", GATED_ACTIVATIONS)
+    kind = activation(config, activation_key, GATED_ACTIVATIONS)
     return MlpSpec(size=times * config.whole(size_key), activation=kind, is_gated=True, **fields)
 
 
@@ -248,7 +269,6 @@ def decoder(
     config: HFConfig,
     layers: Sequence[LayerSpec],
     *,
-    window: int | None = None,
     embedding: EmbeddingSpec = EmbeddingSpec(),  # noqa: B008  # frozen
     final_norm: NormSpec | None = None,
     logit_scale: float = 1.0,
@@ -258,18 +278,16 @@ def decoder(
 ) -> ModelSpec:
     """Make a model of its layers and of the keys that all families share.
 
-    ``dtype`` is used where the config names none. ``window`` limits the positions, because
-    attention within one window is plain attention.
+    ``dtype`` is used where the config names none.
     """
     check_followed(config)
-    positions = config.whole("max_position_embeddings")
     return model_of_layers(
         list(layers),
         name=config.name,
         family=config.family,
         vocab_size=config.whole("vocab_size"),
         hidden_size=config.whole("hidden_size"),
-        max_positions=positions if window is None else min(positions, window),
+        max_positions=config.whole("max_position_embeddings"),
         embedding=embedding,
         final_norm=final_norm or rms_norm(config),
         head=HeadSpec(

@@ -1,12 +1,14 @@
-"""Sliding windows of attention, as configs state them.
-
-Within one window, attention is plain attention. So a window limits the positions of a model, and
-longer contexts are refused.
-"""
+"""Sliding windows of attention, as configs state them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from costmodel.model.hf_config import HFConfig
+from costmodel.model.layer_spec import LayerSpec
+
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def window_size(config: HFConfig) -> int | None:
@@ -16,27 +18,57 @@ def window_size(config: HFConfig) -> int | None:
 
 def refuse_windows(config: HFConfig) -> None:
     """Refuse layers with a sliding window."""
-    if "sliding_attention" in config.layer_types():
-        raise config.refusal("layer_types", "sliding_attention", "full_attention")
+    if SLIDING in config.layer_types():
+        raise config.refusal("layer_types", SLIDING, FULL)
 
 
-def only_window(config: HFConfig, *, is_on: bool = True) -> int | None:
-    """Read the window of a family that uses it in all layers or in none."""
-    window = window_size(config)
-    if window is None or not is_on:
+def every_full(config: HFConfig, step: int) -> list[str]:
+    """Read the kind of attention of each layer; where the config has none, every ``step``-th layer
+    sees all tokens and the others have a window."""
+    count = config.whole("num_hidden_layers")
+    kinds = [SLIDING if (i + 1) % step else FULL for i in range(count)]
+    return config.layer_types() or kinds
+
+
+def with_windows(
+    config: HFConfig, layers: Sequence[LayerSpec], kinds: Sequence[str]
+) -> list[LayerSpec]:
+    """Give the config's window to the layers of the kind ``sliding_attention``.
+
+    A window of all positions hides nothing, and is left out.
+    """
+    if SLIDING not in kinds:
+        return list(layers)
+    window = config.whole("sliding_window")
+    if window >= config.whole("max_position_embeddings"):
+        return list(layers)
+    return [
+        replace(layer, attention=replace(layer.attention, window=window))
+        if kind == SLIDING
+        else layer
+        for layer, kind in zip(layers, kinds, strict=True)
+    ]
+
+
+def with_only_window(
+    config: HFConfig, layers: Sequence[LayerSpec], *, is_on: bool = True
+) -> list[LayerSpec]:
+    """Give the window to all layers, or to none, in a family that knows no other pattern."""
+    if window_size(config) is None or not is_on:
         refuse_windows(config)
-        return None
-    return window
+        return list(layers)
+    return with_windows(config, layers, [SLIDING] * len(layers))
 
 
-def qwen_window(config: HFConfig) -> int | None:
-    """Read the window of a family that uses it in the layers from ``max_window_layers`` on."""
+def with_qwen_windows(config: HFConfig, layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """Give the window to the layers that ``layer_types`` names, or else to those from
+    ``max_window_layers`` on."""
     kinds = config.layer_types()
-    window = window_size(config)
-    if not config.flag("use_sliding_window"):
-        window = None
+    is_on = config.flag("use_sliding_window") and window_size(config) is not None
     first = config.whole("max_window_layers", least=0)
-    kinds = kinds or ["sliding_attention"] * (first < config.whole("num_hidden_layers"))
-    if config.raw.get("layer_types") and window is None:
+    if not is_on:
         refuse_windows(config)
-    return window if "sliding_attention" in kinds else None
+        return list(layers)
+    return with_windows(
+        config, layers, kinds or [SLIDING if i >= first else FULL for i in range(len(layers))]
+    )

@@ -11,23 +11,23 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import window_size
+from costmodel.families._windows import FULL, SLIDING, window_size, with_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
-def _window(config: HFConfig) -> int | None:
-    """Read the window, which all layers use unless ``layer_types`` names only full attention."""
+def _with_windows(config: HFConfig, layers: list[LayerSpec]) -> list[LayerSpec]:
+    """Give all layers the window, unless ``layer_types`` names only full attention."""
     kinds = config.layer_types()
-    window = window_size(config)
-    if window is None:
+    if window_size(config) is None:
         # transformers gives a config with layer_types a mask that needs a window.
         if "layer_types" in config.raw:
             raise config.refusal("sliding_window", None, "a number beside layer_types")
-        return None
-    return window if not kinds or "sliding_attention" in kinds else None
+        return layers
+    is_on = not kinds or SLIDING in kinds
+    return with_windows(config, layers, [SLIDING if is_on else FULL] * len(layers))
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -36,7 +36,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         mlp=gated_mlp(config),
         norm=rms_norm(config),
     )
-    return decoder(config, equal_layers(config, layer), window=_window(config))
+    return decoder(config, _with_windows(config, equal_layers(config, layer)))
 
 
 FAMILY = Family(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
-    LLAMA_MODULES,
+    OLMO2_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -43,10 +43,6 @@ FAMILY = Family(
         "attention_bias": False,
     },
     describe=_describe,
-    modules={
-        **LLAMA_MODULES,
-        "attention_output_norm": ("layers.{layer}.post_attention_layernorm",),
-        "mlp_output_norm": ("layers.{layer}.post_feedforward_layernorm",),
-    },
+    modules=OLMO2_MODULES,
     fixes_tokenizer_class=True,
 )

@@ -13,7 +13,7 @@ from costmodel.families._shared import (
     rms_norm,
     sparse_layers,
 )
-from costmodel.families._windows import refuse_windows
+from costmodel.families._windows import FULL, SLIDING, refuse_windows, with_windows
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -21,17 +21,19 @@ from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
-def _window(config: HFConfig) -> int | None:
-    """Read the window, which some of the layers before ``max_window_layers`` use."""
+def _with_windows(config: HFConfig, layers: list[LayerSpec]) -> list[LayerSpec]:
+    """Give the window to the layers that ``layer_types`` names, or else to every second one of
+    those before ``max_window_layers``."""
     is_on = config.flag("use_sliding_window")
     window = config.whole("sliding_window", least=0, instead_of_null=0)
     behind = config.whole("max_window_layers", least=0)
-    kinds = config.layer_types() or ["sliding_attention"] * (is_on and behind > 0)
-    if is_on and not window:
-        raise config.refusal("sliding_window", config.get("sliding_window"), "a window above 0")
     if not is_on:
         refuse_windows(config)
-    return window if "sliding_attention" in kinds else None
+        return layers
+    if not window:
+        raise config.refusal("sliding_window", config.get("sliding_window"), "a window above 0")
+    kinds = [SLIDING if i % 2 == 0 and i < behind else FULL for i in range(len(layers))]
+    return with_windows(config, layers, config.layer_types() or kinds)
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -52,7 +54,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         norm=norm,
     )
     layers = [sparse if is_sparse else dense for is_sparse in sparse_layers(config)]
-    return decoder(config, layers, window=_window(config))
+    return decoder(config, _with_windows(config, layers))
 
 
 FAMILY = Family(

@@ -10,7 +10,7 @@ from costmodel.families._shared import (
     layer_norm,
     llama_attention,
 )
-from costmodel.families._windows import only_window
+from costmodel.families._windows import with_only_window
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
@@ -32,9 +32,8 @@ def _describe(config: HFConfig) -> ModelSpec:
         ),
         norm=layer_norm(config, "norm_epsilon"),
     )
-    return decoder(
-        config, equal_layers(config, layer), window=only_window(config), final_norm=layer.norm
-    )
+    layers = with_only_window(config, equal_layers(config, layer))
+    return decoder(config, layers, final_norm=layer.norm)
 
 
 FAMILY = Family(

@@ -72,23 +72,32 @@ def test_config_with_grouped_heads_and_own_head_size() -> None:
     assert spec.dtype_bytes == 4
 
 
-def test_window_bounds_positions() -> None:
+def test_windows_are_those_of_the_layers_that_the_config_names() -> None:
     windowed: dict[str, Any] = LLAMA | {"model_type": "mistral", "sliding_window": 32}
     windowed |= {"num_key_value_heads": 4}
-    assert spec_from_config(windowed, name="x").max_positions == 32
-    assert spec_from_config(windowed | {"sliding_window": None}, name="x").max_positions == 128
+    assert _windows(windowed) == [32] * 3
+    assert _windows(windowed | {"sliding_window": None}) == [None] * 3
+    # A window of all positions hides nothing.
+    assert _windows(windowed | {"sliding_window": 128}) == [None] * 3
     # Llama reads no window, and Qwen only one that is switched on and some layer has.
-    assert spec_from_config(windowed | {"model_type": "llama"}, name="x").max_positions == 128
+    assert _windows(windowed | {"model_type": "llama"}) == [None] * 3
     qwen2 = windowed | {"model_type": "qwen2", "num_key_value_heads": 4}
-    for changes, positions in (
-        ({}, 128),
-        ({"use_sliding_window": False}, 128),
-        ({"use_sliding_window": True}, 128),
-        ({"use_sliding_window": True, "max_window_layers": 2}, 32),
-        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 3}, 128),
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3}, 32),
+    mixed = ["sliding_attention", "full_attention", "sliding_attention"]
+    for changes, windows in (
+        ({}, [None] * 3),
+        ({"use_sliding_window": False}, [None] * 3),
+        ({"use_sliding_window": True}, [None] * 3),
+        ({"use_sliding_window": True, "max_window_layers": 2}, [None, None, 32]),
+        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 3}, [None] * 3),
+        ({"use_sliding_window": True, "layer_types": mixed}, [32, None, 32]),
     ):
-        assert spec_from_config(qwen2 | changes, name="x").max_positions == positions
+        assert _windows(qwen2 | changes) == windows
+
+
+def _windows(config: dict[str, Any]) -> list[int | None]:
+    spec = spec_from_config(config, name="x")
+    assert spec.max_positions == 128
+    return [spec.layer(number).attention.window for number in range(spec.num_layers)]
 
 
 def test_folder_and_file(tmp_path: Path) -> None:

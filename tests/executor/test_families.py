@@ -27,11 +27,29 @@ from tests.executor.tiny_models import (
     save_tiny_model,
 )
 
+WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},
+    "cohere2-one-window": {"family": "cohere2", "sliding_window": 1, "layer_types": WINDOWS},
+    "gemma2-all-windows": {
+        "family": "gemma2",
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention"] * 3,
+        "attn_logit_softcapping": None,
+    },
+    "gemma3-windows": {
+        "family": "gemma3_text",
+        "sliding_window": 9,
+        "layer_types": WINDOWS,
+        "attn_logit_softcapping": 2.0,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        },
+    },
     "glm4-moe-biases": {
         "family": "glm4_moe",
         "attention_bias": True,
@@ -40,8 +58,16 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     },
     "gpt-neox-sequential": {"family": "gpt_neox", "use_parallel_residual": False},
     "llama-yarn": {"family": "llama", "rope_parameters": YARN_ROPE},
+    "mistral-window": {"family": "mistral", "sliding_window": 5},
+    "mixtral-window": {"family": "mixtral", "sliding_window": 16},
     "nemotron-biases": {"family": "nemotron", "attention_bias": True, "mlp_bias": True},
     "olmo-clipped": {"family": "olmo", "clip_qkv": 0.3},
+    "olmo3-windows": {
+        "family": "olmo3",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "rope_parameters": {"full_attention": YARN_ROPE},
+    },
     "phi3-long": {"family": "phi3", "rope_parameters": LONG_ROPE},
     "phi3-short": {
         "family": "phi3",
@@ -68,6 +94,21 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "norm_topk_prob": True,
         "qkv_bias": False,
     },
+    "qwen2-windows": {
+        "family": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "qwen2-moe-windows": {"family": "qwen2_moe", "use_sliding_window": True, "sliding_window": 7},
+    "qwen3-windows": {
+        "family": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+    },
+    "qwen3-moe-window": {"family": "qwen3_moe", "use_sliding_window": True, "sliding_window": 7},
+    "starcoder2-window": {"family": "starcoder2", "sliding_window": 13},
     "qwen3-moe-dense-layers": {
         "family": "qwen3_moe",
         "mlp_only_layers": [0, 2],

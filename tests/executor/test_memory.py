@@ -51,7 +51,11 @@ LLAMA = plain_model(**SHAPES)
 
 
 def _with_experts(family: str, **changes: Any) -> ModelSpec:
-    config = plain_config(**(SHAPES | {"family": family})) | MORE_KEYS[family] | changes
+    return _with_keys(family, **(MORE_KEYS[family] | changes))
+
+
+def _with_keys(family: str, **changes: Any) -> ModelSpec:
+    config = plain_config(**(SHAPES | {"family": family})) | changes
     return spec_from_config(config, name=family)
 
 
@@ -61,6 +65,12 @@ MODELS = {
     "opt": plain_model(**(SHAPES | {"family": "opt", "num_kv_heads": 4, "tied": True})),
     "wide cache": plain_model(**(SHAPES | {"num_kv_heads": 4, "head_dim": 160})),
     "mixtral": _with_experts("mixtral"),
+    "windows": _with_keys(
+        "qwen3",
+        use_sliding_window=True,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     "qwen2_moe": _with_experts("qwen2_moe", decoder_sparse_step=2),
 }
 

@@ -44,6 +44,9 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "logits_scaling": 8,
     },
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
+    "cohere2": {"sliding_window": 20},
+    "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0},
+    "gemma3_text": {"sliding_window": 20, "query_pre_attn_scalar": 24},
     "glm": {"pad_token_id": 0},
     "glm4": {"pad_token_id": 0},
     "glm4_moe": {
@@ -55,6 +58,7 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 1.5,
     },
     "minimax_m2": {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
+    "olmo3": {"sliding_window": 20},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "qwen2_moe": {
         "num_experts": 6,

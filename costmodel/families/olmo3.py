@@ -1,0 +1,61 @@
+"""OLMo 3: as OLMo 2, but three of four layers have a window."""
+
+from __future__ import annotations
+
+from costmodel.families._rotary import rotary_keys_of
+from costmodel.families._shared import (
+    LLAMA_DEFAULTS,
+    OLMO2_MODULES,
+    absent,
+    decoder,
+    gated_mlp,
+    llama_attention,
+    rms_norm,
+)
+from costmodel.families._windows import FULL, SLIDING, every_full, with_windows
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.spec import ModelSpec
+
+THETA = 500000.0
+
+
+def _attention(config: HFConfig, kind: str) -> AttentionSpec:
+    has_bias = config.flag("attention_bias")
+    # Only layers that see all tokens follow the keys outside of ``rope_parameters``.
+    theta_key = "rope_theta" if kind == FULL else None
+    return llama_attention(
+        rotary_keys_of(config, kind, theta_key, THETA, is_scaled=kind == FULL),
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
+        qk_norm="projection",
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+    )
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    layers = {
+        kind: LayerSpec(
+            attention=_attention(config, kind),
+            mlp=gated_mlp(config),
+            norm=rms_norm(config),
+            norm_places=("after",),
+        )
+        for kind in (FULL, SLIDING)
+    }
+    kinds = every_full(config, 4)
+    return decoder(config, with_windows(config, [layers[kind] for kind in kinds], kinds))
+
+
+FAMILY = Family(
+    defaults={
+        **LLAMA_DEFAULTS,
+        "vocab_size": 50304,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "sliding_window": 4096,
+    },
+    describe=_describe,
+    modules=OLMO2_MODULES,
+)
