@@ -44,7 +44,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         config,
         with_windows(config, [layers[kind] for kind in kinds], kinds),
         final_norm=sliding.norm,
-        logit_scale=config.positive("logit_scale", config.get("logit_scale")),
+        logit_scale=config.number("logit_scale"),
     )
 
 

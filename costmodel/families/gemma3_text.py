@@ -26,12 +26,12 @@ THETAS = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
 
 
 def _attention(config: HFConfig, kind: str) -> AttentionSpec:
+    # Like transformers, this does not read ``attn_logit_softcapping``.
     has_bias = config.flag("attention_bias")
     return llama_attention(
         rotary_keys_of(config, kind, *THETAS[kind], is_scaled=kind == FULL),
         scale=config.whole("query_pre_attn_scalar") ** -0.5,
         qk_norm="head",
-        soft_cap=soft_cap(config, "attn_logit_softcapping"),
         qkv_bias=has_bias,
         output_bias=has_bias,
     )
@@ -80,7 +80,6 @@ FAMILY = Family(
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
         "final_logit_softcapping": None,
-        "attn_logit_softcapping": None,
         "use_bidirectional_attention": False,
     },
     describe=_describe,

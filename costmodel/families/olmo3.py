@@ -58,4 +58,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=OLMO2_MODULES,
+    fixes_tokenizer_class=True,
 )

@@ -296,14 +296,28 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     rotary_class = getattr(module, name.replace("Config", "RotaryEmbedding"))
     compared = 0
     for config in rope_configs(folder):
+        config = by_layer_kind(folder, config)
         ours = folder.ours(config)
         if ours is None:
             continue
         attention = ours.layer(0).attention
         assert attention.rotary is not None
-        rotary = rotary_class(folder.config_class(**copy.deepcopy(config)))
+        made = folder.config_class(**copy.deepcopy(config))
+        rotary = rotary_class(made)
+        prefix = f"{made.layer_types[0]}_" if hasattr(rotary, "layer_types") else ""
         frequencies = rotary_frequencies(attention.rotary, attention.head_dim, torch.device("cpu"))
-        torch.testing.assert_close(frequencies, rotary.inv_freq, msg=json.dumps(config))
-        assert rotary.attention_scaling == 1
+        expected = getattr(rotary, f"{prefix}inv_freq")
+        torch.testing.assert_close(frequencies, expected, msg=json.dumps(config))
+        scaling = getattr(rotary, f"{prefix}attention_scaling")
+        assert attention.rotary.attention_factor == pytest.approx(scaling)
         compared += 1
     assert compared > 30
+
+
+def by_layer_kind(folder: Folder, config: Config) -> Config:
+    """Name the keys of rotary positions for each kind of layer, where the family does so."""
+    found = config.get("rope_parameters")
+    if "convert_rope_params_to_dict" not in vars(folder.config_class) or not found:
+        return config
+    kinds = "full_attention", "sliding_attention"
+    return config | {"rope_parameters": {kind: copy.deepcopy(found) for kind in kinds}}

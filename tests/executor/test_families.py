@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "gemma3_text",
         "sliding_window": 9,
         "layer_types": WINDOWS,
-        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
