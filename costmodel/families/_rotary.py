@@ -77,6 +77,8 @@ def rotary_keys_of(
     if scaling is not None:
         if not isinstance(scaling, Mapping):
             raise config.refusal("rope_scaling", scaling, "an object with rope_type")
+        if config.raw.get("rope_parameters") is not None and nested.get(kind) is None:
+            raise config.refusal("rope_parameters", nested, f"{kind} beside rope_scaling")
         own |= scaling
     own.setdefault("rope_theta", config.raw.get(theta_key, theta) if theta_key else theta)
     kept = {k: v for k, v in config.raw.items() if k not in ("rope_scaling", "rope_theta")}

@@ -291,9 +291,9 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
-    family, name = folder.family, folder.config_class.__name__
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    rotary_class = getattr(module, name.replace("Config", "RotaryEmbedding"))
+    module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
+    name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)
+    rotary_class = getattr(importlib.import_module(module_name), name)
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)
