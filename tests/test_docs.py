@@ -39,8 +39,12 @@ WORDS = [
     "policy",
     "profile",
     "regret",
+    "ring",
+    "sink",
+    "slot",
     "staging",
     "tier",
+    "window",
 ]
 
 
