@@ -154,6 +154,8 @@ def _attend_by_tiles(
         added = shares.view(kv_heads, group * count, -1).to(v.dtype) @ v[:, tile]
         sums.mul_(kept[..., None]).add_(added.view(q.shape))
         largest = now
+        # Before the next tile's are made.
+        del scores, shares, added
     return sums.div_(total[..., None])
 
 
