@@ -14,7 +14,6 @@ from costmodel.report.run_record import Measured
 from profiles.units import format_bytes
 
 
-
 def placement_section(plan: Plan) -> Section:
     """Show where weights, cache and hidden states are stored."""
     placed = placed_bytes(plan.policy, plan.hardware)
@@ -23,7 +22,11 @@ def placement_section(plan: Plan) -> Section:
     for row, (name, (placement, total)) in enumerate(placed.items()):
         shares = {tier: getattr(placement, tier) for tier in tiers}
         parts = {
-            TIER_NAMES[tier]: (share, TIER_COLORS[tier], f"{share:.1%}, {format_bytes(share * total)}")
+            TIER_NAMES[tier]: (
+                share,
+                TIER_COLORS[tier],
+                f"{share:.1%}, {format_bytes(share * total)}",
+            )
             for tier, share in shares.items()
         }
         bars.add_stack(row, parts)
