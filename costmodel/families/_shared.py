@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from costmodel.families._rotary import DEFAULT_THETA, rotary
+from costmodel.families._windows import refuse_windows
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
@@ -218,11 +219,11 @@ def llama_attention(
     )
 
 
-def glm_attention(config: HFConfig) -> AttentionSpec:
+def glm_attention(config: HFConfig, takes_null: Sequence[str] = ()) -> AttentionSpec:
     """Read the attention of GLM: half of each head is rotated, neighbours in pairs."""
     return llama_attention(
         config,
-        takes_null=("num_key_value_heads", "head_dim"),
+        takes_null=takes_null,
         rotary_share=0.5,
         is_interleaved=True,
         qkv_bias=config.flag("attention_bias"),
@@ -262,6 +263,8 @@ def decoder(
     attention within one window is plain attention.
     """
     check_followed(config)
+    if window is None:
+        refuse_windows(config)
     positions = config.whole("max_position_embeddings")
     return model_of_layers(
         list(layers),

@@ -22,6 +22,8 @@ def _describe(config: HFConfig) -> ModelSpec:
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
     has_bias, head_dim = config.flag("attention_bias"), hidden // heads
+    if config.whole("head_dim", instead_of_null=head_dim) != head_dim:
+        raise config.refusal("head_dim", config.get("head_dim"), f"{head_dim}, hidden_size / heads")
     layer = LayerSpec(
         attention=AttentionSpec(
             num_heads=heads,
@@ -78,4 +80,5 @@ FAMILY = Family(
     row_blocks={"qkv": heads_in_groups},
     prefix="gpt_neox.",
     head="embed_out",
+    tokenizer_class="GPTNeoXTokenizer",
 )

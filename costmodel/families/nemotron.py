@@ -56,4 +56,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules={**LLAMA_MODULES, "up": ("layers.{layer}.mlp.up_proj",)},
+    fixes_tokenizer_class=True,
 )

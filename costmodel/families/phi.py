@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
+    absent,
     activation,
     decoder,
     equal_layers,
@@ -23,7 +24,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
         attention=llama_attention(
             config,
-            takes_null=("num_key_value_heads", "head_dim"),
+            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
             rotary_share=0.5,
             qkv_bias=True,
             output_bias=True,
@@ -67,4 +68,5 @@ FAMILY = Family(
         "down": ("layers.{layer}.mlp.fc2",),
         "final_norm": ("final_layernorm",),
     },
+    tokenizer_class="GPT2Tokenizer",
 )

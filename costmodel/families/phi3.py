@@ -5,6 +5,7 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
@@ -20,7 +21,9 @@ from costmodel.model.spec import ModelSpec
 
 def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
-        attention=llama_attention(config, takes_null=("num_key_value_heads", "head_dim")),
+        attention=llama_attention(
+            config, takes_null=("num_key_value_heads", *absent(config, "head_dim"))
+        ),
         mlp=gated_mlp(config),
         norm=rms_norm(config),
     )
@@ -44,4 +47,5 @@ FAMILY = Family(
         "qkv": ("layers.{layer}.self_attn.qkv_proj",),
         "gate_up": ("layers.{layer}.mlp.gate_up_proj",),
     },
+    fixes_tokenizer_class=True,
 )

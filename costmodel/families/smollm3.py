@@ -13,7 +13,6 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -23,7 +22,6 @@ THETA = 2000000.0
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    refuse_windows(config)
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,

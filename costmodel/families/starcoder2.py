@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
+    absent,
     activation,
     decoder,
     equal_layers,
@@ -22,7 +23,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     has_bias = config.flag("use_bias")
     layer = LayerSpec(
         attention=llama_attention(
-            config, takes_null=("head_dim",), qkv_bias=has_bias, output_bias=has_bias
+            config, takes_null=absent(config, "head_dim"), qkv_bias=has_bias, output_bias=has_bias
         ),
         mlp=MlpSpec(
             size=config.whole("intermediate_size"),
@@ -58,4 +59,5 @@ FAMILY = Family(
         "up": ("layers.{layer}.mlp.c_fc",),
         "down": ("layers.{layer}.mlp.c_proj",),
     },
+    tokenizer_class="GPT2Tokenizer",
 )
