@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from costmodel.families._rotary import DEFAULT_THETA, rotary
+from costmodel.families._rotary import DEFAULT_THETA, KINDS, rotary
 from costmodel.families._windows import refuse_windows
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
@@ -183,6 +183,7 @@ def llama_attention(
     theta: float = DEFAULT_THETA,
     rotary_share: float = 1.0,
     is_interleaved: bool = False,
+    rotary_kinds: Mapping[str, str] = KINDS,
     **fields: Any,
 ) -> AttentionSpec:
     """Read the attention of the Llama family.
@@ -190,7 +191,7 @@ def llama_attention(
     ``takes_null`` are keys that may be null: ``num_key_value_heads`` is then the number of heads,
     and ``head_dim`` is ``hidden_size`` over the number of heads. ``theta`` and ``rotary_share`` are
     the base of the rotation, and the share of each head that is rotated, where the config names
-    none. A ``rotary_share`` of 0 is attention without rotation.
+    none.
     """
     heads = config.whole("num_attention_heads")
     instead = {"num_key_value_heads": heads, "head_dim": config.whole("hidden_size") // heads}
@@ -211,10 +212,13 @@ def llama_attention(
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rotary=rotary(
-            config, theta, head_dim=head_dim, share=rotary_share, is_interleaved=is_interleaved
-        )
-        if rotary_share
-        else None,
+            config,
+            theta,
+            head_dim=head_dim,
+            share=rotary_share,
+            is_interleaved=is_interleaved,
+            kinds=rotary_kinds,
+        ),
         **fields,
     )
 

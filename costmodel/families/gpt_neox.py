@@ -21,6 +21,10 @@ def _describe(config: HFConfig) -> ModelSpec:
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in config.raw:
+            # transformers reads only the family's own names here.
+            raise config.refusal(key, config.raw[key], "rotary_emb_base, rotary_pct")
     has_bias, head_dim = config.flag("attention_bias"), hidden // heads
     if config.whole("head_dim", instead_of_null=head_dim) != head_dim:
         raise config.refusal("head_dim", config.get("head_dim"), f"{head_dim}, hidden_size / heads")

@@ -24,7 +24,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     attention = llama_attention(
         config,
         takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-        clip=None if clip is None else config.positive("clip_qkv", clip),
+        clip=None if clip is None else config.number("clip_qkv"),
         qkv_bias=has_bias,
         output_bias=has_bias,
     )

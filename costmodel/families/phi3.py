@@ -18,15 +18,14 @@ from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
+# "su" is an early name of longrope.
+KINDS = {"default": "default", "longrope": "longrope", "su": "longrope"}
+
 
 def _describe(config: HFConfig) -> ModelSpec:
-    layer = LayerSpec(
-        attention=llama_attention(
-            config, takes_null=("num_key_value_heads", *absent(config, "head_dim"))
-        ),
-        mlp=gated_mlp(config),
-        norm=rms_norm(config),
-    )
+    takes_null = ("num_key_value_heads", *absent(config, "head_dim"))
+    attention = llama_attention(config, takes_null=takes_null, rotary_kinds=KINDS)
+    layer = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=rms_norm(config))
     return decoder(config, equal_layers(config, layer), window=only_window(config))
 
 

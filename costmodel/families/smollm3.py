@@ -7,6 +7,7 @@ from dataclasses import replace
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
+    absent,
     decoder,
     gated_mlp,
     llama_attention,
@@ -25,7 +26,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,
-        takes_null=("num_key_value_heads", "head_dim"),
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
         theta=THETA,
         qkv_bias=has_bias,
         output_bias=has_bias,

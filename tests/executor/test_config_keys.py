@@ -309,4 +309,5 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         torch.testing.assert_close(frequencies, rotary.inv_freq, msg=json.dumps(config))
         assert rotary.attention_scaling == pytest.approx(attention.rotary.attention_factor)
         compared += 1
-    assert compared > 30
+    # Phi 3 takes no scaling but one with lists, which these configs do not have.
+    assert compared > (15 if folder.family == "phi3" else 30)
