@@ -170,3 +170,10 @@ def _dataclasses_of(root: type) -> Iterator[type]:
 def _anchors(path: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
+
+
+def test_the_worked_example_of_a_family_is_the_family() -> None:
+    page = (ROOT / "docs" / "explanation" / "adding-a-family.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    family = ROOT / "costmodel" / "families" / "helium.py"
+    assert shown == family.read_text(encoding="utf-8")

@@ -54,7 +54,10 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
         allowed = ", ".join(family_names())
         raise InputError(f"model_type of {name}", got=repr(kind), allowed=allowed)
     family = family_named(kind)
-    return family.describe(HFConfig(family=kind, name=name, raw=raw, defaults=family.defaults))
+    config = HFConfig(
+        family=kind, name=name, raw=raw, defaults=family.defaults, aliases=family.aliases
+    )
+    return family.describe(config)
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:

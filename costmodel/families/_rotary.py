@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,51 @@ from costmodel.model.layer_spec import ROTARY_KINDS, RotarySpec
 
 # The base of the rotation in most families, where a config names none.
 DEFAULT_THETA = 10000.0
+# transformers' kinds, and ours. Up to the positions of a model, ``dynamic`` changes nothing.
+KINDS: Mapping[str, str] = {kind: kind for kind in ROTARY_KINDS} | {"dynamic": "default"}
 
 
-def rotary(config: HFConfig, theta: float = DEFAULT_THETA) -> RotarySpec:
+def rotary(
+    config: HFConfig,
+    theta: float = DEFAULT_THETA,
+    *,
+    head_dim: int,
+    share: float = 1.0,
+    is_interleaved: bool = False,
+    kinds: Mapping[str, str] = KINDS,
+) -> RotarySpec:
     """Read the rotary embedding from any of the places where configs keep its keys.
 
-    ``theta`` is the base where no key names one.
+    Parameters
+    ----------
+    theta, share
+        The base, and the share of each head that is rotated, where no key names one.
+    kinds
+        The kinds that transformers accepts for the family, and ours.
     """
+    found = _rope_keys(config)
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind not in kinds:
+        raise config.refusal("rope_type", kind, ", ".join(kinds))
+    kind = kinds[kind]
+    name = "partial_rotary_factor"
+    outside = config.raw.get(name)
+    named = found.get(name, share if outside is None else outside)
+    dim = int(head_dim * config.positive(name, named))
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise config.refusal(name, named, f"an even number of the {head_dim} elements of a head")
+    base = found.get("rope_theta", config.raw.get("rope_theta", theta))
+    spec = RotarySpec(
+        theta=config.positive("rope_theta", base),
+        kind=kind,
+        dim=None if dim == head_dim else dim,
+        is_interleaved=is_interleaved,
+    )
+    readers = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+    return readers[kind](config, found, spec) if kind in readers else spec
+
+
+def _rope_keys(config: HFConfig) -> Mapping[str, Any]:
     # As in transformers 5, the older key wins, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")
     found = {} if found is None else found
@@ -30,36 +69,88 @@ def rotary(config: HFConfig, theta: float = DEFAULT_THETA) -> RotarySpec:
         if any(isinstance(value, Mapping) for value in values.values()):
             raise config.refusal(key, "one set per kind of layer", "one for all")
         found = values
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in ROTARY_KINDS:
-        raise config.refusal("rope_type", kind, ", ".join(ROTARY_KINDS))
-    name = "partial_rotary_factor"
-    share = found[name] if name in found else config.raw.get(name) or 1
-    if share != 1:
-        raise config.refusal(name, share, "1 (whole heads)")
-    base = found.get("rope_theta", config.raw.get("rope_theta", theta))
-    spec = RotarySpec(theta=config.positive("rope_theta", base))
-    return spec if kind == "default" else _scaled(config, found, replace(spec, kind=kind))
+    return found
 
 
-def _scaled(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
-    names = ["factor"] + ["low_freq_factor", "high_freq_factor"] * (spec.kind == "llama3")
-    for name in names:
-        if name not in found:
-            raise config.refusal(f"rope scaling {spec.kind!r}", f"no {name}", f"a {name} above 0")
-    if spec.kind == "linear":
-        return replace(spec, factor=config.positive("factor", found["factor"]))
-    # Unlike the other keys, this one wins where it is outside of the scaling's own object.
-    name = "original_max_position_embeddings"
-    positions = found.get(name, config.whole("max_position_embeddings"))
-    positions = config.raw.get(name, positions)
-    low, high = (config.positive(name, found[name]) for name in names[1:])
+def _number(config: HFConfig, found: Mapping[str, Any], name: str, kind: str) -> float:
+    if name not in found:
+        raise config.refusal(f"rope scaling {kind!r}", f"no {name}", f"a {name} above 0")
+    return config.positive(name, found[name])
+
+
+def _linear(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
+    return replace(spec, factor=_number(config, found, "factor", spec.kind))
+
+
+def _llama3(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
+    factor, low, high = (
+        _number(config, found, name, spec.kind)
+        for name in ("factor", "low_freq_factor", "high_freq_factor")
+    )
     if high <= low:
         raise config.refusal("high_freq_factor", high, f"more than low_freq_factor {low}")
     return replace(
         spec,
-        factor=config.positive("factor", found["factor"]),
+        factor=factor,
         low_freq_factor=low,
         high_freq_factor=high,
-        original_max_positions=config.positive(name, positions),
+        original_max_positions=_original_positions(config, found),
     )
+
+
+def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
+    original = _original_positions(config, found)
+    # As in transformers, the positions decide where the file names the original ones.
+    factor = _number(config, found, "factor", spec.kind)
+    scale = found.get("attention_factor")
+    if scale is None:
+        scale = _yarn_scale(factor)
+        if found.get("mscale") and found.get("mscale_all_dim"):
+            one, other = (
+                _yarn_scale(factor, config.positive(name, found[name]))
+                for name in ("mscale", "mscale_all_dim")
+            )
+            scale = one / other
+    return replace(
+        spec,
+        factor=factor,
+        original_max_positions=original,
+        attention_factor=config.positive("attention_factor", scale),
+        beta_fast=config.positive("beta_fast", found.get("beta_fast") or 32),
+        beta_slow=config.positive("beta_slow", found.get("beta_slow") or 1),
+        truncates=bool(found.get("truncate", True)),
+    )
+
+
+def _yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """Return the factor of attention of Peng et al. 2023, equation 22, times ``mscale``."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _longrope(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> RotarySpec:
+    factors = {}
+    for name in ("short_factor", "long_factor"):
+        listed = found.get(name)
+        if not isinstance(listed, list):
+            raise config.refusal(name, listed, "a list of numbers above 0")
+        factors[name] = tuple(config.positive(name, value) for value in listed)
+    original = _original_positions(config, found)
+    scale = found.get("attention_factor")
+    if scale is None:
+        grown = config.whole("max_position_embeddings") / original
+        factor = found.get("factor") or grown
+        scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return replace(
+        spec,
+        original_max_positions=original,
+        attention_factor=config.positive("attention_factor", scale),
+        short_factors=factors["short_factor"],
+        long_factors=factors["long_factor"],
+    )
+
+
+def _original_positions(config: HFConfig, found: Mapping[str, Any]) -> float:
+    # Unlike the other keys, this one wins where it is outside of the scaling's own object.
+    name = "original_max_position_embeddings"
+    positions = found.get(name, config.whole("max_position_embeddings"))
+    return config.positive(name, config.raw.get(name, positions))

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from costmodel.families._rotary import DEFAULT_THETA, rotary
+from costmodel.families._rotary import DEFAULT_THETA, KINDS, rotary
+from costmodel.families._windows import refuse_windows
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
 
 # transformers' names of the supported activations, and ours.
-HF_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
+HF_ACTIVATIONS = {
+    "relu": "relu",
+    "relu2": "relu2",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+GATED_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 # Keys that change the computation in any family, with the values that are supported.
 FOLLOWED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
@@ -64,6 +75,21 @@ LLAMA_MODULES: Mapping[str, tuple[str, ...]] = {
     "down": ("layers.{layer}.mlp.down_proj",),
     "final_norm": ("norm",),
 }
+GLM_DEFAULTS: Mapping[str, Any] = {
+    **LLAMA_DEFAULTS,
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 0.00000015625,
+    "attention_bias": True,
+}
+GLM_MODULES: Mapping[str, tuple[str, ...]] = {
+    **LLAMA_MODULES,
+    "gate_up": ("layers.{layer}.mlp.gate_up_proj",),
+}
 # For families with experts; the names in their dense layers are those of Llama.
 EXPERTS_MODULES: Mapping[str, tuple[str, ...]] = {
     **LLAMA_MODULES,
@@ -105,10 +131,17 @@ def rms_norm(config: HFConfig) -> NormSpec:
     return NormSpec(kind="rms", eps=config.number("rms_norm_eps"))
 
 
-def gated_mlp(config: HFConfig, size_key: str = "intermediate_size", **fields: Any) -> MlpSpec:
-    """Read an MLP of the Llama family."""
-    kind = activation(config, "hidden_act", ("silu", "relu"))
-    return MlpSpec(size=config.whole(size_key), activation=kind, is_gated=True, **fields)
+def layer_norm(config: HFConfig, key: str = "layer_norm_eps", **fields: Any) -> NormSpec:
+    """Read a LayerNorm."""
+    return NormSpec(kind="layer", eps=config.number(key), **fields)
+
+
+def gated_mlp(
+    config: HFConfig, size_key: str = "intermediate_size", *, times: int = 1, **fields: Any
+) -> MlpSpec:
+    """Read an MLP of the Llama family, ``times`` as wide as the key says."""
+    kind = activation(config, "hidden_act", GATED_ACTIVATIONS)
+    return MlpSpec(size=times * config.whole(size_key), activation=kind, is_gated=True, **fields)
 
 
 def experts(
@@ -148,13 +181,17 @@ def llama_attention(
     *,
     takes_null: Sequence[str] = (),
     theta: float = DEFAULT_THETA,
+    rotary_share: float = 1.0,
+    is_interleaved: bool = False,
+    rotary_kinds: Mapping[str, str] = KINDS,
     **fields: Any,
 ) -> AttentionSpec:
     """Read the attention of the Llama family.
 
     ``takes_null`` are keys that may be null: ``num_key_value_heads`` is then the number of heads,
-    and ``head_dim`` is ``hidden_size`` over the number of heads. ``theta`` is the base of the
-    rotation where the config names none.
+    and ``head_dim`` is ``hidden_size`` over the number of heads. ``theta`` and ``rotary_share`` are
+    the base of the rotation, and the share of each head that is rotated, where the config names
+    none.
     """
     heads = config.whole("num_attention_heads")
     instead = {"num_key_value_heads": heads, "head_dim": config.whole("hidden_size") // heads}
@@ -174,9 +211,42 @@ def llama_attention(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rotary=rotary(config, theta),
+        rotary=rotary(
+            config,
+            theta,
+            head_dim=head_dim,
+            share=rotary_share,
+            is_interleaved=is_interleaved,
+            kinds=rotary_kinds,
+        ),
         **fields,
     )
+
+
+def glm_attention(config: HFConfig, takes_null: Sequence[str] = ()) -> AttentionSpec:
+    """Read the attention of GLM: half of each head is rotated, neighbours in pairs."""
+    return llama_attention(
+        config,
+        takes_null=takes_null,
+        rotary_share=0.5,
+        is_interleaved=True,
+        qkv_bias=config.flag("attention_bias"),
+    )
+
+
+def heads_in_groups(layer: LayerSpec) -> list[tuple[int, int]]:
+    """Return the blocks of rows of one tensor with queries, keys and values, group by group.
+
+    Each group has its queries, then one key and one value head (GPT-NeoX, Falcon).
+    """
+    attention = layer.attention
+    dim, queries = attention.head_dim, attention.group_size * attention.head_dim
+    starts = [group * (queries + 2 * dim) for group in range(attention.num_kv_heads)]
+    return [
+        *((start, queries) for start in starts),
+        *((start + queries, dim) for start in starts),
+        *((start + queries + dim, dim) for start in starts),
+    ]
 
 
 def decoder(
@@ -187,6 +257,8 @@ def decoder(
     embedding: EmbeddingSpec = EmbeddingSpec(),  # noqa: B008  # frozen
     final_norm: NormSpec | None = None,
     logit_scale: float = 1.0,
+    soft_cap: float | None = None,
+    head_bias: bool = False,
     dtype: str = "bfloat16",
 ) -> ModelSpec:
     """Make a model of its layers and of the keys that all families share.
@@ -195,6 +267,8 @@ def decoder(
     attention within one window is plain attention.
     """
     check_followed(config)
+    if window is None:
+        refuse_windows(config)
     positions = config.whole("max_position_embeddings")
     return model_of_layers(
         list(layers),
@@ -205,7 +279,12 @@ def decoder(
         max_positions=positions if window is None else min(positions, window),
         embedding=embedding,
         final_norm=final_norm or rms_norm(config),
-        head=HeadSpec(is_tied=config.flag("tie_word_embeddings"), scale=logit_scale),
+        head=HeadSpec(
+            is_tied=config.flag("tie_word_embeddings"),
+            scale=logit_scale,
+            has_bias=head_bias,
+            soft_cap=soft_cap,
+        ),
         dtype=config.dtype or dtype,
     )
 

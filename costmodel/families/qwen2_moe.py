@@ -13,7 +13,6 @@ from costmodel.families._shared import (
     rms_norm,
     sparse_layers,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -29,9 +28,7 @@ def _window(config: HFConfig) -> int | None:
     kinds = config.layer_types() or ["sliding_attention"] * (is_on and behind > 0)
     if is_on and not window:
         raise config.refusal("sliding_window", config.get("sliding_window"), "a window above 0")
-    if not is_on:
-        refuse_windows(config)
-    return window if "sliding_attention" in kinds else None
+    return window if is_on and "sliding_attention" in kinds else None
 
 
 def _describe(config: HFConfig) -> ModelSpec:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from costmodel.model.hf_config import HFConfig
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
-HEAD_MODULE = "lm_head"
 # Buffers in old checkpoints; they are computed from the config instead.
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
+Modules = Mapping[str, tuple[str, ...]]
+LAYER_NUMBER = re.compile(r"\blayers\.(\d+)\.")
 # The class in transformers that uses a ``tokenizer.json`` unchanged.
 AS_IT_STANDS = "TokenizersBackend"
 
@@ -25,15 +27,25 @@ class Family:
     defaults
         Values for absent keys, those of its config class in transformers. A test compares every
         entry with that class.
+    aliases
+        Its own names for common keys, such as ``n_embd`` for ``hidden_size``.
     describe
         Makes the description, or raises ``InputError`` naming the key that is not supported.
     modules
         For each of our module names (see ``costmodel.model.shapes``) the checkpoint's modules
-        whose rows are stacked to make it. ``{layer}`` and ``{expert}`` stand for numbers.
+        whose rows are stacked to make it, or for a tensor's name the checkpoint's tensors.
+        ``{layer}`` and ``{expert}`` stand for numbers. A function where they depend on the model.
+    row_blocks
+        For a module that is stored as one tensor with its rows in another order, the blocks of rows
+        that make ours: the first row and the number of rows of each.
     prefix
         The path of the decoder in transformers' causal model.
+    head
+        The module of the head in transformers' causal model.
     unread
         Patterns of tensors that a checkpoint may have although nothing reads them.
+    ignores_later_layers
+        Whether layers beyond those of the config are left out: they predict further tokens.
     tokenizer_class
         The class in transformers that reads its ``tokenizer.json`` where no file names a class.
     fixes_tokenizer_class
@@ -42,9 +54,15 @@ class Family:
 
     defaults: Mapping[str, object]
     describe: Callable[[HFConfig], ModelSpec]
-    modules: Mapping[str, tuple[str, ...]]
+    modules: Modules | Callable[[ModelSpec], Modules]
+    row_blocks: Mapping[str, Callable[[LayerSpec], list[tuple[int, int]]]] = field(
+        default_factory=dict
+    )
+    aliases: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
+    head: str = "lm_head"
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
+    ignores_later_layers: bool = False
     tokenizer_class: str = AS_IT_STANDS
     fixes_tokenizer_class: bool = False
 
@@ -62,14 +80,17 @@ class Family:
         """
         module, _, kind = name.rpartition(".")
         if module == "head":
-            if not spec.head.is_tied:
-                return (f"{HEAD_MODULE}.{kind}",)
+            if not spec.head.is_tied or kind == "bias":
+                return (f"{self.head}.{kind}",)
             module = "tokens"
-        return tuple(
-            f"{self.prefix}{part.format(layer=layer, expert=expert)}.{kind}"
-            for part in self.modules[module]
-        )
+        # A whole tensor may have a name of its own, or else it is a part of its module.
+        modules = self.modules(spec) if callable(self.modules) else self.modules
+        parts = modules.get(name) or [f"{part}.{kind}" for part in modules[module]]
+        return tuple(self.prefix + part.format(layer=layer, expert=expert) for part in parts)
 
-    def may_ignore(self, name: str) -> bool:
+    def may_ignore(self, name: str, num_layers: int) -> bool:
         """Return whether a checkpoint may have this tensor although nothing reads it."""
+        found = LAYER_NUMBER.search(name)
+        if self.ignores_later_layers and found and int(found[1]) >= num_layers:
+            return True
         return any(re.fullmatch(pattern, name) for pattern in self.unread)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from costmodel.model.checks import check_choice, check_least, check_positive
 from profiles.errors import InputError
 
-ACTIVATIONS = ("silu", "relu", "gelu")
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2")
 # With so many rows at once, the temporaries of experts are small beside their weights.
 EXPERT_ROWS_AT_ONCE = 1024
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from profiles.errors import InputError
@@ -38,16 +38,21 @@ class HFConfig:
         The parsed file.
     defaults
         Values for absent keys, those of the family's class in transformers.
+    aliases
+        The family's own names for common keys. A file may have either.
     """
 
     family: str
     name: str
     raw: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
         """Return the file's value of a key, or else the family's default."""
-        return self.raw.get(key, self.defaults.get(key))
+        own = self.aliases.get(key, key)
+        # As in transformers, the common name wins where a file has both.
+        return self.raw.get(key, self.raw.get(own, self.defaults.get(own)))
 
     def whole(self, key: str, *, instead_of_null: int | None = None, least: int = 1) -> int:
         """Return a whole number."""

@@ -8,7 +8,7 @@ from costmodel.model.checks import check_choice, check_least, check_positive
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from profiles.errors import InputError
 
-ROTARY_KINDS = ("default", "linear", "llama3")
+ROTARY_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 NORM_PLACES = ("before", "after")
 
 
@@ -19,14 +19,21 @@ class NormSpec:
     Parameters
     ----------
     kind
-        ``rms`` divides by the root mean square and has a weight (Zhang and Sennrich 2019);
-        ``layer`` uses mean and variance and has a weight and a bias (Ba et al. 2016).
+        ``rms`` divides by the root mean square (Zhang and Sennrich 2019); ``layer`` uses mean and
+        variance (Ba et al. 2016).
     eps
         Added to the variance.
+    has_weight, has_bias
+        Whether the result is scaled, and for ``layer`` shifted.
+    adds_one
+        Whether the result is scaled by the weight plus one (Gemma, Nemotron).
     """
 
     kind: str = "rms"
     eps: float = 1e-6
+    has_weight: bool = True
+    has_bias: bool = True
+    adds_one: bool = False
 
     def __post_init__(self) -> None:
         check_choice("norm", self.kind, ("rms", "layer"))
@@ -36,19 +43,50 @@ class NormSpec:
 class RotarySpec:
     """Rotary position embedding: its base, and the scaling of its frequencies.
 
-    Only the ``llama3`` kind uses the last three numbers; ``linear`` uses ``factor`` as well.
+    Parameters
+    ----------
+    dim
+        Elements of each head that are rotated, the first ones; ``None`` rotates all.
+    is_interleaved
+        Whether neighbours form a pair, instead of elements half of ``dim`` apart.
+    factor
+        How much longer contexts are than in training: ``linear``, ``llama3``, ``yarn``.
+    low_freq_factor, high_freq_factor
+        Of ``llama3``.
+    original_max_positions
+        The longest context in training: ``llama3``, ``yarn``, ``longrope``.
+    attention_factor
+        Factor of cosines and sines: ``yarn``, ``longrope``.
+    beta_fast, beta_slow, truncates
+        Of ``yarn``: turns within the training context between which frequencies are blended, and
+        whether the bounds are rounded to whole elements (Peng et al. 2023).
+    short_factors, long_factors
+        Of ``longrope``: divisors of the frequencies, for contexts up to the original length and
+        beyond (Ding et al. 2024).
     """
 
     theta: float
     kind: str = "default"
+    dim: int | None = None
+    is_interleaved: bool = False
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: float = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncates: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    def is_long(self, num_positions: int) -> bool:
+        """Whether a sequence goes beyond the original length, which ``longrope`` depends on."""
+        return num_positions > self.original_max_positions
 
     def __post_init__(self) -> None:
         check_choice("rotary scaling", self.kind, ROTARY_KINDS)
-        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
             check_positive(f"rotary {name}", getattr(self, name))
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise InputError(
@@ -73,6 +111,10 @@ class AttentionSpec:
     qk_norm
         Norm of queries and keys before the rotation: ``none``, one for each ``head``, or one over
         all heads of a ``projection``.
+    norms_rotated
+        Whether that norm comes after the rotation instead.
+    clip
+        The largest absolute value of queries, keys and values; ``None`` does not limit them.
     qkv_bias, output_bias
         Whether the projections have biases.
     """
@@ -83,6 +125,8 @@ class AttentionSpec:
     rotary: RotarySpec | None = None
     scale: float | None = None
     qk_norm: str = "none"
+    norms_rotated: bool = False
+    clip: float | None = None
     qkv_bias: bool = False
     output_bias: bool = False
 
@@ -95,8 +139,22 @@ class AttentionSpec:
                 allowed=f"a divisor of num_heads {self.num_heads}",
             )
         check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
-        if self.rotary is not None and self.head_dim % 2:
-            raise InputError("model head_dim", got=self.head_dim, allowed="an even number")
+        if self.rotary is not None:
+            self._check_rotary(self.rotary)
+
+    def _check_rotary(self, rotary: RotarySpec) -> None:
+        dim = rotary.dim or self.head_dim
+        if dim % 2 or dim > self.head_dim:
+            raise InputError(
+                "rotary dim", got=dim, allowed=f"an even number of at most head_dim {self.head_dim}"
+            )
+        factors = (rotary.short_factors, rotary.long_factors)
+        if rotary.kind == "longrope" and any(len(found) != dim // 2 for found in factors):
+            raise InputError(
+                "rotary factors",
+                got=" and ".join(str(len(found)) for found in factors),
+                allowed=f"{dim // 2}, one for each pair",
+            )
 
     @property
     def group_size(self) -> int:
@@ -132,6 +190,10 @@ class LayerSpec:
         added), or both.
     residual_scale
         Factor of the output of each half.
+    is_parallel
+        Whether both halves have the layer's input (GPT-J), instead of one after the other.
+    shares_norm
+        Whether parallel halves have one norm, that of attention.
     """
 
     attention: AttentionSpec
@@ -140,8 +202,14 @@ class LayerSpec:
     norm: NormSpec = NormSpec()
     norm_places: tuple[str, ...] = ("before",)
     residual_scale: float = 1.0
+    is_parallel: bool = False
+    shares_norm: bool = False
 
     def __post_init__(self) -> None:
+        if self.is_parallel and (self.mlp is None or self.norm_places != ("before",)):
+            raise InputError(
+                "parallel layer", got="experts or norms after", allowed="an mlp and norms before"
+            )
         if (self.mlp is None) == (self.experts is None):
             raise InputError("layer", got="not one feed-forward", allowed="an mlp or experts")
         for place in self.norm_places:

@@ -24,6 +24,8 @@ TENSOR_ALIGNMENT = 64
 # A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
+# Tensors that keep float32 in models of any dtype: rounded biases would choose other experts.
+FLOAT32_TENSORS = ("router.bias",)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -53,6 +55,11 @@ class TensorLayout:
     offset_bytes: int
     row_bytes: int
     packing: Packing | None = None
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether the elements are float32 in models of any dtype."""
+        return self.name in FLOAT32_TENSORS
 
     @property
     def num_rows(self) -> int:
@@ -268,7 +275,8 @@ def _lay_out(
     # Vectors first: they are never cut.
     for tensor_name, shape in sorted(shapes.items(), key=lambda item: len(item[1])):
         packing = row_packing(shape[-1], bits, group_size) if len(shape) == 2 else None
-        row_bytes = packing.row_bytes if packing else shape[-1] * spec.dtype_bytes
+        item_bytes = 4 if tensor_name in FLOAT32_TENSORS else spec.dtype_bytes
+        row_bytes = packing.row_bytes if packing else shape[-1] * item_bytes
         tensor = TensorLayout(
             name=tensor_name,
             shape=shape,

@@ -14,14 +14,20 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def _norm_shapes(spec: ModelSpec, norm: NormSpec, name: str) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (spec.hidden_size,)}
-    return weight if norm.kind == "rms" else weight | {f"{name}.bias": (spec.hidden_size,)}
+    shapes: Shapes = {}
+    if norm.has_weight:
+        shapes[f"{name}.weight"] = (spec.hidden_size,)
+    if norm.kind == "layer" and norm.has_bias:
+        shapes[f"{name}.bias"] = (spec.hidden_size,)
+    return shapes
 
 
 def _half_norm_shapes(spec: ModelSpec, layer: LayerSpec, half: str) -> Shapes:
     """Return the norms before and after one half of a layer."""
     names = {"before": f"{half}_norm", "after": f"{half}_output_norm"}
     shapes: Shapes = {}
+    if half == "mlp" and layer.shares_norm:
+        return shapes
     for place in layer.norm_places:
         shapes |= _norm_shapes(spec, layer.norm, names[place])
     return shapes
@@ -86,4 +92,6 @@ def embedding_shapes(spec: ModelSpec) -> Shapes:
 def head_shapes(spec: ModelSpec, num_rows: int, *, is_first: bool) -> Shapes:
     """Return the tensors of a chunk of the head; the first chunk has the final norm too."""
     shapes = _norm_shapes(spec, spec.final_norm, "final_norm") if is_first else {}
+    if spec.head.has_bias:
+        shapes["head.bias"] = (num_rows,)
     return shapes | {"head.weight": (num_rows, spec.hidden_size)}

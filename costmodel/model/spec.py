@@ -49,10 +49,16 @@ class HeadSpec:
         Whether the head's matrix is the token embedding table.
     scale
         Factor of the logits.
+    has_bias
+        Whether a bias is added to the logits.
+    soft_cap
+        ``c`` in ``c tanh(logits / c)``, after the scale; ``None`` leaves them.
     """
 
     is_tied: bool = False
     scale: float = 1.0
+    has_bias: bool = False
+    soft_cap: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -222,7 +222,7 @@ def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Worklo
         for layout, number in zip(layouts, numbers, strict=True)
     )
     # In prefill, the last layer finishes each prompt's last token only.
-    tokens = workload.prompt_len + workload.gen_len - 1
+    tokens = workload.num_positions
     flop = 2 * (sum(elements) * tokens + last * workload.gen_len)
     return flop / hardware.compute.matmul[model.dtype].peak
 

@@ -47,6 +47,11 @@ class Workload:
         return self.kept_prompt_len + self.gen_len - 1
 
     @property
+    def num_positions(self) -> int:
+        """Positions of one sequence; the last token that is generated goes through no layer."""
+        return self.prompt_len + self.gen_len - 1
+
+    @property
     def kept_prompt_len(self) -> int:
         """Slots that the prompt uses: with one token to generate, no pass reads the cache."""
         return self.prompt_len if self.gen_len > 1 else 0

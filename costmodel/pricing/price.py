@@ -183,8 +183,7 @@ def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) 
         raise InputError(
             f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
         )
-    # The last token that is generated goes through no layer.
-    total = workload.prompt_len + workload.gen_len - 1
+    total = workload.num_positions
     if total > model.max_positions:
         raise InputError(
             "prompt_len + gen_len - 1",

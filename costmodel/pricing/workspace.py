@@ -83,7 +83,11 @@ def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
     """Count the elements of each token in the larger half of a layer, without experts."""
     attention, mlp = layer.attention, layer.mlp
     attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
-    return max(attended, 2 * hidden_size + mlp.inner_rows + mlp.size) if mlp else attended
+    if mlp is None:
+        return attended
+    fed = 2 * hidden_size + mlp.inner_rows + mlp.size
+    # Parallel halves hold the attention's output while the MLP computes.
+    return max(attended, fed + attention.query_size + hidden_size if layer.is_parallel else fed)
 
 
 def expert_bytes(problem: Problem, num_tokens: int) -> int:

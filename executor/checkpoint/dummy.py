@@ -112,6 +112,7 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
                     first_row=0,
                     num_elements=part.shape[0] * width,
                     offset_bytes=0,
+                    dtype=part.dtype,
                 )
 
 

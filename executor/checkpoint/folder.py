@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
-from costmodel.model.family import HEAD_MODULE
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.safetensors_file import TensorEntry
@@ -32,7 +32,6 @@ from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
 ADAPTER_NAME = "adapter_config.json"
-HEAD_NAME = f"{HEAD_MODULE}.weight"
 logger = logging.getLogger(__name__)
 
 
@@ -66,8 +65,9 @@ class TensorPart:
     """Rows of one of our tensors, and the checkpoint's tensor that has them.
 
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
-    rows in it, above zero for later chunks of the head. ``offset_bytes`` is the offset of our rows
-    in their component.
+    rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
+    order. ``offset_bytes`` is the offset of our rows in their component, in which they have
+    ``dtype``.
     """
 
     name: str
@@ -75,6 +75,7 @@ class TensorPart:
     first_row: int
     num_elements: int
     offset_bytes: int
+    dtype: torch.dtype
 
 
 def component_parts(
@@ -89,13 +90,12 @@ def component_parts(
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-def _part_rows(spec: ModelSpec, index: int, tensor: TensorLayout) -> tuple[int, ...]:
-    """Return the number of rows of each part of a stacked tensor."""
-    module, rows = tensor.name.rpartition(".")[0], tensor.shape[0]
-    if module == "qkv":
-        attention = spec.layer(decoder_numbers(spec)[index]).attention
+def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
+    """Return the number of rows of each part of a tensor that is stacked of several."""
+    if tensor.name.startswith("qkv."):
+        attention = layer.attention
         return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (rows // 2, rows // 2) if module.endswith("gate_up") else (rows,)
+    return (tensor.shape[0] // 2,) * 2
 
 
 def _tensor_parts(
@@ -104,20 +104,33 @@ def _tensor_parts(
     # A layer of the head has no number, and needs none.
     numbers = decoder_numbers(spec)
     number = numbers[index] if index < len(numbers) else -1
-    names = family_named(spec.family).tensor_names(spec, tensor.name, number, unit)
+    family = family_named(spec.family)
+    names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
+    dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
-    for name, rows in zip(names, _part_rows(spec, index, tensor), strict=True):
-        is_head = tensor.name == "head.weight"
+    # Each with the rows of the whole stored tensor, and the first of ours in it.
+    if tensor.name.startswith("head."):
+        blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
+    elif len(names) > 1:
+        rows = _part_rows(spec.layer(number), tensor)
+        blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
+    elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
+        found = arranged(spec.layer(number))
+        blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
+    else:
+        blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
+    for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=(spec.vocab_size if is_head else rows, *tail),
-            first_row=layout.first_row if is_head else 0,
-            num_elements=rows * width,
+            shape=(stored_rows, *tail),
+            first_row=first_row,
+            num_elements=count * width,
             offset_bytes=offset,
+            dtype=dtype,
         )
-        offset += rows * width * spec.dtype_bytes
+        offset += count * width * dtype.itemsize
 
 
 def overlaps(
@@ -128,13 +141,14 @@ def overlaps(
     Each comes with its first element in the range, and with the place of the elements in ``out``,
     the uint8 bytes of the range from ``start`` on.
     """
-    dtype, units = DTYPES[spec.dtype], layout.units_between(start, start + len(out))
+    units = layout.units_between(start, start + len(out))
     for part in component_parts(spec, index, layout, units):
         low = max(part.offset_bytes, start)
-        high = min(part.offset_bytes + part.num_elements * dtype.itemsize, start + len(out))
+        item_bytes = part.dtype.itemsize
+        high = min(part.offset_bytes + part.num_elements * item_bytes, start + len(out))
         if low < high:
-            target = out[low - start : high - start].view(dtype)
-            yield part, (low - part.offset_bytes) // dtype.itemsize, target
+            target = out[low - start : high - start].view(part.dtype)
+            yield part, (low - part.offset_bytes) // item_bytes, target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,22 +255,23 @@ def _find_tensors(
     """
     shapes = _needed_shapes(spec)
     tensors = {name: entry for name in shapes if (entry := stored.find(name))}
-    head = stored.find(HEAD_NAME) if spec.head.is_tied else None
+    head_name = f"{family_named(spec.family).head}.weight"
+    head = stored.find(head_name) if spec.head.is_tied else None
     if head is not None:
         (table_name,) = family_named(spec.family).tensor_names(spec, "head.weight", 0)
         shape = shapes[table_name]
         table = tensors.setdefault(table_name, head)
-        for name, entry in ((HEAD_NAME, head), (table_name, table)):
+        for name, entry in ((head_name, head), (table_name, table)):
             _check_tensor(name, entry, shape, spec)
         if table is not head and not are_equal(head, table):
             logger.warning(
                 "%s: tie_word_embeddings is true, but %s differs from %s; both are used",
                 stored.folder / "config.json",
-                HEAD_NAME,
+                head_name,
                 table_name,
             )
             spec = replace(spec, head=replace(spec.head, is_tied=False))
-            shapes[HEAD_NAME], tensors[HEAD_NAME] = shape, head
+            shapes[head_name], tensors[head_name] = shape, head
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise stored.missing(missing, len(shapes))
@@ -271,7 +286,11 @@ def _find_tensors(
 def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> None:
     """Refuse tensors that nothing reads: without them, the results would be wrong."""
     family = family_named(spec.family)
-    unread = [n for n in sorted(stored.entries) if n not in read and not family.may_ignore(n)]
+    unread = [
+        n
+        for n in sorted(stored.entries)
+        if n not in read and not family.may_ignore(n, spec.num_layers)
+    ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
         raise InputError(

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.spec import HeadSpec
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
@@ -20,10 +21,24 @@ from profiles import kernels
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] as ``spec`` says."""
-    weight = vector(weights, f"{name}.weight")
-    if spec.kind == "rms":
-        return rms_norm(x, weight, spec.eps)
-    return F.layer_norm(x, (x.shape[-1],), weight, bias_of(weights, name), spec.eps)
+    weight = vector(weights, f"{name}.weight") if spec.has_weight else None
+    if spec.kind == "layer":
+        weight = weight + 1 if spec.adds_one and weight is not None else weight
+        return F.layer_norm(x, (x.shape[-1],), weight, bias_of(weights, name), spec.eps)
+    if spec.adds_one or weight is None:
+        return _plus_one_norm(x, weight, spec.eps)
+    return rms_norm(x, weight, spec.eps)
+
+
+def _plus_one_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """Divide ``x`` [..., n] by its root mean square, and scale by ``weight`` plus one, in float32.
+
+    Temporaries at the peak: two float32 copies of ``x``.
+    """
+    wide = F.rms_norm(x.float(), (x.shape[-1],), eps=eps)
+    if weight is not None:
+        wide *= weight.float() + 1
+    return wide.to(x.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -72,10 +87,16 @@ def project_qkv(
         bias_of(weights, "qkv"),
     )
     attention = layer.attention
+    if attention.clip is not None:
+        qkv.clamp_(-attention.clip, attention.clip)
     heads = qkv.view(-1, attention.num_heads + 2 * attention.num_kv_heads, attention.head_dim)
-    _norm_queries(heads, weights, layer)
-    if rotation is not None:
-        kernels.rotate(heads[:, : attention.num_heads + attention.num_kv_heads], *rotation)
+    if not attention.norms_rotated:
+        _norm_queries(heads, weights, layer)
+    if attention.rotary is not None and rotation is not None:
+        rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
+        kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+    if attention.norms_rotated:
+        _norm_queries(heads, weights, layer)
     if attention.scale is not None:
         # Kernels of attention always scale by ``head_dim ** -0.5``.
         heads[:, : attention.num_heads].mul_(attention.scale * attention.head_dim**0.5)
@@ -90,9 +111,12 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
     queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
         [attention.num_heads, attention.num_kv_heads], dim=1
     )
-    for part, name in ((queries, "q_norm.weight"), (keys, "k_norm.weight")):
+    for part, name in ((queries, "q_norm"), (keys, "k_norm")):
         rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        kernels.rms_norm(rows, vector(weights, name), layer.norm.eps, rows)
+        if layer.norm.kind == "rms" and not layer.norm.adds_one:
+            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
+        else:
+            rows.copy_(norm(rows, weights, name, layer.norm))
 
 
 def split_heads(
@@ -120,6 +144,21 @@ def finish_attention(
         add_linear(attended, matrix, bias, x)
     else:
         _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
+
+
+def finish_parallel(
+    x: torch.Tensor, attended: torch.Tensor, weights: LayerWeights, layer: LayerSpec
+) -> None:
+    """Finish a layer whose halves have the same input: ``finish_attention`` and ``feed_forward``.
+
+    Temporaries at the peak: those of ``feed_forward``, and ``hidden`` elements per token.
+    """
+    assert layer.mlp is not None
+    normed = norm(x, weights, "attention_norm" if layer.shares_norm else "mlp_norm", layer.norm)
+    made = mlp.output(mlp.inner(normed, weights, layer.mlp), weights)
+    del normed
+    finish_attention(x, attended, weights, layer)
+    _add_half(x, made, weights, "mlp", layer)
 
 
 def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
@@ -172,6 +211,22 @@ def add_feed_forward(
 def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
     """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
     return norm(x, weights, "final_norm", spec)
+
+
+def finish_logits(
+    logits: torch.Tensor, weights: LayerWeights, head: HeadSpec, first: int = 0
+) -> None:
+    """Add the bias, scale and cap ``logits`` [..., rows] in place.
+
+    ``first`` is the first of their rows in a chunk of the head.
+    """
+    bias = bias_of(weights, "head")
+    if bias is not None:
+        logits += bias[first : first + logits.shape[-1]]
+    if head.scale != 1:
+        logits *= head.scale
+    if head.soft_cap is not None:
+        logits.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
 
 
 def _normed_input(

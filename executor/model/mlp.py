@@ -43,6 +43,9 @@ def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
         return F.silu(x, inplace=True)
     if mlp.activation == "relu":
         return x.relu_()
+    if mlp.activation == "relu2":
+        return x.relu_().square_()
     # torch has no public in-place gelu, only the operator.
-    activated: torch.Tensor = torch.ops.aten.gelu_(x)
+    approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
+    activated: torch.Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
     return activated

@@ -23,8 +23,9 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 class Rotations:
     """Cosines and sines of the positions of a pass, made once for all layers."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, num_positions: int) -> None:
         self._dtype = DTYPES[spec.dtype]
+        self._num_positions = num_positions
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
         # The rotations of pass ``_token``, by batch and kind.
@@ -54,31 +55,75 @@ class Rotations:
             positions = torch.arange(self._prompt_len, device=self._lengths[0].device)
         else:
             positions = self._lengths[task.batch] + (task.token - 1)
-        return rotation_of(positions, rotary, head_dim, self._dtype)
+        return rotation_of(
+            positions, rotary, head_dim, self._dtype, is_long=rotary.is_long(self._num_positions)
+        )
 
 
 def rotation_of(
-    positions: torch.Tensor, rotary: RotarySpec, head_dim: int, dtype: torch.dtype
+    positions: torch.Tensor,
+    rotary: RotarySpec,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    is_long: bool = False,
 ) -> Rotation:
-    """Return cosines and sines [positions, head_dim / 2] of int64 [positions]."""
-    frequencies = rotary_frequencies(rotary, head_dim, positions.device)
+    """Return cosines and sines [positions, pairs] of int64 [positions].
+
+    ``is_long`` says whether contexts go beyond the original length, for ``longrope``.
+    """
+    dim = rotary.dim or head_dim
+    frequencies = rotary_frequencies(rotary, dim, positions.device, is_long=is_long)
     angles = positions[:, None].float() * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cosines, sines = angles.cos(), angles.sin()
+    if rotary.attention_factor != 1:
+        cosines, sines = cosines * rotary.attention_factor, sines * rotary.attention_factor
+    return cosines.to(dtype), sines.to(dtype)
 
 
 @lru_cache(maxsize=8)
-def rotary_frequencies(rotary: RotarySpec, head_dim: int, device: torch.device) -> torch.Tensor:
-    """Return the angle per position of every pair of dimensions, float32 [head_dim / 2].
+def rotary_frequencies(
+    rotary: RotarySpec, dim: int, device: torch.device, *, is_long: bool = False
+) -> torch.Tensor:
+    """Return the angle per position of every pair of ``dim`` elements, float32 [dim / 2].
 
-    The ``llama3`` kind follows transformers' ``_compute_llama3_parameters``: long waves are
-    slowed by ``factor``, short ones kept, those between blended.
+    The kinds follow transformers' ``modeling_rope_utils``.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     frequencies = 1.0 / rotary.theta**exponents
     if rotary.kind == "linear":
         return frequencies / rotary.factor
-    if rotary.kind == "default":
-        return frequencies
+    if rotary.kind == "longrope":
+        factors = rotary.long_factors if is_long else rotary.short_factors
+        return frequencies / torch.tensor(factors, device=device)
+    if rotary.kind == "yarn":
+        kept = _kept_by_yarn(rotary, dim, device)
+        return kept * frequencies + (1 - kept) * frequencies / rotary.factor
+    if rotary.kind == "llama3":
+        return _llama3(rotary, frequencies)
+    return frequencies
+
+
+def _kept_by_yarn(rotary: RotarySpec, dim: int, device: torch.device) -> torch.Tensor:
+    """Return the share of each frequency that YaRN keeps, float32 [dim / 2]: all of those that turn
+    ``beta_fast`` times within the original context, none of those that turn ``beta_slow`` times."""
+
+    def pair_that_turns(times: float) -> float:
+        wave = rotary.original_max_positions / (times * 2 * math.pi)
+        return dim * math.log(wave) / (2 * math.log(rotary.theta))
+
+    low, high = pair_that_turns(rotary.beta_fast), pair_that_turns(rotary.beta_slow)
+    if rotary.truncates:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # Equal bounds would divide by zero.
+    high = high + 0.001 if low == high else high
+    ramp = (torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / (high - low)
+    return 1 - ramp.clamp(0, 1)
+
+
+def _llama3(rotary: RotarySpec, frequencies: torch.Tensor) -> torch.Tensor:
+    """Slow long waves down by ``factor``, keep short ones, and blend those between."""
     wave_lengths = 2 * math.pi / frequencies
     blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
         rotary.high_freq_factor - rotary.low_freq_factor

@@ -66,7 +66,7 @@ class Block:
         self.batches: list[Batch] = []
         self.attention = DecodeAttention(policy, machine, stores.cache)
         self.experts = ExpertSteps(policy, stores.weights, stores.hidden)
-        self.rotations = Rotations(policy.model)
+        self.rotations = Rotations(policy.model, policy.workload.num_positions)
         # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
@@ -250,9 +250,13 @@ class Block:
         return layers.project_qkv(hidden, self._weights(task), rotation, layer)
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
-        layers.finish_attention(hidden, attended, self._weights(task), self._layer(task))
+        layer, weights = self._layer(task), self._weights(task)
+        if layer.is_parallel:
+            layers.finish_parallel(hidden, attended, weights, layer)
+            return
+        layers.finish_attention(hidden, attended, weights, layer)
         if self.kinds[task.layer] == "decoder":
-            layers.feed_forward(hidden, self._weights(task), self._layer(task))
+            layers.feed_forward(hidden, weights, layer)
 
     def _compute_head(self, task: Task) -> None:
         batch, weights = self.batches[task.batch], self._weights(task)
@@ -266,14 +270,12 @@ class Block:
             numbered = task.batch, batch
             self._prompt_scorer.add(numbered, hidden, weights, first_row=first, is_last=is_last)
         logits = self._logits[task.batch % len(self._logits), : len(batch)]
-        chunks = weights["head.weight"]
-        for chunk in chunks:
+        for chunk in weights["head.weight"]:
             columns = slice(first, first + chunk.shape[0])
             logits[:, columns] = linear(self._head_inputs[task.batch], [chunk])
             first += chunk.shape[0]
+        layers.finish_logits(logits[:, layout.first_row : first], weights, self.spec.head)
         if is_last:
-            if self.spec.head.scale != 1:
-                logits *= self.spec.head.scale
             del self._head_inputs[task.batch]
             self._choose(task, batch, logits)
 

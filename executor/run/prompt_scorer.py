@@ -7,7 +7,6 @@ which ``LogitSums`` keeps a few figures of each token.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -76,7 +75,7 @@ class PromptScorer:
             part = slice(first, first + SCORED_ROWS)
             taken = hidden[rows[part], positions[part]]
             normed = layers.final_norm(taken, self._norm, self._model.final_norm)
-            self._add_tiles(sums, part, normed, weights["head.weight"], first_row)
+            self._add_tiles(sums, part, normed, weights, first_row)
         if is_last:
             counts = (sequences.lengths - 1).tolist()
             sequences.prompt_scores = self._sums.pop(number).scores().split(counts)
@@ -102,14 +101,16 @@ class PromptScorer:
         sums: LogitSums,
         part: slice,
         normed: torch.Tensor,
-        chunks: Sequence[Matrix],
+        weights: LayerWeights,
         first_row: int,
     ) -> None:
-        for chunk in chunks:
+        before = 0
+        for chunk in weights["head.weight"]:
             for first in range(0, chunk.shape[0], SCORED_COLUMNS):
-                matrix = chunk[first : first + SCORED_COLUMNS]
-                sums.add(part, self._logits(normed, matrix), first_row + first)
-            first_row += chunk.shape[0]
+                logits = self._logits(normed, chunk[first : first + SCORED_COLUMNS])
+                layers.finish_logits(logits, weights, self._model.head, before + first)
+                sums.add(part, logits, first_row + before + first)
+            before += chunk.shape[0]
 
     def _logits(self, normed: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         shape = len(normed), matrix.shape[0]
@@ -120,6 +121,4 @@ class PromptScorer:
             narrow = self._narrow[: math.prod(shape)].view(shape)
             multiply(normed, matrix, narrow)
             logits.copy_(narrow)
-        if self._model.head.scale != 1:
-            logits *= self._model.head.scale
         return logits

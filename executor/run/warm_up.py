@@ -52,9 +52,10 @@ def _compile_layers(policy: Policy, device: torch.device) -> None:
         }.get(attention.qk_norm, [])
         for dim in (model.hidden_size, *normed) if layer.norm.kind == "rms" else ():
             kernels.rms_norm(ones(1, 1, dim), ones(dim), layer.norm.eps, ones(1, 1, dim))
-        if attention.rotary is not None:
-            angles = ones(1, attention.head_dim // 2)
-            kernels.rotate(ones(1, 1, attention.head_dim), angles, angles)
+        if (rotary := attention.rotary) is not None:
+            angles = ones(1, (rotary.dim or attention.head_dim) // 2)
+            heads = ones(1, 1, attention.head_dim)
+            kernels.rotate(heads, angles, angles, interleaved=rotary.is_interleaved)
 
 
 def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:

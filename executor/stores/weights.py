@@ -318,4 +318,5 @@ class WeightStore:
         runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
         if tensor.packing is not None:
             return tuple(run.view(-1, tensor.row_bytes) for run in runs if len(run))
-        return tuple(run.view(self.dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))
+        dtype = torch.float32 if tensor.is_float32 else self.dtype
+        return tuple(run.view(dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))

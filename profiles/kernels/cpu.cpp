@@ -45,20 +45,27 @@ void norm(const T* x, long outer, long outer_stride, long inner, long inner_stri
 
 template <class T>
 void rotate(T* x, long tokens, long token_stride, long heads, long dim, const T* cosines,
-            const T* sines, long positions, int threads) {
-  const long half = dim / 2;
+            const T* sines, long positions, long half, long interleaved, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, taken(heads * dim)) \
     if (tokens * heads * dim > kSerial)
   for (long t = 0; t < tokens; ++t)
     for (long h = 0; h < heads; ++h)
       for (long d = 0; d < half; d += kLanes) {
-        T *left = x + t * token_stride + h * dim + d, *right = left + half;
-        const long count = half - d;
+        T *head = x + t * token_stride + h * dim, *left = head + d, *right = left + half;
+        const long count = std::min(half - d, kLanes);
+        T pairs[2 * kLanes];
+        if (interleaved) {
+          left = pairs, right = pairs + kLanes;
+          for (long i = 0; i < count; ++i)
+            left[i] = head[2 * (d + i)], right[i] = head[2 * (d + i) + 1];
+        }
         const Floats l = load_part(left, count), r = load_part(right, count);
         const Floats c = load_part(cosines + t % positions * half + d, count);
         const Floats s = load_part(sines + t % positions * half + d, count);
         store_part(left, rounded<T>(l * c) - rounded<T>(r * s), count);
         store_part(right, rounded<T>(r * c) + rounded<T>(l * s), count);
+        for (long i = 0; interleaved && i < count; ++i)
+          head[2 * (d + i)] = left[i], head[2 * (d + i) + 1] = right[i];
       }
 }
 
@@ -87,9 +94,10 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
          out_inner, threads);                                                                  \
   }                                                                                            \
   extern "C" void rotate_##NAME(T* x, long tokens, long token_stride, long heads, long dim,    \
-                                const T* cosines, const T* sines, long positions,              \
-                                int threads) {                                                 \
-    rotate(x, tokens, token_stride, heads, dim, cosines, sines, positions, threads);           \
+                                const T* cosines, const T* sines, long positions, long half,   \
+                                long interleaved, int threads) {                               \
+    rotate(x, tokens, token_stride, heads, dim, cosines, sines, positions, half, interleaved,  \
+           threads);                                                                           \
   }                                                                                            \
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \

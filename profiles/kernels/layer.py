@@ -39,17 +39,22 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     )
 
 
-def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
-    """Rotate [tokens, heads, head_dim] in place; the pairs are (i, i + head_dim / 2).
+def rotate(
+    heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, interleaved: bool = False
+) -> None:
+    """Rotate pairs of elements of [tokens, heads, head_dim] in place.
 
-    ``cosines`` and ``sines`` are [positions, head_dim / 2], dense, in the dtype of ``heads``. Only
-    the tokens of ``heads`` may have a stride. Token ``i`` has position ``i % positions``, and the
+    ``cosines`` and ``sines`` are [positions, pairs], dense, in the dtype of ``heads``. Pair ``i``
+    is (i, i + pairs), or ``interleaved`` (2 i, 2 i + 1); elements behind the pairs stay. Only the
+    tokens of ``heads`` may have a stride. Token ``i`` has position ``i % positions``, and the
     number of tokens is a multiple of ``positions``.
     """
     tokens, num_heads, head_dim = heads.shape
     assert heads.stride()[1:] == (head_dim, 1) and tokens % len(cosines) == 0
+    pairs = cosines.shape[1]
+    assert 2 * pairs <= head_dim
     if not is_native(heads):
-        _fused_or_twins(heads).rotate(heads, cosines, sines)
+        _fused_or_twins(heads).rotate(heads, cosines, sines, interleaved=interleaved)
         return
     call_kernel(
         "rotate",
@@ -62,6 +67,8 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
         pointer(cosines),
         pointer(sines),
         _long(len(cosines)),
+        _long(pairs),
+        _long(interleaved),
     )
 
 

@@ -147,12 +147,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     torch.mul(scaled.to(x.dtype), weight, out=out)
 
 
-def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+def rotate(
+    heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, interleaved: bool = False
+) -> None:
     """See ``profiles.kernels.rotate``."""
+    rotated = heads[..., : 2 * cosines.shape[1]]
     cosines, sines = cosines[:, None], sines[:, None]
     # In two parts, because each part is copied.
-    for part in heads.unflatten(0, (-1, len(cosines))).chunk(2, dim=2):
-        left, right = part.chunk(2, dim=-1)
+    for part in rotated.unflatten(0, (-1, len(cosines))).chunk(2, dim=2):
+        left, right = (part[..., ::2], part[..., 1::2]) if interleaved else part.chunk(2, dim=-1)
         right_part, left_part = right * sines, left * sines
         left.mul_(cosines).sub_(right_part)
         right.mul_(cosines).add_(left_part)

@@ -46,7 +46,9 @@ def view_layer(
         units = part.split(component.unit_bytes)
         for tensor in component.tensors:
             wholes = [
-                unit[tensor.offset_bytes : tensor.end_bytes].view(dtype).view(tensor.shape)
+                unit[tensor.offset_bytes : tensor.end_bytes]
+                .view(torch.float32 if tensor.is_float32 else dtype)
+                .view(tensor.shape)
                 for unit in units
             ]
             row = (cut_bytes - tensor.offset_bytes) // tensor.row_bytes
@@ -97,6 +99,8 @@ class ReferenceModel:
     ) -> None:
         self.spec = source.spec
         self.compression = compression or Compression()
+        # What ``longrope`` depends on.
+        self.num_positions = 0
         self.dtype = DTYPES[source.spec.dtype]
         weights = [
             self._lossy(view_layer(read_layer(source, index, layout), layout, self.dtype, cut))
@@ -123,6 +127,7 @@ class ReferenceModel:
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
         """Return the logits after every token of one prompt: float32 [tokens, vocabulary]."""
+        self.num_positions = len(ids)
         x = self._prefill(torch.tensor([ids]), None)
         return self._head(x[0])
 
@@ -139,6 +144,7 @@ class ReferenceModel:
         prompt_len = int(lengths.max())
         padded = torch.tensor([p + [0] * (prompt_len - len(p)) for p in prompts])
         context = prompt_len + gen_len - 1
+        self.num_positions = context
         caches = []
         for attention in (spec.layer(i).attention for i in range(spec.num_layers)):
             shape = (context, 2, batch * attention.num_kv_heads, attention.head_dim)
@@ -166,8 +172,7 @@ class ReferenceModel:
                 for kind, part in enumerate((k, v)):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            layers.finish_attention(x, prefill_attention(q, k, v), weights, layer)
-            layers.feed_forward(x, weights, layer)
+            _finish(x, prefill_attention(q, k, v), weights, layer)
         return x
 
     def _decode(
@@ -196,8 +201,7 @@ class ReferenceModel:
             scores.masked_fill_(is_void[:, None, None], -torch.inf)
             shares = self._without_small(scores, ~is_void)
             attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
-            layers.finish_attention(x, attended, weights, layer)
-            layers.feed_forward(x, weights, layer)
+            _finish(x, attended, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
 
     def _project(
@@ -205,7 +209,9 @@ class ReferenceModel:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         attention, rotation = layer.attention, None
         if attention.rotary is not None:
-            rotation = rotation_of(positions, attention.rotary, attention.head_dim, x.dtype)
+            rotary = attention.rotary
+            is_long = rotary.is_long(self.num_positions)
+            rotation = rotation_of(positions, rotary, attention.head_dim, x.dtype, is_long=is_long)
         qkv = layers.project_qkv(x, weights, rotation, layer)
         return layers.split_heads(qkv, attention)
 
@@ -225,8 +231,20 @@ class ReferenceModel:
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
         normed = layers.final_norm(x, self.head[0], self.spec.final_norm)
-        logits = torch.cat([linear(normed, part["head.weight"]).float() for part in self.head], -1)
-        return logits * self.spec.head.scale
+        found = []
+        for part in self.head:
+            logits = linear(normed, part["head.weight"]).float()
+            layers.finish_logits(logits, part, self.spec.head)
+            found.append(logits)
+        return torch.cat(found, -1)
+
+
+def _finish(x: torch.Tensor, attended: torch.Tensor, weights: Tensors, layer: LayerSpec) -> None:
+    if layer.is_parallel:
+        layers.finish_parallel(x, attended, weights, layer)
+        return
+    layers.finish_attention(x, attended, weights, layer)
+    layers.feed_forward(x, weights, layer)
 
 
 def _until(ids: list[int], eos: frozenset[int]) -> list[int]:

@@ -294,6 +294,8 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     family, name = folder.family, folder.config_class.__name__
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     rotary_class = getattr(module, name.replace("Config", "RotaryEmbedding"))
+    if folder.family == "gptj":
+        pytest.skip("has one fixed rotation, whatever these keys say")
     compared = 0
     for config in rope_configs(folder):
         ours = folder.ours(config)
@@ -302,8 +304,10 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         attention = ours.layer(0).attention
         assert attention.rotary is not None
         rotary = rotary_class(folder.config_class(**copy.deepcopy(config)))
-        frequencies = rotary_frequencies(attention.rotary, attention.head_dim, torch.device("cpu"))
+        dim = attention.rotary.dim or attention.head_dim
+        frequencies = rotary_frequencies(attention.rotary, dim, torch.device("cpu"))
         torch.testing.assert_close(frequencies, rotary.inv_freq, msg=json.dumps(config))
-        assert rotary.attention_scaling == 1
+        assert rotary.attention_scaling == pytest.approx(attention.rotary.attention_factor)
         compared += 1
-    assert compared > 30
+    # Phi 3 takes no scaling but one with lists, which these configs do not have.
+    assert compared > (15 if folder.family == "phi3" else 30)

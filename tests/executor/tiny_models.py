@@ -19,6 +19,21 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+# With 12 of 16 elements of a head rotated.
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+    "original_max_position_embeddings": 40,
+}
 
 # What a family's configs say beside the shapes of a plain decoder.
 MORE_KEYS: dict[str, dict[str, Any]] = {
@@ -29,6 +44,18 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "logits_scaling": 8,
     },
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
+    "glm": {"pad_token_id": 0},
+    "gptj": {"rotary_dim": 8},
+    "glm4": {"pad_token_id": 0},
+    "glm4_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "use_qk_norm": True,
+        "routed_scaling_factor": 1.5,
+    },
+    "minimax_m2": {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "qwen2_moe": {
         "num_experts": 6,
@@ -80,6 +107,10 @@ def save_tiny_model(
     }
     if family == "opt":
         shapes |= {"ffn_dim": 112, "word_embed_proj_dim": HIDDEN_SIZE}
+    elif family == "falcon":
+        shapes |= {"ffn_hidden_size": 112}
+    elif family in ("gpt_neox", "gptj"):
+        shapes |= {"intermediate_size": 112}
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})

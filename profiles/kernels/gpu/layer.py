@@ -31,10 +31,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
     )
 
 
-def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+def rotate(
+    heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, interleaved: bool = False
+) -> None:
     """See ``profiles.kernels.rotate``."""
     rows, num_heads, dim = heads.shape
-    block = triton.next_power_of_2(dim // 2)
+    half = cosines.shape[1]
+    block = triton.next_power_of_2(half)
     at_once = max(1, PROGRAM_ELEMENTS // block)
     _rotate[(rows, triton.cdiv(num_heads, at_once))](
         heads,
@@ -43,7 +46,9 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> N
         num_heads,
         heads.stride(0),
         len(cosines),
-        HALF=dim // 2,
+        DIM=dim,
+        HALF=half,
+        INTERLEAVED=interleaved,
         BLOCK=block,
         HEADS=at_once,
     )
@@ -91,7 +96,9 @@ def _rotate(
     num_heads,
     row_stride,
     num_positions,
+    DIM: tl.constexpr,
     HALF: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
 ):
@@ -99,8 +106,9 @@ def _rotate(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     mask = (head < num_heads) & (i < HALF)
-    left = x + row * row_stride + head * (2 * HALF) + i
-    right = left + HALF
+    start = x + row * row_stride + head * DIM
+    left = start + (2 * i if INTERLEAVED else i)
+    right = left + (1 if INTERLEAVED else HALF)
     angle = row % num_positions * HALF + i
     c = tl.load(cosines + angle, mask=i < HALF, other=0.0).to(tl.float32)
     s = tl.load(sines + angle, mask=i < HALF, other=0.0).to(tl.float32)

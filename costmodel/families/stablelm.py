@@ -1,0 +1,58 @@
+"""StableLM 2: LayerNorm, a quarter of each head rotated, parallel halves by choice."""
+
+from __future__ import annotations
+
+from costmodel.families._shared import (
+    LLAMA_MODULES,
+    absent,
+    decoder,
+    equal_layers,
+    gated_mlp,
+    layer_norm,
+    llama_attention,
+    require,
+)
+from costmodel.model.family import Family
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.spec import ModelSpec
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    require(config, qk_layernorm=False)
+    is_parallel = config.flag("use_parallel_residual")
+    layer = LayerSpec(
+        attention=llama_attention(
+            config,
+            takes_null=absent(config, "head_dim"),
+            rotary_share=0.25,
+            qkv_bias=config.flag("use_qkv_bias"),
+        ),
+        mlp=gated_mlp(config),
+        norm=layer_norm(config),
+        is_parallel=is_parallel,
+        shares_norm=is_parallel,
+    )
+    return decoder(config, equal_layers(config, layer), final_norm=layer.norm)
+
+
+FAMILY = Family(
+    defaults={
+        "vocab_size": 50304,
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "use_qkv_bias": False,
+        "qk_layernorm": False,
+        "use_parallel_residual": False,
+    },
+    describe=_describe,
+    modules=LLAMA_MODULES,
+    fixes_tokenizer_class=True,
+)
