@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodel.families._rotary import DEFAULT_THETA, KINDS, rotary
 from costmodel.families._windows import refuse_windows
-from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
+from costmodel.model.feed_forward_spec import ACTIVATIONS, ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
@@ -142,6 +142,16 @@ def gated_mlp(
     """Read an MLP of the Llama family, ``times`` as wide as the key says."""
     kind = activation(config, "hidden_act", GATED_ACTIVATIONS)
     return MlpSpec(size=times * config.whole(size_key), activation=kind, is_gated=True, **fields)
+
+
+def plain_mlp(config: HFConfig, *, has_bias: bool) -> MlpSpec:
+    """Read an MLP without a gate."""
+    return MlpSpec(
+        size=config.whole("intermediate_size"),
+        activation=activation(config, "hidden_act", ACTIVATIONS),
+        is_gated=False,
+        has_bias=has_bias,
+    )
 
 
 def experts(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from costmodel.families._rotary import DEFAULT_THETA, rotary
 from costmodel.families._shared import (
-    activation,
     decoder,
     equal_layers,
     heads_in_groups,
     layer_norm,
+    plain_mlp,
 )
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -44,12 +43,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=True,
-        ),
+        mlp=plain_mlp(config, has_bias=True),
         norm=layer_norm(config),
         is_parallel=config.flag("use_parallel_residual"),
     )

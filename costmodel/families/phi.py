@@ -5,15 +5,14 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_MODULES,
     absent,
-    activation,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
+    plain_mlp,
     require,
 )
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -29,12 +28,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             qkv_bias=True,
             output_bias=True,
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=True,
-        ),
+        mlp=plain_mlp(config, has_bias=True),
         norm=layer_norm(config),
         is_parallel=True,
         shares_norm=True,

@@ -5,15 +5,14 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_MODULES,
     absent,
-    activation,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
+    plain_mlp,
 )
 from costmodel.families._windows import only_window
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -25,12 +24,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         attention=llama_attention(
             config, takes_null=absent(config, "head_dim"), qkv_bias=has_bias, output_bias=has_bias
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=has_bias,
-        ),
+        mlp=plain_mlp(config, has_bias=has_bias),
         norm=layer_norm(config, "norm_epsilon"),
     )
     return decoder(

@@ -73,7 +73,7 @@ def write_random_checkpoint(
     weight_map: dict[str, str] = {}
     for number, parts in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, parts, spec, seed)
+        _write_shard(folder / name, parts, seed)
         weight_map |= {part.name: name for part in parts}
     total = sum(p.num_elements * p.dtype.itemsize for parts in shards for p in parts)
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -115,7 +115,7 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
                 )
 
 
-def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int) -> None:
+def _write_shard(path: Path, parts: list[TensorPart], seed: int) -> None:
     header, offset = {}, 0
     for part in parts:
         end = offset + part.num_elements * part.dtype.itemsize
