@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # The floor is in setup.cfg.
 coverage: $(VENV)/installed

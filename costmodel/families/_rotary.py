@@ -12,8 +12,8 @@ from costmodel.model.layer_spec import ROTARY_KINDS, RotarySpec
 
 # The base of the rotation in most families, where a config names none.
 DEFAULT_THETA = 10000.0
-# Up to the positions of a model, transformers' ``dynamic`` scaling changes nothing.
-PLAIN_KINDS = ("default", "dynamic")
+# transformers' kinds, and ours. Up to the positions of a model, ``dynamic`` changes nothing.
+KINDS: Mapping[str, str] = {kind: kind for kind in ROTARY_KINDS} | {"dynamic": "default"}
 
 
 def rotary(
@@ -23,6 +23,7 @@ def rotary(
     head_dim: int,
     share: float = 1.0,
     is_interleaved: bool = False,
+    kinds: Mapping[str, str] = KINDS,
 ) -> RotarySpec:
     """Read the rotary embedding from any of the places where configs keep its keys.
 
@@ -30,15 +31,18 @@ def rotary(
     ----------
     theta, share
         The base, and the share of each head that is rotated, where no key names one.
+    kinds
+        The kinds that transformers accepts for the family, and ours.
     """
     found = _rope_keys(config)
     kind = found.get("rope_type", found.get("type", "default"))
-    kind = "default" if kind in PLAIN_KINDS else "longrope" if kind == "su" else kind
-    if kind not in ROTARY_KINDS:
-        raise config.refusal("rope_type", kind, ", ".join((*ROTARY_KINDS, "dynamic")))
+    if kind not in kinds:
+        raise config.refusal("rope_type", kind, ", ".join(kinds))
+    kind = kinds[kind]
     name = "partial_rotary_factor"
-    named = found[name] if name in found else config.raw.get(name)
-    dim = int(head_dim * config.positive(name, share if named is None else named))
+    outside = config.raw.get(name)
+    named = found.get(name, share if outside is None else outside)
+    dim = int(head_dim * config.positive(name, named))
     if dim % 2 or not 0 < dim <= head_dim:
         raise config.refusal(name, named, f"an even number of the {head_dim} elements of a head")
     base = found.get("rope_theta", config.raw.get("rope_theta", theta))
@@ -133,11 +137,13 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     factor = _number(config, found, "factor", spec.kind)
     scale = found.get("attention_factor")
     if scale is None:
-        scales = found.get("mscale"), found.get("mscale_all_dim")
-        if all(scales):
-            scale = _yarn_scale(factor, scales[0]) / _yarn_scale(factor, scales[1])
-        else:
-            scale = _yarn_scale(factor)
+        scale = _yarn_scale(factor)
+        if found.get("mscale") and found.get("mscale_all_dim"):
+            one, other = (
+                _yarn_scale(factor, config.positive(name, found[name]))
+                for name in ("mscale", "mscale_all_dim")
+            )
+            scale = one / other
     return replace(
         spec,
         factor=factor,
@@ -180,4 +186,4 @@ def _original_positions(config: HFConfig, found: Mapping[str, Any]) -> float:
     # Unlike the other keys, this one wins where it is outside of the scaling's own object.
     name = "original_max_position_embeddings"
     positions = found.get(name, config.whole("max_position_embeddings"))
-    return config.positive(name, config.raw.get(name) or positions)
+    return config.positive(name, config.raw.get(name, positions))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from costmodel.families._rotary import DEFAULT_THETA, rotary
-from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
+from costmodel.families._rotary import DEFAULT_THETA, KINDS, rotary
+from costmodel.families._windows import refuse_windows, with_windows
+from costmodel.model.feed_forward_spec import ACTIVATIONS, ExpertsSpec, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import MAX_LAYERS, EmbeddingSpec, HeadSpec, ModelSpec, model_of_layers
@@ -164,6 +165,16 @@ def gated_mlp(
     return MlpSpec(size=times * config.whole(size_key), activation=kind, is_gated=True, **fields)
 
 
+def plain_mlp(config: HFConfig, *, has_bias: bool) -> MlpSpec:
+    """Read an MLP without a gate."""
+    return MlpSpec(
+        size=config.whole("intermediate_size"),
+        activation=activation(config, "hidden_act", ACTIVATIONS),
+        is_gated=False,
+        has_bias=has_bias,
+    )
+
+
 def experts(
     config: HFConfig, *, count_keys: Sequence[str], size_key: str, **fields: Any
 ) -> ExpertsSpec:
@@ -203,6 +214,7 @@ def llama_attention(
     theta: float = DEFAULT_THETA,
     rotary_share: float = 1.0,
     is_interleaved: bool = False,
+    rotary_kinds: Mapping[str, str] = KINDS,
     **fields: Any,
 ) -> AttentionSpec:
     """Read the attention of the Llama family.
@@ -210,7 +222,7 @@ def llama_attention(
     ``takes_null`` are keys that may be null: ``num_key_value_heads`` is then the number of heads,
     and ``head_dim`` is ``hidden_size`` over the number of heads. ``theta`` and ``rotary_share`` are
     the base of the rotation, and the share of each head that is rotated, where the config names
-    none. A ``rotary_share`` of 0 is attention without rotation.
+    none.
     """
     heads = config.whole("num_attention_heads")
     instead = {"num_key_value_heads": heads, "head_dim": config.whole("hidden_size") // heads}
@@ -231,19 +243,22 @@ def llama_attention(
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rotary=rotary(
-            config, theta, head_dim=head_dim, share=rotary_share, is_interleaved=is_interleaved
-        )
-        if rotary_share
-        else None,
+            config,
+            theta,
+            head_dim=head_dim,
+            share=rotary_share,
+            is_interleaved=is_interleaved,
+            kinds=rotary_kinds,
+        ),
         **fields,
     )
 
 
-def glm_attention(config: HFConfig) -> AttentionSpec:
+def glm_attention(config: HFConfig, takes_null: Sequence[str] = ()) -> AttentionSpec:
     """Read the attention of GLM: half of each head is rotated, neighbours in pairs."""
     return llama_attention(
         config,
-        takes_null=("num_key_value_heads", "head_dim"),
+        takes_null=takes_null,
         rotary_share=0.5,
         is_interleaved=True,
         qkv_bias=config.flag("attention_bias"),
@@ -269,6 +284,7 @@ def decoder(
     config: HFConfig,
     layers: Sequence[LayerSpec],
     *,
+    windows: Sequence[str] | None = None,
     embedding: EmbeddingSpec = EmbeddingSpec(),  # noqa: B008  # frozen
     final_norm: NormSpec | None = None,
     logit_scale: float = 1.0,
@@ -278,9 +294,18 @@ def decoder(
 ) -> ModelSpec:
     """Make a model of its layers and of the keys that all families share.
 
-    ``dtype`` is used where the config names none.
+    Parameters
+    ----------
+    windows
+        The kind of attention of each layer, as in ``layer_types``. ``None`` refuses windows.
+    dtype
+        Used where the config names none.
     """
     check_followed(config)
+    if windows is None:
+        refuse_windows(config)
+    else:
+        layers = with_windows(config, layers, windows)
     return model_of_layers(
         list(layers),
         name=config.name,

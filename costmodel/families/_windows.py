@@ -50,25 +50,18 @@ def with_windows(
     ]
 
 
-def with_only_window(
-    config: HFConfig, layers: Sequence[LayerSpec], *, is_on: bool = True
-) -> list[LayerSpec]:
-    """Give the window to all layers, or to none, in a family that knows no other pattern."""
+def only_window(config: HFConfig, *, is_on: bool = True) -> list[str] | None:
+    """Read the kinds of layers of a family with the window in all of them or in none."""
     if window_size(config) is None or not is_on:
-        refuse_windows(config)
-        return list(layers)
-    return with_windows(config, layers, [SLIDING] * len(layers))
+        return None
+    return [SLIDING] * config.whole("num_hidden_layers")
 
 
-def with_qwen_windows(config: HFConfig, layers: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """Give the window to the layers that ``layer_types`` names, or else to those from
-    ``max_window_layers`` on."""
-    kinds = config.layer_types()
-    is_on = config.flag("use_sliding_window") and window_size(config) is not None
+def qwen_windows(config: HFConfig) -> list[str] | None:
+    """Read the kinds of layers; without ``layer_types``, those from ``max_window_layers`` on have
+    a window."""
     first = config.whole("max_window_layers", least=0)
-    if not is_on:
-        refuse_windows(config)
-        return list(layers)
-    return with_windows(
-        config, layers, kinds or [SLIDING if i >= first else FULL for i in range(len(layers))]
-    )
+    if not config.flag("use_sliding_window") or window_size(config) is None:
+        return None
+    count = config.whole("num_hidden_layers")
+    return config.layer_types() or [SLIDING if i >= first else FULL for i in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
@@ -25,7 +26,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
         attention=llama_attention(
             config,
-            takes_null=("num_key_value_heads", "head_dim"),
+            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
             theta=THETA,
             is_interleaved=True,
             qkv_bias=has_bias,
@@ -40,7 +41,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         config,
         equal_layers(config, layer),
         final_norm=layer.norm,
-        logit_scale=config.positive("logit_scale", config.get("logit_scale")),
+        logit_scale=config.number("logit_scale"),
     )
 
 

@@ -12,7 +12,7 @@ from costmodel.families._shared import (
     layer_norm,
     llama_attention,
 )
-from costmodel.families._windows import FULL, SLIDING, every_full, with_windows
+from costmodel.families._windows import FULL, SLIDING, every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -42,7 +42,8 @@ def _describe(config: HFConfig) -> ModelSpec:
     layers = {SLIDING: sliding, FULL: full}
     return decoder(
         config,
-        with_windows(config, [layers[kind] for kind in kinds], kinds),
+        [layers[kind] for kind in kinds],
+        windows=kinds,
         final_norm=sliding.norm,
         logit_scale=config.number("logit_scale"),
     )

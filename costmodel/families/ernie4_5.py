@@ -53,4 +53,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=LLAMA_MODULES,
+    fixes_tokenizer_class=True,
 )

@@ -14,7 +14,6 @@ from costmodel.families._shared import (
     require,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -22,7 +21,6 @@ from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    refuse_windows(config)
     if config.get("use_bidirectional_attention") is not None:
         require(config, use_bidirectional_attention=False)
     has_bias = config.flag("attention_bias")

@@ -15,7 +15,7 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
-from costmodel.families._windows import every_full, with_windows
+from costmodel.families._windows import every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -41,7 +41,8 @@ def _describe(config: HFConfig) -> ModelSpec:
     )
     return decoder(
         config,
-        with_windows(config, equal_layers(config, layer), every_full(config, 2)),
+        equal_layers(config, layer),
+        windows=every_full(config, 2),
         embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
         final_norm=norm,
         soft_cap=soft_cap(config, "final_logit_softcapping"),

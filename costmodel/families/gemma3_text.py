@@ -15,7 +15,7 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
-from costmodel.families._windows import FULL, SLIDING, every_full, with_windows
+from costmodel.families._windows import FULL, SLIDING, every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec
@@ -56,7 +56,8 @@ def _describe(config: HFConfig) -> ModelSpec:
     }
     return decoder(
         config,
-        with_windows(config, [layers[kind] for kind in kinds], kinds),
+        [layers[kind] for kind in kinds],
+        windows=kinds,
         embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
         final_norm=norm,
         soft_cap=soft_cap(config, "final_logit_softcapping"),

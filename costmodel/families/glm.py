@@ -18,8 +18,14 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    layer = LayerSpec(attention=glm_attention(config), mlp=gated_mlp(config), norm=rms_norm(config))
+    layer = LayerSpec(
+        attention=glm_attention(config, ("num_key_value_heads",)),
+        mlp=gated_mlp(config),
+        norm=rms_norm(config),
+    )
     return decoder(config, equal_layers(config, layer))
 
 
-FAMILY = Family(defaults=GLM_DEFAULTS, describe=_describe, modules=GLM_MODULES)
+FAMILY = Family(
+    defaults=GLM_DEFAULTS, describe=_describe, modules=GLM_MODULES, fixes_tokenizer_class=True
+)

@@ -35,4 +35,5 @@ FAMILY = Family(
         "attention_output_norm": ("layers.{layer}.post_self_attn_layernorm",),
         "mlp_output_norm": ("layers.{layer}.post_mlp_layernorm",),
     },
+    fixes_tokenizer_class=True,
 )

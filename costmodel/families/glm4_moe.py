@@ -5,6 +5,7 @@ from __future__ import annotations
 from costmodel.families._shared import (
     EXPERTS_MODULES,
     GLM_DEFAULTS,
+    absent,
     decoder,
     experts,
     gated_mlp,
@@ -23,7 +24,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     norm = rms_norm(config)
     attention = llama_attention(
         config,
-        takes_null=("head_dim",),
+        takes_null=absent(config, "head_dim"),
         rotary_share=0.5,
         qk_norm="head" if config.flag("use_qk_norm") else "none",
         qkv_bias=config.flag("attention_bias"),
@@ -39,7 +40,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             router=RouterSpec(
                 score="sigmoid",
                 renormalises=config.flag("norm_topk_prob"),
-                scale=config.positive("routed_scaling_factor", config.get("routed_scaling_factor")),
+                scale=config.number("routed_scaling_factor"),
                 has_bias=True,
                 num_groups=config.whole("n_group"),
                 groups_per_token=config.whole("topk_group"),
@@ -87,4 +88,5 @@ FAMILY = Family(
     },
     # The layer of multi-token prediction stands behind the others.
     ignores_later_layers=True,
+    fixes_tokenizer_class=True,
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from costmodel.families._rotary import DEFAULT_THETA, rotary
 from costmodel.families._shared import (
-    activation,
     decoder,
     equal_layers,
     heads_in_groups,
     layer_norm,
+    plain_mlp,
 )
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -21,7 +20,13 @@ def _describe(config: HFConfig) -> ModelSpec:
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in config.raw:
+            # transformers reads only the family's own names here.
+            raise config.refusal(key, config.raw[key], "rotary_emb_base, rotary_pct")
     has_bias, head_dim = config.flag("attention_bias"), hidden // heads
+    if config.whole("head_dim", instead_of_null=head_dim) != head_dim:
+        raise config.refusal("head_dim", config.get("head_dim"), f"{head_dim}, hidden_size / heads")
     layer = LayerSpec(
         attention=AttentionSpec(
             num_heads=heads,
@@ -38,12 +43,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=True,
-        ),
+        mlp=plain_mlp(config, has_bias=True),
         norm=layer_norm(config),
         is_parallel=config.flag("use_parallel_residual"),
     )
@@ -78,4 +78,5 @@ FAMILY = Family(
     row_blocks={"qkv": heads_in_groups},
     prefix="gpt_neox.",
     head="embed_out",
+    tokenizer_class="GPTNeoXTokenizer",
 )

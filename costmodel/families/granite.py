@@ -12,7 +12,6 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -27,7 +26,6 @@ MULTIPLIERS = (
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    refuse_windows(config)
     embedding, attention, residual, logits = (
         config.positive(key, config.get(key)) for key in MULTIPLIERS
     )

@@ -22,7 +22,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
         attention=llama_attention(
             config,
-            takes_null=("num_key_value_heads", "head_dim"),
+            takes_null=("num_key_value_heads",),
             qk_norm="head",
             norms_rotated=True,
             qkv_bias=has_bias,

@@ -11,7 +11,6 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -22,7 +21,6 @@ def _describe(config: HFConfig) -> ModelSpec:
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
-    refuse_windows(config)
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,

@@ -66,4 +66,5 @@ FAMILY = Family(
         ),
         "expert_down": ("layers.{layer}.block_sparse_moe.experts.{expert}.w2",),
     },
+    fixes_tokenizer_class=True,
 )

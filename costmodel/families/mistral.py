@@ -9,25 +9,26 @@ from costmodel.families._shared import (
     equal_layers,
     gated_mlp,
     llama_attention,
+    num_layers,
     rms_norm,
 )
-from costmodel.families._windows import FULL, SLIDING, window_size, with_windows
+from costmodel.families._windows import FULL, SLIDING, window_size
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
-def _with_windows(config: HFConfig, layers: list[LayerSpec]) -> list[LayerSpec]:
-    """Give all layers the window, unless ``layer_types`` names only full attention."""
+def _windows(config: HFConfig) -> list[str] | None:
+    """Read whether all layers have the window, or ``layer_types`` names only full attention."""
     kinds = config.layer_types()
     if window_size(config) is None:
         # transformers gives a config with layer_types a mask that needs a window.
         if "layer_types" in config.raw:
             raise config.refusal("sliding_window", None, "a number beside layer_types")
-        return layers
+        return None
     is_on = not kinds or SLIDING in kinds
-    return with_windows(config, layers, [SLIDING if is_on else FULL] * len(layers))
+    return [SLIDING if is_on else FULL] * num_layers(config)
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -36,7 +37,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         mlp=gated_mlp(config),
         norm=rms_norm(config),
     )
-    return decoder(config, _with_windows(config, equal_layers(config, layer)))
+    return decoder(config, equal_layers(config, layer), windows=_windows(config))
 
 
 FAMILY = Family(

@@ -11,7 +11,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import with_only_window
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -30,7 +30,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         ),
         norm=rms_norm(config),
     )
-    return decoder(config, with_only_window(config, equal_layers(config, layer)))
+    return decoder(config, equal_layers(config, layer), windows=only_window(config))
 
 
 FAMILY = Family(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
-    activation,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
+    plain_mlp,
 )
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -27,12 +26,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=config.flag("mlp_bias"),
-        ),
+        mlp=plain_mlp(config, has_bias=config.flag("mlp_bias")),
         norm=layer_norm(config, "norm_eps", adds_one=True),
     )
     return decoder(config, equal_layers(config, layer), final_norm=layer.norm)
@@ -56,4 +50,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules={**LLAMA_MODULES, "up": ("layers.{layer}.mlp.up_proj",)},
+    fixes_tokenizer_class=True,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
@@ -22,8 +23,8 @@ def _describe(config: HFConfig) -> ModelSpec:
     has_bias, clip = config.flag("attention_bias"), config.get("clip_qkv")
     attention = llama_attention(
         config,
-        takes_null=("num_key_value_heads", "head_dim"),
-        clip=None if clip is None else config.positive("clip_qkv", clip),
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
+        clip=None if clip is None else config.number("clip_qkv"),
         qkv_bias=has_bias,
         output_bias=has_bias,
     )
@@ -40,4 +41,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules={name: parts for name, parts in LLAMA_MODULES.items() if not name.endswith("norm")},
+    tokenizer_class="GPTNeoXTokenizer",
 )

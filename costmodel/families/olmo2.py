@@ -12,7 +12,6 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -20,7 +19,6 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    refuse_windows(config)
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,

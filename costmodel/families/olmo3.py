@@ -12,7 +12,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import FULL, SLIDING, every_full, with_windows
+from costmodel.families._windows import FULL, SLIDING, every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec
@@ -45,7 +45,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         for kind in (FULL, SLIDING)
     }
     kinds = every_full(config, 4)
-    return decoder(config, with_windows(config, [layers[kind] for kind in kinds], kinds))
+    return decoder(config, [layers[kind] for kind in kinds], windows=kinds)
 
 
 FAMILY = Family(

@@ -12,7 +12,6 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -23,7 +22,6 @@ from costmodel.model.spec import ModelSpec
 def _describe(config: HFConfig) -> ModelSpec:
     if config.get("clip_qkv") is not None:
         raise config.refusal("clip_qkv", config.get("clip_qkv"), "null")
-    refuse_windows(config)
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,

@@ -9,7 +9,6 @@ from costmodel.families._shared import (
     equal_layers,
     require,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
@@ -32,7 +31,6 @@ def _describe(config: HFConfig) -> ModelSpec:
             allowed="OPT with word_embed_proj_dim = hidden_size and norms before the block",
         )
     require(config, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
-    refuse_windows(config)
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, "a multiple of the heads")
     has_bias = config.flag("enable_bias")

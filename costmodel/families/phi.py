@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
-    activation,
+    absent,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
+    plain_mlp,
     require,
 )
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -23,17 +23,12 @@ def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
         attention=llama_attention(
             config,
-            takes_null=("num_key_value_heads", "head_dim"),
+            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
             rotary_share=0.5,
             qkv_bias=True,
             output_bias=True,
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=True,
-        ),
+        mlp=plain_mlp(config, has_bias=True),
         norm=layer_norm(config),
         is_parallel=True,
         shares_norm=True,
@@ -67,4 +62,5 @@ FAMILY = Family(
         "down": ("layers.{layer}.mlp.fc2",),
         "final_norm": ("final_layernorm",),
     },
+    tokenizer_class="GPT2Tokenizer",
 )

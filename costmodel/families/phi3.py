@@ -5,26 +5,28 @@ from __future__ import annotations
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import with_only_window
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
+# "su" is an early name of longrope.
+KINDS = {"default": "default", "longrope": "longrope", "su": "longrope"}
+
 
 def _describe(config: HFConfig) -> ModelSpec:
-    layer = LayerSpec(
-        attention=llama_attention(config, takes_null=("num_key_value_heads", "head_dim")),
-        mlp=gated_mlp(config),
-        norm=rms_norm(config),
-    )
-    return decoder(config, with_only_window(config, equal_layers(config, layer)))
+    takes_null = ("num_key_value_heads", *absent(config, "head_dim"))
+    attention = llama_attention(config, takes_null=takes_null, rotary_kinds=KINDS)
+    layer = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=rms_norm(config))
+    return decoder(config, equal_layers(config, layer), windows=only_window(config))
 
 
 FAMILY = Family(
@@ -44,4 +46,5 @@ FAMILY = Family(
         "qkv": ("layers.{layer}.self_attn.qkv_proj",),
         "gate_up": ("layers.{layer}.mlp.gate_up_proj",),
     },
+    fixes_tokenizer_class=True,
 )

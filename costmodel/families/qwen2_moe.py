@@ -10,10 +10,11 @@ from costmodel.families._shared import (
     experts,
     gated_mlp,
     llama_attention,
+    num_layers,
     rms_norm,
     sparse_layers,
 )
-from costmodel.families._windows import FULL, SLIDING, refuse_windows, with_windows
+from costmodel.families._windows import FULL, SLIDING
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -21,19 +22,15 @@ from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
-def _with_windows(config: HFConfig, layers: list[LayerSpec]) -> list[LayerSpec]:
-    """Give the window to the layers that ``layer_types`` names, or else to every second one of
-    those before ``max_window_layers``."""
-    is_on = config.flag("use_sliding_window")
-    window = config.whole("sliding_window", least=0, instead_of_null=0)
+def _windows(config: HFConfig) -> list[str] | None:
+    """Read the kinds of layers; without ``layer_types``, every second one of those before
+    ``max_window_layers`` has a window."""
     behind = config.whole("max_window_layers", least=0)
-    if not is_on:
-        refuse_windows(config)
-        return layers
-    if not window:
-        raise config.refusal("sliding_window", config.get("sliding_window"), "a window above 0")
-    kinds = [SLIDING if i % 2 == 0 and i < behind else FULL for i in range(len(layers))]
-    return with_windows(config, layers, config.layer_types() or kinds)
+    if not config.flag("use_sliding_window"):
+        return None
+    config.whole("sliding_window")
+    kinds = [SLIDING if i % 2 == 0 and i < behind else FULL for i in range(num_layers(config))]
+    return config.layer_types() or kinds
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -54,7 +51,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         norm=norm,
     )
     layers = [sparse if is_sparse else dense for is_sparse in sparse_layers(config)]
-    return decoder(config, _with_windows(config, layers))
+    return decoder(config, layers, windows=_windows(config))
 
 
 FAMILY = Family(

@@ -11,7 +11,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
-from costmodel.families._windows import with_qwen_windows
+from costmodel.families._windows import qwen_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -28,7 +28,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         output_bias=has_bias,
     )
     layer = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=rms_norm(config))
-    return decoder(config, with_qwen_windows(config, equal_layers(config, layer)))
+    return decoder(config, equal_layers(config, layer), windows=qwen_windows(config))
 
 
 FAMILY = Family(

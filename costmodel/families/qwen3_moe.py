@@ -13,7 +13,7 @@ from costmodel.families._shared import (
     rms_norm,
     sparse_layers,
 )
-from costmodel.families._windows import with_only_window
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -44,7 +44,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     )
     layers = [sparse if is_sparse else dense for is_sparse in sparse_layers(config)]
     is_on = config.flag("use_sliding_window")
-    return decoder(config, with_only_window(config, layers, is_on=is_on))
+    return decoder(config, layers, windows=only_window(config, is_on=is_on))
 
 
 FAMILY = Family(

@@ -7,13 +7,13 @@ from dataclasses import replace
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
+    absent,
     decoder,
     gated_mlp,
     llama_attention,
     num_layers,
     rms_norm,
 )
-from costmodel.families._windows import refuse_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -23,11 +23,10 @@ THETA = 2000000.0
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    refuse_windows(config)
     has_bias = config.flag("attention_bias")
     attention = llama_attention(
         config,
-        takes_null=("num_key_value_heads", "head_dim"),
+        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
         theta=THETA,
         qkv_bias=has_bias,
         output_bias=has_bias,

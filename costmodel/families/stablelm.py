@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
+    absent,
     decoder,
     equal_layers,
     gated_mlp,
@@ -23,7 +24,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     layer = LayerSpec(
         attention=llama_attention(
             config,
-            takes_null=("head_dim",),
+            takes_null=absent(config, "head_dim"),
             rotary_share=0.25,
             qkv_bias=config.flag("use_qkv_bias"),
         ),
@@ -53,4 +54,5 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=LLAMA_MODULES,
+    fixes_tokenizer_class=True,
 )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from costmodel.families._shared import (
     LLAMA_MODULES,
-    activation,
+    absent,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
+    plain_mlp,
 )
-from costmodel.families._windows import with_only_window
+from costmodel.families._windows import only_window
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -22,18 +22,13 @@ def _describe(config: HFConfig) -> ModelSpec:
     has_bias = config.flag("use_bias")
     layer = LayerSpec(
         attention=llama_attention(
-            config, takes_null=("head_dim",), qkv_bias=has_bias, output_bias=has_bias
+            config, takes_null=absent(config, "head_dim"), qkv_bias=has_bias, output_bias=has_bias
         ),
-        mlp=MlpSpec(
-            size=config.whole("intermediate_size"),
-            activation=activation(config, "hidden_act", ACTIVATIONS),
-            is_gated=False,
-            has_bias=has_bias,
-        ),
+        mlp=plain_mlp(config, has_bias=has_bias),
         norm=layer_norm(config, "norm_epsilon"),
     )
-    layers = with_only_window(config, equal_layers(config, layer))
-    return decoder(config, layers, final_norm=layer.norm)
+    layers = equal_layers(config, layer)
+    return decoder(config, layers, windows=only_window(config), final_norm=layer.norm)
 
 
 FAMILY = Family(
@@ -57,4 +52,5 @@ FAMILY = Family(
         "up": ("layers.{layer}.mlp.c_fc",),
         "down": ("layers.{layer}.mlp.c_proj",),
     },
+    tokenizer_class="GPT2Tokenizer",
 )

@@ -51,7 +51,8 @@ class HFConfig:
     def get(self, key: str) -> Any:
         """Return the file's value of a key, or else the family's default."""
         own = self.aliases.get(key, key)
-        return self.raw.get(own, self.raw.get(key, self.defaults.get(own)))
+        # As in transformers, the common name wins where a file has both.
+        return self.raw.get(key, self.raw.get(own, self.defaults.get(own)))
 
     def whole(self, key: str, *, instead_of_null: int | None = None, least: int = 1) -> int:
         """Return a whole number."""

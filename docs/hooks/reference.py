@@ -7,7 +7,7 @@ import importlib
 import textwrap
 from collections.abc import Iterator
 
-from costmodel.families import preset_names
+from costmodel.families import family_named, family_names, preset_names
 from profiles import zigzag
 from profiles.command import Parser
 
@@ -36,6 +36,20 @@ def command_table() -> str:
         for name, parser in parsers().items()
     ]
     return "\n".join(["| command | module | |", "|---|---|---|", *rows])
+
+
+def family_list() -> str:
+    """Return the names of all families, dense ones and mixtures of experts."""
+    names = family_names()
+    mixed = [name for name in names if "num_experts_per_tok" in family_named(name).defaults]
+    lines = [
+        f"{kind}: {', '.join(f'`{name}`' for name in found)}."
+        for kind, found in (
+            ("Dense", [name for name in names if name not in mixed]),
+            ("Mixtures of experts", mixed),
+        )
+    ]
+    return "\n\n".join(lines)
 
 
 def preset_list() -> str:

@@ -24,14 +24,13 @@ from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import TensorPart, component_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
-from profiles.compute_plan import DTYPES
 from profiles.files import write_json
 from profiles.units import GIB
 
 # A prime, so that no two rows of a matrix have the same part of the pattern.
 PATTERN_LENGTH = 2_097_143
 STANDARD_DEVIATION = 0.02
-SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +73,9 @@ def write_random_checkpoint(
     weight_map: dict[str, str] = {}
     for number, parts in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, parts, spec, seed)
+        _write_shard(folder / name, parts, seed)
         weight_map |= {part.name: name for part in parts}
-    total = sum(part.num_elements for parts in shards for part in parts) * spec.dtype_bytes
+    total = sum(p.num_elements * p.dtype.itemsize for parts in shards for p in parts)
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -84,7 +83,7 @@ def _shards(spec: ModelSpec, shard_bytes: int) -> Iterator[list[TensorPart]]:
     shard: list[TensorPart] = []
     size = 0
     for part in _all_parts(spec):
-        num_bytes = part.num_elements * spec.dtype_bytes
+        num_bytes = part.num_elements * part.dtype.itemsize
         if shard and size + num_bytes > shard_bytes:
             yield shard
             shard, size = [], 0
@@ -116,24 +115,24 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
                 )
 
 
-def _write_shard(path: Path, parts: list[TensorPart], spec: ModelSpec, seed: int) -> None:
+def _write_shard(path: Path, parts: list[TensorPart], seed: int) -> None:
     header, offset = {}, 0
     for part in parts:
-        end = offset + part.num_elements * spec.dtype_bytes
+        end = offset + part.num_elements * part.dtype.itemsize
         header[part.name] = {
-            "dtype": SAFETENSORS_NAMES[spec.dtype],
+            "dtype": SAFETENSORS_NAMES[part.dtype],
             "shape": list(part.shape),
             "data_offsets": [offset, end],
         }
         offset = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
-    piece = torch.empty(PATTERN_LENGTH, dtype=DTYPES[spec.dtype])
     with path.open("wb") as handle:
         handle.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for part in parts:
             for first in range(0, part.num_elements, PATTERN_LENGTH):
-                values = piece[: min(PATTERN_LENGTH, part.num_elements - first)]
+                count = min(PATTERN_LENGTH, part.num_elements - first)
+                values = torch.empty(count, dtype=part.dtype)
                 _fill(values, part, seed, first)
                 handle.write(values.view(torch.uint8).numpy().data)
         handle.flush()

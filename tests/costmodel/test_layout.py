@@ -64,6 +64,53 @@ PUBLISHED = {
     "olmo-2-32b": 32_234_279_936,
     "granite-3.1-2b": 2_533_539_840,
     "granite-3.1-8b": 8_170_864_640,
+    "gemma-2b": 2.506e9,
+    "gemma-7b": 8.538e9,
+    "phi-1.5": 1.418e9,
+    "phi-2": 2.78e9,
+    "phi-3-mini-4k": 3.821e9,
+    "phi-3-medium-4k": 13.96e9,
+    "phi-4": 14.66e9,
+    "pythia-1b": 1.0118e9,
+    "pythia-2.8b": 2.775e9,
+    "pythia-6.9b": 6.857e9,
+    "pythia-12b": 11.846e9,
+    "gpt-neox-20b": 20.555e9,
+    "gpt-j-6b": 6.051e9,
+    "falcon-7b": 6.922e9,
+    "falcon-40b": 41.303e9,
+    "stablelm-3b-4e1t": 2.795e9,
+    "stablelm-2-1.6b": 1.645e9,
+    "starcoder2-3b": 3.03e9,
+    "starcoder2-7b": 7.174e9,
+    "command-r-35b": 34.981e9,
+    "aya-23-8b": 8.028e9,
+    "glm-4-9b": 9.4e9,
+    "glm-4-9b-0414": 9.4e9,
+    "glm-4.5-air": 106.85e9,
+    "glm-4.6": 352.8e9,
+    "minimax-m2": 228.69e9,
+    "smollm3-3b": 3.075e9,
+    "seed-oss-36b": 36.151e9,
+    "ernie-4.5-0.3b": 0.3607e9,
+    "olmo-1b": 1.1768e9,
+    "olmo-7b": 6.888e9,
+    "minitron-4b": 4.19e9,
+    "smollm2-135m": 0.13452e9,
+    "smollm2-360m": 0.36182e9,
+    "smollm2-1.7b": 1.7114e9,
+    "tinyllama-1.1b": 1.1e9,
+    "yi-6b": 6.061e9,
+    "yi-1.5-9b": 8.829e9,
+    "yi-34b": 34.389e9,
+    "codellama-7b": 6.739e9,
+    "codellama-34b": 33.744e9,
+    "deepseek-llm-7b": 6.91e9,
+    "deepseek-coder-33b": 33.343e9,
+    "solar-10.7b": 10.732e9,
+    "qwen1.5-7b": 7.721e9,
+    "qwen1.5-32b": 32.512e9,
+    "qwen1.5-110b": 111.21e9,
 }
 
 
@@ -73,7 +120,8 @@ def test_every_preset_has_a_published_count() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters(name: str) -> None:
-    layers = model_layers(load_model_spec(name))
+    spec = load_model_spec(name)
+    layers = model_layers(spec)
     counted = sum(
         component.num_units * math.prod(tensor.shape)
         for layer in layers
@@ -81,7 +129,7 @@ def test_parameters(name: str) -> None:
         for tensor in component.tensors
     )
     assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
-    padded = sum(layer.num_bytes for layer in layers) / 2
+    padded = sum(layer.num_bytes for layer in layers) / spec.dtype_bytes
     assert padded == pytest.approx(PUBLISHED[name], rel=1e-2)
 
 

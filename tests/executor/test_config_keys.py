@@ -291,6 +291,8 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
+    if folder.family == "gptj":
+        pytest.skip("has one fixed rotation, whatever these keys say")
     module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
     name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)
     rotary_class = getattr(importlib.import_module(module_name), name)
@@ -305,19 +307,21 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         made = folder.config_class(**copy.deepcopy(config))
         rotary = rotary_class(made)
         prefix = f"{made.layer_types[0]}_" if hasattr(rotary, "layer_types") else ""
-        frequencies = rotary_frequencies(attention.rotary, attention.head_dim, torch.device("cpu"))
+        dim = attention.rotary.dim or attention.head_dim
+        frequencies = rotary_frequencies(attention.rotary, dim, torch.device("cpu"))
         expected = getattr(rotary, f"{prefix}inv_freq")
         torch.testing.assert_close(frequencies, expected, msg=json.dumps(config))
         scaling = getattr(rotary, f"{prefix}attention_scaling")
         assert attention.rotary.attention_factor == pytest.approx(scaling)
         compared += 1
-    assert compared > 30
+    # Phi 3 takes no scaling but one with lists, which these configs do not have.
+    assert compared > (15 if folder.family == "phi3" else 30)
 
 
 def by_layer_kind(folder: Folder, config: Config) -> Config:
     """Name the keys of rotary positions for each kind of layer, where the family does so."""
     found = config.get("rope_parameters")
-    if "convert_rope_params_to_dict" not in vars(folder.config_class) or not found:
-        return config
     kinds = "full_attention", "sliding_attention"
+    if not found or kinds[0] not in (folder.config_class().rope_parameters or {}):
+        return config
     return config | {"rope_parameters": {kind: copy.deepcopy(found) for kind in kinds}}

@@ -107,7 +107,7 @@ def test_the_timeline_has_the_first_block_measured_and_simulated(run: Run) -> No
             assert took == pytest.approx(sorted(t["dur"] / 1e6 for t in tasks), abs=1e-9)
     moved = [e["args"]["bytes"] for e in events if "bytes" in e["args"]]
     text = "\n".join(bar["text"] for bar in page.bars("timeline-2"))
-    assert f"moved {format_bytes(moved[0])}," in text and "waited" in text
+    assert any(f"moved {format_bytes(n)}," in text for n in moved) and "waited" in text
 
 
 def test_a_trace_holds_all_that_a_page_needs(

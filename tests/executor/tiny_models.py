@@ -48,6 +48,7 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0},
     "gemma3_text": {"sliding_window": 20, "query_pre_attn_scalar": 24},
     "glm": {"pad_token_id": 0},
+    "gptj": {"rotary_dim": 8},
     "glm4": {"pad_token_id": 0},
     "glm4_moe": {
         "n_routed_experts": 8,
@@ -110,6 +111,10 @@ def save_tiny_model(
     }
     if family == "opt":
         shapes |= {"ffn_dim": 112, "word_embed_proj_dim": HIDDEN_SIZE}
+    elif family == "falcon":
+        shapes |= {"ffn_hidden_size": 112}
+    elif family in ("gpt_neox", "gptj"):
+        shapes |= {"intermediate_size": 112}
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})

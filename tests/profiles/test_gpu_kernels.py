@@ -127,13 +127,22 @@ def test_rms_norm(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int) -> 
 @pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize(("heads", "dim"), [(1, 16), (40, 64), (3, 20)])
 @pytest.mark.parametrize("positions", [6, 2])
-def test_rotate(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int, positions: int) -> None:
+@pytest.mark.parametrize(("share", "interleaved"), [(2, False), (2, True), (4, False), (4, True)])
+def test_rotate(
+    gpu: ModuleType,
+    dtype: torch.dtype,
+    heads: int,
+    dim: int,
+    positions: int,
+    share: int,
+    interleaved: bool,
+) -> None:
     x = torch.randn(6, heads + 1, dim, device=DEVICE).to(dtype)
-    angles = torch.randn(positions, dim // 2, device=DEVICE)
+    angles = torch.randn(positions, dim // share, device=DEVICE)
     rotation = angles.cos().to(dtype), angles.sin().to(dtype)
     expected = x.clone()
-    twins.rotate(expected[:, :heads], *rotation)
-    gpu.rotate(x[:, :heads], *rotation)
+    twins.rotate(expected[:, :heads], *rotation, interleaved=interleaved)
+    gpu.rotate(x[:, :heads], *rotation, interleaved=interleaved)
     # The interpreter cuts off what a GPU rounds to bfloat16.
     cut = 0.0 if DEVICE == "cuda" else 1.6e-2
     tolerance = {torch.float32: 1e-6, torch.float16: 0.0, torch.bfloat16: cut}[dtype]

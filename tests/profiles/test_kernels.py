@@ -194,21 +194,35 @@ def test_rms_norm(library: str, dtype: torch.dtype, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim", [8, 64, 80])
+@pytest.mark.parametrize(("head_dim", "rotated"), [(8, 8), (64, 64), (80, 80), (80, 32), (16, 4)])
 @pytest.mark.parametrize("positions", [6, 2])
-def test_rotate(library: str, dtype: torch.dtype, head_dim: int, positions: int) -> None:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotate(
+    library: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    rotated: int,
+    positions: int,
+    interleaved: bool,
+) -> None:
     stacked = torch.randn(6, 5, head_dim).to(dtype)
-    heads, angles = stacked[:, :3], torch.randn(positions, head_dim // 2)
+    before = stacked.clone()
+    angles = torch.randn(positions, rotated // 2)
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
-    pairs = torch.complex(*heads.double().chunk(2, dim=-1))
+    wide = before[:, :3, :rotated].double()
+    pairs = torch.complex(
+        *((wide[..., ::2], wide[..., 1::2]) if interleaved else wide.chunk(2, dim=-1))
+    )
     factors = torch.complex(cosines.double(), sines.double()).repeat(6 // positions, 1)
     turned = pairs * factors[:, None]
-    untouched = stacked[:, 3:].clone()
-    kernels.rotate(heads, cosines, sines)
-    expected = torch.cat([turned.real, turned.imag], dim=-1)
+    kernels.rotate(stacked[:, :3], cosines, sines, interleaved=interleaved)
+    parts = turned.real, turned.imag
+    expected = torch.stack(parts, -1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
     tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(heads.double(), expected, rtol=tolerance, atol=tolerance)
-    assert torch.equal(stacked[:, 3:], untouched)
+    found = stacked[:, :3, :rotated].double()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(stacked[:, 3:], before[:, 3:])
+    assert torch.equal(stacked[..., rotated:], before[..., rotated:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -84,7 +84,7 @@ def test_formats() -> None:
 def test_figures_have_no_exponent() -> None:
     assert [format_figure(value) for value in (0.01234, 1.0, 12.345, 999.4, 8342.7, 1.5e6)] == [
         "0.0123",
-        "1",
+        "1.00",
         "12.3",
         "999",
         "8,343",
