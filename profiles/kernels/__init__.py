@@ -9,23 +9,33 @@ must have the rates of the code that runs.
 from profiles.kernels.attention import decode_attention, without_cudnn_attention
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import is_native
+from profiles.kernels.encoded import (
+    EncodedMatrix,
+    grouped_encoded,
+    multiply_encoded,
+    unpack_encoded,
+)
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import rms_norm, rotate, swiglu
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 
 __all__ = [
+    "EncodedMatrix",
     "decode_attention",
     "end_idle_threads",
+    "grouped_encoded",
     "grouped_linear",
     "groups_packed",
     "is_native",
     "linear",
     "load_library",
+    "multiply_encoded",
     "multiply_rows",
     "pack_rows",
     "rms_norm",
     "rotate",
     "swiglu",
+    "unpack_encoded",
     "unpack_rows",
     "without_cudnn_attention",
 ]

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "encoded_product.h"
 #include "groups.h"
 #include "packed_pairs.h"
 #include "product.h"
@@ -118,6 +119,17 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
                 out_outer, out_inner, threads);                                                \
   }
 FOR_DTYPES(EXPORT)
+
+#define EXPORT_ENCODED(T, NAME)                                                                \
+  extern "C" void unpack_encoded_##NAME(const Encoding* how, const uint8_t* from, long rows,   \
+                                        long stride, long first, const float* table, T* to,    \
+                                        long out_stride, int threads) {                        \
+    unpack_encoded(*how, from, rows, stride, first, table, to, out_stride, threads);           \
+  }                                                                                            \
+  extern "C" void multiply_encoded_##NAME(const EncodedProducts* p, int threads) {             \
+    multiply_encoded<T>(*p, threads);                                                          \
+  }
+FOR_DTYPES(EXPORT_ENCODED)
 
 extern "C" void multiply_float32(const Products* p, int threads) {
   multiply_wide<float>(*p, threads);

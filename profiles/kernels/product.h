@@ -58,8 +58,9 @@ template <class T>
 class Matrix {
  public:
   Matrix(const Products& p, long group)
-      : packing_{p.dim, p.group_size, p.bits},
+      : packing_{p.dim, p.group_size, p.bits}, group_(group),
         from_(static_cast<const char*>(p.weights[group])), stride_(p.weight_stride) {}
+  long group() const { return group_; }
   // The row of an output; of plain elements, from one on.
   const char* row(long output, long d) const {
     return from_ + output * stride_ + (packing_.bits ? 0 : d * sizeof(T));
@@ -70,6 +71,7 @@ class Matrix {
 
  private:
   const Packing packing_;
+  const long group_;
   const char* from_;
   const long stride_;
 };

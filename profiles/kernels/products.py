@@ -31,7 +31,7 @@ MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})
 MOST_GROUP_ROWS = 512
 
 
-class _Products(ctypes.Structure):
+class Products(ctypes.Structure):
     """The arguments of a product, as ``product.h`` lays them out."""
 
     _fields_ = (
@@ -185,7 +185,7 @@ def _multiply(
     starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
     matrices = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
     biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
-    arguments = _Products(
+    arguments = Products(
         x=x.data_ptr(),
         x_stride=x.stride(0),
         weights=ctypes.addressof(matrices),

@@ -1,0 +1,179 @@
+"""Encoded matrices have the values of the formats' own readers, and products of these values."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from profiles.encodings import (
+    BLOCK_ENCODINGS,
+    Encoding,
+    Kind,
+    find_encoding,
+    four_bit_floats,
+    fp8,
+    integers,
+)
+from profiles.errors import InputError
+from profiles.kernels import (
+    EncodedMatrix,
+    build,
+    grouped_encoded,
+    multiply_encoded,
+    unpack_encoded,
+)
+from tests.profiles.encoded_matrices import (
+    CASES,
+    IDS,
+    OTHERS,
+    all_matrices,
+    reference,
+    sound_matrix,
+)
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+DTYPES = tuple(TOLERANCE)
+
+
+def _unpacked(matrix: EncodedMatrix, dtype: torch.dtype) -> torch.Tensor:
+    """Unpack into a matrix whose rows lie apart; nothing beside it is written."""
+    around = torch.full((len(matrix.rows), matrix.num_elements + 5), 7.0, dtype=dtype)
+    out = around[:, 2:-3]
+    unpack_encoded(matrix, out)
+    assert (around[:, :2] == 7).all() and (around[:, -3:] == 7).all()
+    return out
+
+
+@pytest.mark.parametrize(("encoding", "width"), CASES, ids=IDS)
+def test_values_are_those_of_the_format(library: str, encoding: Encoding, width: int) -> None:
+    for matrix in all_matrices(encoding, width):
+        expected = reference(matrix)
+        for dtype in DTYPES:
+            found = _unpacked(matrix, dtype)
+            torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", BLOCK_ENCODINGS)
+def test_values_are_those_of_gguf(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    encoding, number = BLOCK_ENCODINGS[name], gguf.GGMLQuantizationType[name]
+    assert gguf.GGML_QUANT_SIZES[number] == (encoding.block_elements, encoding.block_bytes)
+    for matrix in all_matrices(encoding, 2 * encoding.block_elements):
+        with np.errstate(all="ignore"):
+            expected = gguf.quants.dequantize(matrix.rows.numpy(), number)
+        np.testing.assert_array_equal(_unpacked(matrix, torch.float32).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("encoding", "width"), CASES, ids=IDS)
+def test_products_are_those_of_the_values(
+    library: str, encoding: Encoding, width: int, dtype: torch.dtype
+) -> None:
+    outputs, rtol = 139, TOLERANCE[dtype]
+    matrix = sound_matrix(encoding, outputs, width)
+    values = _unpacked(matrix, dtype).double()
+    bias = torch.randn(outputs).to(dtype)
+    for rows in (1, 2, 7, 70):
+        x = torch.randn(rows, width).to(dtype)
+        expected = x.double() @ values.T
+        atol = rtol * expected.std().item()
+        around = torch.full((rows, outputs + 3), torch.nan, dtype=dtype)
+        out = around[:, 1:-2]
+        multiply_encoded(x, matrix, out, bias)
+        torch.testing.assert_close(out.double(), expected + bias.double(), rtol=rtol, atol=atol)
+        before = out.double()
+        multiply_encoded(x, matrix, out, adds=True)
+        summed = before + expected.to(dtype).double()
+        torch.testing.assert_close(out.double(), summed, rtol=rtol, atol=atol)
+        assert around.isnan().sum() == 3 * rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("encoding", "width"),
+    [
+        (BLOCK_ENCODINGS["Q4_K"], 1280),
+        (fp8(128, 128), 300),
+        (four_bit_floats(64, is_nested=True), 128),
+    ],
+    ids=["Q4_K", "E4M3", "MAP4"],
+)
+def test_groups_are_multiplied_by_their_own_matrices(
+    library: str, encoding: Encoding, width: int, dtype: torch.dtype
+) -> None:
+    counts = [3, 0, 1, 1, 17]
+    matrices = [sound_matrix(encoding, 200, width, seed) for seed in range(len(counts))]
+    x = torch.randn(sum(counts), width).to(dtype)
+    out = torch.empty(len(x), 200, dtype=dtype)
+    grouped_encoded(x, counts, matrices, out)
+    expected = torch.cat(
+        [
+            rows.double() @ _unpacked(matrix, dtype).double().T
+            for rows, matrix in zip(x.split(counts), matrices, strict=True)
+        ]
+    )
+    atol = TOLERANCE[dtype] * expected.std().item()
+    torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=atol)
+
+
+@pytest.mark.parametrize(("encoding", "width"), OTHERS, ids=IDS[-len(OTHERS) :])
+def test_a_part_has_the_values_that_the_whole_has(
+    library: str, encoding: Encoding, width: int
+) -> None:
+    matrix = sound_matrix(encoding, 300, width)
+    part = matrix.part(131, 290)
+    assert torch.equal(_unpacked(part, torch.float32), _unpacked(matrix, torch.float32)[131:290])
+    x = torch.randn(2, width)
+    whole, out = torch.empty(2, 300), torch.empty(2, 159)
+    multiply_encoded(x, matrix, whole)
+    multiply_encoded(x, part, out)
+    torch.testing.assert_close(out, whole[:, 131:290])
+
+
+def test_columns_may_be_stored_in_another_order(library: str) -> None:
+    matrix = sound_matrix(integers(4, 32, "float16", has_zeros=True), 20, 96)
+    order = torch.randperm(96)
+    moved = EncodedMatrix(
+        rows=matrix.rows, encoding=matrix.encoding, num_elements=96, columns=order
+    )
+    plain = _unpacked(matrix, torch.float32)
+    assert torch.equal(_unpacked(moved, torch.float32)[:, order], plain)
+    x, out = torch.randn(3, 96), torch.empty(3, 20)
+    expected = x[:, order] @ plain.T
+    multiply_encoded(x, moved, out)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    grouped_encoded(x, [1, 2], [moved, moved], out.zero_())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_not_finite_stays_in_its_output(library: str) -> None:
+    matrix = sound_matrix(BLOCK_ENCODINGS["Q4_K"], 9, 512)
+    matrix.rows[7, 144:146] = torch.tensor([0x00, 0x7E], dtype=torch.uint8)
+    out = torch.empty(3, 9)
+    multiply_encoded(torch.randn(3, 512), matrix, out)
+    assert out[:, 7].isnan().all()
+    out[:, 7] = 0
+    assert out.isfinite().all()
+
+
+def test_encodings_have_names_and_sizes() -> None:
+    for encoding, width in CASES:
+        assert find_encoding(encoding.name) == encoding
+        assert encoding.matrix_bytes(1, width) >= encoding.row_bytes(width)
+    assert BLOCK_ENCODINGS["Q4_K"].row_bytes(4096) == 4096 * 9 // 16
+    assert integers(4, 128, "float16", has_zeros=True).row_bytes(4096) == 2048 + 64 + 16
+    assert four_bit_floats(64, is_nested=True).matrix_bytes(8, 4096) == 8 * (2048 + 64) + 4 * 275
+    assert fp8(128, 128).matrix_bytes(200, 300) == 200 * 300 + 4 * 6
+    assert not BLOCK_ENCODINGS["Q4_K"].fits(4096 + 32) and fp8(1, 0).fits(77)
+    for name in ("Q9_9", "INT4_G48_F16", "E4M3_128X100", "INT3_G32_F16", "MAP4_G16"):
+        with pytest.raises(InputError):
+            find_encoding(name)
+
+
+def test_the_kernels_know_all_kinds() -> None:
+    source = (build.SOURCE.parent / "encoded_product.h").read_text(encoding="utf-8")
+    table = source.partition("#define FOR_ENCODINGS(DO)")[2].partition("\n\n")[0]
+    assert re.findall(r"DO\((\w+)\)", table) == [kind.name for kind in Kind]
