@@ -75,6 +75,8 @@ struct EncodedProducts {
 template <class T>
 class Decoded {
  public:
+  // Decoded weights of so many outputs stay in the first-level cache, where few rows use them.
+  static long most_outputs(long rows) { return rows <= 2 * kRows ? kWeights : kOutputs; }
   Decoded(const Products& p, long depth)
       : p_(reinterpret_cast<const EncodedProducts&>(p)), decode_(decode_of<T>(p_.how.kind)),
         stride_(apart<float>(depth)), kept_(kOutputs * stride_) {}
@@ -97,8 +99,107 @@ class Decoded {
   LineAligned<float> kept_;
 };
 
+// Sums the products of a row of inputs, from dimension d on, with kWeights rows of weights as they
+// are decoded.
+template <class D>
+void add_products(const EncodedRow* weights, const float* x, long d, long size, Floats* sums) {
+  Floats dots[kWeights] = {};
+  const D decoders[kWeights] = {D(weights[0]), D(weights[1]), D(weights[2]), D(weights[3])};
+  for (const long end = d + size; d < end; d += D::kUnit)
+    repeat<kWeights>([&](auto w) INLINE {
+      decoders[w].unit(d, [&](auto i, Floats v) INLINE {
+        dots[w] += v * load(x + d + i * kLanes);
+      });
+    });
+  for (long i = 0; i < kWeights; ++i) sums[i] = dots[i];
+}
+using AddProducts = void (*)(const EncodedRow*, const float*, long, long, Floats*);
+template <class T>
+AddProducts add_products_of(int kind) {
+#define NAME_PRODUCTS(D) add_products<D<T>>,
+  static const AddProducts of[] = {FOR_ENCODINGS(NAME_PRODUCTS)};
+#undef NAME_PRODUCTS
+  return of[kind];
+}
+
+// A row of inputs for each span, times encoded weights: with the sums in the order of Tile's.
+template <class T>
+class SingleRows {
+ public:
+  SingleRows(const EncodedProducts& p, const std::vector<Span>& spans)
+      : encoded_(p), p_(p.products), spans_(spans), add_(add_products_of<T>(p.how.kind)),
+        stride_((p_.dim + kHalf - 1) / kHalf * kHalf), x_(long(spans.size()) * stride_) {
+    for (size_t s = 0; s < spans.size(); ++s) {
+      const T* from = static_cast<const T*>(p_.x) + spans[s].first * p_.x_stride;
+      // Zeros fill the last unit up.
+      for (long d = 0; d < stride_; d += kLanes)
+        store(x_.data() + long(s) * stride_ + d,
+              d < p_.dim ? load_part(from + d, p_.dim - d) : Floats{});
+    }
+  }
+
+  // Multiplies a span's row with the weights of some outputs.
+  void multiply(long span, long first, long count) const {
+    const long group = spans_[span].group, past = first + count;
+    const Matrix<T> matrix(p_, group);
+    const float* table = encoded_.tables ? encoded_.tables[group] : nullptr;
+    const T* bias = p_.biases ? static_cast<const T*>(p_.biases[group]) : nullptr;
+    T* out = static_cast<T*>(p_.out) + spans_[span].first * p_.out_stride;
+    for (long w = first; w < past; w += kWeights) {
+      const auto row = [&](long i) -> EncodedRow {
+        const long at = std::min(w + i, past - 1);
+        return {encoded_.how, reinterpret_cast<const uint8_t*>(matrix.row(at, 0)), table,
+                encoded_.first_rows[group] + at};
+      };
+      const EncodedRow rows[kWeights] = {row(0), row(1), row(2), row(3)};
+      Floats sums{};
+      const long depth = depth_of(p_.dim);
+      for (long d = 0; d < p_.dim; d += depth) {
+        Floats dots[kLanes] = {};
+        add_(rows, x_.data() + span * stride_, d, std::min(depth, p_.dim - d), dots);
+        sums = sums_of(dots) + sums;
+      }
+      finish(sums, bias ? bias + w : nullptr, out + w, std::min(kWeights, past - w));
+    }
+  }
+
+ private:
+  void finish(Floats sums, const T* bias, T* out, long count) const {
+    if (bias) sums += load_part(bias, count);
+    if (p_.adds) sums = rounded<T>(sums) + load_part(out, count);
+    store_part(out, sums, count);
+  }
+
+  const EncodedProducts& encoded_;
+  const Products& p_;
+  const std::vector<Span>& spans_;
+  const AddProducts add_;
+  const long stride_;  // Between rows of inputs.
+  LineAligned<float> x_;
+};
+
+template <class T>
+void multiply_single_rows(const EncodedProducts& p, int threads) {
+  std::vector<Span> spans;
+  const long* starts = p.products.starts;
+  for (long g = 0; g < p.products.groups; ++g)
+    if (starts[g] < starts[g + 1]) spans.push_back({g, starts[g], 1});
+  const long outputs = p.products.outputs;
+  const long width = tile_width(p.products, long(spans.size()), threads);
+  const long columns = (outputs + width - 1) / width, tiles = columns * long(spans.size());
+  const SingleRows<T> rows(p, spans);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long i = 0; i < tiles; ++i) {
+    const long first = i % columns * width;
+    rows.multiply(i / columns, first, std::min(width, outputs - first));
+  }
+}
+
 template <class T>
 void multiply_encoded(const EncodedProducts& p, int threads) {
+#if defined(__AVX512F__)
+  if (most_rows(p.products) <= 1) return multiply_single_rows<T>(p, threads);
+#endif
   multiply_all<T, WideInputs<T>, Decoded<T>>(p.products, threads);
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "groups.h"
 #include "vectors.h"
 
 namespace {
@@ -132,8 +133,8 @@ INLINE inline const uint8_t* whole_run(const uint8_t* from, long left, uint8_t* 
   return padded;
 }
 
-// A decoder's interface: `unit` gives kUnit elements from d on, a multiple of it, as the values that
-// a matrix of T would store.
+// A decoder's interface: `unit` gives kUnit elements from d on, a multiple of it, as the values
+// that a matrix of T would store.
 
 template <class T, class E>
 struct PlainElements {
@@ -155,7 +156,7 @@ struct Q4_0 {
   explicit Q4_0(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 18;
+    const uint8_t* block = blocks + (d >> 5) * 18;
     use_nibbles<T>(block + 2, (as_floats(kIota) - 8.0f) * half_at(block), use);
   }
 };
@@ -167,7 +168,7 @@ struct Q4_1 {
   explicit Q4_1(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 20;
+    const uint8_t* block = blocks + (d >> 5) * 20;
     // The product is exact: fused or not, the sum is rounded once.
     use_nibbles<T>(block + 4, as_floats(kIota) * half_at(block) + half_at(block + 2), use);
   }
@@ -186,13 +187,9 @@ INLINE inline Codes fifth_bits(const uint8_t* from) {
 }
 // Thirty-two codes of 16 bytes, the low halves first.
 INLINE inline Codes halves_of(const uint8_t* from) {
-  Bytes low, high;
-  const Bytes both = load_raw<Bytes>(from);
-  low = both & 15, high = both >> 4;
-  Codes codes;
-  std::memcpy(&codes, &low, sizeof low);
-  std::memcpy((char*)&codes + sizeof low, &high, sizeof high);
-  return codes;
+  const Bytes both = load_raw<Bytes>(from), low = both & 15, high = both >> 4;
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 template <class T, class Use>
 INLINE inline void use_unsigned(Codes codes, float step, float base, Use use) {
@@ -216,7 +213,7 @@ struct Q5_0 {
   explicit Q5_0(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 22;
+    const uint8_t* block = blocks + (d >> 5) * 22;
     use_signed<T>((halves_of(block + 6) | fifth_bits(block + 2)) - 16, half_at(block), use);
   }
 };
@@ -228,7 +225,7 @@ struct Q5_1 {
   explicit Q5_1(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 24;
+    const uint8_t* block = blocks + (d >> 5) * 24;
     use_unsigned<T>(halves_of(block + 8) | fifth_bits(block + 4), half_at(block),
                     half_at(block + 2), use);
   }
@@ -241,7 +238,7 @@ struct Q8_0 {
   explicit Q8_0(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 34;
+    const uint8_t* block = blocks + (d >> 5) * 34;
     const float step = half_at(block);
     repeat<2>([&](auto i) INLINE {
       use(i, kept_as<T>(as_floats(signed_codes_of(block + 2 + 16 * i)) * step));
@@ -258,7 +255,7 @@ struct IQ4_NL {
   explicit IQ4_NL(const EncodedRow& row) : blocks(row.bytes) {}
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 18;
+    const uint8_t* block = blocks + (d >> 5) * 18;
     use_nibbles<T>(block + 2, kIq4Values * half_at(block), use);
   }
 };
@@ -277,7 +274,7 @@ struct MXFP4 {
   }
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + d / 32 * 17;
+    const uint8_t* block = blocks + (d >> 5) * 17;
     use_nibbles<T>(block + 1, kFp4Values * half_scale(*block), use);
   }
 };

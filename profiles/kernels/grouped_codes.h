@@ -8,12 +8,13 @@ namespace {
 // The parts of a row of integers in groups: codes, scales, zero points.
 struct Groups {
   const uint8_t *codes, *scales, *zeros;
-  int scale;
+  int has_zeros, scale;
   long dim, shift;
   explicit Groups(const EncodedRow& row)
       : codes(row.bytes), scales(row.bytes + row.how.code_bytes),
-        zeros(row.how.has_zeros ? scales + row.how.num_groups * kScaleBytes[row.how.scale] : nullptr),
-        scale(row.how.scale), dim(row.how.dim), shift(row.how.group_shift) {}
+        zeros(scales + row.how.num_groups * kScaleBytes[row.how.scale]),
+        has_zeros(row.how.has_zeros), scale(row.how.scale), dim(row.how.dim),
+        shift(row.how.group_shift) {}
   float step(long d) const { return scale_at(scales, scale, d >> shift); }
 };
 
@@ -24,8 +25,8 @@ struct INT4 : Groups {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const long group = d >> shift;
-    const int zero = zeros ? zeros[group / 2] >> 4 * (group % 2) & 15 : 8;
-    use_nibbles<T>(codes + d / 2, (as_floats(kIota) - float(zero)) * step(d), use);
+    const int zero = has_zeros ? zeros[group >> 1] >> 4 * (group & 1) & 15 : 8;
+    use_nibbles<T>(codes + (d >> 1), (as_floats(kIota) - float(zero)) * step(d), use);
   }
 };
 
@@ -37,7 +38,7 @@ struct INT8 : Groups {
   INLINE void unit(long d, Use use) const {
     uint8_t padded[kUnit];
     const uint8_t* from = whole_run<kUnit>(codes + d, dim - d, padded);
-    const float by = step(d), zero = zeros ? zeros[d >> shift] : 128;
+    const float by = step(d), zero = has_zeros ? zeros[d >> shift] : 128;
     repeat<2>([&](auto i) INLINE {
       use(i, kept_as<T>((as_floats(codes_of(from + 16 * i)) - zero) * by));
     });
@@ -79,7 +80,7 @@ struct MAP4 : Groups {
   }
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    use_nibbles<T>(codes + d / 2, load(table) * most(d >> shift), use);
+    use_nibbles<T>(codes + (d >> 1), load(table) * most(d >> shift), use);
   }
 };
 

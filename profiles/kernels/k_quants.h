@@ -12,8 +12,8 @@ struct HalfBlocks {
   static constexpr long kUnit = kHalf;
   const uint8_t* blocks;
   explicit HalfBlocks(const EncodedRow& row) : blocks(row.bytes) {}
-  const uint8_t* block(long d) const { return blocks + d / kBlock * kBytes; }
-  static long half(long d) { return d / kHalf % 2; }
+  const uint8_t* block(long d) const { return blocks + (d >> 8) * kBytes; }
+  static long half(long d) { return d >> 7 & 1; }
 };
 
 // Uses codes of 32 elements whose first vector is the i-th of the unit's.
@@ -26,14 +26,28 @@ struct Later {
 template <long i, class Use>
 INLINE inline Later<i, Use> later(Use& use) { return {use}; }
 
-// What two elements in 16 differ by: each half of 32 codes has its own scale and minimum.
+// Eight floats of eight bytes.
+typedef float Eight __attribute__((vector_size(32)));
+INLINE inline Eight eight_of(uint64_t bytes) {
+#if defined(__AVX2__)
+  return (Eight)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(bytes))));
+#else
+  Eight v;
+  for (long i = 0; i < 8; ++i) v[i] = float(bytes >> 8 * i & 255);
+  return v;
+#endif
+}
+constexpr uint64_t kEachByte = 0x0101010101010101u;
+
+// Two vectors of codes, the i-th of the unit and the next, with a scale and a minimum each.
 template <class T, long i, class Use>
-INLINE inline void use_halves(Codes codes, const float* steps, const float* bases, Use& use) {
+INLINE inline void use_halves(Codes codes, const Eight& steps, const Eight& bases, Use& use) {
   uint8_t kept[32];
   std::memcpy(kept, &codes, sizeof kept);
-  use(At<i>(), kept_as<T>(as_floats(signed_codes_of(kept)) * steps[0] + bases[0]));
-  use(At<i + 1>(), kept_as<T>(as_floats(signed_codes_of(kept + 16)) * steps[1] + bases[1]));
+  use(At<i>(), kept_as<T>(as_floats(signed_codes_of(kept)) * steps[i] + bases[i]));
+  use(At<i + 1>(), kept_as<T>(as_floats(signed_codes_of(kept + 16)) * steps[i + 1] + bases[i + 1]));
 }
+const Eight kNoBases = {-0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f};
 
 template <class T>
 struct Q2_K : HalfBlocks<84> {
@@ -41,13 +55,12 @@ struct Q2_K : HalfBlocks<84> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const uint8_t* scales = block + 8 * half(d);
-    const float step = half_at(block + 80), least = half_at(block + 82);
+    const uint64_t scales = load_raw<uint64_t>(block + 8 * half(d));
+    const Eight steps = eight_of(scales & 15 * kEachByte) * half_at(block + 80);
+    const Eight bases = -(eight_of(scales >> 4 & 15 * kEachByte) * half_at(block + 82));
     const Codes codes = load_raw<Codes>(block + 16 + 32 * half(d));
     repeat<4>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
-      const float steps[2] = {step * float(scales[k] & 15), step * float(scales[k + 1] & 15)};
-      const float bases[2] = {-(least * float(scales[k] >> 4)), -(least * float(scales[k + 1] >> 4))};
       use_halves<T, k>((codes >> k) & 3, steps, bases, use);
     });
   }
@@ -56,46 +69,36 @@ struct Q2_K : HalfBlocks<84> {
 template <class T>
 struct Q3_K : HalfBlocks<110> {
   using HalfBlocks::HalfBlocks;
+  // Six bits of 12 bytes for each 16 elements of a half.
+  static Eight steps_of(const uint8_t* packed, long half, float step) {
+    const uint64_t four = load_raw<uint64_t>(packed) >> 4 * half & 15 * kEachByte;
+    const uint64_t rest = load_raw<uint32_t>(packed + 8) >> 4 * half;
+    const uint64_t two = (rest | rest >> 2 << 32) & 3 * kEachByte;
+    return (eight_of(four | two << 4) - 32) * step;
+  }
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const uint8_t* packed = block + 96;
-    const float step = half_at(block + 108), bases[2] = {-0.0f, -0.0f};
+    const Eight steps = steps_of(block + 96, half(d), half_at(block + 108));
     const Codes high = load_raw<Codes>(block) >> uint8_t(4 * half(d));
     const Codes low = load_raw<Codes>(block + 32 + 32 * half(d));
-    const auto scale = [&](long k) {
-      const int four = packed[k % 8] >> 4 * (k / 8) & 15, two = packed[8 + k % 4] >> 2 * (k / 4) & 3;
-      return step * float((four | two << 4) - 32);
-    };
     repeat<4>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
-      const float steps[2] = {scale(8 * half(d) + k), scale(8 * half(d) + k + 1)};
       // Without the bit of the mask, a code is four less.
       const Codes less = 4 - ((high >> k / 2 & 1) << 2);
-      use_halves<T, k>(((low >> k) & 3) - less, steps, bases, use);
+      use_halves<T, k>(((low >> k) & 3) - less, steps, kNoBases, use);
     });
   }
 };
 
-// The scales and minima of half a block, of 32 elements each: 6 bits of 12 bytes.
-struct SharedSteps {
-  float steps[4], bases[4];
-  INLINE SharedSteps(const uint8_t* block, long half) {
-    const float step = half_at(block), least = half_at(block + 2);
-    uint32_t scales = load_raw<uint32_t>(block + 4), minima = load_raw<uint32_t>(block + 8);
-    if (half) {
-      const uint32_t low = load_raw<uint32_t>(block + 12);
-      scales = (low & 0x0f0f0f0fu) | (scales >> 2 & 0x30303030u);
-      minima = (low >> 4 & 0x0f0f0f0fu) | (minima >> 2 & 0x30303030u);
-    } else {
-      scales &= 0x3f3f3f3fu, minima &= 0x3f3f3f3fu;
-    }
-    for (long i = 0; i < 4; ++i) {
-      steps[i] = step * float(scales >> 8 * i & 255);
-      bases[i] = -(least * float(minima >> 8 * i & 255));
-    }
-  }
-};
+// The scales and then the minima of half a block, for each 32 elements: 6 bits of 12 bytes.
+INLINE inline Eight shared_steps(const uint8_t* block, long half) {
+  const float step = half_at(block), least = -half_at(block + 2);
+  const uint64_t first = load_raw<uint64_t>(block + 4), last = load_raw<uint32_t>(block + 12);
+  const uint64_t low = (last | last << 28) & 15 * kEachByte, high = first >> 2 & 48 * kEachByte;
+  const uint64_t codes = half ? low | high : first & 63 * kEachByte;
+  return eight_of(codes) * Eight{step, step, step, step, least, least, least, least};
+}
 
 template <class T>
 struct Q4_K : HalfBlocks<144> {
@@ -103,13 +106,13 @@ struct Q4_K : HalfBlocks<144> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const SharedSteps shared(block, half(d));
+    const Eight shared = shared_steps(block, half(d));
     const uint8_t* codes = block + 16 + 64 * half(d);
     repeat<2>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
       const Ints first = codes_of(codes + 16 * k), second = codes_of(codes + 16 * k + 16);
       const auto values = [&](long i) INLINE {
-        return kept_as<T>(as_floats(kIota) * shared.steps[i] + shared.bases[i]);
+        return kept_as<T>(as_floats(kIota) * shared[i] + shared[4 + i]);
       };
       const Floats low = values(k), high = values(k + 1);
       use(At<2 * k>(), looked_up(first, low));
@@ -126,16 +129,16 @@ struct Q5_K : HalfBlocks<176> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const SharedSteps shared(block, half(d));
+    const Eight shared = shared_steps(block, half(d));
     const Codes fifth = load_raw<Codes>(block + 16) >> uint8_t(4 * half(d));
     const uint8_t* codes = block + 48 + 64 * half(d);
     repeat<2>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
       const Codes both = load_raw<Codes>(codes + 16 * k);
-      use_unsigned<T>((both & 15) | (fifth >> k & 1) << 4, shared.steps[k], shared.bases[k],
+      use_unsigned<T>((both & 15) | (fifth >> k & 1) << 4, shared[k], shared[4 + k],
                       later<2 * k>(use));
-      use_unsigned<T>((both >> 4) | (fifth >> (k + 1) & 1) << 4, shared.steps[k + 1],
-                      shared.bases[k + 1], later<2 * k + 2>(use));
+      use_unsigned<T>((both >> 4) | (fifth >> (k + 1) & 1) << 4, shared[k + 1],
+                      shared[5 + k], later<2 * k + 2>(use));
     });
   }
 };
@@ -143,10 +146,15 @@ struct Q5_K : HalfBlocks<176> {
 template <class T>
 struct Q6_K : HalfBlocks<210> {
   using HalfBlocks::HalfBlocks;
+  static Eight steps_of(const uint8_t* scales, float step) {
+    // Signed bytes by way of unsigned ones.
+    const uint64_t signs = 128 * kEachByte;
+    return (eight_of(load_raw<uint64_t>(scales) ^ signs) - 128) * step;
+  }
   template <class Use>
   INLINE void unit(long d, Use use) const {
-    const uint8_t *block = this->block(d), *scales = block + 192 + 8 * half(d);
-    const float step = half_at(block + 208), bases[2] = {-0.0f, -0.0f};
+    const uint8_t* block = this->block(d);
+    const Eight steps = steps_of(block + 192 + 8 * half(d), half_at(block + 208));
     const Codes first = load_raw<Codes>(block + 64 * half(d));
     const Codes second = load_raw<Codes>(block + 64 * half(d) + 32);
     const Codes high = load_raw<Codes>(block + 128 + 32 * half(d));
@@ -154,8 +162,7 @@ struct Q6_K : HalfBlocks<210> {
                             (first >> 4) | (high & 48), (second >> 4) | (high & 192) >> 2};
     repeat<4>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
-      const float steps[2] = {step * float(int8_t(scales[k])), step * float(int8_t(scales[k + 1]))};
-      use_halves<T, k>(codes[j] - 32, steps, bases, use);
+      use_halves<T, k>(codes[j] - 32, steps, kNoBases, use);
     });
   }
 };

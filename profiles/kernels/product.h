@@ -81,6 +81,7 @@ template <class T, class E>
 class InPlace {
  public:
   InPlace(const Products&, long) {}
+  static long most_outputs(long) { return kOutputs; }
   void take(const Matrix<T>& matrix, long first, long count, long d, long, const E** rows) {
     for (long w = 0; w < count; ++w)
       rows[w] = reinterpret_cast<const E*>(matrix.row(first + w, d));
@@ -91,6 +92,7 @@ class InPlace {
 template <class T, class E>
 class Converted {
  public:
+  static long most_outputs(long) { return kOutputs; }
   Converted(const Products& p, long depth)
       : is_packed_(p.bits), stride_(apart<E>(depth)), row_(depth), kept_(kOutputs * stride_) {}
   void take(const Matrix<T>& matrix, long first, long count, long d, long size, const E** rows) {
@@ -134,6 +136,12 @@ struct WideInputs : Wide<float> {
   }
 };
 
+// Dimensions that are summed at once.
+inline long depth_of(long dim) {
+  const long parts = (dim + kDepth - 1) / kDepth;
+  return (dim + parts * kMaxGroup - 1) / (parts * kMaxGroup) * kMaxGroup;
+}
+
 // The rows of a group within a window.
 struct Span {
   long group, first, count;
@@ -149,7 +157,8 @@ class Tile {
  public:
   // Row r's inputs are at `x` + r * `x_stride`.
   Tile(const Products& p, const Query* x, long x_stride, long most_rows)
-      : p_(p), x_(x), x_stride_(x_stride), depth_(depth_of(p.dim)), source_(p, depth_),
+      : p_(p), x_(x), x_stride_(x_stride), depth_(kIsPacked ? p.dim : depth_of(p.dim)),
+        source_(p, depth_),
         sums_(depth_ < p.dim ? (most_rows / kRows + kRows) * 2 * kOutputs / kWeights : 0) {}
 
   // Multiplies the rows of a span with the weights of some outputs.
@@ -168,12 +177,6 @@ class Tile {
   }
 
  private:
-  static long depth_of(long dim) {
-    if (kIsPacked) return dim;
-    const long parts = (dim + kDepth - 1) / kDepth;
-    return (dim + parts * kMaxGroup - 1) / (parts * kMaxGroup) * kMaxGroup;
-  }
-
   void multiply_rows(const Span& span, long d, long size) {
     long row = 0;
     const auto block = [&](auto rows) INLINE {
@@ -304,7 +307,8 @@ void multiply_window(const Products& p, long begin, long end, int threads) {
     for (long r = begin; r < end; ++r)
       Ops::queries(from + r * p.x_stride, 1, p.dim, kept.data() + (r - begin) * stride);
   }
-  const long width = tile_width(p, long(spans.size()), threads);
+  const long width =
+      std::min(Source::most_outputs(most), tile_width(p, long(spans.size()), threads));
   const long columns = (p.outputs + width - 1) / width, tiles = columns * long(spans.size());
 #pragma omp parallel num_threads(threads)
   {

@@ -177,3 +177,16 @@ def test_the_kernels_know_all_kinds() -> None:
     source = (build.SOURCE.parent / "encoded_product.h").read_text(encoding="utf-8")
     table = source.partition("#define FOR_ENCODINGS(DO)")[2].partition("\n\n")[0]
     assert re.findall(r"DO\((\w+)\)", table) == [kind.name for kind in Kind]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "E4M3_128X128", "INT4_G64_F16_Z"])
+def test_a_row_has_the_same_product_alone(dtype: torch.dtype, name: str) -> None:
+    """Kernels of one row, of few and of more sum in the same order."""
+    matrix = sound_matrix(find_encoding(name), 70, 2304)
+    x = torch.randn(20, 2304).to(dtype)
+    whole, out = torch.empty(20, 70, dtype=dtype), torch.empty(20, 70, dtype=dtype)
+    multiply_encoded(x, matrix, whole)
+    for first, past in ((0, 1), (1, 4), (4, 20)):
+        multiply_encoded(x[first:past], matrix, out[first:past])
+    assert torch.equal(out, whole)
