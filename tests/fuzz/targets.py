@@ -33,6 +33,7 @@ from costmodel.report.trace_file import read_run
 from costmodel.schedule.chrome_trace import begin_trace
 from costmodel.schedule.timeline import simulate
 from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.gguf_file import GgufModel
 from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
@@ -42,6 +43,7 @@ from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
+from tests.executor.gguf_files import gguf_bytes, texts, u32
 from tests.fuzz.mutations import as_bytes
 
 WORKLOAD = Workload(prompt_len=8, gen_len=4, num_prompts=3)
@@ -87,6 +89,17 @@ def _read_shard(data: bytes, folder: Path) -> None:
 def _read_header(data: bytes, folder: Path) -> None:
     body = _shard()[8 + int.from_bytes(_shard()[:8], "little") :]
     _read_shard(len(data).to_bytes(8, "little") + data + body, folder)
+
+
+def _read_gguf(data: bytes, folder: Path) -> None:
+    path = folder / "model.gguf"
+    path.write_bytes(data)
+    end = 0
+    entries = GgufModel.open(path).tensors.values()
+    for entry in sorted(entries, key=lambda entry: entry.offset_bytes):
+        assert end <= entry.offset_bytes
+        end = entry.offset_bytes + entry.num_bytes
+    assert end <= len(data)
 
 
 def _read_index(data: bytes, folder: Path) -> None:
@@ -186,6 +199,12 @@ def _shard() -> bytes:
     """Return a small safetensors file of three tensors."""
     tensors = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
     return safetensors.torch.save({**tensors, "c": torch.zeros(0, 2)}, {"format": "pt"})
+
+
+def _gguf() -> bytes:
+    """Return a small GGUF file."""
+    metadata = [u32("general.alignment", 32), texts("tokenizer.ggml.tokens", ["<s>", "a"])]
+    return gguf_bytes(metadata, {"a": ("F32", (3, 5)), "b": ("Q4_K", (2, 256))})
 
 
 def _header() -> Any:
@@ -317,6 +336,7 @@ def targets() -> Mapping[str, Target]:
         "shard": Target(read=_read_shard, texts=(_shard(),)),
         "header": Target(read=_read_header, documents=(_header(),)),
         "index": Target(read=_read_index, documents=(_index(),)),
+        "gguf": Target(read=_read_gguf, texts=(_gguf(),)),
         "tokenizer": Target(read=_read_tokenizer, documents=(json.loads(_tokenizer().to_str()),)),
         "tokenizer_config": Target(
             read=_read_tokenizer_config, documents=(_document(MODEL / "tokenizer_config.json"),)

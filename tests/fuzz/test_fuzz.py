@@ -30,6 +30,7 @@ NAMES = (
     "shard",
     "header",
     "index",
+    "gguf",
     "tokenizer",
     "tokenizer_config",
     "prompts",

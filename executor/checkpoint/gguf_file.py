@@ -1,0 +1,90 @@
+"""A model in GGUF: one file, or the parts of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executor.checkpoint.gguf_header import GgufHeader, read_header
+from executor.checkpoint.safetensors_file import TensorEntry
+from profiles.errors import InputError
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufModel:
+    """The metadata of the first part, and the tensors of all.
+
+    ``TensorEntry.dtype`` is the name of an encoding of ``profiles.encodings``. The last dimension
+    of a shape is that of a row.
+    """
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+
+    @classmethod
+    def open(cls, path: Path) -> GgufModel:
+        """Read the headers of a file and, where it is a part of a model, of all other parts.
+
+        Raises
+        ------
+        InputError
+            Where a file is invalid, or a part is missing, doubled or of another model.
+        """
+        header = read_header(path)
+        count = _whole(header, path, "split.count", 1)
+        if count <= 1:
+            return cls(metadata=header.metadata, tensors=header.tensors)
+        named = _PART.fullmatch(path.name)
+        if named is None or int(named[3]) != count:
+            raise InputError(
+                f"GGUF file {path.name}",
+                got=f"the name of a part of {count}",
+                allowed=f"NAME-00001-of-{count:05d}.gguf, as the tool that splits names them",
+            )
+        return _join(path, named[1], count)
+
+
+def _join(path: Path, prefix: str, count: int) -> GgufModel:
+    tensors: dict[str, TensorEntry] = {}
+    metadata: Mapping[str, Any] = {}
+    for number in range(count):
+        part = path.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
+        header = read_header(part)
+        found = _whole(header, part, "split.no", None), _whole(header, part, "split.count", None)
+        if found != (number, count):
+            raise InputError(
+                f"GGUF file {part.name}",
+                got=f"part {found[0]} of {found[1]}, counted from 0",
+                allowed=f"part {number} of {count}",
+                hint="download the part again",
+            )
+        doubled = next((name for name in header.tensors if name in tensors), None)
+        if doubled is not None:
+            raise InputError(
+                f"GGUF file {part.name}",
+                got=f"tensor {doubled}, which {tensors[doubled].path.name} has",
+                allowed="each tensor in one part",
+            )
+        tensors |= header.tensors
+        metadata = metadata or header.metadata
+        promised = _whole(header, part, "split.tensors.count", None)
+        if number == count - 1 and promised not in (None, len(tensors)):
+            raise InputError(
+                f"the parts of {prefix}",
+                got=f"{len(tensors)} tensors",
+                allowed=f"{promised}, as the last part says",
+                hint="download all parts of one release",
+            )
+    return GgufModel(metadata=metadata, tensors=tensors)
+
+
+def _whole(header: GgufHeader, path: Path, key: str, default: int | None) -> Any:
+    value = header.metadata.get(key, default)
+    if value is not None and (type(value) is not int or value < 0):
+        raise InputError(f"{key} of {path.name}", got=value, allowed="a whole number")
+    return value
