@@ -150,6 +150,7 @@ def test_the_package_reads_the_same(tmp_path: Path) -> None:
             "offset 32 of w",
         ),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_told(tmp_path: Path, data: bytes, word: str) -> None:
     _fails(_written(tmp_path, data), word)

@@ -1,0 +1,327 @@
+"""Tensors of quantized checkpoints as encoded rows, without loss.
+
+Files of safetensors keep codes, scales and zero points in tensors of their own, in orders that suit
+one library. Here they become the rows of ``profiles.encodings``: once, when weights are loaded. No
+value changes, and no byte is added but to fill the last one of a row's zero points.
+
+Matrices are [outputs, inputs]. Temporaries are some four times as large as the codes, so that large
+matrices are repacked by parts of their outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from profiles.encodings import BNB_INT8, NIBBLE_RUN, Encoding, four_bit_floats, fp8, integers
+from profiles.errors import InputError
+from profiles.kernels import EncodedMatrix
+
+# The output whose code an AWQ word has in each of its eight places, inverted.
+_AWQ_PLACES = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def from_gptq(
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    g_idx: torch.Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    is_v1: bool,
+) -> EncodedMatrix:
+    """Repack a matrix of GPTQ, whose words hold codes of adjacent inputs, the first lowest.
+
+    Parameters
+    ----------
+    qweight
+        int32 [inputs * bits / 32, outputs].
+    qzeros
+        int32 [groups, outputs * bits / 32]. The first version of the format stores each zero point
+        less one.
+    scales
+        float [groups, outputs].
+    g_idx
+        int32 [inputs], the group of each input. Where groups are not adjacent ("act-order"), inputs
+        are sorted by them: see ``EncodedMatrix.columns``.
+    group_size
+        -1 for one group.
+    """
+    codes = _words_as_codes(qweight.t(), bits)
+    zeros = _words_as_codes(qzeros, bits)
+    if is_v1:
+        zeros = (zeros + 1) & (2**bits - 1)
+    columns = _sorted_inputs(g_idx, codes.shape[1], group_size)
+    if columns is not None:
+        codes = codes[:, columns]
+    return _grouped(codes, scales.t(), zeros.t(), bits, group_size, columns)
+
+
+def from_awq(
+    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, *, group_size: int
+) -> EncodedMatrix:
+    """Repack a matrix of AWQ in its ``gemm`` layout: 4 bits, words of eight adjacent outputs.
+
+    Parameters
+    ----------
+    qweight
+        int32 [inputs, outputs / 8].
+    qzeros
+        int32 [groups, outputs / 8].
+    scales
+        float [groups, outputs].
+    """
+
+    def codes_of(words: torch.Tensor) -> torch.Tensor:
+        places: torch.Tensor = _words_as_codes(words, 4).unflatten(1, (-1, 8))
+        return places.index_select(-1, _AWQ_PLACES).flatten(1)
+
+    codes, zeros = codes_of(qweight).t(), codes_of(qzeros).t()
+    return _grouped(codes, scales.t(), zeros, 4, group_size, None)
+
+
+def from_compressed(
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    g_idx: torch.Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    num_inputs: int,
+) -> EncodedMatrix:
+    """Repack a matrix of compressed-tensors (``pack-quantized``).
+
+    Parameters
+    ----------
+    packed
+        int32 [outputs, ceil(inputs * bits / 32)], of signed codes plus half of their range.
+    scale
+        float [outputs, groups].
+    zero_point
+        int32 [ceil(outputs * bits / 32), groups], packed along the outputs; without it codes are
+        symmetric.
+    group_size
+        -1 for one scale an output.
+    """
+    codes = _words_as_codes(packed, bits)[:, :num_inputs]
+    zeros = None
+    if zero_point is not None:
+        zeros = _words_as_codes(zero_point.t(), bits)[:, : len(codes)].t()
+    columns = _sorted_inputs(g_idx, num_inputs, group_size)
+    if columns is not None:
+        codes = codes[:, columns]
+    return _grouped(codes, scale, zeros, bits, group_size, columns)
+
+
+def from_int8(weight: torch.Tensor, scale: torch.Tensor) -> EncodedMatrix:
+    """Repack int8 [outputs, inputs] with one scale an output (``int-quantized``)."""
+    codes = weight.view(torch.uint8) ^ 128
+    return _grouped(codes, scale.reshape(-1, 1), None, 8, -1, None)
+
+
+def from_fp8(weight: torch.Tensor, scale: torch.Tensor, tile: tuple[int, int]) -> EncodedMatrix:
+    """Take float8_e4m3fn [outputs, inputs] and the factors of its tiles.
+
+    Parameters
+    ----------
+    scale
+        The factor of each tile, in any order of dimensions that has tiles' rows first: of one
+        scale, of one for each output, or of a grid.
+    tile
+        Rows and columns of a tile; 0 for all.
+    """
+    encoding, (outputs, inputs) = fp8(*tile), weight.shape
+    # Powers of two have a dtype of their own, or are bytes.
+    if scale.dtype == torch.uint8:
+        scale = scale.view(torch.float8_e8m0fnu)
+    table = scale.float().flatten()
+    if len(table) != encoding.table_elements(outputs, inputs):
+        raise InputError(
+            "FP8 scales",
+            got=list(scale.shape),
+            allowed=f"{encoding.table_elements(outputs, inputs)} for {outputs} x {inputs} in tiles",
+        )
+    _check_finite(table)
+    rows = _as_bytes(weight)
+    return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, table=table)
+
+
+def from_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return the rows of GGUF's MXFP4 for those of gpt-oss.
+
+    Parameters
+    ----------
+    blocks
+        uint8 [..., outputs, groups, 16]: adjacent elements share a byte, the first in its low half.
+    scales
+        uint8 [..., outputs, groups]: exponents of two, plus 127.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 [..., outputs, groups * 17].
+    """
+    if blocks.shape != (*scales.shape, NIBBLE_RUN // 2):
+        raise InputError(
+            "MXFP4 blocks", got=list(blocks.shape), allowed=f"{[*scales.shape, NIBBLE_RUN // 2]}"
+        )
+    if (scales == 255).any():
+        raise InputError("MXFP4 scales", got="255, which is no number", allowed="0 to 254")
+    codes = _in_runs(_byte_codes(blocks))
+    return torch.cat([scales[..., None], codes], dim=-1).flatten(-2)
+
+
+def from_bnb4(
+    weight: torch.Tensor,
+    absmax: torch.Tensor,
+    quant_map: torch.Tensor,
+    nested: tuple[torch.Tensor, torch.Tensor, float] | None,
+    *,
+    shape: tuple[int, int],
+    block_size: int,
+) -> EncodedMatrix:
+    """Repack 4-bit floats (NF4, FP4) of bitsandbytes.
+
+    Parameters
+    ----------
+    weight
+        uint8, two adjacent elements a byte, the first in its high half.
+    absmax
+        The scale of each block of ``block_size`` elements: float32, or uint8 with ``nested``.
+    quant_map
+        float32 [16], what codes mean.
+    nested
+        Of double quantization: the scale of each 256 blocks, the meaning of the 256 codes, and the
+        offset of all.
+    """
+    outputs, inputs = shape
+    if inputs % block_size or absmax.numel() * block_size != outputs * inputs:
+        raise InputError(
+            "blocks of bitsandbytes",
+            got=f"{absmax.numel()} of {block_size} elements for {outputs} x {inputs}",
+            allowed="blocks that end with each row",
+        )
+    encoding = four_bit_floats(block_size, is_nested=nested is not None)
+    pairs = weight.reshape(outputs, -1)
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).flatten(1)
+    scales = _as_bytes(absmax.reshape(outputs, -1))
+    parts = [quant_map.flatten()]
+    if nested is not None:
+        factors, meanings, offset = nested
+        parts += [meanings.flatten(), torch.tensor([offset]), factors.flatten()]
+    table = torch.cat([part.float() for part in parts])
+    _check_finite(table, absmax)
+    if len(table) != encoding.table_elements(outputs, inputs):
+        raise InputError(
+            "second scales of bitsandbytes",
+            got=len(table),
+            allowed=f"{encoding.table_elements(outputs, inputs)} values in all",
+        )
+    rows = torch.cat([_in_runs(codes), scales], dim=1)
+    return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, table=table)
+
+
+def from_bnb8(weight: torch.Tensor, largest: torch.Tensor) -> EncodedMatrix:
+    """Repack int8 [outputs, inputs] of bitsandbytes with the largest value of each output (SCB)."""
+    scales = largest.float().reshape(-1, 1)
+    _check_finite(scales)
+    rows = torch.cat([_as_bytes(weight), _as_bytes(scales)], dim=1)
+    return EncodedMatrix(rows=rows, encoding=BNB_INT8, num_elements=weight.shape[1])
+
+
+def _grouped(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    bits: int,
+    group_size: int,
+    columns: torch.Tensor | None,
+) -> EncodedMatrix:
+    """Join uint8 codes [outputs, inputs] with scales and zero points [outputs, groups]."""
+    outputs, inputs = codes.shape
+    # One group may be told as its size.
+    group = 0 if group_size < 0 or group_size >= inputs else group_size
+    encoding = integers(bits, group, _NAMES[scales.dtype], has_zeros=zeros is not None)
+    _check_groups(encoding, scales, zeros, outputs, inputs)
+    _check_finite(scales)
+    parts = [_in_runs(codes) if bits == 4 else codes, _as_bytes(scales)]
+    if zeros is not None:
+        parts.append(_paired(zeros) if bits == 4 else zeros)
+    rows = torch.cat(parts, dim=1)
+    return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, columns=columns)
+
+
+def _check_groups(
+    encoding: Encoding, scales: torch.Tensor, zeros: torch.Tensor | None, outputs: int, inputs: int
+) -> None:
+    wanted = (outputs, encoding.num_groups(inputs))
+    for what, found in (("scales", scales), ("zero points", zeros)):
+        if found is not None and found.shape != wanted:
+            raise InputError(
+                f"{what} of {outputs} x {inputs} in groups of {encoding.group_elements or inputs}",
+                got=list(found.shape),
+                allowed=f"{list(wanted)}",
+            )
+
+
+def _check_finite(*scales: torch.Tensor) -> None:
+    for values in scales:
+        if values.is_floating_point() and not values.isfinite().all():
+            raise InputError(
+                "scales of a quantized matrix", got="NaN or infinity", allowed="numbers"
+            )
+
+
+def _sorted_inputs(
+    g_idx: torch.Tensor | None, num_inputs: int, group_size: int
+) -> torch.Tensor | None:
+    """Return the order of inputs in which groups are adjacent; ``None`` where they are."""
+    # -1 stands for no order.
+    if g_idx is None or group_size < 0 or bool((g_idx < 0).all()):
+        return None
+    expected = torch.arange(num_inputs, dtype=g_idx.dtype) // group_size
+    if torch.equal(g_idx, expected):
+        return None
+    columns = torch.argsort(g_idx, stable=True)
+    if not torch.equal(g_idx[columns], expected):
+        raise InputError(
+            "g_idx of a quantized matrix",
+            got="groups of other sizes",
+            allowed=f"{group_size} inputs in each group",
+        )
+    return columns
+
+
+def _words_as_codes(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the uint8 codes of int32 words in the last dimension, the lowest bits first."""
+    if words.dtype != torch.int32:
+        raise InputError("packed codes", got=words.dtype, allowed="int32")
+    codes = _as_bytes(words)
+    return _byte_codes(codes) if bits == 4 else codes
+
+
+def _as_bytes(x: torch.Tensor) -> torch.Tensor:
+    # Of one column, torch takes any stride for contiguous, but views only those of 1.
+    return x.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
+def _byte_codes(codes: torch.Tensor) -> torch.Tensor:
+    return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
+
+
+def _in_runs(codes: torch.Tensor) -> torch.Tensor:
+    """Pack 4-bit codes by runs: the first half of each in low halves of bytes."""
+    codes = F.pad(codes, (0, -codes.shape[-1] % NIBBLE_RUN))
+    low, high = codes.unflatten(-1, (-1, 2, NIBBLE_RUN // 2)).unbind(-2)
+    pairs: torch.Tensor = low | high << 4
+    return pairs.flatten(-2)
+
+
+def _paired(codes: torch.Tensor) -> torch.Tensor:
+    """Pack 4-bit codes by pairs, the first in the low half."""
+    low, high = F.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
+    pairs: torch.Tensor = low | high << 4
+    return pairs
