@@ -79,6 +79,8 @@ class Encoding:
         Bits of the zero point of each group, behind the scales; 0 where there is none.
     tile_rows, tile_columns
         Elements that share a scale of the table; 0 for all rows, and for all columns.
+    halves_at
+        Bytes of a block at which a float16 begins: its scale, its minimum.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Encoding:
     zero_bits: int = 0
     tile_rows: int = 0
     tile_columns: int = 0
+    halves_at: tuple[int, ...] = ()
 
     @property
     def has_scales_inside(self) -> bool:
@@ -150,29 +153,35 @@ class Encoding:
         return num_rows * self.row_bytes(num_elements) + table
 
 
-def _blocks(kind: Kind, elements: int, num_bytes: int) -> Encoding:
-    return Encoding(name=kind.name, kind=kind, block_elements=elements, block_bytes=num_bytes)
+def _blocks(kind: Kind, elements: int, num_bytes: int, *halves_at: int) -> Encoding:
+    return Encoding(
+        name=kind.name,
+        kind=kind,
+        block_elements=elements,
+        block_bytes=num_bytes,
+        halves_at=halves_at,
+    )
 
 
 # GGUF's, by its names. gpt-oss ships MXFP4 in another order of its codes.
 BLOCK_ENCODINGS = {
-    kind.name: _blocks(kind, elements, num_bytes)
-    for kind, elements, num_bytes in (
-        (Kind.F32, 1, 4),
-        (Kind.F16, 1, 2),
-        (Kind.BF16, 1, 2),
-        (Kind.Q4_0, 32, 18),
-        (Kind.Q4_1, 32, 20),
-        (Kind.Q5_0, 32, 22),
-        (Kind.Q5_1, 32, 24),
-        (Kind.Q8_0, 32, 34),
-        (Kind.Q2_K, 256, 84),
-        (Kind.Q3_K, 256, 110),
-        (Kind.Q4_K, 256, 144),
-        (Kind.Q5_K, 256, 176),
-        (Kind.Q6_K, 256, 210),
-        (Kind.IQ4_NL, 32, 18),
-        (Kind.MXFP4, 32, 17),
+    encoding.name: encoding
+    for encoding in (
+        _blocks(Kind.F32, 1, 4),
+        _blocks(Kind.F16, 1, 2),
+        _blocks(Kind.BF16, 1, 2),
+        _blocks(Kind.Q4_0, 32, 18, 0),
+        _blocks(Kind.Q4_1, 32, 20, 0, 2),
+        _blocks(Kind.Q5_0, 32, 22, 0),
+        _blocks(Kind.Q5_1, 32, 24, 0, 2),
+        _blocks(Kind.Q8_0, 32, 34, 0),
+        _blocks(Kind.Q2_K, 256, 84, 80, 82),
+        _blocks(Kind.Q3_K, 256, 110, 108),
+        _blocks(Kind.Q4_K, 256, 144, 0, 2),
+        _blocks(Kind.Q5_K, 256, 176, 0, 2),
+        _blocks(Kind.Q6_K, 256, 210, 208),
+        _blocks(Kind.IQ4_NL, 32, 18, 0),
+        _blocks(Kind.MXFP4, 32, 17),
     )
 }
 BNB_INT8 = Encoding(

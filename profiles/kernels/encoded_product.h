@@ -16,19 +16,28 @@ template <class T> using BF16 = PlainElements<T, Bfloat16>;
   DO(F32) DO(F16) DO(BF16) DO(Q4_0) DO(Q4_1) DO(Q5_0) DO(Q5_1) DO(Q8_0) DO(Q2_K) DO(Q3_K)      \
   DO(Q4_K) DO(Q5_K) DO(Q6_K) DO(IQ4_NL) DO(MXFP4) DO(INT4) DO(INT8) DO(E4M3) DO(MAP4) DO(BNB8)
 
-// Gives `size` elements of a row from d on, a multiple of kHalf, as T would hold them.
+// Bytes of the codes of so many elements.
+inline long bytes_of(const Encoding& how, long elements) {
+  return how.code_bytes * elements / how.dim;
+}
+
+// Gives `size` elements of a row from d on, a multiple of kHalf, as T would hold them. Meanwhile the
+// same elements of the row that begins `ahead` bytes later are fetched.
 template <class D>
-void decode(const EncodedRow& row, long d, long size, float* to) {
+void decode(const EncodedRow& row, long d, long size, long ahead, float* to) {
   const D decoder(row);
-  const long whole = size / D::kUnit * D::kUnit;
-  for (long i = 0; i < whole; i += D::kUnit)
+  const long whole = size / D::kUnit * D::kUnit, half_bytes = bytes_of(row.how, kHalf);
+  const uint8_t* next = row.bytes + ahead + d / kHalf * half_bytes;
+  for (long i = 0; i < whole; i += D::kUnit) {
+    if (i % kHalf == 0) fetch(next + i / kHalf * half_bytes, half_bytes);
     decoder.unit(d + i, [&](auto j, Floats v) INLINE { store(to + i + j * kLanes, v); });
+  }
   if (whole == size) return;
   float last[D::kUnit];
   decoder.unit(d + whole, [&](auto j, Floats v) INLINE { store(last + j * kLanes, v); });
   std::memcpy(to + whole, last, (size - whole) * sizeof(float));
 }
-using Decode = void (*)(const EncodedRow&, long, long, float*);
+using Decode = void (*)(const EncodedRow&, long, long, long, float*);
 template <class T>
 Decode decode_of(int kind) {
 #define NAME_DECODE(D) decode<D<T>>,
@@ -53,9 +62,9 @@ void unpack_encoded(const Encoding& how, const uint8_t* from, long rows, long st
       const long size = std::min(kPiece, how.dim - d);
       T* out = to + r * out_stride + d;
       if constexpr (std::is_same_v<T, float>) {
-        decode(row, d, size, out);
+        decode(row, d, size, 0, out);
       } else {
-        decode(row, d, size, piece);
+        decode(row, d, size, 0, piece);
         for (long i = 0; i < size; i += kLanes)
           store_part(out + i, load(piece + i), size - i);
       }
@@ -88,7 +97,8 @@ class Decoded {
       float* to = kept_.data() + w * stride_;
       rows[w] = to;
       const auto* bytes = reinterpret_cast<const uint8_t*>(matrix.row(first + w, 0));
-      decode_({p_.how, bytes, table, p_.first_rows[group] + first + w}, d, size, to);
+      const long ahead = count * p_.products.weight_stride;
+      decode_({p_.how, bytes, table, p_.first_rows[group] + first + w}, d, size, ahead, to);
     }
   }
 
@@ -99,14 +109,22 @@ class Decoded {
   LineAligned<float> kept_;
 };
 
+// Rows of weights that are fetched before their turn. Three times as fast as the memory, decoding
+// would wait for it at the end of each row.
+constexpr long kAhead = kWeights;
+
 // Sums the products of a row of inputs, from dimension d on, with kWeights rows of weights as they
 // are decoded.
 template <class D>
 void add_products(const EncodedRow* weights, const float* x, long d, long size, Floats* sums) {
   Floats dots[kWeights] = {};
   const D decoders[kWeights] = {D(weights[0]), D(weights[1]), D(weights[2]), D(weights[3])};
-  for (const long end = d + size; d < end; d += D::kUnit)
+  const long stride = weights[1].bytes - weights[0].bytes;
+  const long unit_bytes = bytes_of(weights[0].how, D::kUnit);
+  const uint8_t* next = weights[0].bytes + kAhead * stride + d / D::kUnit * unit_bytes;
+  for (const long end = d + size; d < end; d += D::kUnit, next += unit_bytes)
     repeat<kWeights>([&](auto w) INLINE {
+      for (long i = 0; i < unit_bytes; i += 64) __builtin_prefetch(next + w * stride + i);
       decoders[w].unit(d, [&](auto i, Floats v) INLINE {
         dots[w] += v * load(x + d + i * kLanes);
       });

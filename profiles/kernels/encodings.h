@@ -6,6 +6,9 @@
 
 #include "groups.h"
 #include "vectors.h"
+#if defined(__F16C__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace {
 

@@ -9,9 +9,11 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
-from executor.checkpoint.gguf_file import GgufModel
+from executor.checkpoint.gguf_file import GgufModel, read_rows
 from executor.checkpoint.gguf_header import read_header
+from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
 from tests.executor.gguf_files import (
     ARRAY,
@@ -237,3 +239,32 @@ def test_parts_of_another_release_are_told(tmp_path: Path) -> None:
         gguf_bytes([metadatum("split.count", TEXT, text("2"))], {})
     )
     _fails(path, "whole number")
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q6_K", "MXFP4", "F32"])
+def test_rows_are_read_and_their_scales_are_numbers(tmp_path: Path, name: str) -> None:
+    encoding = BLOCK_ENCODINGS[name]
+    shape = (5, 2 * encoding.block_elements)
+    path = _written(tmp_path, gguf_bytes([], {"w": (name, shape)}))
+    entry = GgufModel.open(path).tensors["w"]
+    rows = torch.empty(3, encoding.row_bytes(shape[1]), dtype=torch.uint8)
+    start = entry.offset_bytes + rows.shape[1]
+    sound = bytearray(path.read_bytes())
+    for at in encoding.halves_at:
+        # Bytes that count upwards make an infinite scale now and then.
+        for block in range(2 * shape[0]):
+            begin = entry.offset_bytes + block * encoding.block_bytes + at
+            sound[begin : begin + 2] = b"\x00\x3c"
+    path.write_bytes(sound)
+    read_rows(entry, 1, rows)
+    assert bytes(rows.flatten().tolist()) == sound[start : start + rows.numel()]
+    for at in encoding.halves_at or (0,):
+        broken = sound.copy()
+        begin = start + rows.numel() - encoding.block_bytes + at
+        broken[begin : begin + 2] = b"\xff\x7f"
+        path.write_bytes(broken)
+        if name == "F32":
+            read_rows(entry, 1, rows)
+        else:
+            with pytest.raises(InputError, match="no number"):
+                read_rows(entry, 1, rows)

@@ -41,21 +41,6 @@ CASES = [
     *OTHERS,
 ]
 IDS = [f"{encoding.name}-{width}" for encoding, width in CASES]
-# Where blocks have floats of 16 bits.
-HALVES = {
-    Kind.Q4_0: (0,),
-    Kind.Q4_1: (0, 2),
-    Kind.Q5_0: (0,),
-    Kind.Q5_1: (0, 2),
-    Kind.Q8_0: (0,),
-    Kind.Q2_K: (80, 82),
-    Kind.Q3_K: (108,),
-    Kind.Q4_K: (0, 2),
-    Kind.Q5_K: (0, 2),
-    Kind.Q6_K: (208,),
-    Kind.IQ4_NL: (0,),
-    Kind.MXFP4: (),
-}
 # Infinities, NaN, the smallest and the largest subnormal, negative zero.
 SPECIAL_HALVES = (b"\x00\x7c", b"\x00\xfc", b"\x01\x7e", b"\x01\x00", b"\xff\x03", b"\x00\x80")
 PLAIN = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
@@ -91,7 +76,7 @@ def _set_scales(matrix: EncodedMatrix, generator: torch.Generator) -> None:
         blocks = rows.view(len(rows), -1, encoding.block_bytes)
         if encoding.kind is Kind.MXFP4:
             blocks[..., 0] = 120 + blocks[..., 0] % 10
-        for at in HALVES[encoding.kind]:
+        for at in encoding.halves_at:
             halves = torch.rand(*blocks.shape[:2], 1, generator=generator).half() / 16
             blocks[..., at : at + 2] = halves.view(torch.uint8)
     elif encoding.scale and encoding.scale != "code":
@@ -115,7 +100,7 @@ def all_matrices(encoding: Encoding, width: int) -> Iterator[EncodedMatrix]:
         table = _random_bytes(total, 4, generator).view(torch.float32).flatten()
     yield EncodedMatrix(rows=rows, encoding=encoding, num_elements=width, table=table)
     for special in SPECIAL_HALVES:
-        for at in HALVES.get(encoding.kind, ()):
+        for at in encoding.halves_at:
             matrix = sound_matrix(encoding, 3, width)
             blocks = matrix.rows.view(3, -1, encoding.block_bytes)
             blocks[..., at : at + 2] = torch.frombuffer(bytearray(special), dtype=torch.uint8)
