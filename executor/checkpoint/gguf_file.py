@@ -116,6 +116,17 @@ def read_rows(entry: TensorEntry, first: int, rows: torch.Tensor) -> None:
         )
 
 
+def rotary_order(num_rows: int, num_heads: int) -> torch.Tensor:
+    """Return int64 [num_rows]: the row of a file for each row of a projection in transformers.
+
+    Files of some families (``llama`` and its kin) have the rows of queries and keys in the order of
+    interleaved rotary positions: neighbours are rotated together. In transformers the two halves of
+    a head are.
+    """
+    rows = torch.arange(num_rows).view(num_heads, -1, 2)
+    return rows.transpose(1, 2).flatten()
+
+
 def _has_numbers(rows: torch.Tensor, encoding: Encoding) -> bool:
     blocks = rows.view(-1, encoding.block_bytes)
     if encoding.kind is Kind.MXFP4:
