@@ -65,8 +65,9 @@ void unpack_encoded(const Encoding& how, const uint8_t* from, long rows, long st
         decode(row, d, size, 0, out);
       } else {
         decode(row, d, size, 0, piece);
-        for (long i = 0; i < size; i += kLanes)
-          store_part(out + i, load(piece + i), size - i);
+        const long whole = size / kLanes * kLanes;
+        for (long i = 0; i < whole; i += kLanes) store_exact(out + i, load(piece + i));
+        if (whole < size) store_part(out + whole, load(piece + whole), size - whole);
       }
     }
   }

@@ -56,6 +56,15 @@ INLINE inline Floats kept_as<Bfloat16>(Floats v) {
 #endif
 }
 
+// Stores values that T holds.
+template <class T>
+INLINE inline void store_exact(T* to, Floats v) { store(to, v); }
+template <>
+INLINE inline void store_exact<Bfloat16>(Bfloat16* to, Floats v) {
+  const Halves h = __builtin_convertvector((Bits)v >> 16, Halves);
+  std::memcpy(to, &h, sizeof h);
+}
+
 INLINE inline float float_at(const uint8_t* from, Bfloat16*) {
   const uint32_t bits = uint32_t(load_raw<uint16_t>(from)) << 16;
   return load_raw<float>(&bits);

@@ -106,7 +106,10 @@ struct Q4_K : HalfBlocks<144> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const Eight shared = shared_steps(block, half(d));
+    // In memory, each is spread over a vector when it is loaded. From a register that would take the
+    // port that looks codes up.
+    Eight shared = shared_steps(block, half(d));
+    asm volatile("" : "+m"(shared));
     const uint8_t* codes = block + 16 + 64 * half(d);
     repeat<2>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
