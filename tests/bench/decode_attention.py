@@ -109,7 +109,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         for kind in KINDS:
             rate = measure_rate(functools.partial(attend, **added[kind]), cache_bytes)
             of_plain[kind].append(rate / ours[-1])
-    case = {
+    case: dict[str, Any] = {
         "batch": batch,
         "kv_heads": kv_heads,
         "tokens": tokens,
