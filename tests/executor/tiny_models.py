@@ -70,6 +70,17 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
 }
 
+# Families whose classes take other keys than most: what they have beside ``shapes``.
+OWN_KEYS: dict[str, dict[str, Any]] = {
+    "mpt": {"max_seq_len": 96, "n_heads": 4},
+    "gpt_bigcode": {"n_inner": 112},
+    "gpt_neo": {"intermediate_size": 112, "window_size": 20, "attention_types": None},
+    "codegen": {"n_inner": 112, "rotary_dim": 8},
+}
+
+# How transformers attends. For Falcon with ALiBi, its plain loop adds the slopes twice.
+ATTENTION = {"falcon": "sdpa"}
+
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
 # than a decoder layer, so that it is cut in chunks.
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -115,12 +126,18 @@ def save_tiny_model(
         shapes |= {"ffn_hidden_size": 112}
     elif family in ("gpt_neox", "gptj"):
         shapes |= {"intermediate_size": 112}
+    elif family in OWN_KEYS:
+        shapes |= OWN_KEYS[family]
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})
+    if family == "gpt_neo":
+        kinds = ["global", "local"] * num_layers
+        shapes["attention_types"] = [[[kind], 1] for kind in kinds[:num_layers]]
     config = AutoConfig.for_model(family, **(shapes | overrides))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    attention = ATTENTION.get(family, "eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     # Fresh models have zero biases and norms of one, which would hide a tensor that is misplaced.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
