@@ -49,6 +49,8 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 20, "query_pre_attn_scalar": 24},
     "glm": {"pad_token_id": 0},
     "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
+    "gpt_neo": {"window_size": 20, "attention_types": [[["global", "local"], 1]]},
     "glm4": {"pad_token_id": 0},
     "glm4_moe": {
         "n_routed_experts": 8,
@@ -73,9 +75,10 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
 # Families whose classes take other keys than most: what they have beside ``shapes``.
 OWN_KEYS: dict[str, dict[str, Any]] = {
     "mpt": {"max_seq_len": 96, "n_heads": 4},
+    "gpt2": {"n_inner": 112},
     "gpt_bigcode": {"n_inner": 112},
-    "gpt_neo": {"intermediate_size": 112, "window_size": 20, "attention_types": None},
-    "codegen": {"n_inner": 112, "rotary_dim": 8},
+    "gpt_neo": {"intermediate_size": 112},
+    "codegen": {"n_inner": 112},
 }
 
 # How transformers attends. For Falcon with ALiBi, its plain loop adds the slopes twice.
