@@ -38,6 +38,8 @@ class Family:
     row_blocks
         For a module that is stored as one tensor with its rows in another order, the blocks of rows
         that make ours: the first row and the number of rows of each.
+    transposed
+        Modules whose matrices are stored as [inputs, outputs].
     prefix
         The path of the decoder in transformers' causal model.
     head
@@ -59,12 +61,18 @@ class Family:
         default_factory=dict
     )
     aliases: Mapping[str, str] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     prefix: str = "model."
     head: str = "lm_head"
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
     ignores_later_layers: bool = False
     tokenizer_class: str = AS_IT_STANDS
     fixes_tokenizer_class: bool = False
+
+    @property
+    def base_prefix(self) -> str:
+        """The path of the base model, which a checkpoint's names may leave out."""
+        return self.prefix.partition(".")[0] + "."
 
     def tensor_names(
         self, spec: ModelSpec, name: str, layer: int, expert: int = 0

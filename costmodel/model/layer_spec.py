@@ -125,6 +125,9 @@ class AttentionSpec:
         The largest absolute value of queries, keys and values; ``None`` does not limit them.
     qkv_bias, output_bias
         Whether the projections have biases.
+    alibi_slopes
+        For each query head, how much its scores fall with each token between query and key (ALiBi,
+        Press et al. 2022), after the scale and the soft cap. Empty without ALiBi.
     """
 
     num_heads: int
@@ -140,6 +143,7 @@ class AttentionSpec:
     clip: float | None = None
     qkv_bias: bool = False
     output_bias: bool = False
+    alibi_slopes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
@@ -156,6 +160,17 @@ class AttentionSpec:
             check_positive("attention soft_cap", self.soft_cap)
         if self.rotary is not None:
             self._check_rotary(self.rotary)
+        self._check_alibi()
+
+    def _check_alibi(self) -> None:
+        count = len(self.alibi_slopes)
+        if count not in (0, self.num_heads):
+            raise InputError(
+                "alibi_slopes", got=f"{count} numbers", allowed=f"one for each of {self.num_heads}"
+            )
+        # Slots of a ring have no order, and kernels shift all scores of a query, but no sink.
+        if count and (self.window is not None or self.has_sinks):
+            raise InputError("alibi_slopes", got="a window or sinks", allowed="neither with ALiBi")
 
     def _check_rotary(self, rotary: RotarySpec) -> None:
         dim = rotary.dim or self.head_dim
@@ -174,7 +189,7 @@ class AttentionSpec:
     @property
     def has_plain_softmax(self) -> bool:
         """Whether the shares are the softmax of the scores alone."""
-        return self.soft_cap is None and not self.has_sinks
+        return self.soft_cap is None and not self.has_sinks and not self.alibi_slopes
 
     @property
     def group_size(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import TensorPart, component_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
+from executor.checkpoint.transposed import row_pieces
 from profiles.files import write_json
 from profiles.units import GIB
 
 # A prime, so that no two rows of a matrix have the same part of the pattern.
 PATTERN_LENGTH = 2_097_143
 STANDARD_DEVIATION = 0.02
+# Elements of transposed matrices that are looked up in the pattern at once.
+INDICES_AT_ONCE = 1 << 17
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -104,12 +108,12 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
         for part in component_parts(spec, index, layout):
             if part.name not in seen:
                 seen.add(part.name)
-                width = part.shape[1] if len(part.shape) == 2 else 1
+                # In the order of the file, transposed or not.
                 yield TensorPart(
                     name=part.name,
                     shape=part.shape,
                     first_row=0,
-                    num_elements=part.shape[0] * width,
+                    num_elements=math.prod(part.shape),
                     offset_bytes=0,
                     dtype=part.dtype,
                 )
@@ -146,15 +150,27 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         target.fill_(1.0)
         return
     pattern = _pattern(seed, target.dtype)
-    width = part.shape[1] if len(part.shape) == 2 else 1
     digest = hashlib.sha256(f"{seed} {part.name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "little") + part.first_row * width + first_element
-    done = 0
+    place, first = int.from_bytes(digest[:8], "little"), part.first_row * part.width + first_element
+    if part.is_transposed:
+        _fill_transposed(target, part, pattern, place % PATTERN_LENGTH, first)
+        return
+    place, done = place + first, 0
     while done < target.numel():
         start = (place + done) % PATTERN_LENGTH
         piece = pattern[start : start + target.numel() - done]
         target[done : done + piece.numel()] = piece
         done += piece.numel()
+
+
+def _fill_transposed(
+    target: torch.Tensor, part: TensorPart, pattern: torch.Tensor, place: int, first: int
+) -> None:
+    """Fill ``target`` with the elements of a transposed matrix from ``first`` on."""
+    inputs, outputs = part.shape
+    for rows, ours, within in row_pieces(inputs, first, len(target), INDICES_AT_ONCE // inputs):
+        stored = torch.arange(rows.start, rows.stop)[:, None] + outputs * torch.arange(inputs)
+        target[ours] = pattern[stored.add_(place).remainder_(PATTERN_LENGTH).flatten()[within]]
 
 
 @lru_cache(maxsize=4)

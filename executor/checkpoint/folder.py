@@ -27,6 +27,7 @@ from executor.checkpoint.stored_tensors import (
     contents_digest,
     read_elements,
 )
+from executor.checkpoint.transposed import read_transposed
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
@@ -67,7 +68,7 @@ class TensorPart:
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
     rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
     order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``.
+    ``dtype``. Our rows are columns of the stored tensor where it ``is_transposed``.
     """
 
     name: str
@@ -76,6 +77,12 @@ class TensorPart:
     num_elements: int
     offset_bytes: int
     dtype: torch.dtype
+    is_transposed: bool = False
+
+    @property
+    def width(self) -> int:
+        """Elements of one of our rows; those of a vector are one each."""
+        return 1 if len(self.shape) == 1 else self.shape[0 if self.is_transposed else 1]
 
 
 def component_parts(
@@ -121,14 +128,16 @@ def _tensor_parts(
         blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
+    is_transposed = len(tail) == 1 and tensor.name.rpartition(".")[0] in family.transposed
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=(stored_rows, *tail),
+            shape=(*tail, stored_rows) if is_transposed else (stored_rows, *tail),
             first_row=first_row,
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
+            is_transposed=is_transposed,
         )
         offset += count * width * dtype.itemsize
 
@@ -199,7 +208,7 @@ class Checkpoint:
                 hint="merging the adapter, or removing that file where the weights hold it already",
             )
         spec = spec_from_config(raw, name=folder.resolve().name)
-        stored = StoredTensors.open(folder)
+        stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
         if dtype is not None:
@@ -232,8 +241,8 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            width = part.shape[1] if len(part.shape) == 2 else 1
-            read_elements(self.tensors[part.name], part.first_row * width + first, target)
+            read = read_transposed if part.is_transposed else read_elements
+            read(self.tensors[part.name], part.first_row * part.width + first, target)
 
 
 def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

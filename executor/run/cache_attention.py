@@ -11,6 +11,7 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
+from executor.model.alibi import slopes_of
 from executor.run.batch import Batch
 from executor.stores.kv_cache import KVCache
 from profiles import kernels
@@ -148,6 +149,7 @@ class DecodeAttention:
                 void_slots=None if void_slots is None else void_slots[first_sequence:],
                 soft_cap=spec.soft_cap,
                 sinks=sinks,
+                slopes=slopes_of(spec, context.device),
                 packing=self.cache.layout(task).packing,
                 sparsity=self._sparsity,
                 value_sums=self.cache.value_sums(task, segment),

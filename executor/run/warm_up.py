@@ -10,6 +10,7 @@ import torch
 from costmodel.model.layer_spec import AttentionSpec
 from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
 from costmodel.plan.policy import Policy
+from executor.model.alibi import slopes_of
 from profiles import kernels
 from profiles.compute_plan import DTYPES
 from profiles.packing import DIRECT_ROWS, Packing
@@ -93,6 +94,7 @@ def _compile_attention(
             void_slots=void_slots,
             soft_cap=attention.soft_cap,
             sinks=sinks,
+            slopes=slopes_of(attention, device),
             packing=packing,
             sparsity=policy.attention_sparsity,
         )

@@ -32,6 +32,7 @@ class _Attention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("soft_cap", ctypes.c_float),
         ("sinks", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("group_size", ctypes.c_long),
         ("bits", ctypes.c_int),
@@ -58,6 +59,7 @@ def decode_attention(
     void_slots: torch.Tensor | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     packing: Packing | None = None,
     sparsity: float = 1.0,
     value_sums: torch.Tensor | None = None,
@@ -87,6 +89,9 @@ def decode_attention(
     sinks
         A further score of each query head, float32 [heads] on the device, dense. It takes part in
         the softmax and has no value. ``None`` is no such score.
+    slopes
+        Of ALiBi, float32 [heads] on the device, dense: what a query head's scores lose, after the
+        soft cap, for each visible slot between the key and the last slot. ``None`` is no ALiBi.
     packing
         The packing of a packed context, uint8 [tokens, 2, rows, row_bytes]. The result is that of
         the context unpacked to the dtype of ``q``.
@@ -108,11 +113,14 @@ def decode_attention(
         assert void_slots.dtype == torch.int32 and void_slots.is_contiguous()
     if sinks is not None:
         assert sinks.dtype == torch.float32 and sinks.shape == (q.shape[1],)
+    if slopes is not None:
+        assert slopes.dtype == torch.float32 and slopes.shape == (q.shape[1],)
     rows: dict[str, Any] = {
         "first_row": first_row,
         "void_slots": void_slots,
         "soft_cap": soft_cap,
         "sinks": sinks,
+        "slopes": slopes,
     }
     gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
     if gpu is not None and gpu.attends_packed(packing):
@@ -141,6 +149,7 @@ def _attend_natively(
     void_slots: torch.Tensor | None,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
     packing: Packing | None,
     sparsity: float,
     value_sums: torch.Tensor | None,
@@ -168,6 +177,7 @@ def _attend_natively(
         scale=head_dim**-0.5,
         soft_cap=soft_cap or 0.0,
         sinks=None if sinks is None else sinks.data_ptr(),
+        slopes=None if slopes is None else slopes.data_ptr(),
         out=out.data_ptr(),
         group_size=packing.group_size if packing else 1,
         bits=packing.bits if packing else 0,

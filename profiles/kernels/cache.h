@@ -23,6 +23,7 @@ struct Attention {
   float scale;
   float soft_cap;       // c in c tanh(score / c); 0 leaves the scores.
   const float* sinks;   // A score of each query head that has no value, or null.
+  const float* slopes;  // What each query head's scores lose for each token in between, or null.
   void* out;            // [rows, group, dim]
   long group_size;      // Of a packed context, whose rows are those of groups.h.
   int bits;             // 0 where it is not packed.

@@ -51,7 +51,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
     for (long first = 0; first < a_.tokens; first += kTile) {
       const long count = std::min(kTile, a_.tokens - first);
       cache_.take_keys(first, count);
-      Base::score_tile(count, &shares_[first], stride);
+      Base::score_tile(first, count, &shares_[first], stride);
       const Ints is_seen = Base::seen(first, count);
       for (long i = 0; i < kLanes; ++i) seen -= is_seen[i];
       for (long g = 0; g < a_.group; ++g) {

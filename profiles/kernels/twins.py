@@ -17,11 +17,44 @@ class _Softmax:
     """What attention does between scores and shares (see ``profiles.kernels.decode_attention``)."""
 
     soft_cap: float | None
+    has_sinks: bool
+    has_slopes: bool
     sparsity: float
 
-    def is_plain(self, sinks: torch.Tensor | None) -> bool:
+    @property
+    def is_plain(self) -> bool:
         """Whether torch's own attention does the same."""
-        return self.soft_cap is None and self.sparsity == 1 and sinks is None
+        has_more = self.has_sinks or self.has_slopes
+        return self.soft_cap is None and self.sparsity == 1 and not has_more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """What belongs to each row.
+
+    Queries are [rows, group, head_dim]. For each slot, [rows, tokens], ``seen`` is whether it is
+    visible, and ``places`` the tokens from the last one back. Sinks and slopes are [rows, group].
+    """
+
+    queries: torch.Tensor
+    seen: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    slopes: torch.Tensor | None = None
+
+    def part(self, rows: slice) -> _Rows:
+        """Return some of the rows."""
+
+        def cut(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[rows]
+
+        return _Rows(
+            queries=self.queries[rows],
+            seen=cut(self.seen),
+            places=cut(self.places),
+            sinks=cut(self.sinks),
+            slopes=cut(self.slopes),
+        )
 
 
 def decode_attention(
@@ -33,6 +66,7 @@ def decode_attention(
     void_slots: torch.Tensor | None,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
     packing: Packing | None,
     sparsity: float,
 ) -> None:
@@ -40,26 +74,37 @@ def decode_attention(
     tokens, _, rows, _ = context.shape
     group, head_dim = out.shape[1:]
     kv_heads, here = q.shape[1] // group, slice(first_row, first_row + rows)
-    queries = q.reshape(-1, group, head_dim)[here]
-    seen = None
+    slots = torch.arange(tokens, device=q.device)
+    seen, places = None, slots.expand(len(q), -1) - (tokens - 1)
     if void_slots is not None:
-        slots = torch.arange(tokens, device=q.device)
-        valid = (slots < void_slots[:, :1]) | (slots >= void_slots[:, 1:])
-        seen = valid.repeat_interleave(kv_heads, dim=0)[here]
-    if sinks is not None:
-        sinks = sinks.view(kv_heads, group).repeat(len(q), 1)[here]
-    softmax = _Softmax(soft_cap=soft_cap, sparsity=sparsity)
-    step = _rows_at_once(out, tokens, packing, is_plain=softmax.is_plain(sinks))
+        is_before = slots < void_slots[:, :1]
+        seen = is_before | (slots >= void_slots[:, 1:])
+        places = places + is_before * void_slots.diff(dim=1)
+
+    def by_row(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.repeat_interleave(kv_heads, dim=0)[here]
+
+    def of_heads(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.view(kv_heads, group).repeat(len(q), 1)[here]
+
+    whole = _Rows(
+        queries=q.reshape(-1, group, head_dim)[here],
+        seen=by_row(seen),
+        places=None if slopes is None else by_row(places),
+        sinks=of_heads(sinks),
+        slopes=of_heads(slopes),
+    )
+    softmax = _Softmax(
+        soft_cap=soft_cap,
+        has_sinks=sinks is not None,
+        has_slopes=slopes is not None,
+        sparsity=sparsity,
+    )
+    step = _rows_at_once(out, tokens, packing, is_plain=softmax.is_plain)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        _attend_part(
-            queries[part],
-            _unpacked(context[:, :, part], packing, q.dtype),
-            None if seen is None else seen[part],
-            None if sinks is None else sinks[part],
-            softmax,
-            out[part],
-        )
+        unpacked_part = _unpacked(context[:, :, part], packing, q.dtype)
+        _attend_part(whole.part(part), unpacked_part, softmax, out[part])
 
 
 def _rows_at_once(
@@ -74,19 +119,12 @@ def _rows_at_once(
     return max(1, UNPACKED_AT_ONCE_BYTES // row_bytes) if row_bytes else rows
 
 
-def _attend_part(
-    queries: torch.Tensor,
-    context: torch.Tensor,
-    seen: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    softmax: _Softmax,
-    out: torch.Tensor,
-) -> None:
+def _attend_part(rows: _Rows, context: torch.Tensor, softmax: _Softmax, out: torch.Tensor) -> None:
     """Attend to some rows. A function of its own, so that their temporaries are freed."""
-    if softmax.is_plain(sinks):
-        out.copy_(_attend(queries, context, seen))
+    if softmax.is_plain:
+        out.copy_(_attend(rows.queries, context, rows.seen))
     else:
-        out.copy_(_attend_in_float32(queries, context, seen, sinks, softmax))
+        out.copy_(_attend_in_float32(rows, context, softmax))
 
 
 def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype) -> torch.Tensor:
@@ -110,18 +148,15 @@ def _attend(
     return attended[:, 0]
 
 
-def _attend_in_float32(
-    queries: torch.Tensor,
-    context: torch.Tensor,
-    seen: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    softmax: _Softmax,
-) -> torch.Tensor:
-    """Do the same with any softmax; ``sinks`` are [rows, group]."""
+def _attend_in_float32(rows: _Rows, context: torch.Tensor, softmax: _Softmax) -> torch.Tensor:
+    """Do the same with any softmax."""
+    queries, seen, sinks = rows.queries, rows.seen, rows.sinks
     keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
     scores = queries.float() @ keys.float().transpose(1, 2) * queries.shape[-1] ** -0.5
     if softmax.soft_cap is not None:
         scores.div_(softmax.soft_cap).tanh_().mul_(softmax.soft_cap)
+    if rows.slopes is not None and rows.places is not None:
+        scores.addcmul_(rows.slopes[..., None], rows.places[:, None].float())
     if seen is not None:
         scores.masked_fill_(~seen[:, None], -torch.inf)
     if sinks is None:

@@ -204,6 +204,10 @@ class ReferenceModel:
             scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5
             if attention.soft_cap is not None:
                 scores = attention.soft_cap * (scores / attention.soft_cap).tanh()
+            if attention.alibi_slopes:
+                slopes = torch.tensor(attention.alibi_slopes).view(attention.num_kv_heads, -1, 1)
+                distances = (places - positions[:, None])[:, None, None]
+                scores += (slopes * distances).to(scores.dtype)
             is_hidden = is_empty
             if attention.window is not None:
                 is_hidden = is_empty | (places <= positions[:, None] - attention.window)

@@ -38,7 +38,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import ATTENTION, LLAMA3_ROPE, save_tiny_model
 
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]
@@ -85,7 +85,9 @@ class Folder:
         self._write(config)
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.path, output_loading_info=True, attn_implementation="eager"
+                self.path,
+                output_loading_info=True,
+                attn_implementation=ATTENTION.get(self.family, "eager"),
             )
             with torch.inference_mode():
                 out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
@@ -291,7 +293,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
-    if folder.family == "gptj":
+    if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
     module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
     name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)

@@ -30,6 +30,19 @@ from tests.executor.tiny_models import (
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "codegen-odd-heads": {"family": "codegen", "num_attention_heads": 2},
+    "gpt-bigcode-plain-heads": {
+        "family": "gpt_bigcode",
+        "multi_query": False,
+        "scale_attn_weights": False,
+    },
+    "mpt-clipped": {
+        "family": "mpt",
+        "attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.3},
+        "num_attention_heads": 4,
+    },
+    "falcon-alibi": {"family": "falcon", "alibi": True, "parallel_attn": False, "bias": True},
+    "falcon-alibi-heads": {"family": "falcon", "alibi": True, "multi_query": False},
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},

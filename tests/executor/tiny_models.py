@@ -49,6 +49,8 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 20, "query_pre_attn_scalar": 24},
     "glm": {"pad_token_id": 0},
     "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
+    "gpt_neo": {"window_size": 20, "attention_types": [[["global", "local"], 1]]},
     "glm4": {"pad_token_id": 0},
     "glm4_moe": {
         "n_routed_experts": 8,
@@ -69,6 +71,18 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
 }
+
+# Families whose classes take other keys than most: what they have beside ``shapes``.
+OWN_KEYS: dict[str, dict[str, Any]] = {
+    "mpt": {"max_seq_len": 96, "n_heads": 4},
+    "gpt2": {"n_inner": 112},
+    "gpt_bigcode": {"n_inner": 112},
+    "gpt_neo": {"intermediate_size": 112},
+    "codegen": {"n_inner": 112},
+}
+
+# How transformers attends. For Falcon with ALiBi, its plain loop adds the slopes twice.
+ATTENTION = {"falcon": "sdpa"}
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
 # than a decoder layer, so that it is cut in chunks.
@@ -115,12 +129,18 @@ def save_tiny_model(
         shapes |= {"ffn_hidden_size": 112}
     elif family in ("gpt_neox", "gptj"):
         shapes |= {"intermediate_size": 112}
+    elif family in OWN_KEYS:
+        shapes |= OWN_KEYS[family]
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})
+    if family == "gpt_neo":
+        kinds = ["global", "local"] * num_layers
+        shapes["attention_types"] = [[[kind], 1] for kind in kinds[:num_layers]]
     config = AutoConfig.for_model(family, **(shapes | overrides))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    attention = ATTENTION.get(family, "eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     # Fresh models have zero biases and norms of one, which would hide a tensor that is misplaced.
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -64,7 +64,14 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
     ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
 )
 @pytest.mark.parametrize(
-    ("soft_cap", "has_sinks"), [(None, False), (5.0, False), (None, True), (50.0, True)]
+    ("soft_cap", "has_sinks", "has_slopes"),
+    [
+        (None, False, False),
+        (5.0, False, False),
+        (None, True, False),
+        (50.0, True, False),
+        (None, False, True),
+    ],
 )
 def test_attention(
     gpu: ModuleType,
@@ -78,6 +85,7 @@ def test_attention(
     is_padded: bool,
     soft_cap: float | None,
     has_sinks: bool,
+    has_slopes: bool,
 ) -> None:
     """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
     of the first tokens be seen."""
@@ -93,6 +101,7 @@ def test_attention(
     ends = torch.full_like(counts, prompt_len)
     void_slots = torch.stack([counts, ends], dim=1) if is_padded else None
     sinks = torch.randn(q.shape[1], device=DEVICE) if has_sinks else None
+    slopes = torch.rand(q.shape[1], device=DEVICE) if has_slopes else None
     out = torch.full((batch * kv_heads - 1, group, dim), torch.nan, device=DEVICE).to(dtype)
     expected = torch.empty_like(out)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
@@ -102,6 +111,7 @@ def test_attention(
             "void_slots": void_slots,
             "soft_cap": soft_cap,
             "sinks": sinks,
+            "slopes": slopes,
             "packing": packing,
         }
         gpu.decode_attention(q, view, out, **how)

@@ -119,6 +119,7 @@ def test_the_twin_takes_rows_in_parts(
         "void_slots": void_slots,
         "soft_cap": soft_cap,
         "sinks": _sinks(q, has_sinks),
+        "slopes": None,
         "packing": packing,
         "sparsity": sparsity,
     }
