@@ -19,13 +19,15 @@ from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.safetensors_file import TensorEntry
+from costmodel.model.stacked import Strides
+from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
     StoredTensors,
     are_equal,
     contents_digest,
     read_elements,
+    read_strided,
 )
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
@@ -67,7 +69,7 @@ class TensorPart:
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
     rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
     order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``.
+    ``dtype``. With ``strides`` our elements are where these say instead.
     """
 
     name: str
@@ -76,6 +78,14 @@ class TensorPart:
     num_elements: int
     offset_bytes: int
     dtype: torch.dtype
+    strides: Strides | None = None
+
+    @property
+    def first_element(self) -> int:
+        """The first of our elements in the stored tensor."""
+        if self.strides is not None:
+            return self.strides.first
+        return self.first_row * (self.shape[1] if len(self.shape) == 2 else 1)
 
 
 def component_parts(
@@ -110,6 +120,22 @@ def _tensor_parts(
     dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
+    if (stacked := family.stacked.get(tensor.name)) is not None:
+        counts = _part_rows(spec.layer(number), tensor) if len(names) > 1 else tensor.shape[:1]
+        for name, rows in zip(names, counts, strict=True):
+            shape = stacked.shape(layout.num_units, rows, width if tail else None)
+            for strides, count in stacked.parts(unit, rows, width):
+                yield TensorPart(
+                    name=name,
+                    shape=shape,
+                    first_row=0,
+                    num_elements=count * width,
+                    offset_bytes=offset,
+                    dtype=dtype,
+                    strides=strides,
+                )
+                offset += count * width * dtype.itemsize
+        return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
@@ -232,8 +258,13 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            width = part.shape[1] if len(part.shape) == 2 else 1
-            read_elements(self.tensors[part.name], part.first_row * width + first, target)
+            entry = self.tensors[part.name]
+            if part.strides is None or part.strides.is_contiguous:
+                read_elements(entry, part.first_element + first, target)
+            else:
+                read_strided(entry, part.strides, first, target)
+                if part.strides.is_last and first + len(target) == part.num_elements:
+                    drop_pages(entry)
 
 
 def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

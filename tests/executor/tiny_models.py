@@ -68,6 +68,22 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 72,
     },
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    # Mixtures with one tensor for all experts of a layer, and with other routers.
+    "granitemoe": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 6,
+    },
+    "granitemoeshared": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 72,
+        "embedding_multiplier": 12.0,
+    },
 }
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
