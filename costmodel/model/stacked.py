@@ -47,8 +47,8 @@ class StackedTensor:
     is_transposed
         Whether each matrix is stored [columns, rows].
     alternates
-        Whether the rows of gate and up take turns, instead of all of gate before all of up. Matrices
-        are then transposed.
+        Whether the rows of gate and up take turns, instead of all of gate before all of up. Only
+        transposed matrices do.
     is_flat
         Whether the first two dimensions are one.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from costmodel.model.stacked import Strides
+from costmodel.model.stacked import StackedTensor, Strides
 from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
@@ -122,19 +122,7 @@ def _tensor_parts(
     width = tail[0] if tail else 1
     if (stacked := family.stacked.get(tensor.name)) is not None:
         counts = _part_rows(spec.layer(number), tensor) if len(names) > 1 else tensor.shape[:1]
-        for name, rows in zip(names, counts, strict=True):
-            shape = stacked.shape(layout.num_units, rows, width if tail else None)
-            for strides, count in stacked.parts(unit, rows, width):
-                yield TensorPart(
-                    name=name,
-                    shape=shape,
-                    first_row=0,
-                    num_elements=count * width,
-                    offset_bytes=offset,
-                    dtype=dtype,
-                    strides=strides,
-                )
-                offset += count * width * dtype.itemsize
+        yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
         return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
@@ -157,6 +145,32 @@ def _tensor_parts(
             dtype=dtype,
         )
         offset += count * width * dtype.itemsize
+
+
+def _stacked_parts(
+    stacked: StackedTensor,
+    names: Sequence[str],
+    counts: Sequence[int],
+    layout: ComponentLayout,
+    tensor: TensorLayout,
+    unit: int,
+    dtype: torch.dtype,
+) -> Iterator[TensorPart]:
+    """Yield the parts of one expert's tensor, each with ``counts`` rows of the tensor ``names``."""
+    offset = unit * layout.unit_bytes + tensor.offset_bytes
+    columns = tensor.shape[1] if len(tensor.shape) == 2 else None
+    for name, rows in zip(names, counts, strict=True):
+        for strides, count in stacked.parts(unit, rows, columns or 1):
+            yield TensorPart(
+                name=name,
+                shape=stacked.shape(layout.num_units, rows, columns),
+                first_row=0,
+                num_elements=count * strides.columns,
+                offset_bytes=offset,
+                dtype=dtype,
+                strides=strides,
+            )
+            offset += count * strides.columns * dtype.itemsize
 
 
 def overlaps(

@@ -65,7 +65,7 @@ def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
     if not router.selects_first:
         scores = _scored(scores, router)
     ranks = scores
-    if router.has_bias:
+    if router.has_bias and not router.bias_in_logits:
         ranks = scores + vector(weights, "router.bias").float()
     if router.num_groups > 1:
         ranks = _in_best_groups(ranks, router)
@@ -86,7 +86,8 @@ def _logits(rows: torch.Tensor, weights: LayerWeights, router: RouterSpec) -> to
     if router.in_float32:
         rows = rows.float()
         chunks = [c.float() if isinstance(c, torch.Tensor) else c for c in chunks]
-    return linear(rows, chunks).float()
+    bias = vector(weights, "router.bias").to(rows.dtype) if router.bias_in_logits else None
+    return linear(rows, chunks, bias).float()
 
 
 def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
@@ -172,11 +173,12 @@ def _add_part(
     """
     rows = x[tokens]
     inner = rows.new_empty(len(rows), mlp.inner_rows)
-    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
+    biases = [weights.get(f"expert_{name}.bias") for name in ("gate_up", "down")]
+    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner, biases[0])
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
     # The input is no longer needed: the output takes its place.
-    multiply_groups(gate, weights["expert_down.weight"], groups, rows)
+    multiply_groups(gate, weights["expert_down.weight"], groups, rows, biases[1])
     _weigh(rows, factors)
     _add_rows(out, tokens, rows)
 

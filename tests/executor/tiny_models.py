@@ -84,6 +84,14 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 72,
         "embedding_multiplier": 12.0,
     },
+    "gpt_oss": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "sliding_window": 20,
+        "swiglu_limit": 0.7,
+        "rope_parameters": YARN_ROPE | {"truncate": False},
+    },
 }
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
@@ -98,6 +106,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
+    "gpt_oss": {"family": "gpt_oss"},
 }
 
 
