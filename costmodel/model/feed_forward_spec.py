@@ -78,6 +78,14 @@ class RouterSpec:
         Whether the weights are rounded to the model's dtype before they are used.
     bias_in_logits
         Whether the bias is part of the logits, and so of the weights, instead (gpt-oss).
+    scales_input
+        Whether the weights are factors of each expert's input instead of its output (Llama 4).
+    least_sum
+        The least sum that weights are divided by where they are renormalised.
+    jitter
+        Chooses the experts one after the other (Sparsemixer, Liu et al. 2023). The weight of each
+        is its share in the softmax of the logits that are left, without those that are further
+        below it than twice this share of themselves. ``None`` chooses all at once.
     """
 
     score: str = "softmax"
@@ -90,10 +98,15 @@ class RouterSpec:
     in_float32: bool = False
     rounds_weights: bool = True
     bias_in_logits: bool = False
+    scales_input: bool = False
+    least_sum: float = 0.0
+    jitter: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
+        if self.jitter is not None:
+            check_positive("router jitter", self.jitter)
         check_least(self, 1, "num_groups", "groups_per_token")
 
 

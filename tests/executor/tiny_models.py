@@ -92,6 +92,22 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "swiglu_limit": 0.7,
         "rope_parameters": YARN_ROPE | {"truncate": False},
     },
+    "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": [2, 3, 2], "intermediate_size": 40},
+    "dots1": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_shared_experts": 2,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "sliding_window": 20,
+        "max_window_layers": 1,
+    },
+    "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40},
+    "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
 }
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
