@@ -34,7 +34,7 @@ def rotary(
     kinds
         The kinds that transformers accepts for the family, and ours.
     """
-    found = _rope_keys(config)
+    found = rope_keys(config)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in kinds:
         raise config.refusal("rope_type", kind, ", ".join(kinds))
@@ -89,7 +89,8 @@ def rotary_keys_of(
     return replace(config, raw=kept | {"rope_parameters": own})
 
 
-def _rope_keys(config: HFConfig) -> Mapping[str, Any]:
+def rope_keys(config: HFConfig) -> Mapping[str, Any]:
+    """Return the keys of the rotary embedding, from any of their places."""
     # As in transformers 5, the older key wins, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")
     found = {} if found is None else found

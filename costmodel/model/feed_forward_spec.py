@@ -26,15 +26,24 @@ class MlpSpec:
         Whether the activated projection is multiplied by a second one, as in SwiGLU.
     has_bias
         Whether the projections have biases.
+    gate_limit
+        ``c`` of a gate ``(up + 1) * gate * sigmoid(gate_sharpness * gate)``, where ``gate`` is at
+        most ``c`` and ``up`` is between ``-c`` and ``c`` (gpt-oss). ``None`` for a plain gate.
+    gate_sharpness
+        Factor in the sigmoid of that gate.
     """
 
     size: int
     activation: str = "silu"
     is_gated: bool = True
     has_bias: bool = False
+    gate_limit: float | None = None
+    gate_sharpness: float = 1.0
 
     def __post_init__(self) -> None:
         check_least(self, 1, "size")
+        if self.gate_limit is not None:
+            check_positive("mlp gate_limit", self.gate_limit)
         check_choice("activation", self.activation, ACTIVATIONS)
 
     @property
@@ -67,6 +76,16 @@ class RouterSpec:
         Whether the logits are computed in float32.
     rounds_weights
         Whether the weights are rounded to the model's dtype before they are used.
+    bias_in_logits
+        Whether the bias is part of the logits, and so of the weights, instead (gpt-oss).
+    scales_input
+        Whether the weights are factors of each expert's input instead of its output (Llama 4).
+    least_sum
+        The least sum that weights are divided by where they are renormalised.
+    jitter
+        Chooses the experts one after the other (Sparsemixer, Liu et al. 2023). The weight of each
+        is its share in the softmax of the logits that are left, without those that are further
+        below it than twice this share of themselves. ``None`` chooses all at once.
     """
 
     score: str = "softmax"
@@ -78,10 +97,16 @@ class RouterSpec:
     groups_per_token: int = 1
     in_float32: bool = False
     rounds_weights: bool = True
+    bias_in_logits: bool = False
+    scales_input: bool = False
+    least_sum: float = 0.0
+    jitter: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
+        if self.jitter is not None:
+            check_positive("router jitter", self.jitter)
         check_least(self, 1, "num_groups", "groups_per_token")
 
 
@@ -117,8 +142,8 @@ class ExpertsSpec:
                 allowed=f"at most num_experts {self.num_experts}",
             )
         self._check_groups()
-        if self.expert.has_bias or not self.expert.is_gated:
-            raise InputError("experts", got="biases or no gate", allowed="gated, without biases")
+        if not self.expert.is_gated:
+            raise InputError("experts", got="no gate", allowed="networks with a gate")
 
     def _check_groups(self) -> None:
         groups, chosen = self.router.num_groups, self.router.groups_per_token

@@ -71,7 +71,8 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
     for experts, component, count in experts_of(problem):
         rows = tuple(expert_rows(experts, n) for n in stage.expert_tokens)
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
-        for tensor in component.tensors:
+        matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
+        for tensor in matrices:
             rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
             seconds += flop * tensor.num_elements / rate
     return seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,15 +19,16 @@ from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.safetensors_file import TensorEntry
+from costmodel.model.stacked import StackedTensor, Strides
+from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
     StoredTensors,
     are_equal,
     contents_digest,
     read_elements,
+    read_strided,
 )
-from executor.checkpoint.transposed import read_transposed
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
@@ -68,7 +69,7 @@ class TensorPart:
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
     rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
     order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``. Our rows are columns of the stored tensor where it ``is_transposed``.
+    ``dtype``. With ``strides`` our elements are where these say instead.
     """
 
     name: str
@@ -77,12 +78,14 @@ class TensorPart:
     num_elements: int
     offset_bytes: int
     dtype: torch.dtype
-    is_transposed: bool = False
+    strides: Strides | None = None
 
     @property
-    def width(self) -> int:
-        """Elements of one of our rows; those of a vector are one each."""
-        return 1 if len(self.shape) == 1 else self.shape[0 if self.is_transposed else 1]
+    def first_element(self) -> int:
+        """The first of our elements in the stored tensor."""
+        if self.strides is not None:
+            return self.strides.first
+        return self.first_row * (self.shape[1] if len(self.shape) == 2 else 1)
 
 
 def component_parts(
@@ -117,6 +120,10 @@ def _tensor_parts(
     dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
+    if (stacked := family.stacked.get(tensor.name)) is not None:
+        counts = _part_rows(spec.layer(number), tensor) if len(names) > 1 else tensor.shape[:1]
+        yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
+        return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
@@ -137,9 +144,40 @@ def _tensor_parts(
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
-            is_transposed=is_transposed,
+            strides=_transposed(first_row, stored_rows, width) if is_transposed else None,
         )
         offset += count * width * dtype.itemsize
+
+
+def _transposed(first_row: int, num_rows: int, num_columns: int) -> Strides:
+    """Return the places of our rows from ``first_row`` on where they are columns in the file."""
+    return Strides(first=first_row, row_step=1, column_step=num_rows, columns=num_columns)
+
+
+def _stacked_parts(
+    stacked: StackedTensor,
+    names: Sequence[str],
+    counts: Sequence[int],
+    layout: ComponentLayout,
+    tensor: TensorLayout,
+    unit: int,
+    dtype: torch.dtype,
+) -> Iterator[TensorPart]:
+    """Yield the parts of one expert's tensor, each with ``counts`` rows of the tensor ``names``."""
+    offset = unit * layout.unit_bytes + tensor.offset_bytes
+    columns = tensor.shape[1] if len(tensor.shape) == 2 else None
+    for name, rows in zip(names, counts, strict=True):
+        for strides, count in stacked.parts(unit, rows, columns or 1):
+            yield TensorPart(
+                name=name,
+                shape=stacked.shape(layout.num_units, rows, columns),
+                first_row=0,
+                num_elements=count * strides.columns,
+                offset_bytes=offset,
+                dtype=dtype,
+                strides=strides,
+            )
+            offset += count * strides.columns * dtype.itemsize
 
 
 def overlaps(
@@ -241,8 +279,13 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            read = read_transposed if part.is_transposed else read_elements
-            read(self.tensors[part.name], part.first_row * part.width + first, target)
+            entry = self.tensors[part.name]
+            if part.strides is None or part.strides.is_contiguous:
+                read_elements(entry, part.first_element + first, target)
+            else:
+                read_strided(entry, part.strides, first, target)
+                if part.strides.is_last and first + len(target) == part.num_elements:
+                    drop_pages(entry)
 
 
 def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

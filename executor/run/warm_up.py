@@ -34,7 +34,7 @@ def compile_kernels(
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
     experts = {t for c in components if c.is_experts for t in c.tensors}
-    for tensor in experts:
+    for tensor in (tensor for tensor in experts if len(tensor.shape) == 2):
         _compile_groups(tensor, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:
         packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)

@@ -82,6 +82,24 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
     }
 }
 
+// Every step is rounded, as where it is an operation of its own.
+template <class T>
+void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up_stride,
+                    float limit, float sharpness, int threads) {
+  const Floats most = Floats{} + limit;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
+  for (long r = 0; r < rows; ++r)
+    for (long d = 0; d < dim; d += kLanes) {
+      T* to = gate + r * gate_stride + d;
+      Floats x = load_part(to, dim - d), y = load_part(up + r * up_stride + d, dim - d);
+      // Written so that NaN stays.
+      x = x > most ? most : x;
+      y = y > most ? most : y < -most ? -most : y;
+      const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * sharpness))));
+      store_part(to, rounded<T>(x * share) * rounded<T>(y + 1.0f), dim - d);
+    }
+}
+
 }  // namespace
 
 #define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
@@ -102,6 +120,11 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \
     swiglu(gate, up, rows, dim, gate_stride, up_stride, threads);                              \
+  }                                                                                            \
+  extern "C" void clamped_swiglu_##NAME(T* gate, const T* up, long rows, long dim,             \
+                                        long gate_stride, long up_stride, float limit,         \
+                                        float sharpness, int threads) {                        \
+    clamped_swiglu(gate, up, rows, dim, gate_stride, up_stride, limit, sharpness, threads);    \
   }                                                                                            \
   extern "C" void pack_rows_##NAME(const T* from, long outer, long inner, long outer_stride,   \
                                    long inner_stride, long dim, long group, int bits,          \

@@ -91,6 +91,31 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
     )
 
 
+def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, *, limit: float, sharpness: float) -> None:
+    """Replace ``gate`` [rows, ffn] by ``(up + 1) * gate * sigmoid(sharpness * gate)``, rounded
+    after each step; both dense in their last dimension.
+
+    ``gate`` is at most ``limit`` first, and ``up`` is between ``-limit`` and ``limit``. ``up`` may
+    be overwritten.
+    """
+    if not is_native(gate):
+        twins.clamped_swiglu(gate, up, limit, sharpness)
+        return
+    assert gate.stride(1) == up.stride(1) == 1
+    call_kernel(
+        "clamped_swiglu",
+        gate.dtype,
+        pointer(gate),
+        pointer(up),
+        _long(gate.shape[0]),
+        _long(gate.shape[1]),
+        _long(gate.stride(0)),
+        _long(up.stride(0)),
+        ctypes.c_float(limit),
+        ctypes.c_float(sharpness),
+    )
+
+
 def _fused_or_twins(tensor: torch.Tensor) -> ModuleType:
     """Return the kernels for a tensor without native ones."""
     return (gpu_kernels() if tensor.is_cuda else None) or twins

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from profiles.kernels.groups import unpack_rows
 from profiles.packing import UNPACKED_AT_ONCE_BYTES, Packing
 
+# Rows whose gates are computed at once, where that takes temporaries.
+GATED_AT_ONCE = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Softmax:
@@ -235,3 +238,12 @@ def rotate(
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
     """See ``profiles.kernels.swiglu``."""
     F.silu(gate, inplace=True).mul_(up)
+
+
+def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float, sharpness: float) -> None:
+    """See ``profiles.kernels.clamped_swiglu``. Temporaries: ``GATED_AT_ONCE`` rows."""
+    gate.clamp_(max=limit)
+    up.clamp_(-limit, limit).add_(1)
+    for part in gate.split(GATED_AT_ONCE):
+        part.mul_((part * sharpness).sigmoid_())
+    gate.mul_(up)

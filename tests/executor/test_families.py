@@ -27,6 +27,7 @@ from tests.executor.tiny_models import (
     save_tiny_model,
 )
 
+ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
@@ -68,6 +69,49 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "attention_bias": True,
         "use_qk_norm": False,
         "n_group": 1,
+    },
+    "dots1-windows": {
+        "family": "dots1",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "attention_bias": True,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+    },
+    "ernie4-5-moe-biases": {
+        "family": "ernie4_5_moe",
+        "use_bias": True,
+        "moe_layer_interval": 2,
+        "moe_num_shared_experts": 0,
+        "moe_norm_min": 0.6,
+    },
+    "gpt-oss-plain-rotary": {
+        "family": "gpt_oss",
+        "attention_bias": False,
+        "layer_types": WINDOWS,
+        "sliding_window": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "granitemoe-biases": {"family": "granitemoe", "attention_bias": True, "tied": True},
+    "granitemoeshared-none": {"family": "granitemoeshared", "shared_intermediate_size": 0},
+    "hunyuan-alpha": {"family": "hunyuan_v1_dense", "rope_parameters": ALPHA_ROPE},
+    "hunyuan-moe-alpha": {
+        "family": "hunyuan_v1_moe",
+        "rope_parameters": ALPHA_ROPE,
+        "moe_topk": 1,
+    },
+    "phimoe-long": {
+        "family": "phimoe",
+        "rope_parameters": LONG_ROPE
+        | {
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+            "long_factor": [9.0] * 8,
+            "short_mscale": 1.2,
+            "long_mscale": 1.2,
+        },
+        "attention_bias": True,
+        "lm_head_bias": True,
     },
     "gpt-neox-sequential": {"family": "gpt_neox", "use_parallel_residual": False},
     "llama-yarn": {"family": "llama", "rope_parameters": YARN_ROPE},

@@ -70,6 +70,46 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 72,
     },
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    # Mixtures with one tensor for all experts of a layer, and with other routers.
+    "granitemoe": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 6,
+    },
+    "granitemoeshared": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 72,
+        "embedding_multiplier": 12.0,
+    },
+    "gpt_oss": {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "sliding_window": 20,
+        "swiglu_limit": 0.7,
+        "rope_parameters": YARN_ROPE | {"truncate": False},
+    },
+    "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": [2, 3, 2], "intermediate_size": 40},
+    "dots1": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_shared_experts": 2,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "sliding_window": 20,
+        "max_window_layers": 1,
+    },
+    "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40},
+    "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
 }
 
 # Families whose classes take other keys than most: what they have beside ``shapes``.
@@ -96,6 +136,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
+    "gpt_oss": {"family": "gpt_oss"},
 }
 
 
