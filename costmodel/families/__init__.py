@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from costmodel.families._refused import REFUSED
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -51,13 +52,29 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in family_names():
-        allowed = ", ".join(family_names())
-        raise InputError(f"model_type of {name}", got=repr(kind), allowed=allowed)
+        raise _no_family(kind, name)
     family = family_named(kind)
     config = HFConfig(
         family=kind, name=name, raw=raw, defaults=family.defaults, aliases=family.aliases
     )
     return family.describe(config)
+
+
+def _no_family(kind: object, name: str) -> InputError:
+    """Make the error for a ``model_type`` that is no family, with the nearest one that is."""
+    what = f"model_type of {name}"
+    if isinstance(kind, str) and kind in REFUSED:
+        mechanism, nearest = REFUSED[kind]
+        return InputError(
+            what,
+            got=f"{kind!r}, which needs {mechanism}",
+            allowed="a family that runs",
+            hint=f"a model of {nearest}, the nearest family",
+        )
+    near = difflib.get_close_matches(str(kind).lower(), family_names(), n=3)
+    return InputError(
+        what, got=repr(kind), allowed=", ".join(family_names()), hint=" or ".join(near)
+    )
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
