@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.families._refused import REFUSED
+from costmodel.families._text_parts import TEXT_PARTS, TextPart, check_head, text_config
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -42,14 +43,25 @@ def family_named(name: str) -> Family:
     return family
 
 
+def tokenizer_owner(kind: object) -> Family | TextPart | None:
+    """Find what says which class of tokenizer belongs to a ``model_type``."""
+    name = str(kind)
+    if name in TEXT_PARTS:
+        return TEXT_PARTS[name]
+    return family_named(name) if name in family_names() else None
+
+
 def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Read a model's description from the ``config.json`` of a supported family.
+
+    Of a model for images, this is the decoder of text.
 
     Raises
     ------
     InputError
         Naming the key whose value is not supported.
     """
+    outer, raw = raw, text_config(raw, name)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in family_names():
         raise _no_family(kind, name)
@@ -57,7 +69,15 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     config = HFConfig(
         family=kind, name=name, raw=raw, defaults=family.defaults, aliases=family.aliases
     )
-    return family.describe(config)
+    spec = family.describe(config)
+    if is_text_part(outer):
+        check_head(spec.head, name)
+    return spec
+
+
+def is_text_part(raw: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a model for images, of which only the decoder is read."""
+    return str(raw.get("model_type")) in TEXT_PARTS
 
 
 def _no_family(kind: object, name: str) -> InputError:

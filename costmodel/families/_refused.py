@@ -72,8 +72,9 @@ _GROUPS = {
         dots1 afmoe exaone_moe solar_open laguna mimo_v2_flash hy_v3 sarvam_moe ernie4_5_moe
         ernie4_5_vl_moe flint mellum
     """,
+    ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
     ("a description that is not written yet", "llama"): """
-        apertus arcee cwm exaone exaone4 gemma3 gpt_neox_japanese granite_swa hyperclovax internlm3
+        apertus arcee cwm exaone exaone4 gpt_neox_japanese granite_swa hyperclovax internlm3
         iquestcoder jais2 ministral ministral3 nanochat vaultgemma
     """,
     # Models that are no decoders of text alone.
@@ -90,6 +91,7 @@ _GROUPS = {
         rembert roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm-roberta
         xlm-roberta-xl xmod yoso
     """,
+    ("a factor of the logits that models for images drop", "cohere2"): "aya_vision cohere2_vision",
     ("cross-attention to images", "llama"): "mllama idefics",
     ("images or sound beside the text", "llama"): """
         apertus1p5 apertus1p5_text emu3 git got_ocr2 moshi moss_transcribe_diarize
