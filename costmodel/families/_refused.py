@@ -74,9 +74,9 @@ _GROUPS = {
     """,
     ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
     ("a description that is not written yet", "llama"): """
-        apertus arcee cwm exaone exaone4 gpt_neox_japanese granite_swa hyperclovax internlm3
-        iquestcoder jais2 ministral ministral3 nanochat vaultgemma
+        apertus gpt_neox_japanese ministral3
     """,
+    ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.
     ("an encoder beside the decoder", "llama"): """
         bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt led longt5 m2m_100

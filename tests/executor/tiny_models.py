@@ -68,6 +68,22 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 72,
     },
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    "cwm": {"sliding_window": 20, "bos_token_id": 1},
+    "exaone4": {"sliding_window": 20, "sliding_window_pattern": 3},
+    "granite_swa": {
+        "sliding_window": 20,
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    "hyperclovax": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.125,
+    },
+    "ministral": {"sliding_window": 20},
+    "vaultgemma": {"sliding_window": 20, "query_pre_attn_scalar": 24},
 }
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
