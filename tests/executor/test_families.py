@@ -93,6 +93,11 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "attention_multiplier": 0.1,
         "attention_bias": True,
     },
+    "hunyuan-stretched": {
+        "family": "hunyuan_v1_dense",
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "rope_theta": 1e4,
+    },
     "internlm3-biases": {"family": "internlm3", "attention_bias": True, "mlp_bias": True},
     "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
