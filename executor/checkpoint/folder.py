@@ -15,11 +15,12 @@ from typing import Protocol
 
 import torch
 
-from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
+from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor, Strides
+from executor.checkpoint.language_part import language_part
 from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
@@ -249,6 +250,8 @@ class Checkpoint:
         stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
+        if is_text_part(raw):
+            stored = language_part(stored)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
@@ -340,8 +343,8 @@ def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> No
     family = family_named(spec.family)
     unread = [
         n
-        for n in sorted(stored.entries)
-        if n not in read and not family.may_ignore(n, spec.num_layers)
+        for n, entry in sorted(stored.entries.items())
+        if entry.name not in read and not family.may_ignore(n, spec.num_layers)
     ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""

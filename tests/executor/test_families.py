@@ -130,6 +130,33 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "phi3",
         "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
     },
+    "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
+    "exaone4-without-windows": {
+        "family": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "exaone-llama3": {"family": "exaone", "rope_parameters": LLAMA3_ROPE, "mlp_bias": True},
+    "granite-swa-bases": {
+        "family": "granite_swa",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "layer_rope_theta": [0, 1e4, 5e5],
+        "attention_bias": True,
+    },
+    "hyperclovax-one-norm": {
+        "family": "hyperclovax",
+        "use_post_norm": False,
+        "attention_multiplier": 0.1,
+        "attention_bias": True,
+    },
+    "hunyuan-stretched": {
+        "family": "hunyuan_v1_dense",
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "rope_theta": 1e4,
+    },
+    "internlm3-biases": {"family": "internlm3", "attention_bias": True, "mlp_bias": True},
+    "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
         "family": "stablelm",
         "use_parallel_residual": True,

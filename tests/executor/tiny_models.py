@@ -110,6 +110,22 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40},
     "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
+    "cwm": {"sliding_window": 20, "bos_token_id": 1},
+    "exaone4": {"sliding_window": 20, "sliding_window_pattern": 3},
+    "granite_swa": {
+        "sliding_window": 20,
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    "hyperclovax": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 0.125,
+    },
+    "ministral": {"sliding_window": 20},
+    "vaultgemma": {"sliding_window": 20, "query_pre_attn_scalar": 24},
 }
 
 # Families whose classes take other keys than most: what they have beside ``shapes``.
