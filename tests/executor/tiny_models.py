@@ -35,6 +35,17 @@ LONG_ROPE = {
     "original_max_position_embeddings": 40,
 }
 
+# Latent attention whose parts have different sizes, and whose rows are no whole group of 64.
+LATENT_KEYS = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 28,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 12,
+}
+
 # What a family's configs say beside the shapes of a plain decoder.
 MORE_KEYS: dict[str, dict[str, Any]] = {
     "granite": {
@@ -57,6 +68,17 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "n_group": 2,
         "use_qk_norm": True,
         "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {
+        **LATENT_KEYS,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "n_shared_experts": 2,
     },
     "minimax_m2": {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
     "olmo3": {"sliding_window": 20},
@@ -126,6 +148,9 @@ def save_tiny_model(
         for name, parameter in model.named_parameters():
             is_norm = parameter.dim() == 1 and name.endswith(".weight")
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if is_norm else 0.0))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.15)
     model = model.to(getattr(torch, dtype)).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
