@@ -43,8 +43,8 @@ def latent_attention(
     rope_dim = config.whole("qk_rope_head_dim")
     if rope_dim % 2:
         raise config.refusal("qk_rope_head_dim", rope_dim, "an even number")
-    if config.get("head_dim") not in (None, rope_dim):
-        raise config.refusal("head_dim", config.get("head_dim"), f"{rope_dim}, the rotated part")
+    if config.raw.get("head_dim", rope_dim) != rope_dim:
+        raise config.refusal("head_dim", config.raw["head_dim"], f"{rope_dim}, the rotated part")
     latent = LatentSpec(
         rank=config.whole("kv_lora_rank"),
         query_rank=None if config.get("q_lora_rank") is None else config.whole("q_lora_rank"),

@@ -61,12 +61,14 @@ class RouterSpec:
         Whether a bias is added to each score for the choice of experts. The weights do not
         include it.
     num_groups, groups_per_token
-        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. A group's rank is the
-        sum of its two best scores (DeepSeek-V3). With one group, experts are chosen from all.
+        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. With one group,
+        experts are chosen from all.
     in_float32
         Whether the logits are computed in float32.
     rounds_weights
         Whether the weights are rounded to the model's dtype before they are used.
+    scores_per_group
+        A group's rank is the sum of so many of its best scores: two (DeepSeek-V3) or one (V2).
     """
 
     score: str = "softmax"
@@ -78,11 +80,12 @@ class RouterSpec:
     groups_per_token: int = 1
     in_float32: bool = False
     rounds_weights: bool = True
+    scores_per_group: int = 2
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
-        check_least(self, 1, "num_groups", "groups_per_token")
+        check_least(self, 1, "num_groups", "groups_per_token", "scores_per_group")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +128,13 @@ class ExpertsSpec:
         if groups == 1 and chosen == 1:
             return
         size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
+        least = self.router.scores_per_group
+        if rest or size < least or chosen > groups or chosen * size < self.experts_per_token:
             raise InputError(
                 "router groups",
                 got=f"{chosen} of {groups}",
-                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
-                f"of them for {self.experts_per_token} experts",
+                allowed=f"equal groups of {least} or more of the {self.num_experts} experts, and "
+                f"enough of them for {self.experts_per_token} experts",
             )
 
     def rows_at_once(self, num_tokens: int) -> int:

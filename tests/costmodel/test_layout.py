@@ -111,6 +111,12 @@ PUBLISHED = {
     "qwen1.5-7b": 7.721e9,
     "qwen1.5-32b": 32.512e9,
     "qwen1.5-110b": 111.21e9,
+    "deepseek-v2-lite": 15.706e9,
+    "deepseek-v2": 235.741e9,
+    # Without the layer of multi-token prediction.
+    "deepseek-v3": 671.026e9,
+    "deepseek-r1": 671.026e9,
+    "kimi-k2": 1.0264e12,
 }
 
 
