@@ -70,8 +70,8 @@ class RouterSpec:
         Whether a bias is added to each score for the choice of experts. The weights do not
         include it.
     num_groups, groups_per_token
-        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. A group's rank is the
-        sum of its two best scores (DeepSeek-V3). With one group, experts are chosen from all.
+        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. With one group,
+        experts are chosen from all.
     in_float32
         Whether the logits are computed in float32.
     rounds_weights
@@ -86,6 +86,8 @@ class RouterSpec:
         Chooses the experts one after the other (Sparsemixer, Liu et al. 2023). The weight of each
         is its share in the softmax of the logits that are left, without those that are further
         below it than twice this share of themselves. ``None`` chooses all at once.
+    scores_per_group
+        A group's rank is the sum of so many of its best scores: two (DeepSeek-V3) or one (V2).
     """
 
     score: str = "softmax"
@@ -101,13 +103,14 @@ class RouterSpec:
     scales_input: bool = False
     least_sum: float = 0.0
     jitter: float | None = None
+    scores_per_group: int = 2
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
+        check_least(self, 1, "num_groups", "groups_per_token", "scores_per_group")
         if self.jitter is not None:
             check_positive("router jitter", self.jitter)
-        check_least(self, 1, "num_groups", "groups_per_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +153,13 @@ class ExpertsSpec:
         if groups == 1 and chosen == 1:
             return
         size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
+        least = self.router.scores_per_group
+        if rest or size < least or chosen > groups or chosen * size < self.experts_per_token:
             raise InputError(
                 "router groups",
                 got=f"{chosen} of {groups}",
-                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
-                f"of them for {self.experts_per_token} experts",
+                allowed=f"equal groups of {least} or more of the {self.num_experts} experts, and "
+                f"enough of them for {self.experts_per_token} experts",
             )
 
     def rows_at_once(self, num_tokens: int) -> int:

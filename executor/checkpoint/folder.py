@@ -104,8 +104,7 @@ def component_parts(
 def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
-        attention = layer.attention
-        return (attention.query_size, attention.kv_size, attention.kv_size)
+        return layer.attention.qkv_parts
     return (tensor.shape[0] // 2,) * 2
 
 

@@ -121,9 +121,10 @@ class Row : Scorer<T, Ops, Cache> {
       for (long g = 0; g < a_.group; ++g) share(g, is_seen);
       Base::in_blocks([&](auto size, long g) { add<size.value>(g); });
     }
-    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.value_dim;
     for (long g = 0; g < a_.group; ++g)
-      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.dim, out + g * a_.dim);
+      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.value_dim,
+                  out + g * a_.value_dim);
   }
 
  private:
@@ -151,9 +152,9 @@ class Row : Scorer<T, Ops, Cache> {
   void add(long g) {
     constexpr long kBlocks = kQueries > 4 ? 1 : kQueries > 2 ? 2 : 4;
     long d = 0;
-    for (; d + (kBlocks - 1) * Ops::kDims < a_.dim; d += kBlocks * Ops::kDims)
+    for (; d + (kBlocks - 1) * Ops::kDims < a_.value_dim; d += kBlocks * Ops::kDims)
       add_dims<kQueries, kBlocks>(g, d);
-    for (; d < a_.dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
+    for (; d < a_.value_dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
   }
 
   template <long kQueries, long kBlocks>

@@ -39,6 +39,7 @@ class _Attention(ctypes.Structure):
         ("sparsity", ctypes.c_double),
         ("value_sums", ctypes.c_void_p),
         ("begins", ctypes.c_int),
+        ("value_dim", ctypes.c_long),
     )
 
 
@@ -57,6 +58,7 @@ def decode_attention(
     *,
     first_row: int = 0,
     void_slots: torch.Tensor | None = None,
+    scale: float | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
@@ -75,17 +77,20 @@ def decode_attention(
         [batch, heads, head_dim], dense but for the stride of the batch.
     context
         The cache so far, [tokens, 2, rows, head_dim]: keys, then values; dense in its last
-        dimension. Reading is fastest where the tokens of a row are adjacent.
+        dimension. Reading is fastest where the tokens of a row are adjacent. Of latent attention
+        it is [tokens, 1, rows, head_dim]: the first elements of a key are its value.
     out
-        The result, [rows, group, head_dim], dense.
+        The result, [rows, group, value_dim], dense; ``value_dim`` is ``head_dim``, or less where
+        values are parts of keys.
     first_row
         The first of the context's rows among the ``batch * kv heads`` rows of ``q``.
     void_slots
         Slots without a token of each sequence, int32 [batch, 2] on the device, dense: the first,
         and one past the last. They are masked. ``None`` masks no slot.
+    scale
+        Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
     soft_cap
-        ``c`` in ``c tanh(scores / c)``, after the scale ``head_dim ** -0.5``; ``None`` leaves the
-        scores.
+        ``c`` in ``c tanh(scores / c)``, after the scale; ``None`` leaves the scores.
     sinks
         A further score of each query head, float32 [heads] on the device, dense. It takes part in
         the softmax and has no value. ``None`` is no such score.
@@ -107,7 +112,7 @@ def decode_attention(
     """
     head_dim = q.shape[2]
     assert q.stride()[1:] == (head_dim, 1) and out.is_contiguous()
-    assert context.stride(3) == 1
+    assert context.stride(3) == 1 and out.shape[2] <= head_dim
     assert context.dtype == (torch.uint8 if packing else q.dtype)
     if void_slots is not None:
         assert void_slots.dtype == torch.int32 and void_slots.is_contiguous()
@@ -118,11 +123,13 @@ def decode_attention(
     rows: dict[str, Any] = {
         "first_row": first_row,
         "void_slots": void_slots,
+        "scale": head_dim**-0.5 if scale is None else scale,
         "soft_cap": soft_cap,
         "sinks": sinks,
         "slopes": slopes,
     }
-    gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 else None
+    is_latent = context.shape[1] == 1
+    gpu = gpu_kernels() if q.is_cuda and packing and sparsity == 1 and not is_latent else None
     if gpu is not None and gpu.attends_packed(packing):
         gpu.decode_attention(q, context, out, packing=packing, **rows)
     elif is_native(q):
@@ -147,6 +154,7 @@ def _attend_natively(
     *,
     first_row: int,
     void_slots: torch.Tensor | None,
+    scale: float,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
     slopes: torch.Tensor | None,
@@ -168,13 +176,13 @@ def _attend_natively(
         dim=head_dim,
         context=context.data_ptr(),
         token_stride=context.stride(0),
-        value_stride=context.stride(1),
+        value_stride=context.stride(1) if context.shape[1] == 2 else 0,
         row_stride=context.stride(2),
         tokens=context.shape[0],
         rows=context.shape[2],
         first_row=first_row,
         void_slots=None if void_slots is None else void_slots.data_ptr(),
-        scale=head_dim**-0.5,
+        scale=scale,
         soft_cap=soft_cap or 0.0,
         sinks=None if sinks is None else sinks.data_ptr(),
         slopes=None if slopes is None else slopes.data_ptr(),
@@ -184,5 +192,6 @@ def _attend_natively(
         sparsity=sparsity,
         value_sums=None if value_sums is None else value_sums.data_ptr(),
         begins=begins,
+        value_dim=out.shape[2],
     )
     call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))

@@ -19,6 +19,7 @@ GATED_AT_ONCE = 256
 class _Softmax:
     """What attention does between scores and shares (see ``profiles.kernels.decode_attention``)."""
 
+    scale: float
     soft_cap: float | None
     has_sinks: bool
     has_slopes: bool
@@ -67,6 +68,7 @@ def decode_attention(
     *,
     first_row: int,
     void_slots: torch.Tensor | None,
+    scale: float,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
     slopes: torch.Tensor | None,
@@ -75,7 +77,7 @@ def decode_attention(
 ) -> None:
     """See ``profiles.kernels.decode_attention``."""
     tokens, _, rows, _ = context.shape
-    group, head_dim = out.shape[1:]
+    group, head_dim = out.shape[1], q.shape[2]
     kv_heads, here = q.shape[1] // group, slice(first_row, first_row + rows)
     slots = torch.arange(tokens, device=q.device)
     seen, places = None, slots.expand(len(q), -1) - (tokens - 1)
@@ -98,12 +100,13 @@ def decode_attention(
         slopes=of_heads(slopes),
     )
     softmax = _Softmax(
+        scale=scale,
         soft_cap=soft_cap,
         has_sinks=sinks is not None,
         has_slopes=slopes is not None,
         sparsity=sparsity,
     )
-    step = _rows_at_once(out, tokens, packing, is_plain=softmax.is_plain)
+    step = _rows_at_once(whole.queries, tokens, packing, is_plain=softmax.is_plain)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         unpacked_part = _unpacked(context[:, :, part], packing, q.dtype)
@@ -111,11 +114,11 @@ def decode_attention(
 
 
 def _rows_at_once(
-    out: torch.Tensor, tokens: int, packing: Packing | None, *, is_plain: bool
+    queries: torch.Tensor, tokens: int, packing: Packing | None, *, is_plain: bool
 ) -> int:
     """Return the number of rows that are computed at once, which bounds the temporaries."""
-    rows, group, head_dim = out.shape
-    row_bytes = 2 * tokens * head_dim * out.element_size() if packing else 0
+    rows, group, head_dim = queries.shape
+    row_bytes = 2 * tokens * head_dim * queries.element_size() if packing else 0
     if not is_plain:
         # Keys and values in float32, one after the other, and three tensors of scores.
         row_bytes += 4 * tokens * (head_dim + 3 * group)
@@ -124,38 +127,47 @@ def _rows_at_once(
 
 def _attend_part(rows: _Rows, context: torch.Tensor, softmax: _Softmax, out: torch.Tensor) -> None:
     """Attend to some rows. A function of its own, so that their temporaries are freed."""
+    # Of latent attention, keys and values are one.
+    keys, values = context[:, 0].transpose(0, 1), context[:, -1].transpose(0, 1)
+    values = values[..., : out.shape[2]]
     if softmax.is_plain:
-        out.copy_(_attend(rows.queries, context, rows.seen))
+        out.copy_(_attend(rows.queries, keys, values, rows.seen, softmax.scale))
     else:
-        out.copy_(_attend_in_float32(rows, context, softmax))
+        out.copy_(_attend_in_float32(rows, keys, values, softmax))
 
 
 def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype) -> torch.Tensor:
     if packing is None:
         return context
-    tokens, _, rows, _ = context.shape
-    whole = torch.empty(tokens * 2, rows, packing.num_elements, dtype=dtype, device=context.device)
+    tokens, vectors, rows, _ = context.shape
+    shape = tokens * vectors, rows, packing.num_elements
+    whole = torch.empty(shape, dtype=dtype, device=context.device)
     unpack_rows(context.flatten(0, 1), packing, whole)
-    return whole.view(tokens, 2, rows, -1)
+    return whole.view(tokens, vectors, rows, -1)
 
 
 def _attend(
-    queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    seen: torch.Tensor | None,
+    scale: float,
 ) -> torch.Tensor:
-    """Attend with [rows, group, head_dim] to [tokens, 2, rows, head_dim]."""
-    keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
+    """Attend with [rows, group, head_dim] to [rows, tokens, head_dim], and to values that may be
+    shorter."""
     mask = None if seen is None else seen[:, None, None, :]
     attended = F.scaled_dot_product_attention(
-        queries[:, None], keys[:, None], values[:, None], attn_mask=mask
+        queries[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=scale
     )
     return attended[:, 0]
 
 
-def _attend_in_float32(rows: _Rows, context: torch.Tensor, softmax: _Softmax) -> torch.Tensor:
+def _attend_in_float32(
+    rows: _Rows, keys: torch.Tensor, values: torch.Tensor, softmax: _Softmax
+) -> torch.Tensor:
     """Do the same with any softmax."""
     queries, seen, sinks = rows.queries, rows.seen, rows.sinks
-    keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
-    scores = queries.float() @ keys.float().transpose(1, 2) * queries.shape[-1] ** -0.5
+    scores = queries.float() @ keys.float().transpose(1, 2) * softmax.scale
     if softmax.soft_cap is not None:
         scores.div_(softmax.soft_cap).tanh_().mul_(softmax.soft_cap)
     if rows.slopes is not None and rows.places is not None:

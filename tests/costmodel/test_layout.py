@@ -140,6 +140,12 @@ PUBLISHED = {
     "internlm3-8b": 8_804_241_408,
     "afm-4.5b": 4.62e9,
     "hunyuan-7b": 7.505e9,
+    "deepseek-v2-lite": 15.706e9,
+    "deepseek-v2": 235.741e9,
+    # Without the layer of multi-token prediction.
+    "deepseek-v3": 671.026e9,
+    "deepseek-r1": 671.026e9,
+    "kimi-k2": 1.0264e12,
 }
 
 

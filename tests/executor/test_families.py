@@ -20,6 +20,7 @@ from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import (
+    LATENT_YARN,
     LLAMA3_ROPE,
     LONG_ROPE,
     VOCAB_SIZE,
@@ -44,6 +45,21 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     },
     "falcon-alibi": {"family": "falcon", "alibi": True, "parallel_attn": False, "bias": True},
     "falcon-alibi-heads": {"family": "falcon", "alibi": True, "multi_query": False},
+    "deepseek-v2-greedy": {
+        "family": "deepseek_v2",
+        "topk_method": "greedy",
+        "q_lora_rank": None,
+        "rope_parameters": LATENT_YARN,
+    },
+    "deepseek-v3-biases": {
+        "family": "deepseek_v3",
+        "attention_bias": True,
+        "norm_topk_prob": False,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "deepseek-v3-halves": {"family": "deepseek_v3", "rope_interleave": False, "v_head_dim": 32},
+    "deepseek-v3-yarn": {"family": "deepseek_v3", "rope_parameters": LATENT_YARN},
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},

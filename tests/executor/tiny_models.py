@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 
 VOCAB_SIZE = 173
 HIDDEN_SIZE = 64
@@ -35,6 +40,30 @@ LONG_ROPE = {
     "original_max_position_embeddings": 40,
 }
 
+# Latent attention whose parts have different sizes, and whose rows are no whole group of 64.
+LATENT_KEYS = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 28,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 12,
+}
+LATENT_EXPERTS = {
+    **LATENT_KEYS,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_shared_experts": 2,
+}
+# With factors of the scores and of the cosines, and prompts of tests beyond the original context.
+LATENT_YARN = {**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 1.2}
+
 # What a family's configs say beside the shapes of a plain decoder.
 MORE_KEYS: dict[str, dict[str, Any]] = {
     "granite": {
@@ -60,6 +89,13 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
         "routed_scaling_factor": 1.5,
     },
+    "deepseek_v2": {
+        **LATENT_EXPERTS,
+        "routed_scaling_factor": 4.0,
+        "topk_method": "group_limited_greedy",
+    },
+    "deepseek_v3": LATENT_EXPERTS,
+    "kimi_k2": LATENT_EXPERTS,
     "minimax_m2": {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
     "olmo3": {"sliding_window": 20},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
@@ -156,6 +192,26 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+class KimiK2Config(DeepseekV3Config):  # type: ignore[misc]  # transformers has no types here
+    """The hub's name for a model of DeepSeek V3's kind, which transformers has no class for."""
+
+    model_type = "kimi_k2"
+
+
+class KimiK2ForCausalLM(DeepseekV3ForCausalLM):  # type: ignore[misc]  # the same
+    """DeepSeek V3 under that name."""
+
+    config_class = KimiK2Config
+
+
+KimiK2RotaryEmbedding = DeepseekV3RotaryEmbedding
+AutoConfig.register("kimi_k2", KimiK2Config)
+AutoModelForCausalLM.register(KimiK2Config, KimiK2ForCausalLM)
+register_checkpoint_conversion_mapping(
+    "kimi_k2", get_checkpoint_conversion_mapping("deepseek_v3"), overwrite=True
+)
+
+
 def save_tiny_model(
     folder: Path,
     family: str,
@@ -203,6 +259,9 @@ def save_tiny_model(
         for name, parameter in model.named_parameters():
             is_norm = parameter.dim() == 1 and name.endswith(".weight")
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if is_norm else 0.0))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.15)
     model = model.to(getattr(torch, dtype)).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model

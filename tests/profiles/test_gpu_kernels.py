@@ -109,6 +109,7 @@ def test_attention(
         how: dict[str, Any] = {
             "first_row": 1,
             "void_slots": void_slots,
+            "scale": dim**-0.5,
             "soft_cap": soft_cap,
             "sinks": sinks,
             "slopes": slopes,
