@@ -109,8 +109,9 @@ class AttentionSpec:
     scale
         Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
     qk_norm
-        Norm of queries and keys before the rotation: ``none``, one for each ``head``, or one over
-        all heads of a ``projection``.
+        Norm of queries and keys before the rotation: ``none``, one for each ``head`` with the same
+        weights for all, ``heads`` with weights of their own, or one over all heads of a
+        ``projection``.
     norms_rotated
         Whether that norm comes after the rotation instead.
     window
@@ -128,6 +129,8 @@ class AttentionSpec:
     alibi_slopes
         For each query head, how much its scores fall with each token between query and key (ALiBi,
         Press et al. 2022), after the scale and the soft cap. Empty without ALiBi.
+    qk_norm_spec
+        That norm of queries and keys; ``None`` is of the same kind as the layer's norms.
     """
 
     num_heads: int
@@ -144,6 +147,7 @@ class AttentionSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     alibi_slopes: tuple[float, ...] = ()
+    qk_norm_spec: NormSpec | None = None
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
@@ -153,7 +157,7 @@ class AttentionSpec:
                 got=self.num_kv_heads,
                 allowed=f"a divisor of num_heads {self.num_heads}",
             )
-        check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
+        check_choice("qk_norm", self.qk_norm, ("none", "head", "heads", "projection"))
         if self.window is not None:
             check_least(self, 1, "window")
         if self.soft_cap is not None:
@@ -245,10 +249,18 @@ class LayerSpec:
             raise InputError(
                 "parallel layer", got="experts or norms after", allowed="an mlp and norms before"
             )
+        is_plain = self.query_norm.kind == "layer" and not self.query_norm.has_bias
+        if self.attention.qk_norm == "heads" and not is_plain:
+            raise InputError("qk_norm heads", got="another norm", allowed="layer, without a bias")
         if (self.mlp is None) == (self.experts is None):
             raise InputError("layer", got="not one feed-forward", allowed="an mlp or experts")
         for place in self.norm_places:
             check_choice("norm place", place, NORM_PLACES)
+
+    @property
+    def query_norm(self) -> NormSpec:
+        """The norm of queries and keys, where ``attention.qk_norm`` says that there is one."""
+        return self.attention.qk_norm_spec or self.norm
 
     @property
     def adds_plainly(self) -> bool:

@@ -32,11 +32,14 @@ class EmbeddingSpec:
         The row of the table of positions for the first position.
     scale
         Factor of the token's row.
+    norm
+        The norm of the sum (BLOOM); ``None`` leaves it.
     """
 
     has_positions: bool = False
     position_offset: int = 0
     scale: float = 1.0
+    norm: NormSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,8 @@ class ModelSpec:
     @property
     def component_names(self) -> tuple[str, ...]:
         """The classes of components; components of one name are one class."""
-        is_stored = self.embedding.has_positions or not self.head.is_tied
+        has_more = self.embedding.has_positions or self.embedding.norm is not None
+        is_stored = has_more or not self.head.is_tied
         names = [name for kind in self.layer_kinds for name in kind.component_names]
         return tuple(dict.fromkeys((*["embedding"] * is_stored, *names, "head")))
 

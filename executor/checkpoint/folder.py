@@ -97,12 +97,12 @@ def component_parts(
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
+def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
         attention = layer.attention
         return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (tensor.shape[0] // 2,) * 2
+    return (tensor.shape[0] // num_parts,) * num_parts
 
 
 def _tensor_parts(
@@ -121,14 +121,18 @@ def _tensor_parts(
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
     elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor)
+        rows = _part_rows(spec.layer(number), tensor, len(names))
         blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
     elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
         found = arranged(spec.layer(number))
         blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
-    is_transposed = len(tail) == 1 and tensor.name.rpartition(".")[0] in family.transposed
+    module = tensor.name.rpartition(".")[0]
+    is_transposed = len(tail) == 1 and module in family.transposed
+    if module in family.by_head:
+        tail = (spec.layer(number).attention.head_dim,)
+        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,

@@ -111,12 +111,22 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
     queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
         [attention.num_heads, attention.num_kv_heads], dim=1
     )
+    spec = layer.query_norm
     for part, name in ((queries, "q_norm"), (keys, "k_norm")):
-        rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        if layer.norm.kind == "rms" and not layer.norm.adds_one:
-            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
+        rows = part.flatten(1)[:, None] if attention.qk_norm == "projection" else part
+        if attention.qk_norm == "heads":
+            _norm_heads(rows, weights, name, spec)
+        elif spec.kind == "rms" and not spec.adds_one:
+            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), spec.eps, rows)
         else:
-            rows.copy_(norm(rows, weights, name, layer.norm))
+            rows.copy_(norm(rows, weights, name, spec))
+
+
+def _norm_heads(rows: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> None:
+    """Normalise heads [tokens, heads, head_dim] in place, each with weights of its own."""
+    for head, weight in enumerate(vector(weights, f"{name}.weight").view(rows.shape[1:])):
+        part = rows[:, head]
+        part.copy_(F.layer_norm(part, weight.shape, weight, None, spec.eps))
 
 
 def split_heads(

@@ -31,14 +31,21 @@ from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
 from executor.stores.weights import WeightStore
 
+# Of a table with one row.
+FIRST_ROW = torch.zeros(1, dtype=torch.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """The stores of weights, cache and hidden states."""
+    """The stores of weights, cache and hidden states.
+
+    ``embedding_norm`` has each vector of that norm as a table of one row, by its name.
+    """
 
     weights: WeightStore
     tokens: EmbeddingTable
     positions: EmbeddingTable | None
+    embedding_norm: Mapping[str, EmbeddingTable]
     cache: KVCache
     hidden: HiddenStates
 
@@ -187,6 +194,12 @@ class Block:
                     positions = batch.lengths[part, None] + (task.token - 1)
                 offset = self.spec.embedding.position_offset
                 hidden[part] += self.stores.positions.gather(positions + offset)
+            if self.spec.embedding.norm is not None:
+                vectors = self.stores.embedding_norm.items()
+                rows = {name: [table.gather(FIRST_ROW)[0]] for name, table in vectors}
+                hidden[part] = layers.norm(
+                    hidden[part], rows, "embedding_norm", self.spec.embedding.norm
+                )
         if task.is_prefill and batch.is_padded:
             # Rows of padding may be NaN, which a product with zero does not remove.
             lengths = self._lengths[task.batch][:, None]

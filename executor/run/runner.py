@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from costmodel.model.shapes import embedding_shapes
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import check_executable, check_machine, estimate
@@ -165,6 +166,11 @@ class Runner:
         positions = None
         if policy.model.embedding.has_positions:
             positions = EmbeddingTable(self.weights, file, "positions.weight")
+        norm = {
+            name: EmbeddingTable(self.weights, file, name)
+            for name in embedding_shapes(policy.model)
+            if name.startswith("embedding_norm.")
+        }
         if self.hardware.uses_cuda:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
@@ -172,6 +178,7 @@ class Runner:
             weights=self.weights,
             tokens=tokens,
             positions=positions,
+            embedding_norm=norm,
             cache=cache,
             hidden=hidden,
         )

@@ -27,7 +27,7 @@ class EmbeddingTable:
         The store and, where some rows are on disk, its file.
     name
         The tensor of the table: ``tokens.weight``, ``positions.weight``, or, in several chunks,
-        ``head.weight`` of a tied head.
+        ``head.weight`` of a tied head. A vector of the embedding's norm is a table of one row.
     """
 
     def __init__(self, weights: WeightStore, file: WeightFile | None, name: str) -> None:

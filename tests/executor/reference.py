@@ -288,13 +288,16 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
 def embed(
     token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors, spec: EmbeddingSpec
 ) -> torch.Tensor:
-    """Scale embedded tokens and add learned positions, where the model has them.
+    """Scale embedded tokens, add learned positions and normalise, where the model does so.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
     are those of the embed layer.
     """
     if spec.scale != 1:
         token_rows = token_rows * spec.scale
-    if not spec.has_positions:
+    if spec.has_positions:
+        rows = gather_rows(positions + spec.position_offset, weights["positions.weight"])
+        token_rows = token_rows + rows
+    if spec.norm is None:
         return token_rows
-    return token_rows + gather_rows(positions + spec.position_offset, weights["positions.weight"])
+    return layers.norm(token_rows, weights, "embedding_norm", spec.norm)

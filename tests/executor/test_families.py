@@ -30,6 +30,12 @@ from tests.executor.tiny_models import (
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "bloom-three-heads": {"family": "bloom", "num_attention_heads": 3, "hidden_size": 48},
+    "cohere-query-norms": {"family": "cohere", "use_qk_norm": True, "num_kv_heads": 1},
+    "cohere-biases": {"family": "cohere", "use_qk_norm": True, "attention_bias": True},
+    "stablelm-query-norms": {"family": "stablelm", "qk_layernorm": True, "num_kv_heads": 1},
+    "persimmon-plain": {"family": "persimmon", "qk_layernorm": False},
+    "phi-query-norms": {"family": "phi", "qk_layernorm": True},
     "codegen-odd-heads": {"family": "codegen", "num_attention_heads": 2},
     "gpt-bigcode-plain-heads": {
         "family": "gpt_bigcode",
