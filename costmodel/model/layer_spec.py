@@ -9,7 +9,7 @@ from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from profiles.errors import InputError
 
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-NORM_PLACES = ("before", "after")
+NORM_PLACES = ("before", "after", "sum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class NormSpec:
     ----------
     kind
         ``rms`` divides by the root mean square (Zhang and Sennrich 2019); ``layer`` uses mean and
-        variance (Ba et al. 2016).
+        variance (Ba et al. 2016); ``none`` does nothing.
     eps
         Added to the variance.
     has_weight, has_bias
@@ -36,7 +36,7 @@ class NormSpec:
     adds_one: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("norm", self.kind, ("rms", "layer"))
+        check_choice("norm", self.kind, ("rms", "layer", "none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +226,7 @@ class LayerSpec:
     ----------
     norm_places
         Places of the norms: ``before`` each half, ``after`` it (on its output, before that is
-        added), or both.
+        added), on the ``sum`` of its input and output, or several of them.
     residual_scale
         Factor of the output of each half.
     is_parallel

@@ -15,6 +15,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 def _norm_shapes(size: int, norm: NormSpec, name: str) -> Shapes:
     shapes: Shapes = {}
+    if norm.kind == "none":
+        return shapes
     if norm.has_weight:
         shapes[f"{name}.weight"] = (size,)
     if norm.kind == "layer" and norm.has_bias:
@@ -24,7 +26,11 @@ def _norm_shapes(size: int, norm: NormSpec, name: str) -> Shapes:
 
 def _half_norm_shapes(spec: ModelSpec, layer: LayerSpec, half: str) -> Shapes:
     """Return the norms before and after one half of a layer."""
-    names = {"before": f"{half}_norm", "after": f"{half}_output_norm"}
+    names = {
+        "before": f"{half}_norm",
+        "after": f"{half}_output_norm",
+        "sum": f"{half}_sum_norm",
+    }
     shapes: Shapes = {}
     if half == "mlp" and layer.shares_norm:
         return shapes
@@ -90,20 +96,25 @@ def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
 
 
 def embedding_shapes(spec: ModelSpec) -> Shapes:
-    """Return the embedding tables and norm; a tied table of tokens is part of the head instead."""
+    """Return the tensors of the embedding; a tied table of tokens is part of the head instead."""
     norm = spec.embedding.norm
     shapes: Shapes = _norm_shapes(spec.hidden_size, norm, "embedding_norm") if norm else {}
     if spec.embedding.has_positions:
         rows = spec.max_positions + spec.embedding.position_offset
         shapes["positions.weight"] = (rows, spec.hidden_size)
     if not spec.head.is_tied:
-        shapes["tokens.weight"] = (spec.vocab_size, spec.hidden_size)
+        shapes["tokens.weight"] = (spec.vocab_size, spec.head_width)
+    if spec.embedding.width is not None:
+        shapes["input_projection.weight"] = (spec.hidden_size, spec.embedding.width)
     return shapes
 
 
 def head_shapes(spec: ModelSpec, num_rows: int, *, is_first: bool) -> Shapes:
-    """Return the tensors of a chunk of the head; the first chunk has the final norm too."""
+    """Return the tensors of a chunk of the head; the first one makes the input of all."""
     shapes = _norm_shapes(spec.hidden_size, spec.final_norm, "final_norm") if is_first else {}
     if spec.head.has_bias:
         shapes["head.bias"] = (num_rows,)
-    return shapes | {"head.weight": (num_rows, spec.hidden_size)}
+    if is_first and spec.embedding.width is not None:
+        shapes["output_projection.weight"] = (spec.embedding.width, spec.hidden_size)
+    # The last tensor, which the rows of a chunk are those of.
+    return shapes | {"head.weight": (num_rows, spec.head_width)}

@@ -21,6 +21,8 @@ from profiles import kernels
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] as ``spec`` says."""
+    if spec.kind == "none":
+        return x.clone()
     weight = vector(weights, f"{name}.weight") if spec.has_weight else None
     if spec.kind == "layer":
         weight = weight + 1 if spec.adds_one and weight is not None else weight
@@ -157,6 +159,7 @@ def finish_attention(
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)
+        _norm_sum(x, weights, "attention", layer)
     else:
         _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
 
@@ -200,6 +203,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         del normed
         if layer.adds_plainly:
             add_linear(inner, weights["down.weight"], bias_of(weights, "down"), x)
+            _norm_sum(x, weights, "mlp", layer)
             return
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
@@ -223,9 +227,14 @@ def add_feed_forward(
     _add_half(x, made, weights, "mlp", layer)
 
 
-def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
-    """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
-    return norm(x, weights, "final_norm", spec)
+def head_input(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden], and project them where the model does so.
+
+    The weights are those of the first head chunk. Returns [..., head width].
+    """
+    normed = norm(x, weights, "final_norm", spec)
+    matrix = weights.get("output_projection.weight")
+    return normed if matrix is None else linear(normed, matrix)
 
 
 def finish_logits(
@@ -261,3 +270,10 @@ def _add_half(
     if layer.residual_scale != 1:
         made.mul_(layer.residual_scale)
     x.add_(made)
+    _norm_sum(x, weights, half, layer)
+
+
+def _norm_sum(x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec) -> None:
+    """Normalise the sum of one half's input and output in place, where the layer does so."""
+    if "sum" in layer.norm_places:
+        x.copy_(norm(x, weights, f"{half}_sum_norm", layer.norm))

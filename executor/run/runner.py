@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from costmodel.model.shapes import embedding_shapes
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import check_executable, check_machine, estimate
@@ -30,9 +29,9 @@ from executor.run.batch import Batch
 from executor.run.block import Block, Stores
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
+from executor.run.token_embedding import TokenEmbedding
 from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
-from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
 from executor.stores.quantized import QuantizedSource
 from executor.stores.scratch_file import ScratchFile
@@ -161,24 +160,12 @@ class Runner:
             file.build(self.plan.weights, self._tell_loaded)
         self.weights.load(self.source, self._tell_loaded)
         self.source.check_unchanged()
-        tied = policy.model.head.is_tied
-        tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
-        positions = None
-        if policy.model.embedding.has_positions:
-            positions = EmbeddingTable(self.weights, file, "positions.weight")
-        norm = {
-            name: EmbeddingTable(self.weights, file, name)
-            for name in embedding_shapes(policy.model)
-            if name.startswith("embedding_norm.")
-        }
         if self.hardware.uses_cuda:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
         stores = Stores(
             weights=self.weights,
-            tokens=tokens,
-            positions=positions,
-            embedding_norm=norm,
+            embedding=TokenEmbedding(policy.model, self.weights, file),
             cache=cache,
             hidden=hidden,
         )

@@ -15,6 +15,7 @@ from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, ma
 # As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.
 PUBLISHED = {
     "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
     "opt-1.3b": 1_315_758_080,
     "opt-2.7b": 2_651_596_800,
     "opt-6.7b": 6_658_473_984,

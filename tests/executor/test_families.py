@@ -36,6 +36,19 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     "stablelm-query-norms": {"family": "stablelm", "qk_layernorm": True, "num_kv_heads": 1},
     "persimmon-plain": {"family": "persimmon", "qk_layernorm": False},
     "phi-query-norms": {"family": "phi", "qk_layernorm": True},
+    "opt-projected": {
+        "family": "opt",
+        "word_embed_proj_dim": 40,
+        "do_layer_norm_before": False,
+        "tied": True,
+    },
+    "opt-untied-projected": {"family": "opt", "word_embed_proj_dim": 80},
+    "opt-sums": {"family": "opt", "do_layer_norm_before": False, "enable_bias": False},
+    "opt-plain-norms": {
+        "family": "opt",
+        "layer_norm_elementwise_affine": False,
+        "_remove_final_layer_norm": True,
+    },
     "codegen-odd-heads": {"family": "codegen", "num_attention_heads": 2},
     "gpt-bigcode-plain-heads": {
         "family": "gpt_bigcode",
