@@ -39,6 +39,8 @@ class Family:
     row_blocks
         For a module that is stored as one tensor with its rows in another order, the blocks of rows
         that make ours: the first row and the number of rows of each.
+    by_head
+        Modules whose vectors are stored as matrices, [heads, head_dim].
     transposed
         Modules whose matrices are stored as [inputs, outputs].
     prefix
@@ -64,6 +66,7 @@ class Family:
         default_factory=dict
     )
     aliases: Mapping[str, str] = field(default_factory=dict)
+    by_head: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     prefix: str = "model."
     head: str = "lm_head"

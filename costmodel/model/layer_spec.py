@@ -9,7 +9,7 @@ from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from profiles.errors import InputError
 
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-NORM_PLACES = ("before", "after")
+NORM_PLACES = ("before", "after", "sum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class NormSpec:
     ----------
     kind
         ``rms`` divides by the root mean square (Zhang and Sennrich 2019); ``layer`` uses mean and
-        variance (Ba et al. 2016).
+        variance (Ba et al. 2016); ``none`` does nothing.
     eps
         Added to the variance.
     has_weight, has_bias
@@ -36,7 +36,7 @@ class NormSpec:
     adds_one: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("norm", self.kind, ("rms", "layer"))
+        check_choice("norm", self.kind, ("rms", "layer", "none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +154,9 @@ class AttentionSpec:
     scale
         Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
     qk_norm
-        Norm of queries and keys before the rotation: ``none``, one for each ``head``, or one over
-        all heads of a ``projection``.
+        Norm of queries and keys before the rotation: ``none``, one for each ``head`` with the same
+        weights for all, ``heads`` with weights of their own, or one over all heads of a
+        ``projection``.
     norms_rotated
         Whether that norm comes after the rotation instead.
     window
@@ -178,6 +179,8 @@ class AttentionSpec:
         so that it attends to the cached rows themselves: all heads share one key head, whose
         ``head_dim`` is ``LatentSpec.row_dim``, and the value is the latent in the same row.
         ``None`` is grouped-query attention.
+    qk_norm_spec
+        That norm of queries and keys; ``None`` is of the same kind as the layer's norms.
     """
 
     num_heads: int
@@ -195,6 +198,7 @@ class AttentionSpec:
     output_bias: bool = False
     alibi_slopes: tuple[float, ...] = ()
     latent: LatentSpec | None = None
+    qk_norm_spec: NormSpec | None = None
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
@@ -206,7 +210,7 @@ class AttentionSpec:
                 got=self.num_kv_heads,
                 allowed=f"a divisor of num_heads {self.num_heads}",
             )
-        check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
+        check_choice("qk_norm", self.qk_norm, ("none", "head", "heads", "projection"))
         if self.window is not None:
             check_least(self, 1, "window")
         if self.soft_cap is not None:
@@ -340,7 +344,7 @@ class LayerSpec:
     ----------
     norm_places
         Places of the norms: ``before`` each half, ``after`` it (on its output, before that is
-        added), or both.
+        added), on the ``sum`` of its input and output, or several of them.
     residual_scale
         Factor of the output of each half.
     is_parallel
@@ -363,10 +367,18 @@ class LayerSpec:
             raise InputError(
                 "parallel layer", got="experts or norms after", allowed="an mlp and norms before"
             )
+        is_plain = self.query_norm.kind == "layer" and not self.query_norm.has_bias
+        if self.attention.qk_norm == "heads" and not is_plain:
+            raise InputError("qk_norm heads", got="another norm", allowed="layer, without a bias")
         if (self.mlp is None) == (self.experts is None):
             raise InputError("layer", got="not one feed-forward", allowed="an mlp or experts")
         for place in self.norm_places:
             check_choice("norm place", place, NORM_PLACES)
+
+    @property
+    def query_norm(self) -> NormSpec:
+        """The norm of queries and keys, where ``attention.qk_norm`` says that there is one."""
+        return self.attention.qk_norm_spec or self.norm
 
     @property
     def adds_plainly(self) -> bool:

@@ -262,12 +262,12 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     """Seconds of the output head and the choice of a token, one token of each sequence a pass; and
     of scoring prompts."""
     model, batch = problem.model, problem.gpu_batch_size
-    flop = 2 * model.vocab_size * model.hidden_size
+    flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    rate = _matmul_rate(problem, stage, rates, (batch,), model.hidden_size)
+    rate = _matmul_rate(problem, stage, rates, (batch,), model.head_width)
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
-    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.hidden_size)
+    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.head_width)
     scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
     return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
 

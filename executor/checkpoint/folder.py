@@ -101,11 +101,11 @@ def component_parts(
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
+def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
         return layer.attention.qkv_parts
-    return (tensor.shape[0] // 2,) * 2
+    return (tensor.shape[0] // num_parts,) * num_parts
 
 
 def _tensor_parts(
@@ -121,21 +121,29 @@ def _tensor_parts(
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
     if (stacked := family.stacked.get(tensor.name)) is not None:
-        counts = _part_rows(spec.layer(number), tensor) if len(names) > 1 else tensor.shape[:1]
+        counts = (
+            _part_rows(spec.layer(number), tensor, len(names))
+            if len(names) > 1
+            else tensor.shape[:1]
+        )
         yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
         return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
     elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor)
+        rows = _part_rows(spec.layer(number), tensor, len(names))
         blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
     elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
         found = arranged(spec.layer(number))
         blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
-    is_transposed = len(tail) == 1 and tensor.name.rpartition(".")[0] in family.transposed
+    module = tensor.name.rpartition(".")[0]
+    is_transposed = len(tail) == 1 and module in family.transposed
+    if module in family.by_head:
+        tail = (spec.layer(number).attention.head_dim,)
+        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,

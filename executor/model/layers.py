@@ -22,6 +22,8 @@ from profiles import kernels
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] as ``spec`` says."""
+    if spec.kind == "none":
+        return x.clone()
     weight = vector(weights, f"{name}.weight") if spec.has_weight else None
     if spec.kind == "layer":
         weight = weight + 1 if spec.adds_one and weight is not None else weight
@@ -182,12 +184,22 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
     queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
         [attention.num_heads, attention.num_kv_heads], dim=1
     )
+    spec = layer.query_norm
     for part, name in ((queries, "q_norm"), (keys, "k_norm")):
-        rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        if layer.norm.kind == "rms" and not layer.norm.adds_one:
-            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
+        rows = part.flatten(1)[:, None] if attention.qk_norm == "projection" else part
+        if attention.qk_norm == "heads":
+            _norm_heads(rows, weights, name, spec)
+        elif spec.kind == "rms" and not spec.adds_one:
+            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), spec.eps, rows)
         else:
-            rows.copy_(norm(rows, weights, name, layer.norm))
+            rows.copy_(norm(rows, weights, name, spec))
+
+
+def _norm_heads(rows: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> None:
+    """Normalise heads [tokens, heads, head_dim] in place, each with weights of its own."""
+    for head, weight in enumerate(vector(weights, f"{name}.weight").view(rows.shape[1:])):
+        part = rows[:, head]
+        part.copy_(F.layer_norm(part, weight.shape, weight, None, spec.eps))
 
 
 def split_heads(
@@ -218,6 +230,7 @@ def finish_attention(
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)
+        _norm_sum(x, weights, "attention", layer)
     else:
         _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
 
@@ -261,6 +274,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         del normed
         if layer.adds_plainly:
             add_linear(inner, weights["down.weight"], bias_of(weights, "down"), x)
+            _norm_sum(x, weights, "mlp", layer)
             return
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
@@ -284,9 +298,14 @@ def add_feed_forward(
     _add_half(x, made, weights, "mlp", layer)
 
 
-def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
-    """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
-    return norm(x, weights, "final_norm", spec)
+def head_input(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden], and project them where the model does so.
+
+    The weights are those of the first head chunk. Returns [..., head width].
+    """
+    normed = norm(x, weights, "final_norm", spec)
+    matrix = weights.get("output_projection.weight")
+    return normed if matrix is None else linear(normed, matrix)
 
 
 def finish_logits(
@@ -322,3 +341,10 @@ def _add_half(
     if layer.residual_scale != 1:
         made.mul_(layer.residual_scale)
     x.add_(made)
+    _norm_sum(x, weights, half, layer)
+
+
+def _norm_sum(x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec) -> None:
+    """Normalise the sum of one half's input and output in place, where the layer does so."""
+    if "sum" in layer.norm_places:
+        x.copy_(norm(x, weights, f"{half}_sum_norm", layer.norm))

@@ -25,8 +25,8 @@ from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
 from executor.run.expert_steps import ExpertSteps
 from executor.run.prompt_scorer import PromptScorer
+from executor.run.token_embedding import TokenEmbedding
 from executor.stores.activations import HiddenStates
-from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
 from executor.stores.weights import WeightStore
 
@@ -36,8 +36,7 @@ class Stores:
     """The stores of weights, cache and hidden states."""
 
     weights: WeightStore
-    tokens: EmbeddingTable
-    positions: EmbeddingTable | None
+    embedding: TokenEmbedding
     cache: KVCache
     hidden: HiddenStates
 
@@ -175,17 +174,11 @@ class Block:
         ids = batch.token_ids(task.token)
         for first in range(0, len(batch), step):
             part = slice(first, first + step)
-            hidden[part] = self.stores.tokens.gather(ids[part])
-            if self.spec.embedding.scale != 1:
-                hidden[part] *= self.spec.embedding.scale
-            if self.stores.positions is not None:
-                if task.is_prefill:
-                    # All prompts start at the first position.
-                    positions = torch.arange(ids.shape[1])[None]
-                else:
-                    positions = batch.lengths[part, None] + (task.token - 1)
-                offset = self.spec.embedding.position_offset
-                hidden[part] += self.stores.positions.gather(positions + offset)
+            # All prompts start at the first position.
+            positions = torch.arange(ids.shape[1])[None]
+            if not task.is_prefill:
+                positions = batch.lengths[part, None] + (task.token - 1)
+            self.stores.embedding.fill(hidden[part], ids[part], positions)
         if task.is_prefill and batch.is_padded:
             # Rows of padding may be NaN, which a product with zero does not remove.
             lengths = self._lengths[task.batch][:, None]
@@ -272,7 +265,7 @@ class Block:
         first, is_last = layout.first_row, task.layer == self._last_layer
         if self.kinds[task.layer - 1] != "head":
             last = self._of_last_tokens(task, self.stores.hidden.gather(task))
-            self._head_inputs[task.batch] = layers.final_norm(last, weights, self.spec.final_norm)
+            self._head_inputs[task.batch] = layers.head_input(last, weights, self.spec.final_norm)
         if task.is_prefill and self._prompt_scorer is not None:
             hidden = self.stores.hidden.gather(task)
             numbered = task.batch, batch

@@ -15,6 +15,7 @@ from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, ma
 # As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.
 PUBLISHED = {
     "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
     "opt-1.3b": 1_315_758_080,
     "opt-2.7b": 2_651_596_800,
     "opt-6.7b": 6_658_473_984,
@@ -146,6 +147,29 @@ PUBLISHED = {
     "deepseek-v3": 671.026e9,
     "deepseek-r1": 671.026e9,
     "kimi-k2": 1.0264e12,
+    "bloom-560m": 559_214_592,
+    "bloom-1b7": 1_722_408_960,
+    "bloom-3b": 3_002_557_440,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "cerebras-gpt-13b": 12.853e9,
+    "starcoder-15.5b": 15_517_456_384,
+    "starcoderbase-1b": 1.137e9,
+    "gpt-neo-125m": 125_198_592,
+    "gpt-neo-1.3b": 1_315_575_808,
+    "gpt-neo-2.7b": 2_651_307_520,
+    "codegen-350m": 0.357e9,
+    "codegen-2b": 2.78e9,
+    "mpt-7b": 6_649_286_656,
+    "mpt-30b": 29.95e9,
+    "falcon-rw-1b": 1.312e9,
+    "persimmon-8b": 9.4e9,
+    "command-r-plus-104b": 103_810_674_688,
+    "stablelm-2-12b": 12_143_605_760,
 }
 
 

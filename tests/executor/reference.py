@@ -250,7 +250,7 @@ class ReferenceModel:
         return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
-        normed = layers.final_norm(x, self.head[0], self.spec.final_norm)
+        normed = layers.head_input(x, self.head[0], self.spec.final_norm)
         found = []
         for part in self.head:
             logits = linear(normed, part["head.weight"]).float()
@@ -305,13 +305,18 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
 def embed(
     token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors, spec: EmbeddingSpec
 ) -> torch.Tensor:
-    """Scale embedded tokens and add learned positions, where the model has them.
+    """Project and scale embedded tokens, add learned positions, normalise: where the model does so.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
     are those of the embed layer.
     """
+    if spec.width is not None:
+        token_rows = linear(token_rows, weights["input_projection.weight"])
     if spec.scale != 1:
         token_rows = token_rows * spec.scale
-    if not spec.has_positions:
+    if spec.has_positions:
+        rows = gather_rows(positions + spec.position_offset, weights["positions.weight"])
+        token_rows = token_rows + rows
+    if spec.norm is None:
         return token_rows
-    return token_rows + gather_rows(positions + spec.position_offset, weights["positions.weight"])
+    return layers.norm(token_rows, weights, "embedding_norm", spec.norm)

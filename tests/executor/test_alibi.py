@@ -29,6 +29,7 @@ from tests.executor.tiny_models import save_tiny_model
 MODELS: dict[str, dict[str, Any]] = {
     "falcon": {"family": "falcon", "alibi": True, "multi_query": False},
     "mpt": {"family": "mpt"},
+    "bloom": {"family": "bloom", "num_attention_heads": 4, "hidden_size": 96},
 }
 Cases = Callable[[str], ExpectedCase]
 

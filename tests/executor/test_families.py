@@ -32,6 +32,25 @@ ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor"
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "bloom-three-heads": {"family": "bloom", "num_attention_heads": 3, "hidden_size": 48},
+    "cohere-query-norms": {"family": "cohere", "use_qk_norm": True, "num_kv_heads": 1},
+    "cohere-biases": {"family": "cohere", "use_qk_norm": True, "attention_bias": True},
+    "stablelm-query-norms": {"family": "stablelm", "qk_layernorm": True, "num_kv_heads": 1},
+    "persimmon-plain": {"family": "persimmon", "qk_layernorm": False},
+    "phi-query-norms": {"family": "phi", "qk_layernorm": True},
+    "opt-projected": {
+        "family": "opt",
+        "word_embed_proj_dim": 40,
+        "do_layer_norm_before": False,
+        "tied": True,
+    },
+    "opt-untied-projected": {"family": "opt", "word_embed_proj_dim": 80},
+    "opt-sums": {"family": "opt", "do_layer_norm_before": False, "enable_bias": False},
+    "opt-plain-norms": {
+        "family": "opt",
+        "layer_norm_elementwise_affine": False,
+        "_remove_final_layer_norm": True,
+    },
     "codegen-odd-heads": {"family": "codegen", "num_attention_heads": 2},
     "gpt-bigcode-plain-heads": {
         "family": "gpt_bigcode",

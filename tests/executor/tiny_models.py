@@ -166,6 +166,8 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
 
 # Families whose classes take other keys than most: what they have beside ``shapes``.
 OWN_KEYS: dict[str, dict[str, Any]] = {
+    "bloom": {},
+    "persimmon": {"intermediate_size": 112},
     "mpt": {"max_seq_len": 96, "n_heads": 4},
     "gpt2": {"n_inner": 112},
     "gpt_bigcode": {"n_inner": 112},
