@@ -125,6 +125,14 @@ class AttentionSpec:
         The largest absolute value of queries, keys and values; ``None`` does not limit them.
     qkv_bias, output_bias
         Whether the projections have biases.
+    is_chunked
+        Whether a query sees the tokens of its own chunk of ``window`` tokens instead: those from
+        the last multiple of ``window`` on (Llama 4).
+    qk_norm_has_weight
+        Whether the result of a norm of queries and keys is scaled.
+    temperature_floor, temperature_strength
+        Queries at position ``p`` are multiplied by ``1 + temperature_strength * log(1 + floor((p +
+        1) / temperature_floor))`` (Nakanishi 2025). ``None`` leaves them.
     """
 
     num_heads: int
@@ -140,9 +148,15 @@ class AttentionSpec:
     clip: float | None = None
     qkv_bias: bool = False
     output_bias: bool = False
+    is_chunked: bool = False
+    qk_norm_has_weight: bool = True
+    temperature_floor: int | None = None
+    temperature_strength: float = 0.1
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
+        if self.temperature_floor is not None:
+            check_least(self, 1, "temperature_floor")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 "model num_kv_heads",

@@ -7,7 +7,7 @@ large product is faster than several small ones.
 from __future__ import annotations
 
 from costmodel.model.feed_forward_spec import MlpSpec
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import ModelSpec
 
 Shapes = dict[str, tuple[int, ...]]
@@ -59,16 +59,23 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
     shapes = _half_norm_shapes(spec, layer, "attention")
     if attention.qkv_bias:
         shapes["qkv.bias"] = (attention.qkv_size,)
-    if attention.qk_norm == "head":
-        shapes |= {"q_norm.weight": (attention.head_dim,), "k_norm.weight": (attention.head_dim,)}
-    if attention.qk_norm == "projection":
-        shapes |= {"q_norm.weight": (attention.query_size,), "k_norm.weight": (attention.kv_size,)}
+    if attention.qk_norm_has_weight:
+        shapes |= _qk_norm_shapes(attention)
     if attention.has_sinks:
         shapes["attention.sinks"] = (attention.num_heads,)
     if attention.output_bias:
         shapes["output.bias"] = (hidden,)
     qkv, query = attention.qkv_size, attention.query_size
     return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
+
+
+def _qk_norm_shapes(attention: AttentionSpec) -> Shapes:
+    if attention.qk_norm == "none":
+        return {}
+    sizes = (attention.head_dim, attention.head_dim)
+    if attention.qk_norm == "projection":
+        sizes = (attention.query_size, attention.kv_size)
+    return {"q_norm.weight": sizes[:1], "k_norm.weight": sizes[1:]}
 
 
 def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:

@@ -7,6 +7,8 @@ logits are equal.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.nn import functional as F
 
@@ -65,7 +67,8 @@ def project_qkv(
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
         The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
-        positions; ``None`` for attention without rotary positions.
+        positions; with a temperature instead, the factors of queries. ``None`` for attention
+        without either.
 
     Returns
     -------
@@ -95,6 +98,10 @@ def project_qkv(
     if attention.rotary is not None and rotation is not None:
         rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
         kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+    if attention.temperature_floor is not None and rotation is not None:
+        factors = rotation[0]
+        queries = heads[:, : attention.num_heads].unflatten(0, (-1, len(factors)))
+        queries.mul_(factors[:, None, None])
     if attention.norms_rotated:
         _norm_queries(heads, weights, layer)
     if attention.scale is not None:
@@ -113,7 +120,9 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
     )
     for part, name in ((queries, "q_norm"), (keys, "k_norm")):
         rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        if layer.norm.kind == "rms" and not layer.norm.adds_one:
+        if not attention.qk_norm_has_weight:
+            rows.copy_(norm(rows, weights, name, replace(layer.norm, has_weight=False)))
+        elif layer.norm.kind == "rms" and not layer.norm.adds_one:
             kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
         else:
             rows.copy_(norm(rows, weights, name, layer.norm))

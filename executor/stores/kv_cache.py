@@ -160,10 +160,10 @@ class KVCache:
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
         """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
-        without sparse attention on the CPU, and where a new token takes the place of another."""
+        without sparse attention on the CPU, and where a pass may see fewer of the older tokens."""
         layout = self.layout(task)
         replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
-        if not self._sums_values or segment.attended != "cpu" or replaces:
+        if not self._sums_values or segment.attended != "cpu" or replaces or layout.is_chunked:
             return None
         size = self._value_sum_bytes(layout)
         start = self._sum_starts[self._numbers[task.layer]] + task.batch * size

@@ -47,7 +47,9 @@ def decode_attention(
     seen = None
     if void_slots is not None:
         slots = torch.arange(tokens, device=q.device)
-        valid = (slots < void_slots[:, :1]) | (slots >= void_slots[:, 1:])
+        before, behind = slots < void_slots[:, :1], slots >= void_slots[:, 1:]
+        wraps = void_slots[:, :1] > void_slots[:, 1:]
+        valid = torch.where(wraps, before & behind, before | behind)
         seen = valid.repeat_interleave(kv_heads, dim=0)[here]
     if sinks is not None:
         sinks = sinks.view(kv_heads, group).repeat(len(q), 1)[here]

@@ -16,7 +16,7 @@ from executor.checkpoint.folder import WeightSource
 from executor.model import layers
 from executor.model.matrices import linear
 from executor.model.prefill_attention import prefill_attention
-from executor.model.rotations import rotation_of
+from executor.model.rotations import position_factors
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing
@@ -205,7 +205,10 @@ class ReferenceModel:
             if attention.soft_cap is not None:
                 scores = attention.soft_cap * (scores / attention.soft_cap).tanh()
             is_hidden = is_empty
-            if attention.window is not None:
+            if attention.window is not None and attention.is_chunked:
+                first = positions - positions % attention.window
+                is_hidden = is_empty | (places < first[:, None])
+            elif attention.window is not None:
                 is_hidden = is_empty | (places <= positions[:, None] - attention.window)
             scores.masked_fill_(is_hidden[:, None, None], -torch.inf)
             sinks = layers.sinks_of(weights, attention)
@@ -218,10 +221,8 @@ class ReferenceModel:
         self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         attention, rotation = layer.attention, None
-        if attention.rotary is not None:
-            rotary = attention.rotary
-            is_long = rotary.is_long(self.num_positions)
-            rotation = rotation_of(positions, rotary, attention.head_dim, x.dtype, is_long=is_long)
+        if attention.rotary is not None or attention.temperature_floor is not None:
+            rotation = position_factors(positions, attention, x.dtype, self.num_positions)
         qkv = layers.project_qkv(x, weights, rotation, layer)
         return layers.split_heads(qkv, attention)
 

@@ -131,7 +131,7 @@ def field_defaults(config_class: type) -> Config:
 
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
-    folder = Path(transformers.__file__).parent / "models" / family
+    folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
     modules = (
         configuration_utils,
         modeling_rope_utils,
@@ -294,8 +294,12 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     if folder.family == "gptj":
         pytest.skip("has one fixed rotation, whatever these keys say")
     module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
-    name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)
-    rotary_class = getattr(importlib.import_module(module_name), name)
+    names = (
+        re.sub(pattern, "RotaryEmbedding", folder.config_class.__name__)
+        for pattern in ("Config$", "TextConfig$")
+    )
+    module = importlib.import_module(module_name)
+    (rotary_class,) = (getattr(module, name) for name in names if hasattr(module, name))
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)

@@ -107,6 +107,17 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40},
+    "llama4_text": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "intermediate_size_mlp": 72,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 20,
+        "floor_scale": 8,
+        "attn_scale": 0.5,
+    },
     "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
 }
 
@@ -123,6 +134,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
     "gpt_oss": {"family": "gpt_oss"},
+    "llama4_text": {"family": "llama4_text", "attention_chunk_size": 7, "num_layers": 3},
 }
 
 
