@@ -88,11 +88,11 @@ class RotarySpec:
         check_choice("rotary scaling", self.kind, ROTARY_KINDS)
         for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
             check_positive(f"rotary {name}", getattr(self, name))
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+        if self.kind == "llama3" and self.high_freq_factor < self.low_freq_factor:
             raise InputError(
                 "rotary high_freq_factor",
                 got=self.high_freq_factor,
-                allowed=f"more than low_freq_factor {self.low_freq_factor}",
+                allowed=f"at least low_freq_factor {self.low_freq_factor}",
             )
 
 

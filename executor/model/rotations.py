@@ -144,5 +144,6 @@ def _llama3(rotary: RotarySpec, frequencies: torch.Tensor) -> torch.Tensor:
     blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
         rotary.high_freq_factor - rotary.low_freq_factor
     )
-    blend = blend.clamp(0, 1)
+    # Equal factors blend nothing: a wave of just that length is kept.
+    blend = blend.nan_to_num(1.0, posinf=1.0, neginf=0.0).clamp(0, 1)
     return (1 - blend) * frequencies / rotary.factor + blend * frequencies

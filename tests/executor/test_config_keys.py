@@ -299,7 +299,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         for pattern in ("Config$", "TextConfig$")
     )
     module = importlib.import_module(module_name)
-    (rotary_class,) = (getattr(module, name) for name in names if hasattr(module, name))
+    rotary_class = next(getattr(module, name) for name in names if hasattr(module, name))
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)

@@ -57,6 +57,24 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "use_qk_norm": False,
         "n_group": 1,
     },
+    "dbrx-not-renormalised": {
+        "family": "dbrx",
+        "attn_config": {"kv_n_heads": 1, "rope_theta": 1e4, "clip_qkv": 2},
+        "ffn_config": {
+            "ffn_hidden_size": 24,
+            "moe_num_experts": 4,
+            "moe_top_k": 3,
+            "moe_normalize_expert_weights": None,
+            "ffn_act_fn": {"name": "gelu"},
+        },
+    },
+    "exaone-moe-listed": {
+        "family": "exaone_moe",
+        "layer_types": WINDOWS,
+        "sliding_window": 7,
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "num_shared_experts": 2,
+    },
     "dots1-windows": {
         "family": "dots1",
         "sliding_window": 7,

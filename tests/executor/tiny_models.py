@@ -118,6 +118,37 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "floor_scale": 8,
         "attn_scale": 0.5,
     },
+    "solar_open": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "exaone_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "sliding_window": 20,
+        "sliding_window_pattern": 2,
+    },
+    "flex_olmo": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "pad_token_id": 0,
+    },
+    "hy_v3": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    "dbrx": {
+        "d_model": HIDDEN_SIZE,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4},
+        "ffn_config": {
+            "ffn_hidden_size": 40,
+            "moe_num_experts": 6,
+            "moe_top_k": 2,
+        },
+    },
     "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
 }
 
