@@ -121,8 +121,8 @@ def _llama3(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rot
         _number(config, found, name, spec.kind)
         for name in ("factor", "low_freq_factor", "high_freq_factor")
     )
-    if high <= low:
-        raise config.refusal("high_freq_factor", high, f"more than low_freq_factor {low}")
+    if high < low:
+        raise config.refusal("high_freq_factor", high, f"at least low_freq_factor {low}")
     return replace(
         spec,
         factor=factor,

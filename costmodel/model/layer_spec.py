@@ -88,11 +88,11 @@ class RotarySpec:
         check_choice("rotary scaling", self.kind, ROTARY_KINDS)
         for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
             check_positive(f"rotary {name}", getattr(self, name))
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+        if self.kind == "llama3" and self.high_freq_factor < self.low_freq_factor:
             raise InputError(
                 "rotary high_freq_factor",
                 got=self.high_freq_factor,
-                allowed=f"more than low_freq_factor {self.low_freq_factor}",
+                allowed=f"at least low_freq_factor {self.low_freq_factor}",
             )
 
 
@@ -181,6 +181,12 @@ class AttentionSpec:
         ``None`` is grouped-query attention.
     qk_norm_spec
         That norm of queries and keys; ``None`` is of the same kind as the layer's norms.
+    is_chunked
+        Whether a query sees the tokens of its own chunk of ``window`` tokens instead: those from
+        the last multiple of ``window`` on (Llama 4).
+    temperature_floor, temperature_strength
+        Queries at position ``p`` are multiplied by ``1 + temperature_strength * log(1 + floor((p +
+        1) / temperature_floor))`` (Nakanishi 2025). ``None`` leaves them.
     """
 
     num_heads: int
@@ -199,9 +205,14 @@ class AttentionSpec:
     alibi_slopes: tuple[float, ...] = ()
     latent: LatentSpec | None = None
     qk_norm_spec: NormSpec | None = None
+    is_chunked: bool = False
+    temperature_floor: int | None = None
+    temperature_strength: float = 0.1
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
+        if self.temperature_floor is not None:
+            check_least(self, 1, "temperature_floor")
         if self.latent is not None:
             self._check_latent(self.latent)
         if self.num_heads % self.num_kv_heads:

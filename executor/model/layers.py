@@ -143,7 +143,8 @@ def project_qkv(
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
         The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
-        positions; ``None`` for attention without rotary positions.
+        positions; with a temperature instead, the factors of queries. ``None`` for attention
+        without either.
 
     Returns
     -------
@@ -168,6 +169,10 @@ def project_qkv(
     if attention.rotary is not None and rotation is not None:
         rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
         kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+    if attention.temperature_floor is not None and rotation is not None:
+        factors = rotation[0]
+        queries = heads[:, : attention.num_heads].unflatten(0, (-1, len(factors)))
+        queries.mul_(factors[:, None, None])
     if attention.norms_rotated:
         _norm_queries(heads, weights, layer)
     if attention.scale is not None:
@@ -189,7 +194,7 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
         rows = part.flatten(1)[:, None] if attention.qk_norm == "projection" else part
         if attention.qk_norm == "heads":
             _norm_heads(rows, weights, name, spec)
-        elif spec.kind == "rms" and not spec.adds_one:
+        elif spec.kind == "rms" and spec.has_weight and not spec.adds_one:
             kernels.rms_norm(rows, vector(weights, f"{name}.weight"), spec.eps, rows)
         else:
             rows.copy_(norm(rows, weights, name, spec))

@@ -166,11 +166,12 @@ class KVCache:
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
         """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
-        without sparse attention on the CPU, where a new token takes the place of another, and of
+        without sparse attention on the CPU, where a pass may see fewer of the older tokens, and of
         latent attention, which reads all values."""
         layout = self.layout(task)
         replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
-        if segment.attended != "cpu" or replaces or not self._value_sum_bytes(layout):
+        sums_are_kept = not replaces and not layout.is_chunked
+        if segment.attended != "cpu" or not sums_are_kept or not self._value_sum_bytes(layout):
             return None
         size = self._value_sum_bytes(layout)
         start = self._sum_starts[self._numbers[task.layer]] + task.batch * size

@@ -40,7 +40,12 @@ class Scorer {
   // Which tokens of the tile from `first` on are there, and not void.
   Ints seen(long first, long count) const {
     const Ints slot = kIota + int(first);
-    return (kIota < int(count)) & ((slot < int(void_from_)) | (slot >= int(void_end_)));
+    const Ints before = slot < int(void_from_), behind = slot >= int(void_end_);
+    return (kIota < int(count)) & (void_from_ > void_end_ ? before & behind : before | behind);
+  }
+  bool is_void(long slot) const {
+    const bool from = slot >= void_from_, to_end = slot < void_end_;
+    return void_from_ > void_end_ ? from || to_end : from && to_end;
   }
 
   // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in

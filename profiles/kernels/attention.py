@@ -86,7 +86,8 @@ def decode_attention(
         The first of the context's rows among the ``batch * kv heads`` rows of ``q``.
     void_slots
         Slots without a token of each sequence, int32 [batch, 2] on the device, dense: the first,
-        and one past the last. They are masked. ``None`` masks no slot.
+        and one past the last. They are masked. A first one behind the last wraps around: all slots
+        are void but those from the last to the first. ``None`` masks no slot.
     scale
         Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
     soft_cap

@@ -116,7 +116,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
     float* to = a_.value_sums ? a_.value_sums + row * a_.dim : all_.data();
     if (is_new) std::fill(to, to + a_.dim, 0.0f);
     for (long t = is_new ? 0 : a_.tokens - 1; t < a_.tokens; ++t) {
-      if (t >= Base::void_from_ && t < Base::void_end_) continue;
+      if (Base::is_void(t)) continue;
       const T* value = cache_.value(t);
       for (long d = 0; d < a_.value_dim; d += kLanes)
         store_part(to + d, load_part(to + d, a_.dim - d) + load_part(value + d, a_.dim - d),

@@ -82,8 +82,9 @@ def decode_attention(
     slots = torch.arange(tokens, device=q.device)
     seen, places = None, slots.expand(len(q), -1) - (tokens - 1)
     if void_slots is not None:
-        is_before = slots < void_slots[:, :1]
-        seen = is_before | (slots >= void_slots[:, 1:])
+        is_before, is_behind = slots < void_slots[:, :1], slots >= void_slots[:, 1:]
+        wraps = void_slots[:, :1] > void_slots[:, 1:]
+        seen = torch.where(wraps, is_before & is_behind, is_before | is_behind)
         places = places + is_before * void_slots.diff(dim=1)
 
     def by_row(x: torch.Tensor | None) -> torch.Tensor | None:

@@ -170,6 +170,18 @@ PUBLISHED = {
     "persimmon-8b": 9.4e9,
     "command-r-plus-104b": 103_810_674_688,
     "stablelm-2-12b": 12_143_605_760,
+    "gpt-oss-20b": 20.914e9,
+    "gpt-oss-120b": 116.829e9,
+    "granite-3.0-1b-a400m": 1.3346e9,
+    "granite-3.0-3b-a800m": 3.2987e9,
+    "phi-3.5-moe": 41.87e9,
+    "ernie-4.5-21b-a3b": 21.83e9,
+    "dots.llm1": 142.77e9,
+    "hunyuan-a13b": 80.39e9,
+    # Without the encoder of images.
+    "llama-4-scout": 107.77e9,
+    "llama-4-maverick": 400.71e9,
+    "dbrx": 131.597e9,
 }
 
 

@@ -15,7 +15,7 @@ from costmodel.model.spec import EmbeddingSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
 from executor.model.matrices import linear
-from executor.model.rotations import rotation_of
+from executor.model.rotations import position_factors
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing
@@ -210,7 +210,10 @@ class ReferenceModel:
                 distances = (places - positions[:, None])[:, None, None]
                 scores += (slopes * distances).to(scores.dtype)
             is_hidden = is_empty
-            if attention.window is not None:
+            if attention.window is not None and attention.is_chunked:
+                first = positions - positions % attention.window
+                is_hidden = is_empty | (places < first[:, None])
+            elif attention.window is not None:
                 is_hidden = is_empty | (places <= positions[:, None] - attention.window)
             scores.masked_fill_(is_hidden[:, None, None], -torch.inf)
             sinks = layers.sinks_of(weights, attention)
@@ -223,10 +226,8 @@ class ReferenceModel:
         self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         attention, rotation = layer.attention, None
-        if attention.rotary is not None:
-            rotary = attention.rotary
-            is_long = rotary.is_long(self.num_positions)
-            rotation = rotation_of(positions, rotary, attention.head_dim, x.dtype, is_long=is_long)
+        if attention.rotary is not None or attention.temperature_floor is not None:
+            rotation = position_factors(positions, attention, x.dtype, self.num_positions)
         return layers.project_prompt(x, weights, rotation, layer)
 
     def _without_small(

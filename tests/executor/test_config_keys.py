@@ -134,7 +134,7 @@ def field_defaults(config_class: type) -> Config:
 
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
-    folder = Path(transformers.__file__).parent / "models" / family
+    folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
     modules = (
         configuration_utils,
         modeling_rope_utils,

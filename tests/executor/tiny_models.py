@@ -145,6 +145,48 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 40},
+    "llama4_text": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "intermediate_size_mlp": 72,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 20,
+        "floor_scale": 8,
+        "attn_scale": 0.5,
+    },
+    "solar_open": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "exaone_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "sliding_window": 20,
+        "sliding_window_pattern": 2,
+    },
+    "flex_olmo": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 40,
+        "pad_token_id": 0,
+    },
+    "hy_v3": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    "dbrx": {
+        "d_model": HIDDEN_SIZE,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4},
+        "ffn_config": {
+            "ffn_hidden_size": 40,
+            "moe_num_experts": 6,
+            "moe_top_k": 2,
+        },
+    },
     "phimoe": {"num_local_experts": 6, "intermediate_size": 40, "router_jitter_noise": 0.3},
     "cwm": {"sliding_window": 20, "bos_token_id": 1},
     "exaone4": {"sliding_window": 20, "sliding_window_pattern": 3},
@@ -191,6 +233,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
     "gpt_oss": {"family": "gpt_oss"},
+    "llama4_text": {"family": "llama4_text", "attention_chunk_size": 7, "num_layers": 3},
 }
 
 
