@@ -74,7 +74,7 @@ _GROUPS = {
     """,
     ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
     ("a description that is not written yet", "llama"): """
-        apertus gpt_neox_japanese ministral3
+        gpt_neox_japanese
     """,
     ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.

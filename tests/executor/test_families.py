@@ -73,6 +73,13 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "phi3",
         "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
     },
+    "apertus-squared": {"family": "apertus", "hidden_act": "relu2", "attention_bias": True},
+    "ministral3-window": {
+        "family": "ministral3",
+        "sliding_window": 9,
+        "rope_parameters": YARN_ROPE
+        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+    },
     "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
     "exaone4-without-windows": {
         "family": "exaone4",
