@@ -87,6 +87,7 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "layer_types": ["full_attention"] * 3,
     },
     "exaone-llama3": {"family": "exaone", "rope_parameters": LLAMA3_ROPE, "mlp_bias": True},
+    "gpt-neox-japanese-part": {"family": "gpt_neox_japanese", "rotary_pct": 0.5},
     "granite-swa-bases": {
         "family": "granite_swa",
         "sliding_window": 7,

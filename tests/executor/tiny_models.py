@@ -131,6 +131,8 @@ def save_tiny_model(
         shapes |= {"ffn_hidden_size": 112}
     elif family in ("gpt_neox", "gptj"):
         shapes |= {"intermediate_size": 112}
+    elif family == "gpt_neox_japanese":
+        shapes |= {"intermediate_multiple_size": 2}
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})
