@@ -73,9 +73,6 @@ _GROUPS = {
         ernie4_5_vl_moe flint mellum
     """,
     ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
-    ("a description that is not written yet", "llama"): """
-        apertus gpt_neox_japanese ministral3
-    """,
     ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.
     ("an encoder beside the decoder", "llama"): """

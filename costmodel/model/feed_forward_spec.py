@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from costmodel.model.checks import check_choice, check_least, check_positive
 from profiles.errors import InputError
 
-ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2")
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2", "xielu")
 # With so many rows at once, the temporaries of experts are small beside their weights.
 EXPERT_ROWS_AT_ONCE = 1024
 
@@ -21,7 +21,9 @@ class MlpSpec:
     size
         Width of the inner vectors.
     activation
-        ``silu``, ``relu`` or ``gelu`` (the exact one).
+        ``silu``, ``relu`` or ``gelu`` (the exact one); ``gelu_tanh`` is its approximation,
+        ``relu2`` the square of ``relu``. ``xielu`` has two learned parameters a layer (Huang and
+        Schlag 2024), and no gate.
     is_gated
         Whether the activated projection is multiplied by a second one, as in SwiGLU.
     has_bias
@@ -45,6 +47,8 @@ class MlpSpec:
         if self.gate_limit is not None:
             check_positive("mlp gate_limit", self.gate_limit)
         check_choice("activation", self.activation, ACTIVATIONS)
+        if self.activation == "xielu" and self.is_gated:
+            raise InputError("mlp activation", got="xielu with a gate", allowed="xielu without one")
 
     @property
     def inner_rows(self) -> int:

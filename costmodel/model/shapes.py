@@ -107,6 +107,8 @@ def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
     shapes: Shapes = {}
     if mlp.has_bias:
         shapes |= {f"{up}.bias": (mlp.inner_rows,), f"{prefix}down.bias": (hidden,)}
+    if mlp.activation == "xielu":
+        shapes |= {f"{prefix}xielu.positive": (1,), f"{prefix}xielu.negative": (1,)}
     shapes |= {f"{up}.weight": (mlp.inner_rows, hidden)}
     return shapes | {f"{prefix}down.weight": (hidden, mlp.size)}
 

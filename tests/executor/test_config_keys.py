@@ -262,7 +262,13 @@ def rope_configs(folder: Folder) -> Iterator[Config]:
     # The second one has bases of its own for each layer.
     plain = {k: v for k, v in base.items() if k not in ("rope_parameters", "layer_rope_theta")}
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
-    whole = {kind: LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
+    # Numbers that a family needs beside those of the rotation itself.
+    own = {
+        key: value
+        for key, value in (base.get("rope_parameters") or {}).items()
+        if key not in RopeParameters.__annotations__ and not isinstance(value, dict)
+    }
+    whole = {kind: own | LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
     for place, kind in itertools.product(ROPE_PLACES, kinds):
         found = whole[kind]
         yield plain | {place: found}

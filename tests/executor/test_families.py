@@ -199,6 +199,13 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "phi3",
         "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
     },
+    "apertus-squared": {"family": "apertus", "hidden_act": "relu2", "attention_bias": True},
+    "ministral3-window": {
+        "family": "ministral3",
+        "sliding_window": 9,
+        "rope_parameters": YARN_ROPE
+        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+    },
     "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
     "exaone4-without-windows": {
         "family": "exaone4",
@@ -206,6 +213,7 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "layer_types": ["full_attention"] * 3,
     },
     "exaone-llama3": {"family": "exaone", "rope_parameters": LLAMA3_ROPE, "mlp_bias": True},
+    "gpt-neox-japanese-part": {"family": "gpt_neox_japanese", "rotary_pct": 0.5},
     "granite-swa-bases": {
         "family": "granite_swa",
         "sliding_window": 7,

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Config, Config]] = {
     "llava": ({"model_type": "llama"}, CLIP),
     "llava_next": ({"model_type": "mistral", "head_dim": 16, "sliding_window": None}, CLIP),
     "llava_onevision": ({"model_type": "qwen2"}, PATCHES),
-    "mistral3": ({"head_dim": 16, "sliding_window": None}, PATCHES),
+    "mistral3": ({"model_type": "ministral3", "head_dim": 16}, PATCHES),
     "qwen2_vl": (
         {"rope_parameters": SECTIONS, "use_sliding_window": True, "sliding_window": 9}
         | {"max_window_layers": 1},

@@ -215,6 +215,7 @@ OWN_KEYS: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"n_inner": 112},
     "gpt_neo": {"intermediate_size": 112},
     "codegen": {"n_inner": 112},
+    "gpt_neox_japanese": {"intermediate_multiple_size": 2},
 }
 
 # How transformers attends. For Falcon with ALiBi, its plain loop adds the slopes twice.
