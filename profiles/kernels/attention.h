@@ -33,7 +33,7 @@ class Scorer {
       void_end_ = a_.void_slots[2 * sequence + 1];
     }
     sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
-    cache_.start(row, is_last);
+    cache_.start(row / a_.sharers, is_last);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.
