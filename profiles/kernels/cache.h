@@ -19,7 +19,7 @@ struct Attention {
   long token_stride;
   long value_stride;    // From a key to its value; 0 where the value is a part of the key.
   long row_stride;
-  long tokens, rows;
+  long tokens, rows;    // Rows of q and out, which may share rows of the context.
   long first_row;       // The context's first row, among those of q.
   const int32_t* void_slots;  // First and end of each sequence's void slots, or null.
   float scale;
@@ -33,6 +33,7 @@ struct Attention {
   float* value_sums;    // [rows, dim], value_dim of each row, of the slots seen before, or null: they are summed anew.
   int begins;           // Nothing has been summed yet.
   long value_dim;       // Elements of a value, the first ones; at most dim.
+  long sharers;         // Adjacent rows of q and out that share a row of the context.
 };
 
 // Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.

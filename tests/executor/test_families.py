@@ -79,6 +79,20 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     },
     "deepseek-v3-halves": {"family": "deepseek_v3", "rope_interleave": False, "v_head_dim": 32},
     "deepseek-v3-yarn": {"family": "deepseek_v3", "rope_parameters": LATENT_YARN},
+    "glm4-moe-lite-list": {
+        "family": "glm4_moe_lite",
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+    },
+    "minicpm3-long": {
+        "family": "minicpm3",
+        "rope_parameters": {
+            **LONG_ROPE,
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 1.5, 2.0, 3.0],
+        },
+        "v_head_dim": None,
+    },
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},
