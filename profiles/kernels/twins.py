@@ -24,8 +24,7 @@ class _Softmax:
     @property
     def is_plain(self) -> bool:
         """Whether torch's own attention does the same."""
-        has_more = self.has_sinks or self.has_slopes
-        return self.soft_cap is None and self.sparsity == 1 and not has_more
+        return self.soft_cap is None and self.sparsity == 1 and not self.has_sinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +99,7 @@ def decode_attention(
         has_slopes=slopes is not None,
         sparsity=sparsity,
     )
-    step = _rows_at_once(out, tokens, packing, is_plain=softmax.is_plain)
+    step = _rows_at_once(out, tokens, packing, softmax)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         unpacked_part = _unpacked(context[:, :, part], packing, q.dtype)
@@ -108,21 +107,24 @@ def decode_attention(
 
 
 def _rows_at_once(
-    out: torch.Tensor, tokens: int, packing: Packing | None, *, is_plain: bool
+    out: torch.Tensor, tokens: int, packing: Packing | None, softmax: _Softmax
 ) -> int:
     """Return the number of rows that are computed at once, which bounds the temporaries."""
     rows, group, head_dim = out.shape
     row_bytes = 2 * tokens * head_dim * out.element_size() if packing else 0
-    if not is_plain:
+    if not softmax.is_plain:
         # Keys and values in float32, one after the other, and three tensors of scores.
         row_bytes += 4 * tokens * (head_dim + 3 * group)
+    elif softmax.has_slopes:
+        # What is added to the scores, in float32 and in the dtype of the queries.
+        row_bytes += tokens * group * (4 + out.element_size())
     return max(1, UNPACKED_AT_ONCE_BYTES // row_bytes) if row_bytes else rows
 
 
 def _attend_part(rows: _Rows, context: torch.Tensor, softmax: _Softmax, out: torch.Tensor) -> None:
     """Attend to some rows. A function of its own, so that their temporaries are freed."""
     if softmax.is_plain:
-        out.copy_(_attend(rows.queries, context, rows.seen))
+        out.copy_(_attend(rows, context))
     else:
         out.copy_(_attend_in_float32(rows, context, softmax))
 
@@ -136,12 +138,14 @@ def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype
     return whole.view(tokens, 2, rows, -1)
 
 
-def _attend(
-    queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None
-) -> torch.Tensor:
+def _attend(rows: _Rows, context: torch.Tensor) -> torch.Tensor:
     """Attend with [rows, group, head_dim] to [tokens, 2, rows, head_dim]."""
+    queries, seen = rows.queries, rows.seen
     keys, values = context[:, 0].transpose(0, 1), context[:, 1].transpose(0, 1)
     mask = None if seen is None else seen[:, None, None, :]
+    if rows.slopes is not None and rows.places is not None:
+        added = (rows.slopes[..., None] * rows.places[:, None]).to(queries.dtype)
+        mask = added[:, None] if mask is None else added[:, None].masked_fill_(~mask, -torch.inf)
     attended = F.scaled_dot_product_attention(
         queries[:, None], keys[:, None], values[:, None], attn_mask=mask
     )
