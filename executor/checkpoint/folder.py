@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -115,8 +117,7 @@ def _tensor_parts(
     names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
     dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
-    tail = tensor.shape[1:]
-    width = tail[0] if tail else 1
+    width = math.prod(tensor.shape[1:])
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
@@ -129,21 +130,29 @@ def _tensor_parts(
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
     module = tensor.name.rpartition(".")[0]
-    is_transposed = len(tail) == 1 and module in family.transposed
-    if module in family.by_head:
-        tail = (spec.layer(number).attention.head_dim,)
-        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
+    shape_of = partial(_stored_shape, spec, number, module, tensor.shape[1:])
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=(*tail, stored_rows) if is_transposed else (stored_rows, *tail),
+            shape=shape_of(stored_rows),
             first_row=first_row,
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
-            is_transposed=is_transposed,
+            is_transposed=len(tensor.shape) == 2 and module in family.transposed,
         )
         offset += count * width * dtype.itemsize
+
+
+def _stored_shape(
+    spec: ModelSpec, number: int, module: str, tail: tuple[int, ...], rows: int
+) -> tuple[int, ...]:
+    """Return the shape in which a checkpoint stores ``rows`` of a module, [rows, *tail] here."""
+    family = family_named(spec.family)
+    if module in family.by_head:
+        head_dim = spec.layer(number).attention.head_dim
+        return (rows // head_dim, head_dim)
+    return (*tail, rows) if module in family.transposed else (rows, *tail)
 
 
 def overlaps(
