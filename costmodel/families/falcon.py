@@ -40,7 +40,8 @@ def _describe(config: HFConfig) -> ModelSpec:
             rotary=None if has_alibi else rotary(config, head_dim=head_dim),
             qkv_bias=has_bias,
             output_bias=has_bias,
-            # Rounded as in its training, and scaled with the scores.
+            # Rounded as in its training, and scaled with the scores. The product of slope and
+            # distance is not rounded here, as it is there from 256 tokens on.
             alibi_slopes=tuple(
                 to_bfloat16(slope) * head_dim**-0.5
                 for slope in (alibi_slopes(heads) if has_alibi else ())

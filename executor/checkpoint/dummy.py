@@ -23,9 +23,9 @@ from costmodel.families import spec_from_config
 from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import Strides
-from executor.checkpoint.folder import TensorPart, component_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
+from executor.checkpoint.tensor_parts import TensorPart, component_parts, overlaps
 from profiles.files import write_json
 from profiles.units import GIB
 

@@ -28,8 +28,7 @@ class _Softmax:
     @property
     def is_plain(self) -> bool:
         """Whether torch's own attention does the same."""
-        has_more = self.has_sinks or self.has_slopes
-        return self.soft_cap is None and self.sparsity == 1 and not has_more
+        return self.soft_cap is None and self.sparsity == 1 and not self.has_sinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +106,7 @@ def decode_attention(
         has_slopes=slopes is not None,
         sparsity=sparsity,
     )
-    step = _rows_at_once(whole.queries, tokens, packing, is_plain=softmax.is_plain)
+    step = _rows_at_once(whole.queries, tokens, packing, softmax)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         unpacked_part = _unpacked(context[:, :, part], packing, q.dtype)
@@ -115,14 +114,17 @@ def decode_attention(
 
 
 def _rows_at_once(
-    queries: torch.Tensor, tokens: int, packing: Packing | None, *, is_plain: bool
+    queries: torch.Tensor, tokens: int, packing: Packing | None, softmax: _Softmax
 ) -> int:
     """Return the number of rows that are computed at once, which bounds the temporaries."""
     rows, group, head_dim = queries.shape
     row_bytes = 2 * tokens * head_dim * queries.element_size() if packing else 0
-    if not is_plain:
+    if not softmax.is_plain:
         # Keys and values in float32, one after the other, and three tensors of scores.
         row_bytes += 4 * tokens * (head_dim + 3 * group)
+    elif softmax.has_slopes:
+        # What is added to the scores, in float32 and in the dtype of the queries.
+        row_bytes += tokens * group * (4 + queries.element_size())
     return max(1, UNPACKED_AT_ONCE_BYTES // row_bytes) if row_bytes else rows
 
 
@@ -132,7 +134,7 @@ def _attend_part(rows: _Rows, context: torch.Tensor, softmax: _Softmax, out: tor
     keys, values = context[:, 0].transpose(0, 1), context[:, -1].transpose(0, 1)
     values = values[..., : out.shape[2]]
     if softmax.is_plain:
-        out.copy_(_attend(rows.queries, keys, values, rows.seen, softmax.scale))
+        out.copy_(_attend(rows, keys, values, softmax.scale))
     else:
         out.copy_(_attend_in_float32(rows, keys, values, softmax))
 
@@ -147,16 +149,14 @@ def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype
     return whole.view(tokens, vectors, rows, -1)
 
 
-def _attend(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    seen: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
+def _attend(rows: _Rows, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
     """Attend with [rows, group, head_dim] to [rows, tokens, head_dim], and to values that may be
     shorter."""
+    queries, seen = rows.queries, rows.seen
     mask = None if seen is None else seen[:, None, None, :]
+    if rows.slopes is not None and rows.places is not None:
+        added = (rows.slopes[..., None] * rows.places[:, None]).to(queries.dtype)
+        mask = added[:, None] if mask is None else added[:, None].masked_fill_(~mask, -torch.inf)
     attended = F.scaled_dot_product_attention(
         queries[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=scale
     )

@@ -12,7 +12,7 @@ import torch
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from costmodel.families import spec_from_config
+from costmodel.families import load_model_spec, spec_from_config
 from costmodel.families._alibi import alibi_slopes, to_bfloat16
 from costmodel.model.layer_spec import AttentionSpec
 from costmodel.model.spec import ModelSpec
@@ -165,7 +165,8 @@ def test_falcon_scales_rounded_slopes_with_the_scores() -> None:
     assert list(attention.alibi_slopes) == expected
 
 
-def test_a_policy_keeps_slopes() -> None:
-    spec = spec_from_config({"model_type": "mpt"}, name="mpt")
+@pytest.mark.parametrize("name", ["bloom-7b1", "mpt-7b", "opt-350m", "stablelm-2-12b"])
+def test_a_policy_keeps_slopes_and_norms(name: str) -> None:
+    spec = load_model_spec(name)
     policy = make_policy(spec, prompt_len=4, gen_len=2)
     assert from_json(Policy, to_json(policy), "policy") == policy

@@ -211,6 +211,7 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
 
 # Families whose classes take other keys than most: what they have beside ``shapes``.
 OWN_KEYS: dict[str, dict[str, Any]] = {
+    "biogpt": {"intermediate_size": 112},
     "bloom": {},
     "persimmon": {"intermediate_size": 112},
     "mpt": {"max_seq_len": 96, "n_heads": 4},
