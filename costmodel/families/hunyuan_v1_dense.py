@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from costmodel.families._hunyuan import HUNYUAN_MODULES, hunyuan_attention
 from costmodel.families._shared import (
     LLAMA_DEFAULTS,
+    LLAMA_MODULES,
     decoder,
     equal_layers,
     gated_mlp,
+    llama_attention,
     rms_norm,
 )
 from costmodel.model.family import Family
@@ -17,8 +18,18 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
+    has_bias = config.flag("attention_bias")
     layer = LayerSpec(
-        attention=hunyuan_attention(config), mlp=gated_mlp(config), norm=rms_norm(config)
+        attention=llama_attention(
+            config,
+            takes_null=("num_key_value_heads",),
+            qk_norm="head",
+            norms_rotated=True,
+            qkv_bias=has_bias,
+            output_bias=has_bias,
+        ),
+        mlp=gated_mlp(config),
+        norm=rms_norm(config),
     )
     return decoder(config, equal_layers(config, layer))
 
@@ -31,5 +42,9 @@ FAMILY = Family(
         "attention_bias": False,
     },
     describe=_describe,
-    modules=HUNYUAN_MODULES,
+    modules={
+        **LLAMA_MODULES,
+        "q_norm": ("layers.{layer}.self_attn.query_layernorm",),
+        "k_norm": ("layers.{layer}.self_attn.key_layernorm",),
+    },
 )

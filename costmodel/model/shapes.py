@@ -66,6 +66,8 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
     if attention.output_bias:
         shapes["output.bias"] = (hidden,)
     qkv, query = attention.qkv_size, attention.query_size
+    if attention.has_output_gate:
+        shapes["attention_gate.weight"] = (query, hidden)
     return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
 
 
