@@ -44,7 +44,8 @@ def component_shapes(spec: ModelSpec, layer: LayerSpec) -> dict[str, tuple[Shape
     router = _half_norm_shapes(spec, layer, "mlp")
     if experts.router.has_bias:
         router["router.bias"] = (experts.num_experts,)
-    router["router.weight"] = (experts.num_experts, hidden)
+    kind = "float32_weight" if experts.router.in_float32 else "weight"
+    router[f"router.{kind}"] = (experts.num_experts, hidden)
     if experts.gates_shared:
         router["shared_gate.weight"] = (1, hidden)
     components["router"] = router, 1
