@@ -1,4 +1,4 @@
-"""The attention of Hunyuan: norms after the rotation, whose base ``alpha`` stretches."""
+"""What both Hunyuan families share: norms after the rotation, whose base ``alpha`` stretches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ HUNYUAN_MODULES: Mapping[str, tuple[str, ...]] = {
 def hunyuan_attention(
     config: HFConfig, takes_null: Sequence[str] = ("num_key_value_heads",)
 ) -> AttentionSpec:
-    """Read the attention of a Hunyuan.
+    """Read the attention of both families.
 
-    Its ``dynamic`` scaling has a fixed ``alpha``: the base of the rotation is that of a context
+    Their ``dynamic`` scaling has a fixed ``alpha``: the base of the rotation is that of a context
     ``alpha`` times as long, whatever the length.
     """
     has_bias = config.flag("attention_bias")

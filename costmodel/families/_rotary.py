@@ -138,10 +138,10 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     factor = _number(config, found, "factor", spec.kind)
     scale = found.get("attention_factor")
     if scale is None:
-        scale = _yarn_scale(factor)
+        scale = yarn_scale(factor)
         if found.get("mscale") and found.get("mscale_all_dim"):
             one, other = (
-                _yarn_scale(factor, config.positive(name, found[name]))
+                yarn_scale(factor, config.positive(name, found[name]))
                 for name in ("mscale", "mscale_all_dim")
             )
             scale = one / other
@@ -156,7 +156,7 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     )
 
 
-def _yarn_scale(factor: float, mscale: float = 1.0) -> float:
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     """Return the factor of attention of Peng et al. 2023, equation 22, times ``mscale``."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 

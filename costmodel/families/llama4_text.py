@@ -58,7 +58,10 @@ def _attentions(config: HFConfig) -> list[AttentionSpec]:
     )
     normed = config.flag("use_qk_norm")
     rotated = replace(
-        plain, qk_norm="head" if normed else "none", qk_norm_has_weight=False, norms_rotated=True
+        plain,
+        qk_norm="head" if normed else "none",
+        qk_norm_spec=replace(rms_norm(config), has_weight=False),
+        norms_rotated=True,
     )
     floor, strength = config.whole("floor_scale"), config.number("attn_scale")
     tuned = replace(

@@ -39,6 +39,10 @@ class Family:
     row_blocks
         For a module that is stored as one tensor with its rows in another order, the blocks of rows
         that make ours: the first row and the number of rows of each.
+    by_head
+        Modules whose vectors are stored as matrices, [heads, head_dim].
+    transposed
+        Modules whose matrices are stored as [inputs, outputs].
     prefix
         The path of the decoder in transformers' causal model.
     head
@@ -62,6 +66,8 @@ class Family:
         default_factory=dict
     )
     aliases: Mapping[str, str] = field(default_factory=dict)
+    by_head: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
     prefix: str = "model."
     head: str = "lm_head"
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
@@ -69,6 +75,11 @@ class Family:
     tokenizer_class: str = AS_IT_STANDS
     fixes_tokenizer_class: bool = False
     stacked: Mapping[str, StackedTensor] = field(default_factory=dict)
+
+    @property
+    def base_prefix(self) -> str:
+        """The path of the base model, which a checkpoint's names may leave out."""
+        return self.prefix.partition(".")[0] + "."
 
     def tensor_names(
         self, spec: ModelSpec, name: str, layer: int, expert: int = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from costmodel.model.checks import check_choice, check_least, check_positive
 from profiles.errors import InputError
 
-ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2")
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2", "xielu")
 # With so many rows at once, the temporaries of experts are small beside their weights.
 EXPERT_ROWS_AT_ONCE = 1024
 
@@ -21,7 +21,9 @@ class MlpSpec:
     size
         Width of the inner vectors.
     activation
-        ``silu``, ``relu`` or ``gelu`` (the exact one).
+        ``silu``, ``relu`` or ``gelu`` (the exact one); ``gelu_tanh`` is its approximation,
+        ``relu2`` the square of ``relu``. ``xielu`` has two learned parameters a layer (Huang and
+        Schlag 2024), and no gate.
     is_gated
         Whether the activated projection is multiplied by a second one, as in SwiGLU.
     has_bias
@@ -45,6 +47,8 @@ class MlpSpec:
         if self.gate_limit is not None:
             check_positive("mlp gate_limit", self.gate_limit)
         check_choice("activation", self.activation, ACTIVATIONS)
+        if self.activation == "xielu" and self.is_gated:
+            raise InputError("mlp activation", got="xielu with a gate", allowed="xielu without one")
 
     @property
     def inner_rows(self) -> int:
@@ -70,8 +74,8 @@ class RouterSpec:
         Whether a bias is added to each score for the choice of experts. The weights do not
         include it.
     num_groups, groups_per_token
-        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. A group's rank is the
-        sum of its two best scores (DeepSeek-V3). With one group, experts are chosen from all.
+        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. With one group,
+        experts are chosen from all.
     in_float32
         Whether the logits are computed in float32, from a matrix that keeps float32 in models of
         any dtype.
@@ -87,6 +91,8 @@ class RouterSpec:
         Chooses the experts one after the other (Sparsemixer, Liu et al. 2023). The weight of each
         is its share in the softmax of the logits that are left, without those that are further
         below it than twice this share of themselves. ``None`` chooses all at once.
+    scores_per_group
+        A group's rank is the sum of so many of its best scores: two (DeepSeek-V3) or one (V2).
     """
 
     score: str = "softmax"
@@ -102,13 +108,14 @@ class RouterSpec:
     scales_input: bool = False
     least_sum: float = 0.0
     jitter: float | None = None
+    scores_per_group: int = 2
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
+        check_least(self, 1, "num_groups", "groups_per_token", "scores_per_group")
         if self.jitter is not None:
             check_positive("router jitter", self.jitter)
-        check_least(self, 1, "num_groups", "groups_per_token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +158,13 @@ class ExpertsSpec:
         if groups == 1 and chosen == 1:
             return
         size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
+        least = self.router.scores_per_group
+        if rest or size < least or chosen > groups or chosen * size < self.experts_per_token:
             raise InputError(
                 "router groups",
                 got=f"{chosen} of {groups}",
-                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
-                f"of them for {self.experts_per_token} experts",
+                allowed=f"equal groups of {least} or more of the {self.num_experts} experts, and "
+                f"enough of them for {self.experts_per_token} experts",
             )
 
     def rows_at_once(self, num_tokens: int) -> int:

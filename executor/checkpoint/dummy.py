@@ -108,6 +108,7 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
         for part in component_parts(spec, index, layout):
             if part.name not in seen:
                 seen.add(part.name)
+                # In the order of the file, transposed or not.
                 yield TensorPart(
                     name=part.name,
                     shape=part.shape,

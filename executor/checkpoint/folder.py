@@ -15,11 +15,12 @@ from typing import Protocol
 
 import torch
 
-from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
+from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor, Strides
+from executor.checkpoint.language_part import language_part
 from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
@@ -100,12 +101,11 @@ def component_parts(
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
+def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
-        attention = layer.attention
-        return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (tensor.shape[0] // 2,) * 2
+        return layer.attention.qkv_parts
+    return (tensor.shape[0] // num_parts,) * num_parts
 
 
 def _tensor_parts(
@@ -121,30 +121,45 @@ def _tensor_parts(
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
     if (stacked := family.stacked.get(tensor.name)) is not None:
-        counts = _part_rows(spec.layer(number), tensor) if len(names) > 1 else tensor.shape[:1]
+        counts = (
+            _part_rows(spec.layer(number), tensor, len(names))
+            if len(names) > 1
+            else tensor.shape[:1]
+        )
         yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
         return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
     elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor)
+        rows = _part_rows(spec.layer(number), tensor, len(names))
         blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
     elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
         found = arranged(spec.layer(number))
         blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
+    module = tensor.name.rpartition(".")[0]
+    is_transposed = len(tail) == 1 and module in family.transposed
+    if module in family.by_head:
+        tail = (spec.layer(number).attention.head_dim,)
+        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=(stored_rows, *tail),
+            shape=(*tail, stored_rows) if is_transposed else (stored_rows, *tail),
             first_row=first_row,
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
+            strides=_transposed(first_row, stored_rows, width) if is_transposed else None,
         )
         offset += count * width * dtype.itemsize
+
+
+def _transposed(first_row: int, num_rows: int, num_columns: int) -> Strides:
+    """Return the places of our rows from ``first_row`` on where they are columns in the file."""
+    return Strides(first=first_row, row_step=1, column_step=num_rows, columns=num_columns)
 
 
 def _stacked_parts(
@@ -239,9 +254,11 @@ class Checkpoint:
                 hint="merging the adapter, or removing that file where the weights hold it already",
             )
         spec = spec_from_config(raw, name=folder.resolve().name)
-        stored = StoredTensors.open(folder)
+        stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
+        if is_text_part(raw):
+            stored = language_part(stored)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
@@ -333,8 +350,8 @@ def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> No
     family = family_named(spec.family)
     unread = [
         n
-        for n in sorted(stored.entries)
-        if n not in read and not family.may_ignore(n, spec.num_layers)
+        for n, entry in sorted(stored.entries.items())
+        if entry.name not in read and not family.may_ignore(n, spec.num_layers)
     ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""

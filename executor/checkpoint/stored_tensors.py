@@ -27,7 +27,6 @@ from executor.checkpoint.safetensors_file import (
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
-BASE_PREFIX = "model."
 # Most bytes of a file's name on common file systems.
 LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
@@ -41,12 +40,12 @@ COLUMNS_AT_ONCE = 64
 SAMPLING_THREADS = 8
 
 
-def stored_names(name: str) -> tuple[str, ...]:
+def stored_names(name: str, base_prefix: str) -> tuple[str, ...]:
     """Return the names under which transformers finds a tensor of its causal model in a file.
 
     They are its own name, and the names with one prefix of the base model more or less.
     """
-    return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
+    return tuple(dict.fromkeys((name, base_prefix + name, name.removeprefix(base_prefix))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +61,8 @@ class StoredTensors:
     faults
         The error of each tensor whose shard could not be opened. It is raised only where the tensor
         is needed.
+    base_prefix
+        The path of the base model in transformers' causal model (see ``Family.base_prefix``).
     index_dtype
         The dtype of the model in the index, if it has one.
     """
@@ -70,16 +71,19 @@ class StoredTensors:
     entries: Mapping[str, TensorEntry]
     promised: Mapping[str, str]
     faults: Mapping[str, InputError]
+    base_prefix: str
     index_dtype: object = None
 
     @classmethod
-    def open(cls, folder: Path) -> StoredTensors:
+    def open(cls, folder: Path, base_prefix: str) -> StoredTensors:
         """Read the headers of a folder's files; raises ``InputError`` for invalid ones."""
         if (folder / SINGLE_NAME).exists():
             entries = open_safetensors(folder / SINGLE_NAME)
-            return cls(folder=folder, entries=entries, promised={}, faults={})
+            return cls(
+                folder=folder, entries=entries, promised={}, faults={}, base_prefix=base_prefix
+            )
         if (folder / INDEX_NAME).exists():
-            return _open_indexed(folder)
+            return _open_indexed(folder, base_prefix)
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         raise InputError(
             f"checkpoint {folder}",
@@ -115,7 +119,7 @@ class StoredTensors:
         InputError
             Where its shard is missing, or where two names of the tensor are stored.
         """
-        names = stored_names(name)
+        names = stored_names(name, self.base_prefix)
         for stored in names:
             if stored in self.faults:
                 raise self.faults[stored]
@@ -130,7 +134,7 @@ class StoredTensors:
 
     def missing(self, names: list[str], count: int) -> InputError:
         """Make the error for missing tensors; ``count`` tensors are needed."""
-        for stored in stored_names(names[0]):
+        for stored in stored_names(names[0], self.base_prefix):
             if stored in self.promised:
                 return InputError(
                     f"shard {self.promised[stored]}",
@@ -145,7 +149,7 @@ class StoredTensors:
         )
 
 
-def _open_indexed(folder: Path) -> StoredTensors:
+def _open_indexed(folder: Path, base_prefix: str) -> StoredTensors:
     index = read_json(folder / INDEX_NAME, "weight index")
     promised, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(promised, dict) or not promised:
@@ -179,6 +183,7 @@ def _open_indexed(folder: Path) -> StoredTensors:
         entries=entries,
         promised=promised,
         faults=faults,
+        base_prefix=base_prefix,
         index_dtype=metadata.get("dtype") if isinstance(metadata, dict) else None,
     )
 

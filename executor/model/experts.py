@@ -119,9 +119,9 @@ def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
 
 
 def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
-    """Mask the experts of all groups but the best, by the sum of each group's two best ranks."""
+    """Mask the experts of all groups but the best, by the sum of each group's best ranks."""
     groups = ranks.unflatten(1, (router.num_groups, -1))
-    best = groups.topk(2, dim=-1).values.sum(dim=-1)
+    best = groups.topk(router.scores_per_group, dim=-1).values.sum(dim=-1)
     is_shut = torch.ones_like(best, dtype=torch.bool)
     is_shut.scatter_(1, best.topk(router.groups_per_token).indices, False)
     open_groups: torch.Tensor = groups.masked_fill(is_shut[..., None], -torch.inf)

@@ -28,6 +28,10 @@ class PackedRows:
         """Return some of the rows, as a view."""
         return PackedRows(self.rows[part], self.packing)
 
+    def clone(self) -> PackedRows:
+        """Return a copy in memory of its own."""
+        return PackedRows(self.rows.clone(), self.packing)
+
 
 Matrix = torch.Tensor | PackedRows
 # Tensor name -> the row chunks of the tensor, in order; a vector has one. Tensors of experts have

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from costmodel.model.layer_spec import AttentionSpec
 from costmodel.pricing.workspace import KEYS_AT_ONCE, QUERIES_AT_ONCE
+from executor.model.alibi import slopes_of
 
 
 def prefill_attention(
@@ -31,7 +32,7 @@ def prefill_attention(
     k, v
         [batch, tokens, kv heads, head_dim].
     attention
-        Its window and soft cap are applied.
+        Its window, soft cap and ALiBi slopes are applied.
     sinks
         Of each query head, float32 [heads].
 
@@ -127,7 +128,7 @@ def _attend_by_tiles(
     attention: AttentionSpec,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Do the same with a soft cap and sinks, one tile of keys at a time.
+    """Do the same with a soft cap, sinks and ALiBi, one tile of keys at a time.
 
     Where a tile has a score that exceeds all before it, what was summed is fitted to it.
     """
@@ -140,12 +141,17 @@ def _attend_by_tiles(
         # A sink is the first score, and adds nothing to the values.
         largest.copy_(sinks.view(kv_heads, group, 1))
         total.fill_(1)
+    slopes = slopes_of(attention, q.device)
     sums = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     for tile in _key_tiles(k.shape[1]):
         scores = (queries @ k[:, tile].transpose(1, 2)).view(*shape, -1).float()
         scores *= head_dim**-0.5
         if attention.soft_cap is not None:
             scores.div_(attention.soft_cap).tanh_().mul_(attention.soft_cap)
+        if slopes is not None:
+            # Counted from the last key for all queries: the shift cancels out in the softmax.
+            places = torch.arange(tile.start, tile.stop, device=q.device) - (k.shape[1] - 1)
+            scores += slopes.view(kv_heads, group, 1, 1) * places
         visible = _visible(count, tile, k.shape[1], attention, q.device)
         scores.masked_fill_(~visible, -torch.inf)
         now = torch.maximum(largest, scores.amax(-1))

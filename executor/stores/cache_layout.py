@@ -41,6 +41,8 @@ class CacheLayout:
         The packing of a key or a value of one row; ``None`` for a cache in the model's dtype.
     dtype
         The stored dtype: bytes for a packed cache.
+    vectors
+        Two for a key and a value of each row; one where a vector is both.
     is_chunked
         Whether a ring's tokens are void as soon as a new chunk begins.
     """
@@ -53,6 +55,7 @@ class CacheLayout:
     segments: tuple[Segment, ...]
     packing: Packing | None
     dtype: torch.dtype
+    vectors: int = 2
     is_chunked: bool = False
 
     @classmethod
@@ -65,6 +68,7 @@ class CacheLayout:
         return cls(
             rows_per_sequence=cache.rows_per_sequence,
             head_dim=cache.width,
+            vectors=cache.vectors,
             num_slots=cache.num_slots(context_len),
             prompt_slots=cache.num_slots(policy.workload.kept_prompt_len),
             is_ring=is_ring,
@@ -193,15 +197,16 @@ class CacheLayout:
         return slice(start, start + num_tokens * segment.token_bytes)
 
     def as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
-        """Return a view of a segment's bytes as its context, [tokens, 2, rows, width]."""
-        row_bytes = self.width * self.dtype.itemsize
+        """Return a view of a segment's bytes as its context, [tokens, vectors, rows, width]."""
+        row_bytes = self.vectors * self.width * self.dtype.itemsize
         if is_by_row(segment):
-            rows = segment.token_bytes // (2 * row_bytes)
-            by_row = buffer.view(self.dtype).view(rows, 2, -1, self.width)
+            rows = segment.token_bytes // row_bytes
+            by_row = buffer.view(self.dtype).view(rows, self.vectors, -1, self.width)
             return by_row[: segment.num_rows].permute(2, 1, 0, 3)
-        used = 2 * segment.num_rows * row_bytes
+        used = segment.num_rows * row_bytes
         tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(self.dtype)
-        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, self.width))
+        shape = self.vectors, segment.num_rows, self.width
+        context: torch.Tensor = tokens.unflatten(1, shape)
         return context
 
     def as_runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:

@@ -168,11 +168,12 @@ extern "C" void decode_attention_float16(const Attention* a, int threads) {
 }
 extern "C" void decode_attention_bfloat16(const Attention* a, int threads) {
 #if defined(HAS_TABLE)
-  if (PackedPairs::takes({a->dim, a->group_size, a->bits}) && a->sparsity == 1)
+  if (PackedPairs::takes({a->dim, a->group_size, a->bits}) && a->value_dim % 32 == 0 &&
+      a->sparsity == 1)
     return attend_rows<Row<Bfloat16, PackedPairs, PlainCache<uint8_t>>>(*a, threads);
 #endif
 #if defined(__AVX512BF16__)
-  if (a->dim % 32 == 0) return decode_attention<Bfloat16, Pairs>(*a, threads);
+  if (a->dim % 32 == 0 && a->value_dim % 32 == 0) return decode_attention<Bfloat16, Pairs>(*a, threads);
 #endif
   decode_attention<Bfloat16, Wide<Bfloat16>>(*a, threads);
 }

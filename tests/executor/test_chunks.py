@@ -71,8 +71,10 @@ def test_a_void_may_wrap_around(
             expected[rows],
             first_row=0,
             void_slots=None,
+            scale=32**-0.5,
             soft_cap=None,
             sinks=None,
+            slopes=None,
             packing=None,
             sparsity=sparsity,
         )

@@ -38,7 +38,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import ATTENTION, LLAMA3_ROPE, save_tiny_model
 
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]
@@ -60,7 +60,8 @@ class Folder:
 
     def __init__(self, path: Path, family: str) -> None:
         self.path, self.family = path, family
-        self.config_class = type(save_tiny_model(path, family, num_layers=1).config)
+        model = save_tiny_model(path, family, num_layers=1)
+        self.model_class, self.config_class = type(model), type(model.config)
         self.base: Config = json.loads((path / "config.json").read_text())
 
     def ours(self, config: Config) -> ModelSpec | None:
@@ -85,7 +86,9 @@ class Folder:
         self._write(config)
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.path, output_loading_info=True, attn_implementation="eager"
+                self.path,
+                output_loading_info=True,
+                attn_implementation=ATTENTION.get(self.family, "eager"),
             )
             with torch.inference_mode():
                 out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
@@ -256,9 +259,16 @@ def culprits(
 def rope_configs(folder: Folder) -> Iterator[Config]:
     """Yield configs with each key of rotary positions at each of its places."""
     base = folder.base
-    plain = {k: v for k, v in base.items() if k != "rope_parameters"}
+    # The second one has bases of its own for each layer.
+    plain = {k: v for k, v in base.items() if k not in ("rope_parameters", "layer_rope_theta")}
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
-    whole = {kind: LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
+    # Numbers that a family needs beside those of the rotation itself.
+    own = {
+        key: value
+        for key, value in (base.get("rope_parameters") or {}).items()
+        if key not in RopeParameters.__annotations__ and not isinstance(value, dict)
+    }
+    whole = {kind: own | LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
     for place, kind in itertools.product(ROPE_PLACES, kinds):
         found = whole[kind]
         yield plain | {place: found}
@@ -291,15 +301,11 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
-    if folder.family == "gptj":
+    if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
-    module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
-    names = (
-        re.sub(pattern, "RotaryEmbedding", folder.config_class.__name__)
-        for pattern in ("Config$", "TextConfig$")
-    )
-    module = importlib.import_module(module_name)
-    rotary_class = next(getattr(module, name) for name in names if hasattr(module, name))
+    # Some families have Llama's model with a config of their own.
+    name = folder.model_class.__name__.replace("ForCausalLM", "RotaryEmbedding")
+    rotary_class = getattr(importlib.import_module(folder.model_class.__module__), name)
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)

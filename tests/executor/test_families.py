@@ -20,6 +20,7 @@ from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import (
+    LATENT_YARN,
     LLAMA3_ROPE,
     LONG_ROPE,
     VOCAB_SIZE,
@@ -31,6 +32,67 @@ ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor"
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
+    "bloom-three-heads": {"family": "bloom", "num_attention_heads": 3, "hidden_size": 48},
+    "cohere-query-norms": {"family": "cohere", "use_qk_norm": True, "num_kv_heads": 1},
+    "cohere-biases": {"family": "cohere", "use_qk_norm": True, "attention_bias": True},
+    "stablelm-query-norms": {"family": "stablelm", "qk_layernorm": True, "num_kv_heads": 1},
+    "persimmon-plain": {"family": "persimmon", "qk_layernorm": False},
+    "phi-query-norms": {"family": "phi", "qk_layernorm": True},
+    "opt-projected": {
+        "family": "opt",
+        "word_embed_proj_dim": 40,
+        "do_layer_norm_before": False,
+        "tied": True,
+    },
+    "opt-untied-projected": {"family": "opt", "word_embed_proj_dim": 80},
+    "opt-sums": {"family": "opt", "do_layer_norm_before": False, "enable_bias": False},
+    "opt-plain-norms": {
+        "family": "opt",
+        "layer_norm_elementwise_affine": False,
+        "_remove_final_layer_norm": True,
+    },
+    "codegen-odd-heads": {"family": "codegen", "num_attention_heads": 2},
+    "gpt-bigcode-plain-heads": {
+        "family": "gpt_bigcode",
+        "multi_query": False,
+        "scale_attn_weights": False,
+    },
+    "mpt-clipped": {
+        "family": "mpt",
+        "attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.3},
+        "num_attention_heads": 4,
+    },
+    "falcon-alibi": {"family": "falcon", "alibi": True, "parallel_attn": False, "bias": True},
+    "falcon-alibi-heads": {"family": "falcon", "alibi": True, "multi_query": False},
+    "deepseek-v2-greedy": {
+        "family": "deepseek_v2",
+        "topk_method": "greedy",
+        "q_lora_rank": None,
+        "rope_parameters": LATENT_YARN,
+    },
+    "deepseek-v3-biases": {
+        "family": "deepseek_v3",
+        "attention_bias": True,
+        "norm_topk_prob": False,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "deepseek-v3-halves": {"family": "deepseek_v3", "rope_interleave": False, "v_head_dim": 32},
+    "deepseek-v3-yarn": {"family": "deepseek_v3", "rope_parameters": LATENT_YARN},
+    "glm4-moe-lite-list": {
+        "family": "glm4_moe_lite",
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+    },
+    "minicpm3-long": {
+        "family": "minicpm3",
+        "rope_parameters": {
+            **LONG_ROPE,
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 1.5, 2.0, 3.0],
+        },
+        "v_head_dim": None,
+    },
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},
@@ -150,6 +212,41 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "phi3",
         "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
     },
+    "apertus-squared": {"family": "apertus", "hidden_act": "relu2", "attention_bias": True},
+    "ministral3-window": {
+        "family": "ministral3",
+        "sliding_window": 9,
+        "rope_parameters": YARN_ROPE
+        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+    },
+    "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
+    "exaone4-without-windows": {
+        "family": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "exaone-llama3": {"family": "exaone", "rope_parameters": LLAMA3_ROPE, "mlp_bias": True},
+    "gpt-neox-japanese-part": {"family": "gpt_neox_japanese", "rotary_pct": 0.5},
+    "granite-swa-bases": {
+        "family": "granite_swa",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "layer_rope_theta": [0, 1e4, 5e5],
+        "attention_bias": True,
+    },
+    "hyperclovax-one-norm": {
+        "family": "hyperclovax",
+        "use_post_norm": False,
+        "attention_multiplier": 0.1,
+        "attention_bias": True,
+    },
+    "hunyuan-stretched": {
+        "family": "hunyuan_v1_dense",
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "rope_theta": 1e4,
+    },
+    "internlm3-biases": {"family": "internlm3", "attention_bias": True, "mlp_bias": True},
+    "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
         "family": "stablelm",
         "use_parallel_residual": True,
