@@ -98,6 +98,7 @@ class Family:
             if not spec.head.is_tied or kind == "bias":
                 return (f"{self.head}.{kind}",)
             module = "tokens"
+        kind = kind.removeprefix("float32_")
         # A whole tensor may have a name of its own, or else it is a part of its module.
         modules = self.modules(spec) if callable(self.modules) else self.modules
         parts = modules.get(name) or [f"{part}.{kind}" for part in modules[module]]

@@ -77,7 +77,8 @@ class RouterSpec:
         Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. With one group,
         experts are chosen from all.
     in_float32
-        Whether the logits are computed in float32.
+        Whether the logits are computed in float32, from a matrix that keeps float32 in models of
+        any dtype.
     rounds_weights
         Whether the weights are rounded to the model's dtype before they are used.
     bias_in_logits

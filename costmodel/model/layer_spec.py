@@ -187,6 +187,9 @@ class AttentionSpec:
     temperature_floor, temperature_strength
         Queries at position ``p`` are multiplied by ``1 + temperature_strength * log(1 + floor((p +
         1) / temperature_floor))`` (Nakanishi 2025). ``None`` leaves them.
+    has_output_gate
+        Whether the attended values are multiplied by the sigmoid of one more projection of the
+        layer's input, element by element.
     """
 
     num_heads: int
@@ -208,6 +211,7 @@ class AttentionSpec:
     is_chunked: bool = False
     temperature_floor: int | None = None
     temperature_strength: float = 0.1
+    has_output_gate: bool = False
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")

@@ -51,7 +51,8 @@ def component_shapes(spec: ModelSpec, layer: LayerSpec) -> dict[str, tuple[Shape
     router = _half_norm_shapes(spec, layer, "mlp")
     if experts.router.has_bias:
         router["router.bias"] = (experts.num_experts,)
-    router["router.weight"] = (experts.num_experts, hidden)
+    kind = "float32_weight" if experts.router.in_float32 else "weight"
+    router[f"router.{kind}"] = (experts.num_experts, hidden)
     if experts.gates_shared:
         router["shared_gate.weight"] = (1, hidden)
     components["router"] = router, 1
@@ -72,6 +73,8 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
         shapes["attention.sinks"] = (attention.num_heads,)
     if attention.output_bias:
         shapes["output.bias"] = (hidden,)
+    if attention.has_output_gate:
+        shapes["attention_gate.weight"] = (attention.query_size, hidden)
     shapes |= _latent_shapes(attention)
     qkv, output = attention.qkv_size, attention.output_size
     return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, output)}

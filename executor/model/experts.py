@@ -108,12 +108,10 @@ def _one_by_one(
 
 def _logits(rows: torch.Tensor, weights: LayerWeights, router: RouterSpec) -> torch.Tensor:
     """Return one logit for each token and expert, float32 [tokens, experts]."""
-    chunks = weights["router.weight"]
     if router.in_float32:
-        rows = rows.float()
-        chunks = [c.float() if isinstance(c, torch.Tensor) else c for c in chunks]
+        return linear(rows.float(), weights["router.float32_weight"])
     bias = vector(weights, "router.bias").to(rows.dtype) if router.bias_in_logits else None
-    return linear(rows, chunks, bias).float()
+    return linear(rows, weights["router.weight"], bias).float()
 
 
 def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:

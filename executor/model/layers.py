@@ -230,8 +230,13 @@ def finish_attention(
     hidden] in place.
 
     Temporaries at the peak, in elements per token: none where the product is added directly, else
-    ``hidden``, or twice that with a norm after it.
+    ``hidden``, or twice that with a norm after it; before that ``hidden + query`` with a gate,
+    which multiplies ``attended`` in place.
     """
+    if layer.attention.has_output_gate:
+        normed = _normed_input(x, weights, "attention", layer)
+        attended.mul_(linear(normed, weights["attention_gate.weight"]).sigmoid_())
+        del normed
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)

@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec
-from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
+from costmodel.model.layout import (
+    FLOAT32_TENSORS,
+    ComponentLayout,
+    LayerLayout,
+    decoder_numbers,
+    model_layers,
+)
 from costmodel.model.spec import EmbeddingSpec
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers
@@ -119,7 +125,10 @@ class ReferenceModel:
     def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
         bits = self.compression.weight_bits
         return {
-            name: [self.compression.of(c, bits) if c.dim() == 2 else c for c in chunks]
+            name: [
+                self.compression.of(c, bits) if c.dim() == 2 and name not in FLOAT32_TENSORS else c
+                for c in chunks
+            ]
             for name, chunks in weights.items()
         }
 

@@ -161,7 +161,6 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     },
     "granitemoe-biases": {"family": "granitemoe", "attention_bias": True, "tied": True},
     "granitemoeshared-none": {"family": "granitemoeshared", "shared_intermediate_size": 0},
-    "hunyuan-alpha": {"family": "hunyuan_v1_dense", "rope_parameters": ALPHA_ROPE},
     "hunyuan-moe-alpha": {
         "family": "hunyuan_v1_moe",
         "rope_parameters": ALPHA_ROPE,

@@ -174,6 +174,16 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "sliding_window": 20,
         "sliding_window_pattern": 2,
     },
+    "afmoe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "num_shared_experts": 2,
+        "sliding_window": 20,
+        "global_attn_every_n_layers": 2,
+        "route_scale": 1.5,
+        "mup_enabled": True,
+    },
     "flex_olmo": {
         "num_experts": 6,
         "num_experts_per_tok": 2,
@@ -238,6 +248,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
     "gpt_oss": {"family": "gpt_oss"},
+    "afmoe": {"family": "afmoe", "sliding_window": 7, "num_layers": 3},
     "llama4_text": {"family": "llama4_text", "attention_chunk_size": 7, "num_layers": 3},
 }
 
