@@ -70,7 +70,7 @@ _GROUPS = {
     """,
     ("experts or a router of a kind that is not read", "glm4_moe"): """
         dots1 afmoe exaone_moe solar_open laguna mimo_v2_flash hy_v3 sarvam_moe ernie4_5_moe
-        ernie4_5_vl_moe flint mellum
+        ernie4_5_vl_moe flint
     """,
     ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
     ("a norm of the embedding without weights", "llama"): "nanochat",

@@ -55,10 +55,24 @@ BLOCKS: Config = {
 CLIP = PATCHES | {"model_type": "clip_vision_model"}
 NEWEST = "model.language_model."
 SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+HALF_SECTIONS = SECTIONS | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 # By outer type: what the configs of the decoder and of the vision tower say besides.
 CASES: dict[str, tuple[Config, Config]] = {
     "gemma3": ({"head_dim": 16, "sliding_window": 20, "layer_types": None}, PATCHES),
     "glm4v": ({"rope_parameters": SECTIONS | {"partial_rotary_factor": 1.0}}, BLOCKS),
+    "glm4v_moe": (
+        {
+            "head_dim": 16,
+            "rope_parameters": SECTIONS
+            | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "routed_scaling_factor": 1.5,
+        },
+        BLOCKS,
+    ),
+    "idefics3": ({"model_type": "llama"}, PATCHES),
     "internvl": (
         {"model_type": "qwen3", "head_dim": 16},
         PATCHES | {"image_size": [28, 28], "patch_size": [14, 14]},
@@ -77,6 +91,7 @@ CASES: dict[str, tuple[Config, Config]] = {
         {"head_dim": 16, "rope_parameters": SECTIONS},
         BLOCKS | {"deepstack_visual_indexes": [0]},
     ),
+    "smolvlm": ({"model_type": "llama"}, PATCHES),
 }
 PROMPT = [(7 * i + 3) % 170 for i in range(60)]
 
