@@ -36,7 +36,8 @@ _GROUPS = {
     ("latent attention", "llama"): "minicpm3 youtu",
     ("two attentions a layer, and experts without weights", "qwen3_moe"): "longcat_flash",
     ("sparse attention by an index", "glm4_moe"): """
-        deepseek_v32 deepseek_v4 glm_moe_dsa axk2 hy_v4 hy_v4_vl dots3_note dots3_note_text
+        deepseek_v32 deepseek_v4 glm_moe_dsa glm5_next axk2 hy_v4 hy_v4_vl dots3_note
+        dots3_note_text
     """,
     ("sparse attention by an index", "minimax_m2"): "minimax_m3_vl minimax_m3_vl_text",
     ("differential attention", "llama"): "diffllama",
@@ -86,13 +87,26 @@ _GROUPS = {
         distilbert electra ernie esm eurobert fnet funnel gte ibert layoutlm longformer luke
         megatron-bert mobilebert modernbert modernvbert mpnet mra nomic_bert nystromformer perceiver
         rembert roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm-roberta
-        xlm-roberta-xl xmod yoso
+        xlm-roberta-xl xmod yoso esmc jina_embeddings_v3 neomme ultrabert ultravbert
     """,
     ("a factor of the logits that models for images drop", "cohere2"): "aya_vision cohere2_vision",
     ("cross-attention to images", "llama"): "mllama idefics",
     ("images or sound beside the text", "llama"): """
-        apertus1p5 apertus1p5_text emu3 git got_ocr2 moshi moss_transcribe_diarize
-        phi4_multimodal paligemma
+        apertus1p5 apertus1p5_text audioflamingo3 blip blip-2 canary chameleon cohere_asr
+        cosmos3_edge cosmos3_omni deepseek_vl deepseek_vl_hybrid dia emu3 evolla exaone4_5 fast_vlm
+        fun_asr_nano git glm46v glm_ocr glmasr glmga got_ocr2 granite4_vision granite_docling
+        granite_speech granite_speech_plus hunyuan_vl hyperclovax_vision_v2 idefics2 instructblip
+        instructblipvideo janus kyutai_speech_to_text lighton_ocr llava_next_video minicpm_ocr
+        minicpmv4_6 minicpmv4_7 molmo2 moonshine moonshine_streaming moshi moss_transcribe_diarize
+        muse_glimmer muse_spark musicflamingo nemo_speechlm omniasr ovis2 paddleocr_vl paligemma
+        perception_lm phi4_multimodal pi0 pop2piano pp_chart2table pp_formulanet qianfan_ocr
+        qwen2_5_omni qwen2_5_omni_thinker qwen2_audio qwen3_asr qwen3_omni_moe
+        qwen3_omni_moe_thinker shieldgemma2 speech-encoder-decoder speech_to_text speecht5 step3p7
+        vibevoice vibevoice_asr video_llama_3 video_llava vipllava voxtral voxtral_realtime
+    """,
+    ("code that only its own repository has", "llama"): """
+        aquila baichuan bailing_moe chatglm deepseek internlm internlm2 internvl_chat minicpm orion
+        qwen telechat xverse
     """,
 }
 
