@@ -18,7 +18,13 @@ from profiles.errors import InputError
 # Keys of the outer config that hold for the decoder; the dtype is always the outer one.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _OUTER_KEYS = (*(key for key in FOLLOWED if key != "text_config"), "tie_word_embeddings")
-_ROTARY_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+_ROTARY_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

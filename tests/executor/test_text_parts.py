@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.generation_config import GenerationConfig
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_machines import Case, draw_policy, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE
 
 Config = dict[str, Any]
@@ -93,6 +95,7 @@ CASES: dict[str, tuple[Config, Config]] = {
     ),
     "smolvlm": ({"model_type": "llama"}, PATCHES),
 }
+TIED = {"tie_word_embeddings": True}
 PROMPT = [(7 * i + 3) % 170 for i in range(60)]
 
 
@@ -236,6 +239,41 @@ def test_the_outer_dtype_counts() -> None:
     inner = {"torch_dtype": "float32"}
     config = {"model_type": "llava", "text_config": inner, "torch_dtype": "float16"}
     assert spec_from_config(config, name="tiny").dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "tied"),
+    [({}, {}, False), ({}, TIED, True), ({"tie_word_embeddings": False}, TIED, False)],
+)
+def test_the_outer_config_ties_the_head_or_else_the_inner_one(
+    outer: Config, inner: Config, tied: bool
+) -> None:
+    config = {"model_type": "mistral3", "text_config": inner} | outer
+    assert spec_from_config(config, name="tiny").head.is_tied == tied
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen3_vl"])
+def test_policies_run(kind: str, tmp_path: Path) -> None:
+    theirs = save_tiny(tmp_path / "model", kind)
+    prompts = [PROMPT[:length] for length in (9, 1, 14)]
+    (tmp_path / "offload").mkdir()
+    case = Case(
+        source=Checkpoint.open(tmp_path / "model"), prompts=prompts, folder=tmp_path / "offload"
+    )
+    base = make_policy(case.source.spec, prompt_len=14, gen_len=4)
+    rng = random.Random(kind)
+    for _ in range(3):
+        tokens = case.generate(draw_policy(base, rng, gpu=False), make_hardware())
+        assert tokens == [greedy(theirs, prompt, 4) for prompt in prompts]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def test_end_tokens_of_the_decoder_are_read(tmp_path: Path) -> None:
