@@ -1,4 +1,4 @@
-"""Configs of models for images as their repositories publish them, most keys of the decoder absent."""
+"""Configs of models for images as they are published, with most keys of the decoder absent."""
 
 from __future__ import annotations
 
