@@ -1,4 +1,5 @@
-"""Command R: parallel halves with one LayerNorm without bias, neighbours rotated in pairs."""
+"""Command R: parallel halves with one LayerNorm without bias, neighbours rotated in pairs; norms of
+queries and keys in Command R+."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from costmodel.families._shared import (
     gated_mlp,
     layer_norm,
     llama_attention,
-    require,
 )
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
@@ -21,7 +21,6 @@ THETA = 500000.0
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    require(config, use_qk_norm=False)
     has_bias = config.flag("attention_bias")
     layer = LayerSpec(
         attention=llama_attention(
@@ -31,6 +30,7 @@ def _describe(config: HFConfig) -> ModelSpec:
             is_interleaved=True,
             qkv_bias=has_bias,
             output_bias=has_bias,
+            qk_norm="heads" if config.flag("use_qk_norm") else "none",
         ),
         mlp=gated_mlp(config),
         norm=layer_norm(config, has_bias=False),
@@ -63,5 +63,6 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=LLAMA_MODULES,
+    by_head=("q_norm", "k_norm"),
     tokenizer_class="CohereTokenizer",
 )

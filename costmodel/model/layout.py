@@ -214,7 +214,7 @@ def model_layers(
     embed = LayerLayout(
         kind="embed", components=(pack("embedding", embedding),) if embedding else ()
     )
-    row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
+    row_bytes = packed_bytes(spec.head_width, bits, group_size)
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     chunk_rows = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,14 +19,16 @@ from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, sp
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stacked import StackedTensor, Strides
 from executor.checkpoint.language_part import language_part
-from executor.checkpoint.safetensors_file import TensorEntry
+from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
     StoredTensors,
     are_equal,
     contents_digest,
     read_elements,
+    read_strided,
 )
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
@@ -68,7 +70,7 @@ class TensorPart:
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
     rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
     order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``.
+    ``dtype``. With ``strides`` our elements are where these say instead.
     """
 
     name: str
@@ -77,6 +79,14 @@ class TensorPart:
     num_elements: int
     offset_bytes: int
     dtype: torch.dtype
+    strides: Strides | None = None
+
+    @property
+    def first_element(self) -> int:
+        """The first of our elements in the stored tensor."""
+        if self.strides is not None:
+            return self.strides.first
+        return self.first_row * (self.shape[1] if len(self.shape) == 2 else 1)
 
 
 def component_parts(
@@ -91,12 +101,11 @@ def component_parts(
             yield from _tensor_parts(spec, index, layout, tensor, unit)
 
 
-def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
+def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
-        attention = layer.attention
-        return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (tensor.shape[0] // 2,) * 2
+        return layer.attention.qkv_parts
+    return (tensor.shape[0] // num_parts,) * num_parts
 
 
 def _tensor_parts(
@@ -111,27 +120,72 @@ def _tensor_parts(
     dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
     tail = tensor.shape[1:]
     width = tail[0] if tail else 1
+    if (stacked := family.stacked.get(tensor.name)) is not None:
+        counts = (
+            _part_rows(spec.layer(number), tensor, len(names))
+            if len(names) > 1
+            else tensor.shape[:1]
+        )
+        yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
+        return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
     elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor)
+        rows = _part_rows(spec.layer(number), tensor, len(names))
         blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
     elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
         found = arranged(spec.layer(number))
         blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
+    module = tensor.name.rpartition(".")[0]
+    is_transposed = len(tail) == 1 and module in family.transposed
+    if module in family.by_head:
+        tail = (spec.layer(number).attention.head_dim,)
+        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=(stored_rows, *tail),
+            shape=(*tail, stored_rows) if is_transposed else (stored_rows, *tail),
             first_row=first_row,
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
+            strides=_transposed(first_row, stored_rows, width) if is_transposed else None,
         )
         offset += count * width * dtype.itemsize
+
+
+def _transposed(first_row: int, num_rows: int, num_columns: int) -> Strides:
+    """Return the places of our rows from ``first_row`` on where they are columns in the file."""
+    return Strides(first=first_row, row_step=1, column_step=num_rows, columns=num_columns)
+
+
+def _stacked_parts(
+    stacked: StackedTensor,
+    names: Sequence[str],
+    counts: Sequence[int],
+    layout: ComponentLayout,
+    tensor: TensorLayout,
+    unit: int,
+    dtype: torch.dtype,
+) -> Iterator[TensorPart]:
+    """Yield the parts of one expert's tensor, each with ``counts`` rows of the tensor ``names``."""
+    offset = unit * layout.unit_bytes + tensor.offset_bytes
+    columns = tensor.shape[1] if len(tensor.shape) == 2 else None
+    for name, rows in zip(names, counts, strict=True):
+        for strides, count in stacked.parts(unit, rows, columns or 1):
+            yield TensorPart(
+                name=name,
+                shape=stacked.shape(layout.num_units, rows, columns),
+                first_row=0,
+                num_elements=count * strides.columns,
+                offset_bytes=offset,
+                dtype=dtype,
+                strides=strides,
+            )
+            offset += count * strides.columns * dtype.itemsize
 
 
 def overlaps(
@@ -200,7 +254,7 @@ class Checkpoint:
                 hint="merging the adapter, or removing that file where the weights hold it already",
             )
         spec = spec_from_config(raw, name=folder.resolve().name)
-        stored = StoredTensors.open(folder)
+        stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
         if is_text_part(raw):
@@ -235,8 +289,13 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            width = part.shape[1] if len(part.shape) == 2 else 1
-            read_elements(self.tensors[part.name], part.first_row * width + first, target)
+            entry = self.tensors[part.name]
+            if part.strides is None or part.strides.is_contiguous:
+                read_elements(entry, part.first_element + first, target)
+            else:
+                read_strided(entry, part.strides, first, target)
+                if part.strides.is_last and first + len(target) == part.num_elements:
+                    drop_pages(entry)
 
 
 def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -37,9 +37,10 @@ def language_part(stored: StoredTensors) -> StoredTensors:
     every = {*stored.entries, *stored.promised}
     is_nested = any(name.startswith(tuple(PREFIXES)) for name in every)
     names: dict[str, str] = {}
+    taken: set[str] = set()
     for name in sorted(every):
         own = _own_name(name, is_nested=is_nested)
-        if own in names.values():
+        if own in taken:
             raise InputError(
                 f"checkpoint {stored.folder.name}",
                 got=f"{name} beside another tensor for {own}",
@@ -47,6 +48,7 @@ def language_part(stored: StoredTensors) -> StoredTensors:
             )
         if own is not None:
             names[name] = own
+            taken.add(own)
     _warn(stored, every - set(names))
     return replace(
         stored,

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import torch
 
+from costmodel.model.stacked import Strides
 from executor.checkpoint.safetensors_file import (
     READ_BYTES,
     TensorEntry,
     open_safetensors,
     read_into,
+    read_rows,
 )
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
-BASE_PREFIX = "model."
 # Most bytes of a file's name on common file systems.
 LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
@@ -37,12 +38,12 @@ SAMPLE_BYTES = 4096
 SAMPLING_THREADS = 8
 
 
-def stored_names(name: str) -> tuple[str, ...]:
+def stored_names(name: str, base_prefix: str) -> tuple[str, ...]:
     """Return the names under which transformers finds a tensor of its causal model in a file.
 
     They are its own name, and the names with one prefix of the base model more or less.
     """
-    return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
+    return tuple(dict.fromkeys((name, base_prefix + name, name.removeprefix(base_prefix))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class StoredTensors:
     faults
         The error of each tensor whose shard could not be opened. It is raised only where the tensor
         is needed.
+    base_prefix
+        The path of the base model in transformers' causal model (see ``Family.base_prefix``).
     index_dtype
         The dtype of the model in the index, if it has one.
     """
@@ -66,16 +69,19 @@ class StoredTensors:
     entries: Mapping[str, TensorEntry]
     promised: Mapping[str, str]
     faults: Mapping[str, InputError]
+    base_prefix: str
     index_dtype: object = None
 
     @classmethod
-    def open(cls, folder: Path) -> StoredTensors:
+    def open(cls, folder: Path, base_prefix: str) -> StoredTensors:
         """Read the headers of a folder's files; raises ``InputError`` for invalid ones."""
         if (folder / SINGLE_NAME).exists():
             entries = open_safetensors(folder / SINGLE_NAME)
-            return cls(folder=folder, entries=entries, promised={}, faults={})
+            return cls(
+                folder=folder, entries=entries, promised={}, faults={}, base_prefix=base_prefix
+            )
         if (folder / INDEX_NAME).exists():
-            return _open_indexed(folder)
+            return _open_indexed(folder, base_prefix)
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         raise InputError(
             f"checkpoint {folder}",
@@ -111,7 +117,7 @@ class StoredTensors:
         InputError
             Where its shard is missing, or where two names of the tensor are stored.
         """
-        names = stored_names(name)
+        names = stored_names(name, self.base_prefix)
         for stored in names:
             if stored in self.faults:
                 raise self.faults[stored]
@@ -126,7 +132,7 @@ class StoredTensors:
 
     def missing(self, names: list[str], count: int) -> InputError:
         """Make the error for missing tensors; ``count`` tensors are needed."""
-        for stored in stored_names(names[0]):
+        for stored in stored_names(names[0], self.base_prefix):
             if stored in self.promised:
                 return InputError(
                     f"shard {self.promised[stored]}",
@@ -141,7 +147,7 @@ class StoredTensors:
         )
 
 
-def _open_indexed(folder: Path) -> StoredTensors:
+def _open_indexed(folder: Path, base_prefix: str) -> StoredTensors:
     index = read_json(folder / INDEX_NAME, "weight index")
     promised, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(promised, dict) or not promised:
@@ -175,6 +181,7 @@ def _open_indexed(folder: Path) -> StoredTensors:
         entries=entries,
         promised=promised,
         faults=faults,
+        base_prefix=base_prefix,
         index_dtype=metadata.get("dtype") if isinstance(metadata, dict) else None,
     )
 
@@ -205,14 +212,57 @@ def read_elements(entry: TensorEntry, first: int, target: torch.Tensor) -> None:
         read_into(
             entry.path, offset + start * source.itemsize, piece.view(torch.uint8).numpy().data
         )
-        converted = target[start : start + piece.numel()].copy_(piece)
-        if target.dtype is torch.float16 and _overflows(piece, converted):
-            raise InputError(
-                f"tensor {entry.name} of {entry.path.parent.name}",
-                got="a value that float16 cannot hold",
-                allowed="values within 65504",
-                hint="computing in bfloat16 or float32",
-            )
+        _convert(entry, piece, target[start : start + piece.numel()])
+
+
+def _convert(entry: TensorEntry, piece: torch.Tensor, target: torch.Tensor) -> None:
+    """Convert part of a tensor to the dtype of ``target``, in the same shape."""
+    converted = target.copy_(piece)
+    if target.dtype is torch.float16 and _overflows(piece, converted):
+        raise InputError(
+            f"tensor {entry.name} of {entry.path.parent.name}",
+            got="a value that float16 cannot hold",
+            allowed="values within 65504",
+            hint="computing in bfloat16 or float32",
+        )
+
+
+def read_strided(entry: TensorEntry, strides: Strides, first: int, target: torch.Tensor) -> None:
+    """Fill ``target``, one-dimensional, with elements from ``first`` on of a matrix whose columns
+    are stored as rows, converted to its dtype.
+
+    Scratch is at most 16 MiB, or one stored row. Pages of the file stay in the page cache until the
+    matrix is complete, because every part of it needs most of them.
+    """
+    done = 0
+    while done < len(target):
+        row, column = divmod(first + done, strides.columns)
+        whole = 0 if column else (len(target) - done) // strides.columns
+        count = min(strides.columns - column, len(target) - done)
+        part = target[done : done + max(1, whole) * count].view(-1, count)
+        _read_rectangle(entry, strides, row, column, part)
+        done += part.numel()
+
+
+def _read_rectangle(
+    entry: TensorEntry, strides: Strides, row: int, column: int, target: torch.Tensor
+) -> None:
+    """Fill ``target`` [rows, columns] with our elements from ``row`` and ``column`` on."""
+    source = SOURCE_DTYPES[entry.dtype]
+    length = (len(target) - 1) * strides.row_step + 1
+    step = max(1, READ_BYTES // (length * source.itemsize))
+    scratch = torch.empty(min(step, target.shape[1]), length, dtype=source)
+    begin = strides.first + row * strides.row_step + column * strides.column_step
+    for left in range(0, target.shape[1], step):
+        piece = scratch[: min(step, target.shape[1] - left)]
+        read_rows(
+            entry.path,
+            entry.offset_bytes + (begin + left * strides.column_step) * source.itemsize,
+            strides.column_step * source.itemsize,
+            piece.view(torch.uint8).numpy(),
+        )
+        wanted = piece[:, :: strides.row_step].t()
+        _convert(entry, wanted, target[:, left : left + len(piece)])
 
 
 def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:

@@ -12,15 +12,18 @@ from torch.nn import functional as F
 
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import HeadSpec
-from executor.model import mlp
+from executor.model import latent_attention, mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
+from executor.model.prefill_attention import prefill_attention
 from executor.model.rotations import Rotation
 from profiles import kernels
 
 
 def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
     """Normalise ``x`` [..., hidden] as ``spec`` says."""
+    if spec.kind == "none":
+        return x.clone()
     weight = vector(weights, f"{name}.weight") if spec.has_weight else None
     if spec.kind == "layer":
         weight = weight + 1 if spec.adds_one and weight is not None else weight
@@ -51,13 +54,88 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
+def project_prompt(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Run a layer of prefill up to its attention (see ``project_qkv`` for the parameters).
+
+    Returns
+    -------
+    tuple
+        Queries [batch, tokens, heads, head_dim], and the vectors to cache, [batch, tokens, kv
+        heads, head_dim] each: keys and values, or of latent attention the rows.
+    """
+    attention = layer.attention
+    if attention.latent is None:
+        q, k, v = split_heads(project_qkv(x, weights, rotation, layer), attention)
+        return q, (k, v)
+    queries, rows = _project_latents(x, weights, rotation, layer)
+    return queries, (rows[:, :, None],)
+
+
+def attend_prompt(
+    queries: torch.Tensor,
+    cached: tuple[torch.Tensor, ...],
+    weights: LayerWeights,
+    attention: AttentionSpec,
+) -> torch.Tensor:
+    """Attend within prompts, with the results of ``project_prompt``; returns [batch, tokens,
+    ``output_size``]."""
+    if attention.latent is None:
+        keys, values = cached
+        return prefill_attention(queries, keys, values, attention, sinks_of(weights, attention))
+    (rows,) = cached
+    return latent_attention.prefill_latents(queries, rows[:, :, 0], weights, attention)
+
+
+def project_token(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> torch.Tensor:
+    """Run a layer of decode up to its attention (see ``project_qkv`` for the parameters).
+
+    Returns
+    -------
+    torch.Tensor
+        Queries and the vectors to cache, [batch, 1, ``query_size + cached_size``].
+    """
+    attention = layer.attention
+    if attention.latent is None:
+        return project_qkv(x, weights, rotation, layer)
+    queries, rows = _project_latents(x, weights, rotation, layer)
+    return latent_attention.absorb_keys(queries, rows, weights, attention)
+
+
+def make_values(
+    attended: torch.Tensor, weights: LayerWeights, attention: AttentionSpec
+) -> torch.Tensor:
+    """Return the input of the output projection, [batch, 1, ``output_size``], of the result of
+    decode's attention, [batch, 1, ``attended_size``]."""
+    if attention.latent is None:
+        return attended
+    return latent_attention.make_values(attended, weights, attention)
+
+
+def _project_latents(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert rotation is not None
+    projected = _projected(x, weights, layer)
+    return latent_attention.project_latents(projected, weights, rotation, layer.attention)
+
+
+def _projected(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> torch.Tensor:
+    """Normalise ``x`` and multiply it by ``qkv``; the norm is freed after the product."""
+    normed = _normed_input(x, weights, "attention", layer)
+    return linear(normed, weights["qkv.weight"], bias_of(weights, "qkv"))
+
+
 def project_qkv(
     x: torch.Tensor,
     weights: LayerWeights,
     rotation: Rotation | None,
     layer: LayerSpec,
 ) -> torch.Tensor:
-    """Normalise, project and rotate: a decoder layer up to its attention.
+    """Normalise, project and rotate: a decoder layer up to grouped-query attention.
 
     Parameters
     ----------
@@ -65,7 +143,8 @@ def project_qkv(
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
         The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
-        positions; ``None`` for attention without rotary positions.
+        positions; with a temperature instead, the factors of queries. ``None`` for attention
+        without either.
 
     Returns
     -------
@@ -80,12 +159,7 @@ def project_qkv(
     is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
-    # The norm's result has no name, so that it is freed after the product.
-    qkv = linear(
-        _normed_input(x, weights, "attention", layer),
-        weights["qkv.weight"],
-        bias_of(weights, "qkv"),
-    )
+    qkv = _projected(x, weights, layer)
     attention = layer.attention
     if attention.clip is not None:
         qkv.clamp_(-attention.clip, attention.clip)
@@ -95,6 +169,10 @@ def project_qkv(
     if attention.rotary is not None and rotation is not None:
         rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
         kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+    if attention.temperature_floor is not None and rotation is not None:
+        factors = rotation[0]
+        queries = heads[:, : attention.num_heads].unflatten(0, (-1, len(factors)))
+        queries.mul_(factors[:, None, None])
     if attention.norms_rotated:
         _norm_queries(heads, weights, layer)
     if attention.scale is not None:
@@ -111,12 +189,22 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
     queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
         [attention.num_heads, attention.num_kv_heads], dim=1
     )
+    spec = layer.query_norm
     for part, name in ((queries, "q_norm"), (keys, "k_norm")):
-        rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        if layer.norm.kind == "rms" and not layer.norm.adds_one:
-            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
+        rows = part.flatten(1)[:, None] if attention.qk_norm == "projection" else part
+        if attention.qk_norm == "heads":
+            _norm_heads(rows, weights, name, spec)
+        elif spec.kind == "rms" and spec.has_weight and not spec.adds_one:
+            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), spec.eps, rows)
         else:
-            rows.copy_(norm(rows, weights, name, layer.norm))
+            rows.copy_(norm(rows, weights, name, spec))
+
+
+def _norm_heads(rows: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> None:
+    """Normalise heads [tokens, heads, head_dim] in place, each with weights of its own."""
+    for head, weight in enumerate(vector(weights, f"{name}.weight").view(rows.shape[1:])):
+        part = rows[:, head]
+        part.copy_(F.layer_norm(part, weight.shape, weight, None, spec.eps))
 
 
 def split_heads(
@@ -147,6 +235,7 @@ def finish_attention(
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)
+        _norm_sum(x, weights, "attention", layer)
     else:
         _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
 
@@ -190,6 +279,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         del normed
         if layer.adds_plainly:
             add_linear(inner, weights["down.weight"], bias_of(weights, "down"), x)
+            _norm_sum(x, weights, "mlp", layer)
             return
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
@@ -213,9 +303,14 @@ def add_feed_forward(
     _add_half(x, made, weights, "mlp", layer)
 
 
-def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
-    """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
-    return norm(x, weights, "final_norm", spec)
+def head_input(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden], and project them where the model does so.
+
+    The weights are those of the first head chunk. Returns [..., head width].
+    """
+    normed = norm(x, weights, "final_norm", spec)
+    matrix = weights.get("output_projection.weight")
+    return normed if matrix is None else linear(normed, matrix)
 
 
 def finish_logits(
@@ -251,3 +346,10 @@ def _add_half(
     if layer.residual_scale != 1:
         made.mul_(layer.residual_scale)
     x.add_(made)
+    _norm_sum(x, weights, half, layer)
+
+
+def _norm_sum(x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec) -> None:
+    """Normalise the sum of one half's input and output in place, where the layer does so."""
+    if "sum" in layer.norm_places:
+        x.copy_(norm(x, weights, f"{half}_sum_norm", layer.norm))

@@ -38,7 +38,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_models import ATTENTION, LLAMA3_ROPE, save_tiny_model
 
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]
@@ -48,9 +48,9 @@ ROPE_PLACES = ("rope_parameters", "rope_scaling")
 Config = dict[str, Any]
 # How many configs with changed keys must be followed, so that refusing all is no way to pass.
 LEAST_ACCEPTED = 15
-# Families that take fewer configs of rotations: Phi 3 no scaling but one with lists, which these
+# Families that take fewer configs of rotations: Phi no scaling but one with lists, which these
 # configs do not have, and Mellum none without a set for each kind of layer.
-FEW_ROTATIONS = {"phi3": 15, "mellum": 5}
+FEW_ROTATIONS = {"phi3": 15, "phimoe": 15, "mellum": 5}
 
 
 class Folder:
@@ -89,7 +89,9 @@ class Folder:
         self._write(config)
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.path, output_loading_info=True, attn_implementation="eager"
+                self.path,
+                output_loading_info=True,
+                attn_implementation=ATTENTION.get(self.family, "eager"),
             )
             with torch.inference_mode():
                 out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
@@ -135,7 +137,7 @@ def field_defaults(config_class: type) -> Config:
 
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
-    folder = Path(transformers.__file__).parent / "models" / family
+    folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
     modules = (
         configuration_utils,
         modeling_rope_utils,
@@ -302,7 +304,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
-    if folder.family == "gptj":
+    if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
     # Some families have Llama's model with a config of their own.
     name = folder.model_class.__name__.replace("ForCausalLM", "RotaryEmbedding")
