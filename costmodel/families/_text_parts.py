@@ -74,6 +74,7 @@ TEXT_PARTS: Mapping[str, TextPart] = {
     "glm4v_moe": TextPart(kind="glm4v_moe_text", fixes_tokenizer_class=True),
     "idefics3": TextPart(kind="llama"),
     "internvl": TextPart(kind="qwen2", tokenizer_class="Qwen2Tokenizer"),
+    "llama4": TextPart(kind="llama4_text"),
     "llava": TextPart(kind="llama", fixes_tokenizer_class=True),
     "llava_next": TextPart(kind="llama", fixes_tokenizer_class=True),
     "llava_onevision": TextPart(kind="qwen2"),

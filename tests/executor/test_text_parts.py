@@ -79,6 +79,11 @@ CASES: dict[str, tuple[Config, Config]] = {
         {"model_type": "qwen3", "head_dim": 16},
         PATCHES | {"image_size": [28, 28], "patch_size": [14, 14]},
     ),
+    "llama4": (
+        {"head_dim": 16, "intermediate_size_mlp": 80, "num_local_experts": 4}
+        | {"attention_chunk_size": 20, "interleave_moe_layer_step": 2, "floor_scale": 16},
+        PATCHES | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    ),
     "llava": ({"model_type": "llama"}, CLIP),
     "llava_next": ({"model_type": "mistral", "head_dim": 16, "sliding_window": None}, CLIP),
     "llava_onevision": ({"model_type": "qwen2"}, PATCHES),
@@ -112,7 +117,8 @@ def save_tiny(folder: Path, kind: str, **outer: Any) -> Any:
             is_norm = parameter.dim() == 1 and name.endswith(".weight")
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if is_norm else 0.0))
     model.eval().save_pretrained(folder)
-    return model
+    # The model of Llama 4 fails in transformers 5.24 without images; its decoder does not.
+    return model.language_model if kind == "llama4" else model
 
 
 def check_logits(folder: Path, theirs: Any) -> None:
