@@ -218,7 +218,7 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "ministral3",
         "sliding_window": 9,
         "rope_parameters": YARN_ROPE
-        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+        | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.7},
     },
     "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
     "exaone4-without-windows": {
