@@ -29,27 +29,23 @@ _GROUPS = {
     """,
     ("stacks of layers that repeat", "llama"): "hrm_text",
     # Attention of other kinds.
-    ("latent attention", "qwen3_moe"): """
-        deepseek_v2 deepseek_v3 deepseek_ocr2 unlimited_ocr kimi_k2 kimi_k25 glm4_moe_lite axk1
-        sarvam_mla mistral4 mistral_large4
+    ("a norm behind its experts", "deepseek_v3"): "axk1",
+    ("latent attention whose queries are scaled by their position", "deepseek_v3"): """
+        mistral4 mistral_large4
     """,
-    ("latent attention", "llama"): "minicpm3 youtu",
-    ("two attentions a layer, and experts without weights", "qwen3_moe"): "longcat_flash",
-    ("sparse attention by an index", "glm4_moe"): """
-        deepseek_v32 deepseek_v4 glm_moe_dsa axk2 hy_v4 hy_v4_vl dots3_note dots3_note_text
+    ("keys of DeepSeek-V3 under other names", "deepseek_v3"): "sarvam_mla",
+    ("two attentions a layer, and experts without weights", "deepseek_v3"): "longcat_flash",
+    ("sparse attention by an index", "deepseek_v3"): """
+        deepseek_v32 deepseek_v4 glm_moe_dsa glm5_next axk2 hy_v4 hy_v4_vl dots3_note
+        dots3_note_text
     """,
     ("sparse attention by an index", "minimax_m2"): "minimax_m3_vl minimax_m3_vl_text",
     ("differential attention", "llama"): "diffllama",
     ("a mask that depends on values", "llama"): "doge",
     ("hashed attention", "gpt_neox"): "reformer",
-    ("attention with linear biases (ALiBi)", "gpt_neox"): "bloom mpt",
-    ("learned positions in the layout of GPT-2", "opt"): """
-        gpt2 gpt-sw3 openai-gpt gpt_bigcode gpt_neo biogpt
-    """,
-    ("sinusoidal positions", "opt"): "ctrl xlm xglm flaubert kosmos-2 kosmos-2.5",
+    ("layers of GPT with norms after each half", "gpt2"): "openai-gpt gpt-sw3 biogpt",
+    ("sinusoidal positions", "opt"): "ctrl xlm xglm flaubert",
     ("relative positions with learned biases", "opt"): "cpmant xlnet",
-    ("queries, keys and values that are stored in blocks", "gptj"): "codegen",
-    ("norms of heads with biases", "gpt_neox"): "persimmon fuyu",
     ("hidden states on the unit sphere", "llama"): "dory",
     ("queries that are scaled by their position", "qwen3_moe"): "beam",
     ("a norm of the embedding", "gpt_neox"): "modernbert-decoder",
@@ -64,15 +60,14 @@ _GROUPS = {
     """,
     ("bytes in patches instead of tokens", "llama"): "blt",
     ("experts of attention", "mixtral"): "jetmoe",
-    ("experts or a router of a kind that is not read", "mixtral"): """
-        dbrx gpt_oss phimoe granitemoe granitemoeshared granitemoe_swa aria aria_text flex_olmo
-        hunyuan_v1_moe cohere2_moe kolibri1 llama4 llama4_text
+    ("experts beside attention", "cohere2"): "cohere2_moe",
+    ("values of another size than keys", "glm4_moe"): "mimo_v2_flash",
+    ("a gate behind attention", "glm4_moe"): "afmoe laguna",
+    ("experts for images of their own", "ernie4_5_moe"): "ernie4_5_vl_moe",
+    ("experts or a router of a kind that is not read", "qwen3_moe"): """
+        aria aria_text flint granitemoe_swa kolibri1 sarvam_moe
     """,
-    ("experts or a router of a kind that is not read", "glm4_moe"): """
-        dots1 afmoe exaone_moe solar_open laguna mimo_v2_flash hy_v3 sarvam_moe ernie4_5_moe
-        ernie4_5_vl_moe flint mellum
-    """,
-    ("experts of all layers in one tensor", "qwen3_moe"): "qwen3_vl_moe",
+    ("all experts of a layer in one tensor", "qwen3_moe"): "qwen3_vl_moe",
     ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.
     ("an encoder beside the decoder", "llama"): """
@@ -86,13 +81,27 @@ _GROUPS = {
         distilbert electra ernie esm eurobert fnet funnel gte ibert layoutlm longformer luke
         megatron-bert mobilebert modernbert modernvbert mpnet mra nomic_bert nystromformer perceiver
         rembert roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm-roberta
-        xlm-roberta-xl xmod yoso
+        xlm-roberta-xl xmod yoso esmc jina_embeddings_v3 neomme ultrabert ultravbert
     """,
     ("a factor of the logits that models for images drop", "cohere2"): "aya_vision cohere2_vision",
     ("cross-attention to images", "llama"): "mllama idefics",
     ("images or sound beside the text", "llama"): """
-        apertus1p5 apertus1p5_text emu3 git got_ocr2 moshi moss_transcribe_diarize
-        phi4_multimodal paligemma
+        apertus1p5 apertus1p5_text audioflamingo3 blip blip-2 canary chameleon cohere_asr
+        cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl deepseek_vl_hybrid dia emu3 evolla
+        exaone4_5 fast_vlm fun_asr_nano git glm46v glm_ocr glmasr glmga got_ocr2 granite4_vision
+        granite_docling granite_speech granite_speech_plus hunyuan_vl hyperclovax_vision_v2 idefics2
+        instructblip instructblipvideo janus kimi_k25 kosmos-2 kosmos-2.5 kyutai_speech_to_text
+        lighton_ocr llava_next_video minicpm_ocr minicpmv4_6 minicpmv4_7 molmo2 moonshine
+        moonshine_streaming moshi moss_transcribe_diarize muse_glimmer muse_spark musicflamingo
+        nemo_speechlm omniasr ovis2 paddleocr_vl paligemma perception_lm phi4_multimodal pi0
+        pop2piano pp_chart2table pp_formulanet qianfan_ocr qwen2_5_omni qwen2_5_omni_thinker
+        qwen2_audio qwen3_asr qwen3_omni_moe qwen3_omni_moe_thinker shieldgemma2
+        speech-encoder-decoder speech_to_text speecht5 step3p7 unlimited_ocr fuyu vibevoice
+        vibevoice_asr video_llama_3 video_llava vipllava voxtral voxtral_realtime
+    """,
+    ("code that only its own repository has", "llama"): """
+        aquila baichuan bailing_moe chatglm deepseek internlm internlm2 internvl_chat minicpm orion
+        qwen telechat xverse
     """,
 }
 

@@ -18,7 +18,13 @@ from profiles.errors import InputError
 # Keys of the outer config that hold for the decoder; the dtype is always the outer one.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _OUTER_KEYS = (*(key for key in FOLLOWED if key != "text_config"), "tie_word_embeddings")
-_ROTARY_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+_ROTARY_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +58,23 @@ class TextKind:
     defaults
         The keys that it reads, and their values where they are absent. Other keys are dropped,
         because the family would read more of them.
+    optional
+        Keys that it reads only where they are there.
     """
 
     family: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
 
 
 # By the outer ``model_type``.
 TEXT_PARTS: Mapping[str, TextPart] = {
     "gemma3": TextPart(kind="gemma3_text", tokenizer_class="GemmaTokenizer"),
     "glm4v": TextPart(kind="glm4v_text", fixes_tokenizer_class=True),
+    "glm4v_moe": TextPart(kind="glm4v_moe_text", fixes_tokenizer_class=True),
+    "idefics3": TextPart(kind="llama"),
     "internvl": TextPart(kind="qwen2", tokenizer_class="Qwen2Tokenizer"),
+    "llama4": TextPart(kind="llama4_text"),
     "llava": TextPart(kind="llama", fixes_tokenizer_class=True),
     "llava_next": TextPart(kind="llama", fixes_tokenizer_class=True),
     "llava_onevision": TextPart(kind="qwen2"),
@@ -70,6 +82,7 @@ TEXT_PARTS: Mapping[str, TextPart] = {
     "qwen2_vl": TextPart(kind="qwen2_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
     "qwen2_5_vl": TextPart(kind="qwen2_5_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
     "qwen3_vl": TextPart(kind="qwen3_vl_text", tokenizer_class="Qwen2Tokenizer"),
+    "smolvlm": TextPart(kind="llama", fixes_tokenizer_class=True),
 }
 _QWEN2_VL = TextKind(
     family="qwen2",
@@ -105,6 +118,32 @@ TEXT_KINDS: Mapping[str, TextKind] = {
             "rms_norm_eps": 1e-5,
             "partial_rotary_factor": 1.0,
         },
+    ),
+    "glm4v_moe_text": TextKind(
+        family="glm4_moe",
+        defaults={
+            "vocab_size": 151424,
+            "hidden_size": 4096,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 46,
+            "num_attention_heads": 96,
+            "num_key_value_heads": 8,
+            "hidden_act": "silu",
+            "max_position_embeddings": 65536,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": True,
+            "moe_intermediate_size": 1408,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 1,
+            "n_routed_experts": 128,
+            "routed_scaling_factor": 1.0,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "partial_rotary_factor": 0.5,
+        },
+        optional=("head_dim", "num_local_experts"),
     ),
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
@@ -166,7 +205,7 @@ def _as_family(config: dict[str, Any]) -> dict[str, Any]:
     kind = TEXT_KINDS.get(str(config["model_type"]))
     if kind is None:
         return config
-    read = {*kind.defaults, *_OUTER_KEYS, *_DTYPE_KEYS, *_ROTARY_KEYS}
+    read = {*kind.defaults, *kind.optional, *_OUTER_KEYS, *_DTYPE_KEYS, *_ROTARY_KEYS}
     found = {key: value for key, value in config.items() if key in read}
     made = {**kind.defaults, **found, "model_type": kind.family}
     size, heads = made["hidden_size"], made["num_attention_heads"]

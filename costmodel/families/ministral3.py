@@ -25,18 +25,17 @@ ROTARY_KEYS = {
 }
 
 
-def _plain_positions(config: HFConfig) -> int:
-    """Return the length of a context in which queries have no factor.
-
-    From the original length on, they are scaled by the logarithm of their position.
-    """
+def _growth(config: HFConfig) -> tuple[int, float]:
+    """Read from which position on queries grow, and how much."""
     keys = config.raw.get("rope_scaling") or config.raw["rope_parameters"]
-    for key in (ORIGINAL_KEY, GROWTH_KEY):
-        if isinstance(keys.get(key), bool) or not isinstance(keys.get(key), int | float):
-            raise config.refusal(key, keys.get(key), "a number")
-    most = config.whole("max_position_embeddings")
-    original = config.positive(ORIGINAL_KEY, config.raw.get(ORIGINAL_KEY, keys[ORIGINAL_KEY]))
-    return most if keys[GROWTH_KEY] == 0 else max(1, min(most, int(original)))
+    growth = keys.get(GROWTH_KEY)
+    if isinstance(growth, bool) or not isinstance(growth, int | float):
+        raise config.refusal(GROWTH_KEY, growth, "a number")
+    # As for the rotation, the key outside of its object wins.
+    floor = config.raw.get(ORIGINAL_KEY, keys.get(ORIGINAL_KEY))
+    if config.positive(ORIGINAL_KEY, floor) != int(floor):
+        raise config.refusal(ORIGINAL_KEY, floor, "a whole number")
+    return int(floor), float(growth)
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -46,7 +45,15 @@ def _describe(config: HFConfig) -> ModelSpec:
     config.whole("head_dim")
     config = with_rotary_keys(config, ROTARY_KEYS)
     spec = mistral.FAMILY.describe(config)
-    return replace(spec, max_positions=_plain_positions(config))
+    floor, growth = _growth(config)
+    (kind,) = spec.layer_kinds
+    attention = replace(
+        kind.attention,
+        temperature_floor=floor,
+        temperature_strength=growth,
+        temperature_offset=0,
+    )
+    return replace(spec, layer_kinds=(replace(kind, attention=attention),))
 
 
 FAMILY = Family(

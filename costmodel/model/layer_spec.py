@@ -184,9 +184,10 @@ class AttentionSpec:
     is_chunked
         Whether a query sees the tokens of its own chunk of ``window`` tokens instead: those from
         the last multiple of ``window`` on (Llama 4).
-    temperature_floor, temperature_strength
+    temperature_floor, temperature_strength, temperature_offset
         Queries at position ``p`` are multiplied by ``1 + temperature_strength * log(1 + floor((p +
-        1) / temperature_floor))`` (Nakanishi 2025). ``None`` leaves them.
+        temperature_offset) / temperature_floor))`` (Nakanishi 2025), after the rotation. A
+        ``temperature_floor`` of ``None`` leaves them.
     has_output_gate
         Whether the attended values are multiplied by the sigmoid of one more projection of the
         layer's input, element by element.
@@ -212,6 +213,7 @@ class AttentionSpec:
     temperature_floor: int | None = None
     temperature_strength: float = 0.1
     has_output_gate: bool = False
+    temperature_offset: int = 1
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")

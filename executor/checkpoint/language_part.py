@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 # causal model.
 PREFIXES = {
     "model.language_model.": "model.",
+    "model.text_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "language_model.": "model.",

@@ -168,9 +168,9 @@ def project_qkv(
         _norm_queries(heads, weights, layer)
     if attention.rotary is not None and rotation is not None:
         rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
-        kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+        kernels.rotate(rotated, *rotation[:2], interleaved=attention.rotary.is_interleaved)
     if attention.temperature_floor is not None and rotation is not None:
-        factors = rotation[0]
+        factors = rotation[-1]
         queries = heads[:, : attention.num_heads].unflatten(0, (-1, len(factors)))
         queries.mul_(factors[:, None, None])
     if attention.norms_rotated:

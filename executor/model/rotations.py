@@ -17,7 +17,7 @@ from profiles.compute_plan import DTYPES
 PROMPTS = -1
 
 # Cosines and sines of a pass's positions (see ``kernels.rotate``), or factors of queries.
-Rotation = tuple[torch.Tensor, torch.Tensor]
+Rotation = tuple[torch.Tensor, ...]
 
 
 class Rotations:
@@ -61,19 +61,21 @@ class Rotations:
 def position_factors(
     positions: torch.Tensor, attention: AttentionSpec, dtype: torch.dtype, num_positions: int
 ) -> Rotation:
-    """Return what int64 [positions] do to queries and keys: a rotation (see ``rotation_of``), or
-    twice the factors of queries, float32 [positions].
+    """Return what int64 [positions] do to queries and keys: a rotation (see ``rotation_of``), the
+    factors of queries, float32 [positions], or the one before the other.
 
     ``num_positions`` is the length of the whole context.
     """
+    found: Rotation = ()
     rotary = attention.rotary
     if rotary is not None:
         is_long = rotary.is_long(num_positions)
-        return rotation_of(positions, rotary, attention.head_dim, dtype, is_long=is_long)
-    assert attention.temperature_floor is not None
-    steps = ((positions.float() + 1) / attention.temperature_floor).floor()
-    factors = steps.log1p() * attention.temperature_strength + 1
-    return factors, factors
+        found = rotation_of(positions, rotary, attention.head_dim, dtype, is_long=is_long)
+    if attention.temperature_floor is None:
+        return found
+    shifted = positions.float() + attention.temperature_offset
+    steps = (shifted / attention.temperature_floor).floor()
+    return *found, steps.log1p() * attention.temperature_strength + 1
 
 
 def rotation_of(
@@ -83,7 +85,7 @@ def rotation_of(
     dtype: torch.dtype,
     *,
     is_long: bool = False,
-) -> Rotation:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines [positions, pairs] of int64 [positions].
 
     ``is_long`` says whether contexts go beyond the original length, for ``longrope``.

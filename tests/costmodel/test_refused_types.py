@@ -15,11 +15,21 @@ from costmodel.families._text_parts import TEXT_PARTS
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 
-CAUSAL = sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+# What people may take for a language model: decoders, encoders, and models with other inputs.
+KINDS = sorted(
+    {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    }
+)
 
 
-def test_a_causal_model_runs_or_is_refused_by_its_mechanism() -> None:
-    refused = [kind for kind in CAUSAL if kind not in {*family_names(), *TEXT_PARTS}]
+def test_a_model_runs_or_is_refused_by_its_mechanism() -> None:
+    refused = [kind for kind in KINDS if kind not in {*family_names(), *TEXT_PARTS}]
     assert [kind for kind in refused if kind not in REFUSED] == []
     for kind in refused:
         mechanism, nearest = REFUSED[kind]

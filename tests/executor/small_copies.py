@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from costmodel.model.layer_spec import LayerSpec, RotarySpec
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, RotarySpec
 from costmodel.model.spec import ModelSpec, model_of_layers
 
 HIDDEN_SIZE = 64
@@ -19,16 +19,7 @@ MOST = {
     "num_groups": 4,
     "groups_per_token": 2,
 }
-# Widths of heads, which depend on each other.
-WIDTHS = {
-    "head_dim": HEAD_DIM,
-    "kv_lora_rank": 32,
-    "q_lora_rank": 24,
-    "qk_nope_head_dim": HEAD_DIM,
-    "qk_rope_head_dim": HEAD_DIM,
-    "v_head_dim": HEAD_DIM,
-    "value_dim": HEAD_DIM,
-}
+LATENT = {"rank": 32, "nope_dim": HEAD_DIM, "rope_dim": 8, "value_dim": HEAD_DIM}
 
 
 def small_copy(spec: ModelSpec) -> ModelSpec:
@@ -41,7 +32,7 @@ def small_copy(spec: ModelSpec) -> ModelSpec:
         vocab_size=173,
         hidden_size=HIDDEN_SIZE,
         max_positions=96,
-        embedding=spec.embedding,
+        embedding=replace(spec.embedding, width=spec.embedding.width and HIDDEN_SIZE // 2),
         final_norm=spec.final_norm,
         head=spec.head,
         dtype="float32",
@@ -53,14 +44,6 @@ def _first(spec: ModelSpec, kind: int, count: int) -> list[int]:
 
 
 def _small_layer(layer: LayerSpec) -> LayerSpec:
-    attention = layer.attention
-    kv_heads = min(attention.num_kv_heads, 2)
-    changes: dict[str, Any] = {
-        "num_kv_heads": kv_heads,
-        "num_heads": kv_heads * min(attention.group_size, 3),
-        "rotary": attention.rotary and _small_rotary(attention.rotary, attention.head_dim),
-    }
-    made = replace(attention, **(_limits(attention) | _widths(attention) | changes))
     mlp, experts = layer.mlp, layer.experts
     if experts is not None:
         experts = replace(
@@ -70,17 +53,35 @@ def _small_layer(layer: LayerSpec) -> LayerSpec:
             router=replace(experts.router, **_limits(experts.router)),
             shared=experts.shared and replace(experts.shared, **_limits(experts.shared)),
         )
-    return replace(layer, attention=made, mlp=mlp and replace(mlp, **_limits(mlp)), experts=experts)
+    attention = _small_attention(layer.attention)
+    mlp = mlp and replace(mlp, **_limits(mlp))
+    return replace(layer, attention=attention, mlp=mlp, experts=experts)
+
+
+def _small_attention(attention: AttentionSpec) -> AttentionSpec:
+    kv_heads = min(attention.num_kv_heads, 2)
+    heads = kv_heads * min(attention.group_size, 3)
+    latent, head_dim = attention.latent, HEAD_DIM
+    rotary = attention.rotary and _small_rotary(attention.rotary, attention.head_dim)
+    if latent is not None:
+        latent = replace(latent, **LATENT, query_rank=latent.query_rank and 24)
+        head_dim = latent.row_dim
+        rotary = rotary and replace(rotary, dim=latent.rope_dim)
+    return replace(
+        attention,
+        **_limits(attention),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rotary=rotary,
+        latent=latent,
+        alibi_slopes=attention.alibi_slopes[:heads],
+    )
 
 
 def _limits(part: Any) -> dict[str, Any]:
     found = {f.name: getattr(part, f.name) for f in fields(part) if f.name in MOST}
     return {name: min(value, MOST[name]) for name, value in found.items() if value is not None}
-
-
-def _widths(part: Any) -> dict[str, Any]:
-    found = {f.name: getattr(part, f.name) for f in fields(part) if f.name in WIDTHS}
-    return {name: WIDTHS[name] for name, value in found.items() if value is not None}
 
 
 def _small_rotary(rotary: RotarySpec, head_dim: int) -> RotarySpec:

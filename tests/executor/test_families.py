@@ -217,7 +217,7 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "ministral3",
         "sliding_window": 9,
         "rope_parameters": YARN_ROPE
-        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+        | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.7},
     },
     "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
     "exaone4-without-windows": {
@@ -246,6 +246,16 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "rope_theta": 1e4,
     },
     "internlm3-biases": {"family": "internlm3", "attention_bias": True, "mlp_bias": True},
+    "mellum-windows": {
+        "family": "mellum",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "rope_parameters": {
+            "full_attention": YARN_ROPE,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        },
+    },
     "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
         "family": "stablelm",

@@ -215,6 +215,12 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "logits_scaling": 0.125,
     },
+    "mellum": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "sliding_window": 20,
+    },
     "ministral": {"sliding_window": 20},
     "vaultgemma": {"sliding_window": 20, "query_pre_attn_scalar": 24},
 }
