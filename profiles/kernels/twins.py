@@ -51,7 +51,9 @@ def decode_attention(
     if sinks is not None:
         sinks = sinks.view(kv_heads, group).repeat(len(q), 1)[here]
     softmax = _Softmax(scale=scale, soft_cap=soft_cap, sparsity=sparsity)
-    step = _rows_at_once(queries, tokens, packing, is_plain=softmax.is_plain(sinks))
+    # torch may make all scores of the many queries of a latent row at once.
+    is_plain = softmax.is_plain(sinks) and context.shape[1] == 2
+    step = _rows_at_once(queries, tokens, packing, is_plain=is_plain)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         _attend_part(
