@@ -107,7 +107,7 @@ def _latent_elements(attention: AttentionSpec, latent: LatentSpec, phase: str) -
     heads, at_once = attention.num_heads, min(attention.num_heads, LATENT_HEADS_AT_ONCE)
     kept = heads * latent.key_dim + attention.output_size
     if phase == "prefill":
-        # Keys and values as they are made, then apart; the queries, padded, and the result.
+        # Keys and values as they are made, then apart and padded, and the result.
         made, size = latent.nope_dim + latent.value_dim, max(latent.key_dim, latent.value_dim)
         return kept + at_once * (made + 4 * size)
     # The operand of some heads and its product.
