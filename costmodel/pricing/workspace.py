@@ -107,7 +107,7 @@ def _latent_elements(attention: AttentionSpec, latent: LatentSpec, phase: str) -
     heads, at_once = attention.num_heads, min(attention.num_heads, LATENT_HEADS_AT_ONCE)
     kept = heads * latent.key_dim + attention.output_size
     if phase == "prefill":
-        # Keys and values as they are made, then apart; the queries, padded, and the result.
+        # Keys and values as they are made, then apart and padded, and the result.
         made, size = latent.nope_dim + latent.value_dim, max(latent.key_dim, latent.value_dim)
         return kept + at_once * (made + 4 * size)
     # The operand of some heads and its product.
@@ -174,13 +174,16 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
 
 
 def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
-    """Count the bytes of a batch's cache that a GPU unpacks or converts at once.
+    """Count the bytes of a batch's cache, or of its scores, that a GPU makes at once.
 
     A GPU may have no Triton kernel that reads the packed cache. The CPU's kernels always read it.
     """
     kinds = problem.layer_kinds
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
-    is_plain = is_plain and all(kind.spec.attention.has_plain_softmax for kind in kinds)
+    is_plain = is_plain and all(
+        kind.spec.attention.has_plain_softmax and kind.spec.attention.latent is None
+        for kind in kinds
+    )
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
     # One row is never divided, whatever its size.

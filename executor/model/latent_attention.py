@@ -68,8 +68,8 @@ def prefill_latents(
     Notes
     -----
     Temporaries at the peak beside the result, in elements per token and head of
-    ``LATENT_HEADS_AT_ONCE``: ``nope_dim + value_dim`` (the product), and three times the larger of
-    ``key_dim`` and ``value_dim`` (keys, values and their result).
+    ``LATENT_HEADS_AT_ONCE``: ``nope_dim + value_dim`` (the product), and at most four times the
+    larger of ``key_dim`` and ``value_dim`` (keys, what is padded, and the result).
     """
     latent = _latent(attention)
     out = queries.new_empty(*queries.shape[:3], latent.value_dim)
@@ -86,19 +86,16 @@ def _attend_heads(
     """Attend with some heads; ``made`` [batch, tokens, heads, nope_dim + value_dim] has their keys
     without positions, and their values."""
     latent = _latent(attention)
+    keys, values = made.split([latent.nope_dim, latent.value_dim], dim=-1)
+    shared = rows[:, :, None, latent.rank :].expand(-1, -1, keys.shape[2], -1)
+    keys = torch.cat([keys, shared], dim=-1)
     # Only for keys and values of one size does torch attend without making all scores at once.
     size = max(latent.key_dim, latent.value_dim)
-    keys, values = (made.new_zeros(*made.shape[:3], size) for _ in range(2))
-    keys[..., : latent.nope_dim] = made[..., : latent.nope_dim]
-    keys[..., latent.nope_dim : latent.key_dim] = rows[:, :, None, latent.rank :]
-    values[..., : latent.value_dim] = made[..., latent.nope_dim :]
-    attended = F.scaled_dot_product_attention(
-        F.pad(queries, (0, size - latent.key_dim)).transpose(1, 2),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        is_causal=True,
-        scale=attention.scale,
+    q, k, v = (
+        (x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))).transpose(1, 2)
+        for x in (queries, keys, values)
     )
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=attention.scale)
     return attended.transpose(1, 2)[..., : latent.value_dim]
 
 

@@ -106,7 +106,8 @@ def decode_attention(
         has_slopes=slopes is not None,
         sparsity=sparsity,
     )
-    step = _rows_at_once(whole.queries, tokens, packing, softmax)
+    is_latent = context.shape[1] == 1
+    step = _rows_at_once(whole.queries, tokens, packing, softmax, is_latent=is_latent)
     for first in range(0, rows, step):
         part = slice(first, first + step)
         unpacked_part = _unpacked(context[:, :, part], packing, q.dtype)
@@ -114,12 +115,18 @@ def decode_attention(
 
 
 def _rows_at_once(
-    queries: torch.Tensor, tokens: int, packing: Packing | None, softmax: _Softmax
+    queries: torch.Tensor,
+    tokens: int,
+    packing: Packing | None,
+    softmax: _Softmax,
+    *,
+    is_latent: bool,
 ) -> int:
     """Return the number of rows that are computed at once, which bounds the temporaries."""
     rows, group, head_dim = queries.shape
     row_bytes = 2 * tokens * head_dim * queries.element_size() if packing else 0
-    if not softmax.is_plain:
+    # torch may make all scores of the many queries of a latent row at once.
+    if not softmax.is_plain or is_latent:
         # Keys and values in float32, one after the other, and three tensors of scores.
         row_bytes += 4 * tokens * (head_dim + 3 * group)
     elif softmax.has_slopes:

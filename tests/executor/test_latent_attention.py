@@ -106,6 +106,19 @@ def test_packed_and_sparse(
             assert case.generate(policy, machines[machine]) == expected, policy
 
 
+@pytest.mark.parametrize("cache_bits", [None, 4])
+def test_the_twins_serve_too(
+    cases: Callable[[str], ExpectedCase], cache_bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler, as on a GPU."""
+    case = cases("deepseek_v3")
+    model = ReferenceModel(case.source, compression=Compression(cache_bits=cache_bits))
+    expected = model.generate(list(map(list, case.prompts)), GEN_LEN)
+    monkeypatch.setattr("profiles.kernels.call.load_library", lambda: None)
+    policy = case.policy(cache_bits=cache_bits or 32)
+    assert case.generate(policy, MACHINES["cpu"]) == expected
+
+
 def test_a_token_takes_one_row_of_the_cache(cases: Callable[[str], ExpectedCase]) -> None:
     """Of all heads together: the latent, and the part with the position."""
     case = cases("deepseek_v3")
