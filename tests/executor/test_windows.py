@@ -138,7 +138,7 @@ def test_packed_and_sparse_rings(
     compression = Compression(cache_bits=cache_bits, group_size=32, sparsity=sparsity)
     expected = ReferenceModel(case.source, compression=compression).generate(prompts, GEN_LEN)
     rng = random.Random(f"{name} on {machine}")
-    for _ in range(4):
+    for _ in range(2):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         policy = replace(
             policy, cache_bits=cache_bits or 32, group_size=32, attention_sparsity=sparsity
@@ -158,7 +158,7 @@ def test_sinks(
     expected = ReferenceModel(case.source, compression=compression).generate(prompts, GEN_LEN)
     rng = random.Random(f"sinks on {machine}")
     base = make_policy(case.source.spec, prompt_len=max(LENGTHS), gen_len=GEN_LEN)
-    for _ in range(8):
+    for _ in range(3):
         policy = draw_policy(base, rng, gpu=machine == "gpu")
         policy = change_policy(policy, attention_sparsity=sparsity)
         assert case.generate(policy, MACHINES[machine]) == expected, policy
