@@ -34,7 +34,7 @@ def rotary(
     kinds
         The kinds that transformers accepts for the family, and ours.
     """
-    found = _rope_keys(config)
+    found = rope_keys(config)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in kinds:
         raise config.refusal("rope_type", kind, ", ".join(kinds))
@@ -89,7 +89,8 @@ def rotary_keys_of(
     return replace(config, raw=kept | {"rope_parameters": own})
 
 
-def _rope_keys(config: HFConfig) -> Mapping[str, Any]:
+def rope_keys(config: HFConfig) -> Mapping[str, Any]:
+    """Return the keys of the rotary embedding, from any of their places."""
     # As in transformers 5, the older key wins, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")
     found = {} if found is None else found
@@ -120,8 +121,8 @@ def _llama3(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rot
         _number(config, found, name, spec.kind)
         for name in ("factor", "low_freq_factor", "high_freq_factor")
     )
-    if high <= low:
-        raise config.refusal("high_freq_factor", high, f"more than low_freq_factor {low}")
+    if high < low:
+        raise config.refusal("high_freq_factor", high, f"at least low_freq_factor {low}")
     return replace(
         spec,
         factor=factor,
@@ -137,10 +138,10 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     factor = _number(config, found, "factor", spec.kind)
     scale = found.get("attention_factor")
     if scale is None:
-        scale = _yarn_scale(factor)
+        scale = yarn_scale(factor)
         if found.get("mscale") and found.get("mscale_all_dim"):
             one, other = (
-                _yarn_scale(factor, config.positive(name, found[name]))
+                yarn_scale(factor, config.positive(name, found[name]))
                 for name in ("mscale", "mscale_all_dim")
             )
             scale = one / other
@@ -155,7 +156,7 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     )
 
 
-def _yarn_scale(factor: float, mscale: float = 1.0) -> float:
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     """Return the factor of attention of Peng et al. 2023, equation 22, times ``mscale``."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stacked import StackedTensor
 
 # Buffers in old checkpoints; they are computed from the config instead.
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
@@ -54,6 +55,8 @@ class Family:
         The class in transformers that reads its ``tokenizer.json`` where no file names a class.
     fixes_tokenizer_class
         Whether that class is used even where a file names another.
+    stacked
+        For a tensor of ours that is stored for all experts at once, or in another order, how.
     """
 
     defaults: Mapping[str, object]
@@ -71,6 +74,7 @@ class Family:
     ignores_later_layers: bool = False
     tokenizer_class: str = AS_IT_STANDS
     fixes_tokenizer_class: bool = False
+    stacked: Mapping[str, StackedTensor] = field(default_factory=dict)
 
     @property
     def base_prefix(self) -> str:

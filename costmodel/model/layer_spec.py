@@ -96,17 +96,62 @@ class RotarySpec:
         check_choice("rotary scaling", self.kind, ROTARY_KINDS)
         for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
             check_positive(f"rotary {name}", getattr(self, name))
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+        if self.kind == "llama3" and self.high_freq_factor < self.low_freq_factor:
             raise InputError(
                 "rotary high_freq_factor",
                 got=self.high_freq_factor,
-                allowed=f"more than low_freq_factor {self.low_freq_factor}",
+                allowed=f"at least low_freq_factor {self.low_freq_factor}",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSpec:
+    """Keys and values that all heads derive from one short vector of each token, its latent
+    (multi-head latent attention, DeepSeek-V2).
+
+    A head's key is a product of the latent, ``nope_dim`` elements, and a part with the token's
+    position, ``rope_dim`` elements, which all heads share. Its value is another product. Queries
+    have the same two parts.
+
+    Parameters
+    ----------
+    rank
+        Elements of the latent.
+    query_rank
+        Elements of the vector that all queries derive from; ``None`` derives them from the hidden
+        state.
+    value_dim
+        Elements of a head's value.
+    eps
+        Of the RMSNorms of both vectors.
+    """
+
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    query_rank: int | None = None
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "rank", "nope_dim", "rope_dim", "value_dim")
+        if self.query_rank is not None:
+            check_least(self, 1, "query_rank")
+
+    @property
+    def key_dim(self) -> int:
+        """Elements of a head's query, and of its key."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def row_dim(self) -> int:
+        """Elements that are cached of a token: its latent, and the part with its position."""
+        return self.rank + self.rope_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """Grouped-query attention.
+    """Grouped-query attention, or latent attention.
 
     Parameters
     ----------
@@ -137,8 +182,19 @@ class AttentionSpec:
     alibi_slopes
         For each query head, how much its scores fall with each token between query and key (ALiBi,
         Press et al. 2022), after the scale and the soft cap. Empty without ALiBi.
+    latent
+        For latent attention. Decode multiplies each query by its head's part of the key projection,
+        so that it attends to the cached rows themselves: all heads share one key head, whose
+        ``head_dim`` is ``LatentSpec.row_dim``, and the value is the latent in the same row.
+        ``None`` is grouped-query attention.
     qk_norm_spec
         That norm of queries and keys; ``None`` is of the same kind as the layer's norms.
+    is_chunked
+        Whether a query sees the tokens of its own chunk of ``window`` tokens instead: those from
+        the last multiple of ``window`` on (Llama 4).
+    temperature_floor, temperature_strength
+        Queries at position ``p`` are multiplied by ``1 + temperature_strength * log(1 + floor((p +
+        1) / temperature_floor))`` (Nakanishi 2025). ``None`` leaves them.
     """
 
     num_heads: int
@@ -155,10 +211,18 @@ class AttentionSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     alibi_slopes: tuple[float, ...] = ()
+    latent: LatentSpec | None = None
     qk_norm_spec: NormSpec | None = None
+    is_chunked: bool = False
+    temperature_floor: int | None = None
+    temperature_strength: float = 0.1
 
     def __post_init__(self) -> None:
         check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
+        if self.temperature_floor is not None:
+            check_least(self, 1, "temperature_floor")
+        if self.latent is not None:
+            self._check_latent(self.latent)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 "model num_kv_heads",
@@ -202,6 +266,28 @@ class AttentionSpec:
                 allowed=f"{dim // 2}, one for each pair",
             )
 
+    def _check_latent(self, latent: LatentSpec) -> None:
+        shape = (self.num_kv_heads, self.head_dim)
+        if shape != (1, latent.row_dim):
+            raise InputError(
+                "latent attention",
+                got=f"{shape[0]} key heads of {shape[1]} elements",
+                allowed=f"1 of {latent.row_dim}, as wide as a cached row",
+            )
+        others = (self.window, self.soft_cap, self.clip, self.has_sinks or None)
+        if self.qk_norm != "none" or any(other is not None for other in others):
+            raise InputError(
+                "latent attention",
+                got="norms of heads, a window, a soft cap, a clip or sinks",
+                allowed="none of these",
+            )
+        if self.scale is None or self.rotary is None or self.rotary.dim != latent.rope_dim:
+            raise InputError(
+                "latent attention",
+                got="no scale, or another rotation",
+                allowed=f"a scale, and a rotation of {latent.rope_dim} elements",
+            )
+
     @property
     def has_plain_softmax(self) -> bool:
         """Whether the shares are the softmax of the scores alone."""
@@ -214,7 +300,7 @@ class AttentionSpec:
 
     @property
     def query_size(self) -> int:
-        """Width of all query heads together."""
+        """Width of all query heads of decode together."""
         return self.num_heads * self.head_dim
 
     @property
@@ -223,9 +309,52 @@ class AttentionSpec:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def qkv_parts(self) -> tuple[int, ...]:
+        """Widths of the projections of the hidden state, which are stacked in one matrix."""
+        if self.latent is None:
+            return (self.query_size, self.kv_size, self.kv_size)
+        queries = self.latent.query_rank or self.num_heads * self.latent.key_dim
+        return (queries, self.latent.row_dim)
+
+    @property
     def qkv_size(self) -> int:
-        """Width of queries, keys and values together."""
-        return self.query_size + 2 * self.kv_size
+        """Width of these projections together."""
+        return sum(self.qkv_parts)
+
+    @property
+    def cached_vectors(self) -> int:
+        """Vectors of ``head_dim`` that are cached of each key head: a key and a value, or one row
+        with both."""
+        return 2 if self.latent is None else 1
+
+    @property
+    def cached_size(self) -> int:
+        """Elements that are cached of a token."""
+        return self.cached_vectors * self.kv_size
+
+    @property
+    def attended_dim(self) -> int:
+        """Elements of a head in the result of decode's attention."""
+        return self.head_dim if self.latent is None else self.latent.rank
+
+    @property
+    def attended_size(self) -> int:
+        """Width of the result of decode's attention, all heads together."""
+        return self.num_heads * self.attended_dim
+
+    @property
+    def output_size(self) -> int:
+        """Width of the input of the output projection."""
+        value_dim = self.head_dim if self.latent is None else self.latent.value_dim
+        return self.num_heads * value_dim
+
+    @property
+    def prompt_size(self) -> int:
+        """Width of the keys of prefill, those of all query heads together. Values are as wide; the
+        shorter ones of latent attention are padded."""
+        if self.latent is None:
+            return self.query_size
+        return self.num_heads * max(self.latent.key_dim, self.latent.value_dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

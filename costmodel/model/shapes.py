@@ -1,13 +1,14 @@
 """The tensors of each component of a model, with their shapes. No torch.
 
 Matrices that multiply the same input are stacked into one (``qkv``, ``gate_up``), because one
-large product is faster than several small ones.
+large product is faster than several small ones. With latent attention ``qkv`` makes the vectors
+that ``q_b`` and ``kv_b`` make queries, keys and values of.
 """
 
 from __future__ import annotations
 
 from costmodel.model.feed_forward_spec import MlpSpec
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import ModelSpec
 
 Shapes = dict[str, tuple[int, ...]]
@@ -71,8 +72,23 @@ def _attention_shapes(spec: ModelSpec, layer: LayerSpec) -> Shapes:
         shapes["attention.sinks"] = (attention.num_heads,)
     if attention.output_bias:
         shapes["output.bias"] = (hidden,)
-    qkv, query = attention.qkv_size, attention.query_size
-    return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, query)}
+    shapes |= _latent_shapes(attention)
+    qkv, output = attention.qkv_size, attention.output_size
+    return shapes | {"qkv.weight": (qkv, hidden), "output.weight": (hidden, output)}
+
+
+def _latent_shapes(attention: AttentionSpec) -> Shapes:
+    """Return what makes queries, and keys and values, of the latents of ``qkv``."""
+    heads, latent = attention.num_heads, attention.latent
+    if latent is None:
+        return {}
+    shapes: Shapes = {"kv_a_norm.weight": (latent.rank,)}
+    if latent.query_rank is not None:
+        shapes |= {
+            "q_a_norm.weight": (latent.query_rank,),
+            "q_b.weight": (heads * latent.key_dim, latent.query_rank),
+        }
+    return shapes | {"kv_b.weight": (heads * (latent.nope_dim + latent.value_dim), latent.rank)}
 
 
 def _query_norm_shapes(layer: LayerSpec) -> Shapes:
@@ -91,6 +107,8 @@ def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
     shapes: Shapes = {}
     if mlp.has_bias:
         shapes |= {f"{up}.bias": (mlp.inner_rows,), f"{prefix}down.bias": (hidden,)}
+    if mlp.activation == "xielu":
+        shapes |= {f"{prefix}xielu.positive": (1,), f"{prefix}xielu.negative": (1,)}
     shapes |= {f"{up}.weight": (mlp.inner_rows, hidden)}
     return shapes | {f"{prefix}down.weight": (hidden, mlp.size)}
 

@@ -22,18 +22,18 @@ import torch
 from costmodel.families import spec_from_config
 from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stacked import Strides
 from executor.checkpoint.folder import TensorPart, component_parts, overlaps
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
-from executor.checkpoint.transposed import row_pieces
 from profiles.files import write_json
 from profiles.units import GIB
 
 # A prime, so that no two rows of a matrix have the same part of the pattern.
 PATTERN_LENGTH = 2_097_143
 STANDARD_DEVIATION = 0.02
-# Elements of transposed matrices that are looked up in the pattern at once.
-INDICES_AT_ONCE = 1 << 17
+# Elements whose places are computed at once, where they are apart.
+NUMBERED_AT_ONCE = 1 << 16
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -151,11 +151,12 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         return
     pattern = _pattern(seed, target.dtype)
     digest = hashlib.sha256(f"{seed} {part.name}".encode()).digest()
-    place, first = int.from_bytes(digest[:8], "little"), part.first_row * part.width + first_element
-    if part.is_transposed:
-        _fill_transposed(target, part, pattern, place % PATTERN_LENGTH, first)
+    place = int.from_bytes(digest[:8], "little") % PATTERN_LENGTH + part.first_element
+    if part.strides is not None and not part.strides.is_contiguous:
+        _fill_strided(target, pattern, place, part.strides, first_element)
         return
-    place, done = place + first, 0
+    place += first_element
+    done = 0
     while done < target.numel():
         start = (place + done) % PATTERN_LENGTH
         piece = pattern[start : start + target.numel() - done]
@@ -163,14 +164,19 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         done += piece.numel()
 
 
-def _fill_transposed(
-    target: torch.Tensor, part: TensorPart, pattern: torch.Tensor, place: int, first: int
+def _fill_strided(
+    target: torch.Tensor, pattern: torch.Tensor, place: int, strides: Strides, first: int
 ) -> None:
-    """Fill ``target`` with the elements of a transposed matrix from ``first`` on."""
-    inputs, outputs = part.shape
-    for rows, ours, within in row_pieces(inputs, first, len(target), INDICES_AT_ONCE // inputs):
-        stored = torch.arange(rows.start, rows.stop)[:, None] + outputs * torch.arange(inputs)
-        target[ours] = pattern[stored.add_(place).remainder_(PATTERN_LENGTH).flatten()[within]]
+    """Fill ``target`` with elements of the pattern that are as far apart as in a stored tensor.
+
+    ``place`` is that of the first element of the part.
+    """
+    for start in range(0, target.numel(), NUMBERED_AT_ONCE):
+        piece = target[start : start + NUMBERED_AT_ONCE]
+        numbers = torch.arange(first + start, first + start + piece.numel())
+        rows, columns = numbers // strides.columns, numbers % strides.columns
+        numbers = place + rows * strides.row_step + columns * strides.column_step
+        torch.index_select(pattern, 0, numbers % PATTERN_LENGTH, out=piece)
 
 
 @lru_cache(maxsize=4)

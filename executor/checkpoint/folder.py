@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
+from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.safetensors_file import TensorEntry
+from costmodel.model.stacked import StackedTensor, Strides
+from executor.checkpoint.language_part import language_part
+from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
 from executor.checkpoint.stored_tensors import (
     SOURCE_DTYPES,
     StoredTensors,
     are_equal,
     contents_digest,
     read_elements,
+    read_strided,
 )
-from executor.checkpoint.transposed import read_transposed
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
@@ -70,7 +70,7 @@ class TensorPart:
     ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
     rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
     order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``. Our rows are columns of the stored tensor where it ``is_transposed``.
+    ``dtype``. With ``strides`` our elements are where these say instead.
     """
 
     name: str
@@ -79,12 +79,14 @@ class TensorPart:
     num_elements: int
     offset_bytes: int
     dtype: torch.dtype
-    is_transposed: bool = False
+    strides: Strides | None = None
 
     @property
-    def width(self) -> int:
-        """Elements of one of our rows; those of a vector are one each."""
-        return 1 if len(self.shape) == 1 else self.shape[0 if self.is_transposed else 1]
+    def first_element(self) -> int:
+        """The first of our elements in the stored tensor."""
+        if self.strides is not None:
+            return self.strides.first
+        return self.first_row * (self.shape[1] if len(self.shape) == 2 else 1)
 
 
 def component_parts(
@@ -102,8 +104,7 @@ def component_parts(
 def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
     """Return the number of rows of each part of a tensor that is stacked of several."""
     if tensor.name.startswith("qkv."):
-        attention = layer.attention
-        return (attention.query_size, attention.kv_size, attention.kv_size)
+        return layer.attention.qkv_parts
     return (tensor.shape[0] // num_parts,) * num_parts
 
 
@@ -117,7 +118,16 @@ def _tensor_parts(
     names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
     dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
-    width = math.prod(tensor.shape[1:])
+    tail = tensor.shape[1:]
+    width = tail[0] if tail else 1
+    if (stacked := family.stacked.get(tensor.name)) is not None:
+        counts = (
+            _part_rows(spec.layer(number), tensor, len(names))
+            if len(names) > 1
+            else tensor.shape[:1]
+        )
+        yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
+        return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
@@ -130,29 +140,52 @@ def _tensor_parts(
     else:
         blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
     module = tensor.name.rpartition(".")[0]
-    shape_of = partial(_stored_shape, spec, number, module, tensor.shape[1:])
+    is_transposed = len(tail) == 1 and module in family.transposed
+    if module in family.by_head:
+        tail = (spec.layer(number).attention.head_dim,)
+        blocks = [(name, rows // tail[0], first, count) for name, rows, first, count in blocks]
     for name, stored_rows, first_row, count in blocks:
         yield TensorPart(
             name=name,
-            shape=shape_of(stored_rows),
+            shape=(*tail, stored_rows) if is_transposed else (stored_rows, *tail),
             first_row=first_row,
             num_elements=count * width,
             offset_bytes=offset,
             dtype=dtype,
-            is_transposed=len(tensor.shape) == 2 and module in family.transposed,
+            strides=_transposed(first_row, stored_rows, width) if is_transposed else None,
         )
         offset += count * width * dtype.itemsize
 
 
-def _stored_shape(
-    spec: ModelSpec, number: int, module: str, tail: tuple[int, ...], rows: int
-) -> tuple[int, ...]:
-    """Return the shape in which a checkpoint stores ``rows`` of a module, [rows, *tail] here."""
-    family = family_named(spec.family)
-    if module in family.by_head:
-        head_dim = spec.layer(number).attention.head_dim
-        return (rows // head_dim, head_dim)
-    return (*tail, rows) if module in family.transposed else (rows, *tail)
+def _transposed(first_row: int, num_rows: int, num_columns: int) -> Strides:
+    """Return the places of our rows from ``first_row`` on where they are columns in the file."""
+    return Strides(first=first_row, row_step=1, column_step=num_rows, columns=num_columns)
+
+
+def _stacked_parts(
+    stacked: StackedTensor,
+    names: Sequence[str],
+    counts: Sequence[int],
+    layout: ComponentLayout,
+    tensor: TensorLayout,
+    unit: int,
+    dtype: torch.dtype,
+) -> Iterator[TensorPart]:
+    """Yield the parts of one expert's tensor, each with ``counts`` rows of the tensor ``names``."""
+    offset = unit * layout.unit_bytes + tensor.offset_bytes
+    columns = tensor.shape[1] if len(tensor.shape) == 2 else None
+    for name, rows in zip(names, counts, strict=True):
+        for strides, count in stacked.parts(unit, rows, columns or 1):
+            yield TensorPart(
+                name=name,
+                shape=stacked.shape(layout.num_units, rows, columns),
+                first_row=0,
+                num_elements=count * strides.columns,
+                offset_bytes=offset,
+                dtype=dtype,
+                strides=strides,
+            )
+            offset += count * strides.columns * dtype.itemsize
 
 
 def overlaps(
@@ -224,6 +257,8 @@ class Checkpoint:
         stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
+        if is_text_part(raw):
+            stored = language_part(stored)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
@@ -254,8 +289,13 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            read = read_transposed if part.is_transposed else read_elements
-            read(self.tensors[part.name], part.first_row * part.width + first, target)
+            entry = self.tensors[part.name]
+            if part.strides is None or part.strides.is_contiguous:
+                read_elements(entry, part.first_element + first, target)
+            else:
+                read_strided(entry, part.strides, first, target)
+                if part.strides.is_last and first + len(target) == part.num_elements:
+                    drop_pages(entry)
 
 
 def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -310,8 +350,8 @@ def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> No
     family = family_named(spec.family)
     unread = [
         n
-        for n in sorted(stored.entries)
-        if n not in read and not family.may_ignore(n, spec.num_layers)
+        for n, entry in sorted(stored.entries.items())
+        if entry.name not in read and not family.may_ignore(n, spec.num_layers)
     ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""

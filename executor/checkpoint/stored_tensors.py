@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from costmodel.model.stacked import Strides
 from executor.checkpoint.safetensors_file import (
     READ_BYTES,
     TensorEntry,
     open_safetensors,
     read_into,
+    read_rows,
 )
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
@@ -210,17 +212,11 @@ def read_elements(entry: TensorEntry, first: int, target: torch.Tensor) -> None:
         read_into(
             entry.path, offset + start * source.itemsize, piece.view(torch.uint8).numpy().data
         )
-        convert(entry, piece, target[start : start + piece.numel()])
+        _convert(entry, piece, target[start : start + piece.numel()])
 
 
-def convert(entry: TensorEntry, piece: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy elements of a stored tensor to the dtype of ``target``.
-
-    Raises
-    ------
-    InputError
-        Naming the tensor with a finite value that float16 cannot hold.
-    """
+def _convert(entry: TensorEntry, piece: torch.Tensor, target: torch.Tensor) -> None:
+    """Convert part of a tensor to the dtype of ``target``, in the same shape."""
     converted = target.copy_(piece)
     if target.dtype is torch.float16 and _overflows(piece, converted):
         raise InputError(
@@ -229,6 +225,44 @@ def convert(entry: TensorEntry, piece: torch.Tensor, target: torch.Tensor) -> No
             allowed="values within 65504",
             hint="computing in bfloat16 or float32",
         )
+
+
+def read_strided(entry: TensorEntry, strides: Strides, first: int, target: torch.Tensor) -> None:
+    """Fill ``target``, one-dimensional, with elements from ``first`` on of a matrix whose columns
+    are stored as rows, converted to its dtype.
+
+    Scratch is at most 16 MiB, or one stored row. Pages of the file stay in the page cache until the
+    matrix is complete, because every part of it needs most of them.
+    """
+    done = 0
+    while done < len(target):
+        row, column = divmod(first + done, strides.columns)
+        whole = 0 if column else (len(target) - done) // strides.columns
+        count = min(strides.columns - column, len(target) - done)
+        part = target[done : done + max(1, whole) * count].view(-1, count)
+        _read_rectangle(entry, strides, row, column, part)
+        done += part.numel()
+
+
+def _read_rectangle(
+    entry: TensorEntry, strides: Strides, row: int, column: int, target: torch.Tensor
+) -> None:
+    """Fill ``target`` [rows, columns] with our elements from ``row`` and ``column`` on."""
+    source = SOURCE_DTYPES[entry.dtype]
+    length = (len(target) - 1) * strides.row_step + 1
+    step = max(1, READ_BYTES // (length * source.itemsize))
+    scratch = torch.empty(min(step, target.shape[1]), length, dtype=source)
+    begin = strides.first + row * strides.row_step + column * strides.column_step
+    for left in range(0, target.shape[1], step):
+        piece = scratch[: min(step, target.shape[1] - left)]
+        read_rows(
+            entry.path,
+            entry.offset_bytes + (begin + left * strides.column_step) * source.itemsize,
+            strides.column_step * source.itemsize,
+            piece.view(torch.uint8).numpy(),
+        )
+        wanted = piece[:, :: strides.row_step].t()
+        _convert(entry, wanted, target[:, left : left + len(piece)])
 
 
 def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
 from costmodel.model.spec import HeadSpec
-from executor.model import mlp
+from executor.model import latent_attention, mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
+from executor.model.prefill_attention import prefill_attention
 from executor.model.rotations import Rotation
 from profiles import kernels
 
@@ -53,13 +54,88 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
+def project_prompt(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Run a layer of prefill up to its attention (see ``project_qkv`` for the parameters).
+
+    Returns
+    -------
+    tuple
+        Queries [batch, tokens, heads, head_dim], and the vectors to cache, [batch, tokens, kv
+        heads, head_dim] each: keys and values, or of latent attention the rows.
+    """
+    attention = layer.attention
+    if attention.latent is None:
+        q, k, v = split_heads(project_qkv(x, weights, rotation, layer), attention)
+        return q, (k, v)
+    queries, rows = _project_latents(x, weights, rotation, layer)
+    return queries, (rows[:, :, None],)
+
+
+def attend_prompt(
+    queries: torch.Tensor,
+    cached: tuple[torch.Tensor, ...],
+    weights: LayerWeights,
+    attention: AttentionSpec,
+) -> torch.Tensor:
+    """Attend within prompts, with the results of ``project_prompt``; returns [batch, tokens,
+    ``output_size``]."""
+    if attention.latent is None:
+        keys, values = cached
+        return prefill_attention(queries, keys, values, attention, sinks_of(weights, attention))
+    (rows,) = cached
+    return latent_attention.prefill_latents(queries, rows[:, :, 0], weights, attention)
+
+
+def project_token(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> torch.Tensor:
+    """Run a layer of decode up to its attention (see ``project_qkv`` for the parameters).
+
+    Returns
+    -------
+    torch.Tensor
+        Queries and the vectors to cache, [batch, 1, ``query_size + cached_size``].
+    """
+    attention = layer.attention
+    if attention.latent is None:
+        return project_qkv(x, weights, rotation, layer)
+    queries, rows = _project_latents(x, weights, rotation, layer)
+    return latent_attention.absorb_keys(queries, rows, weights, attention)
+
+
+def make_values(
+    attended: torch.Tensor, weights: LayerWeights, attention: AttentionSpec
+) -> torch.Tensor:
+    """Return the input of the output projection, [batch, 1, ``output_size``], of the result of
+    decode's attention, [batch, 1, ``attended_size``]."""
+    if attention.latent is None:
+        return attended
+    return latent_attention.make_values(attended, weights, attention)
+
+
+def _project_latents(
+    x: torch.Tensor, weights: LayerWeights, rotation: Rotation | None, layer: LayerSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert rotation is not None
+    projected = _projected(x, weights, layer)
+    return latent_attention.project_latents(projected, weights, rotation, layer.attention)
+
+
+def _projected(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> torch.Tensor:
+    """Normalise ``x`` and multiply it by ``qkv``; the norm is freed after the product."""
+    normed = _normed_input(x, weights, "attention", layer)
+    return linear(normed, weights["qkv.weight"], bias_of(weights, "qkv"))
+
+
 def project_qkv(
     x: torch.Tensor,
     weights: LayerWeights,
     rotation: Rotation | None,
     layer: LayerSpec,
 ) -> torch.Tensor:
-    """Normalise, project and rotate: a decoder layer up to its attention.
+    """Normalise, project and rotate: a decoder layer up to grouped-query attention.
 
     Parameters
     ----------
@@ -67,7 +143,8 @@ def project_qkv(
         Hidden states [batch, tokens, hidden]; not changed.
     rotation
         The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
-        positions; ``None`` for attention without rotary positions.
+        positions; with a temperature instead, the factors of queries. ``None`` for attention
+        without either.
 
     Returns
     -------
@@ -82,12 +159,7 @@ def project_qkv(
     is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
-    # The norm's result has no name, so that it is freed after the product.
-    qkv = linear(
-        _normed_input(x, weights, "attention", layer),
-        weights["qkv.weight"],
-        bias_of(weights, "qkv"),
-    )
+    qkv = _projected(x, weights, layer)
     attention = layer.attention
     if attention.clip is not None:
         qkv.clamp_(-attention.clip, attention.clip)
@@ -97,6 +169,10 @@ def project_qkv(
     if attention.rotary is not None and rotation is not None:
         rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
         kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
+    if attention.temperature_floor is not None and rotation is not None:
+        factors = rotation[0]
+        queries = heads[:, : attention.num_heads].unflatten(0, (-1, len(factors)))
+        queries.mul_(factors[:, None, None])
     if attention.norms_rotated:
         _norm_queries(heads, weights, layer)
     if attention.scale is not None:
@@ -118,7 +194,7 @@ def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) 
         rows = part.flatten(1)[:, None] if attention.qk_norm == "projection" else part
         if attention.qk_norm == "heads":
             _norm_heads(rows, weights, name, spec)
-        elif spec.kind == "rms" and not spec.adds_one:
+        elif spec.kind == "rms" and spec.has_weight and not spec.adds_one:
             kernels.rms_norm(rows, vector(weights, f"{name}.weight"), spec.eps, rows)
         else:
             rows.copy_(norm(rows, weights, name, spec))

@@ -16,7 +16,7 @@ from profiles.compute_plan import DTYPES
 # All prompts start at the first position, so that all batches share one rotation.
 PROMPTS = -1
 
-# Cosines and sines of a pass's positions (see ``kernels.rotate``).
+# Cosines and sines of a pass's positions (see ``kernels.rotate``), or factors of queries.
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -29,7 +29,7 @@ class Rotations:
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
         # The rotations of pass ``_token``, by batch and kind.
-        self._made: dict[tuple[int, RotarySpec, int], Rotation] = {}
+        self._made: dict[tuple[int, RotarySpec | None, int, int | None], Rotation] = {}
         self._token = 0
 
     def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
@@ -40,24 +40,40 @@ class Rotations:
 
     def of(self, task: Task, attention: AttentionSpec) -> Rotation | None:
         """Return the rotation for a task (see ``layers.project_qkv``)."""
-        if attention.rotary is None:
+        if attention.rotary is None and attention.temperature_floor is None:
             return None
         if task.token != self._token:
             self._token, self._made = task.token, {}
         batch = PROMPTS if task.is_prefill else task.batch
-        key = batch, attention.rotary, attention.head_dim
+        key = batch, attention.rotary, attention.head_dim, attention.temperature_floor
         if key not in self._made:
-            self._made[key] = self._make(task, attention.rotary, attention.head_dim)
+            self._made[key] = self._make(task, attention)
         return self._made[key]
 
-    def _make(self, task: Task, rotary: RotarySpec, head_dim: int) -> Rotation:
+    def _make(self, task: Task, attention: AttentionSpec) -> Rotation:
         if task.is_prefill:
             positions = torch.arange(self._prompt_len, device=self._lengths[0].device)
         else:
             positions = self._lengths[task.batch] + (task.token - 1)
-        return rotation_of(
-            positions, rotary, head_dim, self._dtype, is_long=rotary.is_long(self._num_positions)
-        )
+        return position_factors(positions, attention, self._dtype, self._num_positions)
+
+
+def position_factors(
+    positions: torch.Tensor, attention: AttentionSpec, dtype: torch.dtype, num_positions: int
+) -> Rotation:
+    """Return what int64 [positions] do to queries and keys: a rotation (see ``rotation_of``), or
+    twice the factors of queries, float32 [positions].
+
+    ``num_positions`` is the length of the whole context.
+    """
+    rotary = attention.rotary
+    if rotary is not None:
+        is_long = rotary.is_long(num_positions)
+        return rotation_of(positions, rotary, attention.head_dim, dtype, is_long=is_long)
+    assert attention.temperature_floor is not None
+    steps = ((positions.float() + 1) / attention.temperature_floor).floor()
+    factors = steps.log1p() * attention.temperature_strength + 1
+    return factors, factors
 
 
 def rotation_of(
@@ -128,5 +144,6 @@ def _llama3(rotary: RotarySpec, frequencies: torch.Tensor) -> torch.Tensor:
     blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
         rotary.high_freq_factor - rotary.low_freq_factor
     )
-    blend = blend.clamp(0, 1)
+    # Equal factors blend nothing: a wave of just that length is kept.
+    blend = blend.nan_to_num(1.0, posinf=1.0, neginf=0.0).clamp(0, 1)
     return (1 - blend) * frequencies / rotary.factor + blend * frequencies

@@ -18,7 +18,6 @@ from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
 from executor.model import layers
 from executor.model.matrices import LayerWeights, linear
-from executor.model.prefill_attention import prefill_attention
 from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
 from executor.model.token_scores import score_chosen
@@ -151,7 +150,7 @@ class Block:
         return 0
 
     def project(self, task: Task) -> int:
-        """Make queries, keys and values, and attend to the rows on the GPU."""
+        """Make queries and what is cached, and attend to the rows on the GPU."""
         qkv = self._project(task, self.stores.hidden.gather(task))
         self.attention.begin(task, qkv, self._sinks(task))
         return 0
@@ -159,7 +158,7 @@ class Block:
     def finish(self, task: Task) -> int:
         """Run the rest of the layer on the merged attention of GPU and CPU."""
         hidden = self.stores.hidden.gather(task)
-        self._finish(task, hidden, self.attention.end(task))
+        self._finish_token(task, hidden, self.attention.end(task))
         self.stores.hidden.hand_back(task)
         return 0
 
@@ -189,14 +188,13 @@ class Block:
     def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):
             part = slice(first, first + self.policy.prefill_batch_size)
-            qkv = self._project(task, hidden[part])
-            attention = self._layer(task).attention
-            q, k, v = layers.split_heads(qkv, attention)
-            del qkv
+            layer, weights = self._layer(task), self._weights(task)
+            rotation = self.rotations.of(task, layer.attention)
+            queries, cached = layers.project_prompt(hidden[part], weights, rotation, layer)
             if self.policy.workload.kept_prompt_len:
-                self.stores.cache.write_prompt(task, first, k, v)
-            attended = prefill_attention(q, k, v, attention, self._sinks(task))
-            del q, k, v
+                self.stores.cache.write_prompt(task, first, cached)
+            attended = layers.attend_prompt(queries, cached, weights, layer.attention)
+            del queries, cached
             if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)
                 continue
@@ -207,7 +205,8 @@ class Block:
 
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         qkv = self._project(task, hidden)
-        self._finish(task, hidden, self.attention.attend_here(task, qkv, self._sinks(task)))
+        attended = self.attention.attend_here(task, qkv, self._sinks(task))
+        self._finish_token(task, hidden, attended)
 
     def _compute_experts(self, task: Task) -> None:
         """Run the mixture of experts of a layer."""
@@ -242,10 +241,14 @@ class Block:
     def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
         layer = self._layer(task)
         rotation = self.rotations.of(task, layer.attention)
-        return layers.project_qkv(hidden, self._weights(task), rotation, layer)
+        return layers.project_token(hidden, self._weights(task), rotation, layer)
 
     def _sinks(self, task: Task) -> torch.Tensor | None:
         return layers.sinks_of(self._weights(task), self._layer(task).attention)
+
+    def _finish_token(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        attention = self._layer(task).attention
+        self._finish(task, hidden, layers.make_values(attended, self._weights(task), attention))
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         layer, weights = self._layer(task), self._weights(task)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.families import family_named, family_names
+from costmodel.families import tokenizer_owner
 from costmodel.model.family import AS_IT_STANDS
 
 # Classes that take the file as it stands.
@@ -160,11 +160,10 @@ REBUILT = {
 
 def class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_level: bool) -> str:
     """Return the class that transformers chooses, without the ending ``Fast``."""
-    name = model.get("model_type")
-    family = family_named(name) if name in family_names() else None
+    owner = tokenizer_owner(model.get("model_type"))
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if family and (family.fixes_tokenizer_class or not named):
-        return family.tokenizer_class
+    if owner and (owner.fixes_tokenizer_class or not named):
+        return owner.tokenizer_class
     if not named:
         return AS_IT_STANDS
     named = str(named).removesuffix("Fast")

@@ -10,10 +10,11 @@ from profiles.kernels.attention import decode_attention, without_cudnn_attention
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import is_native
 from profiles.kernels.groups import pack_rows, unpack_rows
-from profiles.kernels.layer import rms_norm, rotate, swiglu
+from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 
 __all__ = [
+    "clamped_swiglu",
     "decode_attention",
     "end_idle_threads",
     "grouped_linear",

@@ -34,13 +34,18 @@ class Scorer {
     }
     sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
     slopes_ = a_.slopes ? a_.slopes + head * a_.group : nullptr;
-    cache_.start(row, is_last);
+    cache_.start(row / a_.sharers, is_last);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.
   Ints seen(long first, long count) const {
     const Ints slot = kIota + int(first);
-    return (kIota < int(count)) & ((slot < int(void_from_)) | (slot >= int(void_end_)));
+    const Ints before = slot < int(void_from_), behind = slot >= int(void_end_);
+    return (kIota < int(count)) & (void_from_ > void_end_ ? before & behind : before | behind);
+  }
+  bool is_void(long slot) const {
+    const bool from = slot >= void_from_, to_end = slot < void_end_;
+    return void_from_ > void_end_ ? from || to_end : from && to_end;
   }
 
   // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in
@@ -121,9 +126,10 @@ class Row : Scorer<T, Ops, Cache> {
       for (long g = 0; g < a_.group; ++g) share(g, is_seen);
       Base::in_blocks([&](auto size, long g) { add<size.value>(g); });
     }
-    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.value_dim;
     for (long g = 0; g < a_.group; ++g)
-      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.dim, out + g * a_.dim);
+      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.value_dim,
+                  out + g * a_.value_dim);
   }
 
  private:
@@ -151,9 +157,9 @@ class Row : Scorer<T, Ops, Cache> {
   void add(long g) {
     constexpr long kBlocks = kQueries > 4 ? 1 : kQueries > 2 ? 2 : 4;
     long d = 0;
-    for (; d + (kBlocks - 1) * Ops::kDims < a_.dim; d += kBlocks * Ops::kDims)
+    for (; d + (kBlocks - 1) * Ops::kDims < a_.value_dim; d += kBlocks * Ops::kDims)
       add_dims<kQueries, kBlocks>(g, d);
-    for (; d < a_.dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
+    for (; d < a_.value_dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
   }
 
   template <long kQueries, long kBlocks>

@@ -1,12 +1,14 @@
 """Attention of one decode step on the CPU, held against the memory's read rate and torch's own.
 
-Rounds take turns: memory, ours, torch, memory, ... so that a machine whose memory is shared with
-others counts the same for all; medians of the rounds' ratios are told. The cache lies as a run
-has it in CPU memory. Progress goes to stderr, one JSON line with every figure to stdout.
+Rounds take turns: memory, ours, torch, then ours with a ring, sinks or a soft cap. A machine whose
+memory is shared with others then counts the same for all. The medians of the rounds' ratios are
+printed. The cache is stored as a run has it in CPU memory. Progress goes to stderr, and one JSON
+line with every figure to stdout.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import sys
@@ -31,6 +33,8 @@ GROUPS = (1, 4, 8)
 # Sequences, key heads, tokens so far.
 SHAPES = ((64, 8, 144), (16, 8, 576), (4, 8, 2048), (8, 32, 512))
 WINDOW_S = 0.05
+# What some models add to attention: slots of a ring without a token, sinks, and a soft cap.
+KINDS = ("ring", "sinks", "soft_cap")
 
 
 def main(arguments: list[str]) -> None:
@@ -77,8 +81,15 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     out = torch.empty(batch * kv_heads, group, HEAD_DIM, dtype=DTYPES[dtype])
     stream = torch.ones(STREAM_BYTES // 4)
 
-    def attend() -> None:
-        kernels.decode_attention(q, next(turns), out)
+    void_slots = torch.tensor([[0, min(i, tokens // 2)] for i in range(batch)], dtype=torch.int32)
+    added: dict[str, dict[str, Any]] = {
+        "ring": {"void_slots": void_slots},
+        "sinks": {"sinks": torch.randn(kv_heads * group)},
+        "soft_cap": {"soft_cap": 50.0},
+    }
+
+    def attend(**kind: Any) -> None:
+        kernels.decode_attention(q, next(turns), out, **kind)
 
     def attend_with_torch() -> torch.Tensor:
         keys, values = (
@@ -90,11 +101,15 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     memory: list[float] = []
     ours: list[float] = []
     theirs: list[float] = []
+    of_plain: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         memory.append(measure_rate(stream.sum, STREAM_BYTES))
         ours.append(measure_rate(attend, cache_bytes))
         theirs.append(measure_rate(attend_with_torch, cache_bytes))
-    case = {
+        for kind in KINDS:
+            rate = measure_rate(functools.partial(attend, **added[kind]), cache_bytes)
+            of_plain[kind].append(rate / ours[-1])
+    case: dict[str, Any] = {
         "batch": batch,
         "kv_heads": kv_heads,
         "tokens": tokens,
@@ -104,11 +119,14 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         "torch_bytes_per_s": statistics.median(theirs),
         "of_memory": statistics.median(o / m for o, m in zip(ours, memory, strict=True)),
         "speedup": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
+        "of_plain": {kind: statistics.median(ratios) for kind, ratios in of_plain.items()},
     }
+    kinds = ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in case["of_plain"].items())
     print(
         f"{batch:>4} sequences {kv_heads:>3} key heads x {group} {tokens:>5} tokens:"
         f" {case['ours_bytes_per_s'] / 1e9:5.1f} GB/s, {case['of_memory']:.2f} of memory's"
-        f" {case['memory_bytes_per_s'] / 1e9:5.1f}; {case['speedup']:5.1f} x torch",
+        f" {case['memory_bytes_per_s'] / 1e9:5.1f}; {case['speedup']:5.1f} x torch;"
+        f" of plain: {kinds}",
         file=sys.stderr,
         flush=True,
     )

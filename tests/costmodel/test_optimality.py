@@ -25,7 +25,7 @@ from costmodel.optimizer.program import Program
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import peak_buffers
 from profiles import (
     ComputeRates,
     Cpu,
@@ -206,7 +206,7 @@ def _moved(placement: Placement, tiers: tuple[str, ...]) -> Iterator[Placement]:
 
 
 def _fits(policy: Policy, hardware: HardwareProfile) -> bool:
-    peaks = estimate(policy, hardware).peak_bytes
+    peaks = {tier: sum(uses.values()) for tier, uses in peak_buffers(policy, hardware).items()}
     limits = capacities(hardware)
     return all(peaks[tier] <= limits[tier] * (1 - DEFAULT_MARGIN) for tier in limits)
 

@@ -545,6 +545,8 @@ def test_rope_is_read_from_old_and_new_configs() -> None:
 def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
+    if tied and family == "dbrx":
+        pytest.skip("its head is never tied")
     config = small_config(family, tied=tied)
     write_random_checkpoint(tmp_path, config, seed=3, shard_bytes=200_000)
     checkpoint = Checkpoint.open(tmp_path)

@@ -60,7 +60,8 @@ class Folder:
 
     def __init__(self, path: Path, family: str) -> None:
         self.path, self.family = path, family
-        self.config_class = type(save_tiny_model(path, family, num_layers=1).config)
+        model = save_tiny_model(path, family, num_layers=1)
+        self.model_class, self.config_class = type(model), type(model.config)
         self.base: Config = json.loads((path / "config.json").read_text())
 
     def ours(self, config: Config) -> ModelSpec | None:
@@ -133,7 +134,7 @@ def field_defaults(config_class: type) -> Config:
 
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
-    folder = Path(transformers.__file__).parent / "models" / family
+    folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
     modules = (
         configuration_utils,
         modeling_rope_utils,
@@ -258,9 +259,16 @@ def culprits(
 def rope_configs(folder: Folder) -> Iterator[Config]:
     """Yield configs with each key of rotary positions at each of its places."""
     base = folder.base
-    plain = {k: v for k, v in base.items() if k != "rope_parameters"}
+    # The second one has bases of its own for each layer.
+    plain = {k: v for k, v in base.items() if k not in ("rope_parameters", "layer_rope_theta")}
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
-    whole = {kind: LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
+    # Numbers that a family needs beside those of the rotation itself.
+    own = {
+        key: value
+        for key, value in (base.get("rope_parameters") or {}).items()
+        if key not in RopeParameters.__annotations__ and not isinstance(value, dict)
+    }
+    whole = {kind: own | LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
     for place, kind in itertools.product(ROPE_PLACES, kinds):
         found = whole[kind]
         yield plain | {place: found}
@@ -295,9 +303,9 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         pytest.skip("has no rotary positions")
     if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
-    module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
-    name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)
-    rotary_class = getattr(importlib.import_module(module_name), name)
+    # Some families have Llama's model with a config of their own.
+    name = folder.model_class.__name__.replace("ForCausalLM", "RotaryEmbedding")
+    rotary_class = getattr(importlib.import_module(folder.model_class.__module__), name)
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)
@@ -317,7 +325,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         assert attention.rotary.attention_factor == pytest.approx(scaling)
         compared += 1
     # Phi 3 takes no scaling but one with lists, which these configs do not have.
-    assert compared > (15 if folder.family == "phi3" else 30)
+    assert compared > (15 if folder.family in ("phi3", "phimoe") else 30)
 
 
 def by_layer_kind(folder: Folder, config: Config) -> Config:

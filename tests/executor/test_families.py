@@ -20,6 +20,7 @@ from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_models import (
+    LATENT_YARN,
     LLAMA3_ROPE,
     LONG_ROPE,
     VOCAB_SIZE,
@@ -27,6 +28,7 @@ from tests.executor.tiny_models import (
     save_tiny_model,
 )
 
+ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
 # A family as it is, and what some of its configs say besides.
 CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in family_names()} | {
@@ -62,6 +64,35 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
     },
     "falcon-alibi": {"family": "falcon", "alibi": True, "parallel_attn": False, "bias": True},
     "falcon-alibi-heads": {"family": "falcon", "alibi": True, "multi_query": False},
+    "deepseek-v2-greedy": {
+        "family": "deepseek_v2",
+        "topk_method": "greedy",
+        "q_lora_rank": None,
+        "rope_parameters": LATENT_YARN,
+    },
+    "deepseek-v3-biases": {
+        "family": "deepseek_v3",
+        "attention_bias": True,
+        "norm_topk_prob": False,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "deepseek-v3-halves": {"family": "deepseek_v3", "rope_interleave": False, "v_head_dim": 32},
+    "deepseek-v3-yarn": {"family": "deepseek_v3", "rope_parameters": LATENT_YARN},
+    "glm4-moe-lite-list": {
+        "family": "glm4_moe_lite",
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+    },
+    "minicpm3-long": {
+        "family": "minicpm3",
+        "rope_parameters": {
+            **LONG_ROPE,
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 1.5, 2.0, 3.0],
+        },
+        "v_head_dim": None,
+    },
     "falcon-new": {"family": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-plain-heads": {"family": "falcon", "multi_query": False, "bias": True},
     "falcon-sequential": {"family": "falcon", "parallel_attn": False},
@@ -88,7 +119,84 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "use_qk_norm": False,
         "n_group": 1,
     },
+    "dbrx-not-renormalised": {
+        "family": "dbrx",
+        "attn_config": {"kv_n_heads": 1, "rope_theta": 1e4, "clip_qkv": 2},
+        "ffn_config": {
+            "ffn_hidden_size": 24,
+            "moe_num_experts": 4,
+            "moe_top_k": 3,
+            "moe_normalize_expert_weights": None,
+            "ffn_act_fn": {"name": "gelu"},
+        },
+    },
+    "exaone-moe-listed": {
+        "family": "exaone_moe",
+        "layer_types": WINDOWS,
+        "sliding_window": 7,
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "num_shared_experts": 2,
+    },
+    "dots1-windows": {
+        "family": "dots1",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "attention_bias": True,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+    },
+    "ernie4-5-moe-biases": {
+        "family": "ernie4_5_moe",
+        "use_bias": True,
+        "moe_layer_interval": 2,
+        "moe_num_shared_experts": 0,
+        "moe_norm_min": 0.6,
+    },
+    "gpt-oss-plain-rotary": {
+        "family": "gpt_oss",
+        "attention_bias": False,
+        "layer_types": WINDOWS,
+        "sliding_window": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "granitemoe-biases": {"family": "granitemoe", "attention_bias": True, "tied": True},
+    "granitemoeshared-none": {"family": "granitemoeshared", "shared_intermediate_size": 0},
+    "hunyuan-alpha": {"family": "hunyuan_v1_dense", "rope_parameters": ALPHA_ROPE},
+    "hunyuan-moe-alpha": {
+        "family": "hunyuan_v1_moe",
+        "rope_parameters": ALPHA_ROPE,
+        "moe_topk": 1,
+    },
+    "phimoe-long": {
+        "family": "phimoe",
+        "rope_parameters": LONG_ROPE
+        | {
+            "partial_rotary_factor": 1.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+            "long_factor": [9.0] * 8,
+            "short_mscale": 1.2,
+            "long_mscale": 1.2,
+        },
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
     "gpt-neox-sequential": {"family": "gpt_neox", "use_parallel_residual": False},
+    "llama4-chunks": {
+        "family": "llama4_text",
+        "attention_chunk_size": 7,
+        "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+        "no_rope_layers": [1, 1, 0],
+        "use_qk_norm": False,
+        "attention_bias": True,
+        "num_experts_per_tok": 1,
+        "moe_layers": [0, 2],
+    },
+    "llama4-whole": {
+        "family": "llama4_text",
+        "attention_chunk_size": None,
+        "attn_temperature_tuning": False,
+        "rope_parameters": LLAMA3_ROPE,
+    },
     "llama-yarn": {"family": "llama", "rope_parameters": YARN_ROPE},
     "mistral-window": {"family": "mistral", "sliding_window": 5},
     "mixtral-window": {"family": "mixtral", "sliding_window": 16},
@@ -105,6 +213,41 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "family": "phi3",
         "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 80},
     },
+    "apertus-squared": {"family": "apertus", "hidden_act": "relu2", "attention_bias": True},
+    "ministral3-window": {
+        "family": "ministral3",
+        "sliding_window": 9,
+        "rope_parameters": YARN_ROPE
+        | {"original_max_position_embeddings": 70, "llama_4_scaling_beta": 0.1},
+    },
+    "cwm-window-of-one": {"family": "cwm", "sliding_window": 1, "layer_types": WINDOWS},
+    "exaone4-without-windows": {
+        "family": "exaone4",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 3,
+    },
+    "exaone-llama3": {"family": "exaone", "rope_parameters": LLAMA3_ROPE, "mlp_bias": True},
+    "gpt-neox-japanese-part": {"family": "gpt_neox_japanese", "rotary_pct": 0.5},
+    "granite-swa-bases": {
+        "family": "granite_swa",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "layer_rope_theta": [0, 1e4, 5e5],
+        "attention_bias": True,
+    },
+    "hyperclovax-one-norm": {
+        "family": "hyperclovax",
+        "use_post_norm": False,
+        "attention_multiplier": 0.1,
+        "attention_bias": True,
+    },
+    "hunyuan-stretched": {
+        "family": "hunyuan_v1_dense",
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+        "rope_theta": 1e4,
+    },
+    "internlm3-biases": {"family": "internlm3", "attention_bias": True, "mlp_bias": True},
+    "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
         "family": "stablelm",
         "use_parallel_residual": True,

@@ -119,6 +119,7 @@ def test_the_twin_takes_rows_in_parts(bits: int | None, monkeypatch: pytest.Monk
             out,
             first_row=0,
             void_slots=void_slots,
+            scale=64**-0.5,
             soft_cap=None,
             sinks=None,
             slopes=slopes,

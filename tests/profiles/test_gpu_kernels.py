@@ -54,23 +54,25 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
     torch.testing.assert_close(out, plain, rtol=1e-6, atol=1e-35)
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     # At least two tiles of tokens each, the last one cut; the interpreter is slow with many.
-    ("tokens", "kv_heads", "group", "dim", "group_size"),
-    [(75, 3, 1, 64, 64), (27, 2, 4, 128, 64), (27, 1, 7, 96, 32), (75, 2, 3, 32, 64)],
-)
-@pytest.mark.parametrize(
-    ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
-)
-@pytest.mark.parametrize(
-    ("soft_cap", "has_sinks", "has_slopes"),
+    ("bits", "tokens", "kv_heads", "group", "dim", "group_size"),
     [
-        (None, False, False),
-        (5.0, False, False),
-        (None, True, False),
-        (50.0, True, False),
-        (None, False, True),
+        (4, 75, 3, 1, 64, 64),
+        (8, 75, 3, 1, 64, 64),
+        (8, 27, 2, 4, 128, 64),
+        (4, 27, 1, 7, 96, 32),
+        (4, 75, 2, 3, 32, 64),
+    ],
+)
+@pytest.mark.parametrize(
+    ("dtype", "is_padded", "soft_cap", "has_sinks", "has_slopes"),
+    [
+        (torch.float32, True, None, False, False),
+        (torch.float32, False, 5.0, False, False),
+        (torch.float16, True, None, True, False),
+        (torch.float32, True, 50.0, True, False),
+        (torch.float16, True, None, False, True),
     ],
 )
 def test_attention(
@@ -109,6 +111,7 @@ def test_attention(
         how: dict[str, Any] = {
             "first_row": 1,
             "void_slots": void_slots,
+            "scale": dim**-0.5,
             "soft_cap": soft_cap,
             "sinks": sinks,
             "slopes": slopes,

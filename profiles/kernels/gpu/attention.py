@@ -25,6 +25,7 @@ def decode_attention(
     *,
     first_row: int,
     void_slots: torch.Tensor | None,
+    scale: float,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
     slopes: torch.Tensor | None,
@@ -48,7 +49,7 @@ def decode_attention(
         slopes,
         tokens,
         first_row,
-        dim**-0.5,
+        scale,
         soft_cap or 1.0,
         q.stride(0),
         context.stride(0),
@@ -140,7 +141,9 @@ def _attend(
     cols, groups = col[None, :], g[None, :]
     for first in range(0, tokens, TOKENS):
         slot = first + tl.arange(0, TOKENS)
-        is_seen = (slot < tokens) & ((slot < void_from) | (slot >= void_end))
+        before, behind = slot < void_from, slot >= void_end
+        is_seen = tl.where(void_from > void_end, before & behind, before | behind)
+        is_seen = is_seen & (slot < tokens)
         mask = is_seen[:, None] & is_code[None, :]
         keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
         codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)

@@ -35,7 +35,7 @@ def rotate(
     heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, interleaved: bool = False
 ) -> None:
     """See ``profiles.kernels.rotate``."""
-    rows, num_heads, dim = heads.shape
+    rows, num_heads, _ = heads.shape
     half = cosines.shape[1]
     block = triton.next_power_of_2(half)
     at_once = max(1, PROGRAM_ELEMENTS // block)
@@ -46,7 +46,7 @@ def rotate(
         num_heads,
         heads.stride(0),
         len(cosines),
-        DIM=dim,
+        DIM=heads.stride(1),
         HALF=half,
         INTERLEAVED=interleaved,
         BLOCK=block,

@@ -1,0 +1,73 @@
+"""What both Granite mixtures share: four multipliers, and one tensor for all experts of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from costmodel.families._shared import (
+    LLAMA_DEFAULTS,
+    LLAMA_MODULES,
+    absent,
+    decoder,
+    equal_layers,
+    experts,
+    llama_attention,
+    rms_norm,
+)
+from costmodel.families.granite import MULTIPLIERS
+from costmodel.model.feed_forward_spec import MlpSpec, RouterSpec
+from costmodel.model.hf_config import HFConfig
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.spec import EmbeddingSpec, ModelSpec
+from costmodel.model.stacked import StackedTensor
+
+GRANITE_MOE_DEFAULTS: Mapping[str, Any] = {
+    **LLAMA_DEFAULTS,
+    "attention_bias": False,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    **dict.fromkeys(MULTIPLIERS, 1.0),
+}
+GRANITE_MOE_MODULES: Mapping[str, tuple[str, ...]] = {
+    **LLAMA_MODULES,
+    "router": ("layers.{layer}.block_sparse_moe.router.layer",),
+    "expert_gate_up": ("layers.{layer}.block_sparse_moe.input_linear",),
+    "expert_down": ("layers.{layer}.block_sparse_moe.output_linear",),
+}
+GRANITE_MOE_STACKED = {
+    "expert_gate_up.weight": StackedTensor(),
+    "expert_down.weight": StackedTensor(),
+}
+
+
+def granite_moe(config: HFConfig, shared: MlpSpec | None = None) -> ModelSpec:
+    """Read a Granite mixture; ``shared`` is its shared expert."""
+    embedding, attention, residual, logits = (
+        config.positive(key, config.get(key)) for key in MULTIPLIERS
+    )
+    has_bias = config.flag("attention_bias")
+    layer = LayerSpec(
+        attention=llama_attention(
+            config,
+            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
+            scale=attention,
+            qkv_bias=has_bias,
+            output_bias=has_bias,
+        ),
+        experts=experts(
+            config,
+            count_keys=("num_local_experts",),
+            size_key="intermediate_size",
+            router=RouterSpec(selects_first=True, renormalises=False),
+            shared=shared,
+        ),
+        norm=rms_norm(config),
+        residual_scale=residual,
+    )
+    return decoder(
+        config,
+        equal_layers(config, layer),
+        embedding=EmbeddingSpec(scale=embedding),
+        logit_scale=1 / logits,
+    )

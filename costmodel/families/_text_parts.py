@@ -1,0 +1,186 @@
+"""Decoders of text inside of models for images: where their keys and tensors are.
+
+A model for images nests the config of its decoder as ``text_config``. Its positions have three
+dimensions (multi-section rotary); those of text alone are equal, so the rotation is the plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from costmodel.families._shared import FOLLOWED
+from costmodel.model.family import AS_IT_STANDS
+from costmodel.model.spec import HeadSpec
+from profiles.errors import InputError
+
+# Keys of the outer config that hold for the decoder; the dtype is always the outer one.
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_OUTER_KEYS = (*(key for key in FOLLOWED if key != "text_config"), "tie_word_embeddings")
+_ROTARY_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPart:
+    """The decoder of text of a model for images.
+
+    Parameters
+    ----------
+    kind
+        The ``model_type`` of the decoder where its config names none.
+    is_flat
+        Whether the decoder's keys may stand in the outer config, without ``text_config``.
+    tokenizer_class, fixes_tokenizer_class
+        As in ``Family``.
+    """
+
+    kind: str
+    is_flat: bool = False
+    tokenizer_class: str = AS_IT_STANDS
+    fixes_tokenizer_class: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextKind:
+    """A decoder that transformers has in a model for images only.
+
+    Parameters
+    ----------
+    family
+        The family that it computes as.
+    defaults
+        The keys that it reads, and their values where they are absent. Other keys are dropped,
+        because the family would read more of them.
+    """
+
+    family: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+# By the outer ``model_type``.
+TEXT_PARTS: Mapping[str, TextPart] = {
+    "gemma3": TextPart(kind="gemma3_text", tokenizer_class="GemmaTokenizer"),
+    "glm4v": TextPart(kind="glm4v_text", fixes_tokenizer_class=True),
+    "internvl": TextPart(kind="qwen2", tokenizer_class="Qwen2Tokenizer"),
+    "llava": TextPart(kind="llama", fixes_tokenizer_class=True),
+    "llava_next": TextPart(kind="llama", fixes_tokenizer_class=True),
+    "llava_onevision": TextPart(kind="qwen2"),
+    "mistral3": TextPart(kind="mistral", fixes_tokenizer_class=True),
+    "qwen2_vl": TextPart(kind="qwen2_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
+    "qwen2_5_vl": TextPart(kind="qwen2_5_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
+    "qwen3_vl": TextPart(kind="qwen3_vl_text", tokenizer_class="Qwen2Tokenizer"),
+}
+_QWEN2_VL = TextKind(
+    family="qwen2",
+    defaults={
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 80,
+        "layer_types": None,
+        "rope_theta": 1e6,
+    },
+)
+TEXT_KINDS: Mapping[str, TextKind] = {
+    "glm4v_text": TextKind(
+        family="glm4",
+        defaults={
+            "vocab_size": 151552,
+            "hidden_size": 4096,
+            "intermediate_size": 13696,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 2,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-5,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen3_vl_text": TextKind(
+        family="qwen3",
+        defaults={
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "rope_theta": 5e5,
+        },
+    ),
+}
+
+
+def text_config(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the config of the decoder of text, which is ``raw`` itself where that is its own.
+
+    Raises
+    ------
+    InputError
+        Where a model for images has no config of its decoder.
+    """
+    part = TEXT_PARTS.get(str(raw.get("model_type")))
+    if part is None:
+        return raw
+    inner = raw.get("text_config")
+    if inner is None and part.is_flat:
+        inner = {key: value for key, value in raw.items() if key != "model_type"}
+    if not isinstance(inner, Mapping):
+        got = "null" if inner is None else repr(inner)
+        raise InputError(f"text_config in config of {name}", got=got, allowed="an object")
+    kind = inner.get("model_type", part.kind)
+    kept = {key: value for key, value in inner.items() if key not in _DTYPE_KEYS}
+    outer = {key: raw[key] for key in (*_OUTER_KEYS, *_DTYPE_KEYS) if key in raw}
+    return _as_family({**kept, **outer, "model_type": kind})
+
+
+def check_head(head: HeadSpec, name: str) -> None:
+    """Refuse a head with more than its matrix: models for images compute only that."""
+    if head.scale != 1 or head.soft_cap is not None:
+        raise InputError(
+            f"head of {name}",
+            got="logits with a factor or a soft cap",
+            allowed="plain logits in a model for images",
+        )
+
+
+def _as_family(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config as one of its family, where only models for images have its class."""
+    kind = TEXT_KINDS.get(str(config["model_type"]))
+    if kind is None:
+        return config
+    read = {*kind.defaults, *_OUTER_KEYS, *_DTYPE_KEYS, *_ROTARY_KEYS}
+    found = {key: value for key, value in config.items() if key in read}
+    made = {**kind.defaults, **found, "model_type": kind.family}
+    size, heads = made["hidden_size"], made["num_attention_heads"]
+    if "head_dim" not in made and isinstance(size, int) and isinstance(heads, int) and heads > 0:
+        made["head_dim"] = size // heads
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(made.get(key), Mapping):
+            made[key] = _plain_rotary(made[key])
+    return made
+
+
+def _plain_rotary(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rotary keys with the kind ``mrope``, of older configs, as the plain one."""
+    return {
+        key: "default" if key in ("type", "rope_type") and value == "mrope" else value
+        for key, value in keys.items()
+    }

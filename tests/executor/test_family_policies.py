@@ -1,0 +1,113 @@
+"""Every family under random policies: plain against transformers, compressed against its loss."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.families import family_names
+from costmodel.plan.policy import Policy
+from executor.checkpoint.folder import Checkpoint
+from tests.executor.reference import Compression, ReferenceModel
+from tests.executor.test_families import CASES
+from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+# Some prompts are longer than the windows, the original context and the chunks of the cases.
+LENGTHS = (23, 2, 9, 1, 14)
+GEN_LEN = 6
+# Policies of a family, and of a case that differs from its family in some keys.
+NUM_POLICIES = {True: 8, False: 2}
+MACHINES = {False: make_hardware(), True: make_hardware(gpu=True)}
+COMPRESSIONS = (
+    Compression(weight_bits=4, group_size=32),
+    Compression(cache_bits=4, group_size=32),
+    Compression(sparsity=0.4),
+    Compression(cache_bits=4, group_size=32, sparsity=0.4),
+)
+# One case of each kind of attention; the others have one compression each.
+ATTENTION_KINDS = ("llama", "falcon", "glm", "mistral-window", "gemma2", "cohere2", "phi3-long")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small a model is slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedCase]:
+    """Make each model once, with transformers' tokens for each prompt by itself."""
+    made: dict[str, ExpectedCase] = {}
+
+    def make(name: str) -> ExpectedCase:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **CASES[name])
+            prompts = draw_prompts()
+            (folder / "offload").mkdir()
+            made[name] = ExpectedCase(
+                source=Checkpoint.open(folder / "model"),
+                prompts=prompts,
+                folder=folder / "offload",
+                tokens=[greedy(theirs, prompt) for prompt in prompts],
+            )
+        return made[name]
+
+    return make
+
+
+def draw_prompts() -> list[list[int]]:
+    rng = random.Random(5)
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    """Continue a prompt without a cache."""
+    ids = list(prompt)
+    for _ in range(GEN_LEN):
+        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def draw_policies(case: ExpectedCase, name: str, count: int) -> Iterator[tuple[Policy, bool]]:
+    """Draw policies, every second one for a machine with a GPU."""
+    rng = random.Random(name)
+    for number in range(count):
+        has_gpu = number % 2 == 1
+        yield draw_policy(case.policy(), rng, gpu=has_gpu), has_gpu
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_policies(cases: Callable[[str], ExpectedCase], name: str) -> None:
+    case = cases(name)
+    for policy, has_gpu in draw_policies(case, name, NUM_POLICIES[name in family_names()]):
+        assert case.generate(policy, MACHINES[has_gpu]) == case.tokens, policy
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compressed_policies(cases: Callable[[str], ExpectedCase], name: str) -> None:
+    case = cases(name)
+    prompts = list(map(list, case.prompts))
+    number = list(CASES).index(name) % len(COMPRESSIONS)
+    losses = COMPRESSIONS if name in ATTENTION_KINDS else COMPRESSIONS[number : number + 1]
+    policies = draw_policies(case, f"{name} compressed", len(losses))
+    for (policy, has_gpu), lost in zip(policies, losses, strict=True):
+        expected = ReferenceModel(case.source, compression=lost).generate(prompts, GEN_LEN)
+        policy = replace(
+            policy,
+            weight_bits=lost.weight_bits or policy.weight_bits,
+            cache_bits=lost.cache_bits or policy.cache_bits,
+            group_size=lost.group_size,
+            attention_sparsity=lost.sparsity,
+        )
+        assert case.generate(policy, MACHINES[has_gpu]) == expected, policy
