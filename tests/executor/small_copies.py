@@ -55,9 +55,11 @@ def _first(spec: ModelSpec, kind: int, count: int) -> list[int]:
 def _small_layer(layer: LayerSpec) -> LayerSpec:
     attention = layer.attention
     kv_heads = min(attention.num_kv_heads, 2)
+    num_heads = kv_heads * min(attention.group_size, 3)
     changes: dict[str, Any] = {
         "num_kv_heads": kv_heads,
-        "num_heads": kv_heads * min(attention.group_size, 3),
+        "num_heads": num_heads,
+        "alibi_slopes": attention.alibi_slopes[:num_heads],
         "rotary": attention.rotary and _small_rotary(attention.rotary, attention.head_dim),
     }
     made = replace(attention, **(_limits(attention) | _widths(attention) | changes))
