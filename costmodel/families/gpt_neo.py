@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice, repeat
 from typing import Any
 
 from costmodel.families._plain import equal_heads, gpt2_mlp
@@ -44,8 +45,10 @@ def _attention_layers(config: HFConfig) -> list[str]:
     """Read the kind of attention of each layer."""
     count, found = num_layers(config), config.get("attention_types")
     try:
-        kinds = list(_expanded(DEFAULT_TYPES if found is None else found, count))
-    except (TypeError, ValueError):
+        expanded = _expanded(DEFAULT_TYPES if found is None else found)
+        # One more shows that there are too many.
+        kinds = list(islice(expanded, count + 1))
+    except (OverflowError, TypeError, ValueError):
         kinds = []
     listed = config.raw.get("attention_layers", kinds)
     if len(kinds) != count or listed != kinds:
@@ -56,12 +59,12 @@ def _attention_layers(config: HFConfig) -> list[str]:
     return kinds
 
 
-def _expanded(found: Any, most: int) -> Iterator[str]:
-    """Yield the kinds of layers of a list of kinds, each with how often they are repeated."""
+def _expanded(found: Any) -> Iterator[str]:
+    """Yield the kind of each layer, of lists of kinds with how often each is repeated."""
     for kinds, times in found:
-        if not isinstance(times, int) or times > most:
-            raise ValueError("no number of layers")
-        for kind in list(kinds) * times:
+        if not isinstance(kinds, list) or not kinds:
+            raise ValueError("no list of kinds")
+        for kind in chain.from_iterable(repeat(kinds, times)):
             if kind not in (LOCAL, GLOBAL):
                 raise ValueError("no kind of attention")
             yield kind

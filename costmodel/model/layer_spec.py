@@ -9,7 +9,15 @@ from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from profiles.errors import InputError
 
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+# More than any model has; a check of the input, where each head has numbers or names of its own.
+MAX_HEADS = 4096
 NORM_PLACES = ("before", "after", "sum")
+
+
+def check_heads(num_heads: int) -> None:
+    """Refuse more heads than any model has."""
+    if num_heads > MAX_HEADS:
+        raise InputError("model num_heads", got=num_heads, allowed=f"at most {MAX_HEADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +236,8 @@ class AttentionSpec:
                 allowed=f"a divisor of num_heads {self.num_heads}",
             )
         check_choice("qk_norm", self.qk_norm, ("none", "head", "heads", "projection"))
+        if self.qk_norm == "heads":
+            check_heads(self.num_heads)
         if self.window is not None:
             check_least(self, 1, "window")
         if self.soft_cap is not None:
@@ -242,6 +252,8 @@ class AttentionSpec:
             raise InputError(
                 "alibi_slopes", got=f"{count} numbers", allowed=f"one for each of {self.num_heads}"
             )
+        for slope in self.alibi_slopes:
+            check_positive("alibi slope", slope)
         # Slots of a ring have no order, and kernels shift all scores of a query, but no sink.
         if count and (self.window is not None or self.has_sinks):
             raise InputError("alibi_slopes", got="a window or sinks", allowed="neither with ALiBi")

@@ -45,6 +45,10 @@ class EmbeddingSpec:
     norm: NormSpec | None = None
     width: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            check_least(self, 1, "width")
+
     @property
     def has_tensors(self) -> bool:
         """Whether it has tensors besides the table of tokens."""

@@ -159,13 +159,12 @@ def _unpacked(context: torch.Tensor, packing: Packing | None, dtype: torch.dtype
 def _attend(rows: _Rows, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
     """Attend with [rows, group, head_dim] to [rows, tokens, head_dim], and to values that may be
     shorter."""
-    queries, seen = rows.queries, rows.seen
-    mask = None if seen is None else seen[:, None, None, :]
+    mask = None if rows.seen is None else rows.seen[:, None, None, :]
     if rows.slopes is not None and rows.places is not None:
-        added = (rows.slopes[..., None] * rows.places[:, None]).to(queries.dtype)
+        added = (rows.slopes[..., None] * rows.places[:, None]).to(keys.dtype)
         mask = added[:, None] if mask is None else added[:, None].masked_fill_(~mask, -torch.inf)
     attended = F.scaled_dot_product_attention(
-        queries[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=scale
+        rows.queries[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=scale
     )
     return attended[:, 0]
 

@@ -151,7 +151,17 @@ def test_context_of_bloom_is_that_of_its_training_or_named() -> None:
         ({"model_type": "gpt2", "n_embd": 10, "n_head": 4}, "n_embd"),
         ({"model_type": "gpt_neo", "attention_types": [[["near"], 24]]}, "attention_types"),
         ({"model_type": "gpt_neo", "attention_types": [[["local"], 10**9]]}, "attention_types"),
+        ({"model_type": "gpt_neo", "attention_types": [[["local"], None]]}, "attention_types"),
+        ({"model_type": "gpt_neo", "attention_types": [[["local"], 2**70]]}, "attention_types"),
+        ({"model_type": "gpt_neo", "attention_types": 3}, "attention_types"),
         ({"model_type": "gpt_neo", "attention_layers": ["local"]}, "attention_layers"),
+        ({"model_type": "bloom", "hidden_size": 2**30, "n_head": 2**30}, "num_heads"),
+        ({"model_type": "falcon", "alibi": True, "num_attention_heads": 4544}, "num_heads"),
+        (
+            {"model_type": "stablelm", "qk_layernorm": True, "num_attention_heads": 2**20}
+            | {"num_key_value_heads": 2**20, "hidden_size": 2**24},
+            "num_heads",
+        ),
         ({"model_type": "mpt", "attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max"),
         ({"model_type": "mpt", "attn_config": {"alibi": False}}, "alibi"),
         ({"model_type": "mpt", "attn_config": [1]}, "attn_config"),
