@@ -307,8 +307,10 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
     # Some families have Llama's model with a config of their own.
-    name = folder.model_class.__name__.replace("ForCausalLM", "RotaryEmbedding")
-    rotary_class = getattr(importlib.import_module(folder.model_class.__module__), name)
+    module = importlib.import_module(folder.model_class.__module__)
+    stem = folder.model_class.__name__.removesuffix("ForCausalLM")
+    names = f"{stem}RotaryEmbedding", f"{stem}TextRotaryEmbedding"
+    rotary_class = next(getattr(module, name) for name in names if hasattr(module, name))
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)

@@ -190,6 +190,13 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "intermediate_size": 40,
         "pad_token_id": 0,
     },
+    "sarvam_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "n_group": 2,
+        "pad_token_id": 0,
+    },
     "hy_v3": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
     "dbrx": {
         "d_model": HIDDEN_SIZE,
