@@ -68,7 +68,6 @@ _GROUPS = {
         aria aria_text flint granitemoe_swa kolibri1 sarvam_moe
     """,
     ("all experts of a layer in one tensor", "qwen3_moe"): "qwen3_vl_moe",
-    ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.
     ("an encoder beside the decoder", "llama"): """
         bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt led longt5 m2m_100

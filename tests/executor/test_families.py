@@ -257,6 +257,11 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
         },
     },
+    "nanochat-biases": {
+        "family": "nanochat",
+        "attention_bias": True,
+        "final_logit_softcapping": None,
+    },
     "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {
         "family": "stablelm",
