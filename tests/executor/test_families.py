@@ -235,6 +235,13 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "layer_rope_theta": [0, 1e4, 5e5],
         "attention_bias": True,
     },
+    "granitemoe-swa-bases": {
+        "family": "granitemoe_swa",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "layer_rope_theta": [0, 1e4, 5e5],
+        "shared_intermediate_size": 0,
+    },
     "hyperclovax-one-norm": {
         "family": "hyperclovax",
         "use_post_norm": False,
