@@ -9,17 +9,17 @@ from costmodel.families._shared import (
     LLAMA_DEFAULTS,
     LLAMA_MODULES,
     absent,
-    decoder,
     equal_layers,
     experts,
+    gated_mlp,
     llama_attention,
     rms_norm,
 )
-from costmodel.families.granite import MULTIPLIERS
+from costmodel.families.granite import MULTIPLIERS, granite_decoder
 from costmodel.model.feed_forward_spec import MlpSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.spec import EmbeddingSpec, ModelSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor
 
 GRANITE_MOE_DEFAULTS: Mapping[str, Any] = {
@@ -41,13 +41,14 @@ GRANITE_MOE_STACKED = {
 }
 
 
-def granite_moe(config: HFConfig, shared: MlpSpec | None = None) -> ModelSpec:
-    """Read a Granite mixture; ``shared`` is its shared expert."""
-    embedding, attention, residual, logits = (
-        config.positive(key, config.get(key)) for key in MULTIPLIERS
+def granite_moe_layer(config: HFConfig, shared: MlpSpec | None = None) -> LayerSpec:
+    """Read a layer of a Granite mixture; ``shared`` is its shared expert."""
+    attention, residual = (
+        config.positive(key, config.get(key))
+        for key in ("attention_multiplier", "residual_multiplier")
     )
     has_bias = config.flag("attention_bias")
-    layer = LayerSpec(
+    return LayerSpec(
         attention=llama_attention(
             config,
             takes_null=("num_key_value_heads", *absent(config, "head_dim")),
@@ -65,9 +66,14 @@ def granite_moe(config: HFConfig, shared: MlpSpec | None = None) -> ModelSpec:
         norm=rms_norm(config),
         residual_scale=residual,
     )
-    return decoder(
-        config,
-        equal_layers(config, layer),
-        embedding=EmbeddingSpec(scale=embedding),
-        logit_scale=1 / logits,
-    )
+
+
+def granite_moe(config: HFConfig, shared: MlpSpec | None = None) -> ModelSpec:
+    """Read a Granite mixture; ``shared`` is its shared expert."""
+    return granite_decoder(config, equal_layers(config, granite_moe_layer(config, shared)))
+
+
+def shared_expert(config: HFConfig) -> MlpSpec | None:
+    """Read the shared expert; a size of zero is none."""
+    key = "shared_intermediate_size"
+    return gated_mlp(config, key) if config.whole(key, least=0) else None

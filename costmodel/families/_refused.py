@@ -65,10 +65,9 @@ _GROUPS = {
     ("a gate behind attention", "glm4_moe"): "afmoe laguna",
     ("experts for images of their own", "ernie4_5_moe"): "ernie4_5_vl_moe",
     ("experts or a router of a kind that is not read", "qwen3_moe"): """
-        aria aria_text flint granitemoe_swa kolibri1 sarvam_moe
+        aria aria_text flint kolibri1 sarvam_moe
     """,
     ("all experts of a layer in one tensor", "qwen3_moe"): "qwen3_vl_moe",
-    ("a norm of the embedding without weights", "llama"): "nanochat",
     # Models that are no decoders of text alone.
     ("an encoder beside the decoder", "llama"): """
         bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt led longt5 m2m_100

@@ -9,7 +9,7 @@ from costmodel.families._shared import LLAMA_MODULES, num_layers
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import RotarySpec
+from costmodel.model.layer_spec import LayerSpec, RotarySpec
 from costmodel.model.spec import ModelSpec
 
 THETAS_KEY = "layer_rope_theta"
@@ -28,16 +28,20 @@ def _rotations(config: HFConfig, plain: RotarySpec | None) -> list[RotarySpec | 
     ]
 
 
-def _describe(config: HFConfig) -> ModelSpec:
+def with_sinks(config: HFConfig, plain: LayerSpec) -> ModelSpec:
+    """Make a model of layers with sinks, windows and rotations of their own."""
     # transformers makes the mask of windows even where no layer has one.
     config.whole("sliding_window")
-    plain = granite.granite_layer(config)
     layers = [
         replace(plain, attention=replace(plain.attention, rotary=rotation, has_sinks=True))
         for rotation in _rotations(config, plain.attention.rotary)
     ]
     kinds = [SLIDING if i % 4 else FULL for i in range(len(layers))]
     return granite.granite_decoder(config, layers, windows=config.layer_types() or kinds)
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    return with_sinks(config, granite.granite_layer(config))
 
 
 FAMILY = Family(

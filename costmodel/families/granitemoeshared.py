@@ -7,18 +7,15 @@ from costmodel.families._granite_moe import (
     GRANITE_MOE_MODULES,
     GRANITE_MOE_STACKED,
     granite_moe,
+    shared_expert,
 )
-from costmodel.families._shared import gated_mlp
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    has_shared = config.whole("shared_intermediate_size", least=0) > 0
-    return granite_moe(
-        config, gated_mlp(config, "shared_intermediate_size") if has_shared else None
-    )
+    return granite_moe(config, shared_expert(config))
 
 
 FAMILY = Family(

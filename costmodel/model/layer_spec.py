@@ -71,6 +71,8 @@ class RotarySpec:
     short_factors, long_factors
         Of ``longrope``: divisors of the frequencies, for contexts up to the original length and
         beyond (Ding et al. 2024).
+    turns_back
+        Whether pairs turn the other way (NanoChat).
     """
 
     theta: float
@@ -87,6 +89,7 @@ class RotarySpec:
     truncates: bool = True
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    turns_back: bool = False
 
     def is_long(self, num_positions: int) -> bool:
         """Whether a sequence goes beyond the original length, which ``longrope`` depends on."""

@@ -141,6 +141,7 @@ PUBLISHED = {
     "internlm3-8b": 8_804_241_408,
     "afm-4.5b": 4.62e9,
     "hunyuan-7b": 7.505e9,
+    "nanochat-d32": 1.879e9,
     "ministral-3-3b": 3.43e9,
     "ministral-3-8b": 8.49e9,
     "ministral-3-14b": 13.51e9,

@@ -234,6 +234,13 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
         "layer_rope_theta": [0, 1e4, 5e5],
         "attention_bias": True,
     },
+    "granitemoe-swa-bases": {
+        "family": "granitemoe_swa",
+        "sliding_window": 7,
+        "layer_types": WINDOWS,
+        "layer_rope_theta": [0, 1e4, 5e5],
+        "shared_intermediate_size": 0,
+    },
     "hyperclovax-one-norm": {
         "family": "hyperclovax",
         "use_post_norm": False,
@@ -255,6 +262,11 @@ CASES: dict[str, dict[str, Any]] = {family: {"family": family} for family in fam
             "full_attention": YARN_ROPE,
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
         },
+    },
+    "nanochat-biases": {
+        "family": "nanochat",
+        "attention_bias": True,
+        "final_logit_softcapping": None,
     },
     "ministral-windows": {"family": "ministral", "sliding_window": 7, "layer_types": WINDOWS},
     "stablelm-parallel": {

@@ -217,6 +217,16 @@ MORE_KEYS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "logits_scaling": 8.0,
     },
+    "granitemoe_swa": {
+        "sliding_window": 20,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 48,
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
     "hyperclovax": {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.22,
