@@ -83,12 +83,12 @@ def _share_before_attention(name: str, attention: AttentionSpec, stage: Stage) -
 def _reordering_seconds(
     problem: Problem, kind: LayerKind, stage: Stage, rates: ComputeRates
 ) -> float:
-    """Seconds of transposing the key rows of latent attention for each batch of decode, per
-    sequence. Where packed weights are multiplied directly, these matrices are unpacked too."""
+    """Seconds of transposing the key rows of latent attention on a CPU for each batch of decode,
+    per sequence. Where packed weights are multiplied directly, these matrices are unpacked too."""
     latent, rate = kind.spec.attention.latent, rates.unpack_rate(problem.weight_bits)
     if latent is None or stage.is_prefill or not rate:
         return 0.0
-    rows = latent.nope_dim
+    rows = 0 if _is_real_gpu(problem, rates) else latent.nope_dim
     if problem.packs_weights and _is_direct(problem, stage, rates):
         rows += latent.nope_dim + latent.value_dim
     num_bytes = kind.spec.attention.num_heads * rows * latent.rank * UNPACKED_BYTES

@@ -112,15 +112,14 @@ def absorb_keys(
     Notes
     -----
     Temporaries at the peak beside the result, for ``LATENT_HEADS_AT_ONCE`` heads: the matrices
-    where they are packed or cut, their key rows transposed, and the operand and result of their
-    product.
+    where they are packed or cut, on the CPU their key rows transposed, and the operand and result
+    of their product.
     """
     latent, batch = _latent(attention), len(queries)
     out = queries.new_empty(batch, attention.num_heads + 1, latent.row_dim)
     asked = queries[:, 0]
     for heads, matrices in _matrices_of(weights, attention, queries.dtype):
-        # The product sums over the rows, while kernels sum over neighbours in memory.
-        keys = matrices[:, : latent.nope_dim].transpose(1, 2).contiguous()
+        keys = matrices[:, : latent.nope_dim].transpose(1, 2)
         out[:, heads, : latent.rank] = _by_head(asked[:, heads, : latent.nope_dim], keys)
     out[:, :-1, latent.rank :] = asked[..., latent.nope_dim :]
     out[:, -1] = rows[:, 0]
@@ -144,8 +143,12 @@ def _by_head(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Multiply ``x`` [batch, heads, in] by a matrix of each head, [heads, out, in]; returns
     [batch, heads, out]."""
     batch, heads, _ = x.shape
-    rows = x.transpose(0, 1).flatten(0, 1)
-    made = kernels.grouped_linear(rows, [batch] * heads, list(matrices))
+    rows = x.transpose(0, 1)
+    if x.is_cuda:
+        return torch.bmm(rows, matrices.transpose(1, 2)).transpose(0, 1)
+    # The CPU's kernel sums over neighbours in memory.
+    dense = [matrix.contiguous() for matrix in matrices]
+    made = kernels.grouped_linear(rows.flatten(0, 1), [batch] * heads, dense)
     return made.view(heads, batch, -1).transpose(0, 1)
 
 

@@ -84,6 +84,18 @@ def test_products_of_a_prompt_expand_every_latent() -> None:
     assert sum(step.finish for step in steps) == pytest.approx(10 * 2 * finished / flop)
 
 
+def test_a_cpu_transposes_the_key_rows_for_each_batch() -> None:
+    compute = replace(make_compute(), unpack_bytes_per_s=1e9)
+    problem = problem_with(V3, compute)
+    decode = stages_of(problem)[1:]
+    seconds = sum(matmul_seconds(problem, stage, compute).project for stage in decode)
+    # In batches of four, ten times: 128 rows of 512 elements of each head and layer.
+    assert seconds == pytest.approx(61 * 10 * 2 * 128 * 128 * 512 / 1e9 / 4)
+    policy = policy_of(V3, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    on_gpu = problem_of(policy, make_machine(gpu_memory=10**15, gpu=compute))
+    assert matmul_seconds(on_gpu, decode[0], compute).project == pytest.approx(0, abs=1e-9)
+
+
 def test_attention_takes_the_longer_of_reading_and_computing() -> None:
     read_slots = sum(100 + t - 1 for t in range(1, 11))
     # Each of 128 heads multiplies 576 elements of a row, then 512.

@@ -95,7 +95,7 @@ def test_packed_and_sparse(
     expected = model.generate(list(map(list, case.prompts)), GEN_LEN)
     rng = random.Random(f"{compression} on {machine}")
     for machines in (MACHINES, DIRECT) if weight_bits else (MACHINES,):
-        for _ in range(3):
+        for _ in range(2):
             policy = replace(
                 draw_policy(case.policy(), rng, gpu=machine == "gpu"),
                 weight_bits=weight_bits or 32,
