@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from costmodel.model.layer_spec import check_heads
+from costmodel.model.attention_spec import check_heads
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:

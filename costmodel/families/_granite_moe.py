@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     equal_layers,
     experts,
@@ -15,6 +13,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families.granite import MULTIPLIERS, granite_decoder
 from costmodel.model.feed_forward_spec import MlpSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from costmodel.families._rotary import rope_keys
-from costmodel.families._shared import LLAMA_MODULES, llama_attention
+from costmodel.families._shared import llama_attention
+from costmodel.families._tables import LLAMA_MODULES
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec
 
 HUNYUAN_MODULES: Mapping[str, tuple[str, ...]] = {
     **LLAMA_MODULES,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from costmodel.families._rotary import rope_keys, rotary, yarn_scale
-from costmodel.families._shared import EXPERTS_MODULES, LLAMA_DEFAULTS
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
+from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LatentSpec
 from costmodel.model.spec import ModelSpec
 
 LATENT_DEFAULTS: Mapping[str, object] = {

@@ -10,7 +10,8 @@ from costmodel.families._rotary import DEFAULT_THETA
 from costmodel.families._shared import llama_attention, rms_norm
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 
 
 def llama_layer(

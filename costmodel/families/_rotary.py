@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import ROTARY_KINDS, RotarySpec
+from costmodel.model.rotary_spec import ROTARY_KINDS, RotarySpec
 
 # The base of the rotation in most families, where a config names none.
 DEFAULT_THETA = 10000.0

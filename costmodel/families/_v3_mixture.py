@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from costmodel.families._shared import EXPERTS_MODULES, experts, gated_mlp, num_layers
+from costmodel.families._shared import experts, gated_mlp, num_layers
+from costmodel.families._tables import EXPERTS_MODULES
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 
 V3_MODULES: Mapping[str, tuple[str, ...]] = {
     **EXPERTS_MODULES,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
     decoder,
     experts,
     gated_mlp,
@@ -13,6 +12,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES
 from costmodel.families._windows import SLIDING, every_full
 from costmodel.model.family import Family

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from costmodel.families._llama import with_rotary_keys
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -13,6 +11,7 @@ from costmodel.families._shared import (
     plain_mlp,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import ROTARY_BUFFERS, Family
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 from costmodel.families._plain import equal_heads
-from costmodel.families._shared import LLAMA_MODULES, decoder, equal_layers, plain_mlp
+from costmodel.families._shared import decoder, equal_layers, plain_mlp
+from costmodel.families._tables import LLAMA_MODULES
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 # transformers computes so whatever ``layer_norm_eps`` says.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from costmodel.families._plain import GPT2_ALIASES, equal_heads, gpt2_mlp
 from costmodel.families._rotary import DEFAULT_THETA
 from costmodel.families._shared import decoder, equal_layers, layer_norm
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, RotarySpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 
 # Parts of the stored projection, one for each of the machines that it was trained on.

@@ -4,7 +4,6 @@ queries and keys in Command R+."""
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -12,6 +11,7 @@ from costmodel.families._shared import (
     layer_norm,
     llama_attention,
 )
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.families._shared import (
-    LLAMA_MODULES,
-    absent,
-    decoder,
-    gated_mlp,
-    layer_norm,
-    llama_attention,
-)
+from costmodel.families._shared import absent, decoder, gated_mlp, layer_norm, llama_attention
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING, every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

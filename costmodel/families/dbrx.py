@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from costmodel.families._rotary import DEFAULT_THETA
-from costmodel.families._shared import (
-    decoder,
-    equal_layers,
-    experts,
-    llama_attention,
-    require,
-)
+from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, require
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor
 

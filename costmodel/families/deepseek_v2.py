@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from costmodel.families._latent import LATENT_DEFAULTS, latent_attention, latent_modules
-from costmodel.families._shared import (
-    decoder,
-    experts,
-    gated_mlp,
-    num_layers,
-    require,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, experts, gated_mlp, num_layers, require, rms_norm
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig

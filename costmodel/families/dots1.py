@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    absent,
-    decoder,
-    llama_attention,
-    num_layers,
-    rms_norm,
-)
+from costmodel.families._shared import absent, decoder, llama_attention, num_layers, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts, v3_layers
 from costmodel.families._windows import FULL, SLIDING, window_size
 from costmodel.model.family import Family

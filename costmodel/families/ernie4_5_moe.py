@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
     absent,
     decoder,
     experts,
@@ -12,6 +11,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES
 from costmodel.families.ernie4_5 import THETA
 from costmodel.model.family import Family

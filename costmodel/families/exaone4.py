@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    OLMO2_MODULES,
-    absent,
-    decoder,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import absent, decoder, gated_mlp, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS, OLMO2_MODULES
 from costmodel.families._windows import FULL, SLIDING, every_full, window_size
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from costmodel.families._layer_kinds import listed_sparse_layers
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
     absent,
     decoder,
     gated_mlp,
@@ -14,6 +13,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.model.family import Family

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    GEMMA_MODULES,
-    LLAMA_DEFAULTS,
     decoder,
     equal_layers,
     gated_mlp,
@@ -15,6 +13,7 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
+from costmodel.families._tables import GEMMA_MODULES, LLAMA_DEFAULTS
 from costmodel.families._windows import every_full
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

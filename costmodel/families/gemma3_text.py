@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from costmodel.families._rotary import rotary_keys_of
 from costmodel.families._shared import (
-    GEMMA_MODULES,
-    LLAMA_DEFAULTS,
     decoder,
     gated_mlp,
     llama_attention,
@@ -15,10 +13,12 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
+from costmodel.families._tables import GEMMA_MODULES, LLAMA_DEFAULTS
 from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 # By kind of layer: the key of the base of its rotation, and the base where there is none.

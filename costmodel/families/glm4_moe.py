@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    GLM_DEFAULTS,
     absent,
     decoder,
     experts,
@@ -13,6 +11,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import EXPERTS_MODULES, GLM_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from costmodel.families._plain import GPT2_ALIASES, equal_heads, gpt2_mlp
 from costmodel.families._shared import decoder, equal_layers, layer_norm, require
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 

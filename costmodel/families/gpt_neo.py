@@ -9,9 +9,10 @@ from typing import Any
 
 from costmodel.families._plain import equal_heads, gpt2_mlp
 from costmodel.families._shared import decoder, layer_norm, num_layers
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 LOCAL, GLOBAL = "local", "global"

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._rotary import DEFAULT_THETA, rotary
-from costmodel.families._shared import (
-    activation,
-    decoder,
-    heads_in_groups,
-    layer_norm,
-    num_layers,
-)
+from costmodel.families._shared import activation, decoder, heads_in_groups, layer_norm, num_layers
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 

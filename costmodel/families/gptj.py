@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from costmodel.families._rotary import DEFAULT_THETA
 from costmodel.families._shared import activation, decoder, equal_layers, layer_norm
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, RotarySpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -14,6 +12,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families import granite
-from costmodel.families._shared import LLAMA_MODULES, num_layers
+from costmodel.families._shared import num_layers
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, RotarySpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 
 THETAS_KEY = "layer_rope_theta"

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from costmodel.families._hunyuan import HUNYUAN_MODULES, hunyuan_attention
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, gated_mlp, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

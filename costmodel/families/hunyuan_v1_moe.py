@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._hunyuan import HUNYUAN_MODULES, hunyuan_attention
-from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
-    decoder,
-    experts,
-    gated_mlp,
-    num_layers,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, experts, gated_mlp, num_layers, rms_norm
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.hf_config import HFConfig

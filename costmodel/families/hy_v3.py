@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from costmodel.families._layer_kinds import listed_sparse_layers
-from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
-    decoder,
-    experts,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, experts, gated_mlp, llama_attention, rms_norm
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig

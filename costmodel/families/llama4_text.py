@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
     decoder,
     experts,
     gated_mlp,
@@ -14,11 +12,13 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
 from costmodel.families._windows import FULL
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor
 

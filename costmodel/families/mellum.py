@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from costmodel.families._rotary import rotary_keys_of
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
     absent,
     decoder,
     experts,
@@ -16,12 +15,14 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import EXPERTS_MODULES
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.families.qwen3_moe import FAMILY as QWEN3_MOE
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 THETAS = {FULL: 500000.0, SLIDING: 10000.0}

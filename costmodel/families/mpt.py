@@ -8,10 +8,11 @@ from typing import Any
 from costmodel.families._alibi import alibi_slopes
 from costmodel.families._plain import equal_heads
 from costmodel.families._shared import decoder, equal_layers, layer_norm, require
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 # Of the dictionary ``attn_config``.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -15,6 +13,7 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from costmodel.families._rotary import rotary_keys_of
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    OLMO2_MODULES,
-    absent,
-    decoder,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import absent, decoder, gated_mlp, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS, OLMO2_MODULES
 from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 THETA = 500000.0

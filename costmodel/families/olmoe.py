@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
     absent,
     decoder,
     equal_layers,
@@ -12,6 +10,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig

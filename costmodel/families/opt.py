@@ -3,16 +3,14 @@ half, and tokens of another width."""
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_MODULES,
-    activation,
-    decoder,
-    equal_layers,
-)
+from costmodel.families._shared import activation, decoder, equal_layers
+from costmodel.families._tables import LLAMA_MODULES
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 # The first two rows of the table of positions are never used.

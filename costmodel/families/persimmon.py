@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from costmodel.families._plain import equal_heads
 from costmodel.families._rotary import rotary
-from costmodel.families._shared import (
-    decoder,
-    equal_layers,
-    heads_in_groups,
-    layer_norm,
-    plain_mlp,
-)
+from costmodel.families._shared import decoder, equal_layers, heads_in_groups, layer_norm, plain_mlp
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from costmodel.families._rotary import rope_keys
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -15,11 +13,13 @@ from costmodel.families._shared import (
     layer_norm,
     llama_attention,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import only_window
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 THETA = 1000000.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import GLM_DEFAULTS, decoder, llama_attention, rms_norm
+from costmodel.families._shared import decoder, llama_attention, rms_norm
+from costmodel.families._tables import GLM_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts, v3_layers
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

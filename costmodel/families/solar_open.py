@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    decoder,
-    equal_layers,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

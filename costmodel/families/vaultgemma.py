@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families import gemma2
-from costmodel.families._shared import GEMMA_MODULES
+from costmodel.families._tables import GEMMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec

@@ -7,8 +7,10 @@ that ``q_b`` and ``kv_b`` make queries, keys and values of.
 
 from __future__ import annotations
 
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import MlpSpec
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import ModelSpec
 
 Shapes = dict[str, tuple[int, ...]]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodel.model.checks import check_choice, check_least
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from profiles.errors import InputError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.sizes import LayerKind

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.model.feed_forward_spec import ExpertsSpec
-from costmodel.model.layer_spec import AttentionSpec, LatentSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES

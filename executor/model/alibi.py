@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 
 
 def slopes_of(attention: AttentionSpec, device: torch.device) -> torch.Tensor | None:

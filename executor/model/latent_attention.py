@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import AttentionSpec, LatentSpec
+from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.pricing.workspace import LATENT_HEADS_AT_ONCE
 from executor.model.matrices import LayerWeights, Matrix, PackedRows, linear, split_rows, vector
 from executor.model.rotations import Rotation
@@ -34,7 +34,7 @@ def project_latents(
     projected
         [batch, tokens, ``qkv_size``]; changed.
     rotation
-        See ``executor.model.layers.project_qkv``.
+        See ``executor.model.projections.project_qkv``.
 
     Returns
     -------

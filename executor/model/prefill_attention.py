@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.pricing.workspace import KEYS_AT_ONCE, QUERIES_AT_ONCE
 from executor.model.alibi import slopes_of
 

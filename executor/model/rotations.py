@@ -8,7 +8,8 @@ from functools import lru_cache
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec, RotarySpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 from costmodel.schedule.tasks import Task
 from profiles.compute_plan import DTYPES
@@ -39,7 +40,7 @@ class Rotations:
         self._made = {}
 
     def of(self, task: Task, attention: AttentionSpec) -> Rotation | None:
-        """Return the rotation for a task (see ``layers.project_qkv``)."""
+        """Return the rotation for a task (see ``projections.project_qkv``)."""
         if attention.rotary is None and attention.temperature_floor is None:
             return None
         if task.token != self._token:

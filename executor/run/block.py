@@ -16,7 +16,7 @@ from costmodel.pricing.workspace import LOGIT_BYTES, scored_tile_bytes
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
-from executor.model import layers
+from executor.model import layers, projections
 from executor.model.matrices import LayerWeights, linear
 from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
@@ -190,10 +190,10 @@ class Block:
             part = slice(first, first + self.policy.prefill_batch_size)
             layer, weights = self._layer(task), self._weights(task)
             rotation = self.rotations.of(task, layer.attention)
-            queries, cached = layers.project_prompt(hidden[part], weights, rotation, layer)
+            queries, cached = projections.project_prompt(hidden[part], weights, rotation, layer)
             if self.policy.workload.kept_prompt_len:
                 self.stores.cache.write_prompt(task, first, cached)
-            attended = layers.attend_prompt(queries, cached, weights, layer.attention)
+            attended = projections.attend_prompt(queries, cached, weights, layer.attention)
             del queries, cached
             if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)
@@ -241,14 +241,16 @@ class Block:
     def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
         layer = self._layer(task)
         rotation = self.rotations.of(task, layer.attention)
-        return layers.project_token(hidden, self._weights(task), rotation, layer)
+        return projections.project_token(hidden, self._weights(task), rotation, layer)
 
     def _sinks(self, task: Task) -> torch.Tensor | None:
-        return layers.sinks_of(self._weights(task), self._layer(task).attention)
+        return projections.sinks_of(self._weights(task), self._layer(task).attention)
 
     def _finish_token(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         attention = self._layer(task).attention
-        self._finish(task, hidden, layers.make_values(attended, self._weights(task), attention))
+        self._finish(
+            task, hidden, projections.make_values(attended, self._weights(task), attention)
+        )
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         layer, weights = self._layer(task), self._weights(task)

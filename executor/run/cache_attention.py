@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task

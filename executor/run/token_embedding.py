@@ -6,8 +6,8 @@ import torch
 
 from costmodel.model.shapes import embedding_shapes
 from costmodel.model.spec import ModelSpec
-from executor.model import layers
 from executor.model.matrices import LayerWeights, linear
+from executor.model.norms import norm
 from executor.stores.embedding import EmbeddingTable
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
@@ -50,7 +50,7 @@ class TokenEmbedding:
             out += self._tables["positions.weight"].gather(positions + spec.position_offset)
         if spec.norm is not None:
             weights = self._whole("embedding_norm.")
-            out.copy_(layers.norm(out, weights, "embedding_norm", spec.norm))
+            out.copy_(norm(out, weights, "embedding_norm", spec.norm))
 
     def _projected(self, rows: torch.Tensor) -> torch.Tensor:
         weights = self._whole("input_projection.")

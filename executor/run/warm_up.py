@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
 from costmodel.plan.policy import Policy
 from executor.model.alibi import slopes_of

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import (
     FLOAT32_TENSORS,
     ComponentLayout,
@@ -19,8 +20,9 @@ from costmodel.model.layout import (
 )
 from costmodel.model.spec import EmbeddingSpec
 from executor.checkpoint.folder import WeightSource
-from executor.model import layers
+from executor.model import layers, projections
 from executor.model.matrices import linear
+from executor.model.norms import norm
 from executor.model.rotations import position_factors
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
@@ -181,7 +183,9 @@ class ReferenceModel:
                 for kind, part in enumerate(cached):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            _finish(x, layers.attend_prompt(q, cached, weights, layer.attention), weights, layer)
+            _finish(
+                x, projections.attend_prompt(q, cached, weights, layer.attention), weights, layer
+            )
         return x
 
     def _decode(
@@ -225,7 +229,7 @@ class ReferenceModel:
             elif attention.window is not None:
                 is_hidden = is_empty | (places <= positions[:, None] - attention.window)
             scores.masked_fill_(is_hidden[:, None, None], -torch.inf)
-            sinks = layers.sinks_of(weights, attention)
+            sinks = projections.sinks_of(weights, attention)
             shares = self._without_small(scores, ~is_hidden, sinks)
             attended = (shares @ values).reshape(len(tokens), 1, attention.output_size)
             _finish(x, attended, weights, layer)
@@ -237,7 +241,7 @@ class ReferenceModel:
         attention, rotation = layer.attention, None
         if attention.rotary is not None or attention.temperature_floor is not None:
             rotation = position_factors(positions, attention, x.dtype, self.num_positions)
-        return layers.project_prompt(x, weights, rotation, layer)
+        return projections.project_prompt(x, weights, rotation, layer)
 
     def _without_small(
         self, scores: torch.Tensor, seen: torch.Tensor, sinks: torch.Tensor | None
@@ -329,4 +333,4 @@ def embed(
         token_rows = token_rows + rows
     if spec.norm is None:
         return token_rows
-    return layers.norm(token_rows, weights, "embedding_norm", spec.norm)
+    return norm(token_rows, weights, "embedding_norm", spec.norm)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, RotarySpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec, model_of_layers
 
 HIDDEN_SIZE = 64

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from executor.model.prefill_attention import prefill_attention
 from executor.stores.cache_layout import CacheLayout
 from profiles import kernels

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from costmodel.families import family_named, family_names, spec_from_config
-from costmodel.model.layer_spec import ROTARY_KINDS
+from costmodel.model.rotary_spec import ROTARY_KINDS
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
