@@ -28,10 +28,11 @@ from profiles.files import from_json, read_json
 CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files"
 
 
-def family_names() -> list[str]:
+@functools.cache
+def family_names() -> tuple[str, ...]:
     """Return the names of all families; modules with a leading underscore are shared code."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 @functools.cache

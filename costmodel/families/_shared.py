@@ -45,7 +45,8 @@ def check_followed(config: HFConfig) -> None:
     for key, values in FOLLOWED.items():
         if key in config.raw and not any(config.raw[key] == value for value in values):
             allowed = " or ".join("null" if v is None else str(v).lower() for v in values)
-            raise config.refusal(key, config.raw[key], allowed)
+            hint = "a checkpoint in bfloat16" if key == "quantization_config" else ""
+            raise config.refusal(key, config.raw[key], allowed, hint)
 
 
 def require(config: HFConfig, **flags: bool) -> None:

@@ -37,12 +37,15 @@ class TextPart:
         The ``model_type`` of the decoder where its config names none.
     is_flat
         Whether the decoder's keys may stand in the outer config, without ``text_config``.
+    ties_inside
+        Whether a tie in the decoder's own config counts, whatever the outer one says.
     tokenizer_class, fixes_tokenizer_class
         As in ``Family``.
     """
 
     kind: str
     is_flat: bool = False
+    ties_inside: bool = False
     tokenizer_class: str = AS_IT_STANDS
     fixes_tokenizer_class: bool = False
 
@@ -70,17 +73,21 @@ class TextKind:
 # By the outer ``model_type``.
 TEXT_PARTS: Mapping[str, TextPart] = {
     "gemma3": TextPart(kind="gemma3_text", tokenizer_class="GemmaTokenizer"),
-    "glm4v": TextPart(kind="glm4v_text", fixes_tokenizer_class=True),
-    "glm4v_moe": TextPart(kind="glm4v_moe_text", fixes_tokenizer_class=True),
+    "glm4v": TextPart(ties_inside=True, kind="glm4v_text", fixes_tokenizer_class=True),
+    "glm4v_moe": TextPart(ties_inside=True, kind="glm4v_moe_text", fixes_tokenizer_class=True),
     "idefics3": TextPart(kind="llama"),
     "internvl": TextPart(kind="qwen2", tokenizer_class="Qwen2Tokenizer"),
     "llama4": TextPart(kind="llama4_text"),
-    "llava": TextPart(kind="llama", fixes_tokenizer_class=True),
+    "llava": TextPart(ties_inside=True, kind="llama", fixes_tokenizer_class=True),
     "llava_next": TextPart(kind="llama", fixes_tokenizer_class=True),
-    "llava_onevision": TextPart(kind="qwen2"),
+    "llava_onevision": TextPart(ties_inside=True, kind="qwen2"),
     "mistral3": TextPart(kind="mistral", fixes_tokenizer_class=True),
-    "qwen2_vl": TextPart(kind="qwen2_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
-    "qwen2_5_vl": TextPart(kind="qwen2_5_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"),
+    "qwen2_vl": TextPart(
+        ties_inside=True, kind="qwen2_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"
+    ),
+    "qwen2_5_vl": TextPart(
+        ties_inside=True, kind="qwen2_5_vl_text", is_flat=True, tokenizer_class="Qwen2Tokenizer"
+    ),
     "qwen3_vl": TextPart(kind="qwen3_vl_text", tokenizer_class="Qwen2Tokenizer"),
     "smolvlm": TextPart(kind="llama", fixes_tokenizer_class=True),
 }
@@ -187,7 +194,10 @@ def text_config(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     kind = inner.get("model_type", part.kind)
     kept = {key: value for key, value in inner.items() if key not in _DTYPE_KEYS}
     outer = {key: raw[key] for key in (*_OUTER_KEYS, *_DTYPE_KEYS) if key in raw}
-    return _as_family({**kept, **outer, "model_type": kind})
+    made = {**kept, **outer, "model_type": kind}
+    if part.ties_inside and inner.get("tie_word_embeddings") is True:
+        made["tie_word_embeddings"] = True
+    return _as_family(made)
 
 
 def check_head(head: HeadSpec, name: str) -> None:
@@ -196,7 +206,7 @@ def check_head(head: HeadSpec, name: str) -> None:
         raise InputError(
             f"head of {name}",
             got="logits with a factor or a soft cap",
-            allowed="plain logits in a model for images",
+            allowed="neither, because models for images drop them",
         )
 
 

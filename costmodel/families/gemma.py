@@ -34,7 +34,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     return decoder(
         config,
         equal_layers(config, layer),
-        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
+        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5, rounds_scale=True),
         final_norm=norm,
     )
 

@@ -42,7 +42,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         config,
         equal_layers(config, layer),
         windows=every_full(config, 2),
-        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
+        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5, rounds_scale=True),
         final_norm=norm,
         soft_cap=soft_cap(config, "final_logit_softcapping"),
     )

@@ -38,6 +38,8 @@ class EmbeddingSpec:
     width
         Elements of a token's row where it is projected to the hidden size, and the last hidden
         states back to it (OPT-350M); ``None`` is the hidden size, without projections.
+    rounds_scale
+        Whether ``scale`` is rounded to the model's dtype first (Gemma).
     """
 
     has_positions: bool = False
@@ -45,6 +47,7 @@ class EmbeddingSpec:
     scale: float = 1.0
     norm: NormSpec | None = None
     width: int | None = None
+    rounds_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.width is not None:

@@ -245,6 +245,9 @@ def _seen_twice(attention: AttentionSpec, stage: Stage) -> int:
     """Twice the keys that all queries of a prompt see. Rates of prefill count each key twice, as
     without a mask."""
     tokens = stage.tokens
+    if attention.is_chunked and attention.window is not None:
+        chunks, rest = divmod(tokens, attention.window)
+        return chunks * attention.window**2 + rest**2
     window = min(tokens, attention.window or tokens)
     return 2 * tokens * window - window**2
 

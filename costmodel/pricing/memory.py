@@ -264,9 +264,12 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         if problem.sizes.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    rotated = {(a.rotary, a.head_dim) for a in (k.spec.attention for k in problem.layer_kinds)}
+    attentions = [kind.spec.attention for kind in problem.layer_kinds]
+    rotated = {(a.rotary, a.head_dim) for a in attentions}
     dims = (rotary.dim or head_dim for rotary, head_dim in rotated if rotary)
     angles = sum(dims) * problem.model.dtype_bytes
+    # The factors of queries are float32.
+    angles += LOGIT_BYTES * sum(a.temperature_floor is not None for a in attentions)
     return {
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,

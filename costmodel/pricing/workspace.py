@@ -54,7 +54,7 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
 def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     model = problem.model
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
-    halves = [_half_elements(k.spec, model.hidden_size, phase) for k in problem.layer_kinds]
+    halves = [_half_elements(k.spec, model, phase) for k in problem.layer_kinds]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
     tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
@@ -88,14 +88,18 @@ def scored_tile_bytes(model: ModelSpec) -> int:
     return SCORED_ROWS * min(model.vocab_size, SCORED_COLUMNS) * (LOGIT_BYTES + narrow)
 
 
-def _half_elements(layer: LayerSpec, hidden_size: int, phase: str) -> int:
+def _half_elements(layer: LayerSpec, model: ModelSpec, phase: str) -> int:
     """Count the elements of each token in the larger half of a layer, without experts."""
-    attention, mlp = layer.attention, layer.mlp
+    attention, mlp, hidden_size = layer.attention, layer.mlp, model.hidden_size
     attended = hidden_size + 2 * attention.qkv_size
     if attention.latent is None:
         attended += 2 * attention.query_size
     else:
         attended += _latent_elements(attention, attention.latent, phase)
+    if attention.qk_norm != "none":
+        # Two float32 copies of the queries, and the result.
+        normed = attention.query_size * (1 + 2 * LOGIT_BYTES // model.dtype_bytes)
+        attended = max(attended, attention.qkv_size + normed)
     if mlp is None:
         return attended
     fed = 2 * hidden_size + mlp.inner_rows + mlp.size

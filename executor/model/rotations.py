@@ -30,7 +30,7 @@ class Rotations:
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
         # The rotations of pass ``_token``, by batch and kind.
-        self._made: dict[tuple[int, RotarySpec | None, int, int | None], Rotation] = {}
+        self._made: dict[tuple[object, ...], Rotation] = {}
         self._token = 0
 
     def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
@@ -46,7 +46,7 @@ class Rotations:
         if task.token != self._token:
             self._token, self._made = task.token, {}
         batch = PROMPTS if task.is_prefill else task.batch
-        key = batch, attention.rotary, attention.head_dim, attention.temperature_floor
+        key = batch, attention.rotary, attention.head_dim, *_temperature(attention)
         if key not in self._made:
             self._made[key] = self._make(task, attention)
         return self._made[key]
@@ -57,6 +57,14 @@ class Rotations:
         else:
             positions = self._lengths[task.batch] + (task.token - 1)
         return position_factors(positions, attention, self._dtype, self._num_positions)
+
+
+def _temperature(attention: AttentionSpec) -> tuple[int | None, float, int]:
+    return (
+        attention.temperature_floor,
+        attention.temperature_strength,
+        attention.temperature_offset,
+    )
 
 
 def position_factors(

@@ -45,7 +45,8 @@ class TokenEmbedding:
         spec = self._spec
         out.copy_(self._projected(self._tokens.gather(ids)))
         if spec.scale != 1:
-            out *= spec.scale
+            scale = torch.tensor(spec.scale, dtype=torch.float64)
+            out *= (scale.to(out.dtype) if spec.rounds_scale else scale).item()
         if spec.has_positions:
             out += self._tables["positions.weight"].gather(positions + spec.position_offset)
         if spec.norm is not None:

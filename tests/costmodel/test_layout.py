@@ -179,7 +179,7 @@ PUBLISHED = {
     "gpt-oss-120b": 116.829e9,
     "granite-3.0-1b-a400m": 1.3346e9,
     "granite-3.0-3b-a800m": 3.2987e9,
-    "phi-3.5-moe": 41.87e9,
+    "phi-3.5-moe-4k": 41.87e9,
     "ernie-4.5-21b-a3b": 21.83e9,
     "dots.llm1": 142.77e9,
     "hunyuan-a13b": 80.39e9,

@@ -17,8 +17,8 @@ from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
-LENGTHS = (17, 2, 9, 1, 5, 12, 12)
-GEN_LEN = 9
+LENGTHS = (17, 2, 9, 1, 12)
+GEN_LEN = 5
 MACHINES = {"cpu": make_hardware(), "gpu": make_hardware(gpu=True)}
 DIRECT = {"cpu": make_hardware(direct=True), "gpu": make_hardware(gpu=True, direct=True)}
 MODELS: dict[str, dict[str, Any]] = {
@@ -71,15 +71,17 @@ def test_random_policies(cases: Callable[[str], ExpectedCase], name: str, machin
     case = cases(name)
     assert case.generate(case.policy(), MACHINES[machine]) == case.tokens
     rng = random.Random(f"{name} on {machine}")
-    for _ in range(8):
+    # More of them are among those of all families.
+    for _ in range(2):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("weight_bits", [None, 4])
-@pytest.mark.parametrize("cache_bits", [None, 4, 8])
-@pytest.mark.parametrize("sparsity", [1.0, 0.4])
+@pytest.mark.parametrize(
+    ("weight_bits", "cache_bits", "sparsity"),
+    [(4, None, 1.0), (None, 4, 1.0), (4, 8, 0.4), (None, None, 0.4), (4, 4, 0.4)],
+)
 def test_packed_and_sparse(
     cases: Callable[[str], ExpectedCase],
     machine: str,
@@ -95,15 +97,14 @@ def test_packed_and_sparse(
     expected = model.generate(list(map(list, case.prompts)), GEN_LEN)
     rng = random.Random(f"{compression} on {machine}")
     for machines in (MACHINES, DIRECT) if weight_bits else (MACHINES,):
-        for _ in range(2):
-            policy = replace(
-                draw_policy(case.policy(), rng, gpu=machine == "gpu"),
-                weight_bits=weight_bits or 32,
-                cache_bits=cache_bits or 32,
-                group_size=32,
-                attention_sparsity=sparsity,
-            )
-            assert case.generate(policy, machines[machine]) == expected, policy
+        policy = replace(
+            draw_policy(case.policy(), rng, gpu=machine == "gpu"),
+            weight_bits=weight_bits or 32,
+            cache_bits=cache_bits or 32,
+            group_size=32,
+            attention_sparsity=sparsity,
+        )
+        assert case.generate(policy, machines[machine]) == expected, policy
 
 
 @pytest.mark.parametrize("cache_bits", [None, 4])
@@ -142,6 +143,6 @@ def test_bfloat16_does_not_depend_on_the_placement(tmp_path: Path) -> None:
     )
     expected = case.generate(case.policy(), MACHINES["cpu"])
     for machine, hardware in MACHINES.items():
-        for _ in range(6):
+        for _ in range(3):
             policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
             assert case.generate(policy, hardware) == expected, policy

@@ -271,8 +271,6 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
     "gpt_oss": {"family": "gpt_oss"},
-    "afmoe": {"family": "afmoe", "sliding_window": 7, "num_layers": 3},
-    "llama4_text": {"family": "llama4_text", "attention_chunk_size": 7, "num_layers": 3},
 }
 
 
