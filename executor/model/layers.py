@@ -11,7 +11,7 @@ import torch
 
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.norm_spec import NormSpec
-from costmodel.model.spec import HeadSpec
+from costmodel.model.spec import EmbeddingSpec, HeadSpec
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear
@@ -101,6 +101,14 @@ def add_feed_forward(
 ) -> None:
     """Add the output of a layer's second half to ``x`` in place."""
     _add_half(x, made, weights, "mlp", layer)
+
+
+def scale_embedding(rows: torch.Tensor, spec: EmbeddingSpec) -> None:
+    """Multiply rows of the token table [..., hidden] by the factor of ``spec`` in place."""
+    if spec.scale == 1:
+        return
+    scale = torch.tensor(spec.scale, dtype=rows.dtype if spec.rounds_scale else torch.float64)
+    rows *= scale.item()
 
 
 def head_input(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:

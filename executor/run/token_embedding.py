@@ -6,6 +6,7 @@ import torch
 
 from costmodel.model.shapes import embedding_shapes
 from costmodel.model.spec import ModelSpec
+from executor.model import layers
 from executor.model.matrices import LayerWeights, linear
 from executor.model.norms import norm
 from executor.stores.embedding import EmbeddingTable
@@ -44,9 +45,7 @@ class TokenEmbedding:
         """
         spec = self._spec
         out.copy_(self._projected(self._tokens.gather(ids)))
-        if spec.scale != 1:
-            scale = torch.tensor(spec.scale, dtype=torch.float64)
-            out *= (scale.to(out.dtype) if spec.rounds_scale else scale).item()
+        layers.scale_embedding(out, spec)
         if spec.has_positions:
             out += self._tables["positions.weight"].gather(positions + spec.position_offset)
         if spec.norm is not None:

@@ -326,10 +326,8 @@ def embed(
     """
     if spec.width is not None:
         token_rows = linear(token_rows, weights["input_projection.weight"])
-    if spec.scale != 1:
-        scale = torch.tensor(spec.scale, dtype=torch.float64)
-        scale = scale.to(token_rows.dtype) if spec.rounds_scale else scale
-        token_rows = token_rows * scale.item()
+    token_rows = token_rows.clone()
+    layers.scale_embedding(token_rows, spec)
     if spec.has_positions:
         rows = gather_rows(positions + spec.position_offset, weights["positions.weight"])
         token_rows = token_rows + rows

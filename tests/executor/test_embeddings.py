@@ -8,11 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
 from costmodel.families import spec_from_config
 from costmodel.model.layout import model_layers
+from costmodel.model.spec import EmbeddingSpec
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
+from executor.model import layers
 from profiles.errors import InputError
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_scores import check_blocks
@@ -172,3 +176,11 @@ def test_context_of_bloom_is_that_of_its_training_or_named() -> None:
 def test_refused_configs(config: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         spec_from_config(config, name="x")
+
+
+def test_the_scale_of_gemma_is_rounded_as_in_transformers() -> None:
+    table = Gemma2TextScaledWordEmbedding(50, 72, 0, embed_scale=72**0.5).to(torch.bfloat16)
+    ids = torch.arange(50)
+    rows = table.weight[ids].detach().clone()
+    layers.scale_embedding(rows, EmbeddingSpec(scale=72**0.5, rounds_scale=True))
+    assert torch.equal(rows, table(ids))
