@@ -33,7 +33,7 @@ COMPRESSIONS = (
     Compression(sparsity=0.4),
     Compression(cache_bits=4, group_size=32, sparsity=0.4),
 )
-# One case of each kind of attention; the others have one compression each.
+# One case of each kind of attention; other families have one compression each.
 ATTENTION_KINDS = (
     "llama",
     "falcon",
@@ -111,7 +111,7 @@ def test_random_policies(cases: Callable[[str], ExpectedCase], name: str) -> Non
         assert case.generate(policy, MACHINES[has_gpu]) == case.tokens, policy
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sorted({*family_names(), *ATTENTION_KINDS}))
 def test_compressed_policies(cases: Callable[[str], ExpectedCase], name: str) -> None:
     case = cases(name)
     prompts = list(map(list, case.prompts))
