@@ -413,3 +413,8 @@ def test_dense_layers_that_are_no_list_of_numbers_are_refused(layers: object) ->
     config = {"model_type": "qwen3_moe", "mlp_only_layers": layers}
     with pytest.raises(InputError, match=r"mlp_only_layers .*a list of whole numbers"):
         spec_from_config(config, name="tiny")
+
+
+def test_layers_that_predict_further_tokens_are_left_out() -> None:
+    assert family_named("mimo").may_ignore("model.mtp_layers.0.mlp.up_proj.weight", 36)
+    assert not family_named("mimo").may_ignore("model.layers.40.mlp.up_proj.weight", 36)

@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 VOCAB_SIZE = 173
 HIDDEN_SIZE = 64
@@ -289,6 +297,23 @@ class KimiK2ForCausalLM(DeepseekV3ForCausalLM):  # type: ignore[misc]  # the sam
 KimiK2RotaryEmbedding = DeepseekV3RotaryEmbedding
 AutoConfig.register("kimi_k2", KimiK2Config)
 AutoModelForCausalLM.register(KimiK2Config, KimiK2ForCausalLM)
+
+
+class MimoConfig(Qwen2Config):  # type: ignore[misc]  # the same
+    """The hub's name for Qwen 2 with layers of multi-token prediction."""
+
+    model_type = "mimo"
+
+
+class MimoForCausalLM(Qwen2ForCausalLM):  # type: ignore[misc]  # the same
+    """Qwen 2 under that name."""
+
+    config_class = MimoConfig
+
+
+MimoRotaryEmbedding = Qwen2RotaryEmbedding
+AutoConfig.register("mimo", MimoConfig)
+AutoModelForCausalLM.register(MimoConfig, MimoForCausalLM)
 register_checkpoint_conversion_mapping(
     "kimi_k2", get_checkpoint_conversion_mapping("deepseek_v3"), overwrite=True
 )
