@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from costmodel.families._rotary import with_rotary_keys
 from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING
@@ -27,8 +28,7 @@ YARN = {
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    if config.raw.get("rope_parameters") is None:
-        config = replace(config, raw={**config.raw, "rope_parameters": YARN})
+    config = with_rotary_keys(config, YARN)
     has_bias = config.flag("attention_bias")
     mixture = experts(
         config,
