@@ -42,8 +42,8 @@ def _describe(config: HFConfig) -> ModelSpec:
         mixture.expert,
         activation="silu",
         has_bias=True,
-        gate_limit=config.number("swiglu_limit"),
-        gate_sharpness=config.number("swiglu_alpha"),
+        swiglu_limit=config.number("swiglu_limit"),
+        swiglu_alpha=config.number("swiglu_alpha"),
     )
     layer = LayerSpec(
         attention=llama_attention(
@@ -92,8 +92,8 @@ FAMILY = Family(
         "expert_down.bias": ("layers.{layer}.mlp.experts.down_proj_bias",),
     },
     stacked={
-        "expert_gate_up.weight": StackedTensor(is_transposed=True, alternates=True),
-        "expert_gate_up.bias": StackedTensor(alternates=True),
+        "expert_gate_up.weight": StackedTensor(is_transposed=True, is_interleaved=True),
+        "expert_gate_up.bias": StackedTensor(is_interleaved=True),
         "expert_down.weight": StackedTensor(is_transposed=True),
         "expert_down.bias": StackedTensor(),
     },
