@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from costmodel.families._shared import (
-    absent,
-    equal_layers,
-    experts,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import equal_layers, experts, gated_mlp
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
-from costmodel.families.granite import MULTIPLIERS, granite_decoder
+from costmodel.families.granite import MULTIPLIERS, granite_decoder, granite_layer
 from costmodel.model.feed_forward_spec import MlpSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -42,29 +35,14 @@ GRANITE_MOE_STACKED = {
 
 def granite_moe_layer(config: HFConfig, shared: MlpSpec | None = None) -> LayerSpec:
     """Read a layer of a Granite mixture; ``shared`` is its shared expert."""
-    attention, residual = (
-        config.positive(key, config.get(key))
-        for key in ("attention_multiplier", "residual_multiplier")
+    mixture = experts(
+        config,
+        count_keys=("num_local_experts",),
+        size_key="intermediate_size",
+        router=RouterSpec(selects_first=True, renormalises=False),
+        shared=shared,
     )
-    has_bias = config.flag("attention_bias")
-    return LayerSpec(
-        attention=llama_attention(
-            config,
-            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-            scale=attention,
-            qkv_bias=has_bias,
-            output_bias=has_bias,
-        ),
-        experts=experts(
-            config,
-            count_keys=("num_local_experts",),
-            size_key="intermediate_size",
-            router=RouterSpec(selects_first=True, renormalises=False),
-            shared=shared,
-        ),
-        norm=rms_norm(config),
-        residual_scale=residual,
-    )
+    return granite_layer(config, mixture)
 
 
 def granite_moe(config: HFConfig, shared: MlpSpec | None = None) -> ModelSpec:

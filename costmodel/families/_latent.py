@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from costmodel.families._rotary import rope_keys, rotary, yarn_scale
-from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
+from costmodel.families._tables import LLAMA_DEFAULTS
+from costmodel.families._v3_mixture import V3_MODULES
 from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -90,16 +91,10 @@ def latent_modules(spec: ModelSpec) -> Mapping[str, tuple[str, ...]]:
     assert latent is not None
     queries = "q_proj" if latent.query_rank is None else "q_a_proj"
     return {
-        **EXPERTS_MODULES,
+        **V3_MODULES,
         "qkv": (f"{attention}.{queries}", f"{attention}.kv_a_proj_with_mqa"),
         "q_a_norm": (f"{attention}.q_a_layernorm",),
         "q_b": (f"{attention}.q_b_proj",),
         "kv_a_norm": (f"{attention}.kv_a_layernorm",),
         "kv_b": (f"{attention}.kv_b_proj",),
-        "router.bias": ("layers.{layer}.mlp.gate.e_score_correction_bias",),
-        "shared_gate_up": (
-            "layers.{layer}.mlp.shared_experts.gate_proj",
-            "layers.{layer}.mlp.shared_experts.up_proj",
-        ),
-        "shared_down": ("layers.{layer}.mlp.shared_experts.down_proj",),
     }

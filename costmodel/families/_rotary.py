@@ -89,6 +89,13 @@ def rotary_keys_of(
     return replace(config, raw=kept | {"rope_parameters": own})
 
 
+def with_rotary_keys(config: HFConfig, keys: Mapping[str, Any]) -> HFConfig:
+    """Return a config with the ``rope_parameters`` that its class has where a file has none."""
+    if config.raw.get("rope_parameters") is not None:
+        return config
+    return replace(config, raw={**config.raw, "rope_parameters": dict(keys)})
+
+
 def rope_keys(config: HFConfig) -> Mapping[str, Any]:
     """Return the keys of the rotary embedding, from any of their places."""
     # As in transformers 5, the older key wins, and the newer one is then not read at all.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from costmodel.families._shared import FOLLOWED
-from costmodel.model.family import AS_IT_STANDS
+from costmodel.model.family import GENERIC_TOKENIZER
 from costmodel.model.spec import HeadSpec
 from profiles.errors import InputError
 
@@ -46,7 +46,7 @@ class TextPart:
     kind: str
     is_flat: bool = False
     ties_inside: bool = False
-    tokenizer_class: str = AS_IT_STANDS
+    tokenizer_class: str = GENERIC_TOKENIZER
     fixes_tokenizer_class: bool = False
 
 

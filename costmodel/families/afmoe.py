@@ -14,7 +14,7 @@ from costmodel.families._shared import (
 )
 from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES
-from costmodel.families._windows import SLIDING, every_full
+from costmodel.families._windows import SLIDING, full_every
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
@@ -49,7 +49,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         output_bias=has_bias,
         has_output_gate=True,
     )
-    kinds = every_full(config, config.whole("global_attn_every_n_layers"))
+    kinds = full_every(config, config.whole("global_attn_every_n_layers"))
     dense, mixture = gated_mlp(config), _experts(config)
     first = config.whole("num_dense_layers", least=0)
     layers = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.families._llama import with_rotary_keys
+from costmodel.families._rotary import with_rotary_keys
 from costmodel.families._shared import (
     absent,
     decoder,

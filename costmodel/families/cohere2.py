@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from costmodel.families._shared import absent, decoder, gated_mlp, layer_norm, llama_attention
 from costmodel.families._tables import LLAMA_MODULES
-from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.families._windows import FULL, SLIDING, patterned
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -29,10 +29,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         shares_norm=True,
     )
     full = replace(sliding, attention=replace(sliding.attention, rotary=None))
-    step = (
-        4 if "sliding_window_pattern" not in config.raw else config.whole("sliding_window_pattern")
-    )
-    kinds = every_full(config, step)
+    kinds = patterned(config, 4)
     layers = {SLIDING: sliding, FULL: full}
     return decoder(
         config,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._llama import check_head_sizes, with_rotary_keys
+from costmodel.families._llama import check_head_sizes
+from costmodel.families._rotary import with_rotary_keys
 from costmodel.families._shared import decoder, equal_layers, gated_mlp, llama_attention, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING

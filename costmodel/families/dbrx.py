@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
+from costmodel.families._plain import equal_heads
 from costmodel.families._rotary import DEFAULT_THETA
 from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, require
 from costmodel.model.attention_spec import AttentionSpec
@@ -18,34 +18,20 @@ from costmodel.model.stacked import StackedTensor
 
 # That of torch's LayerNorm: no key has it.
 NORM = NormSpec(kind="layer", eps=1e-5, has_bias=False)
-ATTENTION, EXPERTS = "attn_config", "ffn_config"
-INNER_DEFAULTS = {
-    ATTENTION: {"kv_n_heads": 1, "clip_qkv": None, "rope_theta": DEFAULT_THETA},
-    EXPERTS: {
-        "ffn_hidden_size": 3584,
-        "ffn_act_fn": None,
-        "moe_num_experts": 4,
-        "moe_top_k": 1,
-        "moe_normalize_expert_weights": 1.0,
-    },
+ATTENTION_DEFAULTS = {"kv_n_heads": 1, "clip_qkv": None, "rope_theta": DEFAULT_THETA}
+EXPERTS_DEFAULTS = {
+    "ffn_hidden_size": 3584,
+    "ffn_act_fn": None,
+    "moe_num_experts": 4,
+    "moe_top_k": 1,
+    "moe_normalize_expert_weights": 1.0,
 }
 
 
-def _inner(config: HFConfig, key: str) -> HFConfig:
-    """Return the keys of one of the objects in a config."""
-    found = config.get(key)
-    found = {} if found is None else found
-    if not isinstance(found, Mapping):
-        raise config.refusal(key, found, "an object")
-    return replace(config, raw=found, defaults=INNER_DEFAULTS[key], aliases={})
-
-
 def _attention(config: HFConfig) -> AttentionSpec:
-    own, hidden = _inner(config, ATTENTION), config.whole("hidden_size")
-    heads = config.whole("num_attention_heads")
-    if hidden % heads:
-        raise config.refusal("n_heads", heads, f"a divisor of d_model {hidden}")
-    sizes = {"num_key_value_heads": own.whole("kv_n_heads"), "head_dim": hidden // heads}
+    own = config.nested("attn_config", ATTENTION_DEFAULTS)
+    _, head_dim = equal_heads(config)
+    sizes = {"num_key_value_heads": own.whole("kv_n_heads"), "head_dim": head_dim}
     # transformers 5 reads the base elsewhere only; the model's own code reads it here.
     theta = own.positive("rope_theta", own.get("rope_theta"))
     return llama_attention(
@@ -57,16 +43,12 @@ def _attention(config: HFConfig) -> AttentionSpec:
 
 def _describe(config: HFConfig) -> ModelSpec:
     require(config, tie_word_embeddings=False)
-    own = _inner(config, EXPERTS)
-    named = own.get("ffn_act_fn")
-    named = {} if named is None else named
-    if not isinstance(named, Mapping):
-        raise own.refusal("ffn_act_fn", named, "an object with the name of an activation")
+    own = config.nested("ffn_config", EXPERTS_DEFAULTS)
     power = own.get("moe_normalize_expert_weights")
     if power not in (None, 1.0):
         raise own.refusal("moe_normalize_expert_weights", power, "1.0 or null")
     keys = {
-        "hidden_act": named.get("name", "silu"),
+        "hidden_act": own.nested("ffn_act_fn", {"name": "silu"}).get("name"),
         "num_experts": own.whole("moe_num_experts"),
         "num_experts_per_tok": own.whole("moe_top_k"),
         "size": own.whole("ffn_hidden_size"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from costmodel.families._latent import LATENT_DEFAULTS, latent_attention, latent_modules
-from costmodel.families._shared import decoder, experts, gated_mlp, num_layers, require, rms_norm
+from costmodel.families._shared import decoder, experts, gated_mlp, require, rms_norm
+from costmodel.families._v3_mixture import v3_layers
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 # What the original code makes of these keys, the only ones that transformers reads as well.
@@ -20,12 +20,8 @@ def _describe(config: HFConfig) -> ModelSpec:
             raise config.refusal(key, config.raw[key], str(value))
     # transformers does not renormalise, whatever the key says.
     require(config, mlp_bias=False, norm_topk_prob=False)
-    norm = rms_norm(config)
     attention = latent_attention(config, is_interleaved=True, takes_null=("num_key_value_heads",))
-    dense = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm)
-    sparse = LayerSpec(attention=attention, experts=_experts(config), norm=norm)
-    first = config.whole("first_k_dense_replace", least=0)
-    return decoder(config, [dense if i < first else sparse for i in range(num_layers(config))])
+    return decoder(config, v3_layers(config, attention, _experts(config), rms_norm(config)))
 
 
 def _experts(config: HFConfig) -> ExpertsSpec:

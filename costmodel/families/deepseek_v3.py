@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from costmodel.families._latent import LATENT_DEFAULTS, latent_attention, latent_modules
-from costmodel.families._shared import decoder, experts, gated_mlp, num_layers, rms_norm
+from costmodel.families._shared import decoder, rms_norm
+from costmodel.families._v3_mixture import v3_experts, v3_layers
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 # What the original code makes of these keys, the only ones that transformers reads as well.
@@ -19,36 +18,12 @@ def describe(config: HFConfig) -> ModelSpec:
     for key, value in ONLY.items():
         if config.raw.get(key, value) != value:
             raise config.refusal(key, config.raw[key], str(value))
-    norm = rms_norm(config)
     attention = latent_attention(
         config,
         is_interleaved=config.flag("rope_interleave"),
         takes_null=("num_key_value_heads",),
     )
-    dense = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm)
-    sparse = LayerSpec(attention=attention, experts=sigmoid_experts(config), norm=norm)
-    first = config.whole("first_k_dense_replace", least=0)
-    return decoder(config, [dense if i < first else sparse for i in range(num_layers(config))])
-
-
-def sigmoid_experts(config: HFConfig) -> ExpertsSpec:
-    """Read the mixture of experts of DeepSeek V3."""
-    return experts(
-        config,
-        count_keys=("num_local_experts", "n_routed_experts"),
-        size_key="moe_intermediate_size",
-        router=RouterSpec(
-            score="sigmoid",
-            renormalises=config.flag("norm_topk_prob"),
-            scale=config.number("routed_scaling_factor"),
-            has_bias=True,
-            num_groups=config.whole("n_group"),
-            groups_per_token=config.whole("topk_group"),
-            in_float32=True,
-            rounds_weights=False,
-        ),
-        shared=gated_mlp(config, "moe_intermediate_size", times=config.whole("n_shared_experts")),
-    )
+    return decoder(config, v3_layers(config, attention, v3_experts(config), rms_norm(config)))
 
 
 FAMILY = Family(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from costmodel.families._shared import absent, decoder, llama_attention, num_layers, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts, v3_layers
-from costmodel.families._windows import FULL, SLIDING, window_size
+from costmodel.families._windows import window_size, windows_from
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -15,9 +15,7 @@ def _windows(config: HFConfig) -> list[str]:
     """Read the kinds of layers; without ``layer_types``, those from ``max_window_layers`` on have
     a window."""
     first = config.whole("max_window_layers", least=0)
-    has_window = window_size(config) is not None
-    kinds = [SLIDING if has_window and i >= first else FULL for i in range(num_layers(config))]
-    return config.layer_types() or kinds
+    return windows_from(config, num_layers(config) if window_size(config) is None else first)
 
 
 def _describe(config: HFConfig) -> ModelSpec:

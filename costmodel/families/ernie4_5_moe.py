@@ -14,7 +14,7 @@ from costmodel.families._shared import (
 from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES
 from costmodel.families.ernie4_5 import THETA
-from costmodel.model.family import Family
+from costmodel.model.family import ROTARY_BUFFERS, Family
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -92,6 +92,6 @@ FAMILY = Family(
     # One row for one group of experts.
     stacked={"router.bias": StackedTensor()},
     # Layers of multi-token prediction.
-    unread=(r".*\.rotary_emb\.inv_freq", r".*mtp.*"),
+    unread=(ROTARY_BUFFERS, r".*mtp.*"),
     fixes_tokenizer_class=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.families._llama import llama_layer, renamed
+from costmodel.families._llama import llama_layer
 from costmodel.families._shared import decoder, equal_layers, gated_mlp
 from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.model.family import Family
@@ -18,7 +18,7 @@ NAMES = {
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    config = renamed(config, NAMES)
+    config = config.renamed(NAMES)
     mlp = gated_mlp(config, has_bias=config.flag("mlp_bias"))
     layer = llama_layer(config, mlp, theta=THETA, has_bias=config.flag("attention_bias"))
     return decoder(config, equal_layers(config, layer))

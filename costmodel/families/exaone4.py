@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from costmodel.families._shared import absent, decoder, gated_mlp, llama_attention, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS, OLMO2_MODULES
-from costmodel.families._windows import FULL, SLIDING, every_full, window_size
+from costmodel.families._windows import FULL, SLIDING, patterned, window_size
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -15,11 +15,9 @@ from costmodel.model.spec import ModelSpec
 
 def _kinds(config: HFConfig) -> list[str]:
     """Read the kind of attention of each layer."""
-    if kinds := config.layer_types():
-        return kinds
-    if window_size(config) is None:
+    if window_size(config) is None and not config.layer_types():
         raise config.refusal("sliding_window", None, "a number where layer_types is absent")
-    return every_full(config, config.whole("sliding_window_pattern"))
+    return patterned(config)
 
 
 def _describe(config: HFConfig) -> ModelSpec:

@@ -10,32 +10,22 @@ from costmodel.families._shared import (
     decoder,
     gated_mlp,
     llama_attention,
-    num_layers,
     rms_norm,
 )
 from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.families._v3_mixture import V3_MODULES, v3_experts
-from costmodel.families._windows import FULL, SLIDING
-from costmodel.model.family import Family
+from costmodel.families._windows import SLIDING, patterned
+from costmodel.model.family import ROTARY_BUFFERS, Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
-def _windows(config: HFConfig) -> list[str]:
-    """Read the kind of attention of each layer; without ``layer_types``, every
-    ``sliding_window_pattern``-th layer sees all tokens."""
-    config.whole("sliding_window")
-    found = config.layer_types()
-    if found:
-        return found
-    step = config.whole("sliding_window_pattern")
-    return [SLIDING if (i + 1) % step else FULL for i in range(num_layers(config))]
-
-
 def _describe(config: HFConfig) -> ModelSpec:
     rotated = llama_attention(config, takes_null=absent(config, "head_dim"), qk_norm="head")
-    norm, kinds = rms_norm(config), _windows(config)
+    # transformers makes the mask of windows even where no layer has one.
+    config.whole("sliding_window")
+    norm, kinds = rms_norm(config), patterned(config)
     dense = gated_mlp(config)
     mixture = v3_experts(config, ("num_experts",), "num_shared_experts")
     sparse = listed_sparse_layers(config, config.whole("first_k_dense_replace", least=0))
@@ -75,5 +65,5 @@ FAMILY = Family(
     describe=_describe,
     modules={**V3_MODULES, "router.bias": ("layers.{layer}.mlp.e_score_correction_bias",)},
     # Layers of multi-token prediction.
-    unread=(r".*\.rotary_emb\.inv_freq", r"(model\.)?mtp.*"),
+    unread=(ROTARY_BUFFERS, r"(model\.)?mtp.*"),
 )

@@ -14,7 +14,7 @@ from costmodel.families._shared import (
     soft_cap,
 )
 from costmodel.families._tables import GEMMA_MODULES, LLAMA_DEFAULTS
-from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.families._windows import FULL, SLIDING, patterned
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
@@ -41,10 +41,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     if config.get("use_bidirectional_attention") is not None:
         require(config, use_bidirectional_attention=False)
     norm = replace(rms_norm(config), adds_one=True)
-    step = (
-        6 if "sliding_window_pattern" not in config.raw else config.whole("sliding_window_pattern")
-    )
-    kinds = every_full(config, step)
+    kinds = patterned(config, 6)
     layers = {
         kind: LayerSpec(
             attention=_attention(config, kind),

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from costmodel.families._latent import LATENT_DEFAULTS, latent_attention, latent_modules
-from costmodel.families._shared import decoder, gated_mlp, num_layers, rms_norm
-from costmodel.families.deepseek_v3 import sigmoid_experts
+from costmodel.families._layer_kinds import listed_sparse_layers
+from costmodel.families._shared import decoder, gated_mlp, rms_norm
+from costmodel.families._v3_mixture import v3_experts
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
-DENSE, SPARSE = "dense", "sparse"
-
 
 def _describe(config: HFConfig) -> ModelSpec:
     norm = rms_norm(config)
     attention = latent_attention(config, is_interleaved=config.flag("rope_interleave"))
-    layers = {
-        DENSE: LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm),
-        SPARSE: LayerSpec(attention=attention, experts=sigmoid_experts(config), norm=norm),
-    }
-    return decoder(config, [layers[kind] for kind in _kinds(config)])
-
-
-def _kinds(config: HFConfig) -> list[str]:
-    """Read the kind of each layer; without a list, the first one is dense."""
-    found, count = config.get("mlp_layer_types"), num_layers(config)
-    if found is None:
-        return [DENSE, *[SPARSE] * (count - 1)]
-    is_list = isinstance(found, list) and len(found) == count
-    if not is_list or any(kind not in (DENSE, SPARSE) for kind in found):
-        allowed = f"a list of {count}, each {DENSE} or {SPARSE}"
-        raise config.refusal("mlp_layer_types", found, allowed)
-    return list(found)
+    dense = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm)
+    sparse = LayerSpec(attention=attention, experts=v3_experts(config), norm=norm)
+    kinds = listed_sparse_layers(config, num_dense=1)
+    return decoder(config, [sparse if is_sparse else dense for is_sparse in kinds])
 
 
 FAMILY = Family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from costmodel.families._plain import equal_heads
 from costmodel.families._rotary import DEFAULT_THETA, rotary
 from costmodel.families._shared import activation, decoder, heads_in_groups, layer_norm, num_layers
 from costmodel.model.attention_spec import AttentionSpec
@@ -15,9 +16,7 @@ from costmodel.model.spec import ModelSpec
 
 
 def _attention(config: HFConfig) -> AttentionSpec:
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    if hidden % heads:
-        raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
+    heads, head_dim = equal_heads(config)
     for key in ("rope_theta", "partial_rotary_factor", "head_dim"):
         if key in config.raw:
             # transformers reads only the family's own names here.
@@ -26,11 +25,11 @@ def _attention(config: HFConfig) -> AttentionSpec:
     return AttentionSpec(
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=head_dim,
         rotary=rotary(
             config,
             config.positive("rotary_emb_base", base),
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             share=config.positive("rotary_pct", config.raw.get("rotary_pct", 1.0)),
         ),
     )

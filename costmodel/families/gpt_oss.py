@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from costmodel.families._rotary import with_rotary_keys
 from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING
@@ -27,8 +28,7 @@ YARN = {
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    if config.raw.get("rope_parameters") is None:
-        config = replace(config, raw={**config.raw, "rope_parameters": YARN})
+    config = with_rotary_keys(config, YARN)
     has_bias = config.flag("attention_bias")
     mixture = experts(
         config,
@@ -42,8 +42,8 @@ def _describe(config: HFConfig) -> ModelSpec:
         mixture.expert,
         activation="silu",
         has_bias=True,
-        gate_limit=config.number("swiglu_limit"),
-        gate_sharpness=config.number("swiglu_alpha"),
+        swiglu_limit=config.number("swiglu_limit"),
+        swiglu_alpha=config.number("swiglu_alpha"),
     )
     layer = LayerSpec(
         attention=llama_attention(
@@ -92,8 +92,8 @@ FAMILY = Family(
         "expert_down.bias": ("layers.{layer}.mlp.experts.down_proj_bias",),
     },
     stacked={
-        "expert_gate_up.weight": StackedTensor(is_transposed=True, alternates=True),
-        "expert_gate_up.bias": StackedTensor(alternates=True),
+        "expert_gate_up.weight": StackedTensor(is_transposed=True, is_interleaved=True),
+        "expert_gate_up.bias": StackedTensor(is_interleaved=True),
         "expert_down.weight": StackedTensor(is_transposed=True),
         "expert_down.bias": StackedTensor(),
     },

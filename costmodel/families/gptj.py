@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from costmodel.families._plain import equal_heads, gpt2_mlp
 from costmodel.families._rotary import DEFAULT_THETA
-from costmodel.families._shared import activation, decoder, equal_layers, layer_norm
+from costmodel.families._shared import decoder, equal_layers, layer_norm
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.rotary_spec import RotarySpec
@@ -14,24 +14,17 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    if hidden % heads:
-        raise config.refusal("n_embd", hidden, f"a multiple of the {heads} heads")
+    heads, head_dim = equal_heads(config)
     layer = LayerSpec(
         attention=AttentionSpec(
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             rotary=RotarySpec(
                 theta=DEFAULT_THETA, dim=config.whole("rotary_dim"), is_interleaved=True
             ),
         ),
-        mlp=MlpSpec(
-            size=config.whole("n_inner", instead_of_null=4 * hidden),
-            activation=activation(config, "activation_function", ACTIVATIONS),
-            is_gated=False,
-            has_bias=True,
-        ),
+        mlp=gpt2_mlp(config),
         norm=layer_norm(config, "layer_norm_epsilon"),
         is_parallel=True,
         shares_norm=True,

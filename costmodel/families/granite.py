@@ -14,6 +14,7 @@ from costmodel.families._shared import (
 )
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
@@ -26,8 +27,8 @@ MULTIPLIERS = (
 )
 
 
-def granite_layer(config: HFConfig) -> LayerSpec:
-    """Read a layer of Granite."""
+def granite_layer(config: HFConfig, experts: ExpertsSpec | None = None) -> LayerSpec:
+    """Read a layer of Granite, with an MLP or with ``experts``."""
     has_bias = config.flag("attention_bias")
     return LayerSpec(
         attention=llama_attention(
@@ -37,7 +38,8 @@ def granite_layer(config: HFConfig) -> LayerSpec:
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
-        mlp=gated_mlp(config, has_bias=config.flag("mlp_bias")),
+        mlp=None if experts else gated_mlp(config, has_bias=config.flag("mlp_bias")),
+        experts=experts,
         norm=rms_norm(config),
         residual_scale=config.positive("residual_multiplier", config.get("residual_multiplier")),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.families._llama import llama_layer, renamed
+from costmodel.families._llama import llama_layer
 from costmodel.families._shared import decoder, equal_layers, gated_mlp
 from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
@@ -11,7 +11,7 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    config = renamed(config, {"qkv_bias": "attention_bias", "bias": "mlp_bias"})
+    config = config.renamed({"qkv_bias": "attention_bias", "bias": "mlp_bias"})
     has_bias = config.flag("attention_bias")
     if config.flag("mlp_bias") != has_bias:
         raise config.refusal("mlp_bias", not has_bias, f"{str(has_bias).lower()} as attention_bias")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from costmodel.families._layer_kinds import listed_sparse_layers
 from costmodel.families._rotary import rotary_keys_of
 from costmodel.families._shared import (
     absent,
@@ -19,14 +20,13 @@ from costmodel.families._tables import EXPERTS_MODULES
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.families.qwen3_moe import FAMILY as QWEN3_MOE
 from costmodel.model.attention_spec import AttentionSpec
-from costmodel.model.family import Family
+from costmodel.model.family import ROTARY_BUFFERS, Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 THETAS = {FULL: 500000.0, SLIDING: 10000.0}
-SPARSE, DENSE = "sparse", "dense"
 # Keys of Qwen 3 that this family does not have.
 ABSENT = ("use_sliding_window", "decoder_sparse_step", "mlp_only_layers", "head_dim")
 
@@ -51,16 +51,6 @@ def _attention(config: HFConfig, kind: str) -> AttentionSpec:
     )
 
 
-def _mlp_kinds(config: HFConfig) -> list[str]:
-    """Read which layers have experts."""
-    count, found = num_layers(config), config.get("mlp_layer_types")
-    if found is None:
-        return [SPARSE] * count
-    if not isinstance(found, list) or len(found) != count or not set(found) <= {SPARSE, DENSE}:
-        raise config.refusal("mlp_layer_types", found, f"a list of {count}, of {SPARSE} or {DENSE}")
-    return found
-
-
 def _describe(config: HFConfig) -> ModelSpec:
     kinds = config.layer_types() or [FULL] * num_layers(config)
     attention = {kind: _attention(config, kind) for kind in set(kinds)}
@@ -75,9 +65,10 @@ def _describe(config: HFConfig) -> ModelSpec:
             router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
         ),
     )
+    listed = listed_sparse_layers(config, num_dense=0)
     layers = [
-        replace(sparse if mlp_kind == SPARSE else dense, attention=attention[kind])
-        for kind, mlp_kind in zip(kinds, _mlp_kinds(config), strict=True)
+        replace(sparse if is_sparse else dense, attention=attention[kind])
+        for kind, is_sparse in zip(kinds, listed, strict=True)
     ]
     return decoder(config, layers, windows=kinds)
 
@@ -100,5 +91,5 @@ FAMILY = Family(
     describe=_describe,
     modules=EXPERTS_MODULES,
     # The layer of multi-token prediction.
-    unread=(r"mtp\..*",),
+    unread=(ROTARY_BUFFERS, r"mtp\..*"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families import mistral
-from costmodel.families._llama import with_rotary_keys
+from costmodel.families._rotary import with_rotary_keys
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -44,16 +44,15 @@ def _describe(config: HFConfig) -> ModelSpec:
     # Unlike in Mistral, this may not be null.
     config.whole("head_dim")
     config = with_rotary_keys(config, ROTARY_KEYS)
-    spec = mistral.FAMILY.describe(config)
+    layer = mistral.mistral_layer(config)
     floor, growth = _growth(config)
-    (kind,) = spec.layer_kinds
     attention = replace(
-        kind.attention,
+        layer.attention,
         temperature_floor=floor,
         temperature_strength=growth,
         temperature_offset=0,
     )
-    return replace(spec, layer_kinds=(replace(kind, attention=attention),))
+    return mistral.mistral_decoder(config, replace(layer, attention=attention))
 
 
 FAMILY = Family(

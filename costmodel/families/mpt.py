@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from costmodel.families._alibi import alibi_slopes
 from costmodel.families._plain import equal_heads
 from costmodel.families._shared import decoder, equal_layers, layer_norm, require
@@ -28,11 +25,7 @@ ATTENTION_DEFAULTS = {
 
 
 def _attention(config: HFConfig) -> AttentionSpec:
-    found = config.get("attn_config")
-    if found is not None and not isinstance(found, dict):
-        raise config.refusal("attn_config", found, "null or a dictionary")
-    inner: dict[str, Any] = found or {}
-    keys = replace(config, raw=inner, defaults=ATTENTION_DEFAULTS, aliases={})
+    keys = config.nested("attn_config", ATTENTION_DEFAULTS)
     require(keys, prefix_lm=False, qk_ln=False, alibi=True)
     for key in ("attn_type", "alibi_bias_max"):
         if keys.get(key) != ATTENTION_DEFAULTS[key]:

@@ -33,7 +33,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     )
     assert attention.rotary is not None
     layer = LayerSpec(
-        attention=replace(attention, rotary=replace(attention.rotary, turns_back=True)),
+        attention=replace(attention, rotary=replace(attention.rotary, is_inverse=True)),
         mlp=plain_mlp(config, has_bias=False),
         norm=norm,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from costmodel.families._rotary import rotary_keys_of
 from costmodel.families._shared import absent, decoder, gated_mlp, llama_attention, rms_norm
 from costmodel.families._tables import LLAMA_DEFAULTS, OLMO2_MODULES
-from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.families._windows import FULL, SLIDING, full_every
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
@@ -38,7 +38,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         )
         for kind in (FULL, SLIDING)
     }
-    kinds = every_full(config, 4)
+    kinds = full_every(config, 4)
     return decoder(config, [layers[kind] for kind in kinds], windows=kinds)
 
 

@@ -3,6 +3,7 @@ half, and tokens of another width."""
 
 from __future__ import annotations
 
+from costmodel.families._plain import equal_heads
 from costmodel.families._shared import activation, decoder, equal_layers
 from costmodel.families._tables import LLAMA_MODULES
 from costmodel.model.attention_spec import AttentionSpec
@@ -18,10 +19,9 @@ POSITION_OFFSET = 2
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
+    heads, head_dim = equal_heads(config)
+    hidden = config.whole("hidden_size")
     width = config.whole("word_embed_proj_dim", instead_of_null=hidden)
-    if hidden % heads:
-        raise config.refusal("hidden_size", hidden, "a multiple of the heads")
     is_affine = config.flag("layer_norm_elementwise_affine")
     norm = NormSpec(kind="layer", eps=1e-5, has_weight=is_affine, has_bias=is_affine)
     is_before, lacks_final = (
@@ -32,7 +32,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         attention=AttentionSpec(
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),

@@ -12,9 +12,8 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    spec = gemma2.FAMILY.describe(config)
-    kinds = tuple(replace(kind, norm_places=("before",)) for kind in spec.layer_kinds)
-    return replace(spec, layer_kinds=kinds)
+    layer = replace(gemma2.gemma2_layer(config), norm_places=("before",))
+    return gemma2.gemma2_decoder(config, layer)
 
 
 FAMILY = Family(

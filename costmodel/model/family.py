@@ -16,7 +16,7 @@ ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
 Modules = Mapping[str, tuple[str, ...]]
 LAYER_NUMBER = re.compile(r"\blayers\.(\d+)\.")
 # The class in transformers that uses a ``tokenizer.json`` unchanged.
-AS_IT_STANDS = "TokenizersBackend"
+GENERIC_TOKENIZER = "TokenizersBackend"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Family:
     head: str = "lm_head"
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
     ignores_later_layers: bool = False
-    tokenizer_class: str = AS_IT_STANDS
+    tokenizer_class: str = GENERIC_TOKENIZER
     fixes_tokenizer_class: bool = False
     stacked: Mapping[str, StackedTensor] = field(default_factory=dict)
 

@@ -28,10 +28,10 @@ class MlpSpec:
         Whether the activated projection is multiplied by a second one, as in SwiGLU.
     has_bias
         Whether the projections have biases.
-    gate_limit
-        ``c`` of a gate ``(up + 1) * gate * sigmoid(gate_sharpness * gate)``, where ``gate`` is at
+    swiglu_limit
+        ``c`` of a gate ``(up + 1) * gate * sigmoid(swiglu_alpha * gate)``, where ``gate`` is at
         most ``c`` and ``up`` is between ``-c`` and ``c`` (gpt-oss). ``None`` for a plain gate.
-    gate_sharpness
+    swiglu_alpha
         Factor in the sigmoid of that gate.
     """
 
@@ -39,13 +39,13 @@ class MlpSpec:
     activation: str = "silu"
     is_gated: bool = True
     has_bias: bool = False
-    gate_limit: float | None = None
-    gate_sharpness: float = 1.0
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.0
 
     def __post_init__(self) -> None:
         check_least(self, 1, "size")
-        if self.gate_limit is not None:
-            check_positive("mlp gate_limit", self.gate_limit)
+        if self.swiglu_limit is not None:
+            check_positive("mlp swiglu_limit", self.swiglu_limit)
         check_choice("activation", self.activation, ACTIVATIONS)
         if self.activation == "xielu" and self.is_gated:
             raise InputError("mlp activation", got="xielu with a gate", allowed="xielu without one")

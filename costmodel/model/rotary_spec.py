@@ -34,8 +34,8 @@ class RotarySpec:
     short_factors, long_factors
         Of ``longrope``: divisors of the frequencies, for contexts up to the original length and
         beyond (Ding et al. 2024).
-    turns_back
-        Whether pairs turn the other way (NanoChat).
+    is_inverse
+        Whether pairs are rotated by the negative angles (NanoChat).
     """
 
     theta: float
@@ -52,7 +52,7 @@ class RotarySpec:
     truncates: bool = True
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
-    turns_back: bool = False
+    is_inverse: bool = False
 
     def is_long(self, num_positions: int) -> bool:
         """Whether a sequence goes beyond the original length, which ``longrope`` depends on."""

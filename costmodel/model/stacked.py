@@ -19,7 +19,7 @@ class Strides:
     ----------
     columns
         Elements of one of our rows.
-    is_last
+    ends_matrix
         Whether no later matrix of the same expert has elements between these.
     """
 
@@ -27,7 +27,7 @@ class Strides:
     row_step: int
     column_step: int
     columns: int
-    is_last: bool = True
+    ends_matrix: bool = True
 
     @property
     def is_contiguous(self) -> bool:
@@ -46,15 +46,15 @@ class StackedTensor:
     ----------
     is_transposed
         Whether each matrix is stored [columns, rows].
-    alternates
-        Whether the rows of gate and up take turns, instead of all of gate before all of up. Only
-        transposed matrices do.
+    is_interleaved
+        Whether the rows of gate and up are interleaved, instead of all of gate before all of up.
+        Only those of transposed matrices are.
     is_flat
         Whether the first two dimensions are one.
     """
 
     is_transposed: bool = False
-    alternates: bool = False
+    is_interleaved: bool = False
     is_flat: bool = False
 
     def shape(self, count: int, rows: int, columns: int | None) -> tuple[int, ...]:
@@ -66,18 +66,18 @@ class StackedTensor:
 
     def parts(self, number: int, rows: int, columns: int) -> Iterator[tuple[Strides, int]]:
         """Yield the parts of one of the matrices, each with its number of rows."""
-        if self.alternates and not self.is_transposed and columns > 1:
+        if self.is_interleaved and not self.is_transposed and columns > 1:
             raise InputError(
-                "stacked tensor", got="alternating rows", allowed="alternating columns, transposed"
+                "stacked tensor", got="interleaved rows", allowed="interleaved columns, transposed"
             )
         row_step, column_step = (1, rows) if self.is_transposed else (columns, 1)
-        count = 2 if self.alternates else 1
+        count = 2 if self.is_interleaved else 1
         for part in range(count):
             strides = Strides(
                 first=number * rows * columns + part * row_step,
                 row_step=count * row_step,
                 column_step=column_step,
                 columns=columns,
-                is_last=part == count - 1,
+                ends_matrix=part == count - 1,
             )
             yield strides, rows // count

@@ -149,7 +149,7 @@ class Checkpoint:
                 read_elements(entry, part.first_element + first, target)
             else:
                 read_strided(entry, part.strides, first, target)
-                if part.strides.is_last and first + len(target) == part.num_elements:
+                if part.strides.ends_matrix and first + len(target) == part.num_elements:
                     drop_pages(entry)
 
 

@@ -43,8 +43,8 @@ def output(inner: torch.Tensor, weights: LayerWeights, prefix: str = "") -> torc
 def apply_gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
     """Replace ``gate`` [..., ffn] by its activation times ``up``, which may be overwritten."""
     rows = gate.flatten(0, -2), up.flatten(0, -2)
-    if mlp.gate_limit is not None:
-        kernels.clamped_swiglu(*rows, limit=mlp.gate_limit, sharpness=mlp.gate_sharpness)
+    if mlp.swiglu_limit is not None:
+        kernels.clamped_swiglu(*rows, limit=mlp.swiglu_limit, alpha=mlp.swiglu_alpha)
     elif mlp.activation == "silu":
         kernels.swiglu(*rows)
     else:

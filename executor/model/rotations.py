@@ -105,7 +105,7 @@ def rotation_of(
     cosines, sines = angles.cos(), angles.sin()
     if rotary.attention_factor != 1:
         cosines, sines = cosines * rotary.attention_factor, sines * rotary.attention_factor
-    return cosines.to(dtype), (-sines if rotary.turns_back else sines).to(dtype)
+    return cosines.to(dtype), (-sines if rotary.is_inverse else sines).to(dtype)
 
 
 @lru_cache(maxsize=8)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.families import tokenizer_owner
-from costmodel.model.family import AS_IT_STANDS
+from costmodel.model.family import GENERIC_TOKENIZER
 
-# Classes that take the file as it stands.
+# Classes that use the file unchanged.
 PLAIN_CLASSES = (
-    AS_IT_STANDS,
+    GENERIC_TOKENIZER,
     "PreTrainedTokenizerFast",
     "PreTrainedTokenizer",
     "PythonBackend",
@@ -165,7 +165,7 @@ def class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_l
     if owner and (owner.fixes_tokenizer_class or not named):
         return owner.tokenizer_class
     if not named:
-        return AS_IT_STANDS
+        return GENERIC_TOKENIZER
     named = str(named).removesuffix("Fast")
     # Files of Llama 3 and its like name the class of Llama 2, which could not read them.
-    return AS_IT_STANDS if named == "LlamaTokenizer" and is_byte_level else named
+    return GENERIC_TOKENIZER if named == "LlamaTokenizer" and is_byte_level else named

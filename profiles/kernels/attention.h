@@ -34,7 +34,7 @@ class Scorer {
     }
     sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
     slopes_ = a_.slopes ? a_.slopes + head * a_.group : nullptr;
-    cache_.start(row / a_.sharers, is_last);
+    cache_.start(row / a_.head_splits, is_last);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.

@@ -43,7 +43,7 @@ class _Attention(ctypes.Structure):
         ("value_sums", ctypes.c_void_p),
         ("begins", ctypes.c_int),
         ("value_dim", ctypes.c_long),
-        ("sharers", ctypes.c_long),
+        ("head_splits", ctypes.c_long),
     )
 
 
@@ -152,7 +152,7 @@ def decode_attention(
         twins.decode_attention(q, context, out, packing=packing, sparsity=sparsity, **rows)
 
 
-def _sharers(group: int) -> int:
+def _head_splits(group: int) -> int:
     """Return the number of equal parts of a group of query heads that attend one by one.
 
     The sums of all heads that share a row of latent attention do not fit in a core's cache, and a
@@ -183,20 +183,20 @@ def _attend_natively(
     if value_sums is not None:
         assert value_sums.shape == (context.shape[2], head_dim)
         assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
-    sharers = _sharers(out.shape[1]) if context.shape[1] == 1 and value_sums is None else 1
+    head_splits = _head_splits(out.shape[1]) if context.shape[1] == 1 and value_sums is None else 1
     arguments = _Attention(
         q=q.data_ptr(),
         sequence_stride=q.stride(0),
-        kv_heads=q.shape[1] // out.shape[1] * sharers,
-        group=out.shape[1] // sharers,
+        kv_heads=q.shape[1] // out.shape[1] * head_splits,
+        group=out.shape[1] // head_splits,
         dim=head_dim,
         context=context.data_ptr(),
         token_stride=context.stride(0),
         value_stride=context.stride(1) if context.shape[1] == 2 else 0,
         row_stride=context.stride(2),
         tokens=context.shape[0],
-        rows=context.shape[2] * sharers,
-        first_row=first_row * sharers,
+        rows=context.shape[2] * head_splits,
+        first_row=first_row * head_splits,
         void_slots=None if void_slots is None else void_slots.data_ptr(),
         scale=scale,
         soft_cap=soft_cap or 0.0,
@@ -209,6 +209,6 @@ def _attend_natively(
         value_sums=None if value_sums is None else value_sums.data_ptr(),
         begins=begins,
         value_dim=out.shape[2],
-        sharers=sharers,
+        head_splits=head_splits,
     )
     call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))

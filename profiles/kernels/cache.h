@@ -33,7 +33,7 @@ struct Attention {
   float* value_sums;    // [rows, dim], value_dim of each row, of the slots seen before, or null: they are summed anew.
   int begins;           // Nothing has been summed yet.
   long value_dim;       // Elements of a value, the first ones; at most dim.
-  long sharers;         // Adjacent rows of q and out that share a row of the context.
+  long head_splits;     // Adjacent rows of q and out that share a row of the context.
 };
 
 // Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.

@@ -85,7 +85,7 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
 // Every step is rounded, as where it is an operation of its own.
 template <class T>
 void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up_stride,
-                    float limit, float sharpness, int threads) {
+                    float limit, float alpha, int threads) {
   const Floats most = Floats{} + limit;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
   for (long r = 0; r < rows; ++r)
@@ -95,7 +95,7 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
       // Written so that NaN stays.
       x = x > most ? most : x;
       y = y > most ? most : y < -most ? -most : y;
-      const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * sharpness))));
+      const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * alpha))));
       store_part(to, rounded<T>(x * share) * rounded<T>(y + 1.0f), dim - d);
     }
 }
@@ -123,8 +123,8 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
   }                                                                                            \
   extern "C" void clamped_swiglu_##NAME(T* gate, const T* up, long rows, long dim,             \
                                         long gate_stride, long up_stride, float limit,         \
-                                        float sharpness, int threads) {                        \
-    clamped_swiglu(gate, up, rows, dim, gate_stride, up_stride, limit, sharpness, threads);    \
+                                        float alpha, int threads) {                            \
+    clamped_swiglu(gate, up, rows, dim, gate_stride, up_stride, limit, alpha, threads);        \
   }                                                                                            \
   extern "C" void pack_rows_##NAME(const T* from, long outer, long inner, long outer_stride,   \
                                    long inner_stride, long dim, long group, int bits,          \

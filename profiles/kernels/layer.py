@@ -91,15 +91,15 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
     )
 
 
-def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, *, limit: float, sharpness: float) -> None:
-    """Replace ``gate`` [rows, ffn] by ``(up + 1) * gate * sigmoid(sharpness * gate)``, rounded
+def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, *, limit: float, alpha: float) -> None:
+    """Replace ``gate`` [rows, ffn] by ``(up + 1) * gate * sigmoid(alpha * gate)``, rounded
     after each step; both dense in their last dimension.
 
     ``gate`` is at most ``limit`` first, and ``up`` is between ``-limit`` and ``limit``. ``up`` may
     be overwritten.
     """
     if not is_native(gate):
-        twins.clamped_swiglu(gate, up, limit, sharpness)
+        twins.clamped_swiglu(gate, up, limit, alpha)
         return
     assert gate.stride(1) == up.stride(1) == 1
     call_kernel(
@@ -112,7 +112,7 @@ def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, *, limit: float, sharpn
         _long(gate.stride(0)),
         _long(up.stride(0)),
         ctypes.c_float(limit),
-        ctypes.c_float(sharpness),
+        ctypes.c_float(alpha),
     )
 
 

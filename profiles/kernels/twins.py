@@ -259,10 +259,10 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
     F.silu(gate, inplace=True).mul_(up)
 
 
-def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float, sharpness: float) -> None:
+def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float, alpha: float) -> None:
     """See ``profiles.kernels.clamped_swiglu``. Temporaries: ``GATED_AT_ONCE`` rows."""
     gate.clamp_(max=limit)
     up.clamp_(-limit, limit).add_(1)
     for part in gate.split(GATED_AT_ONCE):
-        part.mul_((part * sharpness).sigmoid_())
+        part.mul_((part * alpha).sigmoid_())
     gate.mul_(up)

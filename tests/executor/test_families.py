@@ -14,7 +14,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 from costmodel.families import family_named, family_names, load_model_spec, spec_from_config
-from costmodel.model.family import AS_IT_STANDS
+from costmodel.model.family import GENERIC_TOKENIZER
 from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
@@ -390,9 +390,11 @@ def test_tokenizer_classes_are_those_of_transformers() -> None:
     for name in family_names():
         family = family_named(name)
         registered = TOKENIZER_MAPPING_NAMES.get(name)
-        assert family.tokenizer_class == (registered or AS_IT_STANDS), name
+        assert family.tokenizer_class == (registered or GENERIC_TOKENIZER), name
         # What a file names is looked at where another class of its own is registered, or none.
-        is_fixed = registered == AS_IT_STANDS or name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        is_fixed = (
+            registered == GENERIC_TOKENIZER or name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        )
         assert family.fixes_tokenizer_class == is_fixed, name
 
 

@@ -24,7 +24,7 @@ from tests.executor.tiny_models import save_tiny_model
 
 EXPERTS, ROWS, COLUMNS = 3, 8, 5
 TRANSPOSED = StackedTensor(is_transposed=True)
-IN_TURN = StackedTensor(is_transposed=True, alternates=True)
+IN_TURN = StackedTensor(is_transposed=True, is_interleaved=True)
 FLAT = StackedTensor(is_transposed=True, is_flat=True)
 STACKED = [name for name in family_names() if family_named(name).stacked]
 
@@ -47,7 +47,7 @@ def test_any_range_of_a_transposed_matrix_is_read(
     entry = open_safetensors(matrices)[name]
     expert = data.draw(st.integers(0, EXPERTS - 1))
     stored = torch.arange(EXPERTS * ROWS * COLUMNS).view(EXPERTS, COLUMNS, ROWS).float()[expert].t()
-    wanted = [stored[::2], stored[1::2]] if stacked.alternates else [stored]
+    wanted = [stored[::2], stored[1::2]] if stacked.is_interleaved else [stored]
     for (strides, rows), matrix in zip(stacked.parts(expert, ROWS, COLUMNS), wanted, strict=True):
         assert rows == len(matrix) and not strides.is_contiguous
         first = data.draw(st.integers(0, matrix.numel() - 1))
@@ -63,8 +63,8 @@ def test_stored_shapes() -> None:
     assert FLAT.shape(3, 8, 5) == (15, 8)
     assert StackedTensor(is_flat=True).shape(3, 8, 5) == (24, 5)
     assert StackedTensor().shape(3, 8, None) == (3, 8)
-    with pytest.raises(InputError, match="alternating rows"):
-        list(StackedTensor(alternates=True).parts(0, 8, 5))
+    with pytest.raises(InputError, match="interleaved rows"):
+        list(StackedTensor(is_interleaved=True).parts(0, 8, 5))
 
 
 @pytest.mark.parametrize("family", STACKED)

@@ -21,7 +21,7 @@ from transformers.models.auto.tokenization_auto import (
 
 from costmodel.families import family_names, load_model_spec, spec_from_config
 from costmodel.families._text_parts import TEXT_KINDS, TEXT_PARTS
-from costmodel.model.family import AS_IT_STANDS
+from costmodel.model.family import GENERIC_TOKENIZER
 from executor.checkpoint.folder import Checkpoint
 from executor.model.generation_config import GenerationConfig
 from profiles.errors import InputError
@@ -291,6 +291,8 @@ def test_end_tokens_of_the_decoder_are_read(tmp_path: Path) -> None:
 def test_tokenizer_classes_are_those_of_transformers() -> None:
     for name, part in TEXT_PARTS.items():
         registered = TOKENIZER_MAPPING_NAMES.get(name)
-        assert part.tokenizer_class == (registered or AS_IT_STANDS), name
-        is_fixed = registered == AS_IT_STANDS or name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        assert part.tokenizer_class == (registered or GENERIC_TOKENIZER), name
+        is_fixed = (
+            registered == GENERIC_TOKENIZER or name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        )
         assert part.fixes_tokenizer_class == is_fixed, name

@@ -20,7 +20,7 @@ def test_clamped_swiglu(library: str, dtype: torch.dtype, ffn: int) -> None:
     gate, up = (torch.randn(7, 2 * ffn).to(dtype) * 6).chunk(2, dim=1)
     wide, other = gate.double().clamp(max=7), up.double().clamp(-7, 7)
     expected = (other + 1) * wide * (1.702 * wide).sigmoid()
-    kernels.clamped_swiglu(gate, up, limit=7.0, sharpness=1.702)
+    kernels.clamped_swiglu(gate, up, limit=7.0, alpha=1.702)
     tolerance = 2 * TOLERANCE[dtype]
     torch.testing.assert_close(gate.double(), expected, rtol=tolerance, atol=4 * tolerance)
 
@@ -30,14 +30,14 @@ def test_native_and_twin_round_a_clamped_gate_alike(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     gate, up = (torch.randn(300, 48).to(dtype) * 4 for _ in range(2))
     other = gate.clone()
-    kernels.clamped_swiglu(gate, up.clone(), limit=7.0, sharpness=1.702)
+    kernels.clamped_swiglu(gate, up.clone(), limit=7.0, alpha=1.702)
     twins.clamped_swiglu(other, up, 7.0, 1.702)
     assert (gate == other).float().mean() > (0.5 if dtype == torch.float32 else 0.95)
 
 
 def test_nan_stays_in_a_clamped_gate(library: str) -> None:
     gate, up = torch.full((1, 20), torch.nan), torch.zeros(1, 20)
-    kernels.clamped_swiglu(gate, up, limit=7.0, sharpness=1.702)
+    kernels.clamped_swiglu(gate, up, limit=7.0, alpha=1.702)
     assert gate.isnan().all()
 
 

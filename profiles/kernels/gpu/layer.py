@@ -46,7 +46,7 @@ def rotate(
         num_heads,
         heads.stride(0),
         len(cosines),
-        DIM=heads.stride(1),
+        HEAD_STRIDE=heads.stride(1),
         HALF=half,
         INTERLEAVED=interleaved,
         BLOCK=block,
@@ -96,7 +96,7 @@ def _rotate(
     num_heads,
     row_stride,
     num_positions,
-    DIM: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
     HALF: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -106,7 +106,7 @@ def _rotate(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     mask = (head < num_heads) & (i < HALF)
-    start = x + row * row_stride + head * DIM
+    start = x + row * row_stride + head * HEAD_STRIDE
     left = start + (2 * i if INTERLEAVED else i)
     right = left + (1 if INTERLEAVED else HALF)
     angle = row % num_positions * HALF + i
