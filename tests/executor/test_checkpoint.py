@@ -65,7 +65,7 @@ def test_every_dtype_is_converted_to_every_other(
     stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces that do not divide a tensor, as large ones have.
-    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.checkpoint.tensor_reads.READ_BYTES", 1000)
     monkeypatch.setattr("executor.checkpoint.safetensors_file.READ_BYTES", 777)
     save_tiny_model(tmp_path, "qwen2", dtype=stored)
     tensors = load_file(tmp_path / SINGLE_NAME)
