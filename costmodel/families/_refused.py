@@ -29,7 +29,7 @@ _GROUPS = {
     """,
     ("stacks of layers that repeat", "llama"): "hrm_text",
     # Attention of other kinds.
-    ("a norm behind its experts", "deepseek_v3"): "axk1",
+    ("a norm after its experts", "deepseek_v3"): "axk1",
     ("latent attention whose queries are scaled by their position", "deepseek_v3"): """
         mistral4 mistral_large4
     """,
@@ -62,7 +62,7 @@ _GROUPS = {
     ("experts of attention", "mixtral"): "jetmoe",
     ("experts beside attention", "cohere2"): "cohere2_moe",
     ("values of another size than keys", "glm4_moe"): "mimo_v2_flash",
-    ("a gate behind attention", "glm4_moe"): "afmoe laguna",
+    ("a gate after attention", "glm4_moe"): "afmoe laguna",
     ("experts for images of their own", "ernie4_5_moe"): "ernie4_5_vl_moe",
     ("experts or a router of a kind that is not read", "qwen3_moe"): """
         aria aria_text flint kolibri1 sarvam_moe
