@@ -49,6 +49,6 @@ FAMILY = Family(
     },
     describe=describe,
     modules=latent_modules,
-    # The layers of multi-token prediction stand behind the others.
+    # The layers of multi-token prediction follow the others.
     ignores_later_layers=True,
 )

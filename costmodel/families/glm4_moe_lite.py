@@ -48,7 +48,7 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=latent_modules,
-    # The layer of multi-token prediction stands behind the others.
+    # The layer of multi-token prediction follows the others.
     ignores_later_layers=True,
     fixes_tokenizer_class=True,
 )

@@ -1,4 +1,4 @@
-"""GPT-NeoX Japanese: GPT-NeoX without biases, except one behind the last attention."""
+"""GPT-NeoX Japanese: GPT-NeoX without biases, except one after the last attention."""
 
 from __future__ import annotations
 

@@ -79,6 +79,6 @@ FAMILY = Family(
         ),
         "shared_down": ("layers.{layer}.mlp.shared_mlp.down_proj",),
     },
-    # The layer of multi-token prediction stands behind the others.
+    # The layer of multi-token prediction follows the others.
     ignores_later_layers=True,
 )

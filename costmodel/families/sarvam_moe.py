@@ -58,6 +58,6 @@ FAMILY = Family(
         "output": ("layers.{layer}.attention.dense",),
         "router.bias": ("layers.{layer}.mlp.gate.expert_bias",),
     },
-    # The layer of multi-token prediction stands behind the others.
+    # The layer of multi-token prediction follows the others.
     ignores_later_layers=True,
 )

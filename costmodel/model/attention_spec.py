@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from costmodel.model.checks import check_choice, check_least, check_positive
 from costmodel.model.norm_spec import NormSpec
@@ -98,10 +98,10 @@ class AttentionSpec:
         For each query head, how much its scores fall with each token between query and key (ALiBi,
         Press et al. 2022), after the scale and the soft cap. Empty without ALiBi.
     latent
-        For latent attention. Decode multiplies each query by its head's part of the key projection,
-        so that it attends to the cached rows themselves: all heads share one key head, whose
-        ``head_dim`` is ``LatentSpec.row_dim``, and the value is the latent in the same row.
-        ``None`` is grouped-query attention.
+        For latent attention; ``None`` is grouped-query attention. Decode multiplies each query by
+        its head's part of the key projection. So it attends to the cached rows themselves. All
+        heads share one key head, whose ``head_dim`` is ``LatentSpec.row_dim``. The value is the
+        latent in the same row.
     qk_norm_spec
         That norm of queries and keys; ``None`` is of the same kind as the layer's norms.
     is_chunked
@@ -170,8 +170,11 @@ class AttentionSpec:
         for slope in self.alibi_slopes:
             check_positive("alibi slope", slope)
         # Slots of a ring have no order, and kernels shift all scores of a query, but no sink.
-        if count and (self.window is not None or self.has_sinks):
-            raise InputError("alibi_slopes", got="a window or sinks", allowed="neither with ALiBi")
+        others = self._given("window", "has_sinks")
+        if count and others:
+            raise InputError(
+                "alibi_slopes", got=others, allowed="neither a window nor sinks with ALiBi"
+            )
 
     def _check_rotary(self, rotary: RotarySpec) -> None:
         dim = rotary.dim or self.head_dim
@@ -195,19 +198,28 @@ class AttentionSpec:
                 got=f"{shape[0]} key heads of {shape[1]} elements",
                 allowed=f"1 of {latent.row_dim}, as wide as a cached row",
             )
-        others = (self.window, self.soft_cap, self.clip, self.has_sinks or None)
-        if self.qk_norm != "none" or any(other is not None for other in others):
+        others = self._given("qk_norm", "window", "soft_cap", "clip", "has_sinks")
+        if others:
             raise InputError(
                 "latent attention",
-                got="norms of heads, a window, a soft cap, a clip or sinks",
-                allowed="none of these",
+                got=others,
+                allowed="no norms of heads, window, soft cap, clip or sinks",
             )
-        if self.scale is None or self.rotary is None or self.rotary.dim != latent.rope_dim:
+        if self.scale is None:
+            raise InputError("latent attention", got="no scale", allowed="a factor of the scores")
+        rotated = 0 if self.rotary is None else self.rotary.dim or self.head_dim
+        if rotated != latent.rope_dim:
             raise InputError(
                 "latent attention",
-                got="no scale, or another rotation",
-                allowed=f"a scale, and a rotation of {latent.rope_dim} elements",
+                got=f"a rotation of {rotated} elements",
+                allowed=f"one of {latent.rope_dim}",
             )
+
+    def _given(self, *names: str) -> str:
+        """Return which of these fields are not at their defaults, with their values."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: getattr(self, name) for name in names}
+        return ", ".join(f"{n} {value}" for n, value in values.items() if value != defaults[n])
 
     @property
     def has_plain_softmax(self) -> bool:

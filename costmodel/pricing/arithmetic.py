@@ -70,8 +70,8 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
 def _share_before_attention(name: str, attention: AttentionSpec, stage: Stage) -> float:
     """Share of the products with a matrix that is computed before attention.
 
-    Decode multiplies queries by the key rows of latent attention's matrix, and the result by its
-    value rows: as many products for a token as its key and value, which prefill makes, take.
+    With latent attention, decode multiplies queries by the key rows of a matrix, and the result by
+    its value rows. These are as many products for a token as prefill needs for its key and value.
     """
     if name in ("qkv.weight", "q_b.weight"):
         return 1.0
@@ -84,8 +84,11 @@ def _share_before_attention(name: str, attention: AttentionSpec, stage: Stage) -
 def _reordering_seconds(
     problem: Problem, kind: LayerKind, stage: Stage, rates: ComputeRates
 ) -> float:
-    """Seconds of transposing the key rows of latent attention on a CPU for each batch of decode,
-    per sequence. Where packed weights are multiplied directly, these matrices are unpacked too."""
+    """Return the seconds of transposing the key rows of latent attention on a CPU, per sequence.
+
+    Each batch of decode does so. Where packed weights are multiplied directly, these matrices are
+    unpacked too.
+    """
     latent, rate = kind.spec.attention.latent, rates.unpack_rate(problem.weight_bits)
     if latent is None or stage.is_prefill or not rate:
         return 0.0

@@ -20,15 +20,14 @@ from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.language_part import language_part
 from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
-from executor.checkpoint.stored_tensors import (
+from executor.checkpoint.stored_tensors import StoredTensors, contents_digest
+from executor.checkpoint.tensor_parts import needed_shapes, overlaps
+from executor.checkpoint.tensor_reads import (
     SOURCE_DTYPES,
-    StoredTensors,
     are_equal,
-    contents_digest,
     read_elements,
     read_strided,
 )
-from executor.checkpoint.tensor_parts import needed_shapes, overlaps
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 

@@ -1,10 +1,10 @@
 """Latent attention: keys and values of all heads from one short row of each token. No placement.
 
-A row has the token's latent, normalised, and behind it the key part with the token's position,
-rotated. ``kv_b`` has for each head the rows that make its keys of the latent, then those that make
-its values. Prefill makes the keys and values of some heads at a time. Decode multiplies each query
-by its head's key rows instead, attends to the cached rows, and multiplies what it gets by the
-head's value rows: the same result, without a key or value of any cached token.
+A row has the token's latent, normalised, then the key part with the token's position, rotated.
+``kv_b`` has for each head the rows that make its keys of the latent, then those that make its
+values. Prefill makes the keys and values of some heads at a time. Decode multiplies each query by
+its head's key rows and attends to the cached rows. It multiplies the result by the head's value
+rows. The outcome is the same, without a key or value of any cached token.
 """
 
 from __future__ import annotations

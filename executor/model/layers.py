@@ -1,4 +1,4 @@
-"""The decoder's arithmetic behind its attention, and its head. Pure tensor maths: no placement.
+"""The decoder's arithmetic after attention, and its head. Pure tensor maths: no placement.
 
 Weights come as row chunks, because a placement may cut a matrix between two rows. The results do
 not depend on the cuts. They are rounded at the same points as in transformers' modules, so that the
@@ -25,8 +25,8 @@ def finish_attention(
     hidden] in place.
 
     Temporaries at the peak, in elements per token: none where the product is added directly, else
-    ``hidden``, or twice that with a norm after it; before that ``hidden + query`` with a gate,
-    which multiplies ``attended`` in place.
+    ``hidden``. A norm after it takes ``hidden`` more. A gate takes ``hidden + query`` before the
+    product, and multiplies ``attended`` in place.
     """
     if layer.attention.has_output_gate:
         normed = normed_input(x, weights, "attention", layer)

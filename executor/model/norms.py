@@ -48,6 +48,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def normed_input(
     x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
 ) -> torch.Tensor:
+    """Return the input of one half of a layer: ``x`` [..., hidden] itself, or its norm.
+
+    ``half`` is ``attention`` or ``mlp``.
+    """
     if "before" not in layer.norm_places:
         return x
     return norm(x, weights, f"{half}_norm", layer.norm)

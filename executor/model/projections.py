@@ -115,10 +115,16 @@ def project_qkv(
 
     Notes
     -----
-    Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
-    ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
-    query`` (rotation), and with norms of queries ``qkv + query`` and a float32 ``query``. ``qkv``
-    is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
+    Temporaries at the peak are the largest of these, in elements per token, with ``qkv = query + 2
+    * kv``:
+
+    - norm: ``hidden`` and a float32 ``hidden``;
+    - norm and product: ``hidden + qkv``;
+    - rotation: ``qkv + query``;
+    - norms of queries: ``qkv + query`` and a float32 ``query``, or ``qkv`` and two float32
+      ``query`` where their weights are plus one or absent.
+
+    ``qkv`` is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
     themselves.
     """
     qkv = _projected(x, weights, layer)

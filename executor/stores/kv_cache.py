@@ -32,10 +32,9 @@ from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_layout import CacheLayout
+from executor.stores.cache_rows import in_stored_form, last_tokens, pack
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.strided_copy import copy_runs
-from profiles.errors import RunError
-from profiles.kernels import pack_rows
 
 
 class KVCache:
@@ -134,8 +133,8 @@ class KVCache:
         num_tokens = layout.kept(self._prompt_len)
         kept = list(vectors)
         if layout.is_ring:
-            kept = [_last_tokens(t, lengths, num_tokens) for t in kept]
-        packed = [self._at_rest(layout, t) for t in kept]
+            kept = [last_tokens(t, lengths, num_tokens) for t in kept]
+        packed = [in_stored_form(t, layout.packing) for t in kept]
         by_token = [t.transpose(0, 1).flatten(1, 2) for t in packed]
         for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
@@ -152,7 +151,7 @@ class KVCache:
         if layout.packing is None:
             context[slot].copy_(keys_values)
         else:
-            _pack(layout, keys_values, context[slot])
+            pack(keys_values, layout.packing, context[slot])
 
     def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
         """Return the segments that a device attends to, each with its context including the new
@@ -165,9 +164,11 @@ class KVCache:
         return [(segment, context[:num_slots]) for segment, context in self._contexts[key]]
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
-        """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
-        without sparse attention on the CPU, where a pass may see fewer of the older tokens, and of
-        latent attention, which reads all values."""
+        """Return the buffer for a segment's sums of values, float32 [rows, head_dim].
+
+        ``None`` where no sums are kept: without sparse attention on the CPU, with latent attention,
+        which reads all values, and where a later pass sees fewer of the older tokens.
+        """
         layout = self.layout(task)
         replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
         sums_are_kept = not replaces and not layout.is_chunked
@@ -264,15 +265,6 @@ class KVCache:
                 buffer = self._home(task, segment)
             yield segment, self.layout(task).as_context(segment, buffer)
 
-    @staticmethod
-    def _at_rest(layout: CacheLayout, x: torch.Tensor) -> torch.Tensor:
-        """Return keys or values [batch, tokens, heads, head_dim] in their stored form."""
-        if layout.packing is None:
-            return x
-        packed = x.new_empty(*x.shape[:3], layout.width, dtype=torch.uint8)
-        _pack(layout, x.flatten(0, 1), packed.flatten(0, 1))
-        return packed
-
     def _copy_off_gpu(self, task: Task, tokens: slice, *, down: bool) -> int:
         layout = self.layout(task)
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
@@ -289,20 +281,3 @@ class KVCache:
             runs = (layout.as_runs(segment, buffer, tokens) for buffer in (target, source))
             moved += copy_runs(*runs)
         return moved
-
-
-def _last_tokens(x: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the last ``count`` tokens of prompts [batch, tokens, heads, head_dim] of ``lengths``
-    [batch]. Those of shorter prompts come last; their first token fills the slots before."""
-    places = torch.arange(count, device=x.device) + (lengths[:, None] - count)
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    return x[rows, places.clamp_(min=0)]
-
-
-def _pack(layout: CacheLayout, x: torch.Tensor, out: torch.Tensor) -> None:
-    assert layout.packing is not None
-    if not pack_rows(x, layout.packing, out):
-        raise RunError(
-            "a key or value is not a finite number, and cannot be quantized; try computing in"
-            " bfloat16 or float32, or check the checkpoint"
-        )

@@ -1,7 +1,7 @@
-// Attention of one decode step over a cache as it lies. A row is one key head of one sequence, and
-// is attended by one thread, tile of tokens by tile: its keys are scored against all queries that
-// share them, then its values are added with the sums in registers. Results depend neither on the
-// number of threads nor on strides. Fastest where the tokens of a row lie side by side.
+// Attention of one decode step over a cache in its stored order. A row is one key head of one
+// sequence. One thread attends to it, one tile of tokens after another: its keys are scored against
+// all queries that share them, then its values are added with the sums in registers. Results depend
+// neither on the number of threads nor on strides. Fastest where the tokens of a row are adjacent.
 #pragma once
 
 #include <algorithm>

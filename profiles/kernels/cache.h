@@ -1,4 +1,4 @@
-// The cache as one row of it is read: as it lies, or unpacked tile by tile.
+// The cache as one row of it is read: in its stored form, or unpacked tile by tile.
 #pragma once
 
 #include <algorithm>
@@ -44,7 +44,7 @@ struct Tokens {
   const T* operator[](long t) const { return first + std::min(t, last) * stride; }
 };
 
-// As it lies: elements, or the bytes that they are packed in.
+// In its stored form: elements, or packed bytes.
 template <class T>
 class PlainCache {
  public:

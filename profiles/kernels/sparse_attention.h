@@ -18,7 +18,7 @@ inline Ints ordered(Floats x) {
 }
 
 // Returns a number that `kept` of the values reach, or more where several equal the least of them.
-// Bisects over all floats: each step is a pass over values that lie in the first-level cache.
+// Bisects over all floats: each step is a pass over values that are in the first-level cache.
 inline int least_of_largest(const std::vector<Ints>& values, long kept, int most) {
   int64_t low = INT32_MIN, high = most;
   while (low < high) {

@@ -64,6 +64,14 @@ def test_a_latent_excludes_what_its_arithmetic_has_not(changes: dict[str, Any]) 
         replace(attention, **changes)
 
 
+def test_the_error_names_the_fields_that_are_set() -> None:
+    attention = load_model_spec(V3).layer(0).attention
+    with pytest.raises(InputError, match="got window 8, has_sinks True; allowed: no"):
+        replace(attention, window=8, has_sinks=True)
+    with pytest.raises(InputError, match="got a rotation of 0 elements; allowed: one of 64"):
+        replace(attention, rotary=None)
+
+
 def test_a_description_is_the_same_after_a_file() -> None:
     spec = load_model_spec(K2)
     assert from_json(ModelSpec, to_json(spec), "model") == spec

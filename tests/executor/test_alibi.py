@@ -159,8 +159,10 @@ def test_other_slopes_windows_and_sinks_are_refused(changes: dict[str, Any]) -> 
         "head_dim": 8,
         "alibi_slopes": (0.5, 0.25),
     }
-    with pytest.raises(InputError, match=r"alibi.slope"):
+    with pytest.raises(InputError, match=r"alibi.slope") as caught:
         AttentionSpec(**(whole | changes))
+    for name in changes.keys() - {"alibi_slopes"}:
+        assert f"got {name} {changes[name]};" in str(caught.value)
 
 
 def test_falcon_scales_rounded_slopes_with_the_scores() -> None:

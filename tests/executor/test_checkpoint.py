@@ -23,7 +23,8 @@ from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer, view_layer
-from tests.executor.tiny_models import LLAMA3_ROPE, MORE_KEYS, save_tiny_model
+from tests.executor.tiny_keys import LLAMA3_ROPE, MORE_KEYS
+from tests.executor.tiny_models import save_tiny_model
 from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -65,7 +66,7 @@ def test_every_dtype_is_converted_to_every_other(
     stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces that do not divide a tensor, as large ones have.
-    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.checkpoint.tensor_reads.READ_BYTES", 1000)
     monkeypatch.setattr("executor.checkpoint.safetensors_file.READ_BYTES", 777)
     save_tiny_model(tmp_path, "qwen2", dtype=stored)
     tensors = load_file(tmp_path / SINGLE_NAME)
@@ -582,6 +583,6 @@ def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[st
         dtype=dtype,
     )
     if family == "gpt_neox_japanese":
-        # It has no such key.
+        # Refused, as one of the keys that transformers reads under the family's own names.
         del config["head_dim"]
     return config | MORE_KEYS.get(family, {})

@@ -38,7 +38,8 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import ATTENTION, LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_keys import ATTENTION, LLAMA3_ROPE
+from tests.executor.tiny_models import save_tiny_model
 
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]

@@ -19,14 +19,8 @@ from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import (
-    LATENT_YARN,
-    LLAMA3_ROPE,
-    LONG_ROPE,
-    VOCAB_SIZE,
-    YARN_ROPE,
-    save_tiny_model,
-)
+from tests.executor.tiny_keys import LATENT_YARN, LLAMA3_ROPE, LONG_ROPE, YARN_ROPE
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]

@@ -12,7 +12,8 @@ from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from executor.model.experts import route
 from tests.executor.reference import read_layer, view_layer
-from tests.executor.tiny_models import HIDDEN_SIZE, save_tiny_model
+from tests.executor.tiny_keys import HIDDEN_SIZE
+from tests.executor.tiny_models import save_tiny_model
 
 FAMILIES = ["dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "solar_open"]
 

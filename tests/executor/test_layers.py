@@ -17,7 +17,8 @@ from executor.model.prefill_attention import prefill_attention
 from executor.model.projections import project_qkv, split_heads
 from executor.model.rotations import rotary_frequencies, rotation_of
 from tests.executor.reference import ReferenceModel, gather_rows
-from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_keys import LLAMA3_ROPE
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 CASES: dict[str, dict[str, Any]] = {
     "opt": {"family": "opt", "tied": True},

@@ -17,7 +17,7 @@ from costmodel.model.stacked import StackedTensor
 from executor.checkpoint.dummy import DummyCheckpoint, write_random_checkpoint
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.safetensors_file import open_safetensors
-from executor.checkpoint.stored_tensors import read_strided
+from executor.checkpoint.tensor_reads import read_strided
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer
 from tests.executor.tiny_models import save_tiny_model

@@ -29,7 +29,7 @@ def read_all(source: WeightSource) -> list[torch.Tensor]:
 def test_rows_are_the_stored_columns(
     wanted: str, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", piece_bytes)
+    monkeypatch.setattr("executor.checkpoint.tensor_reads.READ_BYTES", piece_bytes)
     save_tiny_model(tmp_path, "gpt2")
     tensors = load_file(tmp_path / SINGLE_NAME)
     checkpoint = Checkpoint.open(tmp_path, wanted)
@@ -47,7 +47,7 @@ def test_rows_are_the_stored_columns(
 def test_any_range_of_a_layer_is_that_part_of_the_whole(
     wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", 3000)
+    monkeypatch.setattr("executor.checkpoint.tensor_reads.READ_BYTES", 3000)
     monkeypatch.setattr("executor.checkpoint.dummy.NUMBERED_AT_ONCE", 300)
     save_tiny_model(tmp_path, "gpt2")
     checkpoint = Checkpoint.open(tmp_path, wanted)
