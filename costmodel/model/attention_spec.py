@@ -170,8 +170,7 @@ class AttentionSpec:
         for slope in self.alibi_slopes:
             check_positive("alibi slope", slope)
         # Slots of a ring have no order, and kernels shift all scores of a query, but no sink.
-        others = self._given("window", "has_sinks")
-        if count and others:
+        if count and (others := self._given("window", "has_sinks")):
             raise InputError(
                 "alibi_slopes", got=others, allowed="neither a window nor sinks with ALiBi"
             )
@@ -198,8 +197,7 @@ class AttentionSpec:
                 got=f"{shape[0]} key heads of {shape[1]} elements",
                 allowed=f"1 of {latent.row_dim}, as wide as a cached row",
             )
-        others = self._given("qk_norm", "window", "soft_cap", "clip", "has_sinks")
-        if others:
+        if others := self._given("qk_norm", "window", "soft_cap", "clip", "has_sinks"):
             raise InputError(
                 "latent attention",
                 got=others,

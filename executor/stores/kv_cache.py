@@ -167,7 +167,7 @@ class KVCache:
         """Return the buffer for a segment's sums of values, float32 [rows, head_dim].
 
         ``None`` where no sums are kept: without sparse attention on the CPU, with latent attention,
-        which reads all values, and where a later pass sees fewer of the older tokens.
+        which reads all values, and in a ring that drops older tokens.
         """
         layout = self.layout(task)
         replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
