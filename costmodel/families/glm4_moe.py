@@ -45,7 +45,7 @@ FAMILY = Family(
     },
     describe=_describe,
     modules=V3_MODULES,
-    # The layer of multi-token prediction stands behind the others.
+    # The layer of multi-token prediction follows the others.
     ignores_later_layers=True,
     fixes_tokenizer_class=True,
 )
