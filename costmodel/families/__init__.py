@@ -111,9 +111,9 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         # The operating system refuses the name, so no file has it.
         raise InputError("model", got=error.strerror, allowed="a name or a path") from None
     if is_file:
-        raw = read_json(path, "model config")
+        raw = read_json(path, "model config", takes_infinity=True)
         if "layer_kinds" in raw:
-            return from_json(ModelSpec, raw, f"model {path}")
+            return from_json(ModelSpec, read_json(path, "model"), f"model {path}")
         return spec_from_config(raw, name=path.resolve().parent.name)
     return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())
 
@@ -129,11 +129,11 @@ def preset_config(name: str) -> Mapping[str, Any]:
     if preset is None:
         # The name of a hub may stand before that of the model.
         near = difflib.get_close_matches(Path(name.lower()).name, preset_names(), n=3)
+        listed = "" if near or "/" in name else f": {', '.join(preset_names())}"
         raise InputError(
             "model",
             got=f"{name!r}, which is no folder here",
-            allowed=f"{CHECKPOINT_FOLDER} (nothing is downloaded), or a preset:"
-            f" {', '.join(preset_names())}",
+            allowed=f"{CHECKPOINT_FOLDER} (nothing is downloaded), or a preset{listed}",
             hint=" or ".join(near),
         )
     return preset

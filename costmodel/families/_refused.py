@@ -82,13 +82,14 @@ _GROUPS = {
         xlm-roberta-xl xmod yoso esmc jina_embeddings_v3 neomme ultrabert ultravbert
     """,
     ("a factor of the logits that models for images drop", "cohere2"): "aya_vision cohere2_vision",
+    ("images or sound beside the text", "kimi_k2"): "kimi_k25",
     ("cross-attention to images", "llama"): "mllama idefics",
     ("images or sound beside the text", "llama"): """
         apertus1p5 apertus1p5_text audioflamingo3 blip blip-2 canary chameleon cohere_asr
         cosmos3_edge cosmos3_omni deepseek_ocr2 deepseek_vl deepseek_vl_hybrid dia emu3 evolla
         exaone4_5 fast_vlm fun_asr_nano git glm46v glm_ocr glmasr glmga got_ocr2 granite4_vision
         granite_docling granite_speech granite_speech_plus hunyuan_vl hyperclovax_vision_v2 idefics2
-        instructblip instructblipvideo janus kimi_k25 kosmos-2 kosmos-2.5 kyutai_speech_to_text
+        instructblip instructblipvideo janus kosmos-2 kosmos-2.5 kyutai_speech_to_text
         lighton_ocr llava_next_video minicpm_ocr minicpmv4_6 minicpmv4_7 molmo2 moonshine
         moonshine_streaming moshi moss_transcribe_diarize muse_glimmer muse_spark musicflamingo
         nemo_speechlm omniasr ovis2 paddleocr_vl paligemma perception_lm phi4_multimodal pi0

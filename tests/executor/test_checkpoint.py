@@ -518,7 +518,7 @@ def read_config(config: dict[str, Any]) -> ModelSpec:
         (LLAMA, {"is_causal": False}, "is_causal.*allowed: true"),
         (LLAMA, {"quantization_config": {}}, "quantization_config"),
         (OPT, {"activation_function": "silu"}, "'silu'; allowed: relu, gelu"),
-        (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the heads"),
+        (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the 4 heads"),
     ],
 )
 def test_configs_that_would_compute_something_else_are_refused(
