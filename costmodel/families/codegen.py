@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from costmodel.families._plain import GPT2_ALIASES, equal_heads, gpt2_mlp
-from costmodel.families._rotary import DEFAULT_THETA
-from costmodel.families._shared import decoder, equal_layers, layer_norm
-from costmodel.model.attention_spec import AttentionSpec
+from costmodel.families._plain import GPT2_ALIASES
+from costmodel.families.gptj import GPTJ_DEFAULTS, GPTJ_MODULES, gptj_decoder
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 
 # Parts of the stored projection, one for each of the machines that it was trained on.
@@ -17,26 +14,10 @@ NUM_PARTS = 4
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    heads, head_dim = equal_heads(config)
-    if heads * head_dim % NUM_PARTS:
-        raise config.refusal("n_embd", heads * head_dim, f"a multiple of {NUM_PARTS}")
-    layer = LayerSpec(
-        attention=AttentionSpec(
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            rotary=RotarySpec(
-                theta=DEFAULT_THETA, dim=config.whole("rotary_dim"), is_interleaved=True
-            ),
-        ),
-        mlp=gpt2_mlp(config),
-        norm=layer_norm(config, "layer_norm_epsilon"),
-        is_parallel=True,
-        shares_norm=True,
-    )
-    return decoder(
-        config, equal_layers(config, layer), final_norm=layer.norm, head_bias=True, dtype="float32"
-    )
+    width = config.whole("hidden_size")
+    if width % NUM_PARTS:
+        raise config.refusal("n_embd", width, f"a multiple of {NUM_PARTS}")
+    return gptj_decoder(config)
 
 
 def _parts(layer: LayerSpec) -> list[tuple[int, int]]:
@@ -46,29 +27,10 @@ def _parts(layer: LayerSpec) -> list[tuple[int, int]]:
 
 
 FAMILY = Family(
-    defaults={
-        "vocab_size": 50400,
-        "n_positions": 2048,
-        "n_embd": 4096,
-        "n_layer": 28,
-        "n_head": 16,
-        "rotary_dim": 64,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": False,
-    },
+    defaults=GPTJ_DEFAULTS,
     aliases=GPT2_ALIASES,
     describe=_describe,
-    modules={
-        "tokens": ("wte",),
-        "attention_norm": ("h.{layer}.ln_1",),
-        "qkv": ("h.{layer}.attn.qkv_proj",),
-        "output": ("h.{layer}.attn.out_proj",),
-        "up": ("h.{layer}.mlp.fc_in",),
-        "down": ("h.{layer}.mlp.fc_out",),
-        "final_norm": ("ln_f",),
-    },
+    modules={**GPTJ_MODULES, "qkv": ("h.{layer}.attn.qkv_proj",)},
     row_blocks={"qkv": _parts},
     prefix="transformer.",
     # The mask, as old versions saved it.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    absent,
     decoder,
     equal_layers,
-    experts,
-    llama_attention,
     rms_norm,
 )
 from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS, OLMO2_MODULES
+from costmodel.families.olmo2 import olmo2_attention
+from costmodel.families.olmoe import olmoe_experts
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
@@ -21,22 +19,9 @@ THETA = 500000.0
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    has_bias = config.flag("attention_bias")
     layer = LayerSpec(
-        attention=llama_attention(
-            config,
-            takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-            theta=THETA,
-            qk_norm="projection",
-            qkv_bias=has_bias,
-            output_bias=has_bias,
-        ),
-        experts=experts(
-            config,
-            count_keys=("num_local_experts", "num_experts"),
-            size_key="intermediate_size",
-            router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
-        ),
+        attention=olmo2_attention(config, THETA),
+        experts=olmoe_experts(config),
         norm=rms_norm(config),
         norm_places=("after",),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from costmodel.families._plain import equal_heads, gpt2_mlp
+from collections.abc import Mapping
+from typing import Any
+
+from costmodel.families._plain import GPT2_ALIASES, equal_heads, gpt2_mlp
 from costmodel.families._rotary import DEFAULT_THETA
 from costmodel.families._shared import decoder, equal_layers, layer_norm
 from costmodel.model.attention_spec import AttentionSpec
@@ -12,8 +15,31 @@ from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 
+GPTJ_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 50400,
+    "n_positions": 2048,
+    "n_embd": 4096,
+    "n_layer": 28,
+    "n_head": 16,
+    "rotary_dim": 64,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": False,
+}
+GPTJ_MODULES: Mapping[str, tuple[str, ...]] = {
+    "tokens": ("wte",),
+    "attention_norm": ("h.{layer}.ln_1",),
+    "qkv": ("h.{layer}.attn.q_proj", "h.{layer}.attn.k_proj", "h.{layer}.attn.v_proj"),
+    "output": ("h.{layer}.attn.out_proj",),
+    "up": ("h.{layer}.mlp.fc_in",),
+    "down": ("h.{layer}.mlp.fc_out",),
+    "final_norm": ("ln_f",),
+}
 
-def _describe(config: HFConfig) -> ModelSpec:
+
+def gptj_decoder(config: HFConfig) -> ModelSpec:
+    """Read a decoder of GPT-J's kind."""
     heads, head_dim = equal_heads(config)
     layer = LayerSpec(
         attention=AttentionSpec(
@@ -35,34 +61,10 @@ def _describe(config: HFConfig) -> ModelSpec:
 
 
 FAMILY = Family(
-    defaults={
-        "vocab_size": 50400,
-        "n_positions": 2048,
-        "n_embd": 4096,
-        "n_layer": 28,
-        "n_head": 16,
-        "rotary_dim": 64,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": False,
-    },
-    aliases={
-        "max_position_embeddings": "n_positions",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
-    describe=_describe,
-    modules={
-        "tokens": ("wte",),
-        "attention_norm": ("h.{layer}.ln_1",),
-        "qkv": ("h.{layer}.attn.q_proj", "h.{layer}.attn.k_proj", "h.{layer}.attn.v_proj"),
-        "output": ("h.{layer}.attn.out_proj",),
-        "up": ("h.{layer}.mlp.fc_in",),
-        "down": ("h.{layer}.mlp.fc_out",),
-        "final_norm": ("ln_f",),
-    },
+    defaults=GPTJ_DEFAULTS,
+    aliases=GPT2_ALIASES,
+    describe=gptj_decoder,
+    modules=GPTJ_MODULES,
     prefix="transformer.",
     # The mask and its value, as old versions saved them.
     unread=(r".*\.attn\.(bias|masked_bias)",),

@@ -21,10 +21,10 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model import prefill_attention as prefill
 from profiles.errors import InputError
 from profiles.files import from_json, to_json
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
-from tests.executor.test_windows import GEN_LEN, MACHINES, draw_prompts, greedy
+from tests.executor.test_windows import GEN_LEN, LENGTHS, MACHINES
 from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_policy
-from tests.executor.tiny_models import save_tiny_model
 
 MODELS: dict[str, dict[str, Any]] = {
     "falcon": {"family": "falcon", "alibi": True, "multi_query": False},
@@ -42,15 +42,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **MODELS[name])
-            prompts = draw_prompts()
-            (folder / "offload").mkdir()
-            made[name] = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
-            )
+            made[name], _ = make_case(folder, LENGTHS, GEN_LEN, **MODELS[name])
         return made[name]
 
     return make

@@ -15,12 +15,12 @@ from costmodel.families import spec_from_config
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import EmbeddingSpec
 from costmodel.plan.policy import Placement
-from executor.checkpoint.folder import Checkpoint
 from executor.model import layers
 from profiles.errors import InputError
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_scores import check_blocks
-from tests.executor.test_windows import GEN_LEN, MACHINES, draw_prompts, greedy
+from tests.executor.test_windows import GEN_LEN, LENGTHS, MACHINES
 from tests.executor.tiny_machines import (
     ON_DISK,
     ExpectedCase,
@@ -28,7 +28,6 @@ from tests.executor.tiny_machines import (
     draw_policy,
     make_hardware,
 )
-from tests.executor.tiny_models import save_tiny_model
 
 # A vocabulary of 900 makes the head larger than a decoder layer, so that it is cut in chunks.
 PROJECTED = {"word_embed_proj_dim": 40, "do_layer_norm_before": False, "vocab_size": 900}
@@ -52,16 +51,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     def make(name: str) -> Made:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **MODELS[name])
-            prompts = draw_prompts()
-            (folder / "offload").mkdir()
-            case = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
-            )
-            made[name] = case, theirs
+            made[name] = make_case(folder, LENGTHS, GEN_LEN, **MODELS[name])
         return made[name]
 
     return make

@@ -18,6 +18,7 @@ from costmodel.model.family import GENERIC_TOKENIZER
 from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
+from tests.executor.model_cases import greedy
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_keys import LATENT_YARN, LLAMA3_ROPE, LONG_ROPE, YARN_ROPE
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
@@ -348,17 +349,9 @@ def test_logits_and_tokens_are_those_of_transformers(case: str, tmp_path: Path) 
         got = ReferenceModel(checkpoint, cut=cut).logits(ids.tolist())
         assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
     prompts = [PROMPT, PROMPT[:2], PROMPT[3:9], PROMPT[-1:]]
-    expected_ids = [_greedy(theirs, prompt, 6) for prompt in prompts]
+    expected_ids = [greedy(theirs, prompt, 6) for prompt in prompts]
     for cut in (0.0, 0.43):
         assert ReferenceModel(checkpoint, cut=cut).generate(prompts, 6) == expected_ids
-
-
-def _greedy(model: Any, prompt: list[int], gen_len: int) -> list[int]:
-    ids = list(prompt)
-    with torch.no_grad():
-        for _ in range(gen_len):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("family", family_names())

@@ -5,18 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from costmodel.families import family_names
 from costmodel.plan.policy import Policy
-from executor.checkpoint.folder import Checkpoint
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_families import CASES
 from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 # Some prompts are longer than the windows, the original context and the chunks of the cases.
 LENGTHS = (23, 2, 9, 1)
@@ -66,34 +64,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedC
     def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(
-                folder / "model", num_layers=3, seed=SEEDS.get(name, 3), **CASES[name]
-            )
-            prompts = draw_prompts()
-            (folder / "offload").mkdir()
-            made[name] = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
+            made[name], _ = make_case(
+                folder, LENGTHS, GEN_LEN, seed=SEEDS.get(name, 3), **CASES[name]
             )
         return made[name]
 
     return make
-
-
-def draw_prompts() -> list[list[int]]:
-    rng = random.Random(5)
-    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Continue a prompt without a cache."""
-    ids = list(prompt)
-    for _ in range(GEN_LEN):
-        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 def draw_policies(case: ExpectedCase, name: str, count: int) -> Iterator[tuple[Policy, bool]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from executor.checkpoint.folder import Checkpoint
 from executor.model import latent_attention
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
@@ -41,28 +41,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedC
     def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **MODELS[name])
-            rng = random.Random(5)
-            prompts = [[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS]
-            (folder / "offload").mkdir()
-            made[name] = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
-            )
+            made[name], _ = make_case(folder, LENGTHS, GEN_LEN, **MODELS[name])
         return made[name]
 
     return make
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Continue a prompt without a cache."""
-    ids = list(prompt)
-    for _ in range(GEN_LEN):
-        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -25,6 +25,7 @@ from costmodel.model.family import GENERIC_TOKENIZER
 from executor.checkpoint.folder import Checkpoint
 from executor.model.generation_config import GenerationConfig
 from profiles.errors import InputError
+from tests.executor.model_cases import greedy
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import Case, draw_policy, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE
@@ -271,15 +272,6 @@ def test_policies_run(kind: str, tmp_path: Path) -> None:
     for _ in range(3):
         tokens = case.generate(draw_policy(base, rng, gpu=False), make_hardware())
         assert tokens == [greedy(theirs, prompt, 4) for prompt in prompts]
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
-        ids.append(int(logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 def test_end_tokens_of_the_decoder_are_read(tmp_path: Path) -> None:

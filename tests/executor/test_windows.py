@@ -16,6 +16,7 @@ from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
 from executor.model import prefill_attention as prefill
 from executor.stores.cache_layout import CacheLayout
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
     ON_DISK,
@@ -23,7 +24,6 @@ from tests.executor.tiny_machines import (
     draw_policy,
     make_hardware,
 )
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 # Prompts longer than each window, shorter ones, and tokens generated beyond it.
 LENGTHS = (17, 2, 9, 1, 5, 12, 12)
@@ -53,32 +53,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedC
     def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **MODELS[name])
-            prompts = draw_prompts()
-            (folder / "offload").mkdir()
-            made[name] = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
-            )
+            made[name], _ = make_case(folder, LENGTHS, GEN_LEN, **MODELS[name])
         return made[name]
 
     return make
-
-
-def draw_prompts() -> list[list[int]]:
-    rng = random.Random(5)
-    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Continue a prompt without a cache."""
-    ids = list(prompt)
-    for _ in range(GEN_LEN):
-        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("name", MODELS)
