@@ -38,7 +38,7 @@ class DecodeRates:
 def measure_decode_attention(device: str, plan: ComputePlan, repeater: Repeater) -> DecodeRates:
     """Measure decode attention over every kind of cache.
 
-    What another shape or layout costs is measured just behind what it is held against, because
+    What another shape or layout costs is measured just after what it is compared with, because
     a machine's memory has faster and slower minutes.
     """
     bench = _DecodeBench(device=device, plan=plan, repeater=repeater)
@@ -111,7 +111,7 @@ def measure_prefill_attention(
 ) -> float:
     """Measure causal attention over prompts in FLOP/s, counting the full square.
 
-    Heads lie beside one another in memory, as the projections leave them.
+    Heads are adjacent in memory, as the projections leave them.
     """
     shape = (plan.num_prompts, plan.prompt_len, plan.num_heads, HEAD_DIM)
     query, key, value = (noise(device, dtype, *shape).transpose(1, 2) for _ in range(3))

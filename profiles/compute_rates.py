@@ -43,7 +43,7 @@ class ComputeRates:
         What ``attention_decode`` is where each query attends to a tenth of the keys, in bytes of
         the whole cache. 0 where it is not known: what is not read is priced as saved.
     packed_matmul
-        What ``matmul`` is for few rows and weights in 4-bit groups, multiplied as they lie. Where a
+        What ``matmul`` is for few rows and weights in 4-bit groups, without unpacking. Where a
         dtype is not here, weights are unpacked first.
     narrow_matmul, narrow_packed_matmul
         The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.

@@ -29,8 +29,16 @@ def dump_json(value: Mapping[str, Any], handle: IO[str]) -> None:
     handle.write("\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one JSON object; ``what`` names the file's role in error messages."""
+def read_json(path: Path, what: str, *, takes_infinity: bool = False) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Parameters
+    ----------
+    what
+        The file's role in error messages.
+    takes_infinity
+        Whether ``NaN`` and infinities are numbers, as in files that Python writes.
+    """
     path = Path(path)
     label = f"{what} {path}"
     allowed = "a JSON object in a readable file"
@@ -41,7 +49,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(label, got=error, allowed=allowed) from error
     try:
-        value = json.loads(text, parse_constant=refuse_constant)
+        value = json.loads(text, parse_constant=None if takes_infinity else refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(label, got=f"text that is not JSON ({error})", allowed=allowed) from error
     if not isinstance(value, dict):

@@ -33,6 +33,7 @@ WORDS = [
     "component",
     "cut",
     "lane",
+    "latent",
     "lower bound",
     "pass",
     "placement",

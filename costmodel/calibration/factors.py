@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.calibration.measured_runs import MeasuredRun
-from costmodel.pricing.price import check_machine, estimate
+from costmodel.pricing.price import check_machine, phase_seconds
 from costmodel.pricing.rates import RATES
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
@@ -167,9 +167,16 @@ def _residuals(
 
 
 def _log_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
-    predicted = [estimate(run.policy, run.machine(hardware)).throughput_tok_per_s for run in runs]
+    predicted = [
+        _throughput(run, sum(phase_seconds(run.policy, run.machine(hardware)).values()))
+        for run in runs
+    ]
     measured = [run.throughput_tok_per_s for run in runs]
     return np.asarray(np.log(np.array(predicted) / np.array(measured)), dtype=np.float64)
+
+
+def _throughput(run: MeasuredRun, seconds: float) -> float:
+    return run.policy.block_size * run.policy.workload.gen_len / seconds
 
 
 def _phase_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
@@ -177,11 +184,12 @@ def _phase_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vec
     whole run where the phases were not measured apart: then a run counts the same either way."""
     errors = []
     for run in runs:
-        found = estimate(run.policy, run.machine(hardware))
+        found = phase_seconds(run.policy, run.machine(hardware))
         if not run.prefill_s:
-            errors.append(np.log(found.throughput_tok_per_s / run.throughput_tok_per_s))
+            predicted = _throughput(run, sum(found.values()))
+            errors.append(np.log(predicted / run.throughput_tok_per_s))
             continue
-        pairs = ((found.prefill_s, run.prefill_s), (found.decode_s, run.decode_s))
+        pairs = ((found["prefill"], run.prefill_s), (found["decode"], run.decode_s))
         whole_s = run.prefill_s + run.decode_s
         errors += [
             np.log(measured / predicted) * (measured / whole_s) ** 0.5

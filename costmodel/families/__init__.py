@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from costmodel.families._refused import REFUSED
+from costmodel.families._text_parts import TEXT_PARTS, TextPart, check_head, text_config
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.spec import ModelSpec
@@ -26,10 +28,11 @@ from profiles.files import from_json, read_json
 CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files"
 
 
-def family_names() -> list[str]:
+@functools.cache
+def family_names() -> tuple[str, ...]:
     """Return the names of all families; modules with a leading underscore are shared code."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 @functools.cache
@@ -41,23 +44,58 @@ def family_named(name: str) -> Family:
     return family
 
 
+def tokenizer_owner(kind: object) -> Family | TextPart | None:
+    """Find what says which class of tokenizer belongs to a ``model_type``."""
+    name = str(kind)
+    if name in TEXT_PARTS:
+        return TEXT_PARTS[name]
+    return family_named(name) if name in family_names() else None
+
+
 def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     """Read a model's description from the ``config.json`` of a supported family.
+
+    Of a model for images, this is the decoder of text.
 
     Raises
     ------
     InputError
         Naming the key whose value is not supported.
     """
+    outer, raw = raw, text_config(raw, name)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in family_names():
-        allowed = ", ".join(family_names())
-        raise InputError(f"model_type of {name}", got=repr(kind), allowed=allowed)
+        raise _no_family(kind, name)
     family = family_named(kind)
     config = HFConfig(
         family=kind, name=name, raw=raw, defaults=family.defaults, aliases=family.aliases
     )
-    return family.describe(config)
+    spec = family.describe(config)
+    if is_text_part(outer):
+        check_head(spec.head, name)
+    return spec
+
+
+def is_text_part(raw: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a model for images, of which only the decoder is read."""
+    return str(raw.get("model_type")) in TEXT_PARTS
+
+
+def _no_family(kind: object, name: str) -> InputError:
+    """Make the error for a ``model_type`` that is no family, with the nearest one that is."""
+    what = f"model_type of {name}"
+    if isinstance(kind, str) and kind in REFUSED:
+        mechanism, nearest = REFUSED[kind]
+        return InputError(
+            what,
+            got=f"{kind!r}, which needs {mechanism}",
+            allowed="a family that runs",
+            hint=f"a model of {nearest}, the nearest family",
+        )
+    near = difflib.get_close_matches(str(kind).lower(), family_names(), n=3)
+    return InputError(
+        what, got=repr(kind), allowed=", ".join(family_names()), hint=" or ".join(near)
+    )
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
@@ -73,9 +111,9 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         # The operating system refuses the name, so no file has it.
         raise InputError("model", got=error.strerror, allowed="a name or a path") from None
     if is_file:
-        raw = read_json(path, "model config")
+        raw = read_json(path, "model config", takes_infinity=True)
         if "layer_kinds" in raw:
-            return from_json(ModelSpec, raw, f"model {path}")
+            return from_json(ModelSpec, read_json(path, "model"), f"model {path}")
         return spec_from_config(raw, name=path.resolve().parent.name)
     return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())
 
@@ -91,11 +129,11 @@ def preset_config(name: str) -> Mapping[str, Any]:
     if preset is None:
         # The name of a hub may stand before that of the model.
         near = difflib.get_close_matches(Path(name.lower()).name, preset_names(), n=3)
+        listed = "" if near or "/" in name else f": {', '.join(preset_names())}"
         raise InputError(
             "model",
             got=f"{name!r}, which is no folder here",
-            allowed=f"{CHECKPOINT_FOLDER} (nothing is downloaded), or a preset:"
-            f" {', '.join(preset_names())}",
+            allowed=f"{CHECKPOINT_FOLDER} (nothing is downloaded), or a preset{listed}",
             hint=" or ".join(near),
         )
     return preset

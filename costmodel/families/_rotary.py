@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import ROTARY_KINDS, RotarySpec
+from costmodel.model.rotary_spec import ROTARY_KINDS, RotarySpec
 
 # The base of the rotation in most families, where a config names none.
 DEFAULT_THETA = 10000.0
@@ -34,7 +34,7 @@ def rotary(
     kinds
         The kinds that transformers accepts for the family, and ours.
     """
-    found = _rope_keys(config)
+    found = rope_keys(config)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in kinds:
         raise config.refusal("rope_type", kind, ", ".join(kinds))
@@ -89,7 +89,15 @@ def rotary_keys_of(
     return replace(config, raw=kept | {"rope_parameters": own})
 
 
-def _rope_keys(config: HFConfig) -> Mapping[str, Any]:
+def with_rotary_keys(config: HFConfig, keys: Mapping[str, Any]) -> HFConfig:
+    """Return a config with the ``rope_parameters`` that its class has where a file has none."""
+    if config.raw.get("rope_parameters") is not None:
+        return config
+    return replace(config, raw={**config.raw, "rope_parameters": dict(keys)})
+
+
+def rope_keys(config: HFConfig) -> Mapping[str, Any]:
+    """Return the keys of the rotary embedding, from any of their places."""
     # As in transformers 5, the older key wins, and the newer one is then not read at all.
     found = config.raw.get("rope_parameters")
     found = {} if found is None else found
@@ -120,8 +128,8 @@ def _llama3(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rot
         _number(config, found, name, spec.kind)
         for name in ("factor", "low_freq_factor", "high_freq_factor")
     )
-    if high <= low:
-        raise config.refusal("high_freq_factor", high, f"more than low_freq_factor {low}")
+    if high < low:
+        raise config.refusal("high_freq_factor", high, f"at least low_freq_factor {low}")
     return replace(
         spec,
         factor=factor,
@@ -137,10 +145,10 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     factor = _number(config, found, "factor", spec.kind)
     scale = found.get("attention_factor")
     if scale is None:
-        scale = _yarn_scale(factor)
+        scale = yarn_scale(factor)
         if found.get("mscale") and found.get("mscale_all_dim"):
             one, other = (
-                _yarn_scale(factor, config.positive(name, found[name]))
+                yarn_scale(factor, config.positive(name, found[name]))
                 for name in ("mscale", "mscale_all_dim")
             )
             scale = one / other
@@ -155,7 +163,7 @@ def _yarn(config: HFConfig, found: Mapping[str, Any], spec: RotarySpec) -> Rotar
     )
 
 
-def _yarn_scale(factor: float, mscale: float = 1.0) -> float:
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     """Return the factor of attention of Peng et al. 2023, equation 22, times ``mscale``."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 

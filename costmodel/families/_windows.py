@@ -22,11 +22,32 @@ def refuse_windows(config: HFConfig) -> None:
         raise config.refusal("layer_types", SLIDING, FULL)
 
 
-def every_full(config: HFConfig, step: int) -> list[str]:
+def full_every(config: HFConfig, step: int) -> list[str]:
     """Read the kind of attention of each layer; where the config has none, every ``step``-th layer
     sees all tokens and the others have a window."""
     count = config.whole("num_hidden_layers")
     kinds = [SLIDING if (i + 1) % step else FULL for i in range(count)]
+    return config.layer_types() or kinds
+
+
+def patterned(config: HFConfig, default: int | None = None) -> list[str]:
+    """Read the kind of attention of each layer; where the config has none, every
+    ``sliding_window_pattern``-th layer sees all tokens.
+
+    ``default`` is the pattern of an absent key in a family without a default of its own.
+    """
+    if kinds := config.layer_types():
+        # The pattern may be a word beside them, and nothing reads it.
+        return kinds
+    key = "sliding_window_pattern"
+    step = config.whole(key) if default is None or key in config.raw else default
+    return full_every(config, step)
+
+
+def windows_from(config: HFConfig, first: int) -> list[str]:
+    """Read the kind of attention of each layer; where the config has none, the layers from
+    ``first`` on have a window."""
+    kinds = [SLIDING if i >= first else FULL for i in range(config.whole("num_hidden_layers"))]
     return config.layer_types() or kinds
 
 
@@ -63,5 +84,4 @@ def qwen_windows(config: HFConfig) -> list[str] | None:
     first = config.whole("max_window_layers", least=0)
     if not config.flag("use_sliding_window") or window_size(config) is None:
         return None
-    count = config.whole("num_hidden_layers")
-    return config.layer_types() or [SLIDING if i >= first else FULL for i in range(count)]
+    return windows_from(config, first)

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, gated_mlp, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

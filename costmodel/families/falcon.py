@@ -1,9 +1,11 @@
-"""Falcon: few key heads, queries, keys and values stored together, parallel halves."""
+"""Falcon: few key heads, queries, keys and values stored together, parallel halves; with ALiBi in
+the models trained on RefinedWeb alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from costmodel.families._alibi import alibi_slopes, to_bfloat16
 from costmodel.families._rotary import rotary
 from costmodel.families._shared import (
     activation,
@@ -11,17 +13,16 @@ from costmodel.families._shared import (
     equal_layers,
     heads_in_groups,
     layer_norm,
-    require,
 )
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import ACTIVATIONS, MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    require(config, alibi=False)
     hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
     if hidden % heads:
         raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
@@ -30,15 +31,23 @@ def _describe(config: HFConfig) -> ModelSpec:
     if config.flag("multi_query") and not is_new:
         kv_heads = 1
     is_parallel = is_new or config.flag("parallel_attn")
+    has_alibi = config.flag("alibi")
     head_dim = hidden // heads
     layer = LayerSpec(
         attention=AttentionSpec(
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            rotary=rotary(config, head_dim=head_dim),
+            rotary=None if has_alibi else rotary(config, head_dim=head_dim),
             qkv_bias=has_bias,
             output_bias=has_bias,
+            # Slopes are rounded as in training, and scaled with the scores. transformers rounds
+            # the product of slope and position to bfloat16, too: an error of up to 0.9 at 2048
+            # tokens. Here that product is exact.
+            alibi_slopes=tuple(
+                to_bfloat16(slope) * head_dim**-0.5
+                for slope in (alibi_slopes(heads) if has_alibi else ())
+            ),
         ),
         mlp=MlpSpec(
             size=config.whole("ffn_hidden_size", instead_of_null=4 * hidden),

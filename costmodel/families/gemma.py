@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     decoder,
     equal_layers,
     gated_mlp,
@@ -14,6 +12,7 @@ from costmodel.families._shared import (
     require,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -35,7 +34,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     return decoder(
         config,
         equal_layers(config, layer),
-        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
+        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5, rounds_scale=True),
         final_norm=norm,
     )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    GEMMA_MODULES,
-    LLAMA_DEFAULTS,
     decoder,
     equal_layers,
     gated_mlp,
@@ -15,19 +13,20 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
-from costmodel.families._windows import every_full
+from costmodel.families._tables import GEMMA_MODULES, LLAMA_DEFAULTS
+from costmodel.families._windows import full_every
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 
-def _describe(config: HFConfig) -> ModelSpec:
+def gemma2_layer(config: HFConfig) -> LayerSpec:
+    """Read a layer of Gemma 2."""
     if config.get("use_bidirectional_attention") is not None:
         require(config, use_bidirectional_attention=False)
     has_bias = config.flag("attention_bias")
-    norm = replace(rms_norm(config), adds_one=True)
-    layer = LayerSpec(
+    return LayerSpec(
         attention=llama_attention(
             config,
             scale=config.whole("query_pre_attn_scalar") ** -0.5,
@@ -36,17 +35,25 @@ def _describe(config: HFConfig) -> ModelSpec:
             output_bias=has_bias,
         ),
         mlp=gated_mlp(config, activation_key="hidden_activation"),
-        norm=norm,
+        norm=replace(rms_norm(config), adds_one=True),
         norm_places=("before", "after"),
     )
+
+
+def gemma2_decoder(config: HFConfig, layer: LayerSpec) -> ModelSpec:
+    """Make a model of equal layers; the first one has a window, the second sees all tokens."""
     return decoder(
         config,
         equal_layers(config, layer),
-        windows=every_full(config, 2),
-        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
-        final_norm=norm,
+        windows=full_every(config, 2),
+        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5, rounds_scale=True),
+        final_norm=layer.norm,
         soft_cap=soft_cap(config, "final_logit_softcapping"),
     )
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    return gemma2_decoder(config, gemma2_layer(config))
 
 
 FAMILY = Family(

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from costmodel.families._rotary import rotary_keys_of
 from costmodel.families._shared import (
-    GEMMA_MODULES,
-    LLAMA_DEFAULTS,
     decoder,
     gated_mlp,
     llama_attention,
@@ -15,10 +13,12 @@ from costmodel.families._shared import (
     rms_norm,
     soft_cap,
 )
-from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.families._tables import GEMMA_MODULES, LLAMA_DEFAULTS
+from costmodel.families._windows import FULL, SLIDING, patterned
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
 
 # By kind of layer: the key of the base of its rotation, and the base where there is none.
@@ -41,10 +41,7 @@ def _describe(config: HFConfig) -> ModelSpec:
     if config.get("use_bidirectional_attention") is not None:
         require(config, use_bidirectional_attention=False)
     norm = replace(rms_norm(config), adds_one=True)
-    step = (
-        6 if "sliding_window_pattern" not in config.raw else config.whole("sliding_window_pattern")
-    )
-    kinds = every_full(config, step)
+    kinds = patterned(config, 6)
     layers = {
         kind: LayerSpec(
             attention=_attention(config, kind),
@@ -58,7 +55,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         config,
         [layers[kind] for kind in kinds],
         windows=kinds,
-        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5),
+        embedding=EmbeddingSpec(scale=config.whole("hidden_size") ** 0.5, rounds_scale=True),
         final_norm=norm,
         soft_cap=soft_cap(config, "final_logit_softcapping"),
     )

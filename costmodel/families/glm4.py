@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    GLM_DEFAULTS,
-    GLM_MODULES,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    glm_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, gated_mlp, glm_attention, rms_norm
+from costmodel.families._tables import GLM_DEFAULTS, GLM_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    GLM_DEFAULTS,
-    absent,
-    decoder,
-    experts,
-    gated_mlp,
-    llama_attention,
-    num_layers,
-    rms_norm,
-)
+from costmodel.families._shared import absent, decoder, llama_attention, rms_norm
+from costmodel.families._tables import GLM_DEFAULTS
+from costmodel.families._v3_mixture import V3_MODULES, v3_experts, v3_layers
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    norm = rms_norm(config)
     attention = llama_attention(
         config,
         takes_null=absent(config, "head_dim"),
@@ -29,30 +18,8 @@ def _describe(config: HFConfig) -> ModelSpec:
         qk_norm="head" if config.flag("use_qk_norm") else "none",
         qkv_bias=config.flag("attention_bias"),
     )
-    dense = LayerSpec(attention=attention, mlp=gated_mlp(config), norm=norm)
-    shared = gated_mlp(config, "moe_intermediate_size", times=config.whole("n_shared_experts"))
-    sparse = LayerSpec(
-        attention=attention,
-        experts=experts(
-            config,
-            count_keys=("n_routed_experts",),
-            size_key="moe_intermediate_size",
-            router=RouterSpec(
-                score="sigmoid",
-                renormalises=config.flag("norm_topk_prob"),
-                scale=config.number("routed_scaling_factor"),
-                has_bias=True,
-                num_groups=config.whole("n_group"),
-                groups_per_token=config.whole("topk_group"),
-                in_float32=True,
-                rounds_weights=False,
-            ),
-            shared=shared,
-        ),
-        norm=norm,
-    )
-    first = config.whole("first_k_dense_replace", least=0)
-    return decoder(config, [dense if i < first else sparse for i in range(num_layers(config))])
+    mixture = v3_experts(config, ("n_routed_experts",))
+    return decoder(config, v3_layers(config, attention, mixture, rms_norm(config)))
 
 
 FAMILY = Family(
@@ -77,16 +44,8 @@ FAMILY = Family(
         "use_qk_norm": False,
     },
     describe=_describe,
-    modules={
-        **EXPERTS_MODULES,
-        "router.bias": ("layers.{layer}.mlp.gate.e_score_correction_bias",),
-        "shared_gate_up": (
-            "layers.{layer}.mlp.shared_experts.gate_proj",
-            "layers.{layer}.mlp.shared_experts.up_proj",
-        ),
-        "shared_down": ("layers.{layer}.mlp.shared_experts.down_proj",),
-    },
-    # The layer of multi-token prediction stands behind the others.
+    modules=V3_MODULES,
+    # The layer of multi-token prediction follows the others.
     ignores_later_layers=True,
     fixes_tokenizer_class=True,
 )

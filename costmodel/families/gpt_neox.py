@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from costmodel.families._plain import equal_heads
 from costmodel.families._rotary import DEFAULT_THETA, rotary
-from costmodel.families._shared import (
-    decoder,
-    equal_layers,
-    heads_in_groups,
-    layer_norm,
-    plain_mlp,
-)
+from costmodel.families._shared import decoder, equal_layers, heads_in_groups, layer_norm, plain_mlp
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    if hidden % heads:
-        raise config.refusal("hidden_size", hidden, f"a multiple of the {heads} heads")
+    heads, head_dim = equal_heads(config)
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in config.raw:
             # transformers reads only the family's own names here.
             raise config.refusal(key, config.raw[key], "rotary_emb_base, rotary_pct")
-    has_bias, head_dim = config.flag("attention_bias"), hidden // heads
+    has_bias = config.flag("attention_bias")
     if config.whole("head_dim", instead_of_null=head_dim) != head_dim:
         raise config.refusal("head_dim", config.get("head_dim"), f"{head_dim}, hidden_size / heads")
     layer = LayerSpec(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -12,7 +12,9 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
@@ -25,29 +27,42 @@ MULTIPLIERS = (
 )
 
 
-def _describe(config: HFConfig) -> ModelSpec:
-    embedding, attention, residual, logits = (
-        config.positive(key, config.get(key)) for key in MULTIPLIERS
-    )
+def granite_layer(config: HFConfig, experts: ExpertsSpec | None = None) -> LayerSpec:
+    """Read a layer of Granite, with an MLP or with ``experts``."""
     has_bias = config.flag("attention_bias")
-    layer = LayerSpec(
+    return LayerSpec(
         attention=llama_attention(
             config,
             takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-            scale=attention,
+            scale=config.positive("attention_multiplier", config.get("attention_multiplier")),
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
-        mlp=gated_mlp(config, has_bias=config.flag("mlp_bias")),
+        mlp=None if experts else gated_mlp(config, has_bias=config.flag("mlp_bias")),
+        experts=experts,
         norm=rms_norm(config),
-        residual_scale=residual,
+        residual_scale=config.positive("residual_multiplier", config.get("residual_multiplier")),
+    )
+
+
+def granite_decoder(
+    config: HFConfig, layers: Sequence[LayerSpec], *, windows: Sequence[str] | None = None
+) -> ModelSpec:
+    """Make a model of its layers, with the multipliers of embedding and logits."""
+    embedding, logits = (
+        config.positive(key, config.get(key)) for key in ("embedding_multiplier", "logits_scaling")
     )
     return decoder(
         config,
-        equal_layers(config, layer),
+        layers,
+        windows=windows,
         embedding=EmbeddingSpec(scale=embedding),
         logit_scale=1 / logits,
     )
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    return granite_decoder(config, equal_layers(config, granite_layer(config)))
 
 
 FAMILY = Family(

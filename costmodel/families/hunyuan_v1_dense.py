@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._hunyuan import HUNYUAN_MODULES, hunyuan_attention
+from costmodel.families._shared import decoder, equal_layers, gated_mlp, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -18,18 +12,8 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    has_bias = config.flag("attention_bias")
     layer = LayerSpec(
-        attention=llama_attention(
-            config,
-            takes_null=("num_key_value_heads",),
-            qk_norm="head",
-            norms_rotated=True,
-            qkv_bias=has_bias,
-            output_bias=has_bias,
-        ),
-        mlp=gated_mlp(config),
-        norm=rms_norm(config),
+        attention=hunyuan_attention(config), mlp=gated_mlp(config), norm=rms_norm(config)
     )
     return decoder(config, equal_layers(config, layer))
 
@@ -42,9 +26,5 @@ FAMILY = Family(
         "attention_bias": False,
     },
     describe=_describe,
-    modules={
-        **LLAMA_MODULES,
-        "q_norm": ("layers.{layer}.self_attn.query_layernorm",),
-        "k_norm": ("layers.{layer}.self_attn.key_layernorm",),
-    },
+    modules=HUNYUAN_MODULES,
 )

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
-    decoder,
-    equal_layers,
-    experts,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, rms_norm
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec
 from costmodel.model.hf_config import HFConfig

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     decoder,
     equal_layers,
     gated_mlp,
@@ -12,6 +10,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import FULL, SLIDING, window_size
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
@@ -31,13 +30,22 @@ def _windows(config: HFConfig) -> list[str] | None:
     return [SLIDING if is_on else FULL] * num_layers(config)
 
 
-def _describe(config: HFConfig) -> ModelSpec:
-    layer = LayerSpec(
+def mistral_layer(config: HFConfig) -> LayerSpec:
+    """Read a layer of Mistral."""
+    return LayerSpec(
         attention=llama_attention(config, takes_null=("head_dim",)),
         mlp=gated_mlp(config),
         norm=rms_norm(config),
     )
+
+
+def mistral_decoder(config: HFConfig, layer: LayerSpec) -> ModelSpec:
+    """Make a model of equal layers, with the windows of Mistral."""
     return decoder(config, equal_layers(config, layer), windows=_windows(config))
+
+
+def _describe(config: HFConfig) -> ModelSpec:
+    return mistral_decoder(config, mistral_layer(config))
 
 
 FAMILY = Family(

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
-    decoder,
-    equal_layers,
-    experts,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, experts, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec

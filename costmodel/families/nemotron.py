@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_MODULES,
-    decoder,
-    equal_layers,
-    layer_norm,
-    llama_attention,
-    plain_mlp,
-)
+from costmodel.families._shared import decoder, equal_layers, layer_norm, llama_attention, plain_mlp
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
-    absent,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    llama_attention,
-)
+from costmodel.families._shared import absent, decoder, equal_layers, gated_mlp, llama_attention
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import ModelSpec
 
 NORM = NormSpec(kind="layer", eps=1e-5, has_weight=False, has_bias=False)

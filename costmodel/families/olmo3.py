@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from costmodel.families._rotary import rotary_keys_of
-from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    OLMO2_MODULES,
-    absent,
-    decoder,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
-from costmodel.families._windows import FULL, SLIDING, every_full
+from costmodel.families._shared import decoder, gated_mlp, rms_norm
+from costmodel.families._tables import LLAMA_DEFAULTS, OLMO2_MODULES
+from costmodel.families._windows import FULL, SLIDING, full_every
+from costmodel.families.olmo2 import olmo2_attention
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 THETA = 500000.0
 
 
 def _attention(config: HFConfig, kind: str) -> AttentionSpec:
-    has_bias = config.flag("attention_bias")
     # Only layers that see all tokens follow the keys outside of ``rope_parameters``.
     theta_key = "rope_theta" if kind == FULL else None
-    return llama_attention(
-        rotary_keys_of(config, kind, theta_key, THETA, is_scaled=kind == FULL),
-        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-        qk_norm="projection",
-        qkv_bias=has_bias,
-        output_bias=has_bias,
-    )
+    return olmo2_attention(rotary_keys_of(config, kind, theta_key, THETA, is_scaled=kind == FULL))
 
 
 def _describe(config: HFConfig) -> ModelSpec:
@@ -44,7 +32,7 @@ def _describe(config: HFConfig) -> ModelSpec:
         )
         for kind in (FULL, SLIDING)
     }
-    kinds = every_full(config, 4)
+    kinds = full_every(config, 4)
     return decoder(config, [layers[kind] for kind in kinds], windows=kinds)
 
 

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    LLAMA_DEFAULTS,
-    absent,
     decoder,
     equal_layers,
     experts,
-    llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import EXPERTS_MODULES, LLAMA_DEFAULTS
+from costmodel.families.olmo2 import olmo2_attention
 from costmodel.model.family import Family
-from costmodel.model.feed_forward_spec import RouterSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 
 
+def olmoe_experts(config: HFConfig) -> ExpertsSpec:
+    """Read the mixture of experts."""
+    return experts(
+        config,
+        count_keys=("num_local_experts", "num_experts"),
+        size_key="intermediate_size",
+        router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
+    )
+
+
 def _describe(config: HFConfig) -> ModelSpec:
     if config.get("clip_qkv") is not None:
         raise config.refusal("clip_qkv", config.get("clip_qkv"), "null")
-    has_bias = config.flag("attention_bias")
-    attention = llama_attention(
-        config,
-        takes_null=("num_key_value_heads", *absent(config, "head_dim")),
-        qk_norm="projection",
-        qkv_bias=has_bias,
-        output_bias=has_bias,
-    )
+    attention = olmo2_attention(config)
     hidden = config.whole("hidden_size")
     if attention.query_size != hidden:
         raise config.refusal("hidden_size", hidden, "num_attention_heads times head_dim")
     layer = LayerSpec(
         attention=attention,
-        experts=experts(
-            config,
-            count_keys=("num_local_experts", "num_experts"),
-            size_key="intermediate_size",
-            router=RouterSpec(renormalises=config.flag("norm_topk_prob")),
-        ),
+        experts=olmoe_experts(config),
         norm=rms_norm(config),
     )
     return decoder(config, equal_layers(config, layer))

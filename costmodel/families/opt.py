@@ -1,44 +1,38 @@
-"""OPT: LayerNorm, biases, learned positions, an MLP without a gate. OPT-350M is refused."""
+"""OPT: LayerNorm, biases, learned positions, an MLP without a gate. OPT-350M has norms after each
+half, and tokens of another width."""
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_MODULES,
-    activation,
-    decoder,
-    equal_layers,
-    require,
-)
+from costmodel.families._plain import equal_heads
+from costmodel.families._shared import activation, decoder, equal_layers
+from costmodel.families._tables import LLAMA_MODULES
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.hf_config import HFConfig
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import EmbeddingSpec, ModelSpec
-from profiles.errors import InputError
 
-NORM = NormSpec(kind="layer", eps=1e-5)
 # The first two rows of the table of positions are never used.
 POSITION_OFFSET = 2
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    hidden, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    before = config.flag("do_layer_norm_before")
-    if not before or config.whole("word_embed_proj_dim", instead_of_null=hidden) != hidden:
-        raise InputError(
-            f"config of {config.name}",
-            got="OPT with projected embeddings or norms after the block (as in opt-350m)",
-            allowed="OPT with word_embed_proj_dim = hidden_size and norms before the block",
-        )
-    require(config, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
-    if hidden % heads:
-        raise config.refusal("hidden_size", hidden, "a multiple of the heads")
+    heads, head_dim = equal_heads(config)
+    hidden = config.whole("hidden_size")
+    width = config.whole("word_embed_proj_dim", instead_of_null=hidden)
+    is_affine = config.flag("layer_norm_elementwise_affine")
+    norm = NormSpec(kind="layer", eps=1e-5, has_weight=is_affine, has_bias=is_affine)
+    is_before, lacks_final = (
+        config.flag(key) for key in ("do_layer_norm_before", "_remove_final_layer_norm")
+    )
     has_bias = config.flag("enable_bias")
     layer = LayerSpec(
         attention=AttentionSpec(
             num_heads=heads,
             num_kv_heads=heads,
-            head_dim=hidden // heads,
+            head_dim=head_dim,
             qkv_bias=has_bias,
             output_bias=has_bias,
         ),
@@ -48,13 +42,18 @@ def _describe(config: HFConfig) -> ModelSpec:
             is_gated=False,
             has_bias=has_bias,
         ),
-        norm=NORM,
+        norm=norm,
+        norm_places=("before",) if is_before else ("sum",),
     )
     return decoder(
         config,
         equal_layers(config, layer),
-        embedding=EmbeddingSpec(has_positions=True, position_offset=POSITION_OFFSET),
-        final_norm=NORM,
+        embedding=EmbeddingSpec(
+            has_positions=True,
+            position_offset=POSITION_OFFSET,
+            width=None if width == hidden else width,
+        ),
+        final_norm=norm if is_before and not lacks_final else NormSpec(kind="none"),
         dtype="float16",
     )
 
@@ -79,10 +78,14 @@ FAMILY = Family(
     modules={
         "tokens": ("embed_tokens",),
         "positions": ("embed_positions",),
+        "input_projection": ("project_in",),
+        "output_projection": ("project_out",),
         "attention_norm": ("layers.{layer}.self_attn_layer_norm",),
+        "attention_sum_norm": ("layers.{layer}.self_attn_layer_norm",),
         "qkv": LLAMA_MODULES["qkv"],
         "output": ("layers.{layer}.self_attn.out_proj",),
         "mlp_norm": ("layers.{layer}.final_layer_norm",),
+        "mlp_sum_norm": ("layers.{layer}.final_layer_norm",),
         "up": ("layers.{layer}.fc1",),
         "down": ("layers.{layer}.fc2",),
         "final_norm": ("final_layer_norm",),

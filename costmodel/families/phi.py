@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
     layer_norm,
     llama_attention,
     plain_mlp,
-    require,
 )
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
@@ -19,12 +18,12 @@ from costmodel.model.spec import ModelSpec
 
 
 def _describe(config: HFConfig) -> ModelSpec:
-    require(config, qk_layernorm=False)
     layer = LayerSpec(
         attention=llama_attention(
             config,
             takes_null=("num_key_value_heads", *absent(config, "head_dim")),
             rotary_share=0.5,
+            qk_norm="head" if config.flag("qk_layernorm") else "none",
             qkv_bias=True,
             output_bias=True,
         ),
@@ -57,6 +56,8 @@ FAMILY = Family(
         "tokens": ("embed_tokens",),
         "attention_norm": ("layers.{layer}.input_layernorm",),
         "qkv": LLAMA_MODULES["qkv"],
+        "q_norm": ("layers.{layer}.self_attn.q_layernorm",),
+        "k_norm": ("layers.{layer}.self_attn.k_layernorm",),
         "output": ("layers.{layer}.self_attn.dense",),
         "up": ("layers.{layer}.mlp.fc1",),
         "down": ("layers.{layer}.mlp.fc2",),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_MODULES,
-    QWEN2_DEFAULTS,
     absent,
     decoder,
     equal_layers,
@@ -12,6 +10,7 @@ from costmodel.families._shared import (
     llama_attention,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_MODULES, QWEN2_DEFAULTS
 from costmodel.families._windows import qwen_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

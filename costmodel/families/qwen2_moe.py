@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    EXPERTS_MODULES,
-    QWEN2_DEFAULTS,
     absent,
     decoder,
     experts,
@@ -14,6 +12,7 @@ from costmodel.families._shared import (
     rms_norm,
     sparse_layers,
 )
+from costmodel.families._tables import EXPERTS_MODULES, QWEN2_DEFAULTS
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.model.family import Family
 from costmodel.model.feed_forward_spec import RouterSpec

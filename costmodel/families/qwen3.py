@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from costmodel.families._shared import (
-    LLAMA_MODULES,
-    QWEN2_DEFAULTS,
-    decoder,
-    equal_layers,
-    gated_mlp,
-    llama_attention,
-    rms_norm,
-)
+from costmodel.families._shared import decoder, equal_layers, gated_mlp, llama_attention, rms_norm
+from costmodel.families._tables import LLAMA_MODULES, QWEN2_DEFAULTS
 from costmodel.families._windows import qwen_windows
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

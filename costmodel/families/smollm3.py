@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.families._shared import (
-    LLAMA_DEFAULTS,
-    LLAMA_MODULES,
     absent,
     decoder,
     gated_mlp,
@@ -14,6 +12,7 @@ from costmodel.families._shared import (
     num_layers,
     rms_norm,
 )
+from costmodel.families._tables import LLAMA_DEFAULTS, LLAMA_MODULES
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec

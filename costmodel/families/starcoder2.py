@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from costmodel.families._shared import (
-    LLAMA_MODULES,
     absent,
     decoder,
     equal_layers,
@@ -11,6 +10,7 @@ from costmodel.families._shared import (
     llama_attention,
     plain_mlp,
 )
+from costmodel.families._tables import LLAMA_MODULES
 from costmodel.families._windows import only_window
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig

@@ -13,8 +13,8 @@ from profiles.aligned_io import PAGE_BYTES
 class CacheSpec:
     """The KV cache of one layer.
 
-    A row belongs to one key head of one sequence. It has a key and a value of ``width`` elements
-    for each token.
+    A row belongs to one key head of one sequence. For each token it has ``vectors`` of ``width``
+    elements: a key and a value, or one that is both (latent attention).
 
     Parameters
     ----------
@@ -33,6 +33,7 @@ class CacheSpec:
     row_bytes: int
     full_row_bytes: int
     window: int | None = None
+    vectors: int = 2
 
     def num_slots(self, num_tokens: int) -> int:
         """Return the slots that ``num_tokens`` tokens of a sequence take."""
@@ -60,7 +61,8 @@ def cache_of(layer: LayerSpec, bits: int, group_size: int, dtype_bytes: int) -> 
     return CacheSpec(
         rows_per_sequence=attention.num_kv_heads,
         width=attention.head_dim,
-        row_bytes=2 * packed_bytes(attention.head_dim, bits, group_size),
-        full_row_bytes=2 * attention.head_dim * dtype_bytes,
+        row_bytes=attention.cached_vectors * packed_bytes(attention.head_dim, bits, group_size),
+        full_row_bytes=attention.cached_vectors * attention.head_dim * dtype_bytes,
         window=attention.window,
+        vectors=attention.cached_vectors,
     )

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from costmodel.model.hf_config import HFConfig
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stacked import StackedTensor
 
 # Buffers in old checkpoints; they are computed from the config instead.
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
 Modules = Mapping[str, tuple[str, ...]]
 LAYER_NUMBER = re.compile(r"\blayers\.(\d+)\.")
 # The class in transformers that uses a ``tokenizer.json`` unchanged.
-AS_IT_STANDS = "TokenizersBackend"
+GENERIC_TOKENIZER = "TokenizersBackend"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,10 @@ class Family:
     row_blocks
         For a module that is stored as one tensor with its rows in another order, the blocks of rows
         that make ours: the first row and the number of rows of each.
+    by_head
+        Modules whose vectors are stored as matrices, [heads, head_dim].
+    transposed
+        Modules whose matrices are stored as [inputs, outputs].
     prefix
         The path of the decoder in transformers' causal model.
     head
@@ -50,6 +55,8 @@ class Family:
         The class in transformers that reads its ``tokenizer.json`` where no file names a class.
     fixes_tokenizer_class
         Whether that class is used even where a file names another.
+    stacked
+        For a tensor of ours that is stored for all experts at once, or in another order, how.
     """
 
     defaults: Mapping[str, object]
@@ -59,12 +66,20 @@ class Family:
         default_factory=dict
     )
     aliases: Mapping[str, str] = field(default_factory=dict)
+    by_head: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
     prefix: str = "model."
     head: str = "lm_head"
     unread: tuple[str, ...] = (ROTARY_BUFFERS,)
     ignores_later_layers: bool = False
-    tokenizer_class: str = AS_IT_STANDS
+    tokenizer_class: str = GENERIC_TOKENIZER
     fixes_tokenizer_class: bool = False
+    stacked: Mapping[str, StackedTensor] = field(default_factory=dict)
+
+    @property
+    def base_prefix(self) -> str:
+        """The path of the base model, which a checkpoint's names may leave out."""
+        return self.prefix.partition(".")[0] + "."
 
     def tensor_names(
         self, spec: ModelSpec, name: str, layer: int, expert: int = 0
@@ -83,6 +98,7 @@ class Family:
             if not spec.head.is_tied or kind == "bias":
                 return (f"{self.head}.{kind}",)
             module = "tokens"
+        kind = kind.removeprefix("float32_")
         # A whole tensor may have a name of its own, or else it is a part of its module.
         modules = self.modules(spec) if callable(self.modules) else self.modules
         parts = modules.get(name) or [f"{part}.{kind}" for part in modules[module]]

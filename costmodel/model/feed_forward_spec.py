@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from costmodel.model.checks import check_choice, check_least, check_positive
 from profiles.errors import InputError
 
-ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2")
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2", "xielu")
 # With so many rows at once, the temporaries of experts are small beside their weights.
 EXPERT_ROWS_AT_ONCE = 1024
 
@@ -21,21 +21,34 @@ class MlpSpec:
     size
         Width of the inner vectors.
     activation
-        ``silu``, ``relu`` or ``gelu`` (the exact one).
+        ``silu``, ``relu`` or ``gelu`` (the exact one); ``gelu_tanh`` is its approximation,
+        ``relu2`` the square of ``relu``. ``xielu`` has two learned parameters a layer (Huang and
+        Schlag 2024), and no gate.
     is_gated
         Whether the activated projection is multiplied by a second one, as in SwiGLU.
     has_bias
         Whether the projections have biases.
+    swiglu_limit
+        ``c`` of a gate ``(up + 1) * gate * sigmoid(swiglu_alpha * gate)``, where ``gate`` is at
+        most ``c`` and ``up`` is between ``-c`` and ``c`` (gpt-oss). ``None`` for a plain gate.
+    swiglu_alpha
+        Factor in the sigmoid of that gate.
     """
 
     size: int
     activation: str = "silu"
     is_gated: bool = True
     has_bias: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.0
 
     def __post_init__(self) -> None:
         check_least(self, 1, "size")
+        if self.swiglu_limit is not None:
+            check_positive("mlp swiglu_limit", self.swiglu_limit)
         check_choice("activation", self.activation, ACTIVATIONS)
+        if self.activation == "xielu" and self.is_gated:
+            raise InputError("mlp activation", got="xielu with a gate", allowed="xielu without one")
 
     @property
     def inner_rows(self) -> int:
@@ -61,12 +74,25 @@ class RouterSpec:
         Whether a bias is added to each score for the choice of experts. The weights do not
         include it.
     num_groups, groups_per_token
-        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. A group's rank is the
-        sum of its two best scores (DeepSeek-V3). With one group, experts are chosen from all.
+        Experts are chosen from ``groups_per_token`` of ``num_groups`` groups. With one group,
+        experts are chosen from all.
     in_float32
-        Whether the logits are computed in float32.
+        Whether the logits are computed in float32, from a matrix that keeps float32 in models of
+        any dtype.
     rounds_weights
         Whether the weights are rounded to the model's dtype before they are used.
+    bias_in_logits
+        Whether the bias is part of the logits, and so of the weights, instead (gpt-oss).
+    scales_input
+        Whether the weights are factors of each expert's input instead of its output (Llama 4).
+    least_sum
+        The least sum that weights are divided by where they are renormalised.
+    jitter
+        Chooses the experts one after the other (Sparsemixer, Liu et al. 2023). The weight of each
+        is its share in the softmax of the logits that are left, without those that are further
+        below it than twice this share of themselves. ``None`` chooses all at once.
+    scores_per_group
+        A group's rank is the sum of so many of its best scores: two (DeepSeek-V3) or one (V2).
     """
 
     score: str = "softmax"
@@ -78,11 +104,18 @@ class RouterSpec:
     groups_per_token: int = 1
     in_float32: bool = False
     rounds_weights: bool = True
+    bias_in_logits: bool = False
+    scales_input: bool = False
+    least_sum: float = 0.0
+    jitter: float | None = None
+    scores_per_group: int = 2
 
     def __post_init__(self) -> None:
         check_choice("router score", self.score, ("softmax", "sigmoid"))
         check_positive("router scale", self.scale)
-        check_least(self, 1, "num_groups", "groups_per_token")
+        check_least(self, 1, "num_groups", "groups_per_token", "scores_per_group")
+        if self.jitter is not None:
+            check_positive("router jitter", self.jitter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,20 +150,21 @@ class ExpertsSpec:
                 allowed=f"at most num_experts {self.num_experts}",
             )
         self._check_groups()
-        if self.expert.has_bias or not self.expert.is_gated:
-            raise InputError("experts", got="biases or no gate", allowed="gated, without biases")
+        if not self.expert.is_gated:
+            raise InputError("experts", got="no gate", allowed="networks with a gate")
 
     def _check_groups(self) -> None:
         groups, chosen = self.router.num_groups, self.router.groups_per_token
         if groups == 1 and chosen == 1:
             return
         size, rest = divmod(self.num_experts, groups)
-        if rest or size < 2 or chosen > groups or chosen * size < self.experts_per_token:
+        least = self.router.scores_per_group
+        if rest or size < least or chosen > groups or chosen * size < self.experts_per_token:
             raise InputError(
                 "router groups",
                 got=f"{chosen} of {groups}",
-                allowed=f"equal groups of 2 or more of the {self.num_experts} experts, and enough "
-                f"of them for {self.experts_per_token} experts",
+                allowed=f"equal groups of {least} or more of the {self.num_experts} experts, and "
+                f"enough of them for {self.experts_per_token} experts",
             )
 
     def rows_at_once(self, num_tokens: int) -> int:

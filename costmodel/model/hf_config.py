@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from profiles.errors import InputError
@@ -95,6 +95,22 @@ class HFConfig:
         """Make the error for a key whose value is not supported."""
         text = "null" if got is None else got if isinstance(got, str) and " " in got else repr(got)
         return InputError(f"{key} in config of {self.name}", got=text, allowed=allowed, hint=hint)
+
+    def renamed(self, names: Mapping[str, str]) -> HFConfig:
+        """Return a config with the common names of some of its keys, by the file's own names.
+
+        As in transformers, the file's own name wins where a file has both.
+        """
+        raw = {key: value for key, value in self.raw.items() if key not in names}
+        found = {common: self.raw[own] for own, common in names.items() if own in self.raw}
+        return replace(self, raw=raw | found)
+
+    def nested(self, key: str, defaults: Mapping[str, Any]) -> HFConfig:
+        """Return the keys of an object inside of the file; one that is null has no keys."""
+        found = {} if self.get(key) is None else self.get(key)
+        if not isinstance(found, Mapping):
+            raise self.refusal(key, found, "null or an object")
+        return replace(self, raw=found, defaults=defaults, aliases={})
 
     @property
     def dtype(self) -> str | None:

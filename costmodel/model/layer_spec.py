@@ -4,197 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.checks import check_choice, check_least, check_positive
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.checks import check_choice
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
+from costmodel.model.norm_spec import NormSpec
 from profiles.errors import InputError
 
-ROTARY_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-NORM_PLACES = ("before", "after")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormSpec:
-    """The normalisation of vectors.
-
-    Parameters
-    ----------
-    kind
-        ``rms`` divides by the root mean square (Zhang and Sennrich 2019); ``layer`` uses mean and
-        variance (Ba et al. 2016).
-    eps
-        Added to the variance.
-    has_weight, has_bias
-        Whether the result is scaled, and for ``layer`` shifted.
-    adds_one
-        Whether the result is scaled by the weight plus one (Gemma, Nemotron).
-    """
-
-    kind: str = "rms"
-    eps: float = 1e-6
-    has_weight: bool = True
-    has_bias: bool = True
-    adds_one: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("norm", self.kind, ("rms", "layer"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotarySpec:
-    """Rotary position embedding: its base, and the scaling of its frequencies.
-
-    Parameters
-    ----------
-    dim
-        Elements of each head that are rotated, the first ones; ``None`` rotates all.
-    is_interleaved
-        Whether neighbours form a pair, instead of elements half of ``dim`` apart.
-    factor
-        How much longer contexts are than in training: ``linear``, ``llama3``, ``yarn``.
-    low_freq_factor, high_freq_factor
-        Of ``llama3``.
-    original_max_positions
-        The longest context in training: ``llama3``, ``yarn``, ``longrope``.
-    attention_factor
-        Factor of cosines and sines: ``yarn``, ``longrope``.
-    beta_fast, beta_slow, truncates
-        Of ``yarn``: turns within the training context between which frequencies are blended, and
-        whether the bounds are rounded to whole elements (Peng et al. 2023).
-    short_factors, long_factors
-        Of ``longrope``: divisors of the frequencies, for contexts up to the original length and
-        beyond (Ding et al. 2024).
-    """
-
-    theta: float
-    kind: str = "default"
-    dim: int | None = None
-    is_interleaved: bool = False
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: float = 8192
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncates: bool = True
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-
-    def is_long(self, num_positions: int) -> bool:
-        """Whether a sequence goes beyond the original length, which ``longrope`` depends on."""
-        return num_positions > self.original_max_positions
-
-    def __post_init__(self) -> None:
-        check_choice("rotary scaling", self.kind, ROTARY_KINDS)
-        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "attention_factor"):
-            check_positive(f"rotary {name}", getattr(self, name))
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise InputError(
-                "rotary high_freq_factor",
-                got=self.high_freq_factor,
-                allowed=f"more than low_freq_factor {self.low_freq_factor}",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionSpec:
-    """Grouped-query attention.
-
-    Parameters
-    ----------
-    num_kv_heads
-        Heads of keys and values; fewer than ``num_heads`` is grouped-query attention.
-    rotary
-        ``None`` for attention without rotary positions.
-    scale
-        Factor of the scores; ``None`` stands for ``head_dim ** -0.5``.
-    qk_norm
-        Norm of queries and keys before the rotation: ``none``, one for each ``head``, or one over
-        all heads of a ``projection``.
-    norms_rotated
-        Whether that norm comes after the rotation instead.
-    window
-        Tokens that a query sees: itself and those just before it. ``None`` is all of them.
-    soft_cap
-        ``c`` in ``c tanh(scores / c)``, after the scale and before the mask; ``None`` leaves the
-        scores.
-    has_sinks
-        Whether each query head has a learned score that takes part in the softmax and has no value
-        (Xiao et al. 2024).
-    clip
-        The largest absolute value of queries, keys and values; ``None`` does not limit them.
-    qkv_bias, output_bias
-        Whether the projections have biases.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rotary: RotarySpec | None = None
-    scale: float | None = None
-    qk_norm: str = "none"
-    norms_rotated: bool = False
-    window: int | None = None
-    soft_cap: float | None = None
-    has_sinks: bool = False
-    clip: float | None = None
-    qkv_bias: bool = False
-    output_bias: bool = False
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "num_heads", "num_kv_heads", "head_dim")
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                "model num_kv_heads",
-                got=self.num_kv_heads,
-                allowed=f"a divisor of num_heads {self.num_heads}",
-            )
-        check_choice("qk_norm", self.qk_norm, ("none", "head", "projection"))
-        if self.window is not None:
-            check_least(self, 1, "window")
-        if self.soft_cap is not None:
-            check_positive("attention soft_cap", self.soft_cap)
-        if self.rotary is not None:
-            self._check_rotary(self.rotary)
-
-    def _check_rotary(self, rotary: RotarySpec) -> None:
-        dim = rotary.dim or self.head_dim
-        if dim % 2 or dim > self.head_dim:
-            raise InputError(
-                "rotary dim", got=dim, allowed=f"an even number of at most head_dim {self.head_dim}"
-            )
-        factors = (rotary.short_factors, rotary.long_factors)
-        if rotary.kind == "longrope" and any(len(found) != dim // 2 for found in factors):
-            raise InputError(
-                "rotary factors",
-                got=" and ".join(str(len(found)) for found in factors),
-                allowed=f"{dim // 2}, one for each pair",
-            )
-
-    @property
-    def has_plain_softmax(self) -> bool:
-        """Whether the shares are the softmax of the scores alone."""
-        return self.soft_cap is None and not self.has_sinks
-
-    @property
-    def group_size(self) -> int:
-        """Query heads that share one key head."""
-        return self.num_heads // self.num_kv_heads
-
-    @property
-    def query_size(self) -> int:
-        """Width of all query heads together."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def kv_size(self) -> int:
-        """Width of all key heads together; all value heads together have the same."""
-        return self.num_kv_heads * self.head_dim
-
-    @property
-    def qkv_size(self) -> int:
-        """Width of queries, keys and values together."""
-        return self.query_size + 2 * self.kv_size
+NORM_PLACES = ("before", "after", "sum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +23,7 @@ class LayerSpec:
     ----------
     norm_places
         Places of the norms: ``before`` each half, ``after`` it (on its output, before that is
-        added), or both.
+        added), on the ``sum`` of its input and output, or several of them.
     residual_scale
         Factor of the output of each half.
     is_parallel
@@ -219,7 +35,7 @@ class LayerSpec:
     attention: AttentionSpec
     mlp: MlpSpec | None = None
     experts: ExpertsSpec | None = None
-    norm: NormSpec = NormSpec()
+    norm: NormSpec = NormSpec()  # noqa: RUF009  # frozen
     norm_places: tuple[str, ...] = ("before",)
     residual_scale: float = 1.0
     is_parallel: bool = False
@@ -230,10 +46,18 @@ class LayerSpec:
             raise InputError(
                 "parallel layer", got="experts or norms after", allowed="an mlp and norms before"
             )
+        is_plain = self.query_norm.kind == "layer" and not self.query_norm.has_bias
+        if self.attention.qk_norm == "heads" and not is_plain:
+            raise InputError("qk_norm heads", got="another norm", allowed="layer, without a bias")
         if (self.mlp is None) == (self.experts is None):
             raise InputError("layer", got="not one feed-forward", allowed="an mlp or experts")
         for place in self.norm_places:
             check_choice("norm place", place, NORM_PLACES)
+
+    @property
+    def query_norm(self) -> NormSpec:
+        """The norm of queries and keys, where ``attention.qk_norm`` says that there is one."""
+        return self.attention.qk_norm_spec or self.norm
 
     @property
     def adds_plainly(self) -> bool:

@@ -24,9 +24,9 @@ TENSOR_ALIGNMENT = 64
 # A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
-# Tensors that keep float32 in models of any dtype: rounded biases would choose other experts, and
-# kernels take sinks in float32.
-FLOAT32_TENSORS = ("router.bias", "attention.sinks")
+# Tensors that keep float32 in models of any dtype, and are never packed: rounded ones would choose
+# other experts, and kernels take sinks in float32.
+FLOAT32_TENSORS = ("router.bias", "router.float32_weight", "attention.sinks")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -214,7 +214,7 @@ def model_layers(
     embed = LayerLayout(
         kind="embed", components=(pack("embedding", embedding),) if embedding else ()
     )
-    row_bytes = packed_bytes(spec.hidden_size, bits, group_size)
+    row_bytes = packed_bytes(spec.head_width, bits, group_size)
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     chunk_rows = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
@@ -275,8 +275,10 @@ def _lay_out(
     tensors = []
     # Vectors first: they are never cut.
     for tensor_name, shape in sorted(shapes.items(), key=lambda item: len(item[1])):
-        packing = row_packing(shape[-1], bits, group_size) if len(shape) == 2 else None
-        item_bytes = 4 if tensor_name in FLOAT32_TENSORS else spec.dtype_bytes
+        is_float32 = tensor_name in FLOAT32_TENSORS
+        is_packed = len(shape) == 2 and not is_float32
+        packing = row_packing(shape[-1], bits, group_size) if is_packed else None
+        item_bytes = 4 if is_float32 else spec.dtype_bytes
         row_bytes = packing.row_bytes if packing else shape[-1] * item_bytes
         tensor = TensorLayout(
             name=tensor_name,

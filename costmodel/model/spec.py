@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodel.model.checks import check_choice, check_least
-from costmodel.model.layer_spec import LayerSpec, NormSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
 from profiles.errors import InputError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -32,11 +33,30 @@ class EmbeddingSpec:
         The row of the table of positions for the first position.
     scale
         Factor of the token's row.
+    norm
+        The norm of the sum (BLOOM); ``None`` leaves it.
+    width
+        Elements of a token's row where it is projected to the hidden size, and the last hidden
+        states back to it (OPT-350M); ``None`` is the hidden size, without projections.
+    rounds_scale
+        Whether ``scale`` is rounded to the model's dtype first (Gemma).
     """
 
     has_positions: bool = False
     position_offset: int = 0
     scale: float = 1.0
+    norm: NormSpec | None = None
+    width: int | None = None
+    rounds_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            check_least(self, 1, "width")
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether it has tensors besides the table of tokens."""
+        return self.has_positions or self.norm is not None or self.width is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +147,14 @@ class ModelSpec:
     @property
     def component_names(self) -> tuple[str, ...]:
         """The classes of components; components of one name are one class."""
-        is_stored = self.embedding.has_positions or not self.head.is_tied
+        is_stored = self.embedding.has_tensors or not self.head.is_tied
         names = [name for kind in self.layer_kinds for name in kind.component_names]
         return tuple(dict.fromkeys((*["embedding"] * is_stored, *names, "head")))
+
+    @property
+    def head_width(self) -> int:
+        """Elements of a row of the head, and of the table of tokens."""
+        return self.embedding.width or self.hidden_size
 
     @property
     def dtype_bytes(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from costmodel.optimizer.program import Solution, rows_of
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.problem import Problem
-from costmodel.pricing.rates import RATES
+from costmodel.pricing.rates import RATES, with_one_dtype
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB
 
@@ -59,8 +59,9 @@ def shadow_prices(
         prices.append(
             replace(price, amount=price.amount / usable, tok_per_s=price.tok_per_s * usable)
         )
+    machine = with_one_dtype(problem.hardware, problem.model.dtype)
     for name, rate in RATES.items():
-        if value := rate.value(problem.hardware):
+        if value := rate.value(machine):
             prices.append(
                 _price(problem, solution, name, value, rate.unit, rate.unit_size, rate.scale)
             )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.sizes import LayerKind
@@ -38,6 +39,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
     last = problem.model.layer_order[-1]
     sums = {"project": 0.0, "finish": 0.0, "experts": 0.0}
     for number, kind in enumerate(problem.layer_kinds):
+        sums["project"] += kind.count * _reordering_seconds(problem, kind, stage, rates)
         tokens = kind.count * stage.tokens
         # In prefill, the head needs each prompt's last token only, so the last layer finishes no
         # other, unless prompts are scored.
@@ -51,9 +53,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                 flop = 2.0 * tensor.num_elements
                 rows: tuple[float, ...] = stage.matmul_rows
                 part, count = "finish", tokens - skipped
-                if tensor.name == "qkv.weight":
-                    part, count = "project", tokens
-                elif experts is not None and component.name == "attention":
+                if experts is not None and component.name == "attention":
                     count = tokens
                 elif experts is not None:
                     part, rows = "experts", stage.expert_tokens
@@ -61,8 +61,48 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                     flop *= experts.experts_per_token
                     rows = tuple(expert_rows(experts, n) for n in rows)
                 rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
-                sums[part] += flop * count / rate
+                first = _share_before_attention(tensor.name, kind.spec.attention, stage)
+                sums["project"] += first * flop * tokens / rate
+                sums[part] += (1 - first) * flop * count / rate
     return LayerSeconds(**sums)
+
+
+def _share_before_attention(name: str, attention: AttentionSpec, stage: Stage) -> float:
+    """Share of the products with a matrix that is computed before attention.
+
+    With latent attention, decode multiplies queries by the key rows of a matrix, and the result by
+    its value rows. These are as many products for a token as prefill needs for its key and value.
+    """
+    if name in ("qkv.weight", "q_b.weight"):
+        return 1.0
+    if name != "kv_b.weight" or attention.latent is None:
+        return 0.0
+    latent = attention.latent
+    return 1.0 if stage.is_prefill else latent.nope_dim / (latent.nope_dim + latent.value_dim)
+
+
+def _reordering_seconds(
+    problem: Problem, kind: LayerKind, stage: Stage, rates: ComputeRates
+) -> float:
+    """Return the seconds of transposing the key rows of latent attention on a CPU, per sequence.
+
+    Each batch of decode does so. Where packed weights are multiplied directly, these matrices are
+    unpacked too.
+    """
+    latent, rate = kind.spec.attention.latent, rates.unpack_rate(problem.weight_bits)
+    if latent is None or stage.is_prefill or not rate:
+        return 0.0
+    rows = 0 if _is_real_gpu(problem, rates) else latent.nope_dim
+    if problem.packs_weights and _is_direct(problem, stage, rates):
+        rows += latent.nope_dim + latent.value_dim
+    num_bytes = kind.spec.attention.num_heads * rows * latent.rank * UNPACKED_BYTES
+    return num_bytes / rate * stage.passes / stage.sequences_at_once
+
+
+def _is_real_gpu(problem: Problem, rates: ComputeRates) -> bool:
+    """Whether these are the rates of a GPU that is not emulated."""
+    gpu = problem.hardware.gpu
+    return gpu is not None and not gpu.emulated and rates is gpu.compute
 
 
 def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
@@ -71,7 +111,8 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
     for experts, component, count in experts_of(problem):
         rows = tuple(expert_rows(experts, n) for n in stage.expert_tokens)
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
-        for tensor in component.tensors:
+        matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
+        for tensor in matrices:
             rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
             seconds += flop * tensor.num_elements / rate
     return seconds
@@ -90,7 +131,7 @@ def projected_share(problem: Problem) -> float:
         for kind in problem.layer_kinds
         for component in kind.components
         for tensor in component.tensors
-        if tensor.name == "qkv.weight"
+        if tensor.name in ("qkv.weight", "q_b.weight", "kv_b.weight")
     )
     return first / problem.sizes.staged_elements
 
@@ -180,19 +221,36 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
         seconds = packed_bytes / model.dtype_bytes * UNPACKED_BYTES / rate
     for kind in problem.layer_kinds:
         if stage.is_prefill:
-            flop = 4.0 * _seen_twice(kind.spec.attention, stage) * kind.spec.attention.query_size
+            flop = 4.0 * _seen_twice(kind.spec.attention, stage) * kind.spec.attention.prompt_size
             seconds += kind.count * flop / rates.attention_prefill[model.dtype]
             continue
         token_bytes = kind.count * kind.cache.full_token_bytes * _read_share(problem, kind, rates)
         read_bytes = token_bytes * stage.slots_read(kind.cache)
-        seconds += read_bytes / _decode_rate(problem, kind.spec, rates)
+        read_s = read_bytes / _decode_rate(problem, kind.spec, rates)
+        seconds += max(read_s, kind.count * _latent_seconds(problem, kind, stage, rates))
     return seconds
+
+
+def _latent_seconds(problem: Problem, kind: LayerKind, stage: Stage, rates: ComputeRates) -> float:
+    """Seconds of the products of latent attention in decode, at the rate of matrix products.
+
+    All query heads share one row of a token, so that products take longer than reading it.
+    """
+    attention = kind.spec.attention
+    if attention.latent is None:
+        return 0.0
+    flop = 2.0 * attention.num_heads * (attention.head_dim + attention.attended_dim)
+    rate = rates.matmul_rate(problem.model.dtype, attention.num_heads, attention.head_dim)
+    return flop * stage.slots_read(kind.cache) / rate
 
 
 def _seen_twice(attention: AttentionSpec, stage: Stage) -> int:
     """Twice the keys that all queries of a prompt see. Rates of prefill count each key twice, as
     without a mask."""
     tokens = stage.tokens
+    if attention.is_chunked and attention.window is not None:
+        chunks, rest = divmod(tokens, attention.window)
+        return chunks * attention.window**2 + rest**2
     window = min(tokens, attention.window or tokens)
     return 2 * tokens * window - window**2
 
@@ -211,12 +269,12 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     """Seconds of the output head and the choice of a token, one token of each sequence a pass; and
     of scoring prompts."""
     model, batch = problem.model, problem.gpu_batch_size
-    flop = 2 * model.vocab_size * model.hidden_size
+    flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    rate = _matmul_rate(problem, stage, rates, (batch,), model.hidden_size)
+    rate = _matmul_rate(problem, stage, rates, (batch,), model.head_width)
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
-    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.hidden_size)
+    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.head_width)
     scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
     return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
 
@@ -228,12 +286,13 @@ def _read_share(problem: Problem, kind: LayerKind, rates: ComputeRates) -> float
     taken for independent. Where new tokens replace old ones, it reads all values for their mean. A
     GPU reads the whole cache, and moves between tiers are of all of it.
     """
-    gpu = problem.hardware.gpu
-    on_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
+    on_gpu = _is_real_gpu(problem, rates)
     # A measured rate counts the bytes of the whole cache.
     context_len = problem.workload.context_len
     is_ring = kind.cache.num_slots(context_len) < context_len
-    if on_gpu or is_ring or rates.sparse_attention_bytes_per_s:
+    # In the cache of latent attention, each vector is a key.
+    reads_all = on_gpu or is_ring or kind.cache.vectors == 1
+    if reads_all or rates.sparse_attention_bytes_per_s:
         return 1.0
     picked = 1 - (1 - problem.attention_sparsity) ** kind.spec.attention.group_size
     return (1 + picked) / 2

@@ -155,8 +155,10 @@ def _link_work(
         below["experts"] = below["experts"] - shares.experts_in_place_per_block
     streamed, experts = _loaded_bytes(problem, below, stage)
     # Where the CPU attends, queries, keys and values go down and the result comes up.
-    queried = sum(kind.count * kind.spec.attention.query_size for kind in problem.layer_kinds)
-    query_bytes = queried * model.dtype_bytes * stage.tokens
+    attentions = [(kind.spec.attention, kind.count) for kind in problem.layer_kinds]
+    element_bytes = model.dtype_bytes * stage.tokens
+    query_bytes = sum(a.query_size * count for a, count in attentions) * element_bytes
+    result_bytes = sum(a.attended_size * count for a, count in attentions) * element_bytes
     new_bytes = problem.unpacked_token_bytes * stage.tokens
     queries, stored = shares.attended * 0.0, off_gpu
     if not stage.is_prefill:
@@ -176,7 +178,7 @@ def _link_work(
         _move("send_made", "h2d", exchanged, up),
         _move("send_cache", "h2d", fetched_bytes, up),
         _move("send_hidden", "h2d", loaded, up),
-        _move("send_attended", "h2d", queries * query_bytes, up),
+        _move("send_attended", "h2d", queries * result_bytes, up),
         _move("return_cache", "d2h", stored_bytes, down),
         _move("return_hidden", "d2h", stored_hidden, down),
         _move("return_tokens", "d2h", exchanged, down),

@@ -233,13 +233,15 @@ def _value_sum_bytes(problem: Problem) -> int:
     """Count the bytes of the value sums that sparse attention on the CPU keeps for a sequence."""
     if problem.attention_sparsity == 1:
         return 0
-    return sum(kind.count * kind.spec.attention.kv_size for kind in problem.layer_kinds) * SUM_BYTES
+    attentions = [(kind.spec.attention, kind.count) for kind in problem.layer_kinds]
+    # Latent attention reads all rows in any case, and adds them up anew.
+    return sum(count * a.kv_size for a, count in attentions if a.latent is None) * SUM_BYTES
 
 
 def _attention_token_bytes(problem: Problem) -> int:
     # Queries, keys and values on arrival, a copy of keys and values to append, and the result.
     attentions = [kind.spec.attention for kind in problem.layer_kinds]
-    elements = max(2 * a.query_size + 4 * a.kv_size for a in attentions)
+    elements = max(a.query_size + a.attended_size + 2 * a.cached_size for a in attentions)
     return elements * problem.model.dtype_bytes
 
 
@@ -262,8 +264,12 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         if problem.sizes.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    rotated = {(a.rotary, a.head_dim) for a in (k.spec.attention for k in problem.layer_kinds)}
-    angles = sum(dim for rotary, dim in rotated if rotary) * problem.model.dtype_bytes
+    attentions = [kind.spec.attention for kind in problem.layer_kinds]
+    rotated = {(a.rotary, a.head_dim) for a in attentions}
+    dims = (rotary.dim or head_dim for rotary, head_dim in rotated if rotary)
+    angles = sum(dims) * problem.model.dtype_bytes
+    # The factors of queries are float32.
+    angles += LOGIT_BYTES * sum(a.temperature_floor is not None for a in attentions)
     return {
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,

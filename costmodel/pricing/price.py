@@ -68,6 +68,14 @@ def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage
     ]
 
 
+def phase_seconds(policy: Policy, hardware: HardwareProfile) -> dict[str, float]:
+    """Return ``{phase: seconds}`` of one block, see ``estimate``."""
+    found = dict.fromkeys(PHASES, 0.0)
+    for stage, seconds in stage_seconds(policy, hardware):
+        found[stage.phase] += seconds
+    return found
+
+
 def block_seconds(policy: Policy, hardware: HardwareProfile) -> float:
     """Return the latency of one block alone, see ``estimate``."""
     check_machine(policy, hardware)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile, Link
@@ -130,6 +131,23 @@ def _best_matmul(rates: ComputeRates | None) -> float:
 
 def _best_attention(rates: ComputeRates | None) -> float:
     return max(rates.attention_decode.values()) if rates else 0.0
+
+
+def with_one_dtype(hardware: HardwareProfile, dtype: str) -> HardwareProfile:
+    """Return a machine that knows the arithmetic of one dtype only, if it knows that dtype."""
+
+    def kept(rates: ComputeRates) -> ComputeRates:
+        if dtype not in rates.matmul:
+            return rates
+        of_dtype: dict[str, Any] = {}
+        for field in fields(rates):
+            table = getattr(rates, field.name)
+            if isinstance(table, Mapping):
+                of_dtype[field.name] = {k: value for k, value in table.items() if k == dtype}
+        return replace(rates, **of_dtype)
+
+    gpu = hardware.gpu and replace(hardware.gpu, compute=kept(hardware.gpu.compute))
+    return replace(hardware, gpu=gpu, cpu=replace(hardware.cpu, compute=kept(hardware.cpu.compute)))
 
 
 def _gpu_compute(hardware: HardwareProfile) -> ComputeRates | None:

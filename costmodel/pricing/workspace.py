@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.model.feed_forward_spec import ExpertsSpec
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
 from costmodel.pricing.problem import Problem
 from profiles.packing import UNPACKED_AT_ONCE_BYTES
@@ -20,6 +21,8 @@ SCORED_COLUMNS = 2048
 # queries, and with another softmax so many keys, no fewer than the queries.
 QUERIES_AT_ONCE = 128
 KEYS_AT_ONCE = 512
+# Latent attention makes keys and values of so many heads at once, or multiplies by their matrices.
+LATENT_HEADS_AT_ONCE = 16
 # Temporaries of many sizes leave gaps in the heap, and libraries copy operands. Measured at hidden
 # size 3072: 0.16 to 0.28 of the workspace, and 4 to 8 MB. A tokenizer, our own modules and the
 # threads of the channels take some 10 MB more than an empty process; packing weights or making
@@ -51,10 +54,10 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
 def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     model = problem.model
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
-    halves = [_half_elements(kind.spec, model.hidden_size) for kind in problem.layer_kinds]
+    halves = [_half_elements(k.spec, model, phase) for k in problem.layer_kinds]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
-    if phase == "prefill":
-        layer_bytes += max(_tile_bytes(problem, k.spec.attention) for k in problem.layer_kinds)
+    tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
+    layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
     routed = tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
     layer_bytes = max(layer_bytes, expert_bytes(problem, routed))
     # A chunk of the head makes its logits in the model's dtype, then copies them to all others.
@@ -85,15 +88,47 @@ def scored_tile_bytes(model: ModelSpec) -> int:
     return SCORED_ROWS * min(model.vocab_size, SCORED_COLUMNS) * (LOGIT_BYTES + narrow)
 
 
-def _half_elements(layer: LayerSpec, hidden_size: int) -> int:
+def _half_elements(layer: LayerSpec, model: ModelSpec, phase: str) -> int:
     """Count the elements of each token in the larger half of a layer, without experts."""
-    attention, mlp = layer.attention, layer.mlp
-    attended = hidden_size + 2 * attention.qkv_size + 2 * attention.query_size
+    attention, mlp, hidden_size = layer.attention, layer.mlp, model.hidden_size
+    attended = hidden_size + 2 * attention.qkv_size
+    if attention.latent is None:
+        attended += 2 * attention.query_size
+    else:
+        attended += _latent_elements(attention, attention.latent, phase)
+    if attention.qk_norm != "none":
+        # Two float32 copies of the queries, and the result.
+        normed = attention.query_size * (1 + 2 * LOGIT_BYTES // model.dtype_bytes)
+        attended = max(attended, attention.qkv_size + normed)
     if mlp is None:
         return attended
     fed = 2 * hidden_size + mlp.inner_rows + mlp.size
     # Parallel halves hold the attention's output while the MLP computes.
-    return max(attended, fed + attention.query_size + hidden_size if layer.is_parallel else fed)
+    return max(attended, fed + attention.output_size + hidden_size if layer.is_parallel else fed)
+
+
+def _latent_elements(attention: AttentionSpec, latent: LatentSpec, phase: str) -> int:
+    """Count the elements of each token that ``executor.model.latent_attention`` lists."""
+    heads, at_once = attention.num_heads, min(attention.num_heads, LATENT_HEADS_AT_ONCE)
+    kept = heads * latent.key_dim + attention.output_size
+    if phase == "prefill":
+        # Keys and values as they are made, then apart and padded, and the result.
+        made, size = latent.nope_dim + latent.value_dim, max(latent.key_dim, latent.value_dim)
+        return kept + at_once * (made + 4 * size)
+    # The operand of some heads and its product.
+    tile = at_once * (latent.rank + max(latent.nope_dim, latent.value_dim))
+    return kept + attention.query_size + attention.cached_size + attention.attended_size + tile
+
+
+def _latent_matrix_bytes(problem: Problem, attention: AttentionSpec) -> int:
+    """Count the bytes of the matrices of some heads of latent attention, with key rows that are
+    transposed."""
+    if attention.latent is None:
+        return 0
+    # Those of a cut are put together of two parts.
+    rows = 3 * attention.latent.nope_dim + 2 * attention.latent.value_dim
+    heads = min(attention.num_heads, LATENT_HEADS_AT_ONCE)
+    return heads * rows * attention.latent.rank * problem.model.dtype_bytes
 
 
 def expert_bytes(problem: Problem, num_tokens: int) -> int:
@@ -144,13 +179,16 @@ def _wide_bytes(problem: Problem, num_tokens: int) -> int:
 
 
 def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:
-    """Count the bytes of a batch's cache that a GPU unpacks or converts at once.
+    """Count the bytes of a batch's cache, or of its scores, that a GPU makes at once.
 
     A GPU may have no Triton kernel that reads the packed cache. The CPU's kernels always read it.
     """
     kinds = problem.layer_kinds
     is_plain = not problem.packs_cache and problem.attention_sparsity == 1
-    is_plain = is_plain and all(kind.spec.attention.has_plain_softmax for kind in kinds)
+    is_plain = is_plain and all(
+        kind.spec.attention.has_plain_softmax and kind.spec.attention.latent is None
+        for kind in kinds
+    )
     if is_plain or phase == "prefill" or not problem.hardware.uses_cuda:
         return 0
     # One row is never divided, whatever its size.

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 
 from costmodel.families import family_named, family_names, preset_names
+from costmodel.families._text_parts import TEXT_PARTS
 from profiles import zigzag
 from profiles.command import Parser
 
@@ -49,7 +50,8 @@ def family_list() -> str:
             ("Mixtures of experts", mixed),
         )
     ]
-    return "\n\n".join(lines)
+    outer = ", ".join(f"`{name}`" for name in sorted(TEXT_PARTS))
+    return "\n\n".join([*lines, f"The decoder of text in models for images: {outer}."])
 
 
 def preset_list() -> str:

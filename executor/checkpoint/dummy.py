@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +22,18 @@ import torch
 from costmodel.families import spec_from_config
 from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.folder import TensorPart, component_parts, overlaps
+from costmodel.model.stacked import Strides
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
+from executor.checkpoint.tensor_parts import TensorPart, component_parts, overlaps
 from profiles.files import write_json
 from profiles.units import GIB
 
 # A prime, so that no two rows of a matrix have the same part of the pattern.
 PATTERN_LENGTH = 2_097_143
 STANDARD_DEVIATION = 0.02
+# Elements whose places are computed at once, where they are apart.
+NUMBERED_AT_ONCE = 1 << 16
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -104,12 +108,12 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
         for part in component_parts(spec, index, layout):
             if part.name not in seen:
                 seen.add(part.name)
-                width = part.shape[1] if len(part.shape) == 2 else 1
+                # In the order of the file, transposed or not.
                 yield TensorPart(
                     name=part.name,
                     shape=part.shape,
                     first_row=0,
-                    num_elements=part.shape[0] * width,
+                    num_elements=math.prod(part.shape),
                     offset_bytes=0,
                     dtype=part.dtype,
                 )
@@ -146,15 +150,33 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         target.fill_(1.0)
         return
     pattern = _pattern(seed, target.dtype)
-    width = part.shape[1] if len(part.shape) == 2 else 1
     digest = hashlib.sha256(f"{seed} {part.name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "little") + part.first_row * width + first_element
+    place = int.from_bytes(digest[:8], "little") % PATTERN_LENGTH + part.first_element
+    if part.strides is not None and not part.strides.is_contiguous:
+        _fill_strided(target, pattern, place, part.strides, first_element)
+        return
+    place += first_element
     done = 0
     while done < target.numel():
         start = (place + done) % PATTERN_LENGTH
         piece = pattern[start : start + target.numel() - done]
         target[done : done + piece.numel()] = piece
         done += piece.numel()
+
+
+def _fill_strided(
+    target: torch.Tensor, pattern: torch.Tensor, place: int, strides: Strides, first: int
+) -> None:
+    """Fill ``target`` with elements of the pattern that are as far apart as in a stored tensor.
+
+    ``place`` is that of the first element of the part.
+    """
+    for start in range(0, target.numel(), NUMBERED_AT_ONCE):
+        piece = target[start : start + NUMBERED_AT_ONCE]
+        numbers = torch.arange(first + start, first + start + piece.numel())
+        rows, columns = numbers // strides.columns, numbers % strides.columns
+        numbers = place + rows * strides.row_step + columns * strides.column_step
+        torch.index_select(pattern, 0, numbers % PATTERN_LENGTH, out=piece)
 
 
 @lru_cache(maxsize=4)

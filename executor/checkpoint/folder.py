@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from costmodel.families import CHECKPOINT_FOLDER, family_named, spec_from_config
-from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
+from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
+from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import ModelSpec
-from executor.checkpoint.safetensors_file import TensorEntry
-from executor.checkpoint.stored_tensors import (
+from executor.checkpoint.language_part import language_part
+from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
+from executor.checkpoint.stored_tensors import StoredTensors, contents_digest
+from executor.checkpoint.tensor_parts import needed_shapes, overlaps
+from executor.checkpoint.tensor_reads import (
     SOURCE_DTYPES,
-    StoredTensors,
     are_equal,
-    contents_digest,
     read_elements,
+    read_strided,
 )
-from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
@@ -58,97 +58,6 @@ class WeightSource(Protocol):
         ``out`` is one-dimensional uint8 in CPU memory; both ends of the range are whole elements.
         The tensors are at the offsets of the layout, in the dtype of ``spec``. Padding is zero.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPart:
-    """Rows of one of our tensors, and the checkpoint's tensor that has them.
-
-    ``shape`` is the shape of the whole tensor in the checkpoint. ``first_row`` is the first of our
-    rows in it, above zero for later chunks of the head, and where a checkpoint has rows in another
-    order. ``offset_bytes`` is the offset of our rows in their component, in which they have
-    ``dtype``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    first_row: int
-    num_elements: int
-    offset_bytes: int
-    dtype: torch.dtype
-
-
-def component_parts(
-    spec: ModelSpec, index: int, layout: ComponentLayout, units: range | None = None
-) -> Iterator[TensorPart]:
-    """Yield the parts of a component of layer ``index`` of ``model_layers(spec)``, by offset.
-
-    ``units`` limits them to some experts.
-    """
-    for unit in range(layout.num_units) if units is None else units:
-        for tensor in layout.tensors:
-            yield from _tensor_parts(spec, index, layout, tensor, unit)
-
-
-def _part_rows(layer: LayerSpec, tensor: TensorLayout) -> tuple[int, ...]:
-    """Return the number of rows of each part of a tensor that is stacked of several."""
-    if tensor.name.startswith("qkv."):
-        attention = layer.attention
-        return (attention.query_size, attention.kv_size, attention.kv_size)
-    return (tensor.shape[0] // 2,) * 2
-
-
-def _tensor_parts(
-    spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
-) -> Iterator[TensorPart]:
-    # A layer of the head has no number, and needs none.
-    numbers = decoder_numbers(spec)
-    number = numbers[index] if index < len(numbers) else -1
-    family = family_named(spec.family)
-    names = family.tensor_names(spec, tensor.name, number, unit)
-    offset = unit * layout.unit_bytes + tensor.offset_bytes
-    dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
-    tail = tensor.shape[1:]
-    width = tail[0] if tail else 1
-    # Each with the rows of the whole stored tensor, and the first of ours in it.
-    if tensor.name.startswith("head."):
-        blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
-    elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor)
-        blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
-    elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
-        found = arranged(spec.layer(number))
-        blocks = [(names[0], tensor.shape[0], first, count) for first, count in found]
-    else:
-        blocks = [(names[0], tensor.shape[0], 0, tensor.shape[0])]
-    for name, stored_rows, first_row, count in blocks:
-        yield TensorPart(
-            name=name,
-            shape=(stored_rows, *tail),
-            first_row=first_row,
-            num_elements=count * width,
-            offset_bytes=offset,
-            dtype=dtype,
-        )
-        offset += count * width * dtype.itemsize
-
-
-def overlaps(
-    spec: ModelSpec, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
-) -> Iterator[tuple[TensorPart, int, torch.Tensor]]:
-    """Yield each part of a component that overlaps a range of its bytes.
-
-    Each comes with its first element in the range, and with the place of the elements in ``out``,
-    the uint8 bytes of the range from ``start`` on.
-    """
-    units = layout.units_between(start, start + len(out))
-    for part in component_parts(spec, index, layout, units):
-        low = max(part.offset_bytes, start)
-        item_bytes = part.dtype.itemsize
-        high = min(part.offset_bytes + part.num_elements * item_bytes, start + len(out))
-        if low < high:
-            target = out[low - start : high - start].view(part.dtype)
-            yield part, (low - part.offset_bytes) // item_bytes, target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +99,7 @@ class Checkpoint:
         if not folder.is_dir():
             got = "a GGUF file" if folder.suffix == ".gguf" else "no such folder"
             raise InputError(f"model {folder}", got=got, allowed=CHECKPOINT_FOLDER)
-        raw = read_json(folder / "config.json", "model config")
+        raw = read_json(folder / "config.json", "model config", takes_infinity=True)
         if (folder / ADAPTER_NAME).exists():
             raise InputError(
                 f"checkpoint {folder}",
@@ -199,9 +108,11 @@ class Checkpoint:
                 hint="merging the adapter, or removing that file where the weights hold it already",
             )
         spec = spec_from_config(raw, name=folder.resolve().name)
-        stored = StoredTensors.open(folder)
+        stored = StoredTensors.open(folder, family_named(spec.family).base_prefix)
         if dtype is None and raw.get("dtype") is None and raw.get("torch_dtype") is None:
             dtype = stored.dtype
+        if is_text_part(raw):
+            stored = language_part(stored)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         spec, tensors = _find_tensors(stored, spec)
@@ -232,18 +143,13 @@ class Checkpoint:
         # For the padding between tensors: a component's bytes depend on its weights only.
         out.zero_()
         for part, first, target in overlaps(self.spec, index, layout, start, out):
-            width = part.shape[1] if len(part.shape) == 2 else 1
-            read_elements(self.tensors[part.name], part.first_row * width + first, target)
-
-
-def _needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor that a model needs."""
-    return {
-        part.name: part.shape
-        for index, layer in enumerate(model_layers(spec))
-        for layout in layer.components
-        for part in component_parts(spec, index, layout)
-    }
+            entry = self.tensors[part.name]
+            if part.strides is None or part.strides.is_contiguous:
+                read_elements(entry, part.first_element + first, target)
+            else:
+                read_strided(entry, part.strides, first, target)
+                if part.strides.ends_matrix and first + len(target) == part.num_elements:
+                    drop_pages(entry)
 
 
 def _find_tensors(
@@ -253,7 +159,7 @@ def _find_tensors(
 
     In the returned model, the head is not tied where it differs from the embedding.
     """
-    shapes = _needed_shapes(spec)
+    shapes = needed_shapes(spec)
     tensors = {name: entry for name in shapes if (entry := stored.find(name))}
     head_name = f"{family_named(spec.family).head}.weight"
     head = stored.find(head_name) if spec.head.is_tied else None
@@ -288,8 +194,8 @@ def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> No
     family = family_named(spec.family)
     unread = [
         n
-        for n in sorted(stored.entries)
-        if n not in read and not family.may_ignore(n, spec.num_layers)
+        for n, entry in sorted(stored.entries.items())
+        if entry.name not in read and not family.may_ignore(n, spec.num_layers)
     ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""

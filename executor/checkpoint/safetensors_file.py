@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from profiles.errors import InputError, RunError
 from profiles.units import MIB
 
@@ -87,6 +89,35 @@ def read_into(path: Path, offset_bytes: int, target: memoryview) -> None:
                 done += got
     except OSError as error:
         raise RunError(f"shard {path}: cannot be read ({error.strerror})") from error
+
+
+def read_rows(path: Path, offset_bytes: int, stride_bytes: int, target: npt.NDArray[Any]) -> None:
+    """Fill each row of ``target``, uint8 [rows, bytes], from places in the file that are
+    ``stride_bytes`` apart.
+
+    What is between the rows is read ahead with them, and stays in the page cache.
+    """
+    try:
+        with path.open("rb", buffering=0) as handle:
+            descriptor = handle.fileno()
+            span = (len(target) - 1) * stride_bytes + target.shape[1]
+            os.posix_fadvise(descriptor, offset_bytes, span, os.POSIX_FADV_WILLNEED)
+            for number, row in enumerate(target):
+                if os.preadv(descriptor, [row], offset_bytes + number * stride_bytes) < len(row):
+                    raise RunError(f"shard {path}: it became shorter while it was read")
+    except OSError as error:
+        raise RunError(f"shard {path}: cannot be read ({error.strerror})") from error
+
+
+def drop_pages(entry: TensorEntry) -> None:
+    """Drop the pages of a tensor from the page cache."""
+    try:
+        with entry.path.open("rb", buffering=0) as handle:
+            os.posix_fadvise(
+                handle.fileno(), entry.offset_bytes, entry.num_bytes, os.POSIX_FADV_DONTNEED
+            )
+    except OSError as error:
+        raise RunError(f"shard {entry.path}: cannot be read ({error.strerror})") from error
 
 
 def _read_header(descriptor: int, file_bytes: int, label: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder, in one file or in shards: finding, reading, fingerprinting.
+"""The tensors of a checkpoint folder, in one file or in shards: finding and fingerprinting.
 
 As in transformers 5, all shards in an index are opened. The headers of the shards say which tensors
 they have, not the index.
@@ -14,35 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from executor.checkpoint.safetensors_file import (
-    READ_BYTES,
-    TensorEntry,
-    open_safetensors,
-    read_into,
-)
+from executor.checkpoint.safetensors_file import TensorEntry, open_safetensors
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
-BASE_PREFIX = "model."
 # Most bytes of a file's name on common file systems.
 LONGEST_NAME = 255
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Bytes of each sample of a tensor for its fingerprint, from its start, its middle and its end.
 SAMPLE_BYTES = 4096
 SAMPLING_THREADS = 8
 
 
-def stored_names(name: str) -> tuple[str, ...]:
+def stored_names(name: str, base_prefix: str) -> tuple[str, ...]:
     """Return the names under which transformers finds a tensor of its causal model in a file.
 
     They are its own name, and the names with one prefix of the base model more or less.
     """
-    return tuple(dict.fromkeys((name, BASE_PREFIX + name, name.removeprefix(BASE_PREFIX))))
+    return tuple(dict.fromkeys((name, base_prefix + name, name.removeprefix(base_prefix))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +49,8 @@ class StoredTensors:
     faults
         The error of each tensor whose shard could not be opened. It is raised only where the tensor
         is needed.
+    base_prefix
+        The path of the base model in transformers' causal model (see ``Family.base_prefix``).
     index_dtype
         The dtype of the model in the index, if it has one.
     """
@@ -66,16 +59,19 @@ class StoredTensors:
     entries: Mapping[str, TensorEntry]
     promised: Mapping[str, str]
     faults: Mapping[str, InputError]
+    base_prefix: str
     index_dtype: object = None
 
     @classmethod
-    def open(cls, folder: Path) -> StoredTensors:
+    def open(cls, folder: Path, base_prefix: str) -> StoredTensors:
         """Read the headers of a folder's files; raises ``InputError`` for invalid ones."""
         if (folder / SINGLE_NAME).exists():
             entries = open_safetensors(folder / SINGLE_NAME)
-            return cls(folder=folder, entries=entries, promised={}, faults={})
+            return cls(
+                folder=folder, entries=entries, promised={}, faults={}, base_prefix=base_prefix
+            )
         if (folder / INDEX_NAME).exists():
-            return _open_indexed(folder)
+            return _open_indexed(folder, base_prefix)
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         raise InputError(
             f"checkpoint {folder}",
@@ -111,7 +107,7 @@ class StoredTensors:
         InputError
             Where its shard is missing, or where two names of the tensor are stored.
         """
-        names = stored_names(name)
+        names = stored_names(name, self.base_prefix)
         for stored in names:
             if stored in self.faults:
                 raise self.faults[stored]
@@ -126,7 +122,7 @@ class StoredTensors:
 
     def missing(self, names: list[str], count: int) -> InputError:
         """Make the error for missing tensors; ``count`` tensors are needed."""
-        for stored in stored_names(names[0]):
+        for stored in stored_names(names[0], self.base_prefix):
             if stored in self.promised:
                 return InputError(
                     f"shard {self.promised[stored]}",
@@ -141,7 +137,7 @@ class StoredTensors:
         )
 
 
-def _open_indexed(folder: Path) -> StoredTensors:
+def _open_indexed(folder: Path, base_prefix: str) -> StoredTensors:
     index = read_json(folder / INDEX_NAME, "weight index")
     promised, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(promised, dict) or not promised:
@@ -175,6 +171,7 @@ def _open_indexed(folder: Path) -> StoredTensors:
         entries=entries,
         promised=promised,
         faults=faults,
+        base_prefix=base_prefix,
         index_dtype=metadata.get("dtype") if isinstance(metadata, dict) else None,
     )
 
@@ -186,54 +183,6 @@ def _is_shard_name(name: object) -> bool:
         and len(name.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
         and not any(mark in name for mark in ("/", "\\", "\0", ":"))
     )
-
-
-def read_elements(entry: TensorEntry, first: int, target: torch.Tensor) -> None:
-    """Fill ``target``, one-dimensional, with elements from ``first`` on, converted to its dtype.
-
-    Scratch is at most 16 MiB.
-    """
-    source = SOURCE_DTYPES[entry.dtype]
-    offset = entry.offset_bytes + first * source.itemsize
-    if source is target.dtype:
-        read_into(entry.path, offset, target.view(torch.uint8).numpy().data)
-        return
-    step = min(READ_BYTES // source.itemsize, target.numel())
-    scratch = torch.empty(step, dtype=source)
-    for start in range(0, target.numel(), step):
-        piece = scratch[: min(step, target.numel() - start)]
-        read_into(
-            entry.path, offset + start * source.itemsize, piece.view(torch.uint8).numpy().data
-        )
-        converted = target[start : start + piece.numel()].copy_(piece)
-        if target.dtype is torch.float16 and _overflows(piece, converted):
-            raise InputError(
-                f"tensor {entry.name} of {entry.path.parent.name}",
-                got="a value that float16 cannot hold",
-                allowed="values within 65504",
-                hint="computing in bfloat16 or float32",
-            )
-
-
-def _overflows(piece: torch.Tensor, converted: torch.Tensor) -> bool:
-    if converted.abs().max().isfinite():
-        return False
-    # Infinities and NaN in the source are accepted.
-    return bool((converted.isinf() & piece.isfinite()).any())
-
-
-def are_equal(one: TensorEntry, other: TensorEntry) -> bool:
-    """Whether two tensors of one shape have equal values; reads up to the first difference."""
-    count = one.num_bytes // SOURCE_DTYPES[one.dtype].itemsize
-    # float32 has all values of the other dtypes.
-    step = READ_BYTES // torch.float32.itemsize
-    for first in range(0, count, step):
-        pieces = [torch.empty(min(step, count - first)) for _ in range(2)]
-        for entry, piece in zip((one, other), pieces, strict=True):
-            read_elements(entry, first, piece)
-        if not torch.equal(*pieces):
-            return False
-    return True
 
 
 def contents_digest(entries: Mapping[str, TensorEntry]) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, vector
 
@@ -61,11 +61,24 @@ class Routing:
 def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
     """Choose and weigh the experts of each token of ``x`` [..., hidden]."""
     router = spec.router
-    scores = _logits(x.reshape(-1, x.shape[-1]), weights, router)
-    if not router.selects_first:
-        scores = _scored(scores, router)
+    logits = _logits(x.reshape(-1, x.shape[-1]), weights, router)
+    if router.jitter is not None:
+        experts, found = _one_by_one(logits, spec.experts_per_token, router.jitter)
+    else:
+        experts, found = _best(logits, weights, spec)
+    if router.scale != 1:
+        found *= router.scale
+    return Routing(experts, found.to(x.dtype) if router.rounds_weights else found)
+
+
+def _best(
+    logits: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the experts with the best scores, and weigh them by these."""
+    router = spec.router
+    scores = logits if router.selects_first else _scored(logits, router)
     ranks = scores
-    if router.has_bias:
+    if router.has_bias and not router.bias_in_logits:
         ranks = scores + vector(weights, "router.bias").float()
     if router.num_groups > 1:
         ranks = _in_best_groups(ranks, router)
@@ -74,19 +87,31 @@ def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
     if router.selects_first:
         found = _scored(found, router)
     if router.renormalises:
-        found /= found.sum(dim=-1, keepdim=True) + LEAST_SUM
-    if router.scale != 1:
-        found *= router.scale
-    return Routing(experts, found.to(x.dtype) if router.rounds_weights else found)
+        total = found.sum(dim=-1, keepdim=True) + LEAST_SUM
+        found /= total.clamp_(min=router.least_sum)
+    return experts, found
+
+
+def _one_by_one(
+    logits: torch.Tensor, count: int, jitter: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose ``count`` experts one after the other (see ``RouterSpec.jitter``)."""
+    left, experts, found = logits.clone(), [], []
+    for _ in range(count):
+        best, chosen = left.max(dim=-1, keepdim=True)
+        is_far = (best - logits).div_(logits.abs().maximum(best)) > 2 * jitter
+        found.append(left.masked_fill(is_far, -torch.inf).softmax(dim=-1).gather(1, chosen))
+        experts.append(chosen)
+        left.scatter_(1, chosen, -torch.inf)
+    return torch.cat(experts, dim=1), torch.cat(found, dim=1)
 
 
 def _logits(rows: torch.Tensor, weights: LayerWeights, router: RouterSpec) -> torch.Tensor:
     """Return one logit for each token and expert, float32 [tokens, experts]."""
-    chunks = weights["router.weight"]
     if router.in_float32:
-        rows = rows.float()
-        chunks = [c.float() if isinstance(c, torch.Tensor) else c for c in chunks]
-    return linear(rows, chunks).float()
+        return linear(rows.float(), weights["router.float32_weight"])
+    bias = vector(weights, "router.bias").to(rows.dtype) if router.bias_in_logits else None
+    return linear(rows, weights["router.weight"], bias).float()
 
 
 def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
@@ -94,9 +119,9 @@ def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
 
 
 def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
-    """Mask the experts of all groups but the best, by the sum of each group's two best ranks."""
+    """Mask the experts of all groups but the best, by the sum of each group's best ranks."""
     groups = ranks.unflatten(1, (router.num_groups, -1))
-    best = groups.topk(2, dim=-1).values.sum(dim=-1)
+    best = groups.topk(router.scores_per_group, dim=-1).values.sum(dim=-1)
     is_shut = torch.ones_like(best, dtype=torch.bool)
     is_shut.scatter_(1, best.topk(router.groups_per_token).indices, False)
     open_groups: torch.Tensor = groups.masked_fill(is_shut[..., None], -torch.inf)
@@ -154,7 +179,7 @@ def add_routed(
     for first in range(ends[experts.start], last, step):
         part = slice(first, min(first + step, last))
         groups = _groups(ends, experts, part)
-        _add_part(out, x, tokens[part], factors[part], groups, weights, spec.expert)
+        _add_part(out, x, tokens[part], factors[part], groups, weights, spec)
 
 
 def _add_part(
@@ -164,20 +189,24 @@ def _add_part(
     factors: torch.Tensor,
     groups: Sequence[Group],
     weights: LayerWeights,
-    mlp: MlpSpec,
+    spec: ExpertsSpec,
 ) -> None:
     """Add the outputs of experts for the rows ``tokens`` of ``x``.
 
     A function of its own, so that the temporaries of one part are freed before the next.
     """
-    rows = x[tokens]
+    mlp, rows = spec.expert, x[tokens]
+    if spec.router.scales_input:
+        _weigh(rows, factors)
     inner = rows.new_empty(len(rows), mlp.inner_rows)
-    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner)
+    biases = [weights.get(f"expert_{name}.bias") for name in ("gate_up", "down")]
+    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner, biases[0])
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
     # The input is no longer needed: the output takes its place.
-    multiply_groups(gate, weights["expert_down.weight"], groups, rows)
-    _weigh(rows, factors)
+    multiply_groups(gate, weights["expert_down.weight"], groups, rows, biases[1])
+    if not spec.router.scales_input:
+        _weigh(rows, factors)
     _add_rows(out, tokens, rows)
 
 

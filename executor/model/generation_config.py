@@ -119,6 +119,10 @@ class GenerationConfig:
             path = Path(folder) / name
             if path.exists():
                 found = read_json(path, "generation config")
+                inner = found.get("text_config")
+                if name == "config.json" and isinstance(inner, Mapping):
+                    # As in transformers, the decoder's settings fill in.
+                    found = {**inner, **{k: v for k, v in found.items() if v is not None}}
                 return cls(path=path, values={k: v for k, v in found.items() if v is not None})
         return cls()
 

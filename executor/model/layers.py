@@ -1,4 +1,4 @@
-"""The decoder's arithmetic, one half layer at a time. Pure tensor maths: no placement.
+"""The decoder's arithmetic after attention, and its head. Pure tensor maths: no placement.
 
 Weights come as row chunks, because a placement may cut a matrix between two rows. The results do
 not depend on the cuts. They are rounded at the same points as in transformers' modules, so that the
@@ -8,131 +8,14 @@ logits are equal.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec, NormSpec
-from costmodel.model.spec import HeadSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.norm_spec import NormSpec
+from costmodel.model.spec import EmbeddingSpec, HeadSpec
 from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
-from executor.model.matrices import LayerWeights, add_linear, bias_of, linear, vector
-from executor.model.rotations import Rotation
-from profiles import kernels
-
-
-def norm(x: torch.Tensor, weights: LayerWeights, name: str, spec: NormSpec) -> torch.Tensor:
-    """Normalise ``x`` [..., hidden] as ``spec`` says."""
-    weight = vector(weights, f"{name}.weight") if spec.has_weight else None
-    if spec.kind == "layer":
-        weight = weight + 1 if spec.adds_one and weight is not None else weight
-        return F.layer_norm(x, (x.shape[-1],), weight, bias_of(weights, name), spec.eps)
-    if spec.adds_one or weight is None:
-        return _plus_one_norm(x, weight, spec.eps)
-    return rms_norm(x, weight, spec.eps)
-
-
-def _plus_one_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """Divide ``x`` [..., n] by its root mean square, and scale by ``weight`` plus one, in float32.
-
-    Temporaries at the peak: two float32 copies of ``x``.
-    """
-    wide = F.rms_norm(x.float(), (x.shape[-1],), eps=eps)
-    if weight is not None:
-        wide *= weight.float() + 1
-    return wide.to(x.dtype)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Divide ``x`` [..., hidden] by its root mean square, and scale by ``weight``.
-
-    Temporaries at the peak: the result; without native kernels a float32 copy of ``x`` too.
-    """
-    out = torch.empty_like(x)
-    kernels.rms_norm(x.view(-1, 1, x.shape[-1]), weight, eps, out.view(-1, 1, x.shape[-1]))
-    return out
-
-
-def project_qkv(
-    x: torch.Tensor,
-    weights: LayerWeights,
-    rotation: Rotation | None,
-    layer: LayerSpec,
-) -> torch.Tensor:
-    """Normalise, project and rotate: a decoder layer up to its attention.
-
-    Parameters
-    ----------
-    x
-        Hidden states [batch, tokens, hidden]; not changed.
-    rotation
-        The rotation of all tokens, sequence by sequence, or of one sequence where all have the same
-        positions; ``None`` for attention without rotary positions.
-
-    Returns
-    -------
-    torch.Tensor
-        Queries, keys and values, [batch, tokens, query + 2 * kv]; see ``split_heads``.
-
-    Notes
-    -----
-    Temporaries at the peak, in elements per token and ``qkv = query + 2 * kv``: the largest of
-    ``hidden + qkv`` (norm and product), ``hidden`` and a float32 ``hidden`` (norm), ``qkv +
-    query`` (rotation), and with norms of queries ``qkv + query`` and a float32 ``query``. ``qkv``
-    is held on return. Matrix products in bfloat16 on the CPU take a few MiB of scratch for
-    themselves.
-    """
-    # The norm's result has no name, so that it is freed after the product.
-    qkv = linear(
-        _normed_input(x, weights, "attention", layer),
-        weights["qkv.weight"],
-        bias_of(weights, "qkv"),
-    )
-    attention = layer.attention
-    if attention.clip is not None:
-        qkv.clamp_(-attention.clip, attention.clip)
-    heads = qkv.view(-1, attention.num_heads + 2 * attention.num_kv_heads, attention.head_dim)
-    if not attention.norms_rotated:
-        _norm_queries(heads, weights, layer)
-    if attention.rotary is not None and rotation is not None:
-        rotated = heads[:, : attention.num_heads + attention.num_kv_heads]
-        kernels.rotate(rotated, *rotation, interleaved=attention.rotary.is_interleaved)
-    if attention.norms_rotated:
-        _norm_queries(heads, weights, layer)
-    if attention.scale is not None:
-        # Kernels of attention always scale by ``head_dim ** -0.5``.
-        heads[:, : attention.num_heads].mul_(attention.scale * attention.head_dim**0.5)
-    return qkv
-
-
-def _norm_queries(heads: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
-    """Normalise queries and keys [tokens, heads, head_dim] in place, as the layer's spec says."""
-    attention = layer.attention
-    if attention.qk_norm == "none":
-        return
-    queries, keys = heads[:, : attention.num_heads + attention.num_kv_heads].split(
-        [attention.num_heads, attention.num_kv_heads], dim=1
-    )
-    for part, name in ((queries, "q_norm"), (keys, "k_norm")):
-        rows = part if attention.qk_norm == "head" else part.flatten(1)[:, None]
-        if layer.norm.kind == "rms" and not layer.norm.adds_one:
-            kernels.rms_norm(rows, vector(weights, f"{name}.weight"), layer.norm.eps, rows)
-        else:
-            rows.copy_(norm(rows, weights, name, layer.norm))
-
-
-def split_heads(
-    qkv: torch.Tensor, attention: AttentionSpec
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return queries [..., heads, head_dim], keys and values [..., kv heads, head_dim] as views of
-    all [..., query + 2 * kv]."""
-    heads = qkv.unflatten(-1, (-1, attention.head_dim))
-    kv_heads = attention.num_kv_heads
-    q, k, v = heads.split([attention.num_heads, kv_heads, kv_heads], dim=-2)
-    return q, k, v
-
-
-def sinks_of(weights: LayerWeights, attention: AttentionSpec) -> torch.Tensor | None:
-    """Return the sinks of a layer's query heads, float32 [heads]; ``None`` without any."""
-    return vector(weights, "attention.sinks") if attention.has_sinks else None
+from executor.model.matrices import LayerWeights, add_linear, bias_of, linear
+from executor.model.norms import norm, normed_input
 
 
 def finish_attention(
@@ -142,11 +25,17 @@ def finish_attention(
     hidden] in place.
 
     Temporaries at the peak, in elements per token: none where the product is added directly, else
-    ``hidden``, or twice that with a norm after it.
+    ``hidden``. A norm after it takes ``hidden`` more. A gate takes ``hidden + query`` before the
+    product, and multiplies ``attended`` in place.
     """
+    if layer.attention.has_output_gate:
+        normed = normed_input(x, weights, "attention", layer)
+        attended.mul_(linear(normed, weights["attention_gate.weight"]).sigmoid_())
+        del normed
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)
+        _norm_sum(x, weights, "attention", layer)
     else:
         _add_half(x, linear(attended, matrix, bias), weights, "attention", layer)
 
@@ -180,7 +69,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
     up), then ``inner + hidden``; without ``hidden + inner``. With experts ``hidden`` (norm) and
     those of ``executor.model.experts``. A norm after it takes ``hidden`` more.
     """
-    normed = _normed_input(x, weights, "mlp", layer)
+    normed = normed_input(x, weights, "mlp", layer)
     if layer.experts is not None:
         routing = route(normed, weights, layer.experts)
         made = experts_output(normed, routing, weights, layer.experts)
@@ -190,6 +79,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
         del normed
         if layer.adds_plainly:
             add_linear(inner, weights["down.weight"], bias_of(weights, "down"), x)
+            _norm_sum(x, weights, "mlp", layer)
             return
         made = mlp.output(inner, weights)
     _add_half(x, made, weights, "mlp", layer)
@@ -197,7 +87,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
 
 def feed_forward_input(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> torch.Tensor:
     """Return the input of a layer's second half for ``x`` [batch, tokens, hidden]."""
-    return _normed_input(x, weights, "mlp", layer)
+    return normed_input(x, weights, "mlp", layer)
 
 
 def routing_of(normed: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> Routing:
@@ -213,9 +103,22 @@ def add_feed_forward(
     _add_half(x, made, weights, "mlp", layer)
 
 
-def final_norm(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
-    """Normalise the last hidden states [..., hidden] with the weights of the first head chunk."""
-    return norm(x, weights, "final_norm", spec)
+def scale_embedding(rows: torch.Tensor, spec: EmbeddingSpec) -> None:
+    """Multiply rows of the token table [..., hidden] by the factor of ``spec`` in place."""
+    if spec.scale == 1:
+        return
+    scale = torch.tensor(spec.scale, dtype=rows.dtype if spec.rounds_scale else torch.float64)
+    rows *= scale.item()
+
+
+def head_input(x: torch.Tensor, weights: LayerWeights, spec: NormSpec) -> torch.Tensor:
+    """Normalise the last hidden states [..., hidden], and project them where the model does so.
+
+    The weights are those of the first head chunk. Returns [..., head width].
+    """
+    normed = norm(x, weights, "final_norm", spec)
+    matrix = weights.get("output_projection.weight")
+    return normed if matrix is None else linear(normed, matrix)
 
 
 def finish_logits(
@@ -234,14 +137,6 @@ def finish_logits(
         logits.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
 
 
-def _normed_input(
-    x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
-) -> torch.Tensor:
-    if "before" not in layer.norm_places:
-        return x
-    return norm(x, weights, f"{half}_norm", layer.norm)
-
-
 def _add_half(
     x: torch.Tensor, made: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec
 ) -> None:
@@ -251,3 +146,10 @@ def _add_half(
     if layer.residual_scale != 1:
         made.mul_(layer.residual_scale)
     x.add_(made)
+    _norm_sum(x, weights, half, layer)
+
+
+def _norm_sum(x: torch.Tensor, weights: LayerWeights, half: str, layer: LayerSpec) -> None:
+    """Normalise the sum of one half's input and output in place, where the layer does so."""
+    if "sum" in layer.norm_places:
+        x.copy_(norm(x, weights, f"{half}_sum_norm", layer.norm))

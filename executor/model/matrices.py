@@ -28,6 +28,10 @@ class PackedRows:
         """Return some of the rows, as a view."""
         return PackedRows(self.rows[part], self.packing)
 
+    def clone(self) -> PackedRows:
+        """Return a copy in memory of its own."""
+        return PackedRows(self.rows.clone(), self.packing)
+
 
 Matrix = torch.Tensor | PackedRows
 # Tensor name -> the row chunks of the tensor, in order; a vector has one. Tensors of experts have
@@ -95,6 +99,7 @@ def multiply_groups(
     matrices: Sequence[Matrix],
     groups: Sequence[tuple[int, slice]],
     out: torch.Tensor,
+    biases: Sequence[Matrix] | None = None,
 ) -> None:
     """Fill rows of ``out`` [rows, out] with those of ``x`` [rows, in] times their group's matrix.
 
@@ -105,22 +110,32 @@ def multiply_groups(
         kernel multiplies the packed ones.
     groups
         The number of each group's matrix and its rows; groups are adjacent and in order.
+    biases
+        Vectors [out] that are added, by the number of the matrix.
     """
+    own = {number: _vector_of(biases, number) for number, _ in groups} if biases else {}
     if isinstance(matrices, OneByOne) and kernels.groups_packed(x, len(groups)):
         matrices = matrices.packed
     if isinstance(matrices, OneByOne) or not groups:
         for number, part in groups:
-            multiply(x[part], matrices[number], out[part])
+            multiply(x[part], matrices[number], out[part], own.get(number))
         return
     chosen = [matrices[number] for number, _ in groups]
     counts = [part.stop - part.start for _, part in groups]
+    added = list(own.values()) or None
     packed = [matrix for matrix in chosen if isinstance(matrix, PackedRows)]
     plain = [matrix for matrix in chosen if isinstance(matrix, torch.Tensor)]
     if packed:
         rows = [matrix.rows for matrix in packed]
-        kernels.grouped_linear(x, counts, rows, out, packing=packed[0].packing)
+        kernels.grouped_linear(x, counts, rows, out, packing=packed[0].packing, biases=added)
     else:
-        kernels.grouped_linear(x, counts, plain, out)
+        kernels.grouped_linear(x, counts, plain, out, biases=added)
+
+
+def _vector_of(vectors: Sequence[Matrix], number: int) -> torch.Tensor:
+    found = vectors[number]
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 class OneByOne(Sequence[Matrix]):

@@ -6,15 +6,25 @@ import torch
 from torch.nn import functional as F
 
 from costmodel.model.feed_forward_spec import MlpSpec
-from executor.model.matrices import LayerWeights, bias_of, linear, split_rows
+from executor.model.matrices import LayerWeights, bias_of, linear, split_rows, vector
 from profiles import kernels
+
+# Of xIELU: the slope at zero, and the largest argument of its exponential.
+SLOPE = 0.5
+LARGEST_EXPONENT = -1e-6
+# Elements that xIELU computes at once, so that its temporaries are a few MiB.
+ELEMENTS_AT_ONCE = 2**18
 
 
 def inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec, prefix: str = "") -> torch.Tensor:
     """Return the inner vectors [..., size] of an MLP; ``prefix`` begins its tensors' names."""
     if not mlp.is_gated:
         up_name = f"{prefix}up"
-        return _activate(linear(x, weights[f"{up_name}.weight"], bias_of(weights, up_name)), mlp)
+        found = linear(x, weights[f"{up_name}.weight"], bias_of(weights, up_name))
+        if mlp.activation == "xielu":
+            shapes = (vector(weights, f"{prefix}xielu.{side}") for side in ("positive", "negative"))
+            return xielu(found, *shapes)
+        return _activate(found, mlp)
     name = f"{prefix}gate_up"
     bias = bias_of(weights, name)
     gate_bias, up_bias = (None, None) if bias is None else bias.split(mlp.size)
@@ -31,9 +41,12 @@ def output(inner: torch.Tensor, weights: LayerWeights, prefix: str = "") -> torc
 
 
 def apply_gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
-    """Replace ``gate`` [..., ffn] by its activation times ``up``."""
-    if mlp.activation == "silu":
-        kernels.swiglu(gate.flatten(0, -2), up.flatten(0, -2))
+    """Replace ``gate`` [..., ffn] by its activation times ``up``, which may be overwritten."""
+    rows = gate.flatten(0, -2), up.flatten(0, -2)
+    if mlp.swiglu_limit is not None:
+        kernels.clamped_swiglu(*rows, limit=mlp.swiglu_limit, alpha=mlp.swiglu_alpha)
+    elif mlp.activation == "silu":
+        kernels.swiglu(*rows)
     else:
         _activate(gate, mlp).mul_(up)
 
@@ -49,3 +62,22 @@ def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
     approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
     activated: torch.Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
     return activated
+
+
+def xielu(x: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """Replace ``x`` by its xIELU: a parabola above zero, an exponential below.
+
+    Parameters
+    ----------
+    x
+        [..., ffn], contiguous; the result is in its place.
+    positive, negative
+        The learned parameters of the two sides, [1] in the dtype of ``x``, before the softplus that
+        makes factors of them.
+    """
+    above, below = F.softplus(positive), SLOPE + F.softplus(negative)
+    for part in x.view(-1).split(ELEMENTS_AT_ONCE):
+        low = part.clamp(max=LARGEST_EXPONENT).expm1_().sub_(part).mul_(below)
+        line = part * SLOPE
+        torch.where(part > 0, (part * above).mul_(part).add_(line), low.add_(line), out=part)
+    return x

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.pricing.workspace import KEYS_AT_ONCE, QUERIES_AT_ONCE
+from executor.model.alibi import slopes_of
 
 
 def prefill_attention(
@@ -31,7 +32,7 @@ def prefill_attention(
     k, v
         [batch, tokens, kv heads, head_dim].
     attention
-        Its window and soft cap are applied.
+        Its window, soft cap and ALiBi slopes are applied.
     sinks
         Of each query head, float32 [heads].
 
@@ -101,22 +102,22 @@ def _attend_sequence(
         return
     for first in range(0, tokens, QUERIES_AT_ONCE):
         end = min(first + QUERIES_AT_ONCE, tokens)
-        begin = 0 if attention.window is None else max(0, first - attention.window + 1)
+        begin = _first_seen(attention, first)
         queries, seen = q[:, :, first:end], slice(begin, end)
         if attention.has_plain_softmax:
-            part = _attend_plainly(queries, k[:, seen], v[:, seen], attention.window)
+            part = _attend_plainly(queries, k[:, seen], v[:, seen], attention)
         else:
             part = _attend_by_tiles(queries, k[:, seen], v[:, seen], attention, sinks)
         out[:, :, first:end].copy_(part)
 
 
 def _attend_plainly(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: AttentionSpec
 ) -> torch.Tensor:
     """Attend with the queries [kv heads, group, queries, head_dim] of the last tokens to the keys
     and values [kv heads, tokens, head_dim] that one of them sees."""
     keys, values = (x[:, None].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-    mask = _visible(q.shape[2], slice(0, k.shape[1]), k.shape[1], window, q.device)
+    mask = _visible(q.shape[2], slice(0, k.shape[1]), k.shape[1], attention, q.device)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
@@ -127,7 +128,7 @@ def _attend_by_tiles(
     attention: AttentionSpec,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Do the same with a soft cap and sinks, one tile of keys at a time.
+    """Do the same with a soft cap, sinks and ALiBi, one tile of keys at a time.
 
     Where a tile has a score that exceeds all before it, what was summed is fitted to it.
     """
@@ -140,13 +141,18 @@ def _attend_by_tiles(
         # A sink is the first score, and adds nothing to the values.
         largest.copy_(sinks.view(kv_heads, group, 1))
         total.fill_(1)
+    slopes = slopes_of(attention, q.device)
     sums = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     for tile in _key_tiles(k.shape[1]):
         scores = (queries @ k[:, tile].transpose(1, 2)).view(*shape, -1).float()
         scores *= head_dim**-0.5
         if attention.soft_cap is not None:
             scores.div_(attention.soft_cap).tanh_().mul_(attention.soft_cap)
-        visible = _visible(count, tile, k.shape[1], attention.window, q.device)
+        if slopes is not None:
+            # Counted from the last key for all queries: the shift cancels out in the softmax.
+            places = torch.arange(tile.start, tile.stop, device=q.device) - (k.shape[1] - 1)
+            scores += slopes.view(kv_heads, group, 1, 1) * places
+        visible = _visible(count, tile, k.shape[1], attention, q.device)
         scores.masked_fill_(~visible, -torch.inf)
         now = torch.maximum(largest, scores.amax(-1))
         shares, kept = scores.sub_(now[..., None]).exp_(), (largest - now).exp_()
@@ -165,12 +171,29 @@ def _key_tiles(num_keys: int) -> Iterator[slice]:
         yield slice(max(0, end - KEYS_AT_ONCE), end)
 
 
+def _first_seen(attention: AttentionSpec, query: int) -> int:
+    """Return the first key that a query sees, by their positions."""
+    if attention.window is None:
+        return 0
+    if attention.is_chunked:
+        return query - query % attention.window
+    return max(0, query - attention.window + 1)
+
+
 def _visible(
-    num_queries: int, tile: slice, num_keys: int, window: int | None, device: torch.device
+    num_queries: int, tile: slice, num_keys: int, attention: AttentionSpec, device: torch.device
 ) -> torch.Tensor:
     """Return which keys of a tile the last ``num_queries`` of ``num_keys`` tokens see, bool
-    [queries, keys]."""
+    [queries, keys].
+
+    Keys are counted from a multiple of the window where it is that of chunks.
+    """
     keys = torch.arange(tile.start, tile.stop, device=device)
     queries = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)
+    window = attention.window
+    if window is None:
+        return visible
+    if attention.is_chunked:
+        return visible & (keys >= queries - queries % window)
+    return visible & (keys > queries - window)

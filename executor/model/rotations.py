@@ -8,7 +8,8 @@ from functools import lru_cache
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec, RotarySpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.rotary_spec import RotarySpec
 from costmodel.model.spec import ModelSpec
 from costmodel.schedule.tasks import Task
 from profiles.compute_plan import DTYPES
@@ -16,8 +17,8 @@ from profiles.compute_plan import DTYPES
 # All prompts start at the first position, so that all batches share one rotation.
 PROMPTS = -1
 
-# Cosines and sines of a pass's positions (see ``kernels.rotate``).
-Rotation = tuple[torch.Tensor, torch.Tensor]
+# Cosines and sines of a pass's positions (see ``kernels.rotate``), or factors of queries.
+Rotation = tuple[torch.Tensor, ...]
 
 
 class Rotations:
@@ -29,7 +30,7 @@ class Rotations:
         self._lengths: Sequence[torch.Tensor] = ()
         self._prompt_len = 0
         # The rotations of pass ``_token``, by batch and kind.
-        self._made: dict[tuple[int, RotarySpec, int], Rotation] = {}
+        self._made: dict[tuple[object, ...], Rotation] = {}
         self._token = 0
 
     def start_block(self, lengths: Sequence[torch.Tensor], prompt_len: int) -> None:
@@ -39,25 +40,51 @@ class Rotations:
         self._made = {}
 
     def of(self, task: Task, attention: AttentionSpec) -> Rotation | None:
-        """Return the rotation for a task (see ``layers.project_qkv``)."""
-        if attention.rotary is None:
+        """Return the rotation for a task (see ``projections.project_qkv``)."""
+        if attention.rotary is None and attention.temperature_floor is None:
             return None
         if task.token != self._token:
             self._token, self._made = task.token, {}
         batch = PROMPTS if task.is_prefill else task.batch
-        key = batch, attention.rotary, attention.head_dim
+        key = batch, attention.rotary, attention.head_dim, *_temperature(attention)
         if key not in self._made:
-            self._made[key] = self._make(task, attention.rotary, attention.head_dim)
+            self._made[key] = self._make(task, attention)
         return self._made[key]
 
-    def _make(self, task: Task, rotary: RotarySpec, head_dim: int) -> Rotation:
+    def _make(self, task: Task, attention: AttentionSpec) -> Rotation:
         if task.is_prefill:
             positions = torch.arange(self._prompt_len, device=self._lengths[0].device)
         else:
             positions = self._lengths[task.batch] + (task.token - 1)
-        return rotation_of(
-            positions, rotary, head_dim, self._dtype, is_long=rotary.is_long(self._num_positions)
-        )
+        return position_factors(positions, attention, self._dtype, self._num_positions)
+
+
+def _temperature(attention: AttentionSpec) -> tuple[int | None, float, int]:
+    return (
+        attention.temperature_floor,
+        attention.temperature_strength,
+        attention.temperature_offset,
+    )
+
+
+def position_factors(
+    positions: torch.Tensor, attention: AttentionSpec, dtype: torch.dtype, num_positions: int
+) -> Rotation:
+    """Return what int64 [positions] do to queries and keys: a rotation (see ``rotation_of``), the
+    factors of queries, float32 [positions], or the one before the other.
+
+    ``num_positions`` is the length of the whole context.
+    """
+    found: Rotation = ()
+    rotary = attention.rotary
+    if rotary is not None:
+        is_long = rotary.is_long(num_positions)
+        found = rotation_of(positions, rotary, attention.head_dim, dtype, is_long=is_long)
+    if attention.temperature_floor is None:
+        return found
+    shifted = positions.float() + attention.temperature_offset
+    steps = (shifted / attention.temperature_floor).floor()
+    return *found, steps.log1p() * attention.temperature_strength + 1
 
 
 def rotation_of(
@@ -67,7 +94,7 @@ def rotation_of(
     dtype: torch.dtype,
     *,
     is_long: bool = False,
-) -> Rotation:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines [positions, pairs] of int64 [positions].
 
     ``is_long`` says whether contexts go beyond the original length, for ``longrope``.
@@ -78,7 +105,7 @@ def rotation_of(
     cosines, sines = angles.cos(), angles.sin()
     if rotary.attention_factor != 1:
         cosines, sines = cosines * rotary.attention_factor, sines * rotary.attention_factor
-    return cosines.to(dtype), sines.to(dtype)
+    return cosines.to(dtype), (-sines if rotary.is_inverse else sines).to(dtype)
 
 
 @lru_cache(maxsize=8)
@@ -128,5 +155,6 @@ def _llama3(rotary: RotarySpec, frequencies: torch.Tensor) -> torch.Tensor:
     blend = (rotary.original_max_positions / wave_lengths - rotary.low_freq_factor) / (
         rotary.high_freq_factor - rotary.low_freq_factor
     )
-    blend = blend.clamp(0, 1)
+    # Equal factors blend nothing: a wave of just that length is kept.
+    blend = blend.nan_to_num(1.0, posinf=1.0, neginf=0.0).clamp(0, 1)
     return (1 - blend) * frequencies / rotary.factor + blend * frequencies

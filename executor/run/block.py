@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
-from costmodel.pricing.workspace import LOGIT_BYTES, scored_tile_bytes
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
-from executor.model import layers
-from executor.model.matrices import LayerWeights, linear
-from executor.model.prefill_attention import prefill_attention
+from executor.model import layers, projections
+from executor.model.matrices import LayerWeights
 from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
-from executor.model.token_scores import score_chosen
 from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
 from executor.run.expert_steps import ExpertSteps
-from executor.run.prompt_scorer import PromptScorer
+from executor.run.head import Head
+from executor.run.token_embedding import TokenEmbedding
 from executor.stores.activations import HiddenStates
-from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
 from executor.stores.weights import WeightStore
 
@@ -37,8 +32,7 @@ class Stores:
     """The stores of weights, cache and hidden states."""
 
     weights: WeightStore
-    tokens: EmbeddingTable
-    positions: EmbeddingTable | None
+    embedding: TokenEmbedding
     cache: KVCache
     hidden: HiddenStates
 
@@ -61,8 +55,6 @@ class Block:
         self.spec = policy.model
         self.device = machine.compute.device
         self.stores = stores
-        self.sampler = sampler
-        self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
         self.batches: list[Batch] = []
         self.attention = DecodeAttention(policy, machine, stores.cache)
         self.experts = ExpertSteps(policy, stores.weights, stores.hidden)
@@ -71,19 +63,7 @@ class Block:
         self._lengths: list[torch.Tensor] = []
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self._numbers = decoder_numbers(policy.model)
-        self._last_layer = len(self.kinds) - 1
-        self._head_inputs: dict[int, torch.Tensor] = {}
-        # Allocated once: logits that are allocated for every token would fragment the heap. With a
-        # head of one chunk, batches take turns in one buffer.
-        count = policy.num_gpu_batches if self.kinds.count("head") > 1 else 1
-        shape = count, policy.gpu_batch_size, self.spec.vocab_size
-        raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
-        self._logits = raw.view(torch.float32).view(shape)
-        self._prompt_scorer: PromptScorer | None = None
-        if policy.workload.prompt_logprobs is not None:
-            tile = machine.compute.allocate("scored logits", scored_tile_bytes(self.spec))
-            num_top = policy.workload.prompt_logprobs
-            self._prompt_scorer = PromptScorer(self.spec, num_top, tile)
+        self.head = Head(policy, machine, stores.weights, stores.hidden, sampler, eos_ids)
 
     def start(self, batches: list[Batch]) -> None:
         """Start a new block."""
@@ -93,6 +73,7 @@ class Block:
         prompt_len = batches[0].prompt_ids.shape[1]
         self.attention.start_block(batches)
         self.experts.start_block(batches)
+        self.head.start_block(batches, self._lengths)
         self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.start_block(len(batches))
         self.stores.cache.start_block(self._lengths, prompt_len)
@@ -136,7 +117,7 @@ class Block:
         """Run a whole layer of the schedule for one batch, or for experts for several."""
         kind = self.kinds[task.layer]
         if kind == "head":
-            self._compute_head(task)
+            self.head.compute(task)
             return 0
         if kind == "experts":
             self._compute_experts(task)
@@ -152,7 +133,7 @@ class Block:
         return 0
 
     def project(self, task: Task) -> int:
-        """Make queries, keys and values, and attend to the rows on the GPU."""
+        """Make queries and what is cached, and attend to the rows on the GPU."""
         qkv = self._project(task, self.stores.hidden.gather(task))
         self.attention.begin(task, qkv, self._sinks(task))
         return 0
@@ -160,7 +141,7 @@ class Block:
     def finish(self, task: Task) -> int:
         """Run the rest of the layer on the merged attention of GPU and CPU."""
         hidden = self.stores.hidden.gather(task)
-        self._finish(task, hidden, self.attention.end(task))
+        self._finish_token(task, hidden, self.attention.end(task))
         self.stores.hidden.hand_back(task)
         return 0
 
@@ -176,17 +157,11 @@ class Block:
         ids = batch.token_ids(task.token)
         for first in range(0, len(batch), step):
             part = slice(first, first + step)
-            hidden[part] = self.stores.tokens.gather(ids[part])
-            if self.spec.embedding.scale != 1:
-                hidden[part] *= self.spec.embedding.scale
-            if self.stores.positions is not None:
-                if task.is_prefill:
-                    # All prompts start at the first position.
-                    positions = torch.arange(ids.shape[1])[None]
-                else:
-                    positions = batch.lengths[part, None] + (task.token - 1)
-                offset = self.spec.embedding.position_offset
-                hidden[part] += self.stores.positions.gather(positions + offset)
+            # All prompts start at the first position.
+            positions = torch.arange(ids.shape[1])[None]
+            if not task.is_prefill:
+                positions = batch.lengths[part, None] + (task.token - 1)
+            self.stores.embedding.fill(hidden[part], ids[part], positions)
         if task.is_prefill and batch.is_padded:
             # Rows of padding may be NaN, which a product with zero does not remove.
             lengths = self._lengths[task.batch][:, None]
@@ -196,14 +171,13 @@ class Block:
     def _prefill(self, task: Task, hidden: torch.Tensor) -> None:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):
             part = slice(first, first + self.policy.prefill_batch_size)
-            qkv = self._project(task, hidden[part])
-            attention = self._layer(task).attention
-            q, k, v = layers.split_heads(qkv, attention)
-            del qkv
+            layer, weights = self._layer(task), self._weights(task)
+            rotation = self.rotations.of(task, layer.attention)
+            queries, cached = projections.project_prompt(hidden[part], weights, rotation, layer)
             if self.policy.workload.kept_prompt_len:
-                self.stores.cache.write_prompt(task, first, k, v)
-            attended = prefill_attention(q, k, v, attention, self._sinks(task))
-            del q, k, v
+                self.stores.cache.write_prompt(task, first, cached)
+            attended = projections.attend_prompt(queries, cached, weights, layer.attention)
+            del queries, cached
             if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)
                 continue
@@ -214,7 +188,8 @@ class Block:
 
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         qkv = self._project(task, hidden)
-        self._finish(task, hidden, self.attention.attend_here(task, qkv, self._sinks(task)))
+        attended = self.attention.attend_here(task, qkv, self._sinks(task))
+        self._finish_token(task, hidden, attended)
 
     def _compute_experts(self, task: Task) -> None:
         """Run the mixture of experts of a layer."""
@@ -239,7 +214,7 @@ class Block:
     def _finishes_all(self, task: Task) -> bool:
         """Whether all tokens of the prompts go through the whole of a layer. Of the last, the head
         takes each prompt's last token, unless prompts are scored."""
-        return self.kinds[task.layer + 1] != "head" or self._prompt_scorer is not None
+        return self.kinds[task.layer + 1] != "head" or self.head.scores_prompts
 
     def _last_tokens(self, task: Task, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows and positions of each prompt's last token."""
@@ -249,10 +224,16 @@ class Block:
     def _project(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
         layer = self._layer(task)
         rotation = self.rotations.of(task, layer.attention)
-        return layers.project_qkv(hidden, self._weights(task), rotation, layer)
+        return projections.project_token(hidden, self._weights(task), rotation, layer)
 
     def _sinks(self, task: Task) -> torch.Tensor | None:
-        return layers.sinks_of(self._weights(task), self._layer(task).attention)
+        return projections.sinks_of(self._weights(task), self._layer(task).attention)
+
+    def _finish_token(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
+        attention = self._layer(task).attention
+        self._finish(
+            task, hidden, projections.make_values(attended, self._weights(task), attention)
+        )
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
         layer, weights = self._layer(task), self._weights(task)
@@ -262,43 +243,3 @@ class Block:
         layers.finish_attention(hidden, attended, weights, layer)
         if self.kinds[task.layer] == "decoder":
             layers.feed_forward(hidden, weights, layer)
-
-    def _compute_head(self, task: Task) -> None:
-        batch, weights = self.batches[task.batch], self._weights(task)
-        (layout,) = self.stores.weights.layers[task.layer].components
-        first, is_last = layout.first_row, task.layer == self._last_layer
-        if self.kinds[task.layer - 1] != "head":
-            last = self._of_last_tokens(task, self.stores.hidden.gather(task))
-            self._head_inputs[task.batch] = layers.final_norm(last, weights, self.spec.final_norm)
-        if task.is_prefill and self._prompt_scorer is not None:
-            hidden = self.stores.hidden.gather(task)
-            numbered = task.batch, batch
-            self._prompt_scorer.add(numbered, hidden, weights, first_row=first, is_last=is_last)
-        logits = self._logits[task.batch % len(self._logits), : len(batch)]
-        for chunk in weights["head.weight"]:
-            columns = slice(first, first + chunk.shape[0])
-            logits[:, columns] = linear(self._head_inputs[task.batch], [chunk])
-            first += chunk.shape[0]
-        layers.finish_logits(logits[:, layout.first_row : first], weights, self.spec.head)
-        if is_last:
-            del self._head_inputs[task.batch]
-            self._choose(task, batch, logits)
-
-    def _of_last_tokens(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states [batch, hidden] of each sequence's last token in this pass."""
-        if not task.is_prefill:
-            return hidden[:, 0]
-        last = self._lengths[task.batch] - 1
-        return hidden[torch.arange(len(last), device=last.device), last]
-
-    def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
-        history = partial(batch.history, task.token)
-        num_top = self.policy.workload.logprobs
-        # Choosing may change the logits.
-        kept = None if num_top is None else logits.clone()
-        chosen = self.sampler.sample(logits, batch.sequence_ids, task.token, history)
-        if kept is not None and num_top is not None:
-            batch.output_scores.append(score_chosen(kept, chosen, num_top))
-        ids = chosen.cpu()
-        batch.generated[:, task.token] = ids
-        batch.is_finished |= torch.isin(ids, self.eos_ids)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
+from executor.model.alibi import slopes_of
 from executor.run.batch import Batch
 from executor.stores.kv_cache import KVCache
 from profiles import kernels
@@ -56,8 +57,8 @@ class DecodeAttention:
     def attend_here(
         self, task: Task, qkv: torch.Tensor, sinks: torch.Tensor | None
     ) -> torch.Tensor:
-        """Append keys and values of ``qkv`` [batch, 1, query + 2 * kv], and attend to all of a
-        batch's cache; returns [batch, 1, query]."""
+        """Append keys and values of ``qkv`` [batch, 1, query + cached], and attend to all of a
+        batch's cache; returns [batch, 1, attended]."""
         out = self._empty_rows(task, qkv)
         # Without a GPU, all rows are attended to on the CPU, the compute device.
         for place in ("gpu", "cpu"):
@@ -99,7 +100,7 @@ class DecodeAttention:
         return sum(part.nbytes for _, part in self._attended[task.slot])
 
     def end(self, task: Task) -> torch.Tensor:
-        """Return the merged result, [batch, 1, query]."""
+        """Return the merged result, [batch, 1, attended]."""
         return self._outputs[task.slot].view(len(self._batches[task.batch]), 1, -1)
 
     def _first_on_cpu(self, task: Task) -> int:
@@ -112,7 +113,7 @@ class DecodeAttention:
 
     def _empty_rows(self, task: Task, qkv: torch.Tensor, *, pins: bool = False) -> torch.Tensor:
         spec = self._attention(task)
-        shape = len(qkv) * spec.num_kv_heads, spec.group_size, spec.head_dim
+        shape = len(qkv) * spec.num_kv_heads, spec.group_size, spec.attended_dim
         return qkv.new_empty(shape, pin_memory=pins)
 
     def _attend_rows(
@@ -126,7 +127,7 @@ class DecodeAttention:
     ) -> list[tuple[slice, torch.Tensor]]:
         """Append the new token to each segment of a device, and attend to the segment.
 
-        ``qkv`` and ``out`` [rows, group, head_dim] are those of the batch's sequences from
+        ``qkv`` and ``out`` [rows, group, attended_dim] are those of the batch's sequences from
         ``first_sequence`` on. Returns the filled rows of the batch, each with its part of ``out``.
         """
         segments = self.cache.attended_at(task, place)
@@ -146,8 +147,11 @@ class DecodeAttention:
                 out[rows],
                 first_row=rows.start,
                 void_slots=None if void_slots is None else void_slots[first_sequence:],
+                # Grouped-query attention has scaled its queries.
+                scale=spec.scale if spec.latent else None,
                 soft_cap=spec.soft_cap,
                 sinks=sinks,
+                slopes=slopes_of(spec, context.device),
                 packing=self.cache.layout(task).packing,
                 sparsity=self._sparsity,
                 value_sums=self.cache.value_sums(task, segment),
@@ -173,8 +177,8 @@ class DecodeAttention:
 
 
 def _by_row(qkv: torch.Tensor, spec: AttentionSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return queries [sequences, heads, head_dim] as a view, and a copy of keys and values
-    [2, rows, head_dim]."""
+    """Return queries [sequences, heads, head_dim] as a view, and a copy of the vectors to cache,
+    such as keys and values: [vectors, rows, head_dim]."""
     heads = qkv.view(len(qkv), -1, spec.head_dim)
-    keys_values = heads[:, spec.num_heads :].unflatten(1, (2, spec.num_kv_heads))
+    keys_values = heads[:, spec.num_heads :].unflatten(1, (spec.cached_vectors, spec.num_kv_heads))
     return heads[:, : spec.num_heads], keys_values.transpose(0, 1).flatten(1, 2)

@@ -39,7 +39,7 @@ class PromptScorer:
         # A model of another dtype multiplies into this first.
         self._narrow = tile[count * LOGIT_BYTES :].view(DTYPES[model.dtype])
         self._num_top = min(num_top, model.vocab_size)
-        self._norm: LayerWeights = {}
+        self._first_weights: LayerWeights = {}
         self._sums: dict[int, LogitSums] = {}
         # Places [2, tokens] of each batch's scored tokens: sequence, and position before the token.
         self._places: dict[int, torch.Tensor] = {}
@@ -74,8 +74,8 @@ class PromptScorer:
         for first in range(0, len(rows), SCORED_ROWS):
             part = slice(first, first + SCORED_ROWS)
             taken = hidden[rows[part], positions[part]]
-            normed = layers.final_norm(taken, self._norm, self._model.final_norm)
-            self._add_tiles(sums, part, normed, weights, first_row)
+            made = layers.head_input(taken, self._first_weights, self._model.final_norm)
+            self._add_tiles(sums, part, made, weights, first_row)
         if is_last:
             counts = (sequences.lengths - 1).tolist()
             sequences.prompt_scores = self._sums.pop(number).scores().split(counts)
@@ -84,11 +84,11 @@ class PromptScorer:
     def _begin(
         self, number: int, batch: Batch, device: torch.device, weights: LayerWeights
     ) -> None:
-        # Only the first chunk comes with the norm, whose place is then taken by other weights.
-        self._norm = {
-            name: [chunk.clone() for chunk in chunks if isinstance(chunk, torch.Tensor)]
+        # Only the first chunk comes with these, whose place is then taken by other weights.
+        self._first_weights = {
+            name: [chunk.clone() for chunk in chunks]
             for name, chunks in weights.items()
-            if name.startswith("final_norm")
+            if name.startswith(("final_norm.", "output_projection."))
         }
         width = batch.prompt_ids.shape[1]
         places = (torch.arange(width) < batch.lengths[:, None] - 1).nonzero().T

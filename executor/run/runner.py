@@ -29,9 +29,9 @@ from executor.run.batch import Batch
 from executor.run.block import Block, Stores
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
+from executor.run.token_embedding import TokenEmbedding
 from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
-from executor.stores.embedding import EmbeddingTable
 from executor.stores.kv_cache import KVCache
 from executor.stores.quantized import QuantizedSource
 from executor.stores.scratch_file import ScratchFile
@@ -160,18 +160,12 @@ class Runner:
             file.build(self.plan.weights, self._tell_loaded)
         self.weights.load(self.source, self._tell_loaded)
         self.source.check_unchanged()
-        tied = policy.model.head.is_tied
-        tokens = EmbeddingTable(self.weights, file, "head.weight" if tied else "tokens.weight")
-        positions = None
-        if policy.model.embedding.has_positions:
-            positions = EmbeddingTable(self.weights, file, "positions.weight")
         if self.hardware.uses_cuda:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
         stores = Stores(
             weights=self.weights,
-            tokens=tokens,
-            positions=positions,
+            embedding=TokenEmbedding(policy.model, self.weights, file),
             cache=cache,
             hidden=hidden,
         )

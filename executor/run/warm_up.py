@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
 from costmodel.plan.policy import Policy
+from executor.model.alibi import slopes_of
 from profiles import kernels
 from profiles.compute_plan import DTYPES
 from profiles.packing import DIRECT_ROWS, Packing
@@ -33,7 +34,7 @@ def compile_kernels(
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
     experts = {t for c in components if c.is_experts for t in c.tensors}
-    for tensor in experts:
+    for tensor in (tensor for tensor in experts if len(tensor.shape) == 2):
         _compile_groups(tensor, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:
         packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)
@@ -45,17 +46,23 @@ def _compile_layers(policy: Policy, device: torch.device) -> None:
     model = policy.model
     ones = partial(torch.ones, dtype=DTYPES[model.dtype], device=device)
     for layer in model.layer_kinds:
-        attention = layer.attention
+        attention, latent = layer.attention, layer.attention.latent
         normed = {
             "head": [attention.head_dim],
             "projection": [attention.query_size, attention.kv_size],
         }.get(attention.qk_norm, [])
+        heads = [ones(1, 1, attention.head_dim)]
+        if latent is not None:
+            normed = [latent.rank, *([latent.query_rank] if latent.query_rank else [])]
+            # Behind the parts of queries and rows that are not rotated.
+            heads = [ones(1, 1, latent.key_dim)[..., latent.nope_dim :]]
+            heads.append(ones(1, 1, latent.row_dim)[..., latent.rank :])
         for dim in (model.hidden_size, *normed) if layer.norm.kind == "rms" else ():
             kernels.rms_norm(ones(1, 1, dim), ones(dim), layer.norm.eps, ones(1, 1, dim))
         if (rotary := attention.rotary) is not None:
             angles = ones(1, (rotary.dim or attention.head_dim) // 2)
-            heads = ones(1, 1, attention.head_dim)
-            kernels.rotate(heads, angles, angles, interleaved=rotary.is_interleaved)
+            for part in heads:
+                kernels.rotate(part, angles, angles, interleaved=rotary.is_interleaved)
 
 
 def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device) -> None:
@@ -81,9 +88,10 @@ def _compile_attention(
 ) -> None:
     dtype, shape = DTYPES[policy.model.dtype], (attention.num_heads, attention.head_dim)
     q = torch.zeros(1, *shape, dtype=dtype, device=device)
-    out = q.view(attention.num_kv_heads, attention.group_size, attention.head_dim)
-    context = torch.zeros(1, 2, len(out), packing.row_bytes, dtype=torch.uint8, device=device)
-    kernels.pack_rows(torch.zeros_like(out[:, 0]).expand(2, -1, -1), packing, context[-1])
+    rows, vectors = attention.num_kv_heads, attention.cached_vectors
+    out = q.new_empty(rows, attention.group_size, attention.attended_dim)
+    context = torch.zeros(1, vectors, rows, packing.row_bytes, dtype=torch.uint8, device=device)
+    kernels.pack_rows(q.new_zeros(vectors, rows, attention.head_dim), packing, context[-1])
     sinks = torch.zeros(attention.num_heads, device=device) if attention.has_sinks else None
     for void_slots in (None, torch.ones(1, 2, dtype=torch.int32, device=device)):
         kernels.decode_attention(
@@ -93,6 +101,7 @@ def _compile_attention(
             void_slots=void_slots,
             soft_cap=attention.soft_cap,
             sinks=sinks,
+            slopes=slopes_of(attention, device),
             packing=packing,
             sparsity=policy.attention_sparsity,
         )

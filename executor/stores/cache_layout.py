@@ -41,6 +41,10 @@ class CacheLayout:
         The packing of a key or a value of one row; ``None`` for a cache in the model's dtype.
     dtype
         The stored dtype: bytes for a packed cache.
+    vectors
+        Two for a key and a value of each row; one where a vector is both.
+    is_chunked
+        Whether a ring's tokens are void as soon as a new chunk begins.
     """
 
     rows_per_sequence: int
@@ -51,6 +55,8 @@ class CacheLayout:
     segments: tuple[Segment, ...]
     packing: Packing | None
     dtype: torch.dtype
+    vectors: int = 2
+    is_chunked: bool = False
 
     @classmethod
     def of(cls, policy: Policy, layer: LayerSpec, segments: tuple[Segment, ...]) -> CacheLayout:
@@ -58,15 +64,18 @@ class CacheLayout:
         cache = cache_spec(policy, layer)
         context_len = policy.workload.context_len
         packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
+        is_ring = cache.num_slots(context_len) < context_len
         return cls(
             rows_per_sequence=cache.rows_per_sequence,
             head_dim=cache.width,
+            vectors=cache.vectors,
             num_slots=cache.num_slots(context_len),
             prompt_slots=cache.num_slots(policy.workload.kept_prompt_len),
-            is_ring=cache.num_slots(context_len) < context_len,
+            is_ring=is_ring,
             segments=segments,
             packing=packing,
             dtype=torch.uint8 if packing else DTYPES[policy.model.dtype],
+            is_chunked=is_ring and layer.attention.is_chunked,
         )
 
     @property
@@ -94,7 +103,8 @@ class CacheLayout:
         and one past the last.
 
         Prompts start at the first slot, so that the void is behind them. In a ring they end at the
-        same slot, so that the void is before them, and new tokens fill it.
+        same slot, so that the void is before them, and new tokens fill it. In a ring of chunks all
+        slots are void but the last ones, of the new token's chunk; the void may wrap around.
 
         Parameters
         ----------
@@ -109,13 +119,20 @@ class CacheLayout:
         if not self.is_ring:
             return torch.stack([lengths, torch.full_like(lengths, prompt_len)], dim=1)
         kept = self.kept(prompt_len)
-        filled = torch.full_like(lengths, self._filled_again(prompt_len, token))
-        return torch.stack([filled, kept - lengths.clamp(max=kept)], dim=1)
+        if self.is_chunked:
+            new = self.new_slot(prompt_len, token)
+            first = (new - (lengths + token - 1) % self.num_slots) % self.num_slots
+            return torch.stack([torch.full_like(lengths, new + 1), first], dim=1)
+        end = kept - lengths.clamp(max=kept)
+        filled = end.clamp(max=self._filled_again(prompt_len, token))
+        return torch.stack([filled, end], dim=1)
 
     def has_void_slots(self, shortest: int, prompt_len: int, token: int) -> bool:
         """Whether any sequence has void slots; the shortest prompt has ``shortest`` tokens."""
         if not self.is_ring:
             return shortest < prompt_len
+        if self.is_chunked:
+            return True
         return self.kept(prompt_len) - shortest > self._filled_again(prompt_len, token)
 
     def _filled_again(self, prompt_len: int, token: int) -> int:
@@ -180,15 +197,16 @@ class CacheLayout:
         return slice(start, start + num_tokens * segment.token_bytes)
 
     def as_context(self, segment: Segment, buffer: torch.Tensor) -> torch.Tensor:
-        """Return a view of a segment's bytes as its context, [tokens, 2, rows, width]."""
-        row_bytes = self.width * self.dtype.itemsize
+        """Return a view of a segment's bytes as its context, [tokens, vectors, rows, width]."""
+        row_bytes = self.vectors * self.width * self.dtype.itemsize
         if is_by_row(segment):
-            rows = segment.token_bytes // (2 * row_bytes)
-            by_row = buffer.view(self.dtype).view(rows, 2, -1, self.width)
+            rows = segment.token_bytes // row_bytes
+            by_row = buffer.view(self.dtype).view(rows, self.vectors, -1, self.width)
             return by_row[: segment.num_rows].permute(2, 1, 0, 3)
-        used = 2 * segment.num_rows * row_bytes
+        used = segment.num_rows * row_bytes
         tokens = buffer.view(-1, segment.token_bytes)[:, :used].view(self.dtype)
-        context: torch.Tensor = tokens.unflatten(1, (2, segment.num_rows, self.width))
+        shape = self.vectors, segment.num_rows, self.width
+        context: torch.Tensor = tokens.unflatten(1, shape)
         return context
 
     def as_runs(self, segment: Segment, buffer: torch.Tensor, tokens: slice) -> torch.Tensor:

@@ -27,7 +27,7 @@ class EmbeddingTable:
         The store and, where some rows are on disk, its file.
     name
         The tensor of the table: ``tokens.weight``, ``positions.weight``, or, in several chunks,
-        ``head.weight`` of a tied head.
+        ``head.weight`` of a tied head. A vector is a table of one row.
     """
 
     def __init__(self, weights: WeightStore, file: WeightFile | None, name: str) -> None:
@@ -51,6 +51,11 @@ class EmbeddingTable:
         self._word = torch.int32 if in_words else torch.uint8
         for component, tensor in found:
             self._add(weights, component, tensor)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table; of a tied head those of its first chunk."""
+        return self._tensor.num_rows
 
     def _add(self, weights: WeightStore, component: PlacedComponent, tensor: TensorLayout) -> None:
         layout = component.layout

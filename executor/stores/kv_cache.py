@@ -1,8 +1,9 @@
 """Keys and values of a block, on their tiers and in the staging buffers between them.
 
 A row is one key head of one sequence (see ``costmodel.plan.cuts.Segment``). The context of a
-segment is ``[tokens, 2, rows, head_dim]``: keys, then values. There are two memory orders, and
-views give both the same shape:
+segment is ``[tokens, 2, rows, head_dim]``: keys, then values. Of latent attention it is ``[tokens,
+1, rows, head_dim]``, because a row is key and value. There are two memory orders, and views give
+both the same shape:
 
 - Segments that move are stored token by token. A new token is one contiguous write, and the context
   so far is one contiguous read. On disk, a token is padded to whole pages.
@@ -31,10 +32,9 @@ from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_layout import CacheLayout
+from executor.stores.cache_rows import in_stored_form, last_tokens, pack
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.strided_copy import copy_runs
-from profiles.errors import RunError
-from profiles.kernels import pack_rows
 
 
 class KVCache:
@@ -96,7 +96,9 @@ class KVCache:
         return list(itertools.accumulate(sizes, initial=0))
 
     def _value_sum_bytes(self, layout: CacheLayout) -> int:
-        return layout.num_rows_on_cpu * layout.head_dim * SUM_BYTES if self._sums_values else 0
+        if not self._sums_values or layout.vectors == 1:
+            return 0
+        return layout.num_rows_on_cpu * layout.head_dim * SUM_BYTES
 
     def layout(self, task: Task) -> CacheLayout:
         """Return the layout of a task's layer."""
@@ -120,17 +122,19 @@ class KVCache:
         return self._starts["disk"][-1]
 
     def write_prompt(
-        self, task: Task, first_sequence: int, keys: torch.Tensor, values: torch.Tensor
+        self, task: Task, first_sequence: int, vectors: Sequence[torch.Tensor]
     ) -> None:
-        """Store the keys and values [batch, tokens, heads, head_dim] of some of the sequences."""
-        heads, layout = keys.shape[2], self.layout(task)
-        first, end = first_sequence * heads, (first_sequence + keys.shape[0]) * heads
-        lengths = self._lengths[task.batch][first_sequence : first_sequence + keys.shape[0]]
+        """Store the keys and values of some of the sequences, or the rows that are both:
+        [batch, tokens, heads, head_dim] each."""
+        count, _, heads, _ = vectors[0].shape
+        layout = self.layout(task)
+        first, end = first_sequence * heads, (first_sequence + count) * heads
+        lengths = self._lengths[task.batch][first_sequence : first_sequence + count]
         num_tokens = layout.kept(self._prompt_len)
-        kept = [keys, values]
+        kept = list(vectors)
         if layout.is_ring:
-            kept = [_last_tokens(t, lengths, num_tokens) for t in kept]
-        packed = [self._at_rest(layout, t) for t in kept]
+            kept = [last_tokens(t, lengths, num_tokens) for t in kept]
+        packed = [in_stored_form(t, layout.packing) for t in kept]
         by_token = [t.transpose(0, 1).flatten(1, 2) for t in packed]
         for segment, context in self._views(task, appends_prompt=True):
             start, stop = max(first, segment.first_row), min(end, segment.end_row)
@@ -141,16 +145,17 @@ class KVCache:
                 context[:num_tokens, kind, rows].copy_(source[:, start - first : stop - first])
 
     def append(self, task: Task, context: torch.Tensor, keys_values: torch.Tensor) -> None:
-        """Fill the new token's slot of a context with keys and values [2, rows, head_dim]."""
+        """Fill the new token's slot of a context with keys and values [vectors, rows,
+        head_dim]."""
         layout, slot = self.layout(task), self._new_slot(task)
         if layout.packing is None:
             context[slot].copy_(keys_values)
         else:
-            _pack(layout, keys_values, context[slot])
+            pack(keys_values, layout.packing, context[slot])
 
     def attended_at(self, task: Task, place: str) -> list[tuple[Segment, torch.Tensor]]:
         """Return the segments that a device attends to, each with its context including the new
-        token: [tokens, 2, rows, head_dim]."""
+        token: [tokens, vectors, rows, head_dim]."""
         key = task.layer, task.batch, task.slot, place
         if key not in self._contexts:
             views = self._views(task, appends_prompt=False)
@@ -159,11 +164,15 @@ class KVCache:
         return [(segment, context[:num_slots]) for segment, context in self._contexts[key]]
 
     def value_sums(self, task: Task, segment: Segment) -> torch.Tensor | None:
-        """Return the buffer for a segment's sums of values, float32 [rows, head_dim]; ``None``
-        without sparse attention on the CPU, and where a new token takes the place of another."""
+        """Return the buffer for a segment's sums of values, float32 [rows, head_dim].
+
+        ``None`` where no sums are kept: without sparse attention on the CPU, with latent attention,
+        which reads all values, and in a ring that drops older tokens.
+        """
         layout = self.layout(task)
         replaces = layout.kept(self._prompt_len) + task.token > layout.num_slots
-        if not self._sums_values or segment.attended != "cpu" or replaces:
+        sums_are_kept = not replaces and not layout.is_chunked
+        if segment.attended != "cpu" or not sums_are_kept or not self._value_sum_bytes(layout):
             return None
         size = self._value_sum_bytes(layout)
         start = self._sum_starts[self._numbers[task.layer]] + task.batch * size
@@ -256,15 +265,6 @@ class KVCache:
                 buffer = self._home(task, segment)
             yield segment, self.layout(task).as_context(segment, buffer)
 
-    @staticmethod
-    def _at_rest(layout: CacheLayout, x: torch.Tensor) -> torch.Tensor:
-        """Return keys or values [batch, tokens, heads, head_dim] in their stored form."""
-        if layout.packing is None:
-            return x
-        packed = x.new_empty(*x.shape[:3], layout.width, dtype=torch.uint8)
-        _pack(layout, x.flatten(0, 1), packed.flatten(0, 1))
-        return packed
-
     def _copy_off_gpu(self, task: Task, tokens: slice, *, down: bool) -> int:
         layout = self.layout(task)
         offsets = {s.first_row: offset for s, offset in self._disk_segments(task)}
@@ -281,20 +281,3 @@ class KVCache:
             runs = (layout.as_runs(segment, buffer, tokens) for buffer in (target, source))
             moved += copy_runs(*runs)
         return moved
-
-
-def _last_tokens(x: torch.Tensor, lengths: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the last ``count`` tokens of prompts [batch, tokens, heads, head_dim] of ``lengths``
-    [batch]. Those of shorter prompts come last; their first token fills the slots before."""
-    places = torch.arange(count, device=x.device) + (lengths[:, None] - count)
-    rows = torch.arange(len(x), device=x.device)[:, None]
-    return x[rows, places.clamp_(min=0)]
-
-
-def _pack(layout: CacheLayout, x: torch.Tensor, out: torch.Tensor) -> None:
-    assert layout.packing is not None
-    if not pack_rows(x, layout.packing, out):
-        raise RunError(
-            "a key or value is not a finite number, and cannot be quantized; try computing in"
-            " bfloat16 or float32, or check the checkpoint"
-        )

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.families import family_named, family_names
-from costmodel.model.family import AS_IT_STANDS
+from costmodel.families import tokenizer_owner
+from costmodel.model.family import GENERIC_TOKENIZER
 
-# Classes that take the file as it stands.
+# Classes that use the file unchanged.
 PLAIN_CLASSES = (
-    AS_IT_STANDS,
+    GENERIC_TOKENIZER,
     "PreTrainedTokenizerFast",
     "PreTrainedTokenizer",
     "PythonBackend",
@@ -160,13 +160,12 @@ REBUILT = {
 
 def class_name(model: Mapping[str, Any], config: Mapping[str, Any], *, is_byte_level: bool) -> str:
     """Return the class that transformers chooses, without the ending ``Fast``."""
-    name = model.get("model_type")
-    family = family_named(name) if name in family_names() else None
+    owner = tokenizer_owner(model.get("model_type"))
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if family and (family.fixes_tokenizer_class or not named):
-        return family.tokenizer_class
+    if owner and (owner.fixes_tokenizer_class or not named):
+        return owner.tokenizer_class
     if not named:
-        return AS_IT_STANDS
+        return GENERIC_TOKENIZER
     named = str(named).removesuffix("Fast")
     # Files of Llama 3 and its like name the class of Llama 2, which could not read them.
-    return AS_IT_STANDS if named == "LlamaTokenizer" and is_byte_level else named
+    return GENERIC_TOKENIZER if named == "LlamaTokenizer" and is_byte_level else named

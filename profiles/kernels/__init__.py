@@ -16,11 +16,12 @@ from profiles.kernels.encoded import (
     unpack_encoded,
 )
 from profiles.kernels.groups import pack_rows, unpack_rows
-from profiles.kernels.layer import rms_norm, rotate, swiglu
+from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 
 __all__ = [
     "EncodedMatrix",
+    "clamped_swiglu",
     "decode_attention",
     "end_idle_threads",
     "grouped_encoded",

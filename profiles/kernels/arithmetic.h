@@ -55,7 +55,7 @@ __m512bh load_pairs(const Bfloat16* from) { return (__m512bh)_mm512_loadu_si512(
 
 // Pairs of bfloat16 are multiplied and added in one instruction: neighbouring dimensions of a key,
 // and of the values two tokens interleaved. Needs whole vectors of 32. The sums of 32 dimensions
-// lie as the interleaving leaves them: dimensions 8i to 8i + 3 in one vector, 8i + 4 to 8i + 7 in
+// stay in the order of the interleaving: dimensions 8i to 8i + 3 in one vector, 8i + 4 to 8i + 7 in
 // the other.
 struct Pairs {
   using Element = Bfloat16;

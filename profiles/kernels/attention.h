@@ -1,7 +1,7 @@
-// Attention of one decode step over a cache as it lies. A row is one key head of one sequence, and
-// is attended by one thread, tile of tokens by tile: its keys are scored against all queries that
-// share them, then its values are added with the sums in registers. Results depend neither on the
-// number of threads nor on strides. Fastest where the tokens of a row lie side by side.
+// Attention of one decode step over a cache in its stored order. A row is one key head of one
+// sequence. One thread attends to it, one tile of tokens after another: its keys are scored against
+// all queries that share them, then its values are added with the sums in registers. Results depend
+// neither on the number of threads nor on strides. Fastest where the tokens of a row are adjacent.
 #pragma once
 
 #include <algorithm>
@@ -33,13 +33,19 @@ class Scorer {
       void_end_ = a_.void_slots[2 * sequence + 1];
     }
     sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
-    cache_.start(row, is_last);
+    slopes_ = a_.slopes ? a_.slopes + head * a_.group : nullptr;
+    cache_.start(row / a_.head_splits, is_last);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.
   Ints seen(long first, long count) const {
     const Ints slot = kIota + int(first);
-    return (kIota < int(count)) & ((slot < int(void_from_)) | (slot >= int(void_end_)));
+    const Ints before = slot < int(void_from_), behind = slot >= int(void_end_);
+    return (kIota < int(count)) & (void_from_ > void_end_ ? before & behind : before | behind);
+  }
+  bool is_void(long slot) const {
+    const bool from = slot >= void_from_, to_end = slot < void_end_;
+    return void_from_ > void_end_ ? from || to_end : from && to_end;
   }
 
   // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in
@@ -53,9 +59,16 @@ class Scorer {
     if (a_.group & 1) work(std::integral_constant<long, 1>(), g);
   }
 
-  // Scores the tile whose `count` keys were taken; query g's go to `to` + g * stride.
-  void score_tile(long count, float* to, long stride) {
+  // Scores the tile from `first` on, whose `count` keys were taken; query g's go to `to` + g * stride.
+  void score_tile(long first, long count, float* to, long stride) {
     in_blocks([&](auto size, long g) { score<size.value>(g, count, to + g * stride, stride); });
+    if (!slopes_) return;
+    // Tokens from the newest back to each: slots before the void ones are that much nearer.
+    const Ints slot = kIota + int(first);
+    const Ints nearer = (slot < int(void_from_)) & int(void_end_ - void_from_);
+    const Floats places = __builtin_convertvector(slot - int(a_.tokens - 1) + nearer, Floats);
+    for (long g = 0; g < a_.group; ++g)
+      store(to + g * stride, load(to + g * stride) + places * slopes_[g]);
   }
 
   // Sixteen scores at a time: of kQueries queries and as many tokens as that leaves.
@@ -82,7 +95,7 @@ class Scorer {
   Cache cache_;
   const long width_;
   long void_from_ = 0, void_end_ = 0;
-  const float* sinks_ = nullptr;  // Of the row's queries.
+  const float *sinks_ = nullptr, *slopes_ = nullptr;  // Of the row's queries.
   const typename Ops::Query* q_ = nullptr;
   std::vector<typename Ops::Query> kept_;
 };
@@ -109,13 +122,14 @@ class Row : Scorer<T, Ops, Cache> {
       count_ = std::min(kTile, a_.tokens - first);
       cache_.take(first, count_);
       const Ints is_seen = Base::seen(first, count_);
-      Base::score_tile(count_, scores_.data(), kTile);
+      Base::score_tile(first, count_, scores_.data(), kTile);
       for (long g = 0; g < a_.group; ++g) share(g, is_seen);
       Base::in_blocks([&](auto size, long g) { add<size.value>(g); });
     }
-    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.value_dim;
     for (long g = 0; g < a_.group; ++g)
-      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.dim, out + g * a_.dim);
+      Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.value_dim,
+                  out + g * a_.value_dim);
   }
 
  private:
@@ -143,9 +157,9 @@ class Row : Scorer<T, Ops, Cache> {
   void add(long g) {
     constexpr long kBlocks = kQueries > 4 ? 1 : kQueries > 2 ? 2 : 4;
     long d = 0;
-    for (; d + (kBlocks - 1) * Ops::kDims < a_.dim; d += kBlocks * Ops::kDims)
+    for (; d + (kBlocks - 1) * Ops::kDims < a_.value_dim; d += kBlocks * Ops::kDims)
       add_dims<kQueries, kBlocks>(g, d);
-    for (; d < a_.dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
+    for (; d < a_.value_dim; d += Ops::kDims) add_dims<kQueries, 1>(g, d);
   }
 
   template <long kQueries, long kBlocks>

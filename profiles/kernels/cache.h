@@ -1,4 +1,4 @@
-// The cache as one row of it is read: as it lies, or unpacked tile by tile.
+// The cache as one row of it is read: in its stored form, or unpacked tile by tile.
 #pragma once
 
 #include <algorithm>
@@ -15,20 +15,25 @@ struct Attention {
   const void* q;        // Row r: sequence r / kv_heads, queries (r % kv_heads) * group on.
   long sequence_stride;
   long kv_heads, group, dim;
-  const void* context;  // [tokens, 2, rows, dim]: keys, then values.
-  long token_stride, value_stride, row_stride;
-  long tokens, rows;
+  const void* context;  // [tokens, 2, rows, dim]: keys, then values; or [tokens, 1, rows, dim].
+  long token_stride;
+  long value_stride;    // From a key to its value; 0 where the value is a part of the key.
+  long row_stride;
+  long tokens, rows;    // Rows of q and out, which may share rows of the context.
   long first_row;       // The context's first row, among those of q.
   const int32_t* void_slots;  // First and end of each sequence's void slots, or null.
   float scale;
   float soft_cap;       // c in c tanh(score / c); 0 leaves the scores.
   const float* sinks;   // A score of each query head that has no value, or null.
-  void* out;            // [rows, group, dim]
+  const float* slopes;  // What each query head's scores lose for each token in between, or null.
+  void* out;            // [rows, group, value_dim]
   long group_size;      // Of a packed context, whose rows are those of groups.h.
   int bits;             // 0 where it is not packed.
   double sparsity;      // Fraction of the slots seen that a query attends to.
-  float* value_sums;    // [rows, dim] of the slots seen before, or null: they are summed anew.
+  float* value_sums;    // [rows, dim], value_dim of each row, of the slots seen before, or null: they are summed anew.
   int begins;           // Nothing has been summed yet.
+  long value_dim;       // Elements of a value, the first ones; at most dim.
+  long head_splits;     // Adjacent rows of q and out that share a row of the context.
 };
 
 // Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.
@@ -39,7 +44,7 @@ struct Tokens {
   const T* operator[](long t) const { return first + std::min(t, last) * stride; }
 };
 
-// As it lies: elements, or the bytes that they are packed in.
+// In its stored form: elements, or packed bytes.
 template <class T>
 class PlainCache {
  public:
@@ -93,6 +98,8 @@ class PackedCache {
   }
   void take(long first, long count) {
     take_keys(first, count);
+    values = keys;
+    if (a_.value_stride == 0) return;
     for (long t = 0; t < count; ++t)
       unpack(at(first + t) + a_.value_stride, values_.data() + t * a_.dim);
     values = {values_.data(), a_.dim, count - 1};

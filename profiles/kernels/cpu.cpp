@@ -83,6 +83,24 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
     }
 }
 
+// Every step is rounded, as where it is an operation of its own.
+template <class T>
+void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up_stride,
+                    float limit, float alpha, int threads) {
+  const Floats most = Floats{} + limit;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
+  for (long r = 0; r < rows; ++r)
+    for (long d = 0; d < dim; d += kLanes) {
+      T* to = gate + r * gate_stride + d;
+      Floats x = load_part(to, dim - d), y = load_part(up + r * up_stride + d, dim - d);
+      // Written so that NaN stays.
+      x = x > most ? most : x;
+      y = y > most ? most : y < -most ? -most : y;
+      const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * alpha))));
+      store_part(to, rounded<T>(x * share) * rounded<T>(y + 1.0f), dim - d);
+    }
+}
+
 }  // namespace
 
 #define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
@@ -103,6 +121,11 @@ void swiglu(T* gate, const T* up, long rows, long dim, long gate_stride, long up
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \
     swiglu(gate, up, rows, dim, gate_stride, up_stride, threads);                              \
+  }                                                                                            \
+  extern "C" void clamped_swiglu_##NAME(T* gate, const T* up, long rows, long dim,             \
+                                        long gate_stride, long up_stride, float limit,         \
+                                        float alpha, int threads) {                            \
+    clamped_swiglu(gate, up, rows, dim, gate_stride, up_stride, limit, alpha, threads);        \
   }                                                                                            \
   extern "C" void pack_rows_##NAME(const T* from, long outer, long inner, long outer_stride,   \
                                    long inner_stride, long dim, long group, int bits,          \
@@ -157,11 +180,12 @@ extern "C" void decode_attention_float16(const Attention* a, int threads) {
 }
 extern "C" void decode_attention_bfloat16(const Attention* a, int threads) {
 #if defined(HAS_TABLE)
-  if (PackedPairs::takes({a->dim, a->group_size, a->bits}) && a->sparsity == 1)
+  if (PackedPairs::takes({a->dim, a->group_size, a->bits}) && a->value_dim % 32 == 0 &&
+      a->sparsity == 1)
     return attend_rows<Row<Bfloat16, PackedPairs, PlainCache<uint8_t>>>(*a, threads);
 #endif
 #if defined(__AVX512BF16__)
-  if (a->dim % 32 == 0) return decode_attention<Bfloat16, Pairs>(*a, threads);
+  if (a->dim % 32 == 0 && a->value_dim % 32 == 0) return decode_attention<Bfloat16, Pairs>(*a, threads);
 #endif
   decode_attention<Bfloat16, Wide<Bfloat16>>(*a, threads);
 }

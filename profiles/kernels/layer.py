@@ -45,12 +45,12 @@ def rotate(
     """Rotate pairs of elements of [tokens, heads, head_dim] in place.
 
     ``cosines`` and ``sines`` are [positions, pairs], dense, in the dtype of ``heads``. Pair ``i``
-    is (i, i + pairs), or ``interleaved`` (2 i, 2 i + 1); elements behind the pairs stay. Only the
-    tokens of ``heads`` may have a stride. Token ``i`` has position ``i % positions``, and the
+    is (i, i + pairs), or ``interleaved`` (2 i, 2 i + 1); elements behind the pairs stay. Tokens and
+    heads may have a stride. Token ``i`` has position ``i % positions``, and the
     number of tokens is a multiple of ``positions``.
     """
     tokens, num_heads, head_dim = heads.shape
-    assert heads.stride()[1:] == (head_dim, 1) and tokens % len(cosines) == 0
+    assert heads.stride(2) == 1 and tokens % len(cosines) == 0
     pairs = cosines.shape[1]
     assert 2 * pairs <= head_dim
     if not is_native(heads):
@@ -63,7 +63,7 @@ def rotate(
         _long(tokens),
         _long(heads.stride(0)),
         _long(num_heads),
-        _long(head_dim),
+        _long(heads.stride(1)),
         pointer(cosines),
         pointer(sines),
         _long(len(cosines)),
@@ -88,6 +88,31 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
         _long(gate.shape[1]),
         _long(gate.stride(0)),
         _long(up.stride(0)),
+    )
+
+
+def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, *, limit: float, alpha: float) -> None:
+    """Replace ``gate`` [rows, ffn] by ``(up + 1) * gate * sigmoid(alpha * gate)``, rounded
+    after each step; both dense in their last dimension.
+
+    ``gate`` is at most ``limit`` first, and ``up`` is between ``-limit`` and ``limit``. ``up`` may
+    be overwritten.
+    """
+    if not is_native(gate):
+        twins.clamped_swiglu(gate, up, limit, alpha)
+        return
+    assert gate.stride(1) == up.stride(1) == 1
+    call_kernel(
+        "clamped_swiglu",
+        gate.dtype,
+        pointer(gate),
+        pointer(up),
+        _long(gate.shape[0]),
+        _long(gate.shape[1]),
+        _long(gate.stride(0)),
+        _long(up.stride(0)),
+        ctypes.c_float(limit),
+        ctypes.c_float(alpha),
     )
 
 

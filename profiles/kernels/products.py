@@ -69,7 +69,7 @@ def linear(
         return _whole(x, weight, bias, out, adds)
     if out is None:
         out = x.new_empty(len(x), len(weight))
-    _multiply(x, [len(x)], [weight], None, out, bias=bias, adds=adds)
+    _multiply(x, [len(x)], [weight], None, out, biases=_one(bias), adds=adds)
     return out
 
 
@@ -98,7 +98,7 @@ def multiply_rows(
     """
     assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
     if is_native(x):
-        _multiply(x, [len(x)], [packed], packing, out, bias=bias, adds=adds)
+        _multiply(x, [len(x)], [packed], packing, out, biases=_one(bias), adds=adds)
     else:
         _whole(x, twins.unpacked(packed, packing, x.dtype), bias, out, adds)
 
@@ -110,6 +110,7 @@ def grouped_linear(
     out: torch.Tensor | None = None,
     *,
     packing: Packing | None = None,
+    biases: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Multiply each group of rows by its own matrix, in one call: [rows, outputs].
 
@@ -124,17 +125,21 @@ def grouped_linear(
         with ``packing``. All have the same shape and strides.
     out
         The result; it may have a stride between its rows.
+    biases
+        The bias of each group, [outputs] in the dtype of ``x``.
     """
     assert len(counts) == len(weights) > 0 and sum(counts) == len(x)
     assert len({(weight.shape, weight.stride()) for weight in weights}) == 1
     if out is None:
         out = x.new_empty(len(x), len(weights[0]))
     if is_native(x):
-        _multiply(x, counts, weights, packing, out)
+        _multiply(x, counts, weights, packing, out, biases=biases)
     else:
         is_few = x.is_cuda and len(x) <= MOST_GROUP_ROWS * len(counts)
         fused = gpu_kernels() if is_few else None
         (fused or twins).grouped_linear(x, counts, weights, packing, out)
+        for rows, bias in zip(out.split(list(counts)), biases or (), strict=bool(biases)):
+            rows.add_(bias)
     return out
 
 
@@ -170,7 +175,7 @@ def _multiply(
     packing: Packing | None,
     out: torch.Tensor,
     *,
-    bias: torch.Tensor | None = None,
+    biases: Sequence[torch.Tensor] | None = None,
     adds: bool = False,
 ) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -178,18 +183,17 @@ def _multiply(
     width = packing.num_elements if packing else first.shape[1]
     assert first.dtype == (torch.uint8 if packing else x.dtype) and first.stride(1) == 1
     assert x.shape[1] == width and out.shape == (len(x), len(first)) and out.stride(1) == 1
-    assert out.dtype == x.dtype and (
-        bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
-    )
+    assert out.dtype == x.dtype
+    assert all(bias.dtype == x.dtype and bias.stride(0) == 1 for bias in biases or ())
     # Named, because they must outlive the call.
     starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
     matrices = (ctypes.c_void_p * len(weights))(*(weight.data_ptr() for weight in weights))
-    biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
+    added = biases and (ctypes.c_void_p * len(biases))(*(bias.data_ptr() for bias in biases))
     arguments = Products(
         x=x.data_ptr(),
         x_stride=x.stride(0),
         weights=ctypes.addressof(matrices),
-        biases=None if biases is None else ctypes.addressof(biases),
+        biases=ctypes.addressof(added) if added else None,
         starts=ctypes.addressof(starts),
         groups=len(counts),
         outputs=len(first),
@@ -202,6 +206,10 @@ def _multiply(
         adds=adds,
     )
     call_kernel("multiply", x.dtype, ctypes.byref(arguments))
+
+
+def _one(bias: torch.Tensor | None) -> list[torch.Tensor] | None:
+    return None if bias is None else [bias]
 
 
 def _whole(

@@ -18,7 +18,7 @@ inline Ints ordered(Floats x) {
 }
 
 // Returns a number that `kept` of the values reach, or more where several equal the least of them.
-// Bisects over all floats: each step is a pass over values that lie in the first-level cache.
+// Bisects over all floats: each step is a pass over values that are in the first-level cache.
 inline int least_of_largest(const std::vector<Ints>& values, long kept, int most) {
   int64_t low = INT32_MIN, high = most;
   while (low < high) {
@@ -51,7 +51,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
     for (long first = 0; first < a_.tokens; first += kTile) {
       const long count = std::min(kTile, a_.tokens - first);
       cache_.take_keys(first, count);
-      Base::score_tile(count, &shares_[first], stride);
+      Base::score_tile(first, count, &shares_[first], stride);
       const Ints is_seen = Base::seen(first, count);
       for (long i = 0; i < kLanes; ++i) seen -= is_seen[i];
       for (long g = 0; g < a_.group; ++g) {
@@ -62,9 +62,9 @@ class SparseRow : Scorer<T, Ops, Cache> {
     for (long g = 0; g < a_.group; ++g) choose(g, &shares_[g * stride], seen);
     add(stride, width);
     add_mean(sum_values(row), seen, width);
-    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.dim;
+    T* out = static_cast<T*>(a_.out) + row * a_.group * a_.value_dim;
     for (long g = 0; g < a_.group; ++g)
-      Wide<T>::finish(&sums_[g * width], 1.0f / total_[g], a_.dim, out + g * a_.dim);
+      Wide<T>::finish(&sums_[g * width], 1.0f / total_[g], a_.value_dim, out + g * a_.value_dim);
   }
 
  private:
@@ -104,7 +104,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
         const float share = shares_[g * stride + t];
         if (share == 0) continue;
         float* sums = &sums_[g * width];
-        for (long d = 0; d < a_.dim; d += kLanes)
+        for (long d = 0; d < a_.value_dim; d += kLanes)
           store(sums + d, load(sums + d) + load_part(value + d, a_.dim - d) * share);
       }
     }
@@ -116,9 +116,9 @@ class SparseRow : Scorer<T, Ops, Cache> {
     float* to = a_.value_sums ? a_.value_sums + row * a_.dim : all_.data();
     if (is_new) std::fill(to, to + a_.dim, 0.0f);
     for (long t = is_new ? 0 : a_.tokens - 1; t < a_.tokens; ++t) {
-      if (t >= Base::void_from_ && t < Base::void_end_) continue;
+      if (Base::is_void(t)) continue;
       const T* value = cache_.value(t);
-      for (long d = 0; d < a_.dim; d += kLanes)
+      for (long d = 0; d < a_.value_dim; d += kLanes)
         store_part(to + d, load_part(to + d, a_.dim - d) + load_part(value + d, a_.dim - d),
                    a_.dim - d);
     }
@@ -127,7 +127,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
 
   void add_mean(const float* all, long seen, long width) {
     for (long g = 0; g < a_.group; ++g)
-      for (long d = 0; d < a_.dim; ++d) sums_[g * width + d] += dropped_[g] / seen * all[d];
+      for (long d = 0; d < a_.value_dim; ++d) sums_[g * width + d] += dropped_[g] / seen * all[d];
   }
 
   const long tiles_;

@@ -45,7 +45,7 @@ INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long
 
 Floats splat(float x) { return x - Floats{}; }
 
-// Elements from the start of a cache line on: whole vectors of them never lie across two. Not set.
+// Elements from the start of a cache line on, not set. Whole vectors of them never span two lines.
 template <class T>
 class LineAligned {
  public:

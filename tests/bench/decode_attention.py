@@ -33,8 +33,11 @@ GROUPS = (1, 4, 8)
 # Sequences, key heads, tokens so far.
 SHAPES = ((64, 8, 144), (16, 8, 576), (4, 8, 2048), (8, 32, 512))
 WINDOW_S = 0.05
-# What some models add to attention: slots of a ring without a token, sinks, and a soft cap.
-KINDS = ("ring", "sinks", "soft_cap")
+# What some models add to attention: slots of a ring without a token, sinks, a soft cap, ALiBi.
+KINDS = ("ring", "sinks", "soft_cap", "slopes")
+# Of latent attention (DeepSeek V2, V3): elements of a row and of its latent; heads that share it.
+ROW_DIM, RANK = 576, 512
+LATENT_HEADS = (1, 4, 8, 16, 128)
 
 
 def main(arguments: list[str]) -> None:
@@ -46,11 +49,13 @@ def main(arguments: list[str]) -> None:
         cases = [
             measure(flags.dtype, shape, group, flags.rounds) for shape in SHAPES for group in GROUPS
         ]
+        latent = [measure_latent(flags.dtype, heads, flags.rounds) for heads in LATENT_HEADS]
     result = {
         "benchmark": "attention of one decode step",
         "dtype": flags.dtype,
         "rounds": flags.rounds,
         "cases": cases,
+        "latent": latent,
         **circumstances("decode_attention.py", arguments, "torch"),
     }
     keep_result(flags, result)
@@ -86,6 +91,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         "ring": {"void_slots": void_slots},
         "sinks": {"sinks": torch.randn(kv_heads * group)},
         "soft_cap": {"soft_cap": 50.0},
+        "slopes": {"slopes": torch.rand(kv_heads * group)},
     }
 
     def attend(**kind: Any) -> None:
@@ -109,7 +115,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         for kind in KINDS:
             rate = measure_rate(functools.partial(attend, **added[kind]), cache_bytes)
             of_plain[kind].append(rate / ours[-1])
-    case = {
+    case: dict[str, Any] = {
         "batch": batch,
         "kv_heads": kv_heads,
         "tokens": tokens,
@@ -127,6 +133,55 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         f" {case['ours_bytes_per_s'] / 1e9:5.1f} GB/s, {case['of_memory']:.2f} of memory's"
         f" {case['memory_bytes_per_s'] / 1e9:5.1f}; {case['speedup']:5.1f} x torch;"
         f" of plain: {kinds}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return case
+
+
+def measure_latent(dtype: str, heads: int, rounds: int) -> dict[str, Any]:
+    """Time latent attention beside plain attention to as many bytes (one query head a key head),
+    and beside a product of as many rows as there are heads."""
+    batch, tokens, kind = 16, 576, DTYPES[dtype]
+    cache_bytes = batch * tokens * ROW_DIM * kind.itemsize
+    plain_tokens = tokens * ROW_DIM // (2 * HEAD_DIM)
+    count = max(2, -(-COLD_BYTES // cache_bytes))
+    latents, plains = (
+        itertools.cycle([cache_by_row(torch.randn(shape).to(kind)) for _ in range(count)])
+        for shape in ((batch, 1, tokens, ROW_DIM), (batch, 2, plain_tokens, HEAD_DIM))
+    )
+    q, out = (
+        torch.randn(batch, heads, ROW_DIM).to(kind),
+        torch.empty(batch, heads, RANK, dtype=kind),
+    )
+    plain_q = torch.randn(batch, 1, HEAD_DIM).to(kind)
+    plain_out = torch.empty(batch, 1, HEAD_DIM, dtype=kind)
+    x, weight = torch.randn(heads, 2048).to(kind), torch.randn(4096, 2048).to(kind)
+
+    def attend() -> None:
+        kernels.decode_attention(q, next(latents), out, scale=0.1)
+
+    def attend_plainly() -> None:
+        kernels.decode_attention(plain_q, next(plains), plain_out)
+
+    ours, plain, product = [], [], []
+    for _ in range(rounds):
+        ours.append(measure_rate(attend, cache_bytes))
+        plain.append(measure_rate(attend_plainly, cache_bytes))
+        product.append(measure_rate(lambda: kernels.linear(x, weight), 2 * heads * weight.numel()))
+    flop_per_byte = 2 * heads * (ROW_DIM + RANK) / (ROW_DIM * kind.itemsize)
+    ratios = [(o / p, o * flop_per_byte / m) for o, p, m in zip(ours, plain, product, strict=True)]
+    case: dict[str, Any] = {
+        "heads": heads,
+        "ours_bytes_per_s": statistics.median(ours),
+        "ours_flop_per_s": statistics.median(ours) * flop_per_byte,
+        "of_plain": statistics.median(ratio for ratio, _ in ratios),
+        "of_product": statistics.median(ratio for _, ratio in ratios),
+    }
+    print(
+        f"{heads:>4} heads share a latent row: {case['ours_bytes_per_s'] / 1e9:5.1f} GB/s,"
+        f" {case['of_plain']:.2f} of plain; {case['ours_flop_per_s'] / 1e9:.0f} GFLOP/s,"
+        f" {case['of_product']:.2f} of a product of {heads} rows",
         file=sys.stderr,
         flush=True,
     )

@@ -140,8 +140,12 @@ def test_a_file_of_a_spec_is_read_back(name: str, tmp_path: Path) -> None:
         (LLAMA | {"dtype": "int8"}, "dtype"),
         (LLAMA | {"torch_dtype": 16}, "dtype"),
         (LLAMA | {"model_type": ["llama"]}, "model_type"),
-        (OPT | {"word_embed_proj_dim": 32}, "opt-350m"),
-        (OPT | {"do_layer_norm_before": False}, "opt-350m"),
+        (OPT | {"word_embed_proj_dim": 0}, "word_embed_proj_dim"),
+        (OPT | {"do_layer_norm_before": None}, "do_layer_norm_before"),
+        (LLAMA | {"model_type": "mellum", "mlp_layer_types": [[]] * 3}, "mlp_layer_types"),
+        ({"model_type": "glm4_moe_lite", "mlp_layer_types": [[]] * 47}, "mlp_layer_types"),
+        ({"model_type": "mpt", "attn_config": []}, "attn_config"),
+        ({"model_type": "dbrx", "ffn_config": {"ffn_act_fn": "silu"}}, "ffn_act_fn"),
     ],
 )
 def test_refused_configs(config: dict[str, Any], said: str) -> None:

@@ -74,7 +74,7 @@ def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("cache_bits", to=32), "cache_bits"),
         (_set("attention_sparsity", to=2), "attention_sparsity"),
         (_set("workload", "gen_len", to=0), "gen_len"),
-        (_set("model", "family", to="gpt2"), "family"),
+        (_set("model", "family", to="bert"), "family"),
         (lambda value: value.pop("weights"), "weights"),
         (_set("weights", to={"cpu": 0.5}), "sum to 1"),
         (lambda value: value["weights"].pop("mlp"), "each of attention, mlp, head"),

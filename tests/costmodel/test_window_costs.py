@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import MlpSpec
-from costmodel.model.layer_spec import AttentionSpec, LayerSpec
+from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec, model_of_layers
 from costmodel.plan.workload import Workload
 from costmodel.pricing.latency import stage_work

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
+from costmodel.model.layout import (
+    FLOAT32_TENSORS,
+    ComponentLayout,
+    LayerLayout,
+    decoder_numbers,
+    model_layers,
+)
 from costmodel.model.spec import EmbeddingSpec
 from executor.checkpoint.folder import WeightSource
-from executor.model import layers
+from executor.model import layers, projections
 from executor.model.matrices import linear
-from executor.model.prefill_attention import prefill_attention
-from executor.model.rotations import rotation_of
+from executor.model.norms import norm
+from executor.model.rotations import position_factors
 from profiles.compute_plan import DTYPES
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import Packing
@@ -120,7 +127,10 @@ class ReferenceModel:
     def _lossy(self, weights: dict[str, tuple[torch.Tensor, ...]]) -> Tensors:
         bits = self.compression.weight_bits
         return {
-            name: [self.compression.of(c, bits) if c.dim() == 2 else c for c in chunks]
+            name: [
+                self.compression.of(c, bits) if c.dim() == 2 and name not in FLOAT32_TENSORS else c
+                for c in chunks
+            ]
             for name, chunks in weights.items()
         }
 
@@ -147,7 +157,8 @@ class ReferenceModel:
         self.num_positions = context
         caches = []
         for attention in (spec.layer(i).attention for i in range(spec.num_layers)):
-            shape = (context, 2, batch * attention.num_kv_heads, attention.head_dim)
+            rows = batch * attention.num_kv_heads
+            shape = (context, attention.cached_vectors, rows, attention.head_dim)
             caches.append(torch.zeros(shape, dtype=self.dtype))
         x = self._prefill(padded, caches)
         tokens = self._head(x[torch.arange(batch), lengths - 1]).argmax(-1)
@@ -167,13 +178,14 @@ class ReferenceModel:
         x = self._embed(ids, positions)
         for i, weights in enumerate(self.decoders):
             layer = self.spec.layer(i)
-            q, k, v = self._project(x, weights, positions[0], layer)
+            q, cached = self._project(x, weights, positions[0], layer)
             if caches is not None:
-                for kind, part in enumerate((k, v)):
+                for kind, part in enumerate(cached):
                     kept = self.compression.of(part, self.compression.cache_bits)
                     caches[i][: ids.shape[1], kind] = kept.transpose(0, 1).flatten(1, 2)
-            sinks = layers.sinks_of(weights, layer.attention)
-            _finish(x, prefill_attention(q, k, v, layer.attention, sinks), weights, layer)
+            _finish(
+                x, projections.attend_prompt(q, cached, weights, layer.attention), weights, layer
+            )
         return x
 
     def _decode(
@@ -194,36 +206,42 @@ class ReferenceModel:
         for i, (weights, cache) in enumerate(zip(self.decoders, caches, strict=True)):
             layer = self.spec.layer(i)
             attention = layer.attention
-            q, k, v = self._project(x, weights, positions, layer)
+            q, cached = self._project(x, weights, positions, layer)
             bits = self.compression.cache_bits
-            for kind, part in enumerate((k, v)):
+            for kind, part in enumerate(cached):
                 cache[slot, kind] = self.compression.of(part.flatten(0, 2), bits)
             context = cache[: slot + 1].unflatten(2, (len(tokens), -1)).permute(1, 2, 3, 0, 4)
-            keys, values = context
-            queries = q.reshape(len(tokens), -1, attention.group_size, attention.head_dim)
-            scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5
+            keys, values = _keys_and_values(context, weights, attention)
+            queries = q.reshape(len(tokens), keys.shape[1], -1, keys.shape[-1])
+            # Grouped-query attention has scaled its queries.
+            scale = attention.scale if attention.latent else None
+            scores = queries @ keys.transpose(2, 3) * (scale or attention.head_dim**-0.5)
             if attention.soft_cap is not None:
                 scores = attention.soft_cap * (scores / attention.soft_cap).tanh()
+            if attention.alibi_slopes:
+                slopes = torch.tensor(attention.alibi_slopes).view(attention.num_kv_heads, -1, 1)
+                distances = (places - positions[:, None])[:, None, None]
+                scores += (slopes * distances).to(scores.dtype)
             is_hidden = is_empty
-            if attention.window is not None:
+            if attention.window is not None and attention.is_chunked:
+                first = positions - positions % attention.window
+                is_hidden = is_empty | (places < first[:, None])
+            elif attention.window is not None:
                 is_hidden = is_empty | (places <= positions[:, None] - attention.window)
             scores.masked_fill_(is_hidden[:, None, None], -torch.inf)
-            sinks = layers.sinks_of(weights, attention)
+            sinks = projections.sinks_of(weights, attention)
             shares = self._without_small(scores, ~is_hidden, sinks)
-            attended = (shares @ values).reshape(len(tokens), 1, attention.query_size)
+            attended = (shares @ values).reshape(len(tokens), 1, attention.output_size)
             _finish(x, attended, weights, layer)
         return self._head(x[:, 0]).argmax(-1)
 
     def _project(
         self, x: torch.Tensor, weights: Tensors, positions: torch.Tensor, layer: LayerSpec
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         attention, rotation = layer.attention, None
-        if attention.rotary is not None:
-            rotary = attention.rotary
-            is_long = rotary.is_long(self.num_positions)
-            rotation = rotation_of(positions, rotary, attention.head_dim, x.dtype, is_long=is_long)
-        qkv = layers.project_qkv(x, weights, rotation, layer)
-        return layers.split_heads(qkv, attention)
+        if attention.rotary is not None or attention.temperature_floor is not None:
+            rotation = position_factors(positions, attention, x.dtype, self.num_positions)
+        return projections.project_prompt(x, weights, rotation, layer)
 
     def _without_small(
         self, scores: torch.Tensor, seen: torch.Tensor, sinks: torch.Tensor | None
@@ -246,13 +264,30 @@ class ReferenceModel:
         return shares
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
-        normed = layers.final_norm(x, self.head[0], self.spec.final_norm)
+        normed = layers.head_input(x, self.head[0], self.spec.final_norm)
         found = []
         for part in self.head:
             logits = linear(normed, part["head.weight"]).float()
             layers.finish_logits(logits, part, self.spec.head)
             found.append(logits)
         return torch.cat(found, -1)
+
+
+def _keys_and_values(
+    context: torch.Tensor, weights: Tensors, attention: AttentionSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values [sequences, heads, tokens, elements] of a cache [vectors, sequences,
+    key heads, tokens, elements]; those of latent attention are made of its rows, as in prefill."""
+    latent = attention.latent
+    if latent is None:
+        keys, values = context
+        return keys, values
+    rows = context[0, :, 0]
+    made = linear(rows[..., : latent.rank], weights["kv_b.weight"])
+    heads = made.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    shared = rows[:, None, :, latent.rank :].expand(-1, attention.num_heads, -1, -1)
+    keys, values = heads.split([latent.nope_dim, latent.value_dim], dim=-1)
+    return torch.cat([keys, shared], dim=-1), values
 
 
 def _finish(x: torch.Tensor, attended: torch.Tensor, weights: Tensors, layer: LayerSpec) -> None:
@@ -284,13 +319,18 @@ def gather_rows(ids: torch.Tensor, chunks: Sequence[torch.Tensor]) -> torch.Tens
 def embed(
     token_rows: torch.Tensor, positions: torch.Tensor, weights: Tensors, spec: EmbeddingSpec
 ) -> torch.Tensor:
-    """Scale embedded tokens and add learned positions, where the model has them.
+    """Project and scale embedded tokens, add learned positions, normalise: where the model does so.
 
     ``token_rows`` is [batch, tokens, hidden], ``positions`` int64 [batch, tokens]; ``weights``
     are those of the embed layer.
     """
-    if spec.scale != 1:
-        token_rows = token_rows * spec.scale
-    if not spec.has_positions:
+    if spec.width is not None:
+        token_rows = linear(token_rows, weights["input_projection.weight"])
+    token_rows = token_rows.clone()
+    layers.scale_embedding(token_rows, spec)
+    if spec.has_positions:
+        rows = gather_rows(positions + spec.position_offset, weights["positions.weight"])
+        token_rows = token_rows + rows
+    if spec.norm is None:
         return token_rows
-    return token_rows + gather_rows(positions + spec.position_offset, weights["positions.weight"])
+    return norm(token_rows, weights, "embedding_norm", spec.norm)

@@ -23,7 +23,8 @@ from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer, view_layer
-from tests.executor.tiny_models import LLAMA3_ROPE, MORE_KEYS, save_tiny_model
+from tests.executor.tiny_keys import LLAMA3_ROPE, MORE_KEYS
+from tests.executor.tiny_models import save_tiny_model
 from tests.plain_models import plain_config
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -65,7 +66,7 @@ def test_every_dtype_is_converted_to_every_other(
     stored: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces that do not divide a tensor, as large ones have.
-    monkeypatch.setattr("executor.checkpoint.stored_tensors.READ_BYTES", 1000)
+    monkeypatch.setattr("executor.checkpoint.tensor_reads.READ_BYTES", 1000)
     monkeypatch.setattr("executor.checkpoint.safetensors_file.READ_BYTES", 777)
     save_tiny_model(tmp_path, "qwen2", dtype=stored)
     tensors = load_file(tmp_path / SINGLE_NAME)
@@ -517,8 +518,7 @@ def read_config(config: dict[str, Any]) -> ModelSpec:
         (LLAMA, {"is_causal": False}, "is_causal.*allowed: true"),
         (LLAMA, {"quantization_config": {}}, "quantization_config"),
         (OPT, {"activation_function": "silu"}, "'silu'; allowed: relu, gelu"),
-        (OPT, {"layer_norm_elementwise_affine": False}, "elementwise_affine"),
-        (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the heads"),
+        (OPT, {"hidden_size": 66, "word_embed_proj_dim": 66}, "multiple of the 4 heads"),
     ],
 )
 def test_configs_that_would_compute_something_else_are_refused(
@@ -545,6 +545,8 @@ def test_rope_is_read_from_old_and_new_configs() -> None:
 def test_random_checkpoints_on_disk_equal_those_made_on_the_spot(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
+    if tied and family == "dbrx":
+        pytest.skip("its head is never tied")
     config = small_config(family, tied=tied)
     write_random_checkpoint(tmp_path, config, seed=3, shard_bytes=200_000)
     checkpoint = Checkpoint.open(tmp_path)
@@ -580,4 +582,7 @@ def small_config(family: str, *, tied: bool, dtype: str = "bfloat16") -> dict[st
         tied=tied,
         dtype=dtype,
     )
+    if family == "gpt_neox_japanese":
+        # Refused, as one of the keys that transformers reads under the family's own names.
+        del config["head_dim"]
     return config | MORE_KEYS.get(family, {})

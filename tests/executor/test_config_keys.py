@@ -32,13 +32,14 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from costmodel.families import family_named, family_names, spec_from_config
-from costmodel.model.layer_spec import ROTARY_KINDS
+from costmodel.model.rotary_spec import ROTARY_KINDS
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.rotations import rotary_frequencies
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_models import LLAMA3_ROPE, save_tiny_model
+from tests.executor.tiny_keys import ATTENTION, LLAMA3_ROPE
+from tests.executor.tiny_models import save_tiny_model
 
 # Longer than every window that is tried.
 PROMPT = [(7 * i + 3) % 170 for i in range(24)]
@@ -48,6 +49,9 @@ ROPE_PLACES = ("rope_parameters", "rope_scaling")
 Config = dict[str, Any]
 # How many configs with changed keys must be followed, so that refusing all is no way to pass.
 LEAST_ACCEPTED = 15
+# Families that take fewer configs of rotations: Phi no scaling but one with lists, which these
+# configs do not have, and Mellum none without a set for each kind of layer.
+FEW_ROTATIONS = {"phi3": 15, "phimoe": 15, "mellum": 5}
 
 
 class Folder:
@@ -60,7 +64,8 @@ class Folder:
 
     def __init__(self, path: Path, family: str) -> None:
         self.path, self.family = path, family
-        self.config_class = type(save_tiny_model(path, family, num_layers=1).config)
+        model = save_tiny_model(path, family, num_layers=1)
+        self.model_class, self.config_class = type(model), type(model.config)
         self.base: Config = json.loads((path / "config.json").read_text())
 
     def ours(self, config: Config) -> ModelSpec | None:
@@ -85,7 +90,9 @@ class Folder:
         self._write(config)
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.path, output_loading_info=True, attn_implementation="eager"
+                self.path,
+                output_loading_info=True,
+                attn_implementation=ATTENTION.get(self.family, "eager"),
             )
             with torch.inference_mode():
                 out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
@@ -131,7 +138,7 @@ def field_defaults(config_class: type) -> Config:
 
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
-    folder = Path(transformers.__file__).parent / "models" / family
+    folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
     modules = (
         configuration_utils,
         modeling_rope_utils,
@@ -256,9 +263,16 @@ def culprits(
 def rope_configs(folder: Folder) -> Iterator[Config]:
     """Yield configs with each key of rotary positions at each of its places."""
     base = folder.base
-    plain = {k: v for k, v in base.items() if k != "rope_parameters"}
+    # The second one has bases of its own for each layer.
+    plain = {k: v for k, v in base.items() if k not in ("rope_parameters", "layer_rope_theta")}
     kinds = ("default", *ROPE_INIT_FUNCTIONS)
-    whole = {kind: LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
+    # Numbers that a family needs beside those of the rotation itself.
+    own = {
+        key: value
+        for key, value in (base.get("rope_parameters") or {}).items()
+        if key not in RopeParameters.__annotations__ and not isinstance(value, dict)
+    }
+    whole = {kind: own | LLAMA3_ROPE | {"rope_type": kind, "rope_theta": 5e4} for kind in kinds}
     for place, kind in itertools.product(ROPE_PLACES, kinds):
         found = whole[kind]
         yield plain | {place: found}
@@ -291,11 +305,13 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
     assert plain is not None
     if plain.layer(0).attention.rotary is None:
         pytest.skip("has no rotary positions")
-    if folder.family == "gptj":
+    if folder.family in ("codegen", "gptj"):
         pytest.skip("has one fixed rotation, whatever these keys say")
-    module_name = folder.config_class.__module__.replace("configuration_", "modeling_")
-    name = re.sub("(Text)?Config$", "RotaryEmbedding", folder.config_class.__name__)
-    rotary_class = getattr(importlib.import_module(module_name), name)
+    # Some families have Llama's model with a config of their own.
+    module = importlib.import_module(folder.model_class.__module__)
+    stem = folder.model_class.__name__.removesuffix("ForCausalLM")
+    names = f"{stem}RotaryEmbedding", f"{stem}TextRotaryEmbedding"
+    rotary_class = next(getattr(module, name) for name in names if hasattr(module, name))
     compared = 0
     for config in rope_configs(folder):
         config = by_layer_kind(folder, config)
@@ -314,8 +330,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
         scaling = getattr(rotary, f"{prefix}attention_scaling")
         assert attention.rotary.attention_factor == pytest.approx(scaling)
         compared += 1
-    # Phi 3 takes no scaling but one with lists, which these configs do not have.
-    assert compared > (15 if folder.family == "phi3" else 30)
+    assert compared > FEW_ROTATIONS.get(folder.family, 30)
 
 
 def by_layer_kind(folder: Folder, config: Config) -> Config:

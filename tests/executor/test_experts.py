@@ -119,6 +119,7 @@ def _our_weights(module: torch.nn.Module) -> LayerWeights:
     router = "gate" if "gate.weight" in state else "router"
     weights: dict[str, Any] = {
         "router.weight": (state[f"{router}.weight"],),
+        "router.float32_weight": (state[f"{router}.weight"].float(),),
         "expert_gate_up.weight": state["experts.gate_up_proj"].unbind(),
         "expert_down.weight": state["experts.down_proj"].unbind(),
     }

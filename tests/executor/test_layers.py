@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from costmodel.model.layer_spec import AttentionSpec, RotarySpec
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.rotary_spec import RotarySpec
 from executor.checkpoint.folder import Checkpoint
-from executor.model.layers import feed_forward, finish_attention, project_qkv, split_heads
+from executor.model.layers import feed_forward, finish_attention
 from executor.model.matrices import linear, split_rows
 from executor.model.prefill_attention import prefill_attention
+from executor.model.projections import project_qkv, split_heads
 from executor.model.rotations import rotary_frequencies, rotation_of
 from tests.executor.reference import ReferenceModel, gather_rows
-from tests.executor.tiny_models import LLAMA3_ROPE, VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_keys import LLAMA3_ROPE
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 CASES: dict[str, dict[str, Any]] = {
     "opt": {"family": "opt", "tied": True},

@@ -23,6 +23,7 @@ from executor.checkpoint.dummy import DummyCheckpoint
 from executor.cli.prompts import Completion, PromptRecord
 from executor.run.runner import Runner
 from profiles.hardware import HardwareProfile
+from tests.executor.tiny_keys import MORE_KEYS
 from tests.executor.tiny_machines import (
     ON_CPU,
     ON_DISK,
@@ -32,7 +33,6 @@ from tests.executor.tiny_machines import (
     make_hardware,
     make_policy,
 )
-from tests.executor.tiny_models import MORE_KEYS
 from tests.plain_models import plain_config, plain_model
 
 # What the arenas do not hold: it comes and goes while a layer is computed.

@@ -105,9 +105,13 @@ def test_the_timeline_has_the_first_block_measured_and_simulated(run: Run) -> No
             assert len(bars) == len(tasks) > 0
             took = sorted(bar["right"] - bar["left"] for bar in bars)
             assert took == pytest.approx(sorted(t["dur"] / 1e6 for t in tasks), abs=1e-9)
-    moved = [e["args"]["bytes"] for e in events if "bytes" in e["args"]]
+    moved = [
+        event["args"]["bytes"]
+        for event in events
+        if "bytes" in event["args"] and (event["cat"], event["args"]["block"]) == ("decode", 0)
+    ]
     text = "\n".join(bar["text"] for bar in page.bars("timeline-2"))
-    assert any(f"moved {format_bytes(n)}," in text for n in moved) and "waited" in text
+    assert moved and all(f"moved {format_bytes(n)}," in text for n in moved) and "waited" in text
 
 
 def test_a_trace_holds_all_that_a_page_needs(

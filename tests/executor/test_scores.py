@@ -63,7 +63,7 @@ def _check(found: TokenScores, logits: torch.Tensor, ids: list[int], num_top: in
     assert found.top_ids.tolist() == top.indices.tolist()
 
 
-def _check_blocks(blocks: list[BlockResult], case: Case, model: Any, workload: Workload) -> None:
+def check_blocks(blocks: list[BlockResult], case: Case, model: Any, workload: Workload) -> None:
     outputs = {i: ids for block in blocks for i, ids in block.output_ids.items()}
     prompts = {i: s for block in blocks for i, s in block.prompt_scores.items()}
     generated = {i: s for block in blocks for i, s in block.output_scores.items()}
@@ -96,7 +96,7 @@ def test_scores_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     for gpu, asked in itertools.product((False, True), ASKED):
         workload = replace(base.workload, **asked)
         policy = draw_policy(replace(base, workload=workload), rng, gpu=gpu)
-        _check_blocks(case.run(policy, make_hardware(gpu=gpu)), case, model, workload)
+        check_blocks(case.run(policy, make_hardware(gpu=gpu)), case, model, workload)
 
 
 def test_scores_are_of_the_model_and_end_with_the_sequence(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_scores_are_of_the_model_and_end_with_the_sequence(tmp_path: Path) -> No
     eos_ids = frozenset({unended[0][2], unended[1][4]})
     blocks = case.run(policy, make_hardware(), sampler=sampler, eos_ids=eos_ids)
     assert any(block.stopped for block in blocks)
-    _check_blocks(blocks, case, model, workload)
+    check_blocks(blocks, case, model, workload)
 
 
 @pytest.mark.usefixtures("small_tiles")

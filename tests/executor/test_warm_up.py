@@ -15,7 +15,7 @@ from costmodel.model.layout import model_layers
 from executor.checkpoint.folder import Checkpoint
 from executor.machine.tiers import Machine
 from executor.run.warm_up import compile_kernels
-from executor.stores import embedding, kv_cache, unpacked
+from executor.stores import cache_rows, embedding, unpacked
 from profiles import kernels
 from profiles.packing import Packing
 from tests.executor.tiny_machines import Case, make_hardware, make_policy
@@ -25,7 +25,7 @@ from tests.executor.tiny_models import save_tiny_model
 PLACES = {
     "decode_attention": [kernels],
     "grouped_linear": [kernels],
-    "pack_rows": [kernels, kv_cache],
+    "pack_rows": [kernels, cache_rows],
     "rms_norm": [kernels],
     "rotate": [kernels],
     "unpack_rows": [kernels, embedding, unpacked],

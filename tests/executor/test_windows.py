@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from costmodel.families import family_named
-from costmodel.model.layer_spec import AttentionSpec
-from costmodel.model.spec import ModelSpec, model_of_layers
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement
-from executor.checkpoint import folder as checkpoint_folder
 from executor.checkpoint.folder import Checkpoint
 from executor.model import prefill_attention as prefill
 from executor.stores.cache_layout import CacheLayout
+from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
     ON_DISK,
-    Case,
     ExpectedCase,
-    change_policy,
     draw_policy,
     make_hardware,
-    make_policy,
 )
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 # Prompts longer than each window, shorter ones, and tokens generated beyond it.
 LENGTHS = (17, 2, 9, 1, 5, 12, 12)
@@ -60,32 +53,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpectedC
     def make(name: str) -> ExpectedCase:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            theirs = save_tiny_model(folder / "model", num_layers=3, seed=3, **MODELS[name])
-            prompts = draw_prompts()
-            (folder / "offload").mkdir()
-            made[name] = ExpectedCase(
-                source=Checkpoint.open(folder / "model"),
-                prompts=prompts,
-                folder=folder / "offload",
-                tokens=[greedy(theirs, prompt) for prompt in prompts],
-            )
+            made[name], _ = make_case(folder, LENGTHS, GEN_LEN, **MODELS[name])
         return made[name]
 
     return make
-
-
-def draw_prompts() -> list[list[int]]:
-    rng = random.Random(5)
-    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Continue a prompt without a cache."""
-    ids = list(prompt)
-    for _ in range(GEN_LEN):
-        ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -138,64 +109,12 @@ def test_packed_and_sparse_rings(
     compression = Compression(cache_bits=cache_bits, group_size=32, sparsity=sparsity)
     expected = ReferenceModel(case.source, compression=compression).generate(prompts, GEN_LEN)
     rng = random.Random(f"{name} on {machine}")
-    for _ in range(4):
+    for _ in range(2):
         policy = draw_policy(case.policy(), rng, gpu=machine == "gpu")
         policy = replace(
             policy, cache_bits=cache_bits or 32, group_size=32, attention_sparsity=sparsity
         )
         assert case.generate(policy, MACHINES[machine]) == expected, policy
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("sparsity", [1.0, 0.4])
-def test_sinks(
-    tmp_path: Path, machine: str, sparsity: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A Llama with sinks and windows, which no family here has."""
-    case = make_case_with_sinks(tmp_path, monkeypatch)
-    prompts = list(map(list, case.prompts))
-    compression = Compression(sparsity=sparsity)
-    expected = ReferenceModel(case.source, compression=compression).generate(prompts, GEN_LEN)
-    rng = random.Random(f"sinks on {machine}")
-    base = make_policy(case.source.spec, prompt_len=max(LENGTHS), gen_len=GEN_LEN)
-    for _ in range(8):
-        policy = draw_policy(base, rng, gpu=machine == "gpu")
-        policy = change_policy(policy, attention_sparsity=sparsity)
-        assert case.generate(policy, MACHINES[machine]) == expected, policy
-
-
-def make_case_with_sinks(path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    save_tiny_model(path / "model", "llama", num_layers=3, seed=3)
-    tensors = load_file(path / "model" / "model.safetensors")
-    layers = [Checkpoint.open(path / "model").spec.layer(0)] * 3
-    sunk = [
-        replace(layer, attention=replace(layer.attention, has_sinks=True, window=window))
-        for layer, window in zip(layers, (5, None, 5), strict=True)
-    ]
-    sinks = {f"model.layers.{i}.self_attn.sinks": torch.randn(4) for i in range(3)}
-    save_file(tensors | sinks, path / "model" / "model.safetensors", {"format": "pt"})
-    llama = family_named("llama")
-    assert isinstance(llama.modules, Mapping)
-    modules = {**llama.modules, "attention.sinks": ("layers.{layer}.self_attn.sinks",)}
-    family = replace(llama, modules=modules)
-    monkeypatch.setattr(checkpoint_folder, "family_named", lambda _: family)
-
-    def describe(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
-        return model_of_layers(
-            sunk,
-            name=name,
-            family="llama",
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            max_positions=raw["max_position_embeddings"],
-            final_norm=sunk[0].norm,
-            dtype="float32",
-        )
-
-    monkeypatch.setattr(checkpoint_folder, "spec_from_config", describe)
-    (path / "offload").mkdir()
-    source = Checkpoint.open(path / "model")
-    return Case(source=source, prompts=draw_prompts(), folder=path / "offload")
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 40])

@@ -6,69 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from tests.executor.tiny_keys import ATTENTION, HIDDEN_SIZE, MORE_KEYS, OWN_KEYS
 
 VOCAB_SIZE = 173
-HIDDEN_SIZE = 64
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN_ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 24,
-}
-# With 12 of 16 elements of a head rotated.
-LONG_ROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "partial_rotary_factor": 0.75,
-    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7],
-    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
-    "original_max_position_embeddings": 40,
-}
-
-# What a family's configs say beside the shapes of a plain decoder.
-MORE_KEYS: dict[str, dict[str, Any]] = {
-    "granite": {
-        "embedding_multiplier": 12.0,
-        "attention_multiplier": 0.1,
-        "residual_multiplier": 0.22,
-        "logits_scaling": 8,
-    },
-    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
-    "cohere2": {"sliding_window": 20},
-    "gemma2": {"sliding_window": 20, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0},
-    "gemma3_text": {"sliding_window": 20, "query_pre_attn_scalar": 24},
-    "glm": {"pad_token_id": 0},
-    "gptj": {"rotary_dim": 8},
-    "glm4": {"pad_token_id": 0},
-    "glm4_moe": {
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 40,
-        "n_group": 2,
-        "use_qk_norm": True,
-        "routed_scaling_factor": 1.5,
-    },
-    "minimax_m2": {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 40},
-    "olmo3": {"sliding_window": 20},
-    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
-    "qwen2_moe": {
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 40,
-        "shared_expert_intermediate_size": 72,
-    },
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
-}
 
 # Mixtures of experts as options of ``save_tiny_model``. A vocabulary of 900 makes the head larger
 # than a decoder layer, so that it is cut in chunks.
@@ -82,7 +37,45 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
     "qwen3_moe": {"family": "qwen3_moe", "mlp_only_layers": [0], "num_experts_per_tok": 3},
     "olmoe": {"family": "olmoe", "tied": True},
+    "gpt_oss": {"family": "gpt_oss"},
 }
+
+
+class KimiK2Config(DeepseekV3Config):  # type: ignore[misc]  # transformers has no types here
+    """The hub's name for a model of DeepSeek V3's kind, which transformers has no class for."""
+
+    model_type = "kimi_k2"
+
+
+class KimiK2ForCausalLM(DeepseekV3ForCausalLM):  # type: ignore[misc]  # the same
+    """DeepSeek V3 under that name."""
+
+    config_class = KimiK2Config
+
+
+KimiK2RotaryEmbedding = DeepseekV3RotaryEmbedding
+AutoConfig.register("kimi_k2", KimiK2Config)
+AutoModelForCausalLM.register(KimiK2Config, KimiK2ForCausalLM)
+
+
+class MimoConfig(Qwen2Config):  # type: ignore[misc]  # the same
+    """The hub's name for Qwen 2 with layers of multi-token prediction."""
+
+    model_type = "mimo"
+
+
+class MimoForCausalLM(Qwen2ForCausalLM):  # type: ignore[misc]  # the same
+    """Qwen 2 under that name."""
+
+    config_class = MimoConfig
+
+
+MimoRotaryEmbedding = Qwen2RotaryEmbedding
+AutoConfig.register("mimo", MimoConfig)
+AutoModelForCausalLM.register(MimoConfig, MimoForCausalLM)
+register_checkpoint_conversion_mapping(
+    "kimi_k2", get_checkpoint_conversion_mapping("deepseek_v3"), overwrite=True
+)
 
 
 def save_tiny_model(
@@ -115,17 +108,26 @@ def save_tiny_model(
         shapes |= {"ffn_hidden_size": 112}
     elif family in ("gpt_neox", "gptj"):
         shapes |= {"intermediate_size": 112}
+    elif family in OWN_KEYS:
+        shapes |= OWN_KEYS[family]
     else:
         shapes |= {"intermediate_size": 112, "num_key_value_heads": num_kv_heads, "head_dim": 16}
     shapes |= MORE_KEYS.get(family, {})
+    if family == "gpt_neo":
+        kinds = ["global", "local"] * num_layers
+        shapes["attention_types"] = [[[kind], 1] for kind in kinds[:num_layers]]
     config = AutoConfig.for_model(family, **(shapes | overrides))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    attention = ATTENTION.get(family, "eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     # Fresh models have zero biases and norms of one, which would hide a tensor that is misplaced.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = parameter.dim() == 1 and name.endswith(".weight")
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if is_norm else 0.0))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.15)
     model = model.to(getattr(torch, dtype)).eval()
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model

@@ -54,17 +54,26 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
     torch.testing.assert_close(out, plain, rtol=1e-6, atol=1e-35)
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     # At least two tiles of tokens each, the last one cut; the interpreter is slow with many.
-    ("tokens", "kv_heads", "group", "dim", "group_size"),
-    [(75, 3, 1, 64, 64), (27, 2, 4, 128, 64), (27, 1, 7, 96, 32), (75, 2, 3, 32, 64)],
+    ("bits", "tokens", "kv_heads", "group", "dim", "group_size"),
+    [
+        (4, 75, 3, 1, 64, 64),
+        (8, 75, 3, 1, 64, 64),
+        (8, 27, 2, 4, 128, 64),
+        (4, 27, 1, 7, 96, 32),
+        (4, 75, 2, 3, 32, 64),
+    ],
 )
 @pytest.mark.parametrize(
-    ("dtype", "is_padded"), [(torch.float32, True), (torch.float32, False), (torch.float16, True)]
-)
-@pytest.mark.parametrize(
-    ("soft_cap", "has_sinks"), [(None, False), (5.0, False), (None, True), (50.0, True)]
+    ("dtype", "is_padded", "soft_cap", "has_sinks", "has_slopes"),
+    [
+        (torch.float32, True, None, False, False),
+        (torch.float32, False, 5.0, False, False),
+        (torch.float16, True, None, True, False),
+        (torch.float32, True, 50.0, True, False),
+        (torch.float16, True, None, False, True),
+    ],
 )
 def test_attention(
     gpu: ModuleType,
@@ -78,6 +87,7 @@ def test_attention(
     is_padded: bool,
     soft_cap: float | None,
     has_sinks: bool,
+    has_slopes: bool,
 ) -> None:
     """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
     of the first tokens be seen."""
@@ -93,6 +103,7 @@ def test_attention(
     ends = torch.full_like(counts, prompt_len)
     void_slots = torch.stack([counts, ends], dim=1) if is_padded else None
     sinks = torch.randn(q.shape[1], device=DEVICE) if has_sinks else None
+    slopes = torch.rand(q.shape[1], device=DEVICE) if has_slopes else None
     out = torch.full((batch * kv_heads - 1, group, dim), torch.nan, device=DEVICE).to(dtype)
     expected = torch.empty_like(out)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
@@ -100,8 +111,10 @@ def test_attention(
         how: dict[str, Any] = {
             "first_row": 1,
             "void_slots": void_slots,
+            "scale": dim**-0.5,
             "soft_cap": soft_cap,
             "sinks": sinks,
+            "slopes": slopes,
             "packing": packing,
         }
         gpu.decode_attention(q, view, out, **how)

@@ -115,7 +115,7 @@ def test_soft_caps_sinks_and_void_slots_anywhere(
     batch, kv_heads, _, _, tokens = shape
     q, context, out = _inputs(shape, dtype, 1, by_row=True)
     seen = torch.randint(0, tokens, (batch, 1))
-    bounds = torch.randint(0, tokens + 1, (batch, 2))
+    bounds = torch.randint(0, tokens + 1, (batch, 2)).sort(dim=1).values
     bounds[0] = torch.tensor([0, tokens - 1])
     before, behind = bounds.clamp(max=seen), bounds.clamp(min=seen + 1)
     before[0], behind[0] = bounds[0], bounds[0]

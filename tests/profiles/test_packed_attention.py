@@ -117,8 +117,10 @@ def test_the_twin_takes_rows_in_parts(
     how: dict[str, Any] = {
         "first_row": 0,
         "void_slots": void_slots,
+        "scale": 0.125,
         "soft_cap": soft_cap,
         "sinks": _sinks(q, has_sinks),
+        "slopes": None,
         "packing": packing,
         "sparsity": sparsity,
     }

@@ -25,8 +25,10 @@ def decode_attention(
     *,
     first_row: int,
     void_slots: torch.Tensor | None,
+    scale: float,
     soft_cap: float | None,
     sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
     packing: Packing,
 ) -> None:
     """See ``profiles.kernels.decode_attention``, for a packed context and dense attention.
@@ -44,9 +46,10 @@ def decode_attention(
         out,
         void_slots,
         sinks,
+        slopes,
         tokens,
         first_row,
-        dim**-0.5,
+        scale,
         soft_cap or 1.0,
         q.stride(0),
         context.stride(0),
@@ -63,6 +66,7 @@ def decode_attention(
         HAS_VOID_SLOTS=void_slots is not None,
         HAS_SOFT_CAP=soft_cap is not None,
         HAS_SINKS=sinks is not None,
+        HAS_SLOPES=slopes is not None,
         TOKENS=max(1, TILE_CODES // cols),
         num_warps=NUM_WARPS,
     )
@@ -77,7 +81,7 @@ def decode_attention(
         "value_stride",
         "row_stride",
     ],
-    do_not_specialize_on_alignment=["q", "context", "out", "void_slots", "sinks"],
+    do_not_specialize_on_alignment=["q", "context", "out", "void_slots", "sinks", "slopes"],
 )
 def _attend(
     q,
@@ -85,6 +89,7 @@ def _attend(
     out,
     void_slots,
     sinks,
+    slopes,
     tokens,
     first_row,
     scale,
@@ -104,6 +109,7 @@ def _attend(
     HAS_VOID_SLOTS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) // QUERIES
@@ -129,11 +135,15 @@ def _attend(
         # A sink is the first score, and adds nothing to the values.
         largest = tl.zeros([1], tl.float32) + tl.load(sinks + head * QUERIES + query)
         total += 1.0
+    if HAS_SLOPES:
+        slope = tl.load(slopes + head * QUERIES + query)
     sums_first, sums_second = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
     cols, groups = col[None, :], g[None, :]
     for first in range(0, tokens, TOKENS):
         slot = first + tl.arange(0, TOKENS)
-        is_seen = (slot < tokens) & ((slot < void_from) | (slot >= void_end))
+        before, behind = slot < void_from, slot >= void_end
+        is_seen = tl.where(void_from > void_end, before & behind, before | behind)
+        is_seen = is_seen & (slot < tokens)
         mask = is_seen[:, None] & is_code[None, :]
         keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
         codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)
@@ -146,6 +156,10 @@ def _attend(
         if HAS_SOFT_CAP:
             # tanh by the exponential, which every version of Triton has.
             scores = soft_cap * (1 - 2 / (tl.exp(scores * (2 / soft_cap)) + 1))
+        if HAS_SLOPES:
+            # Tokens from the newest back to each: slots before the void ones are that much nearer.
+            nearer = tl.where(slot < void_from, void_end - void_from, 0)
+            scores += slope * (slot - (tokens - 1) + nearer).to(tl.float32)
         scores = tl.where(is_seen, scores, -float("inf"))
         now = tl.maximum(largest, tl.max(scores, 0))
         # The largest score is minus infinity until the first visible slot.

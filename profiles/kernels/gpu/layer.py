@@ -35,7 +35,7 @@ def rotate(
     heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, *, interleaved: bool = False
 ) -> None:
     """See ``profiles.kernels.rotate``."""
-    rows, num_heads, dim = heads.shape
+    rows, num_heads, _ = heads.shape
     half = cosines.shape[1]
     block = triton.next_power_of_2(half)
     at_once = max(1, PROGRAM_ELEMENTS // block)
@@ -46,7 +46,7 @@ def rotate(
         num_heads,
         heads.stride(0),
         len(cosines),
-        DIM=dim,
+        HEAD_STRIDE=heads.stride(1),
         HALF=half,
         INTERLEAVED=interleaved,
         BLOCK=block,
@@ -96,7 +96,7 @@ def _rotate(
     num_heads,
     row_stride,
     num_positions,
-    DIM: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
     HALF: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -106,7 +106,7 @@ def _rotate(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     mask = (head < num_heads) & (i < HALF)
-    start = x + row * row_stride + head * DIM
+    start = x + row * row_stride + head * HEAD_STRIDE
     left = start + (2 * i if INTERLEAVED else i)
     right = left + (1 if INTERLEAVED else HALF)
     angle = row % num_positions * HALF + i

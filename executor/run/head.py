@@ -1,0 +1,117 @@
+"""The last layers of a pass: logits, the choice of each sequence's next token, and its scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from costmodel.plan.policy import Policy
+from costmodel.pricing.workspace import LOGIT_BYTES, scored_tile_bytes
+from costmodel.schedule.tasks import Task
+from executor.machine.tiers import Machine
+from executor.model import layers
+from executor.model.matrices import linear
+from executor.model.sampling import Chooser
+from executor.model.token_scores import score_chosen
+from executor.run.batch import Batch
+from executor.run.prompt_scorer import PromptScorer
+from executor.stores.activations import HiddenStates
+from executor.stores.weights import WeightStore
+
+
+class Head:
+    """The handler of the output head, which may be cut into several chunks of rows.
+
+    Parameters
+    ----------
+    machine
+        Its compute device has room for the logits, and for a tile of scored ones.
+    sampler
+        Chooses the tokens.
+    eos_ids
+        Tokens that end a sequence.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        machine: Machine,
+        weights: WeightStore,
+        hidden: HiddenStates,
+        sampler: Chooser,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self._spec = policy.model
+        self._num_top = policy.workload.logprobs
+        self._weights, self._hidden = weights, hidden
+        self._sampler = sampler
+        self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
+        self._kinds = [layer.kind for layer in weights.layers]
+        self._batches: Sequence[Batch] = ()
+        # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
+        self._lengths: Sequence[torch.Tensor] = ()
+        # By batch, the input of the chunks that follow the first.
+        self._inputs: dict[int, torch.Tensor] = {}
+        # Allocated once: logits that are allocated for every token would fragment the heap. With a
+        # head of one chunk, batches take turns in one buffer.
+        count = policy.num_gpu_batches if self._kinds.count("head") > 1 else 1
+        shape = count, policy.gpu_batch_size, self._spec.vocab_size
+        raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
+        self._logits = raw.view(torch.float32).view(shape)
+        self._prompt_scorer: PromptScorer | None = None
+        num_top = policy.workload.prompt_logprobs
+        if num_top is not None:
+            tile = machine.compute.allocate("scored logits", scored_tile_bytes(self._spec))
+            self._prompt_scorer = PromptScorer(self._spec, num_top, tile)
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether the head takes all tokens of prompts, not only each prompt's last."""
+        return self._prompt_scorer is not None
+
+    def start_block(self, batches: Sequence[Batch], lengths: Sequence[torch.Tensor]) -> None:
+        """Prepare for a block; ``lengths`` are those of ``KVCache.start_block``."""
+        self._batches, self._lengths = batches, lengths
+
+    def compute(self, task: Task) -> None:
+        """Pass one batch through one chunk; after the last chunk, choose its next tokens."""
+        batch, weights = self._batches[task.batch], self._weights.layer(task)
+        (layout,) = self._weights.layers[task.layer].components
+        first, is_last = layout.first_row, task.layer == len(self._kinds) - 1
+        if self._kinds[task.layer - 1] != "head":
+            last = self._of_last_tokens(task, self._hidden.gather(task))
+            self._inputs[task.batch] = layers.head_input(last, weights, self._spec.final_norm)
+        if task.is_prefill and self._prompt_scorer is not None:
+            hidden = self._hidden.gather(task)
+            numbered = task.batch, batch
+            self._prompt_scorer.add(numbered, hidden, weights, first_row=first, is_last=is_last)
+        logits = self._logits[task.batch % len(self._logits), : len(batch)]
+        for chunk in weights["head.weight"]:
+            columns = slice(first, first + chunk.shape[0])
+            logits[:, columns] = linear(self._inputs[task.batch], [chunk])
+            first += chunk.shape[0]
+        layers.finish_logits(logits[:, layout.first_row : first], weights, self._spec.head)
+        if is_last:
+            del self._inputs[task.batch]
+            self._choose(task, batch, logits)
+
+    def _of_last_tokens(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states [batch, hidden] of each sequence's last token in this pass."""
+        if not task.is_prefill:
+            return hidden[:, 0]
+        last = self._lengths[task.batch] - 1
+        return hidden[torch.arange(len(last), device=last.device), last]
+
+    def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
+        history = partial(batch.history, task.token)
+        # Choosing may change the logits.
+        kept = None if self._num_top is None else logits.clone()
+        chosen = self._sampler.sample(logits, batch.sequence_ids, task.token, history)
+        if kept is not None and self._num_top is not None:
+            batch.output_scores.append(score_chosen(kept, chosen, self._num_top))
+        ids = chosen.cpu()
+        batch.generated[:, task.token] = ids
+        batch.is_finished |= torch.isin(ids, self._eos_ids)
