@@ -18,8 +18,9 @@ import torch
 from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
 from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint.language_part import language_part
-from executor.checkpoint.safetensors_file import TensorEntry, drop_pages
+from executor.checkpoint.safetensors_file import drop_pages
 from executor.checkpoint.stored_tensors import StoredTensors, contents_digest
 from executor.checkpoint.tensor_parts import needed_shapes, overlaps
 from executor.checkpoint.tensor_reads import (

@@ -11,12 +11,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from costmodel.model.tensor_entry import TensorEntry
 from profiles.errors import InputError, RunError
 from profiles.units import MIB
 
@@ -43,21 +43,6 @@ ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorEntry:
-    """One tensor of a file; ``offset_bytes`` counts from the start of the file.
-
-    ``dtype`` is the format's name, such as ``BF16``. It may be unknown here.
-    """
-
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-    num_bytes: int
 
 
 def open_safetensors(path: Path) -> dict[str, TensorEntry]:

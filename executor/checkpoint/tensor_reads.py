@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from costmodel.model.stacked import Strides
-from executor.checkpoint.safetensors_file import READ_BYTES, TensorEntry, read_into, read_rows
+from costmodel.model.tensor_entry import TensorEntry
+from executor.checkpoint.safetensors_file import READ_BYTES, read_into, read_rows
 from profiles.errors import InputError
 
 SOURCE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

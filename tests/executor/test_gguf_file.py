@@ -10,10 +10,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
-from executor.checkpoint.gguf_file import GgufModel, read_rows, rotary_order
-from executor.checkpoint.gguf_header import read_header
+from costmodel.gguf.header import read_header
+from costmodel.gguf.model import GgufModel
+from executor.checkpoint.gguf_rows import read_rows
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
 from tests.executor.gguf_files import (
@@ -269,13 +269,3 @@ def test_rows_are_read_and_their_scales_are_numbers(tmp_path: Path, name: str) -
         else:
             with pytest.raises(InputError, match="no number"):
                 read_rows(entry, 1, rows)
-
-
-@pytest.mark.parametrize(("num_heads", "num_rows"), [(4, 64), (1, 8), (3, 96)])
-def test_rows_of_queries_are_found_as_transformers_finds_them(
-    num_heads: int, num_rows: int
-) -> None:
-    stored = np.arange(num_rows * 5).reshape(num_rows, 5)
-    expected = LlamaTensorProcessor({})._reverse_permute_weights(stored, num_heads)
-    order = rotary_order(num_rows, num_heads)
-    assert torch.equal(torch.from_numpy(stored)[order], torch.from_numpy(expected.copy()))

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
 from costmodel.families import load_model_spec
+from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
@@ -33,7 +34,6 @@ from costmodel.report.trace_file import read_run
 from costmodel.schedule.chrome_trace import begin_trace
 from costmodel.schedule.timeline import simulate
 from executor.checkpoint.folder import Checkpoint
-from executor.checkpoint.gguf_file import GgufModel
 from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs

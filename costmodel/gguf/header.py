@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from executor.checkpoint.gguf_types import TYPES, UNREAD_TYPES
-from executor.checkpoint.safetensors_file import TensorEntry
+from costmodel.gguf.types import TYPES, UNREAD_TYPES
+from costmodel.model.tensor_entry import TensorEntry
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
 from profiles.units import MIB

@@ -1,4 +1,4 @@
-"""A model in GGUF: one file, or the parts of one, and its rows."""
+"""A model in GGUF: one file, or the parts of one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from executor.checkpoint.gguf_header import GgufHeader, read_header
-from executor.checkpoint.safetensors_file import TensorEntry, read_into
-from profiles.encodings import BLOCK_ENCODINGS, Encoding, Kind
+from costmodel.gguf.header import GgufHeader, read_header
+from costmodel.model.tensor_entry import TensorEntry
 from profiles.errors import InputError
 
-# All ones in the exponent of a float16.
-_NO_NUMBER = 0x7C00
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -93,46 +88,3 @@ def _whole(header: GgufHeader, path: Path, key: str, default: int | None) -> Any
     if value is not None and (type(value) is not int or value < 0):
         raise InputError(f"{key} of {path.name}", got=value, allowed="a whole number")
     return value
-
-
-def read_rows(entry: TensorEntry, first: int, rows: torch.Tensor) -> None:
-    """Fill uint8 [count, row_bytes] with the rows of a tensor from ``first`` on.
-
-    Raises
-    ------
-    InputError
-        Where a scale is infinite or no number.
-    """
-    encoding = BLOCK_ENCODINGS[entry.dtype]
-    assert rows.is_contiguous() and rows.shape[1] == encoding.row_bytes(entry.shape[-1])
-    offset = entry.offset_bytes + first * rows.shape[1]
-    read_into(entry.path, offset, rows.flatten().numpy().data)
-    if not _has_numbers(rows, encoding):
-        raise InputError(
-            f"tensor {entry.name} of {entry.path.name}",
-            got="a scale that is infinite or no number",
-            allowed="numbers",
-            hint="download the file again",
-        )
-
-
-def rotary_order(num_rows: int, num_heads: int) -> torch.Tensor:
-    """Return int64 [num_rows]: the row of a file for each row of a projection in transformers.
-
-    Files of some families (``llama`` and its kin) have the rows of queries and keys in the order of
-    interleaved rotary positions: neighbours are rotated together. In transformers the two halves of
-    a head are.
-    """
-    rows = torch.arange(num_rows).view(num_heads, -1, 2)
-    return rows.transpose(1, 2).flatten()
-
-
-def _has_numbers(rows: torch.Tensor, encoding: Encoding) -> bool:
-    blocks = rows.view(-1, encoding.block_bytes)
-    if encoding.kind is Kind.MXFP4:
-        return not bool((blocks[:, 0] == 255).any())
-    for at in encoding.halves_at:
-        halves = blocks[:, at : at + 2].contiguous().view(torch.int16)
-        if bool(((halves & _NO_NUMBER) == _NO_NUMBER).any()):
-            return False
-    return True

@@ -1,0 +1,1 @@
+"""Models in GGUF files: headers, configs and names of tensors. No torch."""
