@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from costmodel.model.layout import TensorLayout
+from costmodel.model.tensor_layout import TensorLayout
 from costmodel.plan.cuts import PlacedComponent
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from costmodel.model.layout import LayerLayout, TensorLayout
+from costmodel.model.layout import LayerLayout
+from costmodel.model.tensor_layout import TensorLayout
 from executor.machine.arena import Arena
 from executor.model.matrices import Matrix, OneByOne, PackedRows
 from profiles.kernels import unpack_rows

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from costmodel.model.layout import TensorLayout, round_up
+from costmodel.model.layout import round_up
+from costmodel.model.tensor_layout import TensorLayout
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
@@ -318,5 +319,5 @@ class WeightStore:
         runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
         if tensor.packing is not None:
             return tuple(run.view(-1, tensor.row_bytes) for run in runs if len(run))
-        dtype = torch.float32 if tensor.is_float32 else self.dtype
+        dtype = DTYPES[tensor.dtype] if tensor.dtype else self.dtype
         return tuple(run.view(dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))
