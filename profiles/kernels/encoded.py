@@ -42,7 +42,7 @@ class EncodedMatrix:
     first_row
         The number of the first row in the whole matrix.
     columns
-        int64 [num_elements], where rows are stored in another order: element ``i`` of a row is of
+        int64 or int32 [num_elements], where rows are stored in another order: element ``i`` of a row is of
         input ``columns[i]``.
     """
 
@@ -119,7 +119,7 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
     if matrix.columns is not None:
         stored = torch.empty_like(out)
         unpack_encoded(replace(matrix, columns=None), stored)
-        out.index_copy_(1, matrix.columns, stored)
+        out.index_copy_(1, matrix.columns.long(), stored)
     elif is_native(out):
         how = _described(matrix)
         table = None if matrix.table is None else pointer(matrix.table)
