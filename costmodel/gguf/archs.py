@@ -63,6 +63,9 @@ class Arch:
         Keys that change the computation, with the values that are supported.
     unread
         Keys that llama.cpp does not read.
+    window_theta
+        Where layers with a window have a rotation of their own, without scaling: its base where no
+        key says it. ``None`` for one rotation in all layers.
     """
 
     family: str
@@ -74,6 +77,7 @@ class Arch:
     flags: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    window_theta: float | None = None
 
 
 ARCHS: Mapping[str, Arch] = {
@@ -110,10 +114,10 @@ ARCHS: Mapping[str, Arch] = {
         keys={
             **RMS,
             **WINDOW,
-            "rope.freq_base_swa": "rope_local_base_freq",
             "final_logit_softcapping": "final_logit_softcapping",
         },
         has_added_one=True,
+        window_theta=10000.0,
     ),
     "phi3": Arch(
         family="phi3",
@@ -125,7 +129,7 @@ ARCHS: Mapping[str, Arch] = {
         family="gpt_oss",
         keys={**RMS, **WINDOW, **EXPERTS, "expert_feed_forward_length": "intermediate_size"},
         # llama.cpp rounds the bounds of the blended frequencies, the model does not.
-        implied={"rope_scaling": {"truncate": False}},
+        implied={"rope_parameters": {"truncate": False}},
         fixed={"expert_gating_func": (SOFTMAX,)},
     ),
     "smollm3": Arch(family="smollm3", keys=RMS, is_interleaved=True),
@@ -153,6 +157,7 @@ ARCHS: Mapping[str, Arch] = {
         family="olmo2",
         keys={**RMS, **WINDOW},
         variants={"attention.sliding_window": "olmo3"},
+        window_theta=500000.0,
     ),
     "olmoe": Arch(
         family="olmoe", keys={**RMS, **EXPERTS}, fixed={"expert_gating_func": (SOFTMAX,)}

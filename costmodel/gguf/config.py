@@ -14,7 +14,7 @@ from costmodel.families import spec_from_config
 from costmodel.gguf.archs import ARCHS, COMMON_KEYS, Arch
 from costmodel.gguf.metadata import ArchMetadata
 from costmodel.gguf.model import GgufModel
-from costmodel.gguf.rotary import freq_divisors, rope_scaling
+from costmodel.gguf.rotary import freq_divisors, rope_parameters
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.layer_spec import LayerSpec
@@ -30,6 +30,7 @@ READ = (
     "attention.sliding_window_pattern",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.freq_base_swa",
     "rope.scale_linear",
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -86,8 +87,7 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
     config |= {
         "vocab_size": _vocab_size(model, name),
         "head_dim": head_dim,
-        "rope_theta": found.number("rope.freq_base", 10000.0),
-        "rope_scaling": arch.implied.get("rope_scaling", {}) | rope_scaling(found),
+        "rope_parameters": rope_parameters(arch, found),
         "partial_rotary_factor": found.whole("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in model.tensors,
     }
