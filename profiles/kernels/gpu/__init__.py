@@ -1,6 +1,7 @@
 """Kernels on a GPU, in Triton. Imported only where they are called."""
 
 from profiles.kernels.gpu.attention import attends_packed, decode_attention
+from profiles.kernels.gpu.encoded import unpack_encoded
 from profiles.kernels.gpu.groups import pack_rows, unpack_rows
 from profiles.kernels.gpu.layer import rms_norm, rotate
 from profiles.kernels.gpu.products import grouped_linear
@@ -12,5 +13,6 @@ __all__ = [
     "pack_rows",
     "rms_norm",
     "rotate",
+    "unpack_encoded",
     "unpack_rows",
 ]

@@ -1,0 +1,54 @@
+"""Encoded matrices in Triton, against their twins: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from profiles.compute_plan import DTYPES
+from profiles.encodings import Encoding
+from profiles.kernels import EncodedMatrix
+from profiles.kernels.encoded_twins import unpack_encoded_twin
+from tests.profiles.encoded_matrices import CASES, IDS, all_matrices
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    """The kernels, imported only where they are wanted."""
+    return importlib.import_module("profiles.kernels.gpu")
+
+
+def _values(matrix: EncodedMatrix) -> torch.Tensor:
+    return unpack_encoded_twin(
+        matrix.rows, matrix.encoding, matrix.num_elements, matrix.table, matrix.first_row
+    )
+
+
+def _moved(matrix: EncodedMatrix) -> EncodedMatrix:
+    """Return the matrix with rows that lie apart, at odd addresses."""
+    raw = torch.full((len(matrix.rows), matrix.rows.shape[1] + 5), 0xAA, dtype=torch.uint8)
+    rows = raw.to(DEVICE)[:, 1:-4]
+    table = None if matrix.table is None else matrix.table.to(DEVICE)
+    return replace(matrix, rows=rows.copy_(matrix.rows), table=table)
+
+
+def _unpacked(gpu: ModuleType, matrix: EncodedMatrix, dtype: torch.dtype) -> torch.Tensor:
+    """Unpack into a matrix whose rows lie apart; nothing beside it is written."""
+    around = torch.full((len(matrix.rows), matrix.num_elements + 5), 7.0, dtype=dtype)
+    out = around.to(DEVICE)[:, 2:-3]
+    gpu.unpack_encoded(matrix, out)
+    assert int((around == 7).sum()) >= 5 * len(out)
+    return out
+
+
+@pytest.mark.parametrize(("encoding", "width"), CASES, ids=IDS)
+def test_values_are_those_of_the_twins(gpu: ModuleType, encoding: Encoding, width: int) -> None:
+    for matrix in map(_moved, all_matrices(encoding, width)):
+        found = _unpacked(gpu, matrix, torch.float32)
+        torch.testing.assert_close(found, _values(matrix), rtol=0, atol=0, equal_nan=True)
