@@ -13,7 +13,7 @@ from profiles.compute_plan import DTYPES
 from profiles.encodings import Encoding
 from profiles.kernels import EncodedMatrix
 from profiles.kernels.encoded_twins import unpack_encoded_twin
-from tests.profiles.encoded_matrices import CASES, IDS, all_matrices
+from tests.profiles.encoded_matrices import CASES, IDS, all_matrices, sound_matrix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -52,3 +52,28 @@ def test_values_are_those_of_the_twins(gpu: ModuleType, encoding: Encoding, widt
     for matrix in map(_moved, all_matrices(encoding, width)):
         found = _unpacked(gpu, matrix, torch.float32)
         torch.testing.assert_close(found, _values(matrix), rtol=0, atol=0, equal_nan=True)
+
+
+MULTIPLIED = [d for d in DTYPES.values() if DEVICE == "cuda" or d != torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.mark.parametrize("dtype", MULTIPLIED)
+@pytest.mark.parametrize(("encoding", "width"), CASES, ids=IDS)
+def test_products(gpu: ModuleType, encoding: Encoding, width: int, dtype: torch.dtype) -> None:
+    matrix = _moved(sound_matrix(encoding, 39, width))
+    part = matrix.part(2, 39)
+    rtol = TOLERANCE[dtype]
+    values = _values(part).to(dtype).double()
+    for num_rows in (1, 3):
+        x = torch.randn(num_rows, width + 2, device=DEVICE).to(dtype)[:, :width]
+        bias = torch.randn(37, device=DEVICE).to(dtype)
+        expected = x.double() @ values.T
+        atol = rtol * expected.std().item()
+        out = torch.full((num_rows, 40), torch.nan, device=DEVICE, dtype=dtype)
+        gpu.multiply_encoded(x, part, out[:, 1:-2], bias)
+        torch.testing.assert_close(out[:, 1:-2].double(), expected + bias.double(), rtol=rtol, atol=atol)
+        before = out[:, 1:-2].double()
+        gpu.multiply_encoded(x, part, out[:, 1:-2], adds=True)
+        torch.testing.assert_close(out[:, 1:-2].double(), before + expected, rtol=rtol, atol=atol)
+        assert out.isnan().sum() == 3 * num_rows

@@ -49,8 +49,8 @@ def elements(
     SCALE: tl.constexpr,
     ZERO_BITS: tl.constexpr,
     GROUP_UNITS: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_UNITS: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_UNITS: tl.constexpr,
 ):
     """Read elements in float32.
 
@@ -68,7 +68,7 @@ def elements(
         values = stored_float(row, col, "bfloat16")
     elif KIND == "E4M3":
         values = _e4m3(tl.load(row + col).to(tl.int32))
-        values *= _tile_scale(table, index, unit, tile_scales, TILE_ROWS, TILE_UNITS)
+        values *= _tile_scale(table, index, unit, tile_scales, SCALE_ROWS, SCALE_UNITS)
     elif SCALE != "":
         scales, group = row + code_bytes, unit * 0
         if GROUP_UNITS > 0:
@@ -163,13 +163,13 @@ def _e4m3(code):
 
 @triton.jit
 def _tile_scale(
-    table, index, unit, tile_scales, TILE_ROWS: tl.constexpr, TILE_UNITS: tl.constexpr
+    table, index, unit, tile_scales, SCALE_ROWS: tl.constexpr, SCALE_UNITS: tl.constexpr
 ):
     down, across = index * 0, unit * 0
-    if TILE_ROWS > 0:
-        down = index // TILE_ROWS
-    if TILE_UNITS > 0:
-        across = unit // TILE_UNITS
+    if SCALE_ROWS > 0:
+        down = index // SCALE_ROWS
+    if SCALE_UNITS > 0:
+        across = unit // SCALE_UNITS
     return tl.load(table + down * tile_scales + across)
 
 

@@ -29,8 +29,8 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
         matrix.first_row,
         matrix.rows.stride(0),
         out.stride(0),
-        *_sizes(matrix),
-        **_constants(matrix.encoding),
+        *sizes_of(matrix),
+        **constants_of(matrix.encoding),
         ROWS=rows,
         UNITS=units,
         # Two roundings that follow each other must stay two.
@@ -38,22 +38,22 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
     )
 
 
-def _sizes(matrix: EncodedMatrix) -> tuple[int, int, int, int]:
+def sizes_of(matrix: EncodedMatrix) -> tuple[int, int, int, int]:
     """Return the sizes of rows that ``elements`` is called with, and that no kernel is compiled
     for."""
     how, width = matrix.encoding, matrix.num_elements
     return width, how.code_bytes(width), how.num_groups(width), how.tile_scales(width)
 
 
-def _constants(encoding: Encoding) -> dict[str, Any]:
+def constants_of(encoding: Encoding) -> dict[str, Any]:
     """Return what a kernel is compiled for."""
     return {
         "KIND": encoding.kind.name,
         "SCALE": encoding.scale,
         "ZERO_BITS": encoding.zero_bits,
         "GROUP_UNITS": encoding.group_elements // NIBBLE_RUN,
-        "TILE_ROWS": encoding.tile_rows,
-        "TILE_UNITS": encoding.tile_columns // NIBBLE_RUN,
+        "SCALE_ROWS": encoding.tile_rows,
+        "SCALE_UNITS": encoding.tile_columns // NIBBLE_RUN,
     }
 
 
@@ -86,8 +86,8 @@ def _unpack(
     SCALE: tl.constexpr,
     ZERO_BITS: tl.constexpr,
     GROUP_UNITS: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_UNITS: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_UNITS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
@@ -112,8 +112,8 @@ def _unpack(
         SCALE,
         ZERO_BITS,
         GROUP_UNITS,
-        TILE_ROWS,
-        TILE_UNITS,
+        SCALE_ROWS,
+        SCALE_UNITS,
     )
     target = out + row * out_stride + unit * UNIT + within
     tl.store(target, values.to(out.dtype.element_ty), mask=mask)
