@@ -1,9 +1,9 @@
 """Elements of encoded rows: what the kernels of ``encoded`` share.
 
-Elements are addressed by ``unit``, 32 of a row, and their place ``within`` it. Both and the pointers
-to rows have shapes that broadcast: what a unit shares is then read once for all of its elements.
-Bytes may be at any address, because rows of most encodings have no useful alignment. Elements behind
-the end of a row have any values.
+A ``unit`` is 32 elements of a row, and an element has a place ``within`` it. Units, places and the
+pointers to rows have shapes that broadcast together. So what a unit shares is read once for all of
+its elements. Bytes may be at any address, because rows of most encodings have no useful alignment.
+Elements behind the end of a row have any values.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def elements(
     """Read elements in float32.
 
     ``row`` are pointers to the first bytes of rows, and ``index`` the numbers of these rows in the
-    matrix of ``table``. The other arguments are those of ``profiles.encodings.Encoding``, groups and
-    tiles in units; 0 units are all of the row.
+    matrix of ``table``. ``sizes_of`` and ``constants_of`` give the arguments behind ``table``;
+    groups of 0 units are whole rows.
     """
     # Of encodings with a byte or more for each element.
     col = tl.minimum(unit * UNIT + within, dim - 1)

@@ -17,7 +17,7 @@ PROGRAM_UNITS = 64
 
 
 def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
-    """See ``profiles.kernels.unpack_encoded``, for columns in the order in which they are stored."""
+    """See ``profiles.kernels.unpack_encoded``, for columns in the order of the inputs."""
     num_units = triton.cdiv(matrix.num_elements, NIBBLE_RUN)
     units = min(PROGRAM_UNITS, triton.next_power_of_2(num_units))
     rows = PROGRAM_UNITS // units
@@ -39,14 +39,13 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
 
 
 def sizes_of(matrix: EncodedMatrix) -> tuple[int, int, int, int]:
-    """Return the sizes of rows that ``elements`` is called with, and that no kernel is compiled
-    for."""
+    """Return the sizes of a row that ``elements`` takes: kernels are compiled for any."""
     how, width = matrix.encoding, matrix.num_elements
     return width, how.code_bytes(width), how.num_groups(width), how.tile_scales(width)
 
 
 def constants_of(encoding: Encoding) -> dict[str, Any]:
-    """Return what a kernel is compiled for."""
+    """Return the constants of ``elements``: kernels are compiled for each encoding."""
     return {
         "KIND": encoding.kind.name,
         "SCALE": encoding.scale,

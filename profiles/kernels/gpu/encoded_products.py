@@ -29,7 +29,7 @@ def multiply_encoded(
     *,
     adds: bool = False,
 ) -> None:
-    """See ``profiles.kernels.multiply_encoded``, for columns in the order in which they are stored.
+    """See ``profiles.kernels.multiply_encoded``, for columns in the order of the inputs.
 
     This allocates nothing.
     """
@@ -44,7 +44,7 @@ def grouped_encoded(
     out: torch.Tensor,
     biases: Sequence[torch.Tensor] | None = None,
 ) -> None:
-    """See ``profiles.kernels.grouped_encoded``, for columns in the order in which they are stored.
+    """See ``profiles.kernels.grouped_encoded``, for columns in the order of the inputs.
 
     This allocates a table of the tiles and nothing else. Groups without rows have no tile.
     """
@@ -92,9 +92,9 @@ def _launch(
     adds: bool,
 ) -> None:
     """Multiply each tile: of rows by one matrix, or as ``tiles`` says."""
-    num_outputs = len(matrix.rows)
+    num_outputs, x = len(matrix.rows), x if x.stride(1) == 1 else x.contiguous()
     assert x.dtype == out.dtype and out.shape == (len(x), num_outputs)
-    assert x.stride(1) == out.stride(1) == 1 and x.shape[1] == matrix.num_elements
+    assert out.stride(1) == 1 and x.shape[1] == matrix.num_elements
     assert bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
     outputs = FEW_OUTPUTS if is_few else MANY_OUTPUTS
     _multiply[(triton.cdiv(num_outputs, outputs), num_tiles)](

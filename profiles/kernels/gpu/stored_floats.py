@@ -1,4 +1,7 @@
-"""Numbers of some bytes at any address, in float32: GPUs read words only at multiples of their size."""
+"""Numbers of one to four bytes, in float32.
+
+They are read byte by byte, because a GPU reads words only at multiples of their size.
+"""
 
 from __future__ import annotations
 
