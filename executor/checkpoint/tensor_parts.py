@@ -11,9 +11,10 @@ import torch
 
 from costmodel.families import family_named
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
+from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import StackedTensor, Strides
+from costmodel.model.tensor_layout import TensorLayout
 from profiles.compute_plan import DTYPES
 
 
@@ -71,7 +72,7 @@ def _tensor_parts(
     family = family_named(spec.family)
     names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
-    dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
+    dtype = DTYPES[tensor.dtype] if tensor.dtype else DTYPES[spec.dtype]
     width = math.prod(tensor.shape[1:])
     if (stacked := family.stacked.get(tensor.name)) is not None:
         counts = tensor.shape[:1]

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from costmodel.model.attention_spec import AttentionSpec
-from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
+from costmodel.model.layout import LayerLayout
+from costmodel.model.tensor_layout import TensorLayout, row_packing
 from costmodel.plan.policy import Policy
 from executor.model.alibi import slopes_of
 from profiles import kernels

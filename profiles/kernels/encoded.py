@@ -43,7 +43,7 @@ class EncodedMatrix:
     first_row
         The number of the first row in the whole matrix.
     columns
-        int64 [num_elements], where rows are stored in another order: element ``i`` of a row is of
+        int64 or int32 [num_elements], where rows are stored in another order: element ``i`` of a row is of
         input ``columns[i]``.
     """
 
@@ -59,6 +59,23 @@ class EncodedMatrix:
         assert self.rows.shape[1] == self.encoding.row_bytes(self.num_elements)
         assert self.encoding.has_table == (self.table is not None)
         assert self.table is None or self.table.dtype == torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and elements of a row."""
+        return len(self.rows), self.num_elements
+
+    def __getitem__(self, part: slice) -> EncodedMatrix:
+        """Return adjacent rows as a view, which shares the table."""
+        first, past, step = part.indices(len(self.rows))
+        assert step == 1
+        return self.part(first, max(first, past))
+
+    def clone(self) -> EncodedMatrix:
+        """Return a copy in memory of its own."""
+        table = None if self.table is None else self.table.clone()
+        columns = None if self.columns is None else self.columns.clone()
+        return replace(self, rows=self.rows.clone(), table=table, columns=columns)
 
     def part(self, first: int, past: int) -> EncodedMatrix:
         """Return the rows from ``first`` to before ``past``, which share the table."""
@@ -103,7 +120,7 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
     if matrix.columns is not None:
         stored = torch.empty_like(out)
         unpack_encoded(replace(matrix, columns=None), stored)
-        out.index_copy_(1, matrix.columns, stored)
+        out.index_copy_(1, matrix.columns.long(), stored)
     elif is_native(out):
         how = _described(matrix)
         table = None if matrix.table is None else pointer(matrix.table)
@@ -155,7 +172,7 @@ def multiply_encoded(
     if matrix.columns is not None:
         x, matrix = x[:, matrix.columns], replace(matrix, columns=None)
     if is_native(x) and len(x) <= most_native_rows(x.dtype):
-        _multiply(x, [len(x)], [matrix], out, bias=bias, adds=adds)
+        _multiply(x, [len(x)], [matrix], out, biases=bias if bias is None else [bias], adds=adds)
     elif len(x) <= DIRECT_ROWS and (fused := _fused(x)):
         fused.multiply_encoded(x, matrix, out, bias, adds=adds)
     else:
@@ -167,24 +184,31 @@ def grouped_encoded(
     counts: Sequence[int],
     matrices: Sequence[EncodedMatrix],
     out: torch.Tensor,
+    biases: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """Multiply each group of rows by its own matrix into ``out`` [rows, outputs].
 
     Groups are adjacent and in order; ``counts`` has the rows of each. All matrices have the same
     encoding and the same shape.
+
+    Parameters
+    ----------
+    biases
+        The bias of each group, [outputs] in the dtype of ``x``; added before rounding.
     """
     assert len(counts) == len(matrices) > 0 and sum(counts) == len(x) == len(out)
+    assert biases is None or len(biases) == len(counts)
     is_in_order = all(matrix.columns is None for matrix in matrices)
     if is_native(x) and is_in_order:
-        _multiply(x, counts, matrices, out)
+        _multiply(x, counts, matrices, out, biases=biases)
         return
     if is_in_order and len(x) <= DIRECT_ROWS * len(counts) and (fused := _fused(x)):
-        fused.grouped_encoded(x, counts, matrices, out)
+        fused.grouped_encoded(x, counts, matrices, out, biases)
         return
     parts = zip(x.split(list(counts)), matrices, out.split(list(counts)), strict=True)
-    for rows, matrix, to in parts:
+    for group, (rows, matrix, to) in enumerate(parts):
         if len(rows):
-            multiply_encoded(rows, matrix, to)
+            multiply_encoded(rows, matrix, to, biases[group] if biases else None)
 
 
 def _fused(tensor: torch.Tensor) -> ModuleType | None:
@@ -241,7 +265,7 @@ def _multiply(
     matrices: Sequence[EncodedMatrix],
     out: torch.Tensor,
     *,
-    bias: torch.Tensor | None = None,
+    biases: Sequence[torch.Tensor] | None = None,
     adds: bool = False,
 ) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -249,19 +273,19 @@ def _multiply(
     assert x.shape[1] == first.num_elements and out.dtype == x.dtype and out.stride(1) == 1
     assert all(m.encoding == first.encoding and m.rows.shape == first.rows.shape for m in matrices)
     assert all(m.rows.stride() == first.rows.stride() for m in matrices)
-    assert bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
+    assert all(bias.dtype == x.dtype and bias.stride(0) == 1 for bias in biases or ())
     # Named, because they must outlive the call.
     starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
     addresses = (ctypes.c_void_p * len(matrices))(*(m.rows.data_ptr() for m in matrices))
     tables = [m.table.data_ptr() for m in matrices if m.table is not None]
     table_addresses = (ctypes.c_void_p * len(tables))(*tables)
     first_rows = (ctypes.c_long * len(matrices))(*(m.first_row for m in matrices))
-    biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
+    added = biases and (ctypes.c_void_p * len(biases))(*(bias.data_ptr() for bias in biases))
     products = Products(
         x=x.data_ptr(),
         x_stride=x.stride(0),
         weights=ctypes.addressof(addresses),
-        biases=None if biases is None else ctypes.addressof(biases),
+        biases=ctypes.addressof(added) if added else None,
         starts=ctypes.addressof(starts),
         groups=len(counts),
         outputs=len(first.rows),

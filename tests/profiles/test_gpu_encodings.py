@@ -152,15 +152,15 @@ def test_groups_are_multiplied_by_their_own_matrices(
     torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=atol)
 
 
-def test_groups_may_have_biases(gpu: ModuleType) -> None:
+def test_groups_may_have_biases(public: None) -> None:
     matrices = [_apart(sound_matrix(BNB_INT8, 9, 70, seed)) for seed in range(2)]
     x, biases = torch.randn(5, 70, device=DEVICE), torch.randn(2, 9, device=DEVICE)
     out = torch.empty(5, 9, device=DEVICE)
-    gpu.grouped_encoded(x, [2, 3], matrices, out, list(biases))
+    grouped_encoded(x, [2, 3], matrices, out, list(biases))
     parts = zip(x.split([2, 3]), matrices, biases, strict=True)
     expected = torch.cat([rows @ _values(matrix).T + bias for rows, matrix, bias in parts])
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-3)
-    gpu.grouped_encoded(x[:0], [0, 0], matrices, out[:0])
+    grouped_encoded(x[:0], [0, 0], matrices, out[:0])
 
 
 def test_columns_may_be_stored_in_another_order(public: None) -> None:

@@ -51,6 +51,7 @@ def grouped_encoded(
     first = matrices[0]
     assert all(m.encoding == first.encoding and m.rows.shape == first.rows.shape for m in matrices)
     assert all(m.rows.stride() == first.rows.stride() for m in matrices)
+    assert all(bias.dtype == x.dtype and bias.stride(0) == 1 for bias in biases or ())
     is_few = len(x) <= FEW_ROWS * sum(count > 0 for count in counts)
     tiles = _tiles(counts, matrices, biases, FEW_ROWS if is_few else MANY_ROWS)
     if tiles:
