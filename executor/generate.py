@@ -13,7 +13,7 @@ from pathlib import Path
 from costmodel.cli.flags import DEFAULT_GEN_LEN, check_outputs
 from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy, Prediction
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.cli.run_command import (
     Job,
@@ -167,7 +167,7 @@ def _generate(
 
 def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     policy = Policy.load(flags.policy) if flags.policy else None
-    source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
+    source = open_checkpoint(flags.model, dtype=policy.model.dtype if policy else None)
     sampling = choose_sampling(
         read_sampling_params(flags),
         GenerationConfig.load(flags.model),

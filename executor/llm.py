@@ -11,7 +11,7 @@ from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
 from costmodel.plan.policy import Policy
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.arguments import arguments_told, read_arguments
 from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
@@ -103,9 +103,9 @@ class LLM:
         with arguments_told():
             self._options = read_arguments(policy, hardware, offload_dir, planned)
             if (made := self._options.policy) is None:
-                self._source = Checkpoint.open(self._folder, dtype=dtype)
+                self._source = open_checkpoint(self._folder, dtype=dtype)
             else:
-                self._source = Checkpoint.open(self._folder, dtype=made.model.dtype)
+                self._source = open_checkpoint(self._folder, dtype=made.model.dtype)
                 check_same_model(made.model, self._source.spec)
             self._config = GenerationConfig.load(self._folder)
         self._report: Report | None = None

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from costmodel.gguf.config import spec_from_gguf
+from costmodel.gguf.encoded import encoded_spec
 from costmodel.gguf.model import GgufModel
 from costmodel.gguf.names import stored_rows, unread_tensors
 from costmodel.model.layout import ComponentLayout, decoder_numbers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint.gguf_rows import read_rows
-from executor.checkpoint.row_reader import StoredRows, fill_component
+from executor.checkpoint.row_reader import RowRange, fill_component
 from executor.checkpoint.stored_tensors import contents_digest
 from profiles.compute_plan import DTYPES
 from profiles.encodings import Encoding, find_encoding
@@ -86,7 +87,7 @@ class GgufCheckpoint:
             Naming the file, key or tensor, the value found and the allowed ones.
         """
         model = GgufModel.open(path)
-        spec = spec_from_gguf(model, path.name)
+        spec = encoded_spec(model, spec_from_gguf(model, path.name))
         unread = unread_tensors(model, spec)
         if unread:
             more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
@@ -121,10 +122,10 @@ class GgufCheckpoint:
         numbers = decoder_numbers(self.spec)
         layer = max(numbers[index], 0) if index < len(numbers) else 0
 
-        def rows_of(name: str, unit: int) -> list[StoredRows]:
+        def rows_of(name: str, unit: int) -> list[RowRange]:
             found = stored_rows(self.model, self.spec, name, layer=layer, expert=unit)
             return [
-                StoredRows(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
+                RowRange(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
                 for part in found
             ]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_config, spec_from_config
+from costmodel.families import preset_config, spec_from_config
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 from profiles.files import from_json, to_json

@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.families import load_model_spec
 from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
