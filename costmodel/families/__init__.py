@@ -21,6 +21,8 @@ from costmodel.families._refused import REFUSED
 from costmodel.families._text_parts import TEXT_PARTS, TextPart, check_head, text_config
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
+from costmodel.model.quantized import QuantizedWeights, read_quantized
+from costmodel.model.quantized_model import with_quantized
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 
@@ -51,10 +53,16 @@ def tokenizer_owner(kind: object) -> Family | TextPart | None:
     return family_named(name) if name in family_names() else None
 
 
-def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
+def spec_from_config(raw: Mapping[str, Any], *, name: str, scales: str | None = None) -> ModelSpec:
     """Read a model's description from the ``config.json`` of a supported family.
 
     Of a model for images, this is the decoder of text.
+
+    Parameters
+    ----------
+    scales
+        The dtype of the scales of quantized integers, where it is known. ``None`` stands for the
+        one that the method usually has.
 
     Raises
     ------
@@ -72,7 +80,21 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     spec = family.describe(config)
     if is_text_part(outer):
         check_head(spec.head, name)
-    return spec
+    quantized = quantized_weights(raw, spec, scales)
+    if quantized is None:
+        return spec
+    return with_quantized(spec, family, quantized, is_text_part=is_text_part(outer))
+
+
+def quantized_weights(
+    raw: Mapping[str, Any], spec: ModelSpec, scales: str | None = None
+) -> QuantizedWeights | None:
+    """Read how a ``config.json`` says that matrices are encoded; ``None`` for plain ones.
+
+    ``scales`` is as in ``spec_from_config``.
+    """
+    found = read_quantized(text_config(raw, spec.name), spec.dtype)
+    return found.with_scales(scales) if found and scales else found
 
 
 def is_text_part(raw: Mapping[str, Any]) -> bool:
