@@ -33,7 +33,8 @@ from executor.machine_profile import keep_run
 from executor.model.generation_config import GenerationConfig
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult
-from executor.text.continuation import decode_continuation, load_tokenizer
+from executor.text.continuation import decode_continuation
+from executor.text.loading import load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path

@@ -26,8 +26,8 @@ from executor.run.requests import Prompt, RequestOutput, output_of, read_request
 from executor.run.results import BlockResult
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import ChatTokenizer, load_tokenizer
-from executor.text.transformers_tokenizer import has_tokenizer
+from executor.text.continuation import ChatTokenizer
+from executor.text.loading import has_tokenizer, load_template, load_tokenizer
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.start import called
@@ -207,7 +207,7 @@ class LLM:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate.load(self._folder)
+        return load_template(self._folder)
 
     def _begin(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None

@@ -44,7 +44,8 @@ def _codes(bits: int, *shape: int) -> torch.Tensor:
 
 def _scales(bits: int, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     """Draw scales with which values are about those of tiny models."""
-    return ((torch.rand(shape) + 0.5) * 0.5 / 2**bits).to(dtype)
+    scales: torch.Tensor = ((torch.rand(shape) + 0.5) * 0.5 / 2**bits).to(dtype)
+    return scales
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
-from executor.model.sampling import History, no_history
+from executor.model.logits_processors import History
+from executor.model.sampling import no_history
 from profiles.encodings import BLOCK_ENCODINGS
 from tests.executor.model_cases import draw_prompts, greedy
 from tests.executor.tiny_gguf import load_theirs, write_tiny_gguf
