@@ -46,8 +46,8 @@ READ = (
 # Keys of any architecture that change the computation, with the values that are supported.
 FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
-    "expert_group_count": (1,),
-    "expert_group_used_count": (1,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "rope.scaling.finetuned": (True, False),
     "rope.scaling.yarn_ext_factor": (1.0,),
 }
@@ -128,7 +128,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     fixed = {k: v for k, v in FIXED.items() if k not in arch.keys} | dict(arch.fixed)
     for key in found:
         value = found.get(key)
-        if key in fixed and value not in (*fixed[key], *([0] if key not in arch.fixed else [])):
+        if key in fixed and value not in fixed[key]:
             raise found.refusal(key, " or ".join(str(v) for v in fixed[key]))
         is_set = value not in (None, 0, False, "", [])
         if key not in known and key not in fixed and is_set:
