@@ -56,12 +56,12 @@ FIXED: dict[str, tuple[Any, ...]] = {
 def arch_of(model: GgufModel, name: str) -> Arch:
     """Return what is known of a file's architecture, or refuse it."""
     kind = model.metadata.get("general.type", "model")
-    if kind != "model":
-        raise InputError(f"general.type of {name}", got=kind, allowed="model")
+    if not isinstance(kind, str) or kind != "model":
+        raise InputError(f"general.type of {name}", got=repr(kind), allowed="model")
     arch = ArchMetadata(model=model, name=name).arch
     if arch not in ARCHS:
         raise InputError(
-            f"architecture of {name}", got=repr(arch), allowed=", ".join(sorted(ARCHS))
+            f"architecture of {name}", got=f"{arch!r}", allowed=", ".join(sorted(ARCHS))
         )
     return ARCHS[arch]
 
@@ -153,7 +153,7 @@ def _vocab_size(model: GgufModel, name: str) -> int:
 
 def _head_dim(found: ArchMetadata) -> int:
     heads = found.whole("attention.head_count")
-    equal = found.whole("embedding_length") // heads
+    equal = max(found.whole("embedding_length") // heads, 1)
     head_dim = found.whole("attention.key_length", equal)
     if found.whole("attention.value_length", equal) != head_dim:
         raise found.refusal("attention.value_length", f"{head_dim}, as attention.key_length")
