@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 
 from costmodel.gguf.config import spec_from_gguf
+from costmodel.gguf.encoded import encoded_spec
 from costmodel.gguf.model import GgufModel
-from costmodel.gguf.names import stored_rows, unread_tensors
+from costmodel.gguf.names import check_tensors, stored_rows
 from costmodel.model.layout import ComponentLayout, decoder_numbers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint.gguf_rows import read_rows
-from executor.checkpoint.row_reader import StoredRows, fill_component
+from executor.checkpoint.row_reader import RowRange, fill_component
 from executor.checkpoint.stored_tensors import contents_digest
 from profiles.compute_plan import DTYPES
 from profiles.encodings import Encoding, find_encoding
-from profiles.errors import InputError, RunError
+from profiles.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,8 @@ class GgufCheckpoint:
             Naming the file, key or tensor, the value found and the allowed ones.
         """
         model = GgufModel.open(path)
-        spec = spec_from_gguf(model, path.name)
-        unread = unread_tensors(model, spec)
-        if unread:
-            more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-            raise InputError(
-                f"GGUF file {path.name}",
-                got=f"tensor {unread[0]}{more}, which its metadata does not ask for",
-                allowed="tensors of the layers and parts that its metadata describes",
-            )
+        spec = encoded_spec(model, spec_from_gguf(model, path.name))
+        check_tensors(model, spec)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         contents = contents_digest(model.tensors)
@@ -121,10 +115,10 @@ class GgufCheckpoint:
         numbers = decoder_numbers(self.spec)
         layer = max(numbers[index], 0) if index < len(numbers) else 0
 
-        def rows_of(name: str, unit: int) -> list[StoredRows]:
+        def rows_of(name: str, unit: int) -> list[RowRange]:
             found = stored_rows(self.model, self.spec, name, layer=layer, expert=unit)
             return [
-                StoredRows(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
+                RowRange(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
                 for part in found
             ]
 

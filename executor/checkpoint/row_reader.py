@@ -52,7 +52,7 @@ class RowReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRows:
+class RowRange:
     """``num_rows`` adjacent rows of a stored matrix, from ``first_row`` on."""
 
     reader: RowReader
@@ -61,7 +61,7 @@ class StoredRows:
 
 
 # For one of our tensors and the number of an expert, all rows of it, in order.
-RowsOf = Callable[[str, int], Sequence[StoredRows]]
+RowsOf = Callable[[str, int], Sequence[RowRange]]
 
 
 def fill_component(
@@ -89,7 +89,7 @@ def fill_component(
 
 def fill_tensor(
     tensor: TensorLayout,
-    stored: Sequence[StoredRows],
+    stored: Sequence[RowRange],
     first_byte: int,
     target: torch.Tensor,
     dtype: torch.dtype,
@@ -165,7 +165,7 @@ def _decode(reader: RowReader, first: int, out: torch.Tensor) -> None:
         )
 
 
-def _vector(tensor: TensorLayout, stored: Sequence[StoredRows], dtype: torch.dtype) -> torch.Tensor:
+def _vector(tensor: TensorLayout, stored: Sequence[RowRange], dtype: torch.dtype) -> torch.Tensor:
     """Return a vector of a layout: a stored one, or one that is beside the rows of a matrix."""
     beside = {TABLE: _table, ORDER: _order}
     kind = next((kind for kind in beside if kind in tensor.name), None)
@@ -183,13 +183,13 @@ def _vector(tensor: TensorLayout, stored: Sequence[StoredRows], dtype: torch.dty
     return torch.cat(found)
 
 
-def _order(part: StoredRows) -> torch.Tensor:
+def _order(part: RowRange) -> torch.Tensor:
     order = part.reader.order()
     assert order is not None
     return order.to(torch.int32)
 
 
-def _table(part: StoredRows) -> torch.Tensor:
+def _table(part: RowRange) -> torch.Tensor:
     """Return what rows need of the table of their stored matrix."""
     table, how = part.reader.table(), part.reader.encoding
     assert table is not None
