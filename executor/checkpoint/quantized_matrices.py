@@ -15,7 +15,7 @@ from costmodel.model.tensor_entry import TensorEntry
 from costmodel.model.tensor_layout import TensorLayout
 from executor.checkpoint.quantized_rows import Mxfp4Rows, QuantizedRows
 from executor.checkpoint.quantized_tensors import Matrix, find_rows, names_of
-from executor.checkpoint.row_reader import StoredRows
+from executor.checkpoint.row_reader import RowRange
 from executor.checkpoint.stored_blocks import STORED_DTYPES, PlainRows, read_whole
 from executor.checkpoint.stored_tensors import FLOATS, StoredTensors
 from executor.checkpoint.tensor_parts import TensorPart, component_parts
@@ -63,7 +63,7 @@ class QuantizedMatrices:
         plain: Mapping[str, TensorEntry],
         tensor: str,
         unit: int,
-    ) -> Sequence[StoredRows]:
+    ) -> Sequence[RowRange]:
         """Return all rows of a matrix of ours; ``plain`` has the tensors that are not quantized."""
         parts = list(_parts(spec, index, layout, tensor, unit))
         found = []
@@ -73,7 +73,7 @@ class QuantizedMatrices:
             if isinstance(reader, Mxfp4Rows):
                 reader = reader.of_expert(unit, number, len(parts))
             rows = PlainRows(plain[part.name]) if reader is None else reader
-            found.append(StoredRows(reader=rows, first_row=first, num_rows=count))
+            found.append(RowRange(reader=rows, first_row=first, num_rows=count))
         return found
 
 

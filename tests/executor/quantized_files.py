@@ -34,8 +34,7 @@ def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     padded = F.pad(codes.long(), (0, 0, 0, -len(codes) % per)).unflatten(0, (-1, per))
     shifts = bits * torch.arange(per).view(1, per, *[1] * (codes.dim() - 1))
     packed = (padded << shifts).sum(1)
-    signed: torch.Tensor = torch.where(packed >= 2**31, packed - 2**32, packed).int()
-    return signed
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
 
 
 def _codes(bits: int, *shape: int) -> torch.Tensor:
@@ -44,7 +43,8 @@ def _codes(bits: int, *shape: int) -> torch.Tensor:
 
 def _scales(bits: int, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     """Draw scales with which values are about those of tiny models."""
-    return ((torch.rand(shape) + 0.5) * 0.5 / 2**bits).to(dtype)
+    scales: torch.Tensor = (torch.rand(shape) + 0.5) * 0.5 / 2**bits
+    return scales.to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
