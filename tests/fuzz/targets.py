@@ -22,7 +22,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.families import load_model_spec
 from costmodel.gguf.config import spec_from_gguf
 from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
@@ -42,7 +41,6 @@ from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
 from executor.model.gguf_generation import gguf_generation_config
-from executor.text.continuation import load_tokenizer
 from executor.text.gguf_tokenizer import load_gguf_tokenizer
 from executor.text.loading import load_tokenizer
 from profiles.files import read_json, to_json
