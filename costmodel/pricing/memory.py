@@ -292,8 +292,12 @@ def _scored_tile_bytes(problem: Problem) -> int:
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:
-    """Count the bytes of the buffer for the unpacked matrices of the current layer."""
-    if not problem.packs_weights:
+    """Count the bytes of the buffer for the unpacked matrices of the current layer.
+
+    In CPU memory, encoded matrices are multiplied as they are.
+    """
+    unpacks_encoded = problem.keeps_encodings and problem.hardware.uses_cuda
+    if not problem.packs_weights and not unpacks_encoded:
         return 0
     components = [layer.components for layer in problem.sizes.staged_layers.values()]
     # Experts are unpacked one at a time.
