@@ -11,7 +11,7 @@ from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
 from costmodel.plan.policy import Policy
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.arguments import arguments_told, read_arguments
 from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
@@ -26,8 +26,8 @@ from executor.run.requests import Prompt, RequestOutput, output_of, read_request
 from executor.run.results import BlockResult
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import ChatTokenizer, load_tokenizer
-from executor.text.transformers_tokenizer import has_tokenizer
+from executor.text.continuation import ChatTokenizer
+from executor.text.loading import has_tokenizer, load_template, load_tokenizer
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.start import called
@@ -107,9 +107,9 @@ class LLM:
         with arguments_told():
             self._options = read_arguments(policy, hardware, offload_dir, planned)
             if (made := self._options.policy) is None:
-                self._source = Checkpoint.open(self._folder, dtype=dtype)
+                self._source = open_checkpoint(self._folder, dtype=dtype)
             else:
-                self._source = Checkpoint.open(self._folder, dtype=made.model.dtype)
+                self._source = open_checkpoint(self._folder, dtype=made.model.dtype)
                 check_same_model(made.model, self._source.spec)
             self._config = GenerationConfig.load(self._folder)
         self._report: Report | None = None
@@ -211,7 +211,7 @@ class LLM:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate.load(self._folder)
+        return load_template(self._folder)
 
     def _begin(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None

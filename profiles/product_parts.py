@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# The values of product.h: rows whose inputs are converted at once, outputs and dimensions of the
-# weights that a thread converts at once, and padding that keeps rows off the same cache lines.
+# The values of product_weights.h: rows whose inputs are converted at once, outputs and dimensions
+# of the weights that a thread converts at once, and padding that keeps rows off the same lines of a
+# cache.
 WINDOW_ROWS = 512
 TILE_OUTPUTS, TILE_DEPTH = 64, 1024
 GAP = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import FULL_BITS, Permitted
 from costmodel.optimizer.optimum import DEFAULT_MARGIN

@@ -70,6 +70,11 @@ class TensorLayout:
         return self.packing is not None or self.encoding is not None
 
     @property
+    def matrix_name(self) -> str:
+        """The name of the tensor, or of the matrix that it is stored beside."""
+        return self.name.partition(TABLE)[0].partition(ORDER)[0]
+
+    @property
     def table_name(self) -> str:
         """The vector with the scales that encoded rows share."""
         return f"{self.name}{TABLE}{self.first_row}"

@@ -292,12 +292,8 @@ def _scored_tile_bytes(problem: Problem) -> int:
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:
-    """Count the bytes of the buffer for the unpacked matrices of the current layer.
-
-    In CPU memory, encoded matrices are multiplied as they are.
-    """
-    unpacks_encoded = problem.keeps_encodings and problem.hardware.uses_cuda
-    if not problem.packs_weights and not unpacks_encoded:
+    """Count the bytes of the buffer for the unpacked matrices of the current layer."""
+    if not problem.unpacks_layers:
         return 0
     components = [layer.components for layer in problem.sizes.staged_layers.values()]
     # Experts are unpacked one at a time.

@@ -114,6 +114,14 @@ class Problem:
         return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
 
     @property
+    def unpacks_layers(self) -> bool:
+        """Whether a layer's compressed matrices are unpacked at some time, for all batches.
+
+        A CPU multiplies those that the checkpoint has encoded directly; a GPU does not.
+        """
+        return self.packs_weights or (self.model.is_encoded and self.hardware.uses_cuda)
+
+    @property
     def packs_cache(self) -> bool:
         """Whether the KV cache is quantized and unpacked for every read."""
         return (self.cache_bits or self.model.full_bits) < self.model.full_bits

@@ -53,7 +53,7 @@ def from_gptq(
     zeros = _words_as_codes(qzeros, bits)
     if is_v1:
         zeros = (zeros + 1) & (2**bits - 1)
-    columns = _sorted_inputs(g_idx, codes.shape[1], group_size)
+    columns = sorted_inputs(g_idx, codes.shape[1], group_size)
     if columns is not None:
         codes = codes[:, columns]
     return _grouped(codes, scales.t(), zeros.t(), bits, group_size, columns)
@@ -110,7 +110,7 @@ def from_compressed(
     zeros = None
     if zero_point is not None:
         zeros = _words_as_codes(zero_point.t(), bits)[:, : len(codes)].t()
-    columns = _sorted_inputs(g_idx, num_inputs, group_size)
+    columns = sorted_inputs(g_idx, num_inputs, group_size)
     if columns is not None:
         codes = codes[:, columns]
     return _grouped(codes, scale, zeros, bits, group_size, columns)
@@ -198,30 +198,38 @@ def from_bnb4(
         offset of all.
     """
     outputs, inputs = shape
-    if inputs % block_size or absmax.numel() * block_size != outputs * inputs:
-        raise InputError(
-            "blocks of bitsandbytes",
-            got=f"{absmax.numel()} of {block_size} elements for {outputs} x {inputs}",
-            allowed="blocks that end with each row",
-        )
+    rows = rows_of_bnb4(weight, absmax, shape=shape, block_size=block_size)
     encoding = four_bit_floats(block_size, is_nested=nested is not None)
-    pairs = weight.reshape(outputs, -1)
-    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).flatten(1)
-    scales = _as_bytes(absmax.reshape(outputs, -1))
     parts = [quant_map.flatten()]
     if nested is not None:
         factors, meanings, offset = nested
         parts += [meanings.flatten(), torch.tensor([offset]), factors.flatten()]
     table = torch.cat([part.float() for part in parts])
-    _check_finite(table, absmax)
+    _check_finite(table)
     if len(table) != encoding.table_elements(outputs, inputs):
         raise InputError(
             "second scales of bitsandbytes",
             got=len(table),
             allowed=f"{encoding.table_elements(outputs, inputs)} values in all",
         )
-    rows = torch.cat([_in_runs(codes), scales], dim=1)
     return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, table=table)
+
+
+def rows_of_bnb4(
+    weight: torch.Tensor, absmax: torch.Tensor, *, shape: tuple[int, int], block_size: int
+) -> torch.Tensor:
+    """Repack rows of 4-bit floats without their table (see ``from_bnb4``); returns uint8."""
+    outputs, inputs = shape
+    if inputs % block_size or absmax.numel() * block_size != outputs * inputs:
+        raise InputError(
+            "blocks of bitsandbytes",
+            got=f"{absmax.numel()} of {block_size} elements for {outputs} x {inputs}",
+            allowed="blocks that end with each row",
+        )
+    _check_finite(absmax)
+    pairs = weight.reshape(outputs, -1)
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).flatten(1)
+    return torch.cat([_in_runs(codes), _as_bytes(absmax.reshape(outputs, -1))], dim=1)
 
 
 def from_bnb8(weight: torch.Tensor, largest: torch.Tensor) -> EncodedMatrix:
@@ -275,7 +283,7 @@ def _check_finite(*scales: torch.Tensor) -> None:
             )
 
 
-def _sorted_inputs(
+def sorted_inputs(
     g_idx: torch.Tensor | None, num_inputs: int, group_size: int
 ) -> torch.Tensor | None:
     """Return the order of inputs in which groups are adjacent; ``None`` where they are."""

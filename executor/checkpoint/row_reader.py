@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from costmodel.model.layout import ComponentLayout
 from costmodel.model.tensor_layout import ORDER, TABLE, TensorLayout
 from profiles.encodings import Encoding
+from profiles.errors import InputError
 from profiles.kernels import EncodedMatrix, unpack_encoded
 from profiles.units import MIB
 
@@ -50,7 +52,7 @@ class RowReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRows:
+class RowRange:
     """``num_rows`` adjacent rows of a stored matrix, from ``first_row`` on."""
 
     reader: RowReader
@@ -58,12 +60,40 @@ class StoredRows:
     num_rows: int
 
 
+# For one of our tensors and the number of an expert, all rows of it, in order.
+RowsOf = Callable[[str, int], Sequence[RowRange]]
+
+
+def fill_component(
+    layout: ComponentLayout, start: int, out: torch.Tensor, rows_of: RowsOf, dtype: torch.dtype
+) -> None:
+    """Fill ``out`` (uint8) with the bytes of a component from ``start`` on; padding is zero.
+
+    Parameters
+    ----------
+    dtype
+        The model's, of elements that are not encoded.
+    """
+    out.zero_()
+    past = start + len(out)
+    for unit in layout.units_between(start, past):
+        for tensor in layout.tensors:
+            offset = unit * layout.unit_bytes + tensor.offset_bytes
+            low, high = max(offset, start), min(offset + tensor.num_bytes, past)
+            if low < high:
+                target = out[low - start : high - start]
+                skipped = layout.first_row if tensor.name.startswith("head.") else 0
+                stored = rows_of(tensor.matrix_name, unit)
+                fill_tensor(tensor, stored, low - offset, target, dtype, skipped)
+
+
 def fill_tensor(
     tensor: TensorLayout,
-    stored: Sequence[StoredRows],
+    stored: Sequence[RowRange],
     first_byte: int,
     target: torch.Tensor,
     dtype: torch.dtype,
+    skipped: int = 0,
 ) -> None:
     """Fill ``target`` (uint8) with the bytes of a tensor of a layout from ``first_byte`` on.
 
@@ -73,20 +103,23 @@ def fill_tensor(
         All rows of our matrix, in order. The tensor may have some of them, or be a vector beside
         them.
     dtype
-        Of the elements, where the tensor is not encoded.
+        The model's, of elements that are not encoded.
+    skipped
+        Rows of the matrix, or elements of the vector, before those of the tensor.
     """
-    if TABLE in tensor.name or ORDER in tensor.name:
-        vector = _beside(tensor, stored).contiguous().view(torch.uint8)
-        target.copy_(vector[first_byte : first_byte + len(target)])
+    dtype = getattr(torch, tensor.dtype) if tensor.dtype else dtype
+    if len(tensor.shape) == 1:
+        elements = _vector(tensor, stored, dtype)[skipped : skipped + tensor.num_elements]
+        target.copy_(elements.view(torch.uint8)[first_byte : first_byte + len(target)])
         return
     size, past_byte = tensor.row_bytes, first_byte + len(target)
     past_row, step = -(-past_byte // size), max(1, ROWS_AT_ONCE_BYTES // size)
-    behind = 0
+    behind = -tensor.first_row - skipped
     for part in stored:
-        # The rows of the tensor that this part has, and those of them that are wanted.
-        begin = behind - tensor.first_row
+        # Where the part's rows begin in the tensor, and those of them that are wanted.
+        begin = behind
         behind += part.num_rows
-        low, high = max(begin, first_byte // size), min(begin + part.num_rows, past_row)
+        low, high = max(begin, first_byte // size), min(behind, past_row)
         for row in range(low, high, step):
             count = min(step, high - row)
             first, past = row * size - first_byte, (row + count) * size - first_byte
@@ -106,8 +139,13 @@ def _read(
         assert tensor.encoding == reader.encoding
         reader.read(first, rows)
         return
+    _decode(reader, first, rows.view(dtype))
+
+
+def _decode(reader: RowReader, first: int, out: torch.Tensor) -> None:
+    """Fill ``out`` [rows, num_elements] with elements of a stored matrix."""
     width = reader.num_elements
-    raw = torch.empty(len(rows), reader.encoding.row_bytes(width), dtype=torch.uint8)
+    raw = torch.empty(len(out), reader.encoding.row_bytes(width), dtype=torch.uint8)
     reader.read(first, raw)
     matrix = EncodedMatrix(
         rows=raw,
@@ -117,29 +155,41 @@ def _read(
         first_row=first,
         columns=reader.order(),
     )
-    unpack_encoded(matrix, rows.view(dtype))
+    unpack_encoded(matrix, out)
+    if out.dtype is torch.float16 and not out.isfinite().all():
+        raise InputError(
+            "stored weights",
+            got="a value that float16 cannot hold",
+            allowed="values within 65504",
+            hint="computing in bfloat16 or float32",
+        )
 
 
-def _beside(tensor: TensorLayout, stored: Sequence[StoredRows]) -> torch.Tensor:
-    """Return the vector beside the rows of a matrix from some row on."""
-    _, _, number = tensor.name.rpartition(".")
+def _vector(tensor: TensorLayout, stored: Sequence[RowRange], dtype: torch.dtype) -> torch.Tensor:
+    """Return a vector of a layout: a stored one, or one that is beside the rows of a matrix."""
+    beside = {TABLE: _table, ORDER: _order}
+    kind = next((kind for kind in beside if kind in tensor.name), None)
     found: list[torch.Tensor] = []
     behind = 0
+    first = int(tensor.name.rpartition(kind)[2]) if kind else 0
     for part in stored:
-        if behind >= int(number) and sum(map(len, found)) < tensor.num_elements:
-            vector = _order(part) if ORDER in tensor.name else _table(part)
-            found.append(vector)
+        if kind is None:
+            vector = torch.empty(part.num_rows, part.reader.num_elements, dtype=dtype)
+            _decode(part.reader, part.first_row, vector)
+            found.append(vector.flatten())
+        elif behind >= first and sum(map(len, found)) < tensor.num_elements:
+            found.append(beside[kind](part))
         behind += part.num_rows
     return torch.cat(found)
 
 
-def _order(part: StoredRows) -> torch.Tensor:
+def _order(part: RowRange) -> torch.Tensor:
     order = part.reader.order()
     assert order is not None
     return order.to(torch.int32)
 
 
-def _table(part: StoredRows) -> torch.Tensor:
+def _table(part: RowRange) -> torch.Tensor:
     """Return what rows need of the table of their stored matrix."""
     table, how = part.reader.table(), part.reader.encoding
     assert table is not None

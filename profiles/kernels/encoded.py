@@ -1,7 +1,7 @@
 """Encoded matrices: unpacking, and products with few rows.
 
 ``profiles.encodings`` says how elements are stored. On the CPU native kernels read them where they
-are; elsewhere the twins in plain torch unpack them.
+are, and on a GPU those in Triton. Elsewhere the twins in plain torch unpack them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import ModuleType
 
 import torch
 
 from profiles.encodings import Encoding
-from profiles.kernels.call import call_kernel, is_native, pointer
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.encoded_twins import unpack_encoded_twin
 from profiles.kernels.products import Products, linear, most_native_rows
-from profiles.packing import DECODED_AT_ONCE_BYTES
+from profiles.packing import DECODED_AT_ONCE_BYTES, DIRECT_ROWS
 
 _SCALES = ("float32", "float16", "bfloat16", "code")
 # Elements that share a scale are 2^so many where a whole row does.
@@ -41,7 +42,7 @@ class EncodedMatrix:
     first_row
         The number of the first row in the whole matrix.
     columns
-        int64 [num_elements], where rows are stored in another order: element ``i`` of a row is of
+        int64 or int32 [num_elements], where rows are in another order: element ``i`` of a row is of
         input ``columns[i]``.
     """
 
@@ -57,6 +58,23 @@ class EncodedMatrix:
         assert self.rows.shape[1] == self.encoding.row_bytes(self.num_elements)
         assert self.encoding.has_table == (self.table is not None)
         assert self.table is None or self.table.dtype == torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and elements of a row."""
+        return len(self.rows), self.num_elements
+
+    def __getitem__(self, part: slice) -> EncodedMatrix:
+        """Return adjacent rows as a view, which shares the table."""
+        first, past, step = part.indices(len(self.rows))
+        assert step == 1
+        return self.part(first, max(first, past))
+
+    def clone(self) -> EncodedMatrix:
+        """Return a copy in memory of its own."""
+        table = None if self.table is None else self.table.clone()
+        columns = None if self.columns is None else self.columns.clone()
+        return replace(self, rows=self.rows.clone(), table=table, columns=columns)
 
     def part(self, first: int, past: int) -> EncodedMatrix:
         """Return the rows from ``first`` to before ``past``, which share the table."""
@@ -101,7 +119,7 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
     if matrix.columns is not None:
         stored = torch.empty_like(out)
         unpack_encoded(replace(matrix, columns=None), stored)
-        out.index_copy_(1, matrix.columns, stored)
+        out.index_copy_(1, matrix.columns.long(), stored)
     elif is_native(out):
         how = _described(matrix)
         table = None if matrix.table is None else pointer(matrix.table)
@@ -117,6 +135,8 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
             pointer(out),
             ctypes.c_long(out.stride(0)),
         )
+    elif fused := _fused(out):
+        fused.unpack_encoded(matrix, out)
     else:
         step = max(1, _TWIN_ELEMENTS // matrix.num_elements)
         for part, rows in zip(_parts(matrix, step), out.split(step), strict=True):
@@ -151,7 +171,9 @@ def multiply_encoded(
     if matrix.columns is not None:
         x, matrix = x[:, matrix.columns], replace(matrix, columns=None)
     if is_native(x) and len(x) <= most_native_rows(x.dtype):
-        _multiply(x, [len(x)], [matrix], out, bias=bias, adds=adds)
+        _multiply(x, [len(x)], [matrix], out, biases=bias if bias is None else [bias], adds=adds)
+    elif len(x) <= DIRECT_ROWS and (fused := _fused(x)):
+        fused.multiply_encoded(x, matrix, out, bias, adds=adds)
     else:
         _multiply_unpacked(x, matrix, out, bias, adds=adds)
 
@@ -161,20 +183,36 @@ def grouped_encoded(
     counts: Sequence[int],
     matrices: Sequence[EncodedMatrix],
     out: torch.Tensor,
+    biases: Sequence[torch.Tensor] | None = None,
 ) -> None:
     """Multiply each group of rows by its own matrix into ``out`` [rows, outputs].
 
     Groups are adjacent and in order; ``counts`` has the rows of each. All matrices have the same
     encoding and the same shape.
+
+    Parameters
+    ----------
+    biases
+        The bias of each group, [outputs] in the dtype of ``x``; added before rounding.
     """
     assert len(counts) == len(matrices) > 0 and sum(counts) == len(x) == len(out)
-    if is_native(x) and all(matrix.columns is None for matrix in matrices):
-        _multiply(x, counts, matrices, out)
+    assert biases is None or len(biases) == len(counts)
+    is_in_order = all(matrix.columns is None for matrix in matrices)
+    if is_native(x) and is_in_order:
+        _multiply(x, counts, matrices, out, biases=biases)
+        return
+    if is_in_order and len(x) <= DIRECT_ROWS * len(counts) and (fused := _fused(x)):
+        fused.grouped_encoded(x, counts, matrices, out, biases)
         return
     parts = zip(x.split(list(counts)), matrices, out.split(list(counts)), strict=True)
-    for rows, matrix, to in parts:
+    for group, (rows, matrix, to) in enumerate(parts):
         if len(rows):
-            multiply_encoded(rows, matrix, to)
+            multiply_encoded(rows, matrix, to, biases[group] if biases else None)
+
+
+def _fused(tensor: torch.Tensor) -> ModuleType | None:
+    """Return the kernels for a tensor on a GPU, where there are any."""
+    return gpu_kernels() if tensor.is_cuda else None
 
 
 def _parts(matrix: EncodedMatrix, step: int) -> Iterator[EncodedMatrix]:
@@ -223,7 +261,7 @@ def _multiply(
     matrices: Sequence[EncodedMatrix],
     out: torch.Tensor,
     *,
-    bias: torch.Tensor | None = None,
+    biases: Sequence[torch.Tensor] | None = None,
     adds: bool = False,
 ) -> None:
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -231,19 +269,19 @@ def _multiply(
     assert x.shape[1] == first.num_elements and out.dtype == x.dtype and out.stride(1) == 1
     assert all(m.encoding == first.encoding and m.rows.shape == first.rows.shape for m in matrices)
     assert all(m.rows.stride() == first.rows.stride() for m in matrices)
-    assert bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
+    assert all(bias.dtype == x.dtype and bias.stride(0) == 1 for bias in biases or ())
     # Named, because they must outlive the call.
     starts = (ctypes.c_long * (len(counts) + 1))(0, *accumulate(counts))
     addresses = (ctypes.c_void_p * len(matrices))(*(m.rows.data_ptr() for m in matrices))
     tables = [m.table.data_ptr() for m in matrices if m.table is not None]
     table_addresses = (ctypes.c_void_p * len(tables))(*tables)
     first_rows = (ctypes.c_long * len(matrices))(*(m.first_row for m in matrices))
-    biases = None if bias is None else (ctypes.c_void_p * 1)(bias.data_ptr())
+    added = biases and (ctypes.c_void_p * len(biases))(*(bias.data_ptr() for bias in biases))
     products = Products(
         x=x.data_ptr(),
         x_stride=x.stride(0),
         weights=ctypes.addressof(addresses),
-        biases=None if biases is None else ctypes.addressof(biases),
+        biases=ctypes.addressof(added) if added else None,
         starts=ctypes.addressof(starts),
         groups=len(counts),
         outputs=len(first.rows),

@@ -32,7 +32,7 @@ MOST_GROUP_ROWS = 512
 
 
 class Products(ctypes.Structure):
-    """The arguments of a product, as ``product.h`` lays them out."""
+    """The arguments of a product, as ``product_weights.h`` lays them out."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),

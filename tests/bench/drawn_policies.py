@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy

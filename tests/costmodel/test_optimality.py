@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.fitting import fit

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from costmodel.families import load_model_spec
 from costmodel.model.layout import CUT_ROWS, model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
 from costmodel.plan.cuts import (

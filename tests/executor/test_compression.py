@@ -280,7 +280,7 @@ def test_a_matrix_is_unpacked_once_for_all_batches(
         unpacked.append(out.shape[1])
         kernels.unpack_rows(packed, packing, out)
 
-    monkeypatch.setattr("executor.stores.unpacked.unpack_rows", count)
+    monkeypatch.setattr("profiles.kernels.unpack_rows", count)
     policy = _policy(
         case, Compression(weight_bits=4), gpu_batch_size=1, prefill_batch_size=1, num_gpu_batches=5
     )

@@ -21,9 +21,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.families import load_model_spec
 from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
@@ -38,7 +38,7 @@ from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
-from executor.text.continuation import load_tokenizer
+from executor.text.loading import load_tokenizer
 from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile

@@ -117,6 +117,10 @@ def test_groups_are_multiplied_by_their_own_matrices(
     )
     atol = TOLERANCE[dtype] * expected.std().item()
     torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=atol)
+    biases = list(torch.randn(len(counts), 200).to(dtype))
+    added = torch.stack(biases).double().repeat_interleave(torch.tensor(counts), 0)
+    grouped_encoded(x, counts, matrices, out, biases)
+    torch.testing.assert_close(out.double(), expected + added, rtol=TOLERANCE[dtype], atol=atol)
 
 
 @pytest.mark.parametrize(("encoding", "width"), OTHERS, ids=IDS[-len(OTHERS) :])
@@ -133,6 +137,19 @@ def test_a_part_has_the_values_that_the_whole_has(
     torch.testing.assert_close(out, whole[:, 131:290])
 
 
+def test_slices_are_views_and_clones_are_not(library: str) -> None:
+    matrix = sound_matrix(fp8(128, 128), 300, 200)
+    part = matrix[131:290]
+    assert matrix.shape == (300, 200) and part.shape == (159, 200) and matrix[290:].shape[0] == 10
+    assert matrix[300:].shape == matrix[5:3].shape == (0, 200)
+    assert part.rows.data_ptr() == matrix.rows[131].data_ptr() and part.table is matrix.table
+    copy, expected = part.clone(), _unpacked(matrix, torch.float32)[131:290]
+    matrix.rows.zero_()
+    assert matrix.table is not None
+    matrix.table.zero_()
+    assert torch.equal(_unpacked(copy, torch.float32), expected)
+
+
 def test_columns_may_be_stored_in_another_order(library: str) -> None:
     matrix = sound_matrix(integers(4, 32, "float16", has_zeros=True), 20, 96)
     order = torch.randperm(96)
@@ -146,6 +163,10 @@ def test_columns_may_be_stored_in_another_order(library: str) -> None:
     multiply_encoded(x, moved, out)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
     grouped_encoded(x, [1, 2], [moved, moved], out.zero_())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    biases = list(torch.randn(2, 20))
+    grouped_encoded(x, [1, 2], [moved, moved], out.zero_(), biases)
+    expected += torch.stack([biases[0], biases[1], biases[1]])
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
 
 

@@ -1,0 +1,139 @@
+// What a matrix product reads: its arguments, the sizes of its parts, and its weights, plain or packed,
+// as they are or converted.
+#pragma once
+
+#include "arithmetic.h"
+#include "groups.h"
+
+namespace {
+
+// As profiles/kernels/products.py lays it out.
+struct Products {
+  const void* x;  // [rows, dim]
+  long x_stride;
+  const void* const* weights;  // Of each group, [outputs, dim] or [outputs, bytes of a row].
+  const void* const* biases;   // Of each group, [outputs]; or null.
+  const long* starts;          // The first row of each group, and the number of rows.
+  long groups, outputs, dim, weight_stride;  // The stride in bytes.
+  long group_size;
+  int bits;  // 0: the weights are plain.
+  void* out;  // [rows, outputs]
+  long out_stride;
+  int adds;  // Each result, once it is rounded, is added to what is there.
+};
+
+// Weights and rows whose products are summed at once, in registers.
+#if defined(__AVX512F__)
+constexpr long kWeights = 4, kRows = 6;
+#else
+constexpr long kWeights = 4, kRows = 3;
+#endif
+// Outputs of a tile, and dimensions that are summed before the next weights are taken.
+constexpr long kOutputs = 64, kDepth = 1024;
+// Rows whose inputs are held in another form at once.
+constexpr long kWindow = 512;
+// So few rows take 16-bit weights as they are, where one instruction converts a vector.
+#if defined(__AVX512F__)
+constexpr long kFewRows = 12;
+#else
+constexpr long kFewRows = 0;
+#endif
+// So few elements are converted by one thread.
+constexpr long kFewElements = 1 << 18;
+// Tiles for each thread: who loses its core holds up the rest for a part of one.
+constexpr long kTiles = 8;
+
+// Elements from one row to the next such that rows do not compete for the same lines of a cache.
+template <class E>
+long apart(long size) { return size + (size * sizeof(E) % 1024 ? 0 : 64 / sizeof(E)); }
+
+// Weights of a matrix, plain elements of T or packed.
+template <class T>
+class Matrix {
+ public:
+  Matrix(const Products& p, long group)
+      : packing_{p.dim, p.group_size, p.bits}, group_(group),
+        from_(static_cast<const char*>(p.weights[group])), stride_(p.weight_stride) {}
+  long group() const { return group_; }
+  // The row of an output; of plain elements, from one on.
+  const char* row(long output, long d) const {
+    return from_ + output * stride_ + (packing_.bits ? 0 : d * sizeof(T));
+  }
+  void unpack(long output, long d, long size, T* to) const {
+    unpack_part(packing_, reinterpret_cast<const uint8_t*>(row(output, 0)), d, size, to);
+  }
+
+ private:
+  const Packing packing_;
+  const long group_;
+  const char* from_;
+  const long stride_;
+};
+
+// Weights that are multiplied where they are.
+template <class T, class E>
+class InPlace {
+ public:
+  InPlace(const Products&, long) {}
+  static long most_outputs(long) { return kOutputs; }
+  void take(const Matrix<T>& matrix, long first, long count, long d, long, const E** rows) {
+    for (long w = 0; w < count; ++w)
+      rows[w] = reinterpret_cast<const E*>(matrix.row(first + w, d));
+  }
+};
+
+// Weights that are converted to E.
+template <class T, class E>
+class Converted {
+ public:
+  static long most_outputs(long) { return kOutputs; }
+  Converted(const Products& p, long depth)
+      : is_packed_(p.bits), stride_(apart<E>(depth)), row_(depth), kept_(kOutputs * stride_) {}
+  void take(const Matrix<T>& matrix, long first, long count, long d, long size, const E** rows) {
+    for (long w = 0; w < count; ++w) {
+      E* to = kept_.data() + w * stride_;
+      rows[w] = to;
+      if constexpr (std::is_same_v<T, E>) {
+        matrix.unpack(first + w, d, size, to);
+      } else if (is_packed_) {
+        matrix.unpack(first + w, d, size, row_.data());
+        convert(row_.data(), size, to);
+      } else {
+        convert(reinterpret_cast<const T*>(matrix.row(first + w, d)), size, to);
+      }
+    }
+  }
+
+ private:
+  static void convert(const T* from, long size, E* to) {
+#if !defined(__AVX512F__)
+    // Compilers make vectors of what they have of this loop.
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+      for (long d = 0; d < size; ++d) to[d] = widened(from[d]);
+      return;
+    }
+#endif
+    for (long d = 0; d < size; d += kLanes) store(to + d, load_part(from + d, size - d));
+  }
+
+  const bool is_packed_;
+  const long stride_;
+  LineAligned<T> row_;
+  LineAligned<E> kept_;
+};
+
+// Inputs of T, and weights that were converted to float32.
+template <class T>
+struct WideInputs : Wide<float> {
+  static const float* queries(const T* q, long group, long dim, float* kept) {
+    return Wide<T>::queries(q, group, dim, kept);
+  }
+};
+
+// Dimensions that are summed at once.
+inline long depth_of(long dim) {
+  const long parts = (dim + kDepth - 1) / kDepth;
+  return (dim + parts * kMaxGroup - 1) / (parts * kMaxGroup) * kMaxGroup;
+}
+
+}  // namespace
