@@ -46,8 +46,8 @@ READ = (
 # Keys of any architecture that change the computation, with the values that are supported.
 FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
-    "expert_group_count": (1,),
-    "expert_group_used_count": (1,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "rope.scaling.finetuned": (True, False),
     "rope.scaling.yarn_ext_factor": (1.0,),
 }
@@ -56,12 +56,12 @@ FIXED: dict[str, tuple[Any, ...]] = {
 def arch_of(model: GgufModel, name: str) -> Arch:
     """Return what is known of a file's architecture, or refuse it."""
     kind = model.metadata.get("general.type", "model")
-    if kind != "model":
-        raise InputError(f"general.type of {name}", got=kind, allowed="model")
+    if not isinstance(kind, str) or kind != "model":
+        raise InputError(f"general.type of {name}", got=repr(kind), allowed="model")
     arch = ArchMetadata(model=model, name=name).arch
     if arch not in ARCHS:
         raise InputError(
-            f"architecture of {name}", got=repr(arch), allowed=", ".join(sorted(ARCHS))
+            f"architecture of {name}", got=f"{arch!r}", allowed=", ".join(sorted(ARCHS))
         )
     return ARCHS[arch]
 
@@ -128,7 +128,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     fixed = {k: v for k, v in FIXED.items() if k not in arch.keys} | dict(arch.fixed)
     for key in found:
         value = found.get(key)
-        if key in fixed and value not in (*fixed[key], *([0] if key not in arch.fixed else [])):
+        if key in fixed and value not in fixed[key]:
             raise found.refusal(key, " or ".join(str(v) for v in fixed[key]))
         is_set = value not in (None, 0, False, "", [])
         if key not in known and key not in fixed and is_set:
@@ -153,7 +153,7 @@ def _vocab_size(model: GgufModel, name: str) -> int:
 
 def _head_dim(found: ArchMetadata) -> int:
     heads = found.whole("attention.head_count")
-    equal = found.whole("embedding_length") // heads
+    equal = max(found.whole("embedding_length") // heads, 1)
     head_dim = found.whole("attention.key_length", equal)
     if found.whole("attention.value_length", equal) != head_dim:
         raise found.refusal("attention.value_length", f"{head_dim}, as attention.key_length")

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from costmodel.gguf.endings import ending_ids
-from costmodel.gguf.model import GgufModel
 from executor.model.logits_processors import LogitsProcessors
 from profiles.errors import InputError
 from profiles.files import read_json
@@ -115,13 +113,10 @@ class GenerationConfig:
     def load(cls, folder: Path) -> GenerationConfig:
         """Read ``generation_config.json``, or ``config.json`` in its absence.
 
-        Where both exist, transformers ignores ``config.json`` here, even its end tokens. Of a GGUF
-        file, these are the tokens that end a sequence or a turn.
+        Where both exist, transformers ignores ``config.json`` here, even its end tokens.
         """
-        if folder.suffix == ".gguf":
-            return cls(path=folder, values={"eos_token_id": ending_ids(GgufModel.open(folder))})
         for name in ("generation_config.json", "config.json"):
-            path = folder / name
+            path = Path(folder) / name
             if path.exists():
                 found = read_json(path, "generation config")
                 inner = found.get("text_config")

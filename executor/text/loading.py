@@ -1,4 +1,5 @@
-"""Loads the tokenizer and the chat template of a checkpoint folder or a GGUF file."""
+"""Loads what belongs to the text of a checkpoint folder or a GGUF file: the tokenizer, the chat
+template, the settings of generation."""
 
 from __future__ import annotations
 
@@ -10,11 +11,20 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from costmodel.gguf.model import GgufModel
+from executor.model.generation_config import GenerationConfig
+from executor.model.gguf_generation import gguf_generation_config
 from executor.text.chat import ChatTemplate
 from executor.text.continuation import ChatTokenizer, FastTokenizer
 from executor.text.gguf_tokenizer import gguf_chat_template, load_gguf_tokenizer
 from executor.text.tokenizer_json import TokenizerFiles, refuse_pointer
 from executor.text.transformers_tokenizer import has_tokenizer_file, load_through_transformers
+
+
+def load_generation_config(model: Path) -> GenerationConfig:
+    """Load the settings of generation, which may be none."""
+    if model.suffix == ".gguf":
+        return gguf_generation_config(GgufModel.open(model), model)
+    return GenerationConfig.load(model)
 
 
 def has_tokenizer(model: Path) -> bool:

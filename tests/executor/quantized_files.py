@@ -34,8 +34,7 @@ def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     padded = F.pad(codes.long(), (0, 0, 0, -len(codes) % per)).unflatten(0, (-1, per))
     shifts = bits * torch.arange(per).view(1, per, *[1] * (codes.dim() - 1))
     packed = (padded << shifts).sum(1)
-    signed: torch.Tensor = torch.where(packed >= 2**31, packed - 2**32, packed).int()
-    return signed
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
 
 
 def _codes(bits: int, *shape: int) -> torch.Tensor:
@@ -44,8 +43,8 @@ def _codes(bits: int, *shape: int) -> torch.Tensor:
 
 def _scales(bits: int, *shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     """Draw scales with which values are about those of tiny models."""
-    scales: torch.Tensor = ((torch.rand(shape) + 0.5) * 0.5 / 2**bits).to(dtype)
-    return scales
+    scales: torch.Tensor = (torch.rand(shape) + 0.5) * 0.5 / 2**bits
+    return scales.to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +186,7 @@ class Fp8:
     tile: tuple[int, int] | None = (32, 32)
     strategy: str = ""
     dtype: torch.dtype = torch.float32
+    keeps: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -195,7 +195,12 @@ class Fp8:
             weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": self.strategy}
             return compressed_config("float-quantized", weights)
         size = None if self.tile is None else list(self.tile)
-        return {"quant_method": "fp8", "weight_block_size": size, "activation_scheme": "dynamic"}
+        return {
+            "quant_method": "fp8",
+            "weight_block_size": size,
+            "activation_scheme": "dynamic",
+            "modules_to_not_convert": list(self.keeps),
+        }
 
     def __call__(self, outputs: int, inputs: int) -> Packed:
         """Draw a matrix."""
@@ -311,6 +316,7 @@ def save_quantized(
     draw: Callable[[int, int], Packed] | Mxfp4,
     *,
     keeps: Callable[[str], bool] = lambda _: False,
+    also: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
     """Write a quantized model into ``folder``, and return transformers' model of its values.
@@ -321,6 +327,8 @@ def save_quantized(
         Draws a matrix, [outputs, inputs].
     keeps
         Whether a tensor stays plain.
+    also
+        Modules that are quantized besides those that quantizers take, by the ends of their names.
     options
         Those of ``save_tiny_model``.
     """
@@ -336,7 +344,7 @@ def save_quantized(
             count, inputs, outputs = tensor.shape
             parts, plain[name] = draw.experts(count, outputs, inputs)
             stored |= {name + end: part for end, part in parts.items()}
-        elif not isinstance(draw, Mxfp4) and QUANTIZED.fullmatch(name) and tensor.dim() == 2:
+        elif not isinstance(draw, Mxfp4) and _is_taken(name, also) and tensor.dim() == 2:
             outputs, inputs = reversed(tensor.shape) if transposed else tensor.shape
             parts, values = draw(outputs, inputs)
             plain[name] = values.t().contiguous() if transposed else values
@@ -351,3 +359,8 @@ def save_quantized(
     config["quantization_config"] = draw.config  # type: ignore[union-attr]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return AutoModelForCausalLM.from_pretrained(reference, attn_implementation="eager").eval()
+
+
+def _is_taken(name: str, also: tuple[str, ...]) -> bool:
+    ends = tuple(f"{module}.weight" for module in also)
+    return QUANTIZED.fullmatch(name) is not None or name.endswith(ends)
