@@ -33,7 +33,8 @@ from executor.model.logits_processors import History
 from executor.model.sampling import Sampler, no_history
 from executor.model.token_scores import log_sums
 from executor.run.recorder import Recorder
-from executor.text.continuation import load_tokenizer, shared_length
+from executor.text.continuation import shared_length
+from executor.text.loading import load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.files import to_json

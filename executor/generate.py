@@ -30,10 +30,10 @@ from executor.cli.sampling_flags import (
     read_sampling_params,
 )
 from executor.machine_profile import keep_run
-from executor.model.generation_config import GenerationConfig
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult
-from executor.text.continuation import decode_continuation, load_tokenizer
+from executor.text.continuation import decode_continuation
+from executor.text.loading import load_generation_config, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -170,7 +170,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     source = open_checkpoint(flags.model, dtype=policy.model.dtype if policy else None)
     sampling = choose_sampling(
         read_sampling_params(flags),
-        GenerationConfig.load(flags.model),
+        load_generation_config(flags.model),
         vocab_size=source.spec.vocab_size,
         has_length=policy is not None or flags.gen_len is not None,
     )

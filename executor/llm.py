@@ -19,15 +19,19 @@ from executor.cli.run_report import Report
 from executor.cli.sampling_flags import choose_sampling
 from executor.machine.allocator import end_keeping
 from executor.machine_profile import keep_run
-from executor.model.generation_config import GenerationConfig
 from executor.model.sampling_params import SamplingParams
 from executor.run.exclusive import TURN, ExclusiveRun, forget_frames
 from executor.run.requests import Prompt, RequestOutput, output_of, read_requests
 from executor.run.results import BlockResult
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import ChatTokenizer, load_tokenizer
-from executor.text.transformers_tokenizer import has_tokenizer
+from executor.text.continuation import ChatTokenizer
+from executor.text.loading import (
+    has_tokenizer,
+    load_generation_config,
+    load_template,
+    load_tokenizer,
+)
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.start import called
@@ -107,7 +111,7 @@ class LLM:
             else:
                 self._source = open_checkpoint(self._folder, dtype=made.model.dtype)
                 check_same_model(made.model, self._source.spec)
-            self._config = GenerationConfig.load(self._folder)
+            self._config = load_generation_config(self._folder)
         self._report: Report | None = None
         self._run: weakref.ref[ExclusiveRun[list[RequestOutput]]] | None = None
 
@@ -207,7 +211,7 @@ class LLM:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate.load(self._folder)
+        return load_template(self._folder)
 
     def _begin(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None

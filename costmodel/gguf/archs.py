@@ -35,6 +35,37 @@ MULTIPLIERS = {
 }
 # Values of ``expert_gating_func``.
 SOFTMAX, SIGMOID = 1, 2
+# Mixtures after DeepSeek V3.
+V3_EXPERTS = {
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "leading_dense_block_count": "first_k_dense_replace",
+}
+# Models after GPT-2.
+GPT2 = {"attention.layer_norm_epsilon": "layer_norm_epsilon", "feed_forward_length": "n_inner"}
+# Keys that files may lack: what they switch on is then off, or as in the family's models.
+OPTIONAL = (
+    *EXPERTS,
+    *WINDOW,
+    *SOFT_CAPS,
+    "feed_forward_length",
+    "attention.head_count_kv",
+    "attention.scale",
+    "embedding_scale",
+    "residual_scale",
+    "attention.clamp_kqv",
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+    "expert_group_count",
+    "expert_group_used_count",
+    "leading_dense_block_count",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +94,11 @@ class Arch:
         Keys that change the computation, with the values that are supported.
     unread
         Keys that llama.cpp does not read.
+    window_theta
+        Where layers with a window have a rotation of their own, without scaling: its base where no
+        key says it. ``None`` for one rotation in all layers.
+    share_key
+        The key of a config for the share of a head that is rotated.
     """
 
     family: str
@@ -74,6 +110,8 @@ class Arch:
     flags: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    window_theta: float | None = None
+    share_key: str = "partial_rotary_factor"
 
 
 ARCHS: Mapping[str, Arch] = {
@@ -110,10 +148,10 @@ ARCHS: Mapping[str, Arch] = {
         keys={
             **RMS,
             **WINDOW,
-            "rope.freq_base_swa": "rope_local_base_freq",
             "final_logit_softcapping": "final_logit_softcapping",
         },
         has_added_one=True,
+        window_theta=10000.0,
     ),
     "phi3": Arch(
         family="phi3",
@@ -125,7 +163,7 @@ ARCHS: Mapping[str, Arch] = {
         family="gpt_oss",
         keys={**RMS, **WINDOW, **EXPERTS, "expert_feed_forward_length": "intermediate_size"},
         # llama.cpp rounds the bounds of the blended frequencies, the model does not.
-        implied={"rope_scaling": {"truncate": False}},
+        implied={"rope_parameters": {"truncate": False}},
         fixed={"expert_gating_func": (SOFTMAX,)},
     ),
     "smollm3": Arch(family="smollm3", keys=RMS, is_interleaved=True),
@@ -153,6 +191,7 @@ ARCHS: Mapping[str, Arch] = {
         family="olmo2",
         keys={**RMS, **WINDOW},
         variants={"attention.sliding_window": "olmo3"},
+        window_theta=500000.0,
     ),
     "olmoe": Arch(
         family="olmoe", keys={**RMS, **EXPERTS}, fixed={"expert_gating_func": (SOFTMAX,)}
@@ -179,4 +218,56 @@ ARCHS: Mapping[str, Arch] = {
         keys={**LAYER, **WINDOW, "logit_scale": "logit_scale"},
         is_interleaved=True,
     ),
+    "glm4moe": Arch(
+        family="glm4_moe",
+        keys={**RMS, **V3_EXPERTS},
+        flags={"use_qk_norm": ("attn_q_norm.weight", True)},
+        fixed={"expert_gating_func": (SIGMOID,)},
+    ),
+    "dots1": Arch(
+        family="dots1",
+        keys={**RMS, **V3_EXPERTS},
+        implied={"layer_types": None, "sliding_window": None},
+        fixed={"expert_gating_func": (SIGMOID,)},
+    ),
+    "minimax-m2": Arch(
+        family="minimax_m2",
+        keys={**RMS, **EXPERTS, "expert_feed_forward_length": "intermediate_size"},
+        fixed={"expert_gating_func": (SIGMOID,)},
+    ),
+    "seed_oss": Arch(family="seed_oss", keys=RMS),
+    "arcee": Arch(family="arcee", keys=RMS, is_interleaved=True),
+    "ernie4_5": Arch(family="ernie4_5", keys=RMS, is_interleaved=True),
+    "exaone": Arch(family="exaone", keys=RMS),
+    "exaone4": Arch(family="exaone4", keys={**RMS, **WINDOW}),
+    "hunyuan-dense": Arch(family="hunyuan_v1_dense", keys=RMS),
+    "nemotron": Arch(
+        family="nemotron",
+        keys={"attention.layer_norm_epsilon": "norm_eps"},
+        has_added_one=True,
+        unread=("attention.layer_norm_rms_epsilon",),
+    ),
+    "olmo": Arch(
+        family="olmo",
+        keys={"attention.clamp_kqv": "clip_qkv"},
+        is_interleaved=True,
+        unread=("attention.layer_norm_epsilon",),
+    ),
+    "falcon": Arch(
+        family="falcon",
+        keys={
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+            "attention.head_count_kv": "num_kv_heads",
+            "feed_forward_length": "ffn_hidden_size",
+        },
+        implied={"multi_query": False},
+    ),
+    "gptneox": Arch(
+        family="gpt_neox",
+        keys={**LAYER, "use_parallel_residual": "use_parallel_residual"},
+        share_key="rotary_pct",
+    ),
+    "gpt2": Arch(family="gpt2", keys=GPT2),
+    "starcoder": Arch(family="gpt_bigcode", keys=GPT2),
+    "bloom": Arch(family="bloom", keys={"attention.layer_norm_epsilon": "layer_norm_epsilon"}),
 }

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.families import spec_from_config
-from costmodel.gguf.archs import ARCHS, COMMON_KEYS, Arch
-from costmodel.gguf.metadata import ArchMetadata
+from costmodel.gguf.archs import ARCHS, COMMON_KEYS, OPTIONAL, Arch
+from costmodel.gguf.metadata import PREDICTING_LAYERS, ArchMetadata
 from costmodel.gguf.model import GgufModel
-from costmodel.gguf.rotary import freq_divisors, rope_scaling
+from costmodel.gguf.names import check_tensors
+from costmodel.gguf.rotary import freq_divisors, rope_parameters
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import MlpSpec
 from costmodel.model.layer_spec import LayerSpec
@@ -30,6 +31,7 @@ READ = (
     "attention.sliding_window_pattern",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.freq_base_swa",
     "rope.scale_linear",
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -39,12 +41,13 @@ READ = (
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
+    PREDICTING_LAYERS,
 )
 # Keys of any architecture that change the computation, with the values that are supported.
 FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
-    "expert_group_count": (1,),
-    "expert_group_used_count": (1,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "rope.scaling.finetuned": (True, False),
     "rope.scaling.yarn_ext_factor": (1.0,),
 }
@@ -82,13 +85,15 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
     for key, common in {**COMMON_KEYS, **arch.keys}.items():
         if (value := found.get(key)) is not None:
             config[common] = value
+    # As in llama.cpp, each query head has a key head of its own where nothing else is said.
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
     head_dim = _head_dim(found)
     config |= {
+        "num_hidden_layers": found.whole("block_count") - found.num_predicting(),
         "vocab_size": _vocab_size(model, name),
         "head_dim": head_dim,
-        "rope_theta": found.number("rope.freq_base", 10000.0),
-        "rope_scaling": arch.implied.get("rope_scaling", {}) | rope_scaling(found),
-        "partial_rotary_factor": found.whole("rope.dimension_count", head_dim) / head_dim,
+        "rope_parameters": rope_parameters(arch, found),
+        arch.share_key: found.whole("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in model.tensors,
     }
     for flag, (tensor, is_set) in arch.flags.items():
@@ -102,18 +107,28 @@ def spec_from_gguf(model: GgufModel, name: str) -> ModelSpec:
     Raises
     ------
     InputError
-        See ``config_from_gguf`` and ``costmodel.families.spec_from_config``.
+        See ``config_from_gguf`` and ``costmodel.families.spec_from_config``; and where the tensors
+        are others than those of the description.
     """
-    return _as_stored(spec_from_config(config_from_gguf(model, name), name=name), model, name)
+    spec = spec_from_config(config_from_gguf(model, name), name=name)
+    spec = _as_stored(spec, model, name)
+    check_tensors(model, spec)
+    return spec
 
 
 def _check_keys(arch: Arch, found: ArchMetadata) -> None:
-    """Refuse keys that may change the computation and are not followed."""
+    """Refuse keys that may change the computation and are not followed, and missing ones."""
+    needed = {*COMMON_KEYS, *arch.keys}.difference(OPTIONAL)
+    if found.get("expert_count"):
+        needed.add("expert_used_count")
+    for key in sorted(needed):
+        if found.get(key) is None:
+            raise found.refusal(key, "a value", "another conversion of the model")
     known = {*COMMON_KEYS, *arch.keys, *READ, *arch.unread}
-    fixed = FIXED | dict(arch.fixed)
+    fixed = {k: v for k, v in FIXED.items() if k not in arch.keys} | dict(arch.fixed)
     for key in found:
         value = found.get(key)
-        if key in fixed and value not in (*fixed[key], *([0] if key not in arch.fixed else [])):
+        if key in fixed and value not in fixed[key]:
             raise found.refusal(key, " or ".join(str(v) for v in fixed[key]))
         is_set = value not in (None, 0, False, "", [])
         if key not in known and key not in fixed and is_set:
@@ -153,7 +168,7 @@ def _windows(found: ArchMetadata, config: dict[str, Any]) -> dict[str, Any]:
     pattern = found.get("attention.sliding_window_pattern")
     if pattern is None:
         return {}
-    count = found.whole("block_count")
+    count = config["num_hidden_layers"]
     if isinstance(pattern, bool):
         pattern = [pattern] * count
     elif type(pattern) is int and pattern >= 0:

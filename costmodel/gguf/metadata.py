@@ -14,6 +14,8 @@ from costmodel.model.hf_config import MAX_WHOLE
 from profiles.errors import InputError
 
 ARCHITECTURE = "general.architecture"
+# Blocks behind those of the decoder, which predict further tokens. They are not run.
+PREDICTING_LAYERS = "nextn_predict_layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,15 @@ class ArchMetadata:
         if not is_number or not 0 < value <= sys.float_info.max:
             raise self.refusal(key, "a number above 0")
         return float(value)
+
+    def num_predicting(self) -> int:
+        """Return how many blocks of the file are not layers of the decoder."""
+        count = self.get(PREDICTING_LAYERS)
+        if count is None:
+            return 0
+        if type(count) is not int or not 0 <= count < self.whole("block_count"):
+            raise self.refusal(PREDICTING_LAYERS, "fewer than block_count")
+        return count
 
     def refusal(self, key: str, allowed: str, hint: str = "") -> InputError:
         """Make the error for a key whose value is not supported."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from costmodel.gguf.metadata import ArchMetadata
 from costmodel.gguf.model import GgufModel
 from costmodel.gguf.rotary import DIVISORS
 from costmodel.model.shapes import component_shapes, embedding_shapes, head_shapes
@@ -106,15 +107,34 @@ def stored_rows(
     )
 
 
-def unread_tensors(model: GgufModel, spec: ModelSpec) -> list[str]:
-    """Return the tensors that neither the weights nor the description are made of.
+def check_tensors(model: GgufModel, spec: ModelSpec) -> None:
+    """Refuse a file whose tensors are others than those of its description.
 
-    A computation without them is not that of the file.
+    Raises
+    ------
+    InputError
+        Where a tensor is missing, has another shape, or is not read: a computation without it is
+        not that of the file.
     """
     read = set(DIVISORS)
     for name, layer in _our_tensors(spec):
-        read |= {entry.name for entry in _entries(model, name, layer)}
-    return [name for name in model.tensors if name not in read]
+        read |= {rows.entry.name for rows in stored_rows(model, spec, name, layer=layer)}
+    count = ArchMetadata(model=model, name=spec.name).num_predicting()
+    behind = range(spec.num_layers, spec.num_layers + count)
+    unread = [n for n in model.tensors if n not in read and _layer_number(n) not in behind]
+    if unread:
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        raise InputError(
+            f"GGUF file {spec.name}",
+            got=f"tensor {unread[0]}{more}, which its metadata do not ask for",
+            allowed="tensors of the layers and parts that its metadata describe",
+            hint="another conversion of the model",
+        )
+
+
+def _layer_number(name: str) -> int:
+    found = _LAYER.match(name)
+    return int(found[1]) if found else -1
 
 
 def _our_tensors(spec: ModelSpec) -> Iterator[tuple[str, int]]:

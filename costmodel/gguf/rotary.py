@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodel.gguf.archs import Arch
 from costmodel.gguf.metadata import ArchMetadata
 from costmodel.gguf.model import GgufModel
 from costmodel.model.spec import ModelSpec
@@ -15,12 +16,28 @@ from profiles.errors import InputError
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 # Tensors that are part of the description.
 DIVISORS = (FREQS, LONG, SHORT)
+# The base of a rotation where no key says it.
+DEFAULT_THETA = 10000.0
 # More pairs than any head has.
 MAX_PAIRS = 2**14
 
 
-def rope_scaling(found: ArchMetadata) -> dict[str, Any]:
-    """Return the ``rope_scaling`` of a config."""
+def rope_parameters(arch: Arch, found: ArchMetadata) -> dict[str, Any]:
+    """Return the ``rope_parameters`` of a config: one set, or one for each kind of layer."""
+    theta = found.number("rope.freq_base", DEFAULT_THETA)
+    keys = {"rope_theta": theta, **arch.implied.get("rope_parameters", {}), **_scaling(found)}
+    if arch.window_theta is None or not found.get("attention.sliding_window"):
+        if found.number("rope.freq_base_swa", theta) != theta:
+            raise found.refusal("rope.freq_base_swa", f"{theta}, as rope.freq_base")
+        return keys
+    own = found.number("rope.freq_base_swa", arch.window_theta)
+    return {
+        "full_attention": keys,
+        "sliding_attention": {"rope_type": "default", "rope_theta": own},
+    }
+
+
+def _scaling(found: ArchMetadata) -> dict[str, Any]:
     kind = found.get("rope.scaling.type")
     tensors = found.model.tensors
     if LONG in tensors or SHORT in tensors:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from costmodel.families import family_named, family_names, preset_names
 from costmodel.families._text_parts import TEXT_PARTS
+from costmodel.gguf.archs import ARCHS
 from profiles import zigzag
 from profiles.command import Parser
 
@@ -57,6 +58,11 @@ def family_list() -> str:
 def preset_list() -> str:
     """Return the names of all presets, sorted."""
     return ", ".join(f"`{name}`" for name in preset_names()) + "."
+
+
+def architecture_list() -> str:
+    """Return the names of all architectures of GGUF that run."""
+    return ", ".join(f"`{name}`" for name in sorted(ARCHS)) + "."
 
 
 def public_names() -> Iterator[tuple[str, str, object]]:

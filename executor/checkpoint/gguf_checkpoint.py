@@ -11,7 +11,7 @@ import torch
 from costmodel.gguf.config import spec_from_gguf
 from costmodel.gguf.encoded import encoded_spec
 from costmodel.gguf.model import GgufModel
-from costmodel.gguf.names import stored_rows, unread_tensors
+from costmodel.gguf.names import check_tensors, stored_rows
 from costmodel.model.layout import ComponentLayout, decoder_numbers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
@@ -20,7 +20,7 @@ from executor.checkpoint.row_reader import RowRange, fill_component
 from executor.checkpoint.stored_tensors import contents_digest
 from profiles.compute_plan import DTYPES
 from profiles.encodings import Encoding, find_encoding
-from profiles.errors import InputError, RunError
+from profiles.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,7 @@ class GgufCheckpoint:
         """
         model = GgufModel.open(path)
         spec = encoded_spec(model, spec_from_gguf(model, path.name))
-        unread = unread_tensors(model, spec)
-        if unread:
-            more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-            raise InputError(
-                f"GGUF file {path.name}",
-                got=f"tensor {unread[0]}{more}, which its metadata does not ask for",
-                allowed="tensors of the layers and parts that its metadata describes",
-            )
+        check_tensors(model, spec)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         contents = contents_digest(model.tensors)

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from executor.cli.run_command import add_offload_flags
 from executor.harness.job_maker import JobMaker, ScoreRequest
 from executor.harness.task_sampling import make_sampler
-from executor.model.generation_config import GenerationConfig
+from executor.text.loading import load_generation_config
 from profiles.command import Parser
 from profiles.errors import InputError
 
@@ -73,7 +73,7 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         add_offload_flags(parser)
         flags = parser.parse_args(_flags_of(options))
         self._jobs = JobMaker(folder, flags, max_length=max_length)
-        self._config = GenerationConfig.load(folder)
+        self._config = load_generation_config(folder)
         self._max_gen_toks = max_gen_toks
         self._template_options = (
             {} if enable_thinking is None else {"enable_thinking": enable_thinking}

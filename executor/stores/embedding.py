@@ -7,7 +7,7 @@ import torch
 from costmodel.model.tensor_layout import TensorLayout
 from costmodel.plan.cuts import PlacedComponent
 from executor.model.matrices import decode
-from executor.stores.unpacked import stored_matrix
+from executor.stores.tensor_views import matrix_view
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
 from profiles.units import MIB
@@ -104,7 +104,7 @@ class EmbeddingTable:
 
     def _elements(self, raw: torch.Tensor) -> torch.Tensor:
         """Return gathered rows as elements [rows, hidden_size]."""
-        rows = stored_matrix(self._tensor, raw.view(torch.uint8).flatten(), self._dtype)
+        rows = matrix_view(self._tensor, raw.view(torch.uint8).flatten(), self._dtype)
         if isinstance(rows, torch.Tensor):
             return rows.view(len(raw), -1)
         out = torch.empty(rows.shape, dtype=self._dtype, device=raw.device)

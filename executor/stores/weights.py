@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from costmodel.model.layout import round_up
-from costmodel.model.tensor_layout import TensorLayout
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
@@ -22,13 +21,13 @@ from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights, Matrix
 from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
-from executor.stores.unpacked import (
+from executor.stores.tensor_views import (
+    ComponentRuns,
     CpuExperts,
-    StoredTensor,
-    UnpackedLayer,
-    UnpackedMatrices,
-    stored_matrix,
+    TensorView,
+    tensor_views,
 )
+from executor.stores.unpacked import UnpackedLayer, UnpackedMatrices
 from executor.stores.weight_file import OnBytes, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
@@ -177,7 +176,7 @@ class WeightStore:
             experts = CpuExperts(
                 home, self.dtype, tensor, tensors, first_byte=first, unit_bytes=size
             )
-            found[StoredTensor(layout=tensor, chunks=(), is_expert=True).name] = experts
+            found[TensorView(layout=tensor, chunks=(), is_expert=True).name] = experts
         return found
 
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
@@ -296,9 +295,9 @@ class WeightStore:
     def _layer_views(self, layer: int, slot: int) -> tuple[LayerWeights, LayerWeights]:
         """Return a layer's tensors as they are stored, and with matrices that are unpacked."""
         tensors = [
-            self._stored(component, slot, tensor)
+            tensor
             for component in self._staged[layer].components
-            for tensor in component.placed.layout.tensors
+            for tensor in tensor_views(self._runs(component, slot), self.dtype)
         ]
         direct: dict[str, tuple[Matrix, ...]] = {}
         for tensor in tensors:
@@ -307,39 +306,16 @@ class WeightStore:
             return direct, direct
         return direct, UnpackedLayer(tensors, self._unpacked, layer)
 
-    def _stored(self, component: StagedComponent, slot: int, tensor: TensorLayout) -> StoredTensor:
-        layout = component.placed.layout
-        chunks = tuple(
-            chunk
-            for unit in range(layout.num_units)
-            for chunk in self._chunks(component, slot, tensor, unit)
-        )
-        return StoredTensor(layout=tensor, chunks=chunks, is_expert=layout.is_experts)
-
-    def _chunks(
-        self, component: StagedComponent, slot: int, tensor: TensorLayout, unit: int
-    ) -> list[Matrix]:
-        """Return the rows of a tensor before the border of the resident run, and behind it."""
-        cut, layout = component.placed.cut, component.placed.layout
+    def _runs(self, component: StagedComponent, slot: int) -> ComponentRuns:
+        """Return a component's resident bytes on the device that computes, and its staged ones."""
+        cut, layer = component.placed.cut, component.placed.layer
         if self.machine.has_gpu:
             border, resident = cut.gpu_end, self._home("gpu", component)
-            staged = self._buffer("gpu", component.placed.layer, slot)[component.gpu_offset :]
+            staged = self._buffer("gpu", layer, slot)[component.gpu_offset :]
         else:
             border, resident = cut.cpu_end, self._home("cpu", component)
             first = component.window_offset + cut.cpu_end - component.window_start
-            staged = self._buffer("cpu", component.placed.layer, slot)[first:]
-        start = unit * layout.unit_bytes + tensor.offset_bytes
-        end = start + tensor.num_bytes
-        middle = min(max(border, start), end)
-        runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
-        beside = {
-            other.name: self._chunks(component, slot, other, unit)[0]
-            for other in layout.tensors
-            if tensor.encoding and other.name in (tensor.table_name, tensor.order_name)
-        }
-        rows = [0, (middle - start) // tensor.row_bytes]
-        return [
-            stored_matrix(tensor, run, self.dtype, beside, row)
-            for run, row in zip(runs, rows, strict=True)
-            if len(run)
-        ]
+            staged = self._buffer("cpu", layer, slot)[first:]
+        return ComponentRuns(
+            layout=component.placed.layout, border=border, resident=resident, staged=staged
+        )

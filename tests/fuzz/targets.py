@@ -38,7 +38,7 @@ from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
-from executor.text.continuation import load_tokenizer
+from executor.text.loading import load_tokenizer
 from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
