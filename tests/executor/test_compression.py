@@ -16,6 +16,7 @@ from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Placement, Policy
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint
+from executor.model.matrices import CompressedMatrix, decode
 from executor.stores.quantized import QuantizedSource
 from executor.stores.weight_file import WeightFile
 from profiles.errors import InputError
