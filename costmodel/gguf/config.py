@@ -81,7 +81,8 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
     """
     arch, found = arch_of(model, name), ArchMetadata(model=model, name=name)
     _check_keys(arch, found)
-    config: dict[str, Any] = {"model_type": _family(arch, found), **arch.implied}
+    family = _family(arch, found)
+    config: dict[str, Any] = {"model_type": family, **arch.implied}
     for key, common in {**COMMON_KEYS, **arch.keys}.items():
         if (value := found.get(key)) is not None:
             config[common] = value
@@ -92,7 +93,7 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
         "num_hidden_layers": found.whole("block_count") - found.num_predicting(),
         "vocab_size": _vocab_size(model, name),
         "head_dim": head_dim,
-        "rope_parameters": rope_parameters(arch, found),
+        "rope_parameters": rope_parameters(arch, found, family),
         arch.share_key: found.whole("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in model.tensors,
     }
@@ -118,7 +119,9 @@ def spec_from_gguf(model: GgufModel, name: str) -> ModelSpec:
 
 def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     """Refuse keys that may change the computation and are not followed, and missing ones."""
-    needed = {*COMMON_KEYS, *arch.keys}.difference(OPTIONAL)
+    names = {**COMMON_KEYS, **arch.keys}
+    needed = {key for key, common in names.items() if common not in arch.implied}
+    needed.difference_update(OPTIONAL)
     if found.get("expert_count"):
         needed.add("expert_used_count")
     for key in sorted(needed):
@@ -162,13 +165,15 @@ def _head_dim(found: ArchMetadata) -> int:
 
 def _windows(found: ArchMetadata, config: dict[str, Any]) -> dict[str, Any]:
     """Read which layers have a window: a flag for each, or the period of the layers without one."""
-    if not config.get("sliding_window"):
+    count = config["num_hidden_layers"]
+    if "sliding_window" not in config:
+        return {}
+    if not config["sliding_window"]:
         # llama.cpp takes 0 for a model without windows.
-        return {"sliding_window": None} if "sliding_window" in config else {}
+        return {"sliding_window": None, "layer_types": ["full_attention"] * count}
     pattern = found.get("attention.sliding_window_pattern")
     if pattern is None:
         return {}
-    count = config["num_hidden_layers"]
     if isinstance(pattern, bool):
         pattern = [pattern] * count
     elif type(pattern) is int and pattern >= 0:
