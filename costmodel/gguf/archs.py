@@ -49,8 +49,8 @@ V3_EXPERTS = {
 }
 # Models after GPT-2.
 GPT2 = {"attention.layer_norm_epsilon": "layer_norm_epsilon", "feed_forward_length": "n_inner"}
-# Keys that files may lack, as those with an implied value: what they switch on is then off, or as in
-# the family's models.
+# Keys that files may lack, as those with an implied value: what they switch on is then off,
+# or as in the family's models.
 OPTIONAL = (
     *EXPERTS,
     *SOFT_CAPS,
