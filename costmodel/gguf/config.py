@@ -124,7 +124,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     for key in sorted(needed):
         if found.get(key) is None:
             raise found.refusal(key, "a value", "another conversion of the model")
-    known = {*COMMON_KEYS, *arch.keys, *READ, *arch.unread}
+    known = {*COMMON_KEYS, *arch.keys, *arch.rope_keys, *READ, *arch.unread}
     fixed = {k: v for k, v in FIXED.items() if k not in arch.keys} | dict(arch.fixed)
     for key in found:
         value = found.get(key)
@@ -138,7 +138,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
 def _family(arch: Arch, found: ArchMetadata) -> str:
     for key, family in arch.variants.items():
         value = found.get(key)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int | float) and value > 0:
             return family
     return arch.family
 
