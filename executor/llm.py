@@ -66,6 +66,8 @@ class LLM:
         Elements that share a scale where they are quantized.
     sparsity
         Share of the keys that each query of decode attends to.
+    requantize
+        Whether ``weight_bits`` may quantize a checkpoint again that is quantized.
     progress
         Whether a terminal or a notebook shows a progress bar.
 
@@ -90,6 +92,7 @@ class LLM:
         cache_bits: int | Sequence[int] | None = None,
         group_size: int | None = None,
         sparsity: float | None = None,
+        requantize: bool = False,
         progress: bool = True,
     ) -> None:
         planned = {
@@ -101,6 +104,7 @@ class LLM:
             "cache_bits": cache_bits,
             "group_size": group_size,
             "sparsity": sparsity,
+            "requantize": requantize or None,
         }
         self._folder = Path(model)
         self._progress = progress

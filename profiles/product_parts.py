@@ -12,7 +12,7 @@ GAP = 16
 
 def wide_bytes(num_inputs: int, in_features: int, *, num_threads: int) -> int:
     """Return the bytes of all threads beside 16-bit operands and results."""
-    depth = min(TILE_DEPTH, -(-in_features // 128) * 128) + GAP
+    depth = min(TILE_DEPTH, -(-in_features // 256) * 256) + GAP
     rows = min(num_inputs, WINDOW_ROWS)
     inputs = 4 * rows * (-(-in_features // GAP) * GAP + GAP)
     # Converted weights, one unpacked row of them, and sums between two parts of the dimensions.

@@ -99,6 +99,8 @@ class Arch:
         key says it. ``None`` for one rotation in all layers.
     share_key
         The key of a config for the share of a head that is rotated.
+    rope_keys
+        Keys of the file, and what ``rope_parameters`` of a config call them.
     """
 
     family: str
@@ -112,6 +114,7 @@ class Arch:
     unread: tuple[str, ...] = ()
     window_theta: float | None = None
     share_key: str = "partial_rotary_factor"
+    rope_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 ARCHS: Mapping[str, Arch] = {
@@ -238,6 +241,32 @@ ARCHS: Mapping[str, Arch] = {
     "seed_oss": Arch(family="seed_oss", keys=RMS),
     "arcee": Arch(family="arcee", keys=RMS, is_interleaved=True),
     "ernie4_5": Arch(family="ernie4_5", keys=RMS, is_interleaved=True),
+    "ernie4_5-moe": Arch(
+        family="ernie4_5_moe",
+        keys={
+            **RMS,
+            "expert_count": "moe_num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_count": "moe_num_shared_experts",
+            "leading_dense_block_count": "moe_layer_start_index",
+            "interleave_moe_layer_step": "moe_layer_interval",
+        },
+        is_interleaved=True,
+        # The width of the shared expert is that of its tensors.
+        unread=("expert_shared_feed_forward_length",),
+    ),
+    "mistral3": Arch(
+        family="llama",
+        keys=RMS,
+        variants={"attention.temperature_scale": "ministral3"},
+        is_interleaved=True,
+        implied={"rope_parameters": {"mscale": 1.0}},
+        rope_keys={
+            "rope.scaling.yarn_log_multiplier": "mscale_all_dim",
+            "attention.temperature_scale": "llama_4_scaling_beta",
+        },
+    ),
     "exaone": Arch(family="exaone", keys=RMS),
     "exaone4": Arch(family="exaone4", keys={**RMS, **WINDOW}),
     "hunyuan-dense": Arch(family="hunyuan_v1_dense", keys=RMS),

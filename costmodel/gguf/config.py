@@ -56,12 +56,12 @@ FIXED: dict[str, tuple[Any, ...]] = {
 def arch_of(model: GgufModel, name: str) -> Arch:
     """Return what is known of a file's architecture, or refuse it."""
     kind = model.metadata.get("general.type", "model")
-    if kind != "model":
-        raise InputError(f"general.type of {name}", got=kind, allowed="model")
+    if not isinstance(kind, str) or kind != "model":
+        raise InputError(f"general.type of {name}", got=repr(kind), allowed="model")
     arch = ArchMetadata(model=model, name=name).arch
     if arch not in ARCHS:
         raise InputError(
-            f"architecture of {name}", got=repr(arch), allowed=", ".join(sorted(ARCHS))
+            f"architecture of {name}", got=f"{arch!r}", allowed=", ".join(sorted(ARCHS))
         )
     return ARCHS[arch]
 
@@ -124,7 +124,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     for key in sorted(needed):
         if found.get(key) is None:
             raise found.refusal(key, "a value", "another conversion of the model")
-    known = {*COMMON_KEYS, *arch.keys, *READ, *arch.unread}
+    known = {*COMMON_KEYS, *arch.keys, *arch.rope_keys, *READ, *arch.unread}
     fixed = {k: v for k, v in FIXED.items() if k not in arch.keys} | dict(arch.fixed)
     for key in found:
         value = found.get(key)
@@ -138,7 +138,7 @@ def _check_keys(arch: Arch, found: ArchMetadata) -> None:
 def _family(arch: Arch, found: ArchMetadata) -> str:
     for key, family in arch.variants.items():
         value = found.get(key)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int | float) and value > 0:
             return family
     return arch.family
 
@@ -153,7 +153,7 @@ def _vocab_size(model: GgufModel, name: str) -> int:
 
 def _head_dim(found: ArchMetadata) -> int:
     heads = found.whole("attention.head_count")
-    equal = found.whole("embedding_length") // heads
+    equal = max(found.whole("embedding_length") // heads, 1)
     head_dim = found.whole("attention.key_length", equal)
     if found.whole("attention.value_length", equal) != head_dim:
         raise found.refusal("attention.value_length", f"{head_dim}, as attention.key_length")

@@ -16,6 +16,7 @@ from profiles.errors import InputError
 ARCHITECTURE = "general.architecture"
 # Blocks behind those of the decoder, which predict further tokens. They are not run.
 PREDICTING_LAYERS = "nextn_predict_layers"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,10 @@ class ArchMetadata:
         if isinstance(value, np.ndarray):
             listed = value.tolist()
             value = listed[0] if listed and len(set(listed)) == 1 else listed
-        if isinstance(value, float) and float(np.float32(value)) == value:
-            return float(str(np.float32(value)))
+        # Beyond the range of 32 bits there is nothing to round to.
+        if isinstance(value, float) and abs(value) <= _LARGEST:
+            rounded = np.float32(value)
+            return float(str(rounded)) if float(rounded) == value else value
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
@@ -93,7 +96,8 @@ class ArchMetadata:
     def refusal(self, key: str, allowed: str, hint: str = "") -> InputError:
         """Make the error for a key whose value is not supported."""
         value = self.get(key)
-        got = "none" if value is None else f"{value:.60}" if isinstance(value, str) else value
+        got = "none" if value is None else value
         if isinstance(got, list):
             got = f"{got[:8]}{', ...' if len(got) > 8 else ''}"
-        return InputError(f"{self.arch}.{key} of {self.name}", got=got, allowed=allowed, hint=hint)
+        label = f"{self.arch}.{key} of {self.name}"
+        return InputError(label, got=got, allowed=allowed, hint=hint)

@@ -26,6 +26,9 @@ def rope_parameters(arch: Arch, found: ArchMetadata) -> dict[str, Any]:
     """Return the ``rope_parameters`` of a config: one set, or one for each kind of layer."""
     theta = found.number("rope.freq_base", DEFAULT_THETA)
     keys = {"rope_theta": theta, **arch.implied.get("rope_parameters", {}), **_scaling(found)}
+    for key, common in arch.rope_keys.items():
+        if found.get(key) is not None:
+            keys[common] = found.number(key, 1.0)
     if arch.window_theta is None or not found.get("attention.sliding_window"):
         if found.number("rope.freq_base_swa", theta) != theta:
             raise found.refusal("rope.freq_base_swa", f"{theta}, as rope.freq_base")

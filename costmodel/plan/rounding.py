@@ -126,8 +126,10 @@ def _share_in_place(policy: Policy) -> float:
     """Return the fraction of the experts in CPU memory that the CPU multiplies in place."""
     placed = place_weights(policy, has_gpu=True) if policy.cpu_experts else ()
     experts = [c for layer in placed for c in layer if c.layout.is_experts]
-    in_memory = sum(component.cut.cpu_bytes for component in experts)
-    return sum(c.bytes_in_place for c in experts) / in_memory if in_memory else policy.cpu_experts
+    # Counted, because experts of one layer may have more bytes than those of another.
+    in_memory = sum(c.cut.cpu_bytes // c.layout.unit_bytes for c in experts)
+    in_place = sum(len(c.units_in_place) for c in experts)
+    return in_place / in_memory if in_memory else policy.cpu_experts
 
 
 def overall_weights(policy: Policy) -> Placement:

@@ -191,6 +191,14 @@ def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) 
         raise InputError(
             f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
         )
+    gpu = hardware.gpu
+    if model.is_encoded and gpu and hardware.uses_cuda and not gpu.compute.unpack_bytes_per_s:
+        raise InputError(
+            f"{model.name}, which is stored in few bits",
+            got=f"{hardware.name}, without the rate of unpacking",
+            allowed="a machine with that rate",
+            hint=called("profiles.measure"),
+        )
     total = workload.num_positions
     if total > model.max_positions:
         raise InputError(

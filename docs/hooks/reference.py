@@ -55,14 +55,14 @@ def family_list() -> str:
     return "\n\n".join([*lines, f"The decoder of text in models for images: {outer}."])
 
 
+def arch_list() -> str:
+    """Return the architectures of GGUF, sorted."""
+    return ", ".join(f"`{name}`" for name in sorted(ARCHS)) + "."
+
+
 def preset_list() -> str:
     """Return the names of all presets, sorted."""
     return ", ".join(f"`{name}`" for name in preset_names()) + "."
-
-
-def architecture_list() -> str:
-    """Return the names of all architectures of GGUF that run."""
-    return ", ".join(f"`{name}`" for name in sorted(ARCHS)) + "."
 
 
 def public_names() -> Iterator[tuple[str, str, object]]:

@@ -28,6 +28,7 @@ PLANNED = (
     "cache_bits",
     "group_size",
     "sparsity",
+    "requantize",
 )
 
 

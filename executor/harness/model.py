@@ -226,4 +226,7 @@ def _flags_of(options: Mapping[str, Any]) -> list[str]:
             told[name] = f"{value}B"
         elif isinstance(value, list | tuple):
             told[name] = ",".join(map(str, value))
-    return [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    flags = {f"--{name.replace('_', '-')}": value for name, value in told.items()}
+    # The harness gives True as a bool, its command line as a word.
+    switches = [flag for flag, value in flags.items() if str(value) == "True"]
+    return switches + [f"{flag}={v}" for flag, v in flags.items() if flag not in switches]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from costmodel.gguf.model import GgufModel
 from executor.model.generation_config import GenerationConfig
 
@@ -42,13 +44,15 @@ def gguf_generation_config(model: GgufModel, path: Path) -> GenerationConfig:
 
 def _end_ids(model: GgufModel) -> list[int]:
     """Return the ids that end a sequence: those of the keys, and known ones among the tokens."""
-    tokens = model.metadata.get("tokenizer.ggml.tokens", ())
-    types = model.metadata.get("tokenizer.ggml.token_type", ())
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    types = model.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, tuple) or not isinstance(types, np.ndarray):
+        return []
     named = (model.metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
     ends = {i for i in named if type(i) is int and 0 <= i < len(tokens)}
     known = {
         token: number
-        for number, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for number, (token, kind) in enumerate(zip(tokens, types.tolist(), strict=False))
         if kind == CONTROL and token in END_TOKENS
     }
     ends |= set(known.values())

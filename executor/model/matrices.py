@@ -125,7 +125,7 @@ def multiply_groups(
     """
     own = {number: _vector_of(biases, number)[part] for number, _ in groups} if biases else {}
     if isinstance(matrices, OneByOne) and kernels.groups_packed(x, len(groups)):
-        matrices = matrices.packed or matrices
+        matrices = matrices.compressed or matrices
     if isinstance(matrices, OneByOne) or not groups:
         for number, part in groups:
             multiply(x[part], matrices[number], out[part], own.get(number))
@@ -156,8 +156,9 @@ class OneByOne(Sequence[Matrix]):
 
     @property
     @abstractmethod
-    def packed(self) -> Sequence[PackedRows] | None:
-        """The same matrices packed, all of which are valid; ``None`` where no kernel reads them."""
+    def compressed(self) -> Sequence[CompressedMatrix] | None:
+        """The same matrices compressed, all of which are valid; ``None`` where no kernel reads
+        them."""
 
 
 def decode(matrix: CompressedMatrix, out: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from costmodel.model.layout import LayerLayout
 from costmodel.model.tensor_layout import TensorLayout
 from executor.machine.arena import Arena
-from executor.model.matrices import CompressedMatrix, Matrix, OneByOne, PackedRows, decode
+from executor.model.matrices import CompressedMatrix, Matrix, OneByOne, decode
 from executor.stores.tensor_views import TensorView
 
 
@@ -126,6 +126,6 @@ class UnpackedExperts(OneByOne):
         return len(self._compressed)
 
     @property
-    def packed(self) -> Sequence[PackedRows] | None:
-        """The same matrices packed, all of which are valid; ``None`` for encoded ones."""
-        return [chunk for chunk in self._compressed if isinstance(chunk, PackedRows)] or None
+    def compressed(self) -> Sequence[CompressedMatrix] | None:
+        """The same matrices compressed, all of which are valid; ``None`` for sorted inputs."""
+        return None if self._tensor.is_sorted else self._compressed

@@ -110,10 +110,10 @@ class Vocabulary:
     def read(cls, model: GgufModel, path: Path) -> Vocabulary:
         """Read and check the metadata."""
         kind, label = model.metadata.get("tokenizer.ggml.model"), f"tokenizer of {path}"
-        if kind not in (BYTE_LEVEL, SENTENCEPIECE):
+        if not isinstance(kind, str) or kind not in (BYTE_LEVEL, SENTENCEPIECE):
             raise InputError(
                 label,
-                got=f"tokenizer.ggml.model {kind!r}" if kind else "none",
+                got="none" if kind is None else f"tokenizer.ggml.model {kind!r}",
                 allowed=f"{BYTE_LEVEL} or {SENTENCEPIECE}",
                 hint="prompt_ids in place of prompt",
             )
@@ -137,7 +137,7 @@ class Vocabulary:
         """Return true or false."""
         value = self.get(key, default)
         if not isinstance(value, bool):
-            raise self.error(key, value, "true or false")
+            raise self.error(key, repr(value), "true or false")
         return value
 
     def token_id(self, key: str) -> int | None:
@@ -175,7 +175,7 @@ def _numbers(value: Any, key: str, count: int, label: str) -> np.ndarray[Any, np
 
 def _pre_tokenizer(vocabulary: Vocabulary) -> PreTokenizer:
     name = vocabulary.get("pre")
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise vocabulary.error("pre", repr(name), ", ".join(sorted(PRE_TOKENIZERS)))
     return PRE_TOKENIZERS[name]
 

@@ -13,13 +13,12 @@ from itertools import accumulate
 from types import ModuleType
 
 import torch
-from torch.nn import functional as F
 
 from profiles.encodings import Encoding
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.encoded_twins import unpack_encoded_twin
-from profiles.kernels.products import Products, most_native_rows
-from profiles.packing import DIRECT_ROWS, UNPACKED_AT_ONCE_BYTES
+from profiles.kernels.products import Products, linear, most_native_rows
+from profiles.packing import DECODED_AT_ONCE_BYTES, DIRECT_ROWS
 
 _SCALES = ("float32", "float16", "bfloat16", "code")
 # Elements that share a scale are 2^so many where a whole row does.
@@ -231,16 +230,13 @@ def _multiply_unpacked(
 ) -> None:
     """Unpack some rows of the matrix at a time, and multiply with torch's own product."""
     row_bytes = matrix.num_elements * x.element_size()
-    step = max(1, UNPACKED_AT_ONCE_BYTES // row_bytes)
+    step = max(1, DECODED_AT_ONCE_BYTES // row_bytes)
     weight = x.new_empty(min(step, len(matrix.rows)), matrix.num_elements)
     for number, part in enumerate(_parts(matrix, step)):
         here = slice(number * step, number * step + len(part.rows))
         unpack_encoded(part, weight[: len(part.rows)])
-        product = F.linear(x, weight[: len(part.rows)], None if bias is None else bias[here])
-        if adds:
-            out[:, here] += product
-        else:
-            out[:, here] = product
+        own_bias = None if bias is None else bias[here]
+        linear(x, weight[: len(part.rows)], own_bias, out[:, here], adds=adds)
 
 
 def _described(matrix: EncodedMatrix) -> _Encoding:

@@ -4,6 +4,7 @@
 #include "grouped_codes.h"
 #include "k_quants.h"
 #include "product.h"
+#include "small_blocks.h"
 
 namespace {
 
@@ -16,20 +17,19 @@ template <class T> using BF16 = PlainElements<T, Bfloat16>;
   DO(F32) DO(F16) DO(BF16) DO(Q4_0) DO(Q4_1) DO(Q5_0) DO(Q5_1) DO(Q8_0) DO(Q2_K) DO(Q3_K)      \
   DO(Q4_K) DO(Q5_K) DO(Q6_K) DO(IQ4_NL) DO(MXFP4) DO(INT4) DO(INT8) DO(E4M3) DO(MAP4) DO(BNB8)
 
-// Bytes of the codes of so many elements.
-inline long bytes_of(const Encoding& how, long elements) {
-  return how.code_bytes * elements / how.dim;
-}
+// Bytes of the codes of a block's elements.
+template <class D>
+constexpr long kBlockBytes = kBlock / D::kUnit * D::kUnitBytes;
 
-// Gives `size` elements of a row from d on, a multiple of kHalf, as T would hold them. Meanwhile the
+// Gives `size` elements of a row from d on, a multiple of kBlock, as T would hold them. Meanwhile the
 // same elements of the row that begins `ahead` bytes later are fetched.
 template <class D>
 void decode(const EncodedRow& row, long d, long size, long ahead, float* to) {
   const D decoder(row);
-  const long whole = size / D::kUnit * D::kUnit, half_bytes = bytes_of(row.how, kHalf);
-  const uint8_t* next = row.bytes + ahead + d / kHalf * half_bytes;
+  const long whole = size / D::kUnit * D::kUnit;
+  const uint8_t* next = row.bytes + ahead + d / kBlock * kBlockBytes<D>;
   for (long i = 0; i < whole; i += D::kUnit) {
-    if (i % kHalf == 0) fetch(next + i / kHalf * half_bytes, half_bytes);
+    if (i % kBlock == 0) fetch(next + i / kBlock * kBlockBytes<D>, kBlockBytes<D>);
     decoder.unit(d + i, [&](auto j, Floats v) INLINE { store(to + i + j * kLanes, v); });
   }
   if (whole == size) return;
@@ -121,15 +121,16 @@ void add_products(const EncodedRow* weights, const float* x, long d, long size, 
   Floats dots[kWeights] = {};
   const D decoders[kWeights] = {D(weights[0]), D(weights[1]), D(weights[2]), D(weights[3])};
   const long stride = weights[1].bytes - weights[0].bytes;
-  const long unit_bytes = bytes_of(weights[0].how, D::kUnit);
-  const uint8_t* next = weights[0].bytes + kAhead * stride + d / D::kUnit * unit_bytes;
-  for (const long end = d + size; d < end; d += D::kUnit, next += unit_bytes)
-    repeat<kWeights>([&](auto w) INLINE {
-      for (long i = 0; i < unit_bytes; i += 64) __builtin_prefetch(next + w * stride + i);
-      decoders[w].unit(d, [&](auto i, Floats v) INLINE {
-        dots[w] += v * load(x + d + i * kLanes);
+  const uint8_t* next = weights[0].bytes + kAhead * stride + d / kBlock * kBlockBytes<D>;
+  for (const long end = d + size; d < end; next += kBlockBytes<D>) {
+    for (long w = 0; w < kWeights; ++w) fetch(next + w * stride, kBlockBytes<D>);
+    for (const long past = std::min(d + kBlock, end); d < past; d += D::kUnit)
+      repeat<kWeights>([&](auto w) INLINE {
+        decoders[w].unit(d, [&](auto i, Floats v) INLINE {
+          dots[w] += v * load(x + d + i * kLanes);
+        });
       });
-    });
+  }
   for (long i = 0; i < kWeights; ++i) sums[i] = dots[i];
 }
 using AddProducts = void (*)(const EncodedRow*, const float*, long, long, Floats*);
@@ -147,7 +148,7 @@ class SingleRows {
  public:
   SingleRows(const EncodedProducts& p, const std::vector<Span>& spans)
       : encoded_(p), p_(p.products), spans_(spans), add_(add_products_of<T>(p.how.kind)),
-        stride_((p_.dim + kHalf - 1) / kHalf * kHalf), x_(long(spans.size()) * stride_) {
+        stride_((p_.dim + kBlock - 1) / kBlock * kBlock), x_(long(spans.size()) * stride_) {
     for (size_t s = 0; s < spans.size(); ++s) {
       const T* from = static_cast<const T*>(p_.x) + spans[s].first * p_.x_stride;
       // Zeros fill the last unit up.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "groups.h"
+#include "product_weights.h"
 #include "vectors.h"
 #if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -45,12 +46,16 @@ template <class T>
 INLINE inline Floats kept_as(Floats v) { return rounded<T>(v); }
 template <>
 INLINE inline Floats kept_as<Bfloat16>(Floats v) {
-  const Bits bits = (Bits)v, near = bits + 0x7fffu + ((bits >> 16) & 1u);
 #if defined(__AVX512F__)
-  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  return (Floats)_mm512_mask_and_epi32(_mm512_set1_epi32(0x7fc00000), __mmask16(~is_nan),
-                                       (__m512i)near, _mm512_set1_epi32(-65536));
+  const __m512i bits = (__m512i)v;
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __mmask16 is_number = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
+  const __m512i near = _mm512_mask_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)),
+                                             is_odd, bits, _mm512_set1_epi32(0x8000));
+  return (Floats)_mm512_mask_and_epi32(_mm512_set1_epi32(0x7fc00000), is_number, near,
+                                       _mm512_set1_epi32(-65536));
 #else
+  const Bits bits = (Bits)v, near = bits + 0x7fffu + ((bits >> 16) & 1u);
   const Bits is_nan = (Bits)(v != v);
   return (Floats)((is_nan & 0x7fc00000u) | (~is_nan & near & 0xffff0000u));
 #endif
@@ -116,6 +121,7 @@ INLINE inline Floats as_floats(Ints codes) {
   return __builtin_convertvector(codes, Floats);
 #endif
 }
+const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 // What the low four bits of each code stand for.
 INLINE inline Floats looked_up(Ints codes, Floats values) {
 #if defined(__AVX512F__)
@@ -148,9 +154,37 @@ INLINE inline const uint8_t* whole_run(const uint8_t* from, long left, uint8_t* 
 // A decoder's interface: `unit` gives kUnit elements from d on, a multiple of it, as the values
 // that a matrix of T would store.
 
+// Sixteen of 32 codes, as they are or signed.
+template <long i>
+INLINE inline Ints half_of(const Codes& codes) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepu8_epi32(_mm256_extracti128_si256((__m256i)codes, i));
+#else
+  return codes_of(reinterpret_cast<const uint8_t*>(&codes) + 16 * i);
+#endif
+}
+template <long i>
+INLINE inline Ints signed_half_of(const Codes& codes) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi32(_mm256_extracti128_si256((__m256i)codes, i));
+#else
+  return signed_codes_of(reinterpret_cast<const uint8_t*>(&codes) + 16 * i);
+#endif
+}
+template <class T, class Use>
+INLINE inline void use_unsigned(Codes codes, float step, float base, Use use) {
+  use(At<0>(), kept_as<T>(as_floats(half_of<0>(codes)) * step + base));
+  use(At<1>(), kept_as<T>(as_floats(half_of<1>(codes)) * step + base));
+}
+template <class T, class Use>
+INLINE inline void use_signed(Codes codes, float step, Use use) {
+  use(At<0>(), kept_as<T>(as_floats(signed_half_of<0>(codes)) * step));
+  use(At<1>(), kept_as<T>(as_floats(signed_half_of<1>(codes)) * step));
+}
+
 template <class T, class E>
 struct PlainElements {
-  static constexpr long kUnit = kLanes;
+  static constexpr long kUnit = kLanes, kUnitBytes = kLanes * sizeof(E);
   const E* from;
   long dim;
   explicit PlainElements(const EncodedRow& row)
@@ -158,136 +192,6 @@ struct PlainElements {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     use(At<0>(), kept_as<T>(load_part(from + d, dim - d)));
-  }
-};
-
-template <class T>
-struct Q4_0 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit Q4_0(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 18;
-    use_nibbles<T>(block + 2, (as_floats(kIota) - 8.0f) * half_at(block), use);
-  }
-};
-
-template <class T>
-struct Q4_1 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit Q4_1(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 20;
-    // The product is exact: fused or not, the sum is rounded once.
-    use_nibbles<T>(block + 4, as_floats(kIota) * half_at(block) + half_at(block + 2), use);
-  }
-};
-
-// Bits as the fifth of 32 codes.
-INLINE inline Codes fifth_bits(const uint8_t* from) {
-  const uint32_t bits = load_raw<uint32_t>(from);
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  return (Codes)_mm256_maskz_set1_epi8(bits, 16);
-#else
-  Codes codes;
-  for (long i = 0; i < 32; ++i) codes[i] = uint8_t((bits >> i & 1) << 4);
-  return codes;
-#endif
-}
-// Thirty-two codes of 16 bytes, the low halves first.
-INLINE inline Codes halves_of(const uint8_t* from) {
-  const Bytes both = load_raw<Bytes>(from), low = both & 15, high = both >> 4;
-  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
-                                 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
-}
-template <class T, class Use>
-INLINE inline void use_unsigned(Codes codes, float step, float base, Use use) {
-  uint8_t kept[32];
-  std::memcpy(kept, &codes, sizeof kept);
-  use(At<0>(), kept_as<T>(as_floats(codes_of(kept)) * step + base));
-  use(At<1>(), kept_as<T>(as_floats(codes_of(kept + 16)) * step + base));
-}
-template <class T, class Use>
-INLINE inline void use_signed(Codes codes, float step, Use use) {
-  uint8_t kept[32];
-  std::memcpy(kept, &codes, sizeof kept);
-  use(At<0>(), kept_as<T>(as_floats(signed_codes_of(kept)) * step));
-  use(At<1>(), kept_as<T>(as_floats(signed_codes_of(kept + 16)) * step));
-}
-
-template <class T>
-struct Q5_0 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit Q5_0(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 22;
-    use_signed<T>((halves_of(block + 6) | fifth_bits(block + 2)) - 16, half_at(block), use);
-  }
-};
-
-template <class T>
-struct Q5_1 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit Q5_1(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 24;
-    use_unsigned<T>(halves_of(block + 8) | fifth_bits(block + 4), half_at(block),
-                    half_at(block + 2), use);
-  }
-};
-
-template <class T>
-struct Q8_0 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit Q8_0(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 34;
-    const float step = half_at(block);
-    repeat<2>([&](auto i) INLINE {
-      use(i, kept_as<T>(as_floats(signed_codes_of(block + 2 + 16 * i)) * step));
-    });
-  }
-};
-
-const Floats kIq4Values = {-127, -104, -83, -65, -49, -35, -22, -10,
-                           1,    13,   25,  38,  53,  69,  89,  113};
-template <class T>
-struct IQ4_NL {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit IQ4_NL(const EncodedRow& row) : blocks(row.bytes) {}
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 18;
-    use_nibbles<T>(block + 2, kIq4Values * half_at(block), use);
-  }
-};
-
-// E2M1, doubled.
-const Floats kFp4Values = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-template <class T>
-struct MXFP4 {
-  static constexpr long kUnit = 32;
-  const uint8_t* blocks;
-  explicit MXFP4(const EncodedRow& row) : blocks(row.bytes) {}
-  // Half of 2^(e - 127); the smallest two are subnormal.
-  static float half_scale(uint32_t e) {
-    const uint32_t bits = e < 2 ? 0x200000u << e : (e - 1) << 23;
-    return load_raw<float>(&bits);
-  }
-  template <class Use>
-  INLINE void unit(long d, Use use) const {
-    const uint8_t* block = blocks + (d >> 5) * 17;
-    use_nibbles<T>(block + 1, kFp4Values * half_scale(*block), use);
   }
 };
 

@@ -20,19 +20,19 @@ struct Groups {
 
 template <class T>
 struct INT4 : Groups {
-  static constexpr long kUnit = 32;
+  static constexpr long kUnit = 32, kUnitBytes = 16;
   using Groups::Groups;
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const long group = d >> shift;
     const int zero = has_zeros ? zeros[group >> 1] >> 4 * (group & 1) & 15 : 8;
-    use_nibbles<T>(codes + (d >> 1), (as_floats(kIota) - float(zero)) * step(d), use);
+    use_nibbles<T>(codes + (d >> 1), (kCounts - float(zero)) * step(d), use);
   }
 };
 
 template <class T>
 struct INT8 : Groups {
-  static constexpr long kUnit = 32;
+  static constexpr long kUnit = 32, kUnitBytes = 32;
   using Groups::Groups;
   template <class Use>
   INLINE void unit(long d, Use use) const {
@@ -48,7 +48,7 @@ struct INT8 : Groups {
 // Of bitsandbytes: a row's scale is its largest value, which 127 stands for.
 template <class T>
 struct BNB8 : Groups {
-  static constexpr long kUnit = 32;
+  static constexpr long kUnit = 32, kUnitBytes = 32;
   using Groups::Groups;
   template <class Use>
   INLINE void unit(long d, Use use) const {
@@ -65,7 +65,7 @@ struct BNB8 : Groups {
 // Of bitsandbytes: 16 values of the table, and scales that may be codes themselves.
 template <class T>
 struct MAP4 : Groups {
-  static constexpr long kUnit = 32, kValues = 16, kNested = 256, kRun = 256;
+  static constexpr long kUnit = 32, kUnitBytes = 16, kValues = 16, kNested = 256, kRun = 256;
   const float* table;
   long first;  // The row's first scale among those of the matrix.
   explicit MAP4(const EncodedRow& row)
@@ -114,7 +114,7 @@ INLINE inline Floats e4m3_of(const uint8_t* from) {
 
 template <class T>
 struct E4M3 {
-  static constexpr long kUnit = 32;
+  static constexpr long kUnit = 32, kUnitBytes = 32;
   const uint8_t* codes;
   const float* scales;
   long dim, shift;

@@ -1,15 +1,15 @@
-// GGUF's blocks of 256 with two levels of scales. Half a block is a unit.
+// GGUF's blocks of 256 with two levels of scales. A unit is a block, or half of one.
 #pragma once
 
 #include "encodings.h"
 
 namespace {
 
-constexpr long kBlock = 256, kHalf = kBlock / 2;
+constexpr long kHalf = kBlock / 2;
 
 template <long kBytes>
 struct HalfBlocks {
-  static constexpr long kUnit = kHalf;
+  static constexpr long kUnit = kHalf, kUnitBytes = kBytes / 2;
   const uint8_t* blocks;
   explicit HalfBlocks(const EncodedRow& row) : blocks(row.bytes) {}
   const uint8_t* block(long d) const { return blocks + (d >> 8) * kBytes; }
@@ -42,10 +42,8 @@ constexpr uint64_t kEachByte = 0x0101010101010101u;
 // Two vectors of codes, the i-th of the unit and the next, with a scale and a minimum each.
 template <class T, long i, class Use>
 INLINE inline void use_halves(Codes codes, const Eight& steps, const Eight& bases, Use& use) {
-  uint8_t kept[32];
-  std::memcpy(kept, &codes, sizeof kept);
-  use(At<i>(), kept_as<T>(as_floats(signed_codes_of(kept)) * steps[i] + bases[i]));
-  use(At<i + 1>(), kept_as<T>(as_floats(signed_codes_of(kept + 16)) * steps[i + 1] + bases[i + 1]));
+  use(At<i>(), kept_as<T>(as_floats(signed_half_of<0>(codes)) * steps[i] + bases[i]));
+  use(At<i + 1>(), kept_as<T>(as_floats(signed_half_of<1>(codes)) * steps[i + 1] + bases[i + 1]));
 }
 const Eight kNoBases = {-0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f};
 
@@ -56,8 +54,9 @@ struct Q2_K : HalfBlocks<84> {
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
     const uint64_t scales = load_raw<uint64_t>(block + 8 * half(d));
-    const Eight steps = eight_of(scales & 15 * kEachByte) * half_at(block + 80);
-    const Eight bases = -(eight_of(scales >> 4 & 15 * kEachByte) * half_at(block + 82));
+    Eight steps = eight_of(scales & 15 * kEachByte) * half_at(block + 80);
+    Eight bases = -(eight_of(scales >> 4 & 15 * kEachByte) * half_at(block + 82));
+    asm volatile("" : "+m"(steps), "+m"(bases));
     const Codes codes = load_raw<Codes>(block + 16 + 32 * half(d));
     repeat<4>([&](auto j) INLINE {
       constexpr long k = 2 * decltype(j)::value;
@@ -79,7 +78,8 @@ struct Q3_K : HalfBlocks<110> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const Eight steps = steps_of(block + 96, half(d), half_at(block + 108));
+    Eight steps = steps_of(block + 96, half(d), half_at(block + 108));
+    asm volatile("" : "+m"(steps));
     const Codes high = load_raw<Codes>(block) >> uint8_t(4 * half(d));
     const Codes low = load_raw<Codes>(block + 32 + 32 * half(d));
     repeat<4>([&](auto j) INLINE {
@@ -91,60 +91,113 @@ struct Q3_K : HalfBlocks<110> {
   }
 };
 
-// The scales and then the minima of half a block, for each 32 elements: 6 bits of 12 bytes.
-INLINE inline Eight shared_steps(const uint8_t* block, long half) {
-  const float step = half_at(block), least = -half_at(block + 2);
+template <long kBytes>
+struct Blocks {
+  static constexpr long kUnit = kBlock, kUnitBytes = kBytes;
+  const uint8_t* blocks;
+  explicit Blocks(const EncodedRow& row) : blocks(row.bytes) {}
+  const uint8_t* block(long d) const { return blocks + (d >> 8) * kBytes; }
+};
+
+// Sixteen bytes of two words.
+INLINE inline Ints sixteen_of(uint64_t low, uint64_t high) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepu8_epi32(_mm_set_epi64x(int64_t(high), int64_t(low)));
+#else
+  Ints codes;
+  for (long i = 0; i < 8; ++i) codes[i] = low >> 8 * i & 255, codes[i + 8] = high >> 8 * i & 255;
+  return codes;
+#endif
+}
+
+// Of two halves, the first four times, the second four times, and so on.
+INLINE inline Floats fours_of(const uint8_t* from) {
+#if defined(__AVX512F__)
+  const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(load_raw<int>(from)));
+  return (Floats)_mm512_permutexvar_ps((__m512i)(kIota >> 2 & 1), _mm512_castps128_ps512(both));
+#else
+  const Floats first = splat(half_at(from)), second = splat(half_at(from + 2));
+  return (kIota & 4) != 0 ? second : first;
+#endif
+}
+const Bits kSecondFours = (Bits)((kIota & 4) != 0) & 0x80000000u;
+
+// The scales of a block for each 32 elements, and the minima below zero: 6 bits of 12 bytes. Four
+// scales, their minima, the other scales, the other minima.
+INLINE inline Floats shared_steps(const uint8_t* block) {
   const uint64_t first = load_raw<uint64_t>(block + 4), last = load_raw<uint32_t>(block + 12);
   const uint64_t low = (last | last << 28) & 15 * kEachByte, high = first >> 2 & 48 * kEachByte;
-  const uint64_t codes = half ? low | high : first & 63 * kEachByte;
-  return eight_of(codes) * Eight{step, step, step, step, least, least, least, least};
+  const Ints codes = sixteen_of(first & 63 * kEachByte, low | high);
+  return as_floats(codes) * (Floats)((Bits)fours_of(block) ^ kSecondFours);
 }
 
 template <class T>
-struct Q4_K : HalfBlocks<144> {
-  using HalfBlocks::HalfBlocks;
+struct Q4_K : Blocks<144> {
+  using Blocks::Blocks;
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
     // In memory, each is spread over a vector when it is loaded. From a register that would take the
     // port that looks codes up.
-    Eight shared = shared_steps(block, half(d));
+    Floats shared = shared_steps(block);
     asm volatile("" : "+m"(shared));
-    const uint8_t* codes = block + 16 + 64 * half(d);
-    repeat<2>([&](auto j) INLINE {
-      constexpr long k = 2 * decltype(j)::value;
-      const Ints first = codes_of(codes + 16 * k), second = codes_of(codes + 16 * k + 16);
+    repeat<4>([&](auto j) INLINE {
+      constexpr long pair = decltype(j)::value, k = 8 * (pair / 2) + 2 * (pair % 2);
+      const uint8_t* codes = block + 16 + 32 * pair;
+      const Ints first = codes_of(codes), second = codes_of(codes + 16);
       const auto values = [&](long i) INLINE {
-        return kept_as<T>(as_floats(kIota) * shared[i] + shared[4 + i]);
+        return kept_as<T>(kCounts * shared[i] + shared[4 + i]);
       };
       const Floats low = values(k), high = values(k + 1);
-      use(At<2 * k>(), looked_up(first, low));
-      use(At<2 * k + 1>(), looked_up(second, low));
-      use(At<2 * k + 2>(), looked_up((Ints)((Bits)first >> 4), high));
-      use(At<2 * k + 3>(), looked_up((Ints)((Bits)second >> 4), high));
+      use(At<4 * pair>(), looked_up(first, low));
+      use(At<4 * pair + 1>(), looked_up(second, low));
+      use(At<4 * pair + 2>(), looked_up((Ints)((Bits)first >> 4), high));
+      use(At<4 * pair + 3>(), looked_up((Ints)((Bits)second >> 4), high));
     });
   }
 };
 
 template <class T>
-struct Q5_K : HalfBlocks<176> {
-  using HalfBlocks::HalfBlocks;
+struct Q5_K : Blocks<176> {
+  using Blocks::Blocks;
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const Eight shared = shared_steps(block, half(d));
-    const Codes fifth = load_raw<Codes>(block + 16) >> uint8_t(4 * half(d));
-    const uint8_t* codes = block + 48 + 64 * half(d);
-    repeat<2>([&](auto j) INLINE {
-      constexpr long k = 2 * decltype(j)::value;
-      const Codes both = load_raw<Codes>(codes + 16 * k);
-      use_unsigned<T>((both & 15) | (fifth >> k & 1) << 4, shared[k], shared[4 + k],
-                      later<2 * k>(use));
-      use_unsigned<T>((both >> 4) | (fifth >> (k + 1) & 1) << 4, shared[k + 1],
-                      shared[5 + k], later<2 * k + 2>(use));
+    Floats shared = shared_steps(block);
+    asm volatile("" : "+m"(shared));
+    const Codes fifth = load_raw<Codes>(block + 16);
+    repeat<4>([&](auto j) INLINE {
+      constexpr long pair = decltype(j)::value, k = 8 * (pair / 2) + 2 * (pair % 2);
+      const Codes both = load_raw<Codes>(block + 48 + 32 * pair);
+      use_unsigned<T>((both & 15) | (fifth >> 2 * pair & 1) << 4, shared[k], shared[4 + k],
+                      later<4 * pair>(use));
+      use_unsigned<T>((both >> 4) | (fifth >> (2 * pair + 1) & 1) << 4, shared[k + 1],
+                      shared[5 + k], later<4 * pair + 2>(use));
     });
   }
 };
+
+// Thirty-two bytes twice, in words: no machine shifts bytes.
+typedef uint16_t Words __attribute__((vector_size(64)));
+typedef int8_t Signed __attribute__((vector_size(64)));
+INLINE inline Words twice_of(const uint8_t* from) {
+  const Halves h = load_raw<Halves>(from);
+  return __builtin_shufflevector(h, h, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1,
+                                 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+template <long i>
+INLINE inline Ints quarter_of(const Signed& codes) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32((__m512i)codes, i));
+#else
+  Ints wide;
+  for (long at = 0; at < kLanes; ++at) wide[at] = codes[16 * i + at];
+  return wide;
+#endif
+}
+const Words kFirstShifts = {4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,
+                            2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2};
+const Words kLastShifts = 4 - kFirstShifts;
 
 template <class T>
 struct Q6_K : HalfBlocks<210> {
@@ -157,15 +210,19 @@ struct Q6_K : HalfBlocks<210> {
   template <class Use>
   INLINE void unit(long d, Use use) const {
     const uint8_t* block = this->block(d);
-    const Eight steps = steps_of(block + 192 + 8 * half(d), half_at(block + 208));
-    const Codes first = load_raw<Codes>(block + 64 * half(d));
-    const Codes second = load_raw<Codes>(block + 64 * half(d) + 32);
-    const Codes high = load_raw<Codes>(block + 128 + 32 * half(d));
-    const Codes codes[4] = {(first & 15) | (high & 3) << 4, (second & 15) | (high & 12) << 2,
-                            (first >> 4) | (high & 48), (second >> 4) | (high & 192) >> 2};
-    repeat<4>([&](auto j) INLINE {
-      constexpr long k = 2 * decltype(j)::value;
-      use_halves<T, k>(codes[j] - 32, steps, kNoBases, use);
+    Eight steps = steps_of(block + 192 + 8 * half(d), half_at(block + 208));
+    asm volatile("" : "+m"(steps));
+    const Words low = load_raw<Words>(block + 64 * half(d));
+    const Words high = twice_of(block + 128 + 32 * half(d));
+    // Two upper bits for each four lower ones.
+    const Words codes[2] = {(low & 0x0f0f) | (high << kFirstShifts & 0x3030),
+                            (low >> 4 & 0x0f0f) | (high >> kLastShifts & 0x3030)};
+    repeat<2>([&](auto j) INLINE {
+      const Signed less = (Signed)codes[j] - 32;
+      repeat<4>([&](auto i) INLINE {
+        constexpr long k = 4 * decltype(j)::value + decltype(i)::value;
+        use(At<k>(), kept_as<T>(as_floats(quarter_of<i>(less)) * steps[k]));
+      });
     });
   }
 };

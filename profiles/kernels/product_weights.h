@@ -130,10 +130,12 @@ struct WideInputs : Wide<float> {
   }
 };
 
-// Dimensions that are summed at once.
+// Dimensions that are summed at once: whole groups, and whole blocks of files.
+constexpr long kBlock = 256;
+static_assert(kBlock % kMaxGroup == 0 && kDepth % kBlock == 0);
 inline long depth_of(long dim) {
   const long parts = (dim + kDepth - 1) / kDepth;
-  return (dim + parts * kMaxGroup - 1) / (parts * kMaxGroup) * kMaxGroup;
+  return (dim + parts * kBlock - 1) / (parts * kBlock) * kBlock;
 }
 
 }  // namespace

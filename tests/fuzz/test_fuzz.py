@@ -31,6 +31,7 @@ NAMES = (
     "header",
     "index",
     "gguf",
+    "gguf_model",
     "tokenizer",
     "tokenizer_config",
     "prompts",

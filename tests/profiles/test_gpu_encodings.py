@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -186,3 +190,45 @@ def test_what_is_not_finite_stays_in_its_output(public: None) -> None:
     multiply_encoded(torch.ones(2, 70, device=DEVICE), matrix, out)
     assert out[:, 7].isnan().all() and (out[:, 8] == torch.inf).all()
     assert out[:, :7].isfinite().all()
+
+
+# Compiles for a GPU that is not there: the interpreter runs more than the compiler takes.
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from profiles.encodings import find_encoding
+from profiles.kernels.gpu import encoded, encoded_products
+
+POINTERS = {"rows": "*u8", "matrix": "*u8", "table": "*fp32", "tiles": "*i64"}
+FLOATS = {"x": "*bf16", "bias": "*bf16", "out": "*bf16"}
+
+
+def compile_for(capability, kernel, constants, **options):
+    types = POINTERS | FLOATS
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    source = ASTSource(kernel, signature, constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+for name in ("Q4_K", "E4M3_128X128", "MAP4_G64_NESTED"):
+    encoding = find_encoding(name)
+    constants = encoded.constants_of(encoding)
+    if not encoding.has_table:
+        constants["table"] = None
+    unpacking = constants | {"ROWS": 1, "UNITS": 64}
+    found = compile_for(80, encoded._unpack, unpacking, enable_fp_fusion=False)
+    assert "fma.rn.f32" not in found.asm["ptx"] and "ftz" not in found.asm["ptx"], name
+tiles = {"HAS_BIAS": True, "HAS_TILES": True, "ADDS": False, "TILE_ROWS": 16, "TILE_OUTPUTS": 32}
+found = compile_for(80, encoded_products._multiply, constants | tiles | {"UNITS": 4}, num_stages=1)
+assert "mma" in found.asm["ptx"] and found.metadata.shared <= 48 * 1024
+"""
+
+
+def test_kernels_are_compiled(tmp_path: Path) -> None:
+    """In a process whose Triton does not interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)

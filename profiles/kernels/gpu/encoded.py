@@ -62,12 +62,13 @@ def constants_of(encoding: Encoding) -> dict[str, Any]:
         "num_rows",
         "first_row",
         "row_stride",
+        "out_stride",
         "dim",
         "code_bytes",
         "num_groups",
         "tile_scales",
     ],
-    do_not_specialize_on_alignment=["rows", "table"],
+    do_not_specialize_on_alignment=["rows", "out", "table"],
 )
 def _unpack(
     rows,

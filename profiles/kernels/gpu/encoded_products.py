@@ -119,6 +119,8 @@ def _launch(
         TILE_ROWS=FEW_ROWS if is_few else MANY_ROWS,
         TILE_OUTPUTS=outputs,
         UNITS=DEPTH_BYTES // x.element_size() // NIBBLE_RUN,
+        # Bytes cannot be fetched ahead; what can be would fill all of the shared memory.
+        num_stages=1,
     )
 
 
@@ -128,6 +130,7 @@ def _launch(
         "num_rows",
         "num_outputs",
         "first_row",
+        "x_stride",
         "row_stride",
         "out_stride",
         "dim",
@@ -135,7 +138,7 @@ def _launch(
         "num_groups",
         "tile_scales",
     ],
-    do_not_specialize_on_alignment=["matrix", "table", "bias", "out"],
+    do_not_specialize_on_alignment=["x", "matrix", "table", "bias", "tiles", "out"],
 )
 def _multiply(
     x,
