@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from costmodel.families import family_named
 from costmodel.model.encoded_model import without_encodings
+from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
 from costmodel.model.quantized import QuantizedWeights
 from costmodel.model.spec import ModelSpec
@@ -88,21 +90,24 @@ def find_quantized(
         For a plain matrix that should be quantized, and for tensors with another shape or dtype.
     """
     stacked = family_named(spec.family).stacked
+    plain = without_encodings(spec)
     readers: dict[str, QuantizedRows] = {}
-    for index, layout, tensor in _all_matrices(without_encodings(spec)):
-        if (tensor.name in stacked) != (how.layout == "mxfp4"):
-            continue
-        units = 1 if tensor.name in stacked else layout.num_units
-        for unit in range(units):
-            row = 0
-            for part in _parts(spec, index, layout, tensor.name, unit):
+    for index, layer in enumerate(model_layers(plain)):
+        encoded = _encoded_rows(spec, index)
+        for layout in layer.components:
+            for part in component_parts(plain, index, layout):
+                tensor, row = _place(layout, part)
+                is_stacked = tensor.name in stacked
+                if len(tensor.shape) < 2 or is_stacked != (how.layout == "mxfp4"):
+                    continue
+                if part.name in readers:
+                    continue
                 matrix = _stored_matrix(part, tensor, layout, how)
                 reader = find_rows(stored, part.name, matrix)
                 if reader is not None:
                     readers[part.name] = reader
-                elif _is_encoded(spec, index, tensor.name, row):
+                elif _is_encoded(encoded, tensor.name, row):
                     raise _not_quantized(stored, part.name, matrix)
-                row += part.num_elements // tensor.shape[1]
     return QuantizedMatrices(readers=readers)
 
 
@@ -122,12 +127,12 @@ def scale_dtype(stored: StoredTensors, how: QuantizedWeights) -> str | None:
     return FLOATS[names[0]] if names else None
 
 
-def _all_matrices(spec: ModelSpec) -> Iterable[tuple[int, ComponentLayout, TensorLayout]]:
-    for index, layer in enumerate(model_layers(spec)):
-        for layout in layer.components:
-            for tensor in layout.tensors:
-                if len(tensor.shape) == 2:
-                    yield index, layout, tensor
+def _place(layout: ComponentLayout, part: TensorPart) -> tuple[TensorLayout, int]:
+    """Return the tensor of ours that a part belongs to, and its first row in it."""
+    offset = part.offset_bytes % layout.unit_bytes
+    starts = [tensor.offset_bytes for tensor in layout.tensors]
+    tensor = layout.tensors[bisect.bisect_right(starts, offset) - 1]
+    return tensor, (offset - tensor.offset_bytes) // tensor.row_bytes
 
 
 def _parts(
@@ -154,11 +159,14 @@ def _stored_matrix(
     return Matrix(outputs=outputs, inputs=inputs, how=how)
 
 
-def _is_encoded(spec: ModelSpec, index: int, tensor: str, row: int) -> bool:
-    """Whether a row of a matrix is encoded in the description."""
+def _encoded_rows(spec: ModelSpec, index: int) -> Sequence[EncodedRows]:
     numbers = decoder_numbers(spec)
     number = numbers[index] if index < len(numbers) else -1
-    encoded = spec.encoded if number < 0 else spec.layer(number).encoded
+    return spec.encoded if number < 0 else spec.layer(number).encoded
+
+
+def _is_encoded(encoded: Sequence[EncodedRows], tensor: str, row: int) -> bool:
+    """Whether a row of a matrix is encoded in the description."""
     for part in encoded:
         if part.tensor == tensor:
             if row < part.rows:

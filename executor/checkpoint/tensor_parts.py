@@ -51,17 +51,17 @@ def component_parts(
 
     ``units`` limits them to some experts.
     """
-    for unit in range(layout.num_units) if units is None else units:
-        for tensor in layout.tensors:
-            yield from _tensor_parts(spec, index, layout, tensor, unit)
-
-
-def _tensor_parts(
-    spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
-) -> Iterator[TensorPart]:
     # A layer of the head has no number, and needs none.
     numbers = decoder_numbers(spec)
     number = numbers[index] if index < len(numbers) else -1
+    for unit in range(layout.num_units) if units is None else units:
+        for tensor in layout.tensors:
+            yield from _tensor_parts(spec, number, layout, tensor, unit)
+
+
+def _tensor_parts(
+    spec: ModelSpec, number: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
+) -> Iterator[TensorPart]:
     family = family_named(spec.family)
     names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes

@@ -214,6 +214,8 @@ class Fp8:
         values = codes.float() * spread[:outputs, :inputs]
         if self.tile is None and not self.strategy:
             scales = scales[0, 0]
+        elif self.strategy == "tensor":
+            scales = scales[0]
         name = "weight_scale" if self.strategy else "weight_scale_inv"
         return {"weight": codes, name: scales, "input_scale": torch.ones(1)}, values
 
@@ -304,6 +306,7 @@ def compressed_config(layout: str, weights: Mapping[str, Any]) -> dict[str, Any]
     """Return a config of compressed-tensors."""
     return {
         "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
         "format": layout,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": dict(weights)}},
         "ignore": ["lm_head", r"re:.*\.gate$", r"re:.*router.*"],

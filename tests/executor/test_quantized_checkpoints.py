@@ -194,6 +194,42 @@ def test_modules_that_stay_plain(tmp_path: Path) -> None:
         assert case.generate(policy, MACHINES[False]) == tokens
 
 
+def test_the_decoder_of_a_model_for_images(tmp_path: Path) -> None:
+    """Its modules have other names in the config and in the file."""
+    inside = "model.language_model.layers.0.mlp"
+    draw = Fp8(keeps=(inside, "model.vision_tower"))
+    save_quantized(tmp_path / "plain", "llama", draw, intermediate_size=128)
+    config = json.loads((tmp_path / "plain/config.json").read_text(encoding="utf-8"))
+    outer = {
+        "model_type": "llava",
+        "text_config": config,
+        "quantization_config": config.pop("quantization_config"),
+        "dtype": "float32",
+    }
+    tensors = load_file(tmp_path / "plain/model.safetensors")
+    values = load_file(tmp_path / "plain-values/model.safetensors")
+    moved = {"model.vision_tower.x.weight": torch.ones(2, 2)}
+    for name, tensor in tensors.items():
+        own = name.replace("model.", "model.language_model.", 1)
+        if not own.startswith(inside):
+            moved[own] = tensor
+        elif name in values:
+            moved[own] = values[name]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(outer), encoding="utf-8")
+    save_file(moved, tmp_path / "model/model.safetensors")
+    source = Checkpoint.open(tmp_path / "model")
+    assert {part.tensor for part in source.spec.layer(0).encoded} == {
+        "qkv.weight",
+        "output.weight",
+    }
+    assert {part.tensor for part in source.spec.layer(1).encoded} >= {"gate_up.weight"}
+    plain = Checkpoint.open(tmp_path / "plain-values")
+    for index, layer in enumerate(model_layers(plain.spec)):
+        for layout in layer.components:
+            assert torch.equal(_read(source, index, layout), _read(plain, index, layout))
+
+
 def test_quantized_routers_are_decoded(tmp_path: Path) -> None:
     """Some writers quantize them although routers are not to be rounded again."""
     options: dict[str, Any] = {"intermediate_size": 96, "also": ("block_sparse_moe.gate",)}

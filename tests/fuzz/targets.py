@@ -49,6 +49,7 @@ from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
 from tests.executor.gguf_files import ARRAY, F32, TEXT, gguf_bytes, metadatum, text, texts, u32
 from tests.fuzz.mutations import as_bytes
+from tests.fuzz.quantized_documents import quantized_documents, read_quantized_document
 
 WORKLOAD = Workload(prompt_len=8, gen_len=4, num_prompts=3)
 
@@ -378,6 +379,7 @@ def targets() -> Mapping[str, Target]:
         "shard": Target(read=_read_shard, texts=(_shard(),)),
         "header": Target(read=_read_header, documents=(_header(),)),
         "index": Target(read=_read_index, documents=(_index(),)),
+        "quantized": Target(read=read_quantized_document, documents=quantized_documents()),
         "gguf_model": Target(read=_read_gguf_model, texts=(_gguf_model(),)),
         "gguf": Target(read=_read_gguf, texts=(_gguf(),)),
         "tokenizer": Target(read=_read_tokenizer, documents=(json.loads(_tokenizer().to_str()),)),

@@ -32,6 +32,7 @@ NAMES = (
     "index",
     "gguf",
     "gguf_model",
+    "quantized",
     "tokenizer",
     "tokenizer_config",
     "prompts",
