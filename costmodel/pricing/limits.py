@@ -49,8 +49,7 @@ def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> di
     The limit of a channel is its busy seconds. ``unhidden_share``, a result of calibration, adds a
     part of the other channels' seconds.
     """
-    forms = limit_forms(problem, stage)
-    return {name: shares.value_of(form) for name, form in forms.items()}
+    return shares.values_of(limit_forms(problem, stage))
 
 
 def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
@@ -75,7 +74,6 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
-    alone = units.of_one_batch(problem.gpu_batch_size)
     if problem.loads_on_demand and not stage.is_prefill:
         # Computing waits for loads on demand. A piece is sent while the next one is read; where the
         # number of batches is open, the largest number of pieces counts.
@@ -86,6 +84,7 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
             limits[name] = total([busy[_compute_channel(problem)], late[i], *rest])
     if problem.cpu_experts and not stage.is_prefill:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
+    alone = units.of_one_batch(problem.gpu_batch_size)
     limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     return limits
 
