@@ -136,15 +136,9 @@ class Shares(Generic[Quantity]):
 
     def value_of(self, form: LinearForm) -> Quantity:
         """Return the value of a linear form at these shares."""
-        return self.values_of({"": form})[""]
-
-    def values_of(self, forms: Mapping[str, LinearForm]) -> dict[str, Quantity]:
-        """Return the values of linear forms at these shares, by the forms' names."""
-        values, zero = self.values(), self.whole * 0.0
-        return {
-            name: total([values[n] * factor for n, factor in form.terms.items()] or [zero])
-            for name, form in forms.items()
-        }
+        values = self.values()
+        parts = [values[name] * factor for name, factor in form.terms.items()]
+        return total(parts or [self.whole * 0.0])
 
 
 PLAIN_NAMES = tuple(f.name for f in fields(Shares) if f.name != "weights")
