@@ -1,6 +1,6 @@
 """The kernels of one layer, as fast as the device allows.
 
-CPUs have native kernels, which are built at first use (``cpu.cpp``). GPUs have Triton kernels
+CPUs have native kernels, which are built at first use (``build``). GPUs have Triton kernels
 (``gpu``) where launches or packed rows are the cost. Twins in plain torch do all else, and
 everything where a compiler or Triton is missing. The kernels are in ``profiles``, because a profile
 must have the rates of the code that runs.

@@ -195,7 +195,7 @@ def test_encodings_have_names_and_sizes() -> None:
 
 
 def test_the_kernels_know_all_kinds() -> None:
-    source = (build.SOURCE.parent / "encoded_product.h").read_text(encoding="utf-8")
+    source = (build.FOLDER / "encoded_product.h").read_text(encoding="utf-8")
     table = source.partition("#define FOR_ENCODINGS(DO)")[2].partition("\n\n")[0]
     assert re.findall(r"DO\((\w+)\)", table) == [kind.name for kind in Kind]
 
