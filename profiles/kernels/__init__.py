@@ -9,12 +9,8 @@ must have the rates of the code that runs.
 from profiles.kernels.attention import decode_attention, without_cudnn_attention
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import is_native
-from profiles.kernels.encoded import (
-    EncodedMatrix,
-    grouped_encoded,
-    multiply_encoded,
-    unpack_encoded,
-)
+from profiles.kernels.encoded import grouped_encoded, multiply_encoded, unpack_encoded
+from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
