@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from profiles.encodings import NIBBLE_RUN, Encoding
-from profiles.kernels.encoded import EncodedMatrix
+from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.gpu.elements import HALF_UNIT, UNIT, elements
 
 # Units that one program unpacks: of one row, or of some that are shorter.

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from profiles.encodings import NIBBLE_RUN
-from profiles.kernels.encoded import EncodedMatrix
+from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.gpu.elements import HALF_UNIT, UNIT, elements
 from profiles.kernels.gpu.encoded import constants_of, sizes_of
 
