@@ -74,17 +74,19 @@ def fill_component(
     dtype
         The model's, of elements that are not encoded.
     """
-    out.zero_()
-    past = start + len(out)
+    past, filled = start + len(out), start
     for unit in layout.units_between(start, past):
         for tensor in layout.tensors:
             offset = unit * layout.unit_bytes + tensor.offset_bytes
             low, high = max(offset, start), min(offset + tensor.num_bytes, past)
             if low < high:
+                out[filled - start : low - start].zero_()
+                filled = high
                 target = out[low - start : high - start]
                 skipped = layout.first_row if tensor.name.startswith("head.") else 0
                 stored = rows_of(tensor.matrix_name, unit)
                 fill_tensor(tensor, stored, low - offset, target, dtype, skipped)
+    out[filled - start :].zero_()
 
 
 def fill_tensor(

@@ -8,10 +8,12 @@ most two runs, a resident one and a staged one, which meet between two rows or t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from costmodel.model.layout import round_up
+from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
@@ -34,6 +36,7 @@ from profiles.compute_plan import DTYPES
 from profiles.units import MIB
 
 LOAD_PIECE_BYTES = 16 * MIB
+NUM_LOADERS = 2
 # Bytes of one copy to the GPU: copies of other streams wait for its end.
 SEND_PIECE_BYTES = 16 * MIB
 
@@ -79,20 +82,35 @@ class WeightStore:
         self.num_pieces = num_load_pieces(self.plan, num_batches)
 
     def load(self, source: WeightSource, on_bytes: OnBytes) -> None:
-        """Read resident weights from the checkpoint, in pieces; ``on_bytes`` gets their sizes."""
-        for component in (component for layer in self.placed for component in layer):
-            for tier, first in (("gpu", 0), ("cpu", component.cut.gpu_end)):
-                home = self._resident.get((tier, component.layer, component.layout.name))
-                if home is None:
-                    continue
-                for start in range(0, len(home), LOAD_PIECE_BYTES):
-                    piece = home[start : start + LOAD_PIECE_BYTES]
-                    is_here = piece.device.type == "cpu"
-                    host = piece if is_here else torch.empty_like(piece, device="cpu")
-                    source.read_range(component.layer, component.layout, first + start, host)
-                    if host is not piece:
-                        piece.copy_(host)
-                    on_bytes(len(piece))
+        """Read resident weights from the checkpoint, in pieces; ``on_bytes`` gets their sizes.
+
+        While one piece is read, another one is checked and copied.
+        """
+        pieces = [
+            (component, first + start, home[start : start + LOAD_PIECE_BYTES])
+            for layer in self.placed
+            for component in layer
+            for tier, first in (("gpu", 0), ("cpu", component.cut.gpu_end))
+            if (home := self._resident.get((tier, component.layer, component.layout.name)))
+            is not None
+            for start in range(0, len(home), LOAD_PIECE_BYTES)
+        ]
+
+        def read(piece: tuple[PlacedComponent, int, torch.Tensor]) -> int:
+            component, start, target = piece
+            is_here = target.device.type == "cpu"
+            host = target if is_here else torch.empty_like(target, device="cpu")
+            source.read_range(component.layer, component.layout, start, host)
+            if host is not target:
+                target.copy_(host)
+            return len(target)
+
+        pool = ThreadPoolExecutor(NUM_LOADERS)
+        try:
+            for num_bytes in pool.map(read, pieces):
+                on_bytes(num_bytes)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @property
     def resident_bytes(self) -> int:
