@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from costmodel.model.encoded_model import without_encodings
 from costmodel.model.layout import ComponentLayout, model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from profiles.errors import InputError, RunError
@@ -168,6 +169,21 @@ def test_another_dtype_keeps_the_encodings(tmp_path: Path) -> None:
     assert {part.encoding for part in encoded} == {"INT4_G32_F32"}
     assert source.spec.dtype == "bfloat16"
     assert source.in_dtype("float16").spec.layer(0).encoded == encoded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_search_and_run_describe_one_model(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Though only the files say which dtype scales have."""
+    save_quantized(tmp_path / "model", "llama", Packed4(dtype=dtype), intermediate_size=128)
+    found = load_model_spec(str(tmp_path / "model"))
+    assert found == Checkpoint.open(tmp_path / "model").spec
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((tmp_path / "model/config.json").read_bytes())
+    (alone / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert {part.encoding for part in load_model_spec(str(alone)).layer(0).encoded} == {
+        "INT4_G32_F32"
+    }
 
 
 def test_modules_that_stay_plain(tmp_path: Path) -> None:
