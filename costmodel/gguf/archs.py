@@ -49,10 +49,10 @@ V3_EXPERTS = {
 }
 # Models after GPT-2.
 GPT2 = {"attention.layer_norm_epsilon": "layer_norm_epsilon", "feed_forward_length": "n_inner"}
-# Keys that files may lack: what they switch on is then off, or as in the family's models.
+# Keys that files may lack, as those with an implied value: what they switch on is then off,
+# or as in the family's models.
 OPTIONAL = (
     *EXPERTS,
-    *WINDOW,
     *SOFT_CAPS,
     "feed_forward_length",
     "attention.head_count_kv",
@@ -96,7 +96,7 @@ class Arch:
         Keys that llama.cpp does not read.
     window_theta
         Where layers with a window have a rotation of their own, without scaling: its base where no
-        key says it. ``None`` for one rotation in all layers.
+        key says it. Where there are variants, only these have it.
     share_key
         The key of a config for the share of a head that is rotated.
     rope_keys
@@ -145,7 +145,12 @@ ARCHS: Mapping[str, Arch] = {
         fixed={"expert_gating_func": (SOFTMAX,), "expert_weights_norm": (True,)},
     ),
     "gemma": Arch(family="gemma", keys=RMS, has_added_one=True),
-    "gemma2": Arch(family="gemma2", keys={**RMS, **WINDOW, **SOFT_CAPS}, has_added_one=True),
+    "gemma2": Arch(
+        family="gemma2",
+        keys={**RMS, **WINDOW, **SOFT_CAPS},
+        implied={"sliding_window": 4096},
+        has_added_one=True,
+    ),
     "gemma3": Arch(
         family="gemma3_text",
         keys={
@@ -153,6 +158,7 @@ ARCHS: Mapping[str, Arch] = {
             **WINDOW,
             "final_logit_softcapping": "final_logit_softcapping",
         },
+        implied={"sliding_window": None},
         has_added_one=True,
         window_theta=10000.0,
     ),
@@ -194,6 +200,7 @@ ARCHS: Mapping[str, Arch] = {
         family="olmo2",
         keys={**RMS, **WINDOW},
         variants={"attention.sliding_window": "olmo3"},
+        implied={"sliding_window": None},
         window_theta=500000.0,
     ),
     "olmoe": Arch(
@@ -230,7 +237,7 @@ ARCHS: Mapping[str, Arch] = {
     "dots1": Arch(
         family="dots1",
         keys={**RMS, **V3_EXPERTS},
-        implied={"layer_types": None, "sliding_window": None},
+        implied={"sliding_window": None},
         fixed={"expert_gating_func": (SIGMOID,)},
     ),
     "minimax-m2": Arch(
@@ -268,7 +275,7 @@ ARCHS: Mapping[str, Arch] = {
         },
     ),
     "exaone": Arch(family="exaone", keys=RMS),
-    "exaone4": Arch(family="exaone4", keys={**RMS, **WINDOW}),
+    "exaone4": Arch(family="exaone4", keys={**RMS, **WINDOW}, implied={"sliding_window": None}),
     "hunyuan-dense": Arch(family="hunyuan_v1_dense", keys=RMS),
     "nemotron": Arch(
         family="nemotron",

@@ -2,12 +2,11 @@
 
 The metadata of a file become the ``config.json`` of a family. What a file stores in another way
 than transformers' checkpoints is then replaced in the description, so that no row of a file has to
-move: see ``_as_stored``.
+move: see ``costmodel.gguf.stored``.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from costmodel.families import spec_from_config
@@ -15,11 +14,8 @@ from costmodel.gguf.archs import ARCHS, COMMON_KEYS, OPTIONAL, Arch
 from costmodel.gguf.metadata import PREDICTING_LAYERS, ArchMetadata
 from costmodel.gguf.model import GgufModel
 from costmodel.gguf.names import check_tensors
-from costmodel.gguf.rotary import freq_divisors, rope_parameters
-from costmodel.model.attention_spec import AttentionSpec
-from costmodel.model.feed_forward_spec import MlpSpec
-from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.norm_spec import NormSpec
+from costmodel.gguf.rotary import rope_parameters
+from costmodel.gguf.stored import as_stored
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 
@@ -81,7 +77,8 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
     """
     arch, found = arch_of(model, name), ArchMetadata(model=model, name=name)
     _check_keys(arch, found)
-    config: dict[str, Any] = {"model_type": _family(arch, found), **arch.implied}
+    family = _family(arch, found)
+    config: dict[str, Any] = {"model_type": family, **arch.implied}
     for key, common in {**COMMON_KEYS, **arch.keys}.items():
         if (value := found.get(key)) is not None:
             config[common] = value
@@ -92,7 +89,7 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
         "num_hidden_layers": found.whole("block_count") - found.num_predicting(),
         "vocab_size": _vocab_size(model, name),
         "head_dim": head_dim,
-        "rope_parameters": rope_parameters(arch, found),
+        "rope_parameters": rope_parameters(arch, found, family),
         arch.share_key: found.whole("rope.dimension_count", head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in model.tensors,
     }
@@ -111,14 +108,16 @@ def spec_from_gguf(model: GgufModel, name: str) -> ModelSpec:
         are others than those of the description.
     """
     spec = spec_from_config(config_from_gguf(model, name), name=name)
-    spec = _as_stored(spec, model, name)
+    spec = as_stored(spec, model, arch_of(model, name))
     check_tensors(model, spec)
     return spec
 
 
 def _check_keys(arch: Arch, found: ArchMetadata) -> None:
     """Refuse keys that may change the computation and are not followed, and missing ones."""
-    needed = {*COMMON_KEYS, *arch.keys}.difference(OPTIONAL)
+    names = {**COMMON_KEYS, **arch.keys}
+    needed = {key for key, common in names.items() if common not in arch.implied}
+    needed.difference_update(OPTIONAL)
     if found.get("expert_count"):
         needed.add("expert_used_count")
     for key in sorted(needed):
@@ -162,13 +161,15 @@ def _head_dim(found: ArchMetadata) -> int:
 
 def _windows(found: ArchMetadata, config: dict[str, Any]) -> dict[str, Any]:
     """Read which layers have a window: a flag for each, or the period of the layers without one."""
-    if not config.get("sliding_window"):
+    count = config["num_hidden_layers"]
+    if "sliding_window" not in config:
+        return {}
+    if not config["sliding_window"]:
         # llama.cpp takes 0 for a model without windows.
-        return {"sliding_window": None} if "sliding_window" in config else {}
+        return {"sliding_window": None, "layer_types": ["full_attention"] * count}
     pattern = found.get("attention.sliding_window_pattern")
     if pattern is None:
         return {}
-    count = config["num_hidden_layers"]
     if isinstance(pattern, bool):
         pattern = [pattern] * count
     elif type(pattern) is int and pattern >= 0:
@@ -190,71 +191,3 @@ def _gemma_scale(found: ArchMetadata, config: dict[str, Any]) -> dict[str, Any]:
         equal = found.whole("embedding_length") // found.whole("attention.head_count")
         return {"query_pre_attn_scalar": equal}
     return {"query_pre_attn_scalar": config["head_dim"]}
-
-
-def _as_stored(spec: ModelSpec, model: GgufModel, name: str) -> ModelSpec:
-    """Replace in a description what the file stores in another way than transformers.
-
-    Biases are those that the file has. Pairs of a rotation, weights of norms and divisors of the
-    frequencies are as the converter left them.
-    """
-    arch = arch_of(model, name)
-    divisors = freq_divisors(model, spec)
-    kinds = []
-    for number, kind in enumerate(spec.layer_kinds):
-        prefix = f"blk.{spec.layer_order.index(number)}."
-        present = {n.removeprefix(prefix) for n in model.tensors if n.startswith(prefix)}
-        kinds.append(_layer_as_stored(kind, present, arch, divisors, spec))
-    return replace(
-        spec,
-        layer_kinds=tuple(kinds),
-        final_norm=_norm_as_stored(spec.final_norm, arch),
-        head=replace(spec.head, has_bias="output.bias" in model.tensors),
-    )
-
-
-def _layer_as_stored(
-    layer: LayerSpec,
-    present: set[str],
-    arch: Arch,
-    divisors: tuple[float, ...],
-    spec: ModelSpec,
-) -> LayerSpec:
-    attention = _attention_as_stored(layer.attention, present, arch)
-    rotary = attention.rotary
-    if rotary is not None:
-        rotary = replace(rotary, is_interleaved=arch.is_interleaved)
-        if divisors:
-            # Both lists are the same, so that no length of a context changes the rotation.
-            rotary = replace(
-                rotary,
-                kind="longrope",
-                short_factors=divisors,
-                long_factors=divisors,
-                original_max_positions=float(spec.max_positions),
-            )
-        attention = replace(attention, rotary=rotary)
-    return replace(
-        layer,
-        attention=attention,
-        mlp=None if layer.mlp is None else _mlp_as_stored(layer.mlp, present),
-        norm=_norm_as_stored(layer.norm, arch),
-    )
-
-
-def _attention_as_stored(attention: AttentionSpec, present: set[str], arch: Arch) -> AttentionSpec:
-    norm = attention.qk_norm_spec
-    return replace(
-        attention,
-        qkv_bias=bool(present & {"attn_qkv.bias", "attn_q.bias"}),
-        output_bias="attn_output.bias" in present,
-        qk_norm_spec=None if norm is None else _norm_as_stored(norm, arch),
-    )
-
-
-def _mlp_as_stored(mlp: MlpSpec, present: set[str]) -> MlpSpec:
-    return replace(mlp, has_bias="ffn_up.bias" in present)
-
-
-def _norm_as_stored(norm: NormSpec, arch: Arch) -> NormSpec:
-    return replace(norm, adds_one=False) if arch.has_added_one else norm

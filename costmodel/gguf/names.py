@@ -96,10 +96,10 @@ def stored_rows(
         outer, inner = entry.shape[:-1], entry.shape[-1]
         is_vector = len(shape) == 1
         if (experts and outer[:1] != (experts,)) or (not is_vector and inner != shape[-1]):
-            raise _misshaped(entry, name, shape, experts)
+            raise _misshaped([entry], name, shape, experts)
         elements += math.prod(outer[1:] if experts else outer) * inner
     if elements != math.prod(shape):
-        raise _misshaped(entries[-1], name, shape, experts)
+        raise _misshaped(entries, name, shape, experts)
     rows = [math.prod(entry.shape[:-1]) // max(experts, 1) for entry in entries]
     return tuple(
         StoredRows(entry=entry, first=expert * count if experts else 0, count=count)
@@ -176,10 +176,12 @@ def _entries(model: GgufModel, name: str, layer: int) -> list[TensorEntry]:
     )
 
 
-def _misshaped(entry: TensorEntry, name: str, shape: tuple[int, ...], experts: int) -> InputError:
+def _misshaped(
+    entries: list[TensorEntry], name: str, shape: tuple[int, ...], experts: int
+) -> InputError:
     told = f"{list(shape)} in all for {name}"
     return InputError(
-        f"tensor {entry.name} of {entry.path.name}",
-        got=f"a shape of {list(entry.shape)}",
+        f"{' and '.join(entry.name for entry in entries)} of {entries[0].path.name}",
+        got=f"a shape of {' and '.join(str(list(entry.shape)) for entry in entries)}",
         allowed=f"{told} of each of {experts} experts" if experts else told,
     )

@@ -22,14 +22,14 @@ DEFAULT_THETA = 10000.0
 MAX_PAIRS = 2**14
 
 
-def rope_parameters(arch: Arch, found: ArchMetadata) -> dict[str, Any]:
+def rope_parameters(arch: Arch, found: ArchMetadata, family: str) -> dict[str, Any]:
     """Return the ``rope_parameters`` of a config: one set, or one for each kind of layer."""
     theta = found.number("rope.freq_base", DEFAULT_THETA)
     keys = {"rope_theta": theta, **arch.implied.get("rope_parameters", {}), **_scaling(found)}
     for key, common in arch.rope_keys.items():
         if found.get(key) is not None:
             keys[common] = found.number(key, 1.0)
-    if arch.window_theta is None or not found.get("attention.sliding_window"):
+    if arch.window_theta is None or (arch.variants and family == arch.family):
         if found.number("rope.freq_base_swa", theta) != theta:
             raise found.refusal("rope.freq_base_swa", f"{theta}, as rope.freq_base")
         return keys
@@ -45,6 +45,8 @@ def _scaling(found: ArchMetadata) -> dict[str, Any]:
     tensors = found.model.tensors
     if LONG in tensors or SHORT in tensors:
         return _longrope(found)
+    if found.get("rope.scaling.attn_factor") not in (None, 1.0):
+        raise found.refusal("rope.scaling.attn_factor", f"1.0 without {LONG}")
     # Without a type, llama.cpp takes the factor for a linear one.
     factor = found.number("rope.scaling.factor", found.number("rope.scale_linear", 1.0))
     if kind == "yarn":
@@ -92,8 +94,6 @@ def _yarn(found: ArchMetadata, factor: float) -> dict[str, Any]:
     ):
         if found.get(f"rope.scaling.{key}") is not None:
             scaling[common] = found.number(f"rope.scaling.{key}", 1.0)
-    if found.get("rope.scaling.attn_factor") not in (None, 1.0):
-        raise found.refusal("rope.scaling.attn_factor", "1.0 beside yarn")
     return scaling
 
 

@@ -80,7 +80,7 @@ def check_permitted(permitted: Permitted, hardware: HardwareProfile, model: Mode
         raise InputError(
             "--weight-bits",
             got=fewest,
-            allowed=f"16: the checkpoint of {model.name} is quantized, and its bits are kept",
+            allowed=f"16, because {model.name} is quantized and keeps its bits",
             hint="--requantize to quantize it a second time",
         )
     if permitted.packs and not hardware.knows_unpacking:

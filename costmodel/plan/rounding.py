@@ -111,12 +111,13 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
     for layer in {id(layer): layer for layer in layers}.values():
         for component in layer.components:
             placement, count = policy.weights[component.name], counts[id(layer)]
-            cuts = [cut_component(component, placement)] * count
+            cuts, times = [cut_component(component, placement)], count
             if component.is_experts:
-                cuts = deal_units(component, placement, count)
-            for cut in cuts:
-                for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
-                    sums[component.name][i] += size
+                cuts, times = deal_units(component, placement, count), 1
+            of_name = sums[component.name]
+            of_name[0] += times * sum(cut.gpu_end for cut in cuts)
+            of_name[1] += times * sum(cut.disk_bytes for cut in cuts)
+            of_name[2] += count * component.num_bytes
     return {
         name: _fractions(gpu / total, disk / total) for name, (gpu, disk, total) in sums.items()
     }

@@ -58,6 +58,12 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
     )
 
 
+def policy_peaks(policy: Policy, hardware: HardwareProfile) -> dict[str, int]:
+    """Return the peak of each tier in bytes, see ``estimate``."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    return peak_bytes(problem_of(policy, hardware), shares_of(policy))
+
+
 def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage, float]]:
     """Return the stages of one block with their seconds."""
     policy = round_policy(policy, has_gpu=hardware.has_gpu)

@@ -235,10 +235,10 @@ def _merges_by_score(
     }
     order = sorted(ids.items(), key=lambda item: (-scores[item[1]], item[1]))
     return [
-        (token[:cut], token[cut:])
+        (head, tail)
         for token, _ in order
         for cut in range(1, len(token))
-        if token[:cut] in ids and token[cut:] in ids
+        if (head := token[:cut]) in ids and (tail := token[cut:]) in ids
     ]
 
 

@@ -1,6 +1,6 @@
 """The kernels of one layer, as fast as the device allows.
 
-CPUs have native kernels, which are built at first use (``cpu.cpp``). GPUs have Triton kernels
+CPUs have native kernels, which are built at first use (``build``). GPUs have Triton kernels
 (``gpu``) where launches or packed rows are the cost. Twins in plain torch do all else, and
 everything where a compiler or Triton is missing. The kernels are in ``profiles``, because a profile
 must have the rates of the code that runs.
@@ -9,12 +9,8 @@ must have the rates of the code that runs.
 from profiles.kernels.attention import decode_attention, without_cudnn_attention
 from profiles.kernels.build import end_idle_threads, load_library
 from profiles.kernels.call import is_native
-from profiles.kernels.encoded import (
-    EncodedMatrix,
-    grouped_encoded,
-    multiply_encoded,
-    unpack_encoded,
-)
+from profiles.kernels.encoded import grouped_encoded, multiply_encoded, unpack_encoded
+from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from profiles.mounts import read_lines
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.cpp")
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -31,7 +33,7 @@ FLAGS = (
     "-fPIC",
     "-Wno-psabi",
 )
-# A compiler takes some 20 s; one that waits for a license or a network drive may take forever.
+# A compiler takes some 15 s; one that waits for a license or a network drive may take forever.
 PATIENCE_S = 300
 FAILURES = (OSError, subprocess.SubprocessError)
 # omp_pause_soft of OpenMP 5.0: settings are kept.
@@ -167,7 +169,7 @@ def end_idle_threads() -> None:
 
 def _key() -> str:
     """Name what a library must have been built from to serve here."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCE.parent.glob("*.[ch]*"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.[ch]*"))]
     return _digest(repr((texts, FLAGS, _cpu_features())).encode())
 
 
@@ -223,11 +225,15 @@ def build(compiler: str, folder: Path, name: str, flags: Sequence[str] = FLAGS) 
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="kernels-") as temporary:
         # Linked apart from compiling: -fopenmp would link the system's OpenMP.
-        compiled, linked = Path(temporary) / "cpu.o", Path(temporary) / "cpu.so"
-        compile_it = [*flags, "-c", str(SOURCE), "-o", str(compiled)]
-        link_it = ["-shared", str(compiled), "-o", str(linked)]
-        for words in (compile_it, link_it):
-            run_compiler(compiler, *words, folder=Path(temporary))
+        own = Path(temporary)
+        objects, linked = [str(own / f"{source.stem}.o") for source in SOURCES], own / "cpu.so"
+
+        def compile_one(source: Path, compiled: str) -> None:
+            run_compiler(compiler, *flags, "-c", str(source), "-o", compiled, folder=own)
+
+        with ThreadPoolExecutor(len(SOURCES)) as pool:
+            list(pool.map(compile_one, SOURCES, objects))
+        run_compiler(compiler, "-shared", *objects, "-o", str(linked), folder=own)
         linked.chmod(0o755)
         path = folder / f"kernels-{name}-{_digest(linked.read_bytes())}.so"
         # Whole or not at all, also where two processes build at once.

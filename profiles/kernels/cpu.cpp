@@ -1,14 +1,12 @@
 // CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding,
-// SwiGLU, and groups of few bits, for every dtype. Every function has a plain-torch twin, in twins.py
-// or group_twins.py. Arithmetic is in float32.
+// SwiGLU, and groups of few bits, for every dtype; products are in products.cpp. Every function has a
+// plain-torch twin, in twins.py or group_twins.py. Arithmetic is in float32.
 
 #include <algorithm>
 
 #include "attention.h"
-#include "encoded_product.h"
 #include "groups.h"
 #include "packed_pairs.h"
-#include "product.h"
 #include "sparse_attention.h"
 #include "vectors.h"
 
@@ -103,8 +101,6 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
 
 }  // namespace
 
-#define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
-
 #define EXPORT(T, NAME)                                                                        \
   extern "C" void rms_norm_##NAME(const T* x, long outer, long outer_stride, long inner,       \
                                   long inner_stride, long dim, const T* weight, float eps,     \
@@ -142,25 +138,6 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
                 out_outer, out_inner, threads);                                                \
   }
 FOR_DTYPES(EXPORT)
-
-#define EXPORT_ENCODED(T, NAME)                                                                \
-  extern "C" void unpack_encoded_##NAME(const Encoding* how, const uint8_t* from, long rows,   \
-                                        long stride, long first, const float* table, T* to,    \
-                                        long out_stride, int threads) {                        \
-    unpack_encoded(*how, from, rows, stride, first, table, to, out_stride, threads);           \
-  }                                                                                            \
-  extern "C" void multiply_encoded_##NAME(const EncodedProducts* p, int threads) {             \
-    multiply_encoded<T>(*p, threads);                                                          \
-  }
-FOR_DTYPES(EXPORT_ENCODED)
-
-extern "C" void multiply_float32(const Products* p, int threads) {
-  multiply_wide<float>(*p, threads);
-}
-extern "C" void multiply_float16(const Products* p, int threads) {
-  multiply_wide<Float16>(*p, threads);
-}
-extern "C" void multiply_bfloat16(const Products* p, int threads) { multiply_pairs(*p, threads); }
 
 template <class T, class Ops>
 void decode_attention(const Attention& a, int threads) {

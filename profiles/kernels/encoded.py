@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from types import ModuleType
 
 import torch
 
-from profiles.encodings import Encoding
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
+from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.encoded_twins import unpack_encoded_twin
-from profiles.kernels.products import Products, linear, most_native_rows
+from profiles.kernels.products import MOST_ROWS, Products, linear, most_native_rows
 from profiles.packing import DECODED_AT_ONCE_BYTES, DIRECT_ROWS
 
 _SCALES = ("float32", "float16", "bfloat16", "code")
@@ -25,60 +25,6 @@ _SCALES = ("float32", "float16", "bfloat16", "code")
 _WHOLE_ROW = 62
 # The twins' temporaries are some ten times as large as the rows that are unpacked at once.
 _TWIN_ELEMENTS = 2**19
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedMatrix:
-    """Rows of an encoded matrix: all of them, or some that are adjacent.
-
-    Parameters
-    ----------
-    rows
-        uint8 [outputs, row_bytes], dense in its last dimension.
-    num_elements
-        Elements of a row: the inputs of the product.
-    table
-        float32 [table_elements] of the whole matrix, for encodings that have one.
-    first_row
-        The number of the first row in the whole matrix.
-    columns
-        int64 or int32 [num_elements], where rows are in another order: element ``i`` of a row is of
-        input ``columns[i]``.
-    """
-
-    rows: torch.Tensor
-    encoding: Encoding
-    num_elements: int
-    table: torch.Tensor | None = None
-    first_row: int = 0
-    columns: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        assert self.rows.dtype == torch.uint8 and self.rows.stride(-1) == 1
-        assert self.rows.shape[1] == self.encoding.row_bytes(self.num_elements)
-        assert self.encoding.has_table == (self.table is not None)
-        assert self.table is None or self.table.dtype == torch.float32
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and elements of a row."""
-        return len(self.rows), self.num_elements
-
-    def __getitem__(self, part: slice) -> EncodedMatrix:
-        """Return adjacent rows as a view, which shares the table."""
-        first, past, step = part.indices(len(self.rows))
-        assert step == 1
-        return self.part(first, max(first, past))
-
-    def clone(self) -> EncodedMatrix:
-        """Return a copy in memory of its own."""
-        table = None if self.table is None else self.table.clone()
-        columns = None if self.columns is None else self.columns.clone()
-        return replace(self, rows=self.rows.clone(), table=table, columns=columns)
-
-    def part(self, first: int, past: int) -> EncodedMatrix:
-        """Return the rows from ``first`` to before ``past``, which share the table."""
-        return replace(self, rows=self.rows[first:past], first_row=self.first_row + first)
 
 
 class _Encoding(ctypes.Structure):
@@ -170,7 +116,7 @@ def multiply_encoded(
     assert out.shape == (len(x), len(matrix.rows)) and out.stride(1) == 1
     if matrix.columns is not None:
         x, matrix = x[:, matrix.columns], replace(matrix, columns=None)
-    if is_native(x) and len(x) <= most_native_rows(x.dtype):
+    if is_native(x) and len(x) <= _most_native_rows(x.dtype):
         _multiply(x, [len(x)], [matrix], out, biases=bias if bias is None else [bias], adds=adds)
     elif len(x) <= DIRECT_ROWS and (fused := _fused(x)):
         fused.multiply_encoded(x, matrix, out, bias, adds=adds)
@@ -218,6 +164,15 @@ def _fused(tensor: torch.Tensor) -> ModuleType | None:
 def _parts(matrix: EncodedMatrix, step: int) -> Iterator[EncodedMatrix]:
     for first in range(0, len(matrix.rows), step):
         yield matrix.part(first, first + step)
+
+
+def _most_native_rows(dtype: torch.dtype) -> float:
+    """Return the most rows with which our own product is the fastest on this processor.
+
+    Of float32 with wide vectors these are all: what torch gains with many rows, unpacking costs.
+    """
+    most = most_native_rows(dtype)
+    return torch.inf if most == MOST_ROWS["wide vectors"] else most
 
 
 def _multiply_unpacked(

@@ -125,11 +125,11 @@ void add_products(const EncodedRow* weights, const float* x, long d, long size, 
   for (const long end = d + size; d < end; next += kBlockBytes<D>) {
     for (long w = 0; w < kWeights; ++w) fetch(next + w * stride, kBlockBytes<D>);
     for (const long past = std::min(d + kBlock, end); d < past; d += D::kUnit)
-      repeat<kWeights>([&](auto w) INLINE {
-        decoders[w].unit(d, [&](auto i, Floats v) INLINE {
-          dots[w] += v * load(x + d + i * kLanes);
-        });
-      });
+      for (long w = 0; w < kWeights; ++w) {
+        Floats dot = dots[w];
+        decoders[w].unit(d, [&](auto i, Floats v) INLINE { dot += v * load(x + d + i * kLanes); });
+        dots[w] = dot;
+      }
   }
   for (long i = 0; i < kWeights; ++i) sums[i] = dots[i];
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from profiles.kernels.build import FAILURES, FLAGS, SOURCE, reason_of, run_compiler
+from profiles.kernels.build import FAILURES, FLAGS, SOURCES, reason_of, run_compiler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def find_toolchain(compiler: str) -> Toolchain:
     try:
         version = run_compiler(found, "--version").splitlines()
         macros = run_compiler(found, *FLAGS, "-dM", "-E", "-x", "c++", "/dev/null")
-        run_compiler(found, *FLAGS, "-fsyntax-only", str(SOURCE))
+        run_compiler(found, *FLAGS, "-fsyntax-only", *map(str, SOURCES))
     except FAILURES as error:
         raise OSError(f"{found}: {reason_of(error)}") from error
     if " __cplusplus " not in macros:

@@ -25,6 +25,8 @@ const Ints kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 struct Bfloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
 
+#define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
+
 #define INLINE __attribute__((always_inline))
 
 // What comes next is fetched beside the arithmetic, to the second-level cache: the first is not asked

@@ -190,7 +190,7 @@ def test_config_is_that_of_transformers(case: str, tmp_path: Path) -> None:
         ({}, {"rope_freqs.weight": [1.0] * 3}, "got a shape of [3]; allowed: [8]"),
         ({}, {"rope_freqs.weight": [0.0] * 8}, "a number that divides nothing"),
         ({}, {"rope_freqs.weight": [float("nan")] * 8}, "a number that divides nothing"),
-        ({"embedding_length": 32}, {}, "tensor output_norm.weight of llama.gguf"),
+        ({"embedding_length": 32}, {}, "output_norm.weight of llama.gguf: got a shape of [64]"),
         ({"block_count": 3}, {}, "no tensor for attention_norm.weight of layer 2"),
         ({"block_count": 1}, {}, "got tensor blk.1."),
         ({"nextn_predict_layers": 2}, {}, "nextn_predict_layers of tiny: got 2"),
@@ -206,6 +206,15 @@ def test_what_is_not_followed_is_refused(
         spec_from_gguf(GgufModel(metadata=metadata, tensors=model.tensors), "tiny")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_windows_has_none(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "gemma3_text", tied=True)
+    keys = {**RMS, "rope.freq_base": 1e6}
+    model = GgufModel.open(write_tiny_gguf(tmp_path, "gemma3", keys))
+    (kind,) = spec_from_gguf(model, "tiny").layer_kinds
+    assert kind.attention.window is None
+    assert kind.attention.rotary is not None and kind.attention.rotary.theta == 1e6
 
 
 def test_an_unknown_architecture_is_told_with_those_that_are_read() -> None:

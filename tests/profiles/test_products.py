@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -167,7 +166,7 @@ def test_torch_multiplies_what_it_is_faster_at(
 
 
 def test_memory_is_counted_with_the_sizes_of_the_kernel() -> None:
-    source = (Path(build.SOURCE).parent / "product_weights.h").read_text(encoding="utf-8")
+    source = (build.FOLDER / "product_weights.h").read_text(encoding="utf-8")
     sizes = {name: int(size) for name, size in re.findall(r"\b(k\w+) = (\d+)[;,]", source)}
     counted = (product_parts.WINDOW_ROWS, product_parts.TILE_OUTPUTS, product_parts.TILE_DEPTH)
     assert counted == (sizes["kWindow"], sizes["kOutputs"], sizes["kDepth"])

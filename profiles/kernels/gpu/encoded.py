@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from profiles.encodings import NIBBLE_RUN, Encoding
-from profiles.kernels.encoded import EncodedMatrix
-from profiles.kernels.gpu.elements import UNIT, elements
+from profiles.kernels.encoded_matrix import EncodedMatrix
+from profiles.kernels.gpu.elements import HALF_UNIT, UNIT, elements
 
 # Units that one program unpacks: of one row, or of some that are shorter.
 PROGRAM_UNITS = 64
@@ -93,16 +93,17 @@ def _unpack(
 ):
     i = tl.arange(0, ROWS * UNITS)[:, None]
     row, unit = tl.program_id(0) * ROWS + i // UNITS, tl.program_id(1) * UNITS + i % UNITS
-    within = tl.arange(0, UNIT)[None, :]
-    mask = (row < num_rows) & (unit * UNIT + within < dim)
+    is_inside = (row < num_rows) & (unit * UNIT < dim)
     # Beyond the last row and the last unit, these are read again.
     row = tl.minimum(row, num_rows - 1).to(tl.int64)
     unit = tl.minimum(unit, (dim - 1) // UNIT)
-    values = elements(
-        rows + row * row_stride,
-        first_row + row,
+    source, index = rows + row * row_stride, first_row + row
+    place = tl.arange(0, HALF_UNIT)[None, :]
+    first, second = elements(
+        source,
+        index,
         unit,
-        within,
+        place,
         table,
         dim,
         code_bytes,
@@ -115,5 +116,8 @@ def _unpack(
         SCALE_ROWS,
         SCALE_UNITS,
     )
-    target = out + row * out_stride + unit * UNIT + within
-    tl.store(target, values.to(out.dtype.element_ty), mask=mask)
+    col = unit * UNIT + place
+    target = out + row * out_stride + col
+    tl.store(target, first.to(out.dtype.element_ty), mask=is_inside & (col < dim))
+    is_inside = is_inside & (col + HALF_UNIT < dim)
+    tl.store(target + HALF_UNIT, second.to(out.dtype.element_ty), mask=is_inside)

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from profiles.encodings import NIBBLE_RUN
-from profiles.kernels.encoded import EncodedMatrix
-from profiles.kernels.gpu.elements import UNIT, elements
+from profiles.kernels.encoded_matrix import EncodedMatrix
+from profiles.kernels.gpu.elements import HALF_UNIT, UNIT, elements
 from profiles.kernels.gpu.encoded import constants_of, sizes_of
 
 # Rows and outputs of a tile, for groups of few rows and for larger ones. With few outputs, one row
@@ -181,15 +181,19 @@ def _multiply(
     output = tl.program_id(0) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
     # Beyond the last output and the last unit, these are read again.
     weight_row = tl.minimum(output, num_outputs - 1).to(tl.int64)[None, None, :]
-    within = tl.arange(0, UNIT)[None, :, None]
+    rows, index = matrix + weight_row * row_stride, first_row + weight_row
+    place = tl.arange(0, HALF_UNIT)[None, :, None]
+    # The inputs of first halves, in the order in which units and places make one dimension.
+    i = tl.arange(0, UNITS * HALF_UNIT)
+    i = (i // HALF_UNIT * UNIT + i % HALF_UNIT)[None, :]
     total = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
     for start in range(0, dim, UNITS * UNIT):
         unit = start // UNIT + tl.arange(0, UNITS)[:, None, None]
-        weights = elements(
-            matrix + weight_row * row_stride,
-            first_row + weight_row,
+        first_half, second_half = elements(
+            rows,
+            index,
             tl.minimum(unit, (dim - 1) // UNIT),
-            within,
+            place,
             table,
             dim,
             code_bytes,
@@ -202,12 +206,15 @@ def _multiply(
             SCALE_ROWS,
             SCALE_UNITS,
         )
-        # Zero times what is behind the end of a row must be zero.
-        weights = tl.where(unit * UNIT + within < dim, weights, 0.0).to(x.dtype.element_ty)
-        weights = tl.reshape(weights, [UNITS * UNIT, TILE_OUTPUTS])
-        i = start + tl.arange(0, UNITS * UNIT)[None, :]
-        values = tl.load(x + row * x_stride + i, mask=(row < end) & (i < dim), other=0.0)
-        total = tl.dot(values, weights, total, input_precision="ieee")
+        for half in tl.static_range(2):
+            weights = first_half if half == 0 else second_half
+            # Zero times what is behind the end of a row must be zero.
+            is_inside = unit * UNIT + half * HALF_UNIT + place < dim
+            weights = tl.where(is_inside, weights, 0.0).to(x.dtype.element_ty)
+            weights = tl.reshape(weights, [UNITS * HALF_UNIT, TILE_OUTPUTS])
+            col = start + half * HALF_UNIT + i
+            values = tl.load(x + row * x_stride + col, mask=(row < end) & (col < dim), other=0.0)
+            total = tl.dot(values, weights, total, input_precision="ieee")
     output = output[None, :]
     mask = (row < end) & (output < num_outputs)
     if HAS_BIAS:

@@ -13,13 +13,13 @@ from profiles.kernels.gpu.stored_floats import half, signed
 
 
 @triton.jit
-def k_quant(row, unit, within, KIND: tl.constexpr):
+def k_quant(row, unit, place, KIND: tl.constexpr, HALF: tl.constexpr):
     """Read elements in float32; see ``elements`` for the arguments."""
-    number, part = unit // 8, unit % 8
+    number, part, within = unit >> 3, unit & 7, HALF * 16 + place
     if KIND == "Q2_K":
-        values = _q2_k(row + number * 84, part, within)
+        values = _q2_k(row + number * 84, part, within, HALF)
     elif KIND == "Q3_K":
-        values = _q3_k(row + number * 110, part, within)
+        values = _q3_k(row + number * 110, part, within, HALF)
     elif KIND == "Q4_K":
         block = row + number * 144
         values = _with_minimum(block, part, _code(block + 16, part // 2, part % 2 * 4, within) & 15)
@@ -29,7 +29,7 @@ def k_quant(row, unit, within, KIND: tl.constexpr):
         values = _with_minimum(block, part, low | (_code(block + 16, 0, part, within) & 1) << 4)
     else:
         tl.static_assert(KIND == "Q6_K")
-        values = _q6_k(row + number * 210, part, within)
+        values = _q6_k(row + number * 210, part, within, HALF)
     return values
 
 
@@ -45,20 +45,20 @@ def _code(codes, run, shift, within):
 
 
 @triton.jit
-def _q2_k(block, part, within):
+def _q2_k(block, part, within, HALF: tl.constexpr):
     code = _code(block + 16, part // 4, part % 4 * 2, within) & 3
-    both = _byte(block + part * 2 + within // 16)
+    both = _byte(block + part * 2 + HALF)
     step = half(block + 80) * (both & 15).to(tl.float32)
     least = half(block + 82) * (both >> 4).to(tl.float32)
     return code.to(tl.float32) * step - least
 
 
 @triton.jit
-def _q3_k(block, part, within):
+def _q3_k(block, part, within, HALF: tl.constexpr):
     low = _code(block + 32, part // 4, part % 4 * 2, within) & 3
     # Without the bit of the mask, a code is four less.
     code = low - 4 + ((_code(block, 0, part, within) & 1) << 2)
-    i = part * 2 + within // 16
+    i = part * 2 + HALF
     four = _byte(block + 96 + i % 8) >> i // 8 * 4 & 15
     two = _byte(block + 104 + i % 4) >> i // 4 * 2 & 3
     scale = ((four | two << 4) - 32).to(tl.float32)
@@ -77,9 +77,9 @@ def _with_minimum(block, part, code):
 
 
 @triton.jit
-def _q6_k(block, part, within):
+def _q6_k(block, part, within, HALF: tl.constexpr):
     run, quarter = part // 4, part % 4
     low = _code(block, run * 2 + quarter % 2, quarter // 2 * 4, within) & 15
     high = _code(block + 128, run, quarter * 2, within) & 3
-    scale = signed(tl.load(block + 192 + part * 2 + within // 16))
+    scale = signed(tl.load(block + 192 + part * 2 + HALF))
     return ((low | high << 4) - 32).to(tl.float32) * (half(block + 208) * scale)
