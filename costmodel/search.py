@@ -89,20 +89,27 @@ def _search(flags: argparse.Namespace) -> None:
 
 
 def _tell_of_four_bits(search: Search, result: SearchResult) -> None:
-    """Say what quantization would yield, which is not done unasked: it changes outputs."""
+    """Say what quantization would yield, which is not done unasked: it changes outputs.
+
+    Weights whose checkpoint is quantized keep their bits.
+    """
     if not result.hardware.knows_unpacking:
         return
     # What full precision is permitted to, four bits can at worst leave as it is.
-    other = search.run(Permitted(weight_bits=(16, 4), cache_bits=(16, 4)))
+    weight_bits = (16,) if result.policy.model.is_encoded else (16, 4)
+    other = search.run(Permitted(weight_bits=weight_bits, cache_bits=(16, 4)))
     policy = other.policy
     ratio = other.job_tok_per_s / result.job_tok_per_s
     if not policy.is_compressed or ratio < LEAST_RATIO:
         print("\nfewer bits would not be faster")
         return
+    bits, flags = f"{policy.cache_bits} bits for the cache", "--cache-bits 16,4"
+    if 4 in weight_bits:
+        bits = f"{policy.weight_bits} bits for weights and {policy.cache_bits} for the cache"
+        flags = f"--weight-bits 16,4 {flags}"
     print(
-        f"\nwith {policy.weight_bits} bits for weights and {policy.cache_bits} for the cache it"
-        f" would be {format_figure(other.job_tok_per_s)} token/s ({ratio:.2f} x): --weight-bits"
-        f" 16,4 --cache-bits 16,4; {called('executor.evaluate')} measures the effect on outputs"
+        f"\nwith {bits} it would be {format_figure(other.job_tok_per_s)} token/s"
+        f" ({ratio:.2f} x): {flags}; {called('executor.evaluate')} measures the effect on outputs"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.workload import Workload
 from profiles import recorded_profile

@@ -19,12 +19,14 @@ from costmodel.cli.flags import (
     read_permitted,
 )
 from costmodel.cli.policy_report import format_prediction
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
-from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.checkpoint.folder import WeightSource
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.job_options import search_policy
 from executor.cli.run_command import (
     Job,
@@ -158,7 +160,7 @@ def _source(flags: argparse.Namespace, spec: ModelSpec | None) -> WeightSource:
             allowed="a checkpoint folder",
             hint="--dummy-weights",
         )
-    return Checkpoint.open(folder, dtype=spec.dtype if spec else None)
+    return open_checkpoint(folder, dtype=spec.dtype if spec else None)
 
 
 def _one_block(policy: Policy) -> int:

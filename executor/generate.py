@@ -13,7 +13,7 @@ from pathlib import Path
 from costmodel.cli.flags import DEFAULT_GEN_LEN, check_outputs
 from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy, Prediction
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.prompts import Completion, PromptLimits, PromptRecord, read_prompts, write_outputs
 from executor.cli.run_command import (
     Job,
@@ -30,10 +30,10 @@ from executor.cli.sampling_flags import (
     read_sampling_params,
 )
 from executor.machine_profile import keep_run
-from executor.model.generation_config import GenerationConfig
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult
-from executor.text.continuation import decode_continuation, load_tokenizer
+from executor.text.continuation import decode_continuation
+from executor.text.loading import load_generation_config, load_tokenizer
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path
@@ -167,10 +167,10 @@ def _generate(
 
 def _plan(flags: argparse.Namespace) -> tuple[Job, _Outputs, Sampling]:
     policy = Policy.load(flags.policy) if flags.policy else None
-    source = Checkpoint.open(flags.model, dtype=policy.model.dtype if policy else None)
+    source = open_checkpoint(flags.model, dtype=policy.model.dtype if policy else None)
     sampling = choose_sampling(
         read_sampling_params(flags),
-        GenerationConfig.load(flags.model),
+        load_generation_config(flags.model),
         vocab_size=source.spec.vocab_size,
         has_length=policy is not None or flags.gen_len is not None,
     )

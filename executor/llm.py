@@ -11,7 +11,7 @@ from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
 from costmodel.plan.policy import Policy
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.arguments import arguments_told, read_arguments
 from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
@@ -19,15 +19,19 @@ from executor.cli.run_report import Report
 from executor.cli.sampling_flags import choose_sampling
 from executor.machine.allocator import end_keeping
 from executor.machine_profile import keep_run
-from executor.model.generation_config import GenerationConfig
 from executor.model.sampling_params import SamplingParams
 from executor.run.exclusive import TURN, ExclusiveRun, forget_frames
 from executor.run.requests import Prompt, RequestOutput, output_of, read_requests
 from executor.run.results import BlockResult
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import ChatTokenizer, load_tokenizer
-from executor.text.transformers_tokenizer import has_tokenizer
+from executor.text.continuation import ChatTokenizer
+from executor.text.loading import (
+    has_tokenizer,
+    load_generation_config,
+    load_template,
+    load_tokenizer,
+)
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
 from profiles.start import called
@@ -62,6 +66,8 @@ class LLM:
         Elements that share a scale where they are quantized.
     sparsity
         Share of the keys that each query of decode attends to.
+    requantize
+        Whether ``weight_bits`` may quantize a checkpoint again that is quantized.
     progress
         Whether a terminal or a notebook shows a progress bar.
 
@@ -86,6 +92,7 @@ class LLM:
         cache_bits: int | Sequence[int] | None = None,
         group_size: int | None = None,
         sparsity: float | None = None,
+        requantize: bool = False,
         progress: bool = True,
     ) -> None:
         planned = {
@@ -97,17 +104,18 @@ class LLM:
             "cache_bits": cache_bits,
             "group_size": group_size,
             "sparsity": sparsity,
+            "requantize": requantize or None,
         }
         self._folder = Path(model)
         self._progress = progress
         with arguments_told():
             self._options = read_arguments(policy, hardware, offload_dir, planned)
             if (made := self._options.policy) is None:
-                self._source = Checkpoint.open(self._folder, dtype=dtype)
+                self._source = open_checkpoint(self._folder, dtype=dtype)
             else:
-                self._source = Checkpoint.open(self._folder, dtype=made.model.dtype)
+                self._source = open_checkpoint(self._folder, dtype=made.model.dtype)
                 check_same_model(made.model, self._source.spec)
-            self._config = GenerationConfig.load(self._folder)
+            self._config = load_generation_config(self._folder)
         self._report: Report | None = None
         self._run: weakref.ref[ExclusiveRun[list[RequestOutput]]] | None = None
 
@@ -207,7 +215,7 @@ class LLM:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate.load(self._folder)
+        return load_template(self._folder)
 
     def _begin(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None

@@ -36,6 +36,7 @@ OPTIONS = (
     "cache_bits",
     "group_size",
     "sparsity",
+    "requantize",
     "gpu_memory",
     "cpu_memory",
     "disk",

@@ -21,6 +21,7 @@ from profiles.compute_plan import (
     prefix_of,
 )
 from profiles.compute_rates import NARROW_WIDTH, ComputeRates
+from profiles.encoded_rates import measure_encoded_matmul, measure_encoded_unpacking
 from profiles.packing import DIRECT_ROWS, Packing
 from profiles.rate_curve import RateCurve
 from profiles.repeats import Repeater
@@ -64,6 +65,8 @@ def measure_compute(
             attention_one_query=decode.one_query,
             attention_many_queries=decode.many_queries,
             attention_by_token=decode.by_token,
+            encoded_matmul=measure_encoded_matmul(device, plan, repeater),
+            encoded_unpack_bytes_per_s=measure_encoded_unpacking(device, plan, repeater),
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from profiles.compute_rates import WIDTH
+from profiles.packing import DIRECT_ROWS
 from profiles.repeats import Repeater
 from profiles.units import MIB
 
@@ -34,6 +35,8 @@ class ComputePlan:
         Tokens of the decode cache, and its rows: sequences times key heads.
     stream_bytes
         Size of the tensor that memory bandwidth is measured on.
+    encoded_rows
+        Rows of the products with encoded weights, increasing.
     """
 
     rows: tuple[int, ...]
@@ -45,9 +48,11 @@ class ComputePlan:
     context_len: int = 512
     num_cache_rows: int = 64
     stream_bytes: int = 256 * MIB
+    encoded_rows: tuple[int, ...] = (1, DIRECT_ROWS)
 
 
-QUICK_PLAN = ComputePlan(rows=(1, 16, 64, 256, 1024), out_features=4096)
+# With more than one row, encoded weights differ little from plain ones.
+QUICK_PLAN = ComputePlan(rows=(1, 16, 64, 256, 1024), out_features=4096, encoded_rows=(1,))
 FULL_PLAN = ComputePlan(rows=(1, 4, 16, 64, 256, 512, 1024, 2048, 4096), out_features=11008)
 
 

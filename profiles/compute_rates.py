@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from profiles.encodings import Kind
 from profiles.errors import InputError
+from profiles.product_parts import WINDOW_ROWS
 from profiles.rate_curve import RateCurve, require_not_negative, require_positive
 
 # Width of the weights (``in_features``) that matrix products are measured with, and of narrow ones.
@@ -57,6 +60,12 @@ class ComputeRates:
         heads share a key head of ``SHORT_HEAD_DIM``, and where the cache is stored token by token,
         as a moving cache is, instead of row by row. By bits of the cache: ``full``, ``8``, ``4``;
         what is not there keeps all.
+    encoded_matmul
+        What ``matmul`` is for few rows and weights that are encoded, by the name of their ``Kind``;
+        measured in bfloat16, for every dtype. What is not there is priced as ``packed_matmul``.
+    encoded_unpack_bytes_per_s
+        Bytes of 16-bit output per second when encoded matrices are unpacked, by the name of their
+        ``Kind``. What is not there is priced as groups of 4 bits.
     """
 
     matmul: Mapping[str, RateCurve]
@@ -74,6 +83,8 @@ class ComputeRates:
     attention_one_query: Mapping[str, float] = field(default_factory=dict)
     attention_many_queries: Mapping[str, float] = field(default_factory=dict)
     attention_by_token: Mapping[str, float] = field(default_factory=dict)
+    encoded_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
+    encoded_unpack_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.matmul:
@@ -104,6 +115,13 @@ class ComputeRates:
         for bits, times in self.attention_one_query.items():
             if not 1 <= times < float("inf"):
                 raise InputError(f"attention_one_query.{bits}", got=times, allowed="1 or more")
+        for name in ("encoded_matmul", "encoded_unpack_bytes_per_s"):
+            for kind in getattr(self, name):
+                if kind not in Kind.__members__:
+                    known = ", ".join(Kind.__members__)
+                    raise InputError(f"{name} of a kind of encoding", got=kind, allowed=known)
+        for kind, rate in self.encoded_unpack_bytes_per_s.items():
+            require_positive(f"encoded_unpack_bytes_per_s.{kind}", rate)
 
     def matmul_rate(self, dtype: str, rows: float, width: int, *, packed: bool = False) -> float:
         """Return the FLOP/s of a product of ``rows`` with weights [any, ``width``].
@@ -114,15 +132,36 @@ class ComputeRates:
         wide, narrow = self.matmul, self.narrow_matmul
         if packed:
             wide, narrow = self.packed_matmul, self.narrow_packed_matmul
-        wide_s = 1 / wide[dtype].at(rows)
-        if dtype not in narrow:
-            return 1 / wide_s
-        # Where narrow weights were not measured with so few or many rows, the nearest count.
-        sizes = narrow[dtype].sizes
-        known = min(max(rows, sizes[0]), sizes[-1])
-        added_s = max(0.0, 1 / narrow[dtype].at(known) - 1 / wide[dtype].at(known))
-        share = (1 / width - 1 / WIDTH) / (1 / NARROW_WIDTH - 1 / WIDTH)
-        return 1 / (wide_s + added_s * max(0.0, share))
+        return 1 / (1 / wide[dtype].at(rows) + _narrowness_s(wide, narrow, dtype, rows, width))
+
+    def encoded_matmul_rate(self, kind: Kind, dtype: str, rows: float, width: int) -> float:
+        """Return the FLOP/s of a product of ``rows`` with encoded weights [any, ``width``], which
+        are decoded as they are multiplied.
+
+        Decoding takes as long for any number of rows, so that the seconds of a product are linear
+        in them. More rows than were measured take those of a plain product besides. Where products
+        with few rows were never measured, all of the matrix is unpacked first.
+        """
+        plain = self.matmul[dtype]
+        narrow_s = _narrowness_s(self.matmul, self.narrow_matmul, dtype, rows, width)
+        curve = self.encoded_matmul.get(kind.name) or self.packed_matmul.get(dtype)
+        if curve is None:
+            unpacked = self.encoded_unpack_rate(kind)
+            # Two bytes of output are two FLOP of a row.
+            wide_s = 1 / plain.at(rows) + (1 / unpacked / rows if unpacked else 0.0)
+        elif rows <= curve.sizes[-1]:
+            wide_s = _few_rows_s(curve, rows) / rows
+        else:
+            most, most_s = curve.sizes[-1], 1 / curve.rates[-1]
+            # Our own product decodes again for each window of rows.
+            at_once = min(rows, max(most, WINDOW_ROWS))
+            decoding_s = max(0.0, most_s - 1 / plain.at(most)) * most / at_once
+            wide_s = min(most_s, 1 / plain.at(rows) + decoding_s)
+        return 1 / (wide_s + narrow_s)
+
+    def encoded_unpack_rate(self, kind: Kind) -> float:
+        """Return the rate of unpacking encoded matrices; 0 where it is not known."""
+        return self.encoded_unpack_bytes_per_s.get(kind.name) or self.unpack_bytes_per_s
 
     def unpack_rate(self, bits: int | None) -> float:
         """Return the rate of unpacking groups of ``bits``; 0 where it is not known."""
@@ -164,3 +203,32 @@ class ComputeRates:
             attention_one_query={},
             attention_by_token={},
         )
+
+
+def _narrowness_s(
+    wide: Mapping[str, RateCurve],
+    narrow: Mapping[str, RateCurve],
+    dtype: str,
+    rows: float,
+    width: int,
+) -> float:
+    """Return the seconds that a FLOP takes longer with weights of ``width`` than with wide ones."""
+    if dtype not in narrow:
+        return 0.0
+    # Where narrow weights were not measured with so few or many rows, the nearest count.
+    sizes = narrow[dtype].sizes
+    known = min(max(rows, sizes[0]), sizes[-1])
+    added_s = max(0.0, 1 / narrow[dtype].at(known) - 1 / wide[dtype].at(known))
+    share = (1 / width - 1 / WIDTH) / (1 / NARROW_WIDTH - 1 / WIDTH)
+    return added_s * max(0.0, share)
+
+
+def _few_rows_s(curve: RateCurve, rows: float) -> float:
+    """Return the seconds that ``rows`` take for each FLOP of one row: linear between the numbers
+    of rows that were measured."""
+    seconds = [size / rate for size, rate in zip(curve.sizes, curve.rates, strict=True)]
+    if rows <= curve.sizes[0]:
+        return seconds[0] * rows / curve.sizes[0]
+    i = max(1, bisect.bisect_left(curve.sizes, rows))
+    share = (rows - curve.sizes[i - 1]) / (curve.sizes[i] - curve.sizes[i - 1])
+    return (1 - share) * seconds[i - 1] + share * seconds[i]

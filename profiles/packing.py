@@ -16,6 +16,8 @@ SHARED_BYTES = 4
 DIRECT_ROWS = 64
 # Without a kernel that reads a packed cache directly, so much of it is unpacked at once.
 UNPACKED_AT_ONCE_BYTES = 64 * MIB
+# Where a library multiplies many rows faster, so much of an encoded matrix is unpacked at once.
+DECODED_AT_ONCE_BYTES = 16 * MIB
 
 
 def check_group_size(what: str, size: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiles.timing import Measurement, seconds_of
 
@@ -68,6 +69,12 @@ class Repeater:
     def measurements(self) -> tuple[Measurement, ...]:
         """Every figure so far, in the order measured."""
         return tuple(self._measurements)
+
+    def with_samples(self, *, num_samples: int, sample_s: float) -> Repeater:
+        """Return a repeater of other samples, whose figures are kept with those of this one."""
+        other = copy.copy(self)
+        other.effort = replace(self.effort, num_samples=num_samples, sample_s=sample_s)
+        return other
 
     def affords(self, seconds: float) -> bool:
         """Whether a figure fits whose work takes so many seconds, warm-up included."""

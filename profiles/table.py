@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile, Link
@@ -39,6 +39,24 @@ def format_profile(profile: HardwareProfile) -> str:
 
 def _row(label: str, *cells: str) -> str:
     return f"  {label:<24}" + "".join(f"{cell:<{COLUMN}}" for cell in cells).rstrip()
+
+
+def _encoded_rows(rates: ComputeRates) -> list[str]:
+    """Tell of the slowest and the fastest kind: there are many, and they differ little."""
+    curves = rates.encoded_matmul
+    sizes = sorted({size for curve in curves.values() for size in curve.sizes})
+    rows = []
+    for size in sizes:
+        found = {kind: curve.at(size) for kind, curve in curves.items()}
+        rows.append(_row(f"encoded, {size:.0f} rows", *_ends(found, format_flop_rate)))
+    if unpacked := rates.encoded_unpack_bytes_per_s:
+        rows.append(_row("unpack encoded", *_ends(unpacked, format_rate)))
+    return rows
+
+
+def _ends(found: Mapping[str, float], told: Callable[[float], str]) -> list[str]:
+    ends = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return [f"{kind} {told(found[kind])}" for kind in ends]
 
 
 class _ProfileTable:
@@ -118,7 +136,7 @@ class _ProfileTable:
         packed, narrow = rates.packed_matmul, rates.narrow_packed_matmul
         rows += self._products(prefix, "packed_matmul", "4 bits", packed)
         rows += self._products(prefix, "packed_matmul.narrow", "4 bits narrow", narrow)
-        return rows
+        return rows + _encoded_rows(rates)
 
     def _products(
         self, prefix: str, figure: str, label: str, curves: Mapping[str, RateCurve]

@@ -20,7 +20,18 @@ from profiles.kernels import build
 
 # Parts of names: what shares a costly thing is run by one process. These units come first, and
 # the single tests fill up the time of the processes that end early.
-UNITS = ("[portable", "test_optimality.py", "test_plots.py", "test_notebooks.py", "test_report")
+UNITS = (
+    "[portable",
+    "test_expert_placement.py",
+    "test_optimality.py",
+    "test_plots.py",
+    "test_notebooks.py",
+    "test_report",
+)
+# Files whose tests of one family share its model.
+BY_FAMILY = ("test_config_keys.py", "test_family_policies.py")
+# Single tests that take long: what comes last should be short.
+LONG = ("test_demo.py", "test_examples.py")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -35,12 +46,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     scheduling = LoadScopeScheduling(config, log)
-    scheduling._split_scope = lambda name: next((u for u in UNITS if u in name), name)
+    scheduling._split_scope = unit_of
     return scheduling
 
 
+def unit_of(name: str) -> str:
+    """Return what a test is shared out with: one of ``UNITS``, its family, or itself."""
+    file, _, case = name.partition("::")
+    if file.endswith(BY_FAMILY) and "[" in case:
+        return file + case[case.index("[") :]
+    return next((unit for unit in UNITS if unit in name), name)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU on a machine without one."""
+    """Begin with long tests, and skip what needs a GPU on a machine without one."""
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONG))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from profiles.emulate import EmulatedGpu

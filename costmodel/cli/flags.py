@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Permitted
+from costmodel.optimizer.choices import FULL_BITS, Permitted
 from costmodel.optimizer.optimum import DEFAULT_MARGIN
 from costmodel.plan.workload import Workload
 from profiles.command import Parser
@@ -104,6 +104,12 @@ def add_permitted_flags(parser: Parser) -> None:
     sizes = ", ".join(str(size) for size in GROUP_SIZES)
     shared = f"compressed elements that share a scale: {sizes} (default: {DEFAULT_GROUP_SIZE})"
     add("--group-size", type=int, metavar="N", help=shared)
+    add(
+        "--requantize",
+        action="store_true",
+        default=None,
+        help="let --weight-bits quantize a checkpoint again that is quantized",
+    )
     sparse = "share of keys that each query attends to, those with the highest scores (default: 1)"
     add("--sparsity", type=float, metavar="SHARE", help=sparse)
 
@@ -115,6 +121,7 @@ def read_permitted(flags: argparse.Namespace) -> Permitted:
         cache_bits=_numbers("--cache-bits", flags.cache_bits),
         group_size=flags.group_size,
         sparsity=flags.sparsity,
+        requantizes=bool(flags.requantize),
     )
 
 
@@ -124,6 +131,7 @@ def choose_permitted(
     cache_bits: tuple[int, ...] | None,
     group_size: int | None,
     sparsity: float | None,
+    requantizes: bool = False,
 ) -> Permitted:
     """Return what is permitted; ``None`` permits only exact outputs."""
     given: dict[str, Any] = {
@@ -135,7 +143,15 @@ def choose_permitted(
     permitted = replace(
         Permitted(),
         **{name: value for name, value in given.items() if value is not None},
+        requantizes=requantizes,
     )
+    if requantizes and min(permitted.weight_bits) == FULL_BITS:
+        raise InputError(
+            "--requantize",
+            got="weights in 16 bits",
+            allowed="with fewer bits",
+            hint="--weight-bits 16,4",
+        )
     if group_size is not None and not permitted.packs:
         raise InputError(
             "--group-size",

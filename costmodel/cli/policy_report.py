@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from costmodel.cli.stored_weights import told_weights
 from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.sensitivity import shadow_prices
 from costmodel.optimizer.whatif import Change
@@ -74,8 +75,8 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
             f"  the CPU attends to {policy.cpu_attention:.0%} of the cache outside the GPU"
         )
     full = policy.model.full_bits
-    if (policy.weight_bits, policy.cache_bits) != (full, full):
-        lines.append(f"  weights in {policy.weight_bits} bits, cache in {policy.cache_bits} bits")
+    if (policy.weight_bits, policy.cache_bits) != (full, full) or policy.model.is_encoded:
+        lines.append(f"  weights {told_weights(policy)}; cache in {policy.cache_bits} bits")
     if policy.attention_sparsity < 1:
         lines.append(f"  in decode, a query attends to {policy.attention_sparsity:.0%} of the keys")
     return lines

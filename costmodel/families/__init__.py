@@ -21,9 +21,10 @@ from costmodel.families._refused import REFUSED
 from costmodel.families._text_parts import TEXT_PARTS, TextPart, check_head, text_config
 from costmodel.model.family import Family
 from costmodel.model.hf_config import HFConfig
+from costmodel.model.quantized import QuantizedWeights, read_quantized
+from costmodel.model.quantized_model import with_quantized
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
-from profiles.files import from_json, read_json
 
 CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files"
 
@@ -52,10 +53,16 @@ def tokenizer_owner(kind: object) -> Family | TextPart | None:
     return family_named(name) if name in family_names() else None
 
 
-def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
+def spec_from_config(raw: Mapping[str, Any], *, name: str, scales: str | None = None) -> ModelSpec:
     """Read a model's description from the ``config.json`` of a supported family.
 
     Of a model for images, this is the decoder of text.
+
+    Parameters
+    ----------
+    scales
+        The dtype of the scales of quantized integers, where it is known. ``None`` stands for the
+        one that the method usually has.
 
     Raises
     ------
@@ -73,7 +80,21 @@ def spec_from_config(raw: Mapping[str, Any], *, name: str) -> ModelSpec:
     spec = family.describe(config)
     if is_text_part(outer):
         check_head(spec.head, name)
-    return spec
+    quantized = quantized_weights(raw, spec, scales)
+    if quantized is None:
+        return spec
+    return with_quantized(spec, family, quantized, is_text_part=is_text_part(outer))
+
+
+def quantized_weights(
+    raw: Mapping[str, Any], spec: ModelSpec, scales: str | None = None
+) -> QuantizedWeights | None:
+    """Read how a ``config.json`` says that matrices are encoded; ``None`` for plain ones.
+
+    ``scales`` is as in ``spec_from_config``.
+    """
+    found = read_quantized(text_config(raw, spec.name), spec.dtype)
+    return found.with_scales(scales) if found and scales else found
 
 
 def is_text_part(raw: Mapping[str, Any]) -> bool:
@@ -96,26 +117,6 @@ def _no_family(kind: object, name: str) -> InputError:
     return InputError(
         what, got=repr(kind), allowed=", ".join(family_names()), hint=" or ".join(near)
     )
-
-
-def load_model_spec(name_or_path: str) -> ModelSpec:
-    """Load a model's description from a preset's name, a folder with a ``config.json``, a
-    ``config.json``, or a file with a saved ``ModelSpec``."""
-    path = Path(name_or_path)
-    if path.suffix == ".gguf":
-        raise InputError("model", got=f"{path}, a GGUF file", allowed=CHECKPOINT_FOLDER)
-    try:
-        path = path / "config.json" if path.is_dir() else path
-        is_file = path.suffix == ".json" or path.is_file()
-    except OSError as error:
-        # The operating system refuses the name, so no file has it.
-        raise InputError("model", got=error.strerror, allowed="a name or a path") from None
-    if is_file:
-        raw = read_json(path, "model config", takes_infinity=True)
-        if "layer_kinds" in raw:
-            return from_json(ModelSpec, read_json(path, "model"), f"model {path}")
-        return spec_from_config(raw, name=path.resolve().parent.name)
-    return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())
 
 
 def preset_names() -> list[str]:

@@ -29,7 +29,6 @@ GATED_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 # Keys that change the computation in any family, with the values that are supported.
 FOLLOWED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
-    "quantization_config": (None,),
     "per_layer_config": (None, {}),
     "transformers_weights": (None,),
     "configuration_files": ([],),
@@ -45,8 +44,7 @@ def check_followed(config: HFConfig) -> None:
     for key, values in FOLLOWED.items():
         if key in config.raw and not any(config.raw[key] == value for value in values):
             allowed = " or ".join("null" if v is None else str(v).lower() for v in values)
-            hint = "a checkpoint in bfloat16" if key == "quantization_config" else ""
-            raise config.refusal(key, config.raw[key], allowed, hint)
+            raise config.refusal(key, config.raw[key], allowed)
 
 
 def require(config: HFConfig, **flags: bool) -> None:

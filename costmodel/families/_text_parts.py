@@ -17,7 +17,11 @@ from profiles.errors import InputError
 
 # Keys of the outer config that hold for the decoder; the dtype is always the outer one.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-_OUTER_KEYS = (*(key for key in FOLLOWED if key != "text_config"), "tie_word_embeddings")
+_OUTER_KEYS = (
+    *(key for key in FOLLOWED if key != "text_config"),
+    "quantization_config",
+    "tie_word_embeddings",
+)
 _ROTARY_KEYS = (
     "rope_parameters",
     "rope_scaling",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import packed_bytes
+from costmodel.model.tensor_layout import packed_bytes
 from profiles.aligned_io import PAGE_BYTES
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.checks import check_choice
+from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec
 from costmodel.model.norm_spec import NormSpec
 from profiles.errors import InputError
@@ -30,6 +31,8 @@ class LayerSpec:
         Whether both halves have the layer's input (GPT-J), instead of one after the other.
     shares_norm
         Whether parallel halves have one norm, that of attention.
+    encoded
+        The matrices of the checkpoint that are encoded: all rows of each, in order.
     """
 
     attention: AttentionSpec
@@ -40,6 +43,7 @@ class LayerSpec:
     residual_scale: float = 1.0
     is_parallel: bool = False
     shares_norm: bool = False
+    encoded: tuple[EncodedRows, ...] = ()
 
     def __post_init__(self) -> None:
         if self.is_parallel and (self.mlp is None or self.norm_places != ("before",)):

@@ -10,77 +10,33 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.shapes import Shapes, component_shapes, embedding_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
-from profiles.packing import DEFAULT_GROUP_SIZE, Packing
+from costmodel.model.tensor_layout import (
+    TensorLayout,
+    encoded_tensors,
+    packed_bytes,
+    plain_or_packed,
+)
+from profiles.errors import InputError
+from profiles.packing import DEFAULT_GROUP_SIZE
 
 # Tensors start on a cache line. (In the weight file, components start on a disk page.)
 TENSOR_ALIGNMENT = 64
 # A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
-# Tensors that keep float32 in models of any dtype, and are never packed: rounded ones would choose
-# other experts, and kernels take sinks in float32.
-FLOAT32_TENSORS = ("router.bias", "router.float32_weight", "attention.sinks")
 
 
 def round_up(value: int, multiple: int) -> int:
     """Round ``value`` up to a whole number of ``multiple``."""
     return -(-value // multiple) * multiple
-
-
-def row_packing(num_elements: int, bits: int, group_size: int) -> Packing | None:
-    """Return the packing of a row at ``bits`` an element; ``None`` where elements keep a dtype."""
-    if bits >= 16:
-        return None
-    return Packing(num_elements=num_elements, bits=bits, group_size=group_size)
-
-
-def packed_bytes(num_elements: int, bits: int, group_size: int) -> int:
-    """Return the bytes of a row at ``bits`` an element, the scales of its groups included."""
-    packing = row_packing(num_elements, bits, group_size)
-    return packing.row_bytes if packing else num_elements * bits // 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorLayout:
-    """One tensor in its component: rows of ``row_bytes`` from ``offset_bytes`` on."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-    row_bytes: int
-    packing: Packing | None = None
-
-    @property
-    def is_float32(self) -> bool:
-        """Whether the elements are float32 in models of any dtype."""
-        return self.name in FLOAT32_TENSORS
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of a matrix; a vector counts as one row."""
-        return self.shape[0] if len(self.shape) == 2 else 1
-
-    @cached_property
-    def num_elements(self) -> int:
-        """Elements of the tensor."""
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.num_rows * self.row_bytes
-
-    @property
-    def end_bytes(self) -> int:
-        """Offset just behind the tensor."""
-        return self.offset_bytes + self.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +156,14 @@ def model_layers(
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
+    # Rows that are quantized again are no longer encoded.
+    is_encoded = bits == spec.full_bits
+    outside = spec.encoded if is_encoded else ()
     decoders = []
     for kind in spec.layer_kinds:
+        encoded = kind.encoded if is_encoded else ()
         components = tuple(
-            pack(name, shapes, num_units=count)
+            pack(name, shapes, encoded=encoded, num_units=count)
             for name, (shapes, count) in component_shapes(spec, kind).items()
         )
         parts = {"decoder": components}
@@ -212,9 +172,10 @@ def model_layers(
         decoders.append([LayerLayout(kind=name, components=c) for name, c in parts.items()])
     embedding = embedding_shapes(spec)
     embed = LayerLayout(
-        kind="embed", components=(pack("embedding", embedding),) if embedding else ()
+        kind="embed",
+        components=(pack("embedding", embedding, encoded=outside),) if embedding else (),
     )
-    row_bytes = packed_bytes(spec.head_width, bits, group_size)
+    row_bytes = _head_row_bytes(spec, outside) or packed_bytes(spec.head_width, bits, group_size)
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
     num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
     chunk_rows = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
@@ -222,7 +183,7 @@ def model_layers(
     for first in range(0, spec.vocab_size, chunk_rows):
         num_rows = min(chunk_rows, spec.vocab_size - first)
         shapes = head_shapes(spec, num_rows, is_first=first == 0)
-        chunk = pack("head", shapes, first_row=first)
+        chunk = pack("head", shapes, encoded=_of_chunk(outside, num_rows), first_row=first)
         head.append(LayerLayout(kind="head", components=(chunk,)))
     visited = (part for kind in spec.layer_order for part in decoders[kind])
     return (embed, *visited, *head)
@@ -268,25 +229,22 @@ def _lay_out(
     spec: ModelSpec,
     bits: int,
     group_size: int,
+    encoded: Sequence[EncodedRows] = (),
     num_units: int = 1,
     first_row: int = 0,
 ) -> ComponentLayout:
+    made: list[TensorLayout] = []
+    for tensor_name, shape in shapes.items():
+        rows = [part for part in encoded if part.tensor == tensor_name]
+        if rows:
+            made += encoded_tensors(tensor_name, shape, rows, spec)
+        else:
+            made.append(plain_or_packed(tensor_name, shape, spec, bits, group_size))
     offset = 0
     tensors = []
     # Vectors first: they are never cut.
-    for tensor_name, shape in sorted(shapes.items(), key=lambda item: len(item[1])):
-        is_float32 = tensor_name in FLOAT32_TENSORS
-        is_packed = len(shape) == 2 and not is_float32
-        packing = row_packing(shape[-1], bits, group_size) if is_packed else None
-        item_bytes = 4 if is_float32 else spec.dtype_bytes
-        row_bytes = packing.row_bytes if packing else shape[-1] * item_bytes
-        tensor = TensorLayout(
-            name=tensor_name,
-            shape=shape,
-            offset_bytes=offset,
-            row_bytes=row_bytes,
-            packing=packing,
-        )
+    for unplaced in sorted(made, key=lambda tensor: len(tensor.shape)):
+        tensor = replace(unplaced, offset_bytes=offset)
         tensors.append(tensor)
         offset = round_up(tensor.end_bytes, TENSOR_ALIGNMENT)
     return ComponentLayout(
@@ -296,3 +254,20 @@ def _lay_out(
         num_units=num_units,
         first_row=first_row,
     )
+
+
+def _of_chunk(outside: Sequence[EncodedRows], num_rows: int) -> list[EncodedRows]:
+    """Return how the rows of a chunk of the head are stored; all rows of the head are alike."""
+    return [
+        replace(part, rows=num_rows) if part.tensor == "head.weight" else part for part in outside
+    ]
+
+
+def _head_row_bytes(spec: ModelSpec, outside: Sequence[EncodedRows]) -> int | None:
+    parts = [part for part in outside if part.tensor == "head.weight"]
+    if len(parts) > 1 or any(part.how and part.how.has_table for part in parts):
+        raise InputError(
+            "head.weight", got="rows with tables, or in several encodings", allowed="rows alike"
+        )
+    how = parts[0].how if parts else None
+    return how.row_bytes(spec.head_width) if how and how.fits(spec.head_width) else None

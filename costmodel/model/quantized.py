@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from profiles.encodings import (
     BLOCK_ENCODINGS,
     BNB_INT8,
     Encoding,
+    Kind,
     four_bit_floats,
     fp8,
     integers,
@@ -45,11 +47,23 @@ class QuantizedWeights:
         What ``executor.checkpoint.repacking`` makes of them.
     skipped
         Patterns of the modules that are plain.
+    is_sorted
+        Whether groups may be scattered over the inputs ("act-order"): inputs are then sorted.
     """
 
     layout: str
     encoding: Encoding
     skipped: tuple[str, ...]
+    is_sorted: bool = False
+
+    def with_scales(self, dtype: str) -> QuantizedWeights:
+        """Return the same with the dtype that scales of groups have in the files."""
+        how = self.encoding
+        if how.kind not in (Kind.INT4, Kind.INT8):
+            return self
+        bits = 4 if how.kind is Kind.INT4 else 8
+        encoding = integers(bits, how.group_elements, dtype, has_zeros=how.zero_bits > 0)
+        return replace(self, encoding=encoding)
 
     def skips(self, module: str) -> bool:
         """Whether a module's weight is plain, by the module's name in the model."""
@@ -89,11 +103,14 @@ def _gptq(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
     for key in ("dynamic", "modules_in_block_to_quantize"):
         if raw.get(key):
             raise _refusal(key, raw[key], "nothing")
-    _one_of(raw, "desc_act", False, (True, False))
+    is_ordered = _one_of(raw, "desc_act", False, (True, False))
     is_head_plain = not _one_of(raw, "lm_head", False, (True, False))
     encoding = integers(bits, _group(raw), "float16", has_zeros=True)
     return QuantizedWeights(
-        layout=layout, encoding=encoding, skipped=("lm_head",) if is_head_plain else ()
+        layout=layout,
+        encoding=encoding,
+        skipped=("lm_head",) if is_head_plain else (),
+        is_sorted=is_ordered and encoding.group_elements > 0,
     )
 
 
@@ -129,7 +146,9 @@ def _compressed(raw: Mapping[str, Any], dtype: str) -> QuantizedWeights:
         for name in _names(raw, "ignore")
     )
     encoding = _compressed_encoding(layout, weights, dtype)
-    return QuantizedWeights(layout=layout, encoding=encoding, skipped=skipped)
+    # Of the other orders, only the codes know.
+    is_sorted = weights.get("actorder") in (True, "group") and encoding.group_elements > 0
+    return QuantizedWeights(layout=layout, encoding=encoding, skipped=skipped, is_sorted=is_sorted)
 
 
 def _compressed_encoding(layout: str, weights: Mapping[str, Any], dtype: str) -> Encoding:
@@ -142,7 +161,7 @@ def _compressed_encoding(layout: str, weights: Mapping[str, Any], dtype: str) ->
     if is_float:
         if strategy == "block":
             return fp8(*_tile(weights, "block_structure"))
-        return fp8(1 if strategy == "channel" else 0, 0)
+        return fp8(1, 0)
     if layout == "int-quantized" and (strategy != "channel" or not is_symmetric):
         raise _refusal("weights", dict(weights), "symmetric, with one scale for each channel")
     size = _group(weights) if strategy == "group" else 0
@@ -151,9 +170,10 @@ def _compressed_encoding(layout: str, weights: Mapping[str, Any], dtype: str) ->
 
 def _fp8(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
     _one_of(raw, "fmt", "e4m3", ("e4m3",))
-    # Absent, it has transformers' default; null stands for one scale a matrix.
+    # Absent, it has transformers' default; null stands for one scale a matrix, which is repeated
+    # for each row: rows of several matrices can then be stacked.
     raw = {"weight_block_size": [128, 128], **raw}
-    tile = (0, 0) if raw["weight_block_size"] is None else _tile(raw, "weight_block_size")
+    tile = (1, 0) if raw["weight_block_size"] is None else _tile(raw, "weight_block_size")
     skipped = ("lm_head", *_names(raw, "modules_to_not_convert"))
     return QuantizedWeights(layout="fp8", encoding=fp8(*tile), skipped=skipped)
 
@@ -186,8 +206,14 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], QuantizedWeights]] = {
 
 def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith(_REGEX):
-        return re.match(pattern.removeprefix(_REGEX), module) is not None
-    return module.endswith(pattern) or re.match(f"(?:{pattern}){_BOUNDARY}", module) is not None
+        return _compiled(pattern.removeprefix(_REGEX)).match(module) is not None
+    return module.endswith(pattern) or (
+        _compiled(f"(?:{pattern}){_BOUNDARY}").match(module) is not None
+    )
+
+
+# A config may have more patterns than ``re`` keeps.
+_compiled = lru_cache(maxsize=4096)(re.compile)
 
 
 def _one_of(raw: Mapping[str, Any], key: str, default: object, allowed: tuple[Any, ...]) -> Any:

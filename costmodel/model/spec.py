@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodel.model.checks import check_choice, check_least
+from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.norm_spec import NormSpec
 from profiles.errors import InputError
@@ -99,6 +100,8 @@ class ModelSpec:
         For each layer, the number of its kind.
     dtype
         The dtype that the model computes in.
+    encoded
+        The matrices outside of layers that are encoded: all rows of each, in order.
     """
 
     name: str
@@ -112,6 +115,7 @@ class ModelSpec:
     final_norm: NormSpec = NormSpec()  # noqa: RUF009  # frozen
     head: HeadSpec = HeadSpec()
     dtype: str = "bfloat16"
+    encoded: tuple[EncodedRows, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("model dtype", self.dtype, tuple(DTYPE_BYTES))
@@ -160,6 +164,11 @@ class ModelSpec:
     def dtype_bytes(self) -> int:
         """Bytes of one element in the compute dtype."""
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether any matrix is encoded."""
+        return bool(self.encoded) or any(kind.encoded for kind in self.layer_kinds)
 
     @property
     def full_bits(self) -> int:

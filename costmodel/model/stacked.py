@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from costmodel.model.layer_spec import LayerSpec
 from profiles.errors import InputError
 
 
@@ -81,3 +82,10 @@ class StackedTensor:
                 ends_matrix=part == count - 1,
             )
             yield strides, rows // count
+
+
+def stacked_rows(layer: LayerSpec, name: str, num_rows: int, num_parts: int) -> tuple[int, ...]:
+    """Return the rows of each module that is stacked to make one of our tensors."""
+    if name.startswith("qkv.") and num_parts > 1:
+        return layer.attention.qkv_parts
+    return (num_rows // num_parts,) * num_parts

@@ -35,12 +35,15 @@ class Permitted:
         Quantized elements that share a scale.
     sparsity
         Least fraction of the keys that each query of decode attends to; 1 is dense attention.
+    requantizes
+        Whether ``weight_bits`` below 16 may quantize a model again whose checkpoint is quantized.
     """
 
     weight_bits: tuple[int, ...] = (FULL_BITS,)
     cache_bits: tuple[int, ...] = (FULL_BITS,)
     group_size: int = DEFAULT_GROUP_SIZE
     sparsity: float = 1.0
+    requantizes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "cache_bits"):
@@ -70,8 +73,16 @@ class Permitted:
 DEFAULT_PERMITTED = Permitted()
 
 
-def check_permitted(permitted: Permitted, hardware: HardwareProfile) -> None:
-    """Refuse quantization on a machine without a rate of unpacking."""
+def check_permitted(permitted: Permitted, hardware: HardwareProfile, model: ModelSpec) -> None:
+    """Refuse quantization on a machine without a rate of unpacking, and a second one unasked."""
+    fewest = min(permitted.weight_bits)
+    if model.is_encoded and fewest < FULL_BITS and not permitted.requantizes:
+        raise InputError(
+            "--weight-bits",
+            got=fewest,
+            allowed=f"16, because {model.name} is quantized and keeps its bits",
+            hint="--requantize to quantize it a second time",
+        )
     if permitted.packs and not hardware.knows_unpacking:
         raise InputError(
             "--weight-bits and --cache-bits",

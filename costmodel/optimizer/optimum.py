@@ -141,7 +141,7 @@ class Search:
             When nothing fits: the tiers that are short, the missing bytes, and enough budgets.
         """
         hardware, machine, tree = self.hardware, self._machine, self._tree
-        check_permitted(permitted, hardware)
+        check_permitted(permitted, hardware, self._model)
         tree.plant(self._new_problems(machine, permitted), self._table(machine))
         if machine.has_gpu and not machine.is_emulated:
             # A GPU with little memory can be slower than none, if only rarely.
@@ -224,7 +224,10 @@ def _least_seconds(hardware: HardwareProfile, model: ModelSpec, workload: Worklo
     # In prefill, the last layer finishes each prompt's last token only.
     tokens = workload.num_positions
     flop = 2 * (sum(elements) * tokens + last * workload.gen_len)
-    return flop / hardware.compute.matmul[model.dtype].peak
+    rates = hardware.compute
+    encoded = rates.encoded_matmul.values() if model.is_encoded else ()
+    peak = max(curve.peak for curve in (rates.matmul[model.dtype], *encoded))
+    return float(flop / peak)
 
 
 def _reason_of(

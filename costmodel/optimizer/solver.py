@@ -89,14 +89,17 @@ def minimize(program: LinearProgram) -> Optimum:
     if not hasattr(_local, "highs"):
         _local.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         _local.highs.setOptionValue("output_flag", False)
+        _local.options = None
     highs = _local.highs
     rows, columns = np.nonzero(program.matrix)
     num_rows, num_columns = program.matrix.shape
     starts = np.searchsorted(rows, np.arange(num_rows + 1)).astype(np.int32)
     status = statuses.kNotset
     for options in SOLVER_OPTIONS:
-        for name, value in options.items():
-            highs.setOptionValue(name, value)
+        if _local.options is not options:
+            for name, value in options.items():
+                highs.setOptionValue(name, value)
+            _local.options = options
         highs.passModel(
             num_columns,
             num_rows,

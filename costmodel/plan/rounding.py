@@ -111,12 +111,13 @@ def _weight_fractions(policy: Policy) -> dict[str, Placement]:
     for layer in {id(layer): layer for layer in layers}.values():
         for component in layer.components:
             placement, count = policy.weights[component.name], counts[id(layer)]
-            cuts = [cut_component(component, placement)] * count
+            cuts, times = [cut_component(component, placement)], count
             if component.is_experts:
-                cuts = deal_units(component, placement, count)
-            for cut in cuts:
-                for i, size in enumerate((cut.gpu_end, cut.disk_bytes, cut.num_bytes)):
-                    sums[component.name][i] += size
+                cuts, times = deal_units(component, placement, count), 1
+            of_name = sums[component.name]
+            of_name[0] += times * sum(cut.gpu_end for cut in cuts)
+            of_name[1] += times * sum(cut.disk_bytes for cut in cuts)
+            of_name[2] += count * component.num_bytes
     return {
         name: _fractions(gpu / total, disk / total) for name, (gpu, disk, total) in sums.items()
     }
@@ -126,8 +127,10 @@ def _share_in_place(policy: Policy) -> float:
     """Return the fraction of the experts in CPU memory that the CPU multiplies in place."""
     placed = place_weights(policy, has_gpu=True) if policy.cpu_experts else ()
     experts = [c for layer in placed for c in layer if c.layout.is_experts]
-    in_memory = sum(component.cut.cpu_bytes for component in experts)
-    return sum(c.bytes_in_place for c in experts) / in_memory if in_memory else policy.cpu_experts
+    # Counted, because experts of one layer may have more bytes than those of another.
+    in_memory = sum(c.cut.cpu_bytes // c.layout.unit_bytes for c in experts)
+    in_place = sum(len(c.units_in_place) for c in experts)
+    return in_place / in_memory if in_memory else policy.cpu_experts
 
 
 def overall_weights(policy: Policy) -> Placement:

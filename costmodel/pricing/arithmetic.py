@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.pricing.experts import expert_rows, experts_of, touched_elements
+from costmodel.pricing.experts import expert_rows, experts_of
+from costmodel.pricing.matrices import UNPACKED_BYTES, is_direct, is_real_gpu, matmul_rate
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.sizes import LayerKind
 from costmodel.pricing.stages import Stage
@@ -20,8 +21,6 @@ from profiles.compute_rates import ComputeRates
 SAMPLING_PASSES = 3
 # Passes over float32 logits to score a token: their exponentials are also summed.
 SCORING_PASSES = 5
-# Rates of unpacking count two bytes an element, for every dtype of the result.
-UNPACKED_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                 if experts is not None and component.is_experts:
                     flop *= experts.experts_per_token
                     rows = tuple(expert_rows(experts, n) for n in rows)
-                rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+                rate = matmul_rate(problem, stage, rates, rows, tensor)
                 first = _share_before_attention(tensor.name, kind.spec.attention, stage)
                 sums["project"] += first * flop * tokens / rate
                 sums[part] += (1 - first) * flop * count / rate
@@ -86,23 +85,22 @@ def _reordering_seconds(
 ) -> float:
     """Return the seconds of transposing the key rows of latent attention on a CPU, per sequence.
 
-    Each batch of decode does so. Where packed weights are multiplied directly, these matrices are
-    unpacked too.
+    Each batch of decode does so. Where packed or encoded weights are multiplied directly, these
+    matrices are unpacked too.
     """
     latent, rate = kind.spec.attention.latent, rates.unpack_rate(problem.weight_bits)
     if latent is None or stage.is_prefill or not rate:
         return 0.0
-    rows = 0 if _is_real_gpu(problem, rates) else latent.nope_dim
-    if problem.packs_weights and _is_direct(problem, stage, rates):
+    on_gpu = is_real_gpu(problem, rates)
+    rows = 0 if on_gpu else latent.nope_dim
+    if problem.packs_weights and is_direct(problem, stage, rates):
         rows += latent.nope_dim + latent.value_dim
-    num_bytes = kind.spec.attention.num_heads * rows * latent.rank * UNPACKED_BYTES
-    return num_bytes / rate * stage.passes / stage.sequences_at_once
-
-
-def _is_real_gpu(problem: Problem, rates: ComputeRates) -> bool:
-    """Whether these are the rates of a GPU that is not emulated."""
-    gpu = problem.hardware.gpu
-    return gpu is not None and not gpu.emulated and rates is gpu.compute
+    seconds = kind.spec.attention.num_heads * rows * latent.rank / rate
+    for component in kind.components:
+        for tensor in component.tensors:
+            if tensor.name == "kv_b.weight" and tensor.encoding is not None and not on_gpu:
+                seconds += tensor.num_elements / rates.encoded_unpack_rate(tensor.encoding.kind)
+    return seconds * UNPACKED_BYTES * stage.passes / stage.sequences_at_once
 
 
 def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
@@ -113,87 +111,15 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
         matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
         for tensor in matrices:
-            rate = _matmul_rate(problem, stage, rates, rows, tensor.shape[1])
+            rate = matmul_rate(problem, stage, rates, rows, tensor)
             seconds += flop * tensor.num_elements / rate
     return seconds
-
-
-def in_place_bytes(problem: Problem, stage: Stage) -> float:
-    """Stored bytes of the experts that one visit of all layers needs."""
-    packed = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
-    return touched_elements(problem, stage) * packed
-
-
-def projected_share(problem: Problem) -> float:
-    """Share of the unpacked weights that is multiplied before attention."""
-    first = sum(
-        kind.count * tensor.num_elements
-        for kind in problem.layer_kinds
-        for component in kind.components
-        for tensor in component.tensors
-        if tensor.name in ("qkv.weight", "q_b.weight", "kv_b.weight")
-    )
-    return first / problem.sizes.staged_elements
-
-
-def _matmul_rate(
-    problem: Problem, stage: Stage, rates: ComputeRates, rows: tuple[float, ...], width: int
-) -> float:
-    packed = _is_direct(problem, stage, rates)
-    dtype = problem.model.dtype
-    return max(rates.matmul_rate(dtype, count, width, packed=packed) for count in rows)
-
-
-def _is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
-    """Whether packed weights are multiplied without unpacking them first."""
-    return not stage.is_prefill and problem.multiplies_packed(rates)
-
-
-def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking all packed weights but experts once in every pass."""
-    if not problem.packs_weights or _is_direct(problem, stage, rates):
-        return 0.0
-    num_bytes = problem.sizes.staged_elements * UNPACKED_BYTES * problem.loads_per_block
-    return num_bytes * stage.passes / rates.unpack_rate(problem.weight_bits)
-
-
-def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of unpacking the experts that each visit needs, per sequence."""
-    if not problem.packs_weights or _is_direct(problem, stage, rates):
-        return 0.0
-    num_bytes = touched_elements(problem, stage) * UNPACKED_BYTES
-    return num_bytes * expert_visits(stage) / rates.unpack_rate(problem.weight_bits)
 
 
 def expert_visits(stage: Stage) -> float:
     """Visits of each mixture of experts in a stage, per sequence."""
     at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
     return stage.passes / at_once
-
-
-def multiplied_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of all weights but experts that the CPU reads to multiply one batch."""
-    return problem.sizes.staged_elements * _element_bytes(problem, stage)
-
-
-def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the needed experts that the CPU reads to multiply in one visit of all layers."""
-    return touched_elements(problem, stage) * _element_bytes(problem, stage)
-
-
-def _element_bytes(problem: Problem, stage: Stage) -> float:
-    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
-        return problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
-    return problem.model.dtype_bytes
-
-
-def unpacking_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes that are read and written to unpack all weights but experts once in every pass."""
-    if not problem.packs_weights or _is_direct(problem, stage, problem.hardware.cpu.compute):
-        return 0.0
-    packed_share = problem.sizes.staged_weight_bytes / problem.sizes.all_staged_elements
-    num_bytes = problem.sizes.staged_elements * (packed_share + problem.model.dtype_bytes)
-    return num_bytes * stage.passes * problem.loads_per_block
 
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:
@@ -272,9 +198,10 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
-    rate = _matmul_rate(problem, stage, rates, (batch,), model.head_width)
+    matrix = problem.sizes.head_matrix
+    rate = matmul_rate(problem, stage, rates, (batch,), matrix)
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
-    rate = _matmul_rate(problem, stage, rates, (SCORED_ROWS,), model.head_width)
+    rate = matmul_rate(problem, stage, rates, (SCORED_ROWS,), matrix)
     scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
     return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
 
@@ -286,7 +213,7 @@ def _read_share(problem: Problem, kind: LayerKind, rates: ComputeRates) -> float
     taken for independent. Where new tokens replace old ones, it reads all values for their mean. A
     GPU reads the whole cache, and moves between tiers are of all of it.
     """
-    on_gpu = _is_real_gpu(problem, rates)
+    on_gpu = is_real_gpu(problem, rates)
     # A measured rate counts the bytes of the whole cache.
     context_len = problem.workload.context_len
     is_ring = kind.cache.num_slots(context_len) < context_len

@@ -37,6 +37,15 @@ def touched_elements(problem: Problem, stage: Stage) -> float:
     )
 
 
+def touched_bytes(problem: Problem, stage: Stage) -> float:
+    """Return the stored bytes of the experts that one visit of all layers needs."""
+    tokens = max(stage.expert_tokens)
+    return sum(
+        count * experts.touched(tokens) * component.unit_bytes
+        for experts, component, count in experts_of(problem)
+    )
+
+
 def demanded_share(problem: Problem) -> float:
     """Return the bytes that a pass of decode loads on demand, as a multiple of all experts' bytes.
 

@@ -17,18 +17,19 @@ from costmodel.pricing.arithmetic import (
     attention_seconds,
     expert_visits,
     head_seconds,
-    in_place_bytes,
     matmul_seconds,
+    routed_seconds,
+)
+from costmodel.pricing.experts import demanded_share, touched_bytes
+from costmodel.pricing.linear_form import Quantity, total
+from costmodel.pricing.matrices import (
     multiplied_bytes,
     multiplied_expert_bytes,
     projected_share,
-    routed_seconds,
     unpack_experts_seconds,
     unpack_weights_seconds,
     unpacking_bytes,
 )
-from costmodel.pricing.experts import demanded_share
-from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
 from costmodel.pricing.stages import Stage, read_cache_bytes, stored_cache_bytes
@@ -225,7 +226,7 @@ def _cpu_work_beside_gpu(
         num_mixtures = problem.sizes.num_visits - problem.model.num_layers
         visits = expert_visits(stage)
         run = run + shares.whole * (num_mixtures * cpu.compute.task_overhead_s * visits)
-        run_bytes = shares.experts_in_place * (in_place_bytes(problem, stage) * visits)
+        run_bytes = shares.experts_in_place * (touched_bytes(problem, stage) * visits)
     return (
         TaskWork("attend", "cpu_compute", attend, attend_bytes),
         TaskWork("run_experts", "cpu_compute", run, run_bytes),
@@ -285,8 +286,8 @@ def _layer_seconds(
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
     num_mixtures = problem.sizes.num_visits - problem.model.num_layers
-    experts_s = products.experts + unpack_experts_seconds(problem, stage, rates)
-    experts_s += num_mixtures * rates.task_overhead_s * expert_visits(stage)
+    visit_s = unpack_experts_seconds(problem, stage, rates) + num_mixtures * rates.task_overhead_s
+    experts_s = products.experts + visit_s * expert_visits(stage)
     attention = attended * attention_seconds(problem, stage, rates)
     if stage.is_prefill:
         attention = whole * attention_seconds(problem, stage, rates)

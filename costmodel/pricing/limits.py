@@ -49,20 +49,34 @@ def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> di
     The limit of a channel is its busy seconds. ``unhidden_share``, a result of calibration, adds a
     part of the other channels' seconds.
     """
-    forms = limit_forms(problem, stage)
-    return {name: shares.value_of(form) for name, form in forms.items()}
+    limits = _limits(problem, shares, stage, stage_work(problem, shares, stage))
+    alone = shares.of_one_batch(problem.gpu_batch_size)
+    return limits | {ONE_BATCH: _in_series(stage_work(problem, alone, stage))}
 
 
 def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     """Return the limits of a stage as linear forms of the shares."""
     units = unit_shares(problem.components)
     work = stage_work(problem, units, stage)
+    # Composing two forms takes less time than evaluating all work on other forms.
+    alone = units.of_one_batch(problem.gpu_batch_size).value_of(_in_series(work))
+    return _limits(problem, units, stage, work) | {ONE_BATCH: alone}
+
+
+def _in_series(work: Sequence[TaskWork[Quantity]]) -> Quantity:
+    return total(w.seconds for w in work if w.kind in IN_SERIES)
+
+
+def _limits(
+    problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
+) -> dict[str, Quantity]:
+    """Return all limits but that of one batch in series."""
     busy = channel_seconds(work)
     limits = dict(busy)
     if stage.is_prefill:
         # Computing starts when the first layer's weights are loaded.
         name = _compute_channel(problem)
-        limits[name] = limits[name] + _fill_seconds(problem, units)
+        limits[name] = limits[name] + _fill_seconds(problem, shares)
     if unhidden := problem.hardware.unhidden_share:
         of_all = total(limits.values())
         limits = {name: s * (1 - unhidden) + of_all * unhidden for name, s in limits.items()}
@@ -75,18 +89,17 @@ def limit_forms(problem: Problem, stage: Stage) -> dict[str, LinearForm]:
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
-    alone = units.of_one_batch(problem.gpu_batch_size)
     if problem.loads_on_demand and not stage.is_prefill:
         # Computing waits for loads on demand. A piece is sent while the next one is read; where the
         # number of batches is open, the largest number of pieces counts.
         late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
         pieces = num_weight_pieces(problem.num_batches[1])
         for i, name in enumerate(ON_DEMAND[: len(late)]):
-            rest = (seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :])
-            limits[name] = total([busy[_compute_channel(problem)], late[i], *rest])
+            waited: list[Quantity] = [busy[_compute_channel(problem)], late[i]]
+            waited += [seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :]]
+            limits[name] = total(waited)
     if problem.cpu_experts and not stage.is_prefill:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
-    limits[ONE_BATCH] = alone.value_of(total(w.seconds for w in work if w.kind in IN_SERIES))
     return limits
 
 

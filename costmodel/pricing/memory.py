@@ -293,7 +293,7 @@ def _scored_tile_bytes(problem: Problem) -> int:
 
 def _unpacked_weight_bytes(problem: Problem) -> int:
     """Count the bytes of the buffer for the unpacked matrices of the current layer."""
-    if not problem.packs_weights:
+    if not problem.unpacks_layers:
         return 0
     components = [layer.components for layer in problem.sizes.staged_layers.values()]
     # Experts are unpacked one at a time.

@@ -58,6 +58,12 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
     )
 
 
+def policy_peaks(policy: Policy, hardware: HardwareProfile) -> dict[str, int]:
+    """Return the peak of each tier in bytes, see ``estimate``."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    return peak_bytes(problem_of(policy, hardware), shares_of(policy))
+
+
 def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage, float]]:
     """Return the stages of one block with their seconds."""
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
@@ -190,6 +196,14 @@ def check_work(model: ModelSpec, workload: Workload, hardware: HardwareProfile) 
     if model.dtype not in known:
         raise InputError(
             f"dtype on {hardware.name}", got=model.dtype, allowed=", ".join(known), hint="--dtype"
+        )
+    gpu = hardware.gpu
+    if model.is_encoded and gpu and hardware.uses_cuda and not gpu.compute.unpack_bytes_per_s:
+        raise InputError(
+            f"{model.name}, which is stored in few bits",
+            got=f"{hardware.name}, without the rate of unpacking",
+            allowed="a machine with that rate",
+            hint=called("profiles.measure"),
         )
     total = workload.num_positions
     if total > model.max_positions:

@@ -103,10 +103,23 @@ class Problem:
         """Whether weights are quantized and unpacked for every load."""
         return (self.weight_bits or self.model.full_bits) < self.model.full_bits
 
+    @property
+    def keeps_encodings(self) -> bool:
+        """Whether weights are stored encoded, as the checkpoint has them."""
+        return self.model.is_encoded and not self.packs_weights
+
     def multiplies_packed(self, rates: ComputeRates) -> bool:
         """Whether decode on a device with these rates multiplies weights without unpacking them."""
         few = self.weight_bits == 4 and self.gpu_batch_size <= DIRECT_ROWS
         return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
+
+    @property
+    def unpacks_layers(self) -> bool:
+        """Whether a layer's compressed matrices are unpacked at some time, for all batches.
+
+        A CPU multiplies those that the checkpoint has encoded directly; a GPU does not.
+        """
+        return self.packs_weights or (self.model.is_encoded and self.hardware.uses_cuda)
 
     @property
     def packs_cache(self) -> bool:

@@ -38,7 +38,7 @@ def _curve(curve: RateCurve, factor: float) -> RateCurve:
 
 
 def _all(rates: Mapping[str, float], factor: float) -> dict[str, float]:
-    return {dtype: rate * factor for dtype, rate in rates.items()}
+    return {name: rate * factor for name, rate in rates.items()}
 
 
 def _link(link: Link, factor: float) -> Link:
@@ -56,6 +56,7 @@ def _matmul(rates: ComputeRates, factor: float) -> ComputeRates:
         packed_matmul={d: _curve(c, factor) for d, c in rates.packed_matmul.items()},
         narrow_matmul={d: _curve(c, factor) for d, c in rates.narrow_matmul.items()},
         narrow_packed_matmul={d: _curve(c, factor) for d, c in rates.narrow_packed_matmul.items()},
+        encoded_matmul={kind: _curve(c, factor) for kind, c in rates.encoded_matmul.items()},
     )
 
 
@@ -75,6 +76,7 @@ def _unpacking(rates: ComputeRates, factor: float) -> ComputeRates:
         rates,
         unpack_bytes_per_s=rates.unpack_bytes_per_s * factor,
         unpack_8bit_bytes_per_s=rates.unpack_8bit_bytes_per_s * factor,
+        encoded_unpack_bytes_per_s=_all(rates.encoded_unpack_bytes_per_s, factor),
     )
 
 
@@ -142,7 +144,7 @@ def with_one_dtype(hardware: HardwareProfile, dtype: str) -> HardwareProfile:
         of_dtype: dict[str, Any] = {}
         for field in fields(rates):
             table = getattr(rates, field.name)
-            if isinstance(table, Mapping):
+            if isinstance(table, Mapping) and rates.matmul.keys() & table.keys():
                 of_dtype[field.name] = {k: value for k, value in table.items() if k == dtype}
         return replace(rates, **of_dtype)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from costmodel.model.cache import CacheSpec, cache_of
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_layout import TensorLayout
+from profiles.encodings import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class LayerKind:
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
     """Layouts and bytes of a model whose weights are stored with ``weight_bits`` an element;
-    ``None`` stands for the model's own dtype."""
+    ``None`` stands for the model's own dtype, or its encodings."""
 
     model: ModelSpec
     weight_bits: int | None
@@ -60,16 +63,19 @@ class ModelSizes:
     def staged_layers(self) -> dict[str, LayerLayout]:
         """The layers that staging buffers must have room for, by the names of their components.
 
-        Of layers with the same components the largest counts. The embedding is never staged.
+        Of layers with the same components, the largest of each counts: the encodings of one layer
+        may have more bits in its attention, those of another in its MLP. The embedding is never
+        staged.
         """
         largest: dict[str, LayerLayout] = {}
         for layer in self.distinct_layers:
-            names = {component.name for component in layer.components}
-            name = " and ".join(sorted(names))
-            if layer.kind != "embed" and (
-                name not in largest or largest[name].num_bytes < layer.num_bytes
-            ):
-                largest[name] = layer
+            if layer.kind == "embed":
+                continue
+            name = " and ".join(sorted(component.name for component in layer.components))
+            other = largest.get(name, layer)
+            pairs = zip(other.components, layer.components, strict=True)
+            parts = tuple(b if a.num_bytes < b.num_bytes else a for a, b in pairs)
+            largest[name] = replace(layer, components=parts)
         return largest
 
     @property
@@ -78,9 +84,9 @@ class ModelSizes:
         return [name for name in self.model.component_names if name != "embedding"]
 
     @cached_property
-    def staged_weight_bytes(self) -> int:
-        """Bytes of all layers that are staged."""
-        return sum(self.component_bytes[name] for name in self.staged_components)
+    def staged_bytes(self) -> int:
+        """Bytes of all staged layers, without experts."""
+        return sum(c.num_bytes for c in self._staged_parts if not c.is_experts)
 
     @cached_property
     def staged_elements(self) -> int:
@@ -88,9 +94,20 @@ class ModelSizes:
         return sum(c.num_matrix_elements for c in self._staged_parts if not c.is_experts)
 
     @cached_property
-    def all_staged_elements(self) -> int:
-        """The same with experts."""
-        return sum(c.num_matrix_elements for c in self._staged_parts)
+    def encoded_elements(self) -> dict[Kind, int]:
+        """Those of them that are encoded, by the kind of their encoding."""
+        counts: Counter[Kind] = Counter()
+        for component in self._staged_parts:
+            for tensor in () if component.is_experts else component.tensors:
+                if tensor.encoding is not None:
+                    counts[tensor.encoding.kind] += tensor.num_elements
+        return dict(counts)
+
+    @property
+    def head_matrix(self) -> TensorLayout:
+        """The matrix of a chunk of the head."""
+        (head,) = self.staged_layers["head"].components
+        return head.tensors[-1]
 
     @property
     def _staged_parts(self) -> Iterator[ComponentLayout]:

@@ -6,8 +6,9 @@ from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_layout import TensorLayout
 from costmodel.pricing.problem import Problem
-from profiles.packing import UNPACKED_AT_ONCE_BYTES
+from profiles.packing import DECODED_AT_ONCE_BYTES, UNPACKED_AT_ONCE_BYTES
 from profiles.product_parts import wide_bytes
 from profiles.units import MIB
 
@@ -76,6 +77,9 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     beside = CUDA_LIBRARY_BYTES
     if not problem.hardware.uses_cuda:
         beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
+    if problem.keeps_encodings:
+        beside += DECODED_AT_ONCE_BYTES
+        needed += _sorted_bytes(problem, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
 
 
@@ -165,17 +169,28 @@ def _tile_bytes(problem: Problem, attention: AttentionSpec) -> int:
 
 
 def _wide_bytes(problem: Problem, num_tokens: int) -> int:
-    """Count the bytes of 16-bit operands that products convert to float32, as most CPUs must."""
-    if problem.model.dtype == "float32":
+    """Count the bytes of operands that products convert to float32: of 16 bits, as most CPUs must,
+    and encoded ones."""
+    if problem.model.dtype == "float32" and not problem.keeps_encodings:
         return 0
-    in_features = max(
-        tensor.shape[1]
-        for layer in problem.sizes.staged_layers.values()
-        for component in layer.components
-        for tensor in component.tensors
-        if len(tensor.shape) == 2
-    )
+    in_features = max(tensor.shape[1] for tensor in _staged_matrices(problem))
     return wide_bytes(num_tokens, in_features, num_threads=problem.hardware.cpu.num_cores)
+
+
+def _sorted_bytes(problem: Problem, num_tokens: int) -> int:
+    """Count the bytes of a product's copy for a matrix whose inputs are sorted: a CPU sorts those
+    of the tokens, a GPU unpacks the matrix twice."""
+    matrices = [tensor for tensor in _staged_matrices(problem) if tensor.is_sorted]
+    elements = [
+        t.num_elements if problem.hardware.uses_cuda else num_tokens * t.shape[1] for t in matrices
+    ]
+    return max(elements, default=0) * problem.model.dtype_bytes
+
+
+def _staged_matrices(problem: Problem) -> list[TensorLayout]:
+    layers = [layer for layer in problem.sizes.distinct_layers if layer.kind != "embed"]
+    tensors = [t for layer in layers for c in layer.components for t in c.tensors]
+    return [tensor for tensor in tensors if len(tensor.shape) == 2]
 
 
 def _unpacked_cache_bytes(problem: Problem, phase: str) -> int:

@@ -37,6 +37,7 @@ def purchases_of_policy(policy: Policy, hardware: HardwareProfile) -> Purchases:
             cache_bits=(cache_bits,),
             group_size=policy.group_size,
             sparsity=policy.attention_sparsity,
+            requantizes=True,
         )
         search = Search(hardware, policy.model, policy.workload)
         result = search.run(permitted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from costmodel.cli.palette import BUFFER_COLORS, OTHER_BUFFERS, TIER_COLORS, TIER_NAMES
 from costmodel.cli.policy_report import placed_bytes, tiers_of
+from costmodel.cli.stored_weights import told_weights
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import peak_buffers
 from costmodel.report.charts import Bars, draw_bars
@@ -58,9 +59,9 @@ def _placement_text(plan: Plan) -> list[str]:
         )
     if policy.cpu_experts and policy.weights.get("experts") is not None:
         text.append(f"The CPU multiplies {policy.cpu_experts:.0%} of the experts in its memory.")
-    if policy.is_compressed:
+    if policy.is_compressed or policy.model.is_encoded:
         text.append(
-            f"Weights have {policy.weight_bits} bits and the cache {policy.cache_bits} bits."
+            f"Weights are {told_weights(policy)}. The cache has {policy.cache_bits} bits."
             f" A query attends to {policy.attention_sparsity:.0%} of the keys."
         )
     return text

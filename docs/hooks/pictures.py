@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from costmodel.cli.palette import BUFFER_COLORS, TASK_COLORS, TIER_COLORS, content_of_task
 from costmodel.cli.palette import CURVE_COLORS as COLORS
 from costmodel.cli.plots import draw_channels, draw_memory
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import SearchResult, search
 from costmodel.plan.policy import TIERS
 from costmodel.plan.workload import Workload

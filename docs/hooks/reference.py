@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from costmodel.families import family_named, family_names, preset_names
 from costmodel.families._text_parts import TEXT_PARTS
+from costmodel.gguf.archs import ARCHS
 from profiles import zigzag
 from profiles.command import Parser
 
@@ -52,6 +53,11 @@ def family_list() -> str:
     ]
     outer = ", ".join(f"`{name}`" for name in sorted(TEXT_PARTS))
     return "\n\n".join([*lines, f"The decoder of text in models for images: {outer}."])
+
+
+def arch_list() -> str:
+    """Return the architectures of GGUF, sorted."""
+    return ", ".join(f"`{name}`" for name in sorted(ARCHS)) + "."
 
 
 def preset_list() -> str:

@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": reference.command_table,
     "families": reference.family_list,
     "presets": reference.preset_list,
+    "architectures": reference.arch_list,
     "searched": lambda: pictures.SEARCHED,
     **{f"names of {name}": partial(reference.python_names, name) for name in reference.PACKAGES},
 }

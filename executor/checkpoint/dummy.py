@@ -12,8 +12,8 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ from costmodel.families import spec_from_config
 from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import Strides
+from executor.checkpoint.dummy_rows import dummy_rows
+from executor.checkpoint.row_reader import fill_component
 from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
 from executor.checkpoint.tensor_parts import TensorPart, component_parts, overlaps
+from profiles.compute_plan import DTYPES
+from profiles.errors import InputError
 from profiles.files import write_json
 from profiles.units import GIB
 
@@ -56,9 +60,23 @@ class DummyCheckpoint:
         self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
     ) -> None:
         """Make part of one component (see ``WeightSource.read_range``)."""
-        out.zero_()
-        for part, first, target in overlaps(self.spec, index, layout, start, out):
+        names = {t.name for t in layout.tensors if t.encoding is not None}
+        encoded = tuple(t for t in layout.tensors if t.matrix_name in names)
+        fill_component(
+            replace(layout, tensors=encoded),
+            start,
+            out,
+            partial(dummy_rows, layout, f"{index}.{layout.first_row}", self._fill_bytes),
+            DTYPES[self.spec.dtype],
+        )
+        plain = replace(layout, tensors=tuple(t for t in layout.tensors if t not in encoded))
+        for part, first, target in overlaps(self.spec, index, plain, start, out):
             _fill(target, part, self.seed, first)
+
+    def _fill_bytes(self, name: str, first: int, target: torch.Tensor) -> None:
+        """Fill uint8 ``target`` with the bytes of a tensor's pattern from ``first`` on."""
+        pattern = _pattern(self.seed, torch.float32).view(torch.uint8)
+        _repeat(target, pattern, _place_of(self.seed, name) + first)
 
 
 def write_random_checkpoint(
@@ -71,6 +89,10 @@ def write_random_checkpoint(
     are dropped from the page cache, so the next read is a read of the disk.
     """
     spec = spec_from_config(config, name=folder.name)
+    if spec.is_encoded:
+        raise InputError(
+            "random checkpoint", got="a quantization_config", allowed="a config without one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     shards = list(_shards(spec, shard_bytes))
@@ -150,15 +172,24 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         target.fill_(1.0)
         return
     pattern = _pattern(seed, target.dtype)
-    digest = hashlib.sha256(f"{seed} {part.name}".encode()).digest()
-    place = int.from_bytes(digest[:8], "little") % PATTERN_LENGTH + part.first_element
+    place = _place_of(seed, part.name) + part.first_element
     if part.strides is not None and not part.strides.is_contiguous:
         _fill_strided(target, pattern, place, part.strides, first_element)
         return
-    place += first_element
+    _repeat(target, pattern, place + first_element)
+
+
+def _place_of(seed: int, name: str) -> int:
+    """Return where the pattern of a tensor begins."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") % PATTERN_LENGTH
+
+
+def _repeat(target: torch.Tensor, pattern: torch.Tensor, place: int) -> None:
+    """Fill ``target`` with a pattern from ``place`` on, which begins again at its end."""
     done = 0
     while done < target.numel():
-        start = (place + done) % PATTERN_LENGTH
+        start = (place + done) % len(pattern)
         piece = pattern[start : start + target.numel() - done]
         target[done : done + piece.numel()] = piece
         done += piece.numel()

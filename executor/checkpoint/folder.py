@@ -10,16 +10,30 @@ import hashlib
 import logging
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from costmodel.families import CHECKPOINT_FOLDER, family_named, is_text_part, spec_from_config
+from costmodel.families import (
+    CHECKPOINT_FOLDER,
+    family_named,
+    is_text_part,
+    quantized_weights,
+    spec_from_config,
+)
 from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
+from costmodel.model.tensor_layout import TensorLayout
 from executor.checkpoint.language_part import language_part
+from executor.checkpoint.quantized_matrices import (
+    QuantizedMatrices,
+    find_quantized,
+    scale_dtype,
+)
+from executor.checkpoint.row_reader import fill_component
 from executor.checkpoint.safetensors_file import drop_pages
 from executor.checkpoint.stored_tensors import StoredTensors, contents_digest
 from executor.checkpoint.tensor_parts import needed_shapes, overlaps
@@ -29,6 +43,7 @@ from executor.checkpoint.tensor_reads import (
     read_elements,
     read_strided,
 )
+from profiles.compute_plan import DTYPES
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 
@@ -68,7 +83,9 @@ class Checkpoint:
     Parameters
     ----------
     tensors
-        The needed tensors, by their names in transformers' causal model.
+        The needed plain tensors, by their names in transformers' causal model.
+    quantized
+        The matrices that its files have in few bits.
     contents
         The digest of the tensors when the folder was opened.
     """
@@ -77,6 +94,7 @@ class Checkpoint:
     spec: ModelSpec
     tensors: Mapping[str, TensorEntry]
     contents: str
+    quantized: QuantizedMatrices = QuantizedMatrices()  # noqa: RUF009  # frozen
 
     @classmethod
     def open(cls, folder: Path, dtype: str | None = None) -> Checkpoint:
@@ -98,8 +116,7 @@ class Checkpoint:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            got = "a GGUF file" if folder.suffix == ".gguf" else "no such folder"
-            raise InputError(f"model {folder}", got=got, allowed=CHECKPOINT_FOLDER)
+            raise InputError(f"model {folder}", got="no such folder", allowed=CHECKPOINT_FOLDER)
         raw = read_json(folder / "config.json", "model config", takes_infinity=True)
         if (folder / ADAPTER_NAME).exists():
             raise InputError(
@@ -114,11 +131,18 @@ class Checkpoint:
             dtype = stored.dtype
         if is_text_part(raw):
             stored = language_part(stored)
+        quantized = QuantizedMatrices()
+        if (how := quantized_weights(raw, spec)) is not None:
+            scales = scale_dtype(stored, how)
+            spec = spec_from_config(raw, name=spec.name, scales=scales)
+            quantized = find_quantized(stored, spec, how.with_scales(scales) if scales else how)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
-        spec, tensors = _find_tensors(stored, spec)
-        contents = contents_digest(tensors)
-        return cls(folder=folder, spec=spec, tensors=tensors, contents=contents)
+        spec, tensors = _find_tensors(stored, spec, quantized)
+        checkpoint = cls(
+            folder=folder, spec=spec, tensors=tensors, contents="", quantized=quantized
+        )
+        return replace(checkpoint, contents=checkpoint._digest())
 
     def in_dtype(self, dtype: str) -> Checkpoint:
         """Return the same weights with another compute dtype."""
@@ -131,7 +155,7 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raise ``RunError`` where the files have changed since the folder was opened."""
-        if contents_digest(self.tensors) != self.contents:
+        if self._digest() != self.contents:
             raise RunError(
                 f"checkpoint {self.folder}: it changed while it was read; try: run again"
             )
@@ -141,9 +165,17 @@ class Checkpoint:
     ) -> None:
         """Read part of one component (see ``WeightSource.read_range``); scratch is at most
         16 MiB."""
-        # For the padding between tensors: a component's bytes depend on its weights only.
-        out.zero_()
-        for part, first, target in overlaps(self.spec, index, layout, start, out):
+        quantized = [t for t in layout.tensors if self._is_quantized(index, layout, t)]
+        # Padding is zero: a component's bytes depend on its weights only.
+        fill_component(
+            replace(layout, tensors=tuple(quantized)),
+            start,
+            out,
+            partial(self.quantized.rows_of, self.spec, index, layout, self.tensors),
+            DTYPES[self.spec.dtype],
+        )
+        plain = replace(layout, tensors=tuple(t for t in layout.tensors if t not in quantized))
+        for part, first, target in overlaps(self.spec, index, plain, start, out):
             entry = self.tensors[part.name]
             if part.strides is None or part.strides.is_contiguous:
                 read_elements(entry, part.first_element + first, target)
@@ -152,15 +184,25 @@ class Checkpoint:
                 if part.strides.ends_matrix and first + len(target) == part.num_elements:
                     drop_pages(entry)
 
+    def _is_quantized(self, index: int, layout: ComponentLayout, tensor: TensorLayout) -> bool:
+        name = tensor.matrix_name
+        # Beside vectors that stand alone, vectors are parts of a matrix.
+        is_part = len(tensor.shape) == 2 or name != tensor.name
+        return is_part and self.quantized.has(self.spec, index, layout, name)
+
+    def _digest(self) -> str:
+        return contents_digest({**self.tensors, **{e.name: e for e in self.quantized.entries}})
+
 
 def _find_tensors(
-    stored: StoredTensors, spec: ModelSpec
+    stored: StoredTensors, spec: ModelSpec, quantized: QuantizedMatrices
 ) -> tuple[ModelSpec, dict[str, TensorEntry]]:
-    """Find all tensors that a model needs.
+    """Find all plain tensors that a model needs.
 
     In the returned model, the head is not tied where it differs from the embedding.
     """
-    shapes = needed_shapes(spec)
+    every = needed_shapes(spec)
+    shapes = {name: shape for name, shape in every.items() if name not in quantized.readers}
     tensors = {name: entry for name in shapes if (entry := stored.find(name))}
     head_name = f"{family_named(spec.family).head}.weight"
     head = stored.find(head_name) if spec.head.is_tied else None
@@ -186,17 +228,22 @@ def _find_tensors(
         _check_tensor(name, tensors[name], shape, spec)
     # A head that is equal to the table counts as read, although only the table is used.
     read = {entry.name for entry in (*tensors.values(), *([head] if head else []))}
-    _refuse_unread(stored, spec, read)
+    _refuse_unread(stored, spec, read, quantized)
     return spec, tensors
 
 
-def _refuse_unread(stored: StoredTensors, spec: ModelSpec, read: Set[str]) -> None:
+def _refuse_unread(
+    stored: StoredTensors, spec: ModelSpec, plain: Set[str], quantized: QuantizedMatrices
+) -> None:
     """Refuse tensors that nothing reads: without them, the results would be wrong."""
     family = family_named(spec.family)
+    read = plain | {entry.name for entry in quantized.entries}
     unread = [
         n
         for n, entry in sorted(stored.entries.items())
-        if entry.name not in read and not family.may_ignore(n, spec.num_layers)
+        if entry.name not in read
+        and not family.may_ignore(n, spec.num_layers)
+        and not quantized.may_ignore(n, entry)
     ]
     if unread:
         more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""

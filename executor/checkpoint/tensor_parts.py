@@ -10,10 +10,11 @@ from functools import partial
 import torch
 
 from costmodel.families import family_named
-from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, TensorLayout, decoder_numbers, model_layers
+from costmodel.model.encoded_model import without_encodings
+from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from costmodel.model.stacked import StackedTensor, Strides
+from costmodel.model.stacked import StackedTensor, Strides, stacked_rows
+from costmodel.model.tensor_layout import TensorLayout
 from profiles.compute_plan import DTYPES
 
 
@@ -50,40 +51,33 @@ def component_parts(
 
     ``units`` limits them to some experts.
     """
-    for unit in range(layout.num_units) if units is None else units:
-        for tensor in layout.tensors:
-            yield from _tensor_parts(spec, index, layout, tensor, unit)
-
-
-def _part_rows(layer: LayerSpec, tensor: TensorLayout, num_parts: int) -> tuple[int, ...]:
-    """Return the number of rows of each part of a tensor that is stacked of several."""
-    if tensor.name.startswith("qkv."):
-        return layer.attention.qkv_parts
-    return (tensor.shape[0] // num_parts,) * num_parts
-
-
-def _tensor_parts(
-    spec: ModelSpec, index: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
-) -> Iterator[TensorPart]:
     # A layer of the head has no number, and needs none.
     numbers = decoder_numbers(spec)
     number = numbers[index] if index < len(numbers) else -1
+    for unit in range(layout.num_units) if units is None else units:
+        for tensor in layout.tensors:
+            yield from _tensor_parts(spec, number, layout, tensor, unit)
+
+
+def _tensor_parts(
+    spec: ModelSpec, number: int, layout: ComponentLayout, tensor: TensorLayout, unit: int
+) -> Iterator[TensorPart]:
     family = family_named(spec.family)
     names = family.tensor_names(spec, tensor.name, number, unit)
     offset = unit * layout.unit_bytes + tensor.offset_bytes
-    dtype = torch.float32 if tensor.is_float32 else DTYPES[spec.dtype]
+    dtype = DTYPES[tensor.dtype] if tensor.dtype else DTYPES[spec.dtype]
     width = math.prod(tensor.shape[1:])
     if (stacked := family.stacked.get(tensor.name)) is not None:
         counts = tensor.shape[:1]
         if len(names) > 1:
-            counts = _part_rows(spec.layer(number), tensor, len(names))
+            counts = stacked_rows(spec.layer(number), tensor.name, tensor.shape[0], len(names))
         yield from _stacked_parts(stacked, names, counts, layout, tensor, unit, dtype)
         return
     # Each with the rows of the whole stored tensor, and the first of ours in it.
     if tensor.name.startswith("head."):
         blocks = [(names[0], spec.vocab_size, layout.first_row, tensor.shape[0])]
     elif len(names) > 1:
-        rows = _part_rows(spec.layer(number), tensor, len(names))
+        rows = stacked_rows(spec.layer(number), tensor.name, tensor.shape[0], len(names))
         blocks = [(name, count, 0, count) for name, count in zip(names, rows, strict=True)]
     elif (arranged := family.row_blocks.get(tensor.name.rpartition(".")[0])) is not None:
         found = arranged(spec.layer(number))
@@ -167,10 +161,10 @@ def overlaps(
 
 
 def needed_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor that a model needs."""
+    """Return the shape of each tensor that a model needs, were it plain."""
     return {
         part.name: part.shape
-        for index, layer in enumerate(model_layers(spec))
+        for index, layer in enumerate(model_layers(without_encodings(spec)))
         for layout in layer.components
         for part in component_parts(spec, index, layout)
     }

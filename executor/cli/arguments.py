@@ -57,6 +57,7 @@ def read_arguments(
             cache_bits=_bits("cache_bits", planned["cache_bits"]),
             group_size=_number("group_size", planned["group_size"], int),
             sparsity=_number("sparsity", planned["sparsity"], float | int),
+            requantizes=bool(planned["requantize"]),
         ),
     )
 

@@ -11,7 +11,7 @@ from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import OpenedCheckpoint
 from executor.machine.memory_budget import within_free_memory
 from executor.machine.offload_folder import check_offload_folder
 from executor.machine_profile import machine_profile
@@ -28,6 +28,7 @@ PLANNED = (
     "cache_bits",
     "group_size",
     "sparsity",
+    "requantize",
 )
 
 
@@ -87,8 +88,8 @@ class JobOptions:
         return within_free_memory(hardware, self.offload_dir, is_asked_for=is_asked_for)
 
     def choose_policy(
-        self, source: Checkpoint, workload: Workload
-    ) -> tuple[Policy, HardwareProfile, Checkpoint]:
+        self, source: OpenedCheckpoint, workload: Workload
+    ) -> tuple[Policy, HardwareProfile, OpenedCheckpoint]:
         """Return the policy, the machine that it uses, and the weights in its dtype.
 
         A policy that was given is kept, but for what is asked of each prompt: the number of tokens

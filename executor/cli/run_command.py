@@ -12,7 +12,8 @@ from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags, read_permi
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
-from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.checkpoint.folder import WeightSource
+from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import PLANNED, JobOptions
 from executor.cli.progress_bar import ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
@@ -48,7 +49,7 @@ class Job:
     def plan(
         cls,
         options: JobOptions,
-        source: Checkpoint,
+        source: OpenedCheckpoint,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         *,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
-from executor.checkpoint.folder import Checkpoint
+from executor.checkpoint.opening import open_checkpoint
 from executor.cli.run_command import Job, check_job_flags, read_job_options
 from executor.harness.choosers import Decode, NextTokens, UntilStrings
 from executor.model.sampling import Chooser, Sampler
@@ -57,7 +57,7 @@ class JobMaker:
         check_job_flags(flags)
         policy = Policy.load(flags.policy) if flags.policy else None
         self._options = read_job_options(flags, policy)
-        self._source = Checkpoint.open(model, dtype=policy.model.dtype if policy else None)
+        self._source = open_checkpoint(model, dtype=policy.model.dtype if policy else None)
         most = self._source.spec.max_positions
         if max_length is not None and not 1 < max_length <= most:
             raise InputError("max_length", got=max_length, allowed=f"2 to {most}")

@@ -21,10 +21,11 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoTokenizer
 
+from costmodel.gguf.paths import is_gguf
 from executor.cli.run_command import add_offload_flags
 from executor.harness.job_maker import JobMaker, ScoreRequest
 from executor.harness.task_sampling import make_sampler
-from executor.model.generation_config import GenerationConfig
+from executor.text.loading import load_generation_config
 from profiles.command import Parser
 from profiles.errors import InputError
 
@@ -73,11 +74,14 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         add_offload_flags(parser)
         flags = parser.parse_args(_flags_of(options))
         self._jobs = JobMaker(folder, flags, max_length=max_length)
-        self._config = GenerationConfig.load(folder)
+        self._config = load_generation_config(folder)
         self._max_gen_toks = max_gen_toks
         self._template_options = (
             {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         )
+        if is_gguf(folder):
+            allowed = "a Hugging Face folder, whose tokenizer the harness reads"
+            raise InputError("model", got=f"{folder}, a GGUF file", allowed=allowed)
         self.tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
@@ -226,4 +230,7 @@ def _flags_of(options: Mapping[str, Any]) -> list[str]:
             told[name] = f"{value}B"
         elif isinstance(value, list | tuple):
             told[name] = ",".join(map(str, value))
-    return [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    flags = {f"--{name.replace('_', '-')}": value for name, value in told.items()}
+    # The harness gives True as a bool, its command line as a word.
+    switches = [flag for flag, value in flags.items() if str(value) == "True"]
+    return switches + [f"{flag}={v}" for flag, v in flags.items() if flag not in switches]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import policy_peaks
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
@@ -54,7 +54,7 @@ def check_available(policy: Policy, hardware: HardwareProfile, *, file_bytes: in
     InfeasibleError
         With what is needed, what is there, and what would do.
     """
-    peaks = estimate(policy, hardware).peak_bytes
+    peaks = policy_peaks(policy, hardware)
     needed = peaks["cpu"] + (peaks["gpu"] if hardware.is_emulated else 0) + file_bytes
     usable = usable_memory_bytes(hardware.cpu.runtime_bytes)
     if needed <= usable:

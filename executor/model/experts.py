@@ -27,7 +27,7 @@ import torch
 
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from executor.model import mlp as feed_forward
-from executor.model.matrices import LayerWeights, linear, multiply_groups, vector
+from executor.model.matrices import LayerWeights, linear, multiply_groups, row_parts, vector
 
 # Rows are converted in parts of so many, where their factors have another dtype.
 WEIGHED_AT_ONCE = 256
@@ -199,15 +199,27 @@ def _add_part(
     if spec.router.scales_input:
         _weigh(rows, factors)
     inner = rows.new_empty(len(rows), mlp.inner_rows)
-    biases = [weights.get(f"expert_{name}.bias") for name in ("gate_up", "down")]
-    multiply_groups(rows, weights["expert_gate_up.weight"], groups, inner, biases[0])
+    _multiply_experts(rows, "expert_gate_up", weights, groups, inner)
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
     # The input is no longer needed: the output takes its place.
-    multiply_groups(gate, weights["expert_down.weight"], groups, rows, biases[1])
+    _multiply_experts(gate, "expert_down", weights, groups, rows)
     if not spec.router.scales_input:
         _weigh(rows, factors)
     _add_rows(out, tokens, rows)
+
+
+def _multiply_experts(
+    x: torch.Tensor,
+    name: str,
+    weights: LayerWeights,
+    groups: Sequence[Group],
+    out: torch.Tensor,
+) -> None:
+    """Fill rows of ``out`` with those of ``x`` times their expert's matrix, its bias added."""
+    biases = weights.get(f"{name}.bias")
+    for part, matrices in row_parts(weights, f"{name}.weight", out.shape[1]):
+        multiply_groups(x, matrices, groups, out[:, part], biases, part)
 
 
 def routed_ranges(spec: ExpertsSpec, without: range) -> list[range]:

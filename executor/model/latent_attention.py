@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.pricing.workspace import LATENT_HEADS_AT_ONCE
-from executor.model.matrices import LayerWeights, Matrix, PackedRows, linear, split_rows, vector
+from executor.model.matrices import LayerWeights, Matrix, decode, linear, split_rows, vector
 from executor.model.rotations import Rotation
 from profiles import kernels
 
@@ -192,7 +192,6 @@ def _matrices_of(
 def _unpacked(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(matrix, torch.Tensor):
         return matrix
-    assert isinstance(matrix, PackedRows)
-    whole = torch.empty(1, *matrix.shape, dtype=dtype, device=matrix.rows.device)
-    kernels.unpack_rows(matrix.rows[None], matrix.packing, whole)
-    return whole[0]
+    whole = torch.empty(matrix.shape, dtype=dtype, device=matrix.rows.device)
+    decode(matrix, whole)
+    return whole

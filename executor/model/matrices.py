@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from profiles import kernels
+from profiles.kernels import EncodedMatrix
 from profiles.packing import Packing
 
 
@@ -33,9 +35,12 @@ class PackedRows:
         return PackedRows(self.rows.clone(), self.packing)
 
 
-Matrix = torch.Tensor | PackedRows
+# Quantized by us, or encoded as the checkpoint has it.
+CompressedMatrix = PackedRows | EncodedMatrix
+Matrix = torch.Tensor | CompressedMatrix
 # Tensor name -> the row chunks of the tensor, in order; a vector has one. Tensors of experts have
-# one whole matrix for each expert instead.
+# one whole matrix for each expert instead, and rows that are stored in another way than the first
+# have a name of their own (see ``row_parts``).
 LayerWeights = Mapping[str, Sequence[Matrix]]
 
 
@@ -90,6 +95,8 @@ def multiply(
     it; both are dense in their last dimension."""
     if isinstance(matrix, PackedRows):
         kernels.multiply_rows(x, matrix.rows, matrix.packing, out, bias, adds=adds)
+    elif isinstance(matrix, EncodedMatrix):
+        kernels.multiply_encoded(x, matrix, out, bias, adds=adds)
     else:
         kernels.linear(x, matrix, bias, out, adds=adds)
 
@@ -100,6 +107,7 @@ def multiply_groups(
     groups: Sequence[tuple[int, slice]],
     out: torch.Tensor,
     biases: Sequence[Matrix] | None = None,
+    part: slice = slice(None),  # immutable
 ) -> None:
     """Fill rows of ``out`` [rows, out] with those of ``x`` [rows, in] times their group's matrix.
 
@@ -111,11 +119,13 @@ def multiply_groups(
     groups
         The number of each group's matrix and its rows; groups are adjacent and in order.
     biases
-        Vectors [out] that are added, by the number of the matrix.
+        Vectors that are added, by the number of the matrix.
+    part
+        The elements of these vectors that belong to the matrices' rows.
     """
-    own = {number: _vector_of(biases, number) for number, _ in groups} if biases else {}
+    own = {number: _vector_of(biases, number)[part] for number, _ in groups} if biases else {}
     if isinstance(matrices, OneByOne) and kernels.groups_packed(x, len(groups)):
-        matrices = matrices.packed
+        matrices = matrices.compressed or matrices
     if isinstance(matrices, OneByOne) or not groups:
         for number, part in groups:
             multiply(x[part], matrices[number], out[part], own.get(number))
@@ -124,8 +134,11 @@ def multiply_groups(
     counts = [part.stop - part.start for _, part in groups]
     added = list(own.values()) or None
     packed = [matrix for matrix in chosen if isinstance(matrix, PackedRows)]
+    encoded = [matrix for matrix in chosen if isinstance(matrix, EncodedMatrix)]
     plain = [matrix for matrix in chosen if isinstance(matrix, torch.Tensor)]
-    if packed:
+    if encoded:
+        kernels.grouped_encoded(x, counts, encoded, out, biases=added)
+    elif packed:
         rows = [matrix.rows for matrix in packed]
         kernels.grouped_linear(x, counts, rows, out, packing=packed[0].packing, biases=added)
     else:
@@ -143,8 +156,30 @@ class OneByOne(Sequence[Matrix]):
 
     @property
     @abstractmethod
-    def packed(self) -> Sequence[PackedRows]:
-        """The same matrices packed, all of which are valid."""
+    def compressed(self) -> Sequence[CompressedMatrix] | None:
+        """The same matrices compressed, all of which are valid; ``None`` where no kernel reads
+        them."""
+
+
+def decode(matrix: CompressedMatrix, out: torch.Tensor) -> None:
+    """Fill ``out`` [rows, in], dense in its last dimension, with the elements of a matrix."""
+    if isinstance(matrix, PackedRows):
+        kernels.unpack_rows(matrix.rows[None], matrix.packing, out[None])
+    else:
+        kernels.unpack_encoded(matrix, out)
+
+
+def row_parts(
+    weights: LayerWeights, name: str, num_rows: int
+) -> Iterator[tuple[slice, Sequence[Matrix]]]:
+    """Yield the rows of experts' matrices that are stored alike, and the matrices of these rows.
+
+    Rows behind the first ones have the name of the tensor and the number of their first row.
+    """
+    numbers = (key.removeprefix(f"{name}.") for key in weights if key.startswith(f"{name}."))
+    starts = [0, *sorted(int(number) for number in numbers if number.isdecimal()), num_rows]
+    for first, past in pairwise(starts):
+        yield slice(first, past), weights[f"{name}.{first}" if first else name]
 
 
 def split_rows(chunks: Sequence[Matrix], row: int) -> tuple[list[Matrix], list[Matrix]]:

@@ -13,7 +13,7 @@ import torch
 
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import check_executable, check_machine, estimate
+from costmodel.pricing.price import check_executable, check_machine, policy_peaks
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.folder import WeightSource
@@ -138,7 +138,7 @@ class Runner:
         file = None
         if any(placement.disk for placement in policy.weights.values()):
             file = enter(WeightFile(self.offload_dir, self.source, self.plan.layers))
-        needed = estimate(policy, self.hardware).peak_bytes["disk"]
+        needed = policy_peaks(policy, self.hardware)["disk"]
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
         check_available(policy, self.hardware, file_bytes=file_bytes)
         # A first build of the kernels takes memory, so it comes before the weights.

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from costmodel.model.attention_spec import AttentionSpec
-from costmodel.model.layout import LayerLayout, TensorLayout, row_packing
+from costmodel.model.layout import ComponentLayout, LayerLayout
+from costmodel.model.tensor_layout import TensorLayout, row_packing
 from costmodel.plan.policy import Policy
 from executor.model.alibi import slopes_of
 from profiles import kernels
@@ -33,9 +34,12 @@ def compile_kernels(
     for matrix in {tensor.packing for component in components for tensor in component.tensors}:
         if matrix is not None:
             _compile_unpacking(matrix, DTYPES[policy.model.dtype], device)
-    experts = {t for c in components if c.is_experts for t in c.tensors}
-    for tensor in (tensor for tensor in experts if len(tensor.shape) == 2):
-        _compile_groups(tensor, DTYPES[policy.model.dtype], device)
+    for component in components:
+        for tensor in (tensor for tensor in component.tensors if len(tensor.shape) == 2):
+            if tensor.encoding is not None:
+                _compile_encoded(tensor, component, DTYPES[policy.model.dtype], device)
+            elif component.is_experts:
+                _compile_groups(tensor, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:
         packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)
         if packing is not None:
@@ -72,6 +76,28 @@ def _compile_unpacking(matrix: Packing, dtype: torch.dtype, device: torch.device
     for start in (0, UNALIGNED):
         packed = raw[start : start + matrix.row_bytes].view(1, 1, -1)
         kernels.unpack_rows(packed, matrix, whole)
+
+
+def _compile_encoded(
+    tensor: TensorLayout, component: ComponentLayout, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Compile unpacking, and the products of experts: for few rows of each, and for more."""
+    assert tensor.encoding is not None
+    how, width = tensor.encoding, tensor.shape[1]
+    zeros = partial(torch.zeros, device=device)
+    matrix = kernels.EncodedMatrix(
+        rows=zeros(1, tensor.row_bytes, dtype=torch.uint8),
+        encoding=how,
+        num_elements=width,
+        table=zeros(how.table_elements(1, width)) if how.has_table else None,
+    )
+    kernels.unpack_encoded(matrix, zeros(1, width, dtype=dtype))
+    bias_name = tensor.name.removesuffix("weight") + "bias"
+    has_bias = any(other.name == bias_name for other in component.tensors)
+    is_grouped = component.is_experts and not tensor.is_sorted
+    for num_rows in (1, DIRECT_ROWS) if is_grouped else ():
+        x, out = zeros(num_rows, width, dtype=dtype), zeros(num_rows, 1, dtype=dtype)
+        kernels.grouped_encoded(x, [num_rows], [matrix], out, [out[0]] if has_bias else None)
 
 
 def _compile_groups(tensor: TensorLayout, dtype: torch.dtype, device: torch.device) -> None:

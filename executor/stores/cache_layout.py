@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import row_packing
+from costmodel.model.tensor_layout import row_packing
 from costmodel.plan.cuts import Segment, cache_spec
 from costmodel.plan.policy import Policy
 from profiles.compute_plan import DTYPES

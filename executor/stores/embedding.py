@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from costmodel.model.layout import TensorLayout
+from costmodel.model.tensor_layout import TensorLayout
 from costmodel.plan.cuts import PlacedComponent
+from executor.model.matrices import decode
+from executor.stores.tensor_views import matrix_view
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
-from profiles.kernels import unpack_rows
 from profiles.units import MIB
 
 # Rows that are gathered in CPU memory and copied to the compute device at once.
@@ -102,13 +103,13 @@ class EmbeddingTable:
         return torch.empty(count, self._tensor.row_bytes, dtype=torch.uint8).view(self._word)
 
     def _elements(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return gathered rows as elements [rows, hidden_size]; packed rows are unpacked."""
-        if self._tensor.packing is None:
-            return raw.view(self._dtype)
-        width = self._tensor.shape[1]
-        out = torch.empty(1, len(raw), width, dtype=self._dtype, device=raw.device)
-        unpack_rows(raw.view(torch.uint8)[None], self._tensor.packing, out)
-        return out[0]
+        """Return gathered rows as elements [rows, hidden_size]."""
+        rows = matrix_view(self._tensor, raw.view(torch.uint8).flatten(), self._dtype)
+        if isinstance(rows, torch.Tensor):
+            return rows.view(len(raw), -1)
+        out = torch.empty(rows.shape, dtype=self._dtype, device=raw.device)
+        decode(rows, out)
+        return out
 
     def _read(self, rows: torch.Tensor, position: int) -> torch.Tensor:
         assert self._file is not None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from costmodel.model.layout import ComponentLayout, TensorLayout, unpacked_layout
+from costmodel.model.layout import ComponentLayout, unpacked_layout
 from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_layout import TensorLayout
 from executor.checkpoint.folder import WeightSource
 from profiles.compute_plan import DTYPES
 from profiles.errors import InputError

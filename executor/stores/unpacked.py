@@ -1,4 +1,4 @@
-"""The unpacked matrices of the current layer, where stored weights are packed."""
+"""The decoded matrices of the current layer, where stored weights are compressed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from costmodel.model.layout import LayerLayout, TensorLayout
+from costmodel.model.layout import LayerLayout
+from costmodel.model.tensor_layout import TensorLayout
 from executor.machine.arena import Arena
-from executor.model.matrices import Matrix, OneByOne, PackedRows
-from profiles.kernels import unpack_rows
+from executor.model.matrices import CompressedMatrix, Matrix, OneByOne, decode
+from executor.stores.tensor_views import TensorView
 
 
 class UnpackedMatrices:
@@ -47,13 +48,12 @@ class UnpackedMatrices:
         owner: tuple[int, int],
         tensor: TensorLayout,
         start: int,
-        chunks: Sequence[torch.Tensor],
+        chunks: Sequence[CompressedMatrix],
     ) -> torch.Tensor:
         """Return the matrix whose place begins at element ``start``; unpack it if necessary.
 
         ``owner`` is the number of its layer and of its unit.
         """
-        assert tensor.packing is not None
         end = start + tensor.num_elements
         matrix = self._buffer[start:end].view(tensor.shape)
         if self._held.get((start, end)) == owner:
@@ -65,113 +65,67 @@ class UnpackedMatrices:
         }
         first = 0
         for chunk in chunks:
-            unpack_rows(chunk[None], tensor.packing, matrix[None, first : first + len(chunk)])
-            first += len(chunk)
+            decode(chunk, matrix[first : first + chunk.shape[0]])
+            first += chunk.shape[0]
         self._held[start, end] = owner
         return matrix
 
 
-class PackedLayer(Mapping[str, Sequence[Matrix]]):
-    """The tensors of one layer. Matrices are unpacked on access, or with ``is_direct`` returned
-    packed for kernels that multiply them directly."""
+class UnpackedLayer(Mapping[str, Sequence[Matrix]]):
+    """The tensors of one layer. Compressed matrices are unpacked on access."""
 
     def __init__(
-        self,
-        layout: LayerLayout,
-        packed: Mapping[str, Sequence[torch.Tensor]],
-        matrices: UnpackedMatrices,
-        index: int,
-        *,
-        is_direct: bool,
+        self, tensors: Sequence[TensorView], matrices: UnpackedMatrices, index: int
     ) -> None:
-        self._packed = packed
         self._matrices = matrices
         self._index = index
-        self._is_direct = is_direct
-        # Packed tensor -> its layout, its place in the buffer, and whether each expert has one.
-        self._places: dict[str, tuple[TensorLayout, int, bool]] = {}
+        # Each tensor with its place in the buffer, by name: rows of a matrix may be several.
+        self._tensors: dict[str, list[tuple[TensorView, int]]] = {}
         start = 0
-        for component in layout.components:
-            for tensor in component.tensors:
-                if tensor.packing is not None:
-                    self._places[tensor.name] = tensor, start, component.is_experts
-                    start += tensor.num_elements
+        for tensor in tensors:
+            self._tensors.setdefault(tensor.name, []).append((tensor, start))
+            if tensor.layout.is_compressed:
+                start += tensor.layout.num_elements
 
     def __getitem__(self, name: str) -> Sequence[Matrix]:
-        if name not in self._places:
-            return self._packed[name]
-        tensor, start, is_experts = self._places[name]
-        if self._is_direct:
-            assert tensor.packing is not None
-            return [PackedRows(chunk, tensor.packing) for chunk in self._packed[name]]
-        if is_experts:
-            return UnpackedExperts(self._matrices, self._index, tensor, start, self._packed[name])
-        return [self._matrices.unpack((self._index, 0), tensor, start, self._packed[name])]
+        found: list[Matrix] = []
+        for tensor, start in self._tensors[name]:
+            if not tensor.layout.is_compressed:
+                found += tensor.chunks
+            elif tensor.is_expert:
+                return UnpackedExperts(self._matrices, self._index, tensor, start)
+            else:
+                owner = self._index, 0
+                found.append(self._matrices.unpack(owner, tensor.layout, start, tensor.compressed))
+        return found
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._packed)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self._tensors)
 
 
 class UnpackedExperts(OneByOne):
     """One matrix of each expert, unpacked on access; it is valid until the next access."""
 
     def __init__(
-        self,
-        matrices: UnpackedMatrices,
-        layer: int,
-        tensor: TensorLayout,
-        start: int,
-        packed: Sequence[torch.Tensor],
+        self, matrices: UnpackedMatrices, layer: int, tensor: TensorView, start: int
     ) -> None:
         self._matrices = matrices
         self._layer = layer
-        self._tensor = tensor
+        self._tensor = tensor.layout
         self._start = start
-        self._packed = packed
+        self._compressed = tensor.compressed
 
     def __getitem__(self, expert: int) -> torch.Tensor:  # type: ignore[override]  # no slices
-        chunk = self._packed[expert]
+        chunk = self._compressed[expert]
         return self._matrices.unpack((self._layer, expert), self._tensor, self._start, [chunk])
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self._compressed)
 
     @property
-    def packed(self) -> Sequence[PackedRows]:
-        """The same matrices packed, all of which are valid."""
-        assert self._tensor.packing is not None
-        return [PackedRows(rows, self._tensor.packing) for rows in self._packed]
-
-
-class CpuExperts(Sequence[Matrix]):
-    """One matrix of each expert in CPU memory, by the number of the expert; packed ones stay
-    packed."""
-
-    def __init__(
-        self,
-        home: torch.Tensor,
-        dtype: torch.dtype,
-        tensor: TensorLayout,
-        *,
-        first_byte: int,
-        unit_bytes: int,
-    ) -> None:
-        self._home = home
-        self._dtype = dtype
-        self._tensor = tensor
-        self._first_byte = first_byte
-        self._unit_bytes = unit_bytes
-
-    def __getitem__(self, expert: int) -> Matrix:  # type: ignore[override]  # no slices
-        tensor = self._tensor
-        start = expert * self._unit_bytes + tensor.offset_bytes - self._first_byte
-        raw = self._home[start : start + tensor.num_bytes]
-        if tensor.packing is not None:
-            return PackedRows(raw.view(-1, tensor.row_bytes), tensor.packing)
-        return raw.view(self._dtype).view(tensor.shape)
-
-    def __len__(self) -> int:
-        return (self._first_byte + len(self._home)) // self._unit_bytes
+    def compressed(self) -> Sequence[CompressedMatrix] | None:
+        """The same matrices compressed, all of which are valid; ``None`` for sorted inputs."""
+        return None if self._tensor.is_sorted else self._compressed

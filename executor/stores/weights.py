@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from costmodel.model.layout import TensorLayout, round_up
+from costmodel.model.layout import round_up
 from costmodel.plan.plan import Plan
 from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
@@ -19,9 +19,15 @@ from costmodel.schedule.lookahead import num_load_pieces
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
-from executor.model.matrices import LayerWeights
+from executor.model.matrices import LayerWeights, Matrix
 from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
-from executor.stores.unpacked import CpuExperts, PackedLayer, UnpackedMatrices
+from executor.stores.tensor_views import (
+    ComponentRuns,
+    CpuExperts,
+    TensorView,
+    tensor_views,
+)
+from executor.stores.unpacked import UnpackedLayer, UnpackedMatrices
 from executor.stores.weight_file import OnBytes, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
@@ -60,12 +66,13 @@ class WeightStore:
             self._allocate(tier)
         self._staged = [StagedLayer.of(components) for components in plan.weights]
         self._staging = {tier: self._allocate_staging(tier) for tier in machine.arenas}
-        self._views: dict[tuple[int, int], dict[str, tuple[torch.Tensor, ...]]] = {}
+        # By layer and slot of staging.
+        self._views: dict[tuple[int, int], tuple[LayerWeights, LayerWeights]] = {}
         self._unpacked: UnpackedMatrices | None = None
-        if policy.weight_bits < policy.model.full_bits:
-            self._unpacked = UnpackedMatrices(plan.layers, self.dtype, machine.compute)
         problem = problem_of(policy, machine.hardware)
         self._multiplies_packed = problem.multiplies_packed(machine.hardware.compute)
+        if problem.unpacks_layers:
+            self._unpacked = UnpackedMatrices(plan.layers, self.dtype, machine.compute)
 
     def start_block(self, num_batches: int) -> None:
         """Prepare for a block."""
@@ -163,11 +170,13 @@ class WeightStore:
         """Return the matrices of the experts in CPU memory, by the number of the expert."""
         component, size = self._experts(task)
         first, home = component.placed.cut.gpu_end, self._home("cpu", component)
+        tensors = {tensor.name: tensor for tensor in component.placed.layout.tensors}
         found: dict[str, CpuExperts] = {}
         for tensor in component.placed.layout.tensors:
-            found[tensor.name] = CpuExperts(
-                home, self.dtype, tensor, first_byte=first, unit_bytes=size
+            experts = CpuExperts(
+                home, self.dtype, tensor, tensors, first_byte=first, unit_bytes=size
             )
+            found[TensorView(layout=tensor, chunks=(), is_expert=True).name] = experts
         return found
 
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
@@ -216,21 +225,14 @@ class WeightStore:
     def layer(self, task: Task) -> LayerWeights:
         """Return the tensors of a task's layer.
 
-        A tensor comes as its row chunks, a tensor of experts as one matrix for each. Packed
-        matrices are unpacked on access, unless few rows are multiplied by them.
+        A tensor comes as its row chunks, a tensor of experts as one matrix for each. Where the
+        device does not multiply compressed matrices directly, they are unpacked on access.
         """
         key = (task.layer, task.sent_slot if self.machine.has_gpu else task.read_slot)
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
-        if self._unpacked is None:
-            return self._views[key]
-        return PackedLayer(
-            self.layers[task.layer],
-            self._views[key],
-            self._unpacked,
-            task.layer,
-            is_direct=self._multiplies_packed and not task.is_prefill,
-        )
+        direct, unpacked = self._views[key]
+        return direct if self._multiplies_packed and not task.is_prefill else unpacked
 
     def resident_runs(self, layer: int, component: str) -> list[tuple[int, torch.Tensor]]:
         """Return the resident runs of a component's bytes, each with its offset."""
@@ -290,33 +292,30 @@ class WeightStore:
         low, high = (pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1))
         return low, high
 
-    def _layer_views(self, layer: int, slot: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        return {
-            tensor.name: tuple(
-                chunk
-                for unit in range(component.placed.layout.num_units)
-                for chunk in self._chunks(component, slot, tensor, unit)
-            )
+    def _layer_views(self, layer: int, slot: int) -> tuple[LayerWeights, LayerWeights]:
+        """Return a layer's tensors as they are stored, and with matrices that are unpacked."""
+        tensors = [
+            tensor
             for component in self._staged[layer].components
-            for tensor in component.placed.layout.tensors
-        }
+            for tensor in tensor_views(self._runs(component, slot), self.dtype)
+        ]
+        direct: dict[str, tuple[Matrix, ...]] = {}
+        for tensor in tensors:
+            direct[tensor.name] = (*direct.get(tensor.name, ()), *tensor.chunks)
+        if self._unpacked is None:
+            return direct, direct
+        return direct, UnpackedLayer(tensors, self._unpacked, layer)
 
-    def _chunks(
-        self, component: StagedComponent, slot: int, tensor: TensorLayout, unit: int
-    ) -> tuple[torch.Tensor, ...]:
-        cut = component.placed.cut
+    def _runs(self, component: StagedComponent, slot: int) -> ComponentRuns:
+        """Return a component's resident bytes on the device that computes, and its staged ones."""
+        cut, layer = component.placed.cut, component.placed.layer
         if self.machine.has_gpu:
             border, resident = cut.gpu_end, self._home("gpu", component)
-            staged = self._buffer("gpu", component.placed.layer, slot)[component.gpu_offset :]
+            staged = self._buffer("gpu", layer, slot)[component.gpu_offset :]
         else:
             border, resident = cut.cpu_end, self._home("cpu", component)
             first = component.window_offset + cut.cpu_end - component.window_start
-            staged = self._buffer("cpu", component.placed.layer, slot)[first:]
-        start = unit * component.placed.layout.unit_bytes + tensor.offset_bytes
-        end = start + tensor.num_bytes
-        middle = min(max(border, start), end)
-        runs = [resident[start:middle], staged[max(0, middle - border) : max(0, end - border)]]
-        if tensor.packing is not None:
-            return tuple(run.view(-1, tensor.row_bytes) for run in runs if len(run))
-        dtype = torch.float32 if tensor.is_float32 else self.dtype
-        return tuple(run.view(dtype).view(-1, *tensor.shape[1:]) for run in runs if len(run))
+            staged = self._buffer("cpu", layer, slot)[first:]
+        return ComponentRuns(
+            layout=component.placed.layout, border=border, resident=resident, staged=staged
+        )

@@ -1,5 +1,5 @@
 """Tokenizers, and the text that continues a prompt."""
 
-from executor.text.continuation import load_tokenizer
+from executor.text.loading import load_tokenizer
 
 __all__ = ["load_tokenizer"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from executor.text.tokenizer_json import TokenizerFiles, cannot_encode, refuse_pointer
-from executor.text.transformers_tokenizer import load_through_transformers
+from executor.text.tokenizer_json import cannot_encode
 
 # What transformers removes from decoded text where a checkpoint asks for it, in this order.
 CLEAN_UP = (
@@ -128,39 +125,3 @@ def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
     """Return how many items two sequences have in common at their beginning."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """Load a checkpoint's tokenizer as transformers 5 does.
-
-    ``tokenizer.json`` is read without transformers where that gives the same ids and text.
-    """
-    folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if path.exists():
-        refuse_pointer(path)
-        files = TokenizerFiles.read(folder)
-        why = files.only_transformers()
-        if why is None:
-            tokenizer, roles = files.build()
-            _tell_ignored_keys(files.config, tokenizer)
-            return FastTokenizer(tokenizer, cleans_up=files.cleans_up, special_tokens=roles)
-        return load_through_transformers(folder, why)
-    return load_through_transformers(folder, "no tokenizer.json")
-
-
-def _tell_ignored_keys(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Print a note where ``tokenizer_config.json`` contradicts what ``tokenizer.json`` adds."""
-    ids = tokenizer.encode("").ids
-    for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        token = config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(content, str) or not isinstance(config.get(key), bool):
-            continue
-        if config[key] != (tokenizer.token_to_id(content) in ids):
-            does = "does not add it" if config[key] else "adds it all the same"
-            print(
-                f"note: {key} of tokenizer_config.json is {str(config[key]).lower()}, and"
-                f" tokenizer.json {does}; as in transformers 5, tokenizer.json decides",
-                file=sys.stderr,
-            )

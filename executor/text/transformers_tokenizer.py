@@ -53,7 +53,7 @@ class TransformersTokenizer:
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
 
-def has_tokenizer(folder: Path) -> bool:
+def has_tokenizer_file(folder: Path) -> bool:
     """Whether a checkpoint folder holds a tokenizer of any kind."""
     names = ("tokenizer.json", *SENTENCEPIECE_FILES, *OTHER_FILES)
     return any((folder / name).exists() for name in names)

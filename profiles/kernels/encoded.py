@@ -1,7 +1,7 @@
 """Encoded matrices: unpacking, and products with few rows.
 
 ``profiles.encodings`` says how elements are stored. On the CPU native kernels read them where they
-are; elsewhere the twins in plain torch unpack them.
+are, and on a GPU those in Triton. Elsewhere the twins in plain torch unpack them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from types import ModuleType
 
 import torch
-from torch.nn import functional as F
 
-from profiles.kernels.call import call_kernel, is_native, pointer
+from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.encoded_twins import unpack_encoded_twin
-from profiles.kernels.products import MOST_ROWS, Products, most_native_rows
-from profiles.packing import UNPACKED_AT_ONCE_BYTES
+from profiles.kernels.products import MOST_ROWS, Products, linear, most_native_rows
+from profiles.packing import DECODED_AT_ONCE_BYTES, DIRECT_ROWS
 
 _SCALES = ("float32", "float16", "bfloat16", "code")
 # Elements that share a scale are 2^so many where a whole row does.
@@ -65,7 +65,7 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
     if matrix.columns is not None:
         stored = torch.empty_like(out)
         unpack_encoded(replace(matrix, columns=None), stored)
-        out.index_copy_(1, matrix.columns, stored)
+        out.index_copy_(1, matrix.columns.long(), stored)
     elif is_native(out):
         how = _described(matrix)
         table = None if matrix.table is None else pointer(matrix.table)
@@ -81,6 +81,8 @@ def unpack_encoded(matrix: EncodedMatrix, out: torch.Tensor) -> None:
             pointer(out),
             ctypes.c_long(out.stride(0)),
         )
+    elif fused := _fused(out):
+        fused.unpack_encoded(matrix, out)
     else:
         step = max(1, _TWIN_ELEMENTS // matrix.num_elements)
         for part, rows in zip(_parts(matrix, step), out.split(step), strict=True):
@@ -116,6 +118,8 @@ def multiply_encoded(
         x, matrix = x[:, matrix.columns], replace(matrix, columns=None)
     if is_native(x) and len(x) <= _most_native_rows(x.dtype):
         _multiply(x, [len(x)], [matrix], out, biases=bias if bias is None else [bias], adds=adds)
+    elif len(x) <= DIRECT_ROWS and (fused := _fused(x)):
+        fused.multiply_encoded(x, matrix, out, bias, adds=adds)
     else:
         _multiply_unpacked(x, matrix, out, bias, adds=adds)
 
@@ -139,13 +143,22 @@ def grouped_encoded(
     """
     assert len(counts) == len(matrices) > 0 and sum(counts) == len(x) == len(out)
     assert biases is None or len(biases) == len(counts)
-    if is_native(x) and all(matrix.columns is None for matrix in matrices):
+    is_in_order = all(matrix.columns is None for matrix in matrices)
+    if is_native(x) and is_in_order:
         _multiply(x, counts, matrices, out, biases=biases)
+        return
+    if is_in_order and len(x) <= DIRECT_ROWS * len(counts) and (fused := _fused(x)):
+        fused.grouped_encoded(x, counts, matrices, out, biases)
         return
     parts = zip(x.split(list(counts)), matrices, out.split(list(counts)), strict=True)
     for group, (rows, matrix, to) in enumerate(parts):
         if len(rows):
             multiply_encoded(rows, matrix, to, biases[group] if biases else None)
+
+
+def _fused(tensor: torch.Tensor) -> ModuleType | None:
+    """Return the kernels for a tensor on a GPU, where there are any."""
+    return gpu_kernels() if tensor.is_cuda else None
 
 
 def _parts(matrix: EncodedMatrix, step: int) -> Iterator[EncodedMatrix]:
@@ -172,16 +185,13 @@ def _multiply_unpacked(
 ) -> None:
     """Unpack some rows of the matrix at a time, and multiply with torch's own product."""
     row_bytes = matrix.num_elements * x.element_size()
-    step = max(1, UNPACKED_AT_ONCE_BYTES // row_bytes)
+    step = max(1, DECODED_AT_ONCE_BYTES // row_bytes)
     weight = x.new_empty(min(step, len(matrix.rows)), matrix.num_elements)
     for number, part in enumerate(_parts(matrix, step)):
         here = slice(number * step, number * step + len(part.rows))
         unpack_encoded(part, weight[: len(part.rows)])
-        product = F.linear(x, weight[: len(part.rows)], None if bias is None else bias[here])
-        if adds:
-            out[:, here] += product
-        else:
-            out[:, here] = product
+        own_bias = None if bias is None else bias[here]
+        linear(x, weight[: len(part.rows)], own_bias, out[:, here], adds=adds)
 
 
 def _described(matrix: EncodedMatrix) -> _Encoding:

@@ -24,7 +24,7 @@ class EncodedMatrix:
     first_row
         The number of the first row in the whole matrix.
     columns
-        int64 [num_elements], where rows are stored in another order: element ``i`` of a row is of
+        int64 or int32 [num_elements], where rows are in another order: element ``i`` of a row is of
         input ``columns[i]``.
     """
 

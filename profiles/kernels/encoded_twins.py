@@ -12,10 +12,10 @@ import torch
 from profiles.encodings import FOUR_BIT_VALUES, NESTED_RUN, NESTED_VALUES, Encoding, Kind
 from profiles.kernels.k_quant_twins import DECODERS as K_QUANTS
 
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # E2M1, doubled.
 _FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-_BNB_STEP = 7.874015718698502e-3
+BNB_STEP = 7.874015718698502e-3
 _SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,7 +43,7 @@ def unpack_encoded_twin(
         return codes.contiguous().view(torch.float8_e4m3fn).float() * scales
     scales = _group_scales(rows, encoding, num_elements, table, first_row)
     if kind is Kind.BNB8:
-        return codes.view(torch.int8).float() * scales * _BNB_STEP
+        return codes.view(torch.int8).float() * scales * BNB_STEP
     if kind is not Kind.INT8:
         codes = nibbles(codes.reshape(-1, encoding.block_bytes)).reshape(len(rows), -1)
         codes = codes[:, :num_elements]
@@ -145,7 +145,7 @@ def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
-    return _values(_IQ4, blocks[:, 2:]) * half_at(blocks, 0)
+    return _values(IQ4_VALUES, blocks[:, 2:]) * half_at(blocks, 0)
 
 
 def _mxfp4(blocks: torch.Tensor) -> torch.Tensor:

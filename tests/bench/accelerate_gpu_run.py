@@ -12,7 +12,8 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from transformers_run import FirstTokenClock
 
-from costmodel.families import load_model_spec, preset_config
+from costmodel.families import preset_config
+from costmodel.model.loading import load_model_spec
 
 
 def main() -> None:

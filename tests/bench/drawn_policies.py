@@ -6,7 +6,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from costmodel.families import load_model_spec
+from costmodel.model.encoded_model import with_encodings
+from costmodel.model.encoded_rows import EncodedRows
+from costmodel.model.loading import load_model_spec
+from costmodel.model.shapes import component_shapes, embedding_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy
@@ -15,6 +18,7 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_capacities
 from costmodel.pricing.price import estimate
 from profiles.emulate import with_emulated_gpu
+from profiles.encodings import find_encoding
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB, MIB
@@ -28,6 +32,7 @@ class Shapes:
     num_layers: int
     longest_s: float
     most_bytes: int
+    is_encoded: bool = False
 
 
 DENSE = Shapes(
@@ -42,6 +47,15 @@ MIXTURES = Shapes(
     num_layers=3,
     longest_s=40.0,
     most_bytes=8 * GIB,
+)
+# Files of four bits with six for some matrices, of integers in groups, of floats with tiles.
+MIXES = (
+    ("Q4_K", "Q4_K", "Q6_K"),
+    ("Q4_0", "Q4_1", "Q8_0"),
+    ("INT4_G128_F16_Z",),
+    ("INT8_G0_BF16",),
+    ("E4M3_128X128",),
+    ("MXFP4", "BF16"),
 )
 KINDS = ("searched", "by hand", "searched", "by hand", "searched, GPU", "by hand, GPU")
 
@@ -75,11 +89,41 @@ def draw_policies(
 def _draw_work(rng: random.Random, shapes: Shapes) -> tuple[ModelSpec, Workload]:
     spec = load_model_spec(rng.choice(shapes.models))
     spec = spec.with_dtype(rng.choice(("bfloat16", "float32")))
+    if shapes.is_encoded:
+        spec = _draw_encodings(rng, spec)
     num_layers = rng.randint(2, min(spec.num_layers, shapes.num_layers))
-    spec = replace(spec, layer_order=spec.layer_order[:num_layers])
+    layers = [spec.layer(i) for i in range(num_layers)]
+    kinds = tuple(dict.fromkeys(layers))
+    spec = replace(spec, layer_kinds=kinds, layer_order=tuple(map(kinds.index, layers)))
     return spec, Workload(
         prompt_len=rng.randint(16, 512), gen_len=rng.randint(2, 16), num_prompts=rng.randint(4, 64)
     )
+
+
+def _draw_encodings(rng: random.Random, spec: ModelSpec) -> ModelSpec:
+    """Draw how the rows of each matrix are stored; those of stacked ones in two ways."""
+    mix = rng.choice(MIXES)
+
+    def rows_of(number: int, name: str) -> list[EncodedRows]:
+        if number < 0:
+            parts = [embedding_shapes(spec), head_shapes(spec, spec.vocab_size, is_first=True)]
+        else:
+            parts = [shapes for shapes, _ in component_shapes(spec, spec.layer(number)).values()]
+        rows, width = next(shapes[name] for shapes in parts if name in shapes)
+        fits = [name for name in mix if find_encoding(name).fits(width)]
+        is_outside = number < 0 and find_encoding(mix[0]).has_table
+        if not fits or is_outside or "router" in name:
+            return []
+        counts = (
+            [rows // 2, rows - rows // 2] if name in ("qkv.weight", "gate_up.weight") else [rows]
+        )
+        # The same for equal names in alternate layers, so that there are few kinds of layers.
+        chosen = random.Random(f"{name} {number % 2}")
+        return [
+            EncodedRows(tensor=name, rows=count, encoding=chosen.choice(fits)) for count in counts
+        ]
+
+    return with_encodings(spec, rows_of)
 
 
 def _with_gpu(

@@ -20,18 +20,10 @@ import torch
 from decode_attention import measure_rate
 from workload_run import BenchParser, circumstances, keep_result
 
-from profiles import kernels
+from profiles import encoded_rates, kernels
 from profiles.command import run
 from profiles.compute_plan import COLD_BYTES
-from profiles.encodings import (
-    BLOCK_ENCODINGS,
-    BNB_INT8,
-    Encoding,
-    find_encoding,
-    four_bit_floats,
-    fp8,
-    integers,
-)
+from profiles.encodings import Encoding, find_encoding, fp8
 from profiles.errors import InputError
 from profiles.kernels import EncodedMatrix
 from profiles.packing import Packing
@@ -39,15 +31,7 @@ from profiles.packing import Packing
 # Outputs and inputs of a matrix of a model of three billion parameters.
 MATRIX = (8192, 3072)
 ROWS = (1, 4, 16, 64)
-ENCODINGS = (
-    *BLOCK_ENCODINGS.values(),
-    integers(4, 128, "float16", has_zeros=True),
-    integers(8, 128, "float16", has_zeros=True),
-    fp8(128, 128),
-    fp8(1, 0),
-    four_bit_floats(64, is_nested=True),
-    BNB_INT8,
-)
+ENCODINGS = (*encoded_rates.ENCODINGS, fp8(1, 0))
 
 
 def main(arguments: list[str]) -> None:

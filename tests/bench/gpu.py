@@ -27,7 +27,7 @@ from workload_run import ROOT, BenchParser, circumstances, say
 
 from costmodel.calibration.factors import calibrate, leave_one_out
 from costmodel.calibration.measured_runs import MeasuredRun, row_of
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.workload import Workload

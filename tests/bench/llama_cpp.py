@@ -69,7 +69,8 @@ class LlamaCpp:
         return self.runs.bench.checkpoint / "model.gguf"
 
     @property
-    def _model(self) -> Path:
+    def model(self) -> Path:
+        """The file that is run."""
         if self.quantization is None:
             return self._plain_model
         return self._plain_model.with_name(f"model-{self.quantization}.gguf")
@@ -85,7 +86,7 @@ class LlamaCpp:
 
             say("writing the model as GGUF")
             write_gguf(self.runs.bench.checkpoint, self.runs.bench.model, self._plain_model)
-        if self.quantization is not None and not self._model.exists():
+        if self.quantization is not None and not self.model.exists():
             quantizer = build_tool(self.runs.bench.folder, QUANTIZER)
             say(f"quantizing the model to {self.quantization}")
             _step(
@@ -93,7 +94,7 @@ class LlamaCpp:
                 "quantize",
                 str(quantizer),
                 str(self._plain_model),
-                str(self._model),
+                str(self.model),
                 self.quantization,
             )
 
@@ -111,7 +112,7 @@ class LlamaCpp:
             self.name,
             str(self.tool),
             "-m",
-            str(self._model),
+            str(self.model),
             "-c",
             str(bench.num_prompts * length),
             "-npl",

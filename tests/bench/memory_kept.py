@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> None:
     hardware = replace(machine, cpu=replace(machine.cpu, runtime_bytes=runtime_bytes))
     say(f"an empty process holds {format_bytes(runtime_bytes)}")
     shapes = MIXTURES if flags.mixtures else DENSE
+    if flags.encoded:
+        shapes = replace(shapes, is_encoded=True)
     policies = draw_policies(random.Random(flags.seed), hardware, shapes)
     cases = []
     for number in range(1, flags.runs + 1):
@@ -88,6 +90,7 @@ def _parser() -> BenchParser:
     add = parser.add_argument
     add("--runs", type=int, default=20, help="policies to draw and run (20)")
     add("--mixtures", action="store_true", help="draw mixtures of experts instead of dense models")
+    add("--encoded", action="store_true", help="draw encodings of the weights, as files have them")
     add("--seed", type=int, default=0, help="of the policies and the prompts (0)")
     return parser
 

@@ -35,8 +35,12 @@ from profiles.files import write_json
 
 # Those that run unless others are asked for, and those in fewer bits.
 NAMES = ("ours", "transformers", "accelerate", "llama.cpp")
-IN_FOUR_BITS = ("ours-4bit", "llama.cpp-q4k")
-SPEEDUPS = {"speedup_of_medians": "ours", "speedup_of_medians_in_four_bits": "ours-4bit"}
+IN_FOUR_BITS = ("ours-4bit", "llama.cpp-q4k", "ours-q4k")
+SPEEDUPS = {
+    "speedup_of_medians": "ours",
+    "speedup_of_medians_in_four_bits": "ours-4bit",
+    "speedup_of_medians_on_one_file": "ours-q4k",
+}
 VERSIONED = ("torch", "transformers", "accelerate", "numpy")
 
 
@@ -80,7 +84,7 @@ def _parser() -> BenchParser:
     add("--prompt-len", type=int, default=128, help="(128)")
     add("--gen-len", type=int, default=32, help="tokens for each prompt, the first included (32)")
     add("--rounds", type=int, default=3, help="how often each system runs (3)")
-    chosen = f"leave others out; may be repeated (all but {' and '.join(IN_FOUR_BITS)})"
+    chosen = f"leave others out; may be repeated (all but {', '.join(IN_FOUR_BITS)})"
     add("--only", action="append", choices=NAMES + IN_FOUR_BITS, help=chosen)
     keeps = "keeps the model and the tool for the next command; default: a temporary one"
     add("--work-dir", type=Path, metavar="DIR", help=keeps)
@@ -108,19 +112,22 @@ def _check(flags: argparse.Namespace) -> None:
 
 
 def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
+    quantized = LlamaCpp(
+        runs=runs,
+        tool=flags.llama_batched_bench,
+        ubatch=flags.llama_ubatch,
+        quantization="Q4_K_M",
+        name="llama.cpp-q4k",
+    )
     systems: list[System] = [
         Ours(runs=runs, quick_profile=flags.quick_profile),
         Transformers(runs=runs),
         Accelerate(runs=runs, max_memory=flags.peer_memory),
         LlamaCpp(runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch),
         Ours(runs=runs, quick_profile=flags.quick_profile, weight_bits=4, name="ours-4bit"),
-        LlamaCpp(
-            runs=runs,
-            tool=flags.llama_batched_bench,
-            ubatch=flags.llama_ubatch,
-            quantization="Q4_K",
-            name="llama.cpp-q4k",
-        ),
+        quantized,
+        # The file that the last one has made.
+        Ours(runs=runs, quick_profile=flags.quick_profile, model=quantized.model, name="ours-q4k"),
     ]
     return [system for system in systems if system.name in (flags.only or NAMES)]
 

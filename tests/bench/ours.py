@@ -21,7 +21,8 @@ from profiles.hardware import HardwareProfile
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ours:
     """One policy for all rounds, priced in each on the machine as it was measured just before; with
-    ``measures_once``, as it was measured before the first.
+    ``measures_once``, as it was measured before the first. ``model`` is a file that another system
+    makes of the checkpoint.
 
     The folder with the weights at rest is kept between rounds, so that only the first one builds
     it: that is part of ``process_s`` and of neither phase.
@@ -31,6 +32,7 @@ class Ours:
     quick_profile: bool = False
     measures_once: bool = False
     weight_bits: int | None = None
+    model: Path | None = None
     name: str = "ours"
 
     def why_not(self) -> str | None:
@@ -71,7 +73,7 @@ class Ours:
             "--hardware",
             str(profile),
             "--model",
-            str(bench.checkpoint),
+            str(self.model or bench.checkpoint),
             "--num-prompts",
             str(bench.num_prompts),
             "--seed",
@@ -125,7 +127,7 @@ class Ours:
             "--hardware",
             str(profile),
             "--model",
-            str(bench.checkpoint),
+            str(self.model or bench.checkpoint),
             "--num-prompts",
             str(bench.num_prompts),
             "--prompt-len",

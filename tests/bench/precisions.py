@@ -21,7 +21,7 @@ from typing import Any
 from memory_cgroup import last_line
 from workload_run import BenchParser, circumstances, keep_result, say
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.workload import Workload

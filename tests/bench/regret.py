@@ -20,7 +20,7 @@ from typing import Any
 
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy, placed_alike

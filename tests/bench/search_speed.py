@@ -29,7 +29,7 @@ from typing import Any
 
 from workload_run import BenchParser, circumstances
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from drawn_policies import draw_placement
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy, Prediction, placed_alike

@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 from memory_cgroup import Ended, MemoryCgroup, last_line
 
-from costmodel.families import load_model_spec, preset_config, spec_from_config
+from costmodel.families import preset_config, spec_from_config
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from executor.checkpoint.dummy import write_random_checkpoint
 from profiles.command import Parser

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from costmodel.families import load_model_spec
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload

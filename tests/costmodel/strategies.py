@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
+from tests.costmodel.encoded_models import as_q4_k_m
 from tests.costmodel.machines import make_mixture, make_model, make_policy
 
 SHARES = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
@@ -36,6 +37,7 @@ def mixtures(draw: st.DrawFn, *, has_gpu: bool = True) -> Policy:
         intermediate_size=512,
         num_experts=draw(st.sampled_from([4, 8])),
     )
+    model = as_q4_k_m(model) if draw(st.booleans()) else model
     # The tokens of all batches pass through experts together.
     here = Placement(gpu=1) if has_gpu else Placement(cpu=1)
     loads_on_demand = draw(st.booleans())
@@ -64,6 +66,7 @@ def policies(draw: st.DrawFn, *, has_gpu: bool = True) -> Policy:
         # The head in one chunk, and in several.
         vocab_size=draw(st.sampled_from([1000, 5003])),
     )
+    model = as_q4_k_m(model) if draw(st.booleans()) else model
     scored = draw(st.sampled_from([None, 0]))
     return make_policy(
         model=model,

@@ -11,7 +11,7 @@ import pytest
 from costmodel.calibration import factors as calibration
 from costmodel.calibration.factors import Fit, calibrate, errors_of, leave_one_out, mean_error
 from costmodel.calibration.measured_runs import MeasuredRun, append_row, read_runs, row_of
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import overall_weights
 from costmodel.plan.workload import Workload

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.families import load_model_spec
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload

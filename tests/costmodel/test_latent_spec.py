@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_config, spec_from_config
+from costmodel.families import preset_config, spec_from_config
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 from profiles.files import from_json, to_json
@@ -26,7 +27,7 @@ V2, V3, K2 = "deepseek-v2", "deepseek-v3", "kimi-k2"
         (V3, {"scoring_func": "softmax"}, "scoring_func"),
         (V3, {"topk_method": "greedy"}, "topk_method"),
         (V3, {"moe_layer_freq": 2}, "moe_layer_freq"),
-        (V3, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        (V3, {"quantization_config": {"quant_method": "fbgemm_fp8"}}, "quantization_config"),
         (V3, {"n_group": 3}, "router groups"),
         (K2, {"scoring_func": "softmax"}, "scoring_func"),
         (V2, {"topk_method": "noaux_tc"}, "topk_method"),

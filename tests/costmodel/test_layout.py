@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
 from costmodel.model.layout import CUT_ROWS, model_layers
+from costmodel.model.loading import load_model_spec
 from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, make_model
 
 # As the model cards on the Hugging Face hub state them; OPT-66B and 175B as the paper does.

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names, spec_from_config
+from costmodel.families import preset_names, spec_from_config
+from costmodel.model.loading import load_model_spec
 from profiles import InputError
 from profiles.files import to_json
 

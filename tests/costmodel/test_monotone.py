@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import SearchResult, search

@@ -1,7 +1,7 @@
 """The search's bound against brute force, and how far below it rounding leaves the policy.
 
-Two hundred random cases: presets, for a quarter of them mixtures of experts, workloads and budgets
-on the recorded machines.
+Two hundred random cases: presets, for a quarter of them mixtures of experts, for a fifth of them
+with the encodings of a quantized checkpoint, workloads and budgets on the recorded machines.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted, problems_of
 from costmodel.optimizer.fitting import fit
@@ -34,6 +35,7 @@ from profiles import (
     InfeasibleError,
     recorded_profile,
 )
+from tests.costmodel.encoded_models import as_q4_k_m
 from tests.costmodel.mixtures import MIXTURES, mixture
 
 NUM_CASES = 200
@@ -98,6 +100,7 @@ def _case(seed: int) -> Case:
     model = load_model_spec(random.Random(f"{seed}: model").choice(_dense_presets()))
     if seed % 4 == 3:
         model = mixture(rng.choice(list(MIXTURES)))
+    model = as_q4_k_m(model) if seed % 5 == 1 else model
     if not hardware.has_gpu:
         model = model.with_dtype("bfloat16")
     # Memory about as large as the weights is where placement matters.
@@ -114,6 +117,7 @@ def _case(seed: int) -> Case:
         num_prompts=rng.choice((None, 1, 5, 16, 50, 64, 200)),
     )
     permitted = rng.choice(PERMITTED) if rng.random() < 1 / 3 else Permitted()
+    permitted = replace(permitted, requantizes=model.is_encoded)
     return Case(seed=seed, hardware=hardware, model=model, workload=workload, permitted=permitted)
 
 

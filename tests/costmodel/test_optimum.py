@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.job_throughput import blocks_of, job_throughput
 from costmodel.optimizer.optimum import Search, SearchResult, search

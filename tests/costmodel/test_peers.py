@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.job_throughput import job_throughput

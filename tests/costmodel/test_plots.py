@@ -20,8 +20,8 @@ from costmodel.cli.plots import (
     save_figure,
     throughput_over_memory,
 )
-from costmodel.families import load_model_spec
 from costmodel.frontier import FrontierPoint, frontier
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import SearchResult, search
 from costmodel.plan.workload import Workload

@@ -109,7 +109,7 @@ def _compressed(layout: str = "pack-quantized", **weights: Any) -> dict[str, Any
             "E4M3_128X128",
         ),
         (FP8, "fp8", "E4M3_128X128"),
-        (FP8 | {"weight_block_size": None}, "fp8", "E4M3_0X0"),
+        (FP8 | {"weight_block_size": None}, "fp8", "E4M3_1X0"),
         ({"quant_method": "fp8"}, "fp8", "E4M3_128X128"),
         (MXFP4, "mxfp4", "MXFP4"),
         (NF4, "bnb4", "MAP4_G64_NESTED"),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from transformers.models.auto import modeling_auto
 
-from costmodel.families import family_names, load_model_spec, spec_from_config
+from costmodel.families import family_names, spec_from_config
 from costmodel.families._refused import REFUSED
 from costmodel.families._text_parts import TEXT_PARTS
+from costmodel.model.loading import load_model_spec
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from costmodel.families import load_model_spec
 from costmodel.model.layout import CUT_ROWS, model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
 from costmodel.plan.cuts import (
@@ -53,9 +53,10 @@ def test_weights_are_cut_where_they_should_be(placement: Placement) -> None:
 @given(mixtures())
 def test_experts_are_placed_whole(policy: Policy) -> None:
     """Between whole units, one more or less in a layer than in others. The last in memory run on
-    the CPU. All together are as near to the fractions as whole experts can be."""
+    the CPU. Those of equal size are together as near to the fractions as whole experts can be."""
     found = 0
     whole = Counter[str]()
+    by_size: dict[int, Counter[str]] = {}
     placement = policy.weights["experts"]
     for component in itertools.chain(*place_weights(policy, has_gpu=True)):
         cut, size = component.cut, component.layout.unit_bytes
@@ -72,10 +73,12 @@ def test_experts_are_placed_whole(policy: Policy) -> None:
         assert set(in_place) <= set(in_memory)
         assert not in_place or in_place[-1] == in_memory[-1]
         assert abs(len(in_place) - policy.cpu_experts * len(in_memory)) < 1
-        whole.update({"gpu": cut.gpu_end // size, "disk": cut.disk_bytes // size, "all": count})
+        equal = by_size.setdefault(size, Counter())
+        equal.update({"gpu": cut.gpu_end // size, "disk": cut.disk_bytes // size, "all": count})
         whole.update({"in memory": len(in_memory), "in place": len(in_place)})
-    assert abs(whole["gpu"] - placement.gpu * whole["all"]) <= 0.5
-    assert abs(whole["disk"] - placement.disk * whole["all"]) <= 0.5
+    for equal in by_size.values():
+        assert abs(equal["gpu"] - placement.gpu * equal["all"]) <= 0.5
+        assert abs(equal["disk"] - placement.disk * equal["all"]) <= 0.5
     assert abs(whole["in place"] - policy.cpu_experts * whole["in memory"]) <= 0.5
     assert found == sum(
         count for kind, count in policy.model.kinds_and_counts if kind.experts is not None
@@ -140,10 +143,11 @@ def test_rounding_a_rounded_policy_changes_nothing(policy: Policy) -> None:
             before, after = (getattr(getattr(p, kind), tier) for p in (once, twice))
             assert after == pytest.approx(before, abs=1e-9), (kind, tier)
         for name in policy.weights:
-            # Chunks of different shapes may round one fraction to either side, by one cut at most;
-            # all other components of a name are equal here.
+            # Components of different sizes (chunks of the head, layers in other encodings) may
+            # round one fraction to either side, by one cut at most.
             of_name = [part for part in parts if part.name == name]
-            row = max(part.cut_bytes for part in of_name) * len(of_name) * (name == "head")
+            differ = len({part.num_bytes for part in of_name}) > 1
+            row = max(part.cut_bytes for part in of_name) * len(of_name) * differ
             slack = row / sum(part.num_bytes for part in of_name) + 1e-9
             before, after = (getattr(p.weights[name], tier) for p in (once, twice))
             assert after == pytest.approx(before, abs=slack), (name, tier)

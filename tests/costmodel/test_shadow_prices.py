@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.program import Limits, Solution, solve

@@ -8,7 +8,7 @@ import highspy
 import numpy as np
 import pytest
 
-from costmodel.families import load_model_spec
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.optimizer.program import Limits, solve
 from costmodel.optimizer.solver import SOLVER_OPTIONS, Infeasible, LinearProgram, minimize

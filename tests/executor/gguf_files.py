@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from profiles.encodings import BLOCK_ENCODINGS
 
-U32, U64, TEXT, ARRAY = 4, 10, 8, 9
+U32, U64, F32, TEXT, ARRAY = 4, 10, 6, 8, 9
 TYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14, "MXFP4": 39}
 
 

@@ -11,14 +11,9 @@ from torch.nn import functional as F
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import (
-    FLOAT32_TENSORS,
-    ComponentLayout,
-    LayerLayout,
-    decoder_numbers,
-    model_layers,
-)
+from costmodel.model.layout import ComponentLayout, LayerLayout, decoder_numbers, model_layers
 from costmodel.model.spec import EmbeddingSpec
+from costmodel.model.tensor_layout import FLOAT32_TENSORS
 from executor.checkpoint.folder import WeightSource
 from executor.model import layers, projections
 from executor.model.matrices import linear
@@ -54,7 +49,7 @@ def view_layer(
         for tensor in component.tensors:
             wholes = [
                 unit[tensor.offset_bytes : tensor.end_bytes]
-                .view(torch.float32 if tensor.is_float32 else dtype)
+                .view(DTYPES[tensor.dtype] if tensor.dtype else dtype)
                 .view(tensor.shape)
                 for unit in units
             ]

@@ -12,9 +12,10 @@ import torch
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from costmodel.families import load_model_spec, spec_from_config
+from costmodel.families import spec_from_config
 from costmodel.families._alibi import alibi_slopes, to_bfloat16
 from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from executor.checkpoint.folder import Checkpoint

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from executor.text.chat import ChatTemplate, check_messages
-from executor.text.continuation import load_tokenizer
+from executor.text.loading import load_tokenizer
 from profiles.errors import InputError
 from tests.executor.tokenizer_structures import STRUCTURES, like
 

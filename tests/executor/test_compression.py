@@ -16,12 +16,11 @@ from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Placement, Policy
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint
+from executor.model.matrices import CompressedMatrix, decode
 from executor.stores.quantized import QuantizedSource
 from executor.stores.weight_file import WeightFile
-from profiles import kernels
 from profiles.errors import InputError
 from profiles.kernels.group_twins import unpack_rows_twin
-from profiles.packing import Packing
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_memory import LLAMA, MODELS, check_terms
 from tests.executor.tiny_machines import (
@@ -276,11 +275,11 @@ def test_a_matrix_is_unpacked_once_for_all_batches(
 ) -> None:
     unpacked: list[int] = []
 
-    def count(packed: torch.Tensor, packing: Packing, out: torch.Tensor) -> None:
-        unpacked.append(out.shape[1])
-        kernels.unpack_rows(packed, packing, out)
+    def count(matrix: CompressedMatrix, out: torch.Tensor) -> None:
+        unpacked.append(len(out))
+        decode(matrix, out)
 
-    monkeypatch.setattr("executor.stores.unpacked.unpack_rows", count)
+    monkeypatch.setattr("executor.stores.unpacked.decode", count)
     policy = _policy(
         case, Compression(weight_bits=4), gpu_batch_size=1, prefill_batch_size=1, num_gpu_batches=5
     )

@@ -66,6 +66,10 @@ class Folder:
         self.path, self.family = path, family
         model = save_tiny_model(path, family, num_layers=1)
         self.model_class, self.config_class = type(model), type(model.config)
+        # Some families have keys of rotary positions for each kind of layer.
+        self.has_rotations_by_kind = "full_attention" in (
+            getattr(self.config_class(), "rope_parameters", None) or {}
+        )
         self.base: Config = json.loads((path / "config.json").read_text())
 
     def ours(self, config: Config) -> ModelSpec | None:
@@ -100,10 +104,8 @@ class Folder:
             return None
         return None if found["missing_keys"] else out
 
-    def takes(self, key: str, config: Config) -> bool:
-        """Whether transformers takes a config, as far as its class and earlier trials tell."""
-        if key in self.refused:
-            return False
+    def takes(self, config: Config) -> bool:
+        """Whether transformers' class takes a config."""
         try:
             self.config_class(**copy.deepcopy(config))
         except Exception:
@@ -221,7 +223,8 @@ def test_every_key_means_what_it_does_to_transformers(folder: Folder) -> None:
     ]
     idle = [[(k, c) for c, ours in found if ours == plain] for k, found in by_key.items()]
     for group in itertools.zip_longest(*idle):
-        cases = [case for case in group if case and (case[0] in read or folder.takes(*case))]
+        cases = [case for case in group if case and case[0] in read]
+        cases += taken(folder, [c for c in group if c and c[0] not in read | folder.refused])
         wrong += [
             {key: config.get(key, "absent")}
             for key, config in culprits(folder, cases, expected, read)
@@ -238,15 +241,33 @@ def agrees(folder: Folder, config: Config) -> bool | None:
     return theirs is not None and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-def culprits(
-    folder: Folder, cases: Sequence[tuple[str, Config]], expected: torch.Tensor, read: set[str]
-) -> list[tuple[str, Config]]:
-    """Find the keys that change transformers' logits, of many that are set at once."""
+def taken(folder: Folder, cases: Sequence[tuple[str, Config]]) -> list[tuple[str, Config]]:
+    """Keep the cases that the class takes: all at once, where it takes them so.
+
+    It has no need to take a case by itself. What it takes beside others is tried in any event.
+    """
+    if not cases or folder.takes(together(folder, cases)):
+        return list(cases)
+    if len(cases) == 1:
+        return []
+    half = len(cases) // 2
+    return taken(folder, cases[:half]) + taken(folder, cases[half:])
+
+
+def together(folder: Folder, cases: Sequence[tuple[str, Config]]) -> Config:
+    """Return the config that says what each case says of its key."""
     config = dict(folder.base)
     for key, case in cases:
         config.pop(key, None)
         config |= {key: case[key]} if key in case else {}
-    found = folder.logits(config) if cases else expected
+    return config
+
+
+def culprits(
+    folder: Folder, cases: Sequence[tuple[str, Config]], expected: torch.Tensor, read: set[str]
+) -> list[tuple[str, Config]]:
+    """Find the keys that change transformers' logits, of many that are set at once."""
+    found = folder.logits(together(folder, cases)) if cases else expected
     if found is not None and torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
         return []
     if len(cases) > 1:
@@ -336,7 +357,7 @@ def test_rotary_frequencies_are_those_of_transformers(folder: Folder) -> None:
 def by_layer_kind(folder: Folder, config: Config) -> Config:
     """Name the keys of rotary positions for each kind of layer, where the family does so."""
     found = config.get("rope_parameters")
-    kinds = "full_attention", "sliding_attention"
-    if not found or kinds[0] not in (folder.config_class().rope_parameters or {}):
+    if not found or not folder.has_rotations_by_kind:
         return config
+    kinds = "full_attention", "sliding_attention"
     return config | {"rope_parameters": {kind: copy.deepcopy(found) for kind in kinds}}

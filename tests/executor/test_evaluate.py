@@ -16,7 +16,7 @@ from costmodel.plan.workload import Workload
 from executor.cli.run_command import Job
 from executor.data import MODEL
 from executor.evaluate import main, read_windows
-from executor.text.continuation import load_tokenizer
+from executor.text.loading import load_tokenizer
 from profiles.errors import InfeasibleError, InputError
 from tests.executor.tokenizer_structures import LINES, STRUCTURES, like, template
 

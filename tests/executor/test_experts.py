@@ -260,6 +260,7 @@ def test_cuda_makes_what_the_cpu_makes(num_tokens: int, is_packed: bool) -> None
 def _on_cuda(matrix: Matrix) -> Matrix:
     if isinstance(matrix, PackedRows):
         return PackedRows(matrix.rows.cuda(), matrix.packing)
+    assert isinstance(matrix, torch.Tensor)
     return matrix.cuda()
 
 

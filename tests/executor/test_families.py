@@ -13,9 +13,10 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from costmodel.families import family_named, family_names, load_model_spec, spec_from_config
+from costmodel.families import family_named, family_names, spec_from_config
 from costmodel.model.family import GENERIC_TOKENIZER
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from executor.checkpoint.folder import Checkpoint
 from profiles.errors import InputError
 from tests.executor.model_cases import greedy

@@ -162,6 +162,7 @@ def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         ({"cpu_memory": "8"}, "8GiB"),
         ({"max_length": 1000}, "2 to 512"),
         ({"batches": 3}, "--batches"),
+        ({"requantize": True}, "--requantize"),
         ({"policy": tmp_path / "none.json"}, "none.json"),
     ):
         with pytest.raises(InputError, match=said):

@@ -354,6 +354,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"disk": 1.5}, "disk: got 1.5"),
     ({"weight_bits": 3}, "weight_bits: got 3; allowed: 16, 8, 4"),
     ({"cache_bits": "4"}, "cache_bits: got '4'"),
+    ({"requantize": True}, "requantize: got weights in 16 bits"),
     ({"group_size": 64}, "group_size: got 16 bits everywhere"),
     ({"sparsity": "half"}, "sparsity: got 'half'"),
     ({"sparsity": 2}, "sparsity: got 2"),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.families import load_model_spec, preset_names
+from costmodel.families import preset_names
+from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
-from executor.text.continuation import TextTokenizer, load_tokenizer
+from executor.text.continuation import TextTokenizer
+from executor.text.loading import load_tokenizer
 from profiles.errors import InputError
 from profiles.outputs import write_output
 

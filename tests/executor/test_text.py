@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from executor.text.continuation import TextTokenizer, decode_continuation, load_tokenizer
+from executor.text.continuation import TextTokenizer, decode_continuation
+from executor.text.loading import load_tokenizer
 from profiles.errors import InputError
 from tests.executor.tokenizer_structures import (
     LINES,

@@ -19,9 +19,10 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from costmodel.families import family_names, load_model_spec, spec_from_config
+from costmodel.families import family_names, spec_from_config
 from costmodel.families._text_parts import TEXT_KINDS, TEXT_PARTS
 from costmodel.model.family import GENERIC_TOKENIZER
+from costmodel.model.loading import load_model_spec
 from executor.checkpoint.folder import Checkpoint
 from executor.model.generation_config import GenerationConfig
 from profiles.errors import InputError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,9 +22,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
-from costmodel.families import load_model_spec
+from costmodel.gguf.config import spec_from_gguf
 from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
+from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
@@ -38,13 +40,16 @@ from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
-from executor.text.continuation import load_tokenizer
+from executor.model.gguf_generation import gguf_generation_config
+from executor.text.gguf_tokenizer import load_gguf_tokenizer
+from executor.text.loading import load_tokenizer
 from profiles.files import read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
-from tests.executor.gguf_files import gguf_bytes, texts, u32
+from tests.executor.gguf_files import ARRAY, F32, TEXT, gguf_bytes, metadatum, text, texts, u32
 from tests.fuzz.mutations import as_bytes
+from tests.fuzz.quantized_documents import quantized_documents, read_quantized_document
 
 WORKLOAD = Workload(prompt_len=8, gen_len=4, num_prompts=3)
 
@@ -100,6 +105,17 @@ def _read_gguf(data: bytes, folder: Path) -> None:
         assert end <= entry.offset_bytes
         end = entry.offset_bytes + entry.num_bytes
     assert end <= len(data)
+
+
+def _read_gguf_model(data: bytes, folder: Path) -> None:
+    path = folder / "model.gguf"
+    path.write_bytes(data)
+    model = GgufModel.open(path)
+    spec = spec_from_gguf(model, "model")
+    assert sum(layer.num_bytes for layer in model_layers(spec)) > 0
+    tokenizer = load_gguf_tokenizer(model, path)
+    tokenizer.decode(tokenizer.encode("a <s> b"))
+    assert all(number >= 0 for number in gguf_generation_config(model, path).eos_ids)
 
 
 def _read_index(data: bytes, folder: Path) -> None:
@@ -205,6 +221,33 @@ def _gguf() -> bytes:
     """Return a small GGUF file."""
     metadata = [u32("general.alignment", 32), texts("tokenizer.ggml.tokens", ["<s>", "a"])]
     return gguf_bytes(metadata, {"a": ("F32", (3, 5)), "b": ("Q4_K", (2, 256))})
+
+
+def _gguf_model() -> bytes:
+    """Return a Llama of one layer with a vocabulary of SentencePiece."""
+    keys = {"context_length": 32, "embedding_length": 8, "feed_forward_length": 4}
+    keys |= {"block_count": 1, "attention.head_count": 2, "rope.dimension_count": 4}
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab"]
+    metadata = [
+        metadatum("general.architecture", TEXT, text("llama")),
+        metadatum("llama.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)),
+        *(u32(f"llama.{key}", value) for key, value in keys.items()),
+        metadatum("tokenizer.ggml.model", TEXT, text("llama")),
+        texts("tokenizer.ggml.tokens", tokens),
+        metadatum("tokenizer.ggml.scores", ARRAY, struct.pack("<IQ6f", F32, 6, *range(6))),
+        metadatum("tokenizer.ggml.token_type", ARRAY, struct.pack("<IQ6i", 5, 6, 2, 3, 3, 1, 1, 1)),
+        u32("tokenizer.ggml.eos_token_id", 2),
+    ]
+    block = {
+        **dict.fromkeys(("attn_norm", "ffn_norm"), (8,)),
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (8, 8)),
+        "ffn_gate": (4, 8),
+        "ffn_up": (4, 8),
+        "ffn_down": (8, 4),
+    }
+    tensors = {"token_embd": (6, 8), "output_norm": (8,)}
+    tensors |= {f"blk.0.{name}": shape for name, shape in block.items()}
+    return gguf_bytes(metadata, {f"{n}.weight": ("F32", shape) for n, shape in tensors.items()})
 
 
 def _header() -> Any:
@@ -336,6 +379,8 @@ def targets() -> Mapping[str, Target]:
         "shard": Target(read=_read_shard, texts=(_shard(),)),
         "header": Target(read=_read_header, documents=(_header(),)),
         "index": Target(read=_read_index, documents=(_index(),)),
+        "quantized": Target(read=read_quantized_document, documents=quantized_documents()),
+        "gguf_model": Target(read=_read_gguf_model, texts=(_gguf_model(),)),
         "gguf": Target(read=_read_gguf, texts=(_gguf(),)),
         "tokenizer": Target(read=_read_tokenizer, documents=(json.loads(_tokenizer().to_str()),)),
         "tokenizer_config": Target(

@@ -31,6 +31,8 @@ NAMES = (
     "header",
     "index",
     "gguf",
+    "gguf_model",
+    "quantized",
     "tokenizer",
     "tokenizer_config",
     "prompts",

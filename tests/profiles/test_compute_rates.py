@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiles import ComputeRates, InputError, RateCurve
@@ -13,6 +15,7 @@ from profiles.compute_rates import (
     SHORT_HEAD_DIM,
     WIDTH,
 )
+from profiles.encodings import Kind
 
 DTYPE = "bfloat16"
 
@@ -118,3 +121,69 @@ def test_a_share_of_a_rate_is_at_most_all_of_it() -> None:
             _rates(attention_by_token={"4": share})
     with pytest.raises(InputError, match=r"attention_one_query\.4"):
         _rates(attention_one_query={"4": 0.9})
+
+
+def _encoded(rate: float, *others: float) -> RateCurve:
+    """The rate of a product with one row, and with 64."""
+    return RateCurve(sizes=(1.0, 64.0)[: 1 + len(others)], rates=(rate, *others))
+
+
+def test_seconds_of_encoded_products_are_linear_in_their_rows() -> None:
+    # One row takes 1/10 s a FLOP of a row, 64 rows 1: another row takes 1/70.
+    rates = _rates(narrow_matmul={}, encoded_matmul={"Q4_K": _encoded(10.0, 64.0)})
+    for rows in (1, 2, 8, 64):
+        seconds = 0.1 + (rows - 1) / 70
+        found = rates.encoded_matmul_rate(Kind.Q4_K, DTYPE, rows, WIDTH)
+        assert rows / found == pytest.approx(seconds)
+
+
+def test_more_rows_take_a_plain_product_and_decoding() -> None:
+    plain = RateCurve.constant(80.0)
+    # 64 rows take 1 s, of which 0.8 are the products'.
+    rates = _rates(
+        matmul={DTYPE: plain}, narrow_matmul={}, encoded_matmul={"Q6_K": _encoded(10.0, 64.0)}
+    )
+    for rows in (65, 256, 512):
+        found = rates.encoded_matmul_rate(Kind.Q6_K, DTYPE, rows, WIDTH)
+        assert rows / found == pytest.approx(rows / 80 + 0.2)
+    # Windows of 512 rows are decoded one by one.
+    found = rates.encoded_matmul_rate(Kind.Q6_K, DTYPE, 1024, WIDTH)
+    assert 1024 / found == pytest.approx(1024 / 80 + 2 * 0.2)
+
+
+def test_more_rows_are_no_slower_than_fewer() -> None:
+    # Encoded weights are faster than plain ones where the memory is the limit.
+    rates = _rates(narrow_matmul={}, encoded_matmul={"MXFP4": _encoded(30.0)})
+    assert rates.encoded_matmul_rate(Kind.MXFP4, DTYPE, 2, WIDTH) == pytest.approx(30)
+    assert rates.encoded_matmul_rate(Kind.MXFP4, DTYPE, 1024, WIDTH) == pytest.approx(80)
+
+
+def test_an_unknown_kind_costs_what_packed_weights_do_or_unpacking() -> None:
+    packed = {DTYPE: _encoded(20.0, 40.0)}
+    rates = _rates(narrow_matmul={}, packed_matmul=packed, unpack_bytes_per_s=5.0)
+    assert rates.encoded_matmul_rate(Kind.Q2_K, DTYPE, 1, WIDTH) == pytest.approx(20)
+    assert rates.encoded_unpack_rate(Kind.Q2_K) == 5
+    # Two bytes of output for each element, which is two FLOP for each of four rows.
+    rates = replace(rates, packed_matmul={})
+    found = rates.encoded_matmul_rate(Kind.Q2_K, DTYPE, 4, WIDTH)
+    assert 4 / found == pytest.approx(4 / 20 + 1 / 5)
+    rates = replace(rates, encoded_unpack_bytes_per_s={"Q2_K": 3.0})
+    assert (rates.encoded_unpack_rate(Kind.Q2_K), rates.encoded_unpack_rate(Kind.Q3_K)) == (3, 5)
+
+
+def test_narrow_encoded_weights_cost_what_narrow_plain_ones_do_besides() -> None:
+    rates = _rates(encoded_matmul={"Q4_K": _encoded(10.0, 64.0)})
+    found = rates.encoded_matmul_rate(Kind.Q4_K, DTYPE, 4, NARROW_WIDTH)
+    wide = rates.encoded_matmul_rate(Kind.Q4_K, DTYPE, 4, WIDTH)
+    assert 1 / found - 1 / wide == pytest.approx(1 / 16 - 1 / 20)
+
+
+def test_rates_of_no_encoding_are_refused() -> None:
+    for name, rate in (
+        ("encoded_matmul", _encoded(1.0)),
+        ("encoded_unpack_bytes_per_s", 1.0),
+    ):
+        with pytest.raises(InputError, match="Q9_K"):
+            _rates(**{name: {"Q9_K": rate}})
+    with pytest.raises(InputError, match=r"bytes_per_s\.Q4_K"):
+        _rates(encoded_unpack_bytes_per_s={"Q4_K": 0.0})

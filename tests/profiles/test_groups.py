@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 
-from costmodel.model.layout import packed_bytes
+from costmodel.model.tensor_layout import packed_bytes
 from profiles.kernels import multiply_rows, pack_rows, unpack_rows
 from profiles.packing import BITS, GROUP_SIZES, Packing
 

@@ -14,6 +14,7 @@ import torch
 from profiles import HardwareProfile, compute, compute_plan, disk, measure, recorded_profile
 from profiles.cores import num_threads_of
 from profiles.disk import DiskPlan, free_disk_bytes, measure_disk
+from profiles.encodings import Kind
 from profiles.errors import InputError
 from profiles.measure import main
 from profiles.repeats import QUICK, Effort, Repeater
@@ -63,11 +64,19 @@ def test_quick_measurement(
     assert profile.disk.free_bytes == 100 * 2**30
     assert set(profile.cpu.compute.matmul) == {"float32", "bfloat16", "float16"}
     names = {m.name for m in profile.measurements}
-    assert {"cpu.memory.read", "cpu.task_overhead", "disk.write.1024KiB.depth4"} <= names
+    assert set(profile.cpu.compute.encoded_matmul) == set(Kind.__members__)
+    assert not profile.cpu.compute.encoded_unpack_bytes_per_s
+    assert {
+        "cpu.encoded_matmul.Q4_K.rows1",
+        "cpu.memory.read",
+        "cpu.task_overhead",
+        "disk.write.1024KiB.depth4",
+    } <= names
     assert all(len(m.samples) >= 3 for m in profile.measurements)
     assert 50 * MIB < profile.cpu.runtime_bytes < 4096 * MIB
     line = json.loads(stdout.splitlines()[-1])
     assert line["profile"]["cpu"]["memory_bytes"] == 8_000_000_000
+    assert "encoded, 1 rows" in stdout
     assert "matmul, 1 rows" in stdout and "4.00 MiB requests" in stdout
     assert not list(offload_dir.iterdir())
     assert {p.name for p in tmp_path.iterdir()} == {"offload", "profile.json"}

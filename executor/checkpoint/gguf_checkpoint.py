@@ -1,0 +1,125 @@
+"""A model in GGUF as a source of weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from costmodel.gguf.config import spec_from_gguf
+from costmodel.gguf.encoded import encoded_spec
+from costmodel.gguf.model import GgufModel
+from costmodel.gguf.names import check_tensors, stored_rows
+from costmodel.model.layout import ComponentLayout, decoder_numbers
+from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_entry import TensorEntry
+from executor.checkpoint.gguf_rows import read_rows
+from executor.checkpoint.row_reader import RowRange, fill_component
+from executor.checkpoint.stored_tensors import contents_digest
+from profiles.compute_plan import DTYPES
+from profiles.encodings import Encoding, find_encoding
+from profiles.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class GgufReader:
+    """The rows of one tensor (see ``RowReader``)."""
+
+    entry: TensorEntry
+
+    @property
+    def encoding(self) -> Encoding:
+        """That of the file."""
+        return find_encoding(self.entry.dtype)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, those of all experts."""
+        return self.entry.num_bytes // self.encoding.row_bytes(self.num_elements)
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of a row."""
+        return self.entry.shape[-1]
+
+    def read(self, first: int, rows: torch.Tensor) -> None:
+        """Fill uint8 [count, row_bytes] with the rows from ``first`` on."""
+        read_rows(self.entry, first, rows)
+
+    def table(self) -> None:
+        """Return nothing: blocks have their scales inside."""
+
+    def order(self) -> None:
+        """Return nothing: inputs are never sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufCheckpoint:
+    """A GGUF file, or the parts of one, with every tensor of its config in the right shape.
+
+    Parameters
+    ----------
+    path
+        The file, or one of its parts.
+    contents
+        The digest of the tensors when the file was opened.
+    """
+
+    path: Path
+    spec: ModelSpec
+    model: GgufModel
+    contents: str
+
+    @classmethod
+    def open(cls, path: Path, dtype: str | None = None) -> GgufCheckpoint:
+        """Open a file and check it completely; of the weights, only samples are read.
+
+        Parameters
+        ----------
+        dtype
+            The compute dtype; ``None`` stands for bfloat16.
+
+        Raises
+        ------
+        InputError
+            Naming the file, key or tensor, the value found and the allowed ones.
+        """
+        model = GgufModel.open(path)
+        spec = encoded_spec(model, spec_from_gguf(model, path.name))
+        check_tensors(model, spec)
+        if dtype is not None:
+            spec = spec.with_dtype(dtype)
+        contents = contents_digest(model.tensors)
+        return cls(path=path, spec=spec, model=model, contents=contents)
+
+    def in_dtype(self, dtype: str) -> GgufCheckpoint:
+        """Return the same weights with another compute dtype."""
+        return replace(self, spec=self.spec.with_dtype(dtype))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the compute dtype, and of the weights when the file was opened."""
+        return hashlib.sha256(f"{self.spec.dtype} {self.contents}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise ``RunError`` where the files have changed since they were opened."""
+        if contents_digest(self.model.tensors) != self.contents:
+            raise RunError(f"{self.path}: it changed while it was read; try: run again")
+
+    def read_range(
+        self, index: int, layout: ComponentLayout, start: int, out: torch.Tensor
+    ) -> None:
+        """Read part of one component (see ``WeightSource.read_range``)."""
+        numbers = decoder_numbers(self.spec)
+        layer = max(numbers[index], 0) if index < len(numbers) else 0
+
+        def rows_of(name: str, unit: int) -> list[RowRange]:
+            found = stored_rows(self.model, self.spec, name, layer=layer, expert=unit)
+            return [
+                RowRange(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
+                for part in found
+            ]
+
+        fill_component(layout, start, out, rows_of, DTYPES[self.spec.dtype])

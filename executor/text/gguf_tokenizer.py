@@ -1,0 +1,284 @@
+"""The tokenizer of a model in GGUF, built from its metadata.
+
+``tokenizer.ggml.model`` is ``gpt2`` for byte-level BPE, whose merges are in the file. It is
+``llama`` for the BPE of SentencePiece, where the score of a token says when its parts are merged.
+transformers' converter is not used: it splits text as GPT-2 does for names of
+``tokenizer.ggml.pre`` that it does not know, such as that of SmolLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from costmodel.gguf.model import GgufModel
+from executor.text.chat import ChatTemplate
+from executor.text.continuation import FastTokenizer
+from executor.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from profiles.errors import InputError
+
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+# Values of ``tokenizer.ggml.token_type``.
+UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 0, 1, 2, 3, 4
+# How SentencePiece writes a space.
+SPACE = "▁"
+# Special tokens by their role in chat templates, and their keys.
+ROLES: Mapping[str, str] = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+# What files of SentencePiece leave unsaid.
+SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+# Tokens of Phi 3 that take no spaces behind them away.
+_PLAIN_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
+
+
+def load_gguf_tokenizer(model: GgufModel, path: Path) -> FastTokenizer:
+    """Build the tokenizer of a model.
+
+    Parameters
+    ----------
+    path
+        The model's file, for messages.
+
+    Raises
+    ------
+    InputError
+        Where the file has no tokenizer, or one of a kind that is not read.
+    """
+    vocabulary = Vocabulary.read(model, path)
+    pre = None
+    if vocabulary.kind == BYTE_LEVEL:
+        pre = _pre_tokenizer(vocabulary)
+        tokenizer = _byte_level(vocabulary, pre)
+    else:
+        tokenizer = _sentencepiece(vocabulary)
+    _add_tokens(tokenizer, vocabulary)
+    _add_ends(tokenizer, vocabulary, adds_bos=pre is None or pre.adds_bos)
+    return FastTokenizer(tokenizer, special_tokens=vocabulary.roles())
+
+
+def gguf_chat_template(model: GgufModel, path: Path) -> ChatTemplate:
+    """Compile the template of a model; see ``ChatTemplate``.
+
+    Raises
+    ------
+    InputError
+        Where the file has none.
+    """
+    text = model.metadata.get("tokenizer.chat_template")
+    if not isinstance(text, str):
+        raise InputError(
+            f"chat template of {path}",
+            got="none",
+            allowed="tokenizer.chat_template in the file",
+            hint="generate, with prompts in the form that the model was trained on",
+        )
+    return ChatTemplate(text, f"{path}: tokenizer.chat_template")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The metadata of a tokenizer.
+
+    Parameters
+    ----------
+    kind
+        ``tokenizer.ggml.model``.
+    tokens
+        Texts by their ids.
+    types
+        The type of each token.
+    metadata, path
+        Of the file.
+    """
+
+    kind: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    metadata: Mapping[str, Any]
+    path: Path
+
+    @classmethod
+    def read(cls, model: GgufModel, path: Path) -> Vocabulary:
+        """Read and check the metadata."""
+        kind, label = model.metadata.get("tokenizer.ggml.model"), f"tokenizer of {path}"
+        if not isinstance(kind, str) or kind not in (BYTE_LEVEL, SENTENCEPIECE):
+            raise InputError(
+                label,
+                got="none" if kind is None else f"tokenizer.ggml.model {kind!r}",
+                allowed=f"{BYTE_LEVEL} or {SENTENCEPIECE}",
+                hint="prompt_ids in place of prompt",
+            )
+        tokens = model.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, tuple) or not tokens:
+            raise InputError(label, got="no tokens", allowed="tokenizer.ggml.tokens as texts")
+        types = model.metadata.get("tokenizer.ggml.token_type", np.full(len(tokens), NORMAL))
+        return cls(
+            kind=kind,
+            tokens=tokens,
+            types=_numbers(types, "token_type", len(tokens), label).tolist(),
+            metadata=model.metadata,
+            path=path,
+        )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value of ``tokenizer.ggml``."""
+        return self.metadata.get(f"tokenizer.ggml.{key}", default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, repr(value), "true or false")
+        return value
+
+    def token_id(self, key: str) -> int | None:
+        """Return the id of a special token; ``None`` where there is none, or none in range."""
+        default = SENTENCEPIECE_IDS.get(key) if self.kind == SENTENCEPIECE else None
+        found = self.get(key, default)
+        return found if type(found) is int and 0 <= found < len(self.tokens) else None
+
+    def roles(self) -> dict[str, str]:
+        """Return special tokens by their role."""
+        ids = {role: self.token_id(key) for role, key in ROLES.items()}
+        return {role: self.tokens[found] for role, found in ids.items() if found is not None}
+
+    def of_type(self, *types: int) -> Iterator[str]:
+        """Yield the tokens of some types, by their ids."""
+        for token, kind in zip(self.tokens, self.types, strict=True):
+            if kind in types:
+                yield token
+
+    def ids(self) -> dict[str, int]:
+        """Return ids by their texts."""
+        return {token: number for number, token in enumerate(self.tokens)}
+
+    def error(self, key: str, got: object, allowed: str) -> InputError:
+        """Make the error for a key."""
+        return InputError(f"tokenizer.ggml.{key} of {self.path}", got=got, allowed=allowed)
+
+
+def _numbers(value: Any, key: str, count: int, label: str) -> np.ndarray[Any, np.dtype[Any]]:
+    if not isinstance(value, np.ndarray) or len(value) != count:
+        got = f"{len(value)} values" if isinstance(value, np.ndarray) else "no numbers"
+        raise InputError(f"{label}, {key}", got=got, allowed=f"{count} numbers, one a token")
+    return value
+
+
+def _pre_tokenizer(vocabulary: Vocabulary) -> PreTokenizer:
+    name = vocabulary.get("pre")
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+        raise vocabulary.error("pre", repr(name), ", ".join(sorted(PRE_TOKENIZERS)))
+    return PRE_TOKENIZERS[name]
+
+
+def _byte_level(vocabulary: Vocabulary, pre: PreTokenizer) -> Tokenizer:
+    merges = vocabulary.get("merges")
+    if not isinstance(merges, tuple):
+        raise vocabulary.error("merges", "none", "pairs of tokens as texts")
+    ids = vocabulary.ids()
+    # A part may itself begin with a space.
+    pairs = [(m[:cut], m[cut + 1 :]) for m in merges if (cut := m.find(" ", 1)) > 0]
+    known = [(a, b) for a, b in pairs if a in ids and b in ids and a + b in ids]
+    bpe = models.BPE(vocab=ids, merges=known, ignore_merges=pre.ignores_merges)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre.build()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+    scores = vocabulary.get("scores")
+    scores = _numbers(scores, "scores", len(vocabulary.tokens), f"tokenizer of {vocabulary.path}")
+    unknown = vocabulary.token_id("unknown_token_id")
+    bpe = models.BPE(
+        vocab=vocabulary.ids(),
+        merges=_merges_by_score(vocabulary, scores),
+        byte_fallback=True,
+        fuse_unk=True,
+        unk_token=None if unknown is None else vocabulary.tokens[unknown],
+    )
+    tokenizer = Tokenizer(bpe)
+    has_prefix = vocabulary.flag("add_space_prefix", True)
+    spaces = normalizers.Replace(" ", SPACE)
+    prefix = [normalizers.Prepend(SPACE)] if has_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, spaces])
+    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _merges_by_score(
+    vocabulary: Vocabulary, scores: np.ndarray[Any, np.dtype[Any]]
+) -> list[tuple[str, str]]:
+    """Return all pairs of tokens that make a token, the one with the highest score first.
+
+    Tokens of equal scores are merged in the order of their ids: some converters write one score
+    for all.
+    """
+    ids = {
+        token: number
+        for number, (token, kind) in enumerate(
+            zip(vocabulary.tokens, vocabulary.types, strict=True)
+        )
+        if kind in (UNDEFINED, NORMAL, USER_DEFINED)
+    }
+    order = sorted(ids.items(), key=lambda item: (-scores[item[1]], item[1]))
+    return [
+        (head, tail)
+        for token, _ in order
+        for cut in range(1, len(token))
+        if (head := token[:cut]) in ids and (tail := token[cut:]) in ids
+    ]
+
+
+def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Add the tokens that are found in a text before it is split."""
+    # The tokens of Phi 3 take the spaces behind them away, which no key says.
+    takes_spaces = (
+        vocabulary.kind == SENTENCEPIECE
+        and vocabulary.metadata.get("general.architecture") == "phi3"
+    )
+
+    def added(token: str, *, is_special: bool) -> AddedToken:
+        return AddedToken(
+            token,
+            normalized=False,
+            special=is_special,
+            rstrip=takes_spaces and token not in _PLAIN_PHI3,
+        )
+
+    special = [added(token, is_special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
+    plain = [added(token, is_special=False) for token in vocabulary.of_type(USER_DEFINED)]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(plain)
+
+
+def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, *, adds_bos: bool) -> None:
+    """Add the tokens at the beginning and end of each text."""
+    template = ["$A"]
+    ends: list[tuple[str, int]] = []
+    for flag, key, default in (
+        ("add_bos_token", "bos_token_id", adds_bos),
+        ("add_eos_token", "eos_token_id", False),
+    ):
+        found = vocabulary.token_id(key)
+        if not vocabulary.flag(flag, default) or found is None:
+            continue
+        token = vocabulary.tokens[found]
+        template = [token, *template] if key == "bos_token_id" else [*template, token]
+        ends.append((token, found))
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=sorted(set(ends))
+        )

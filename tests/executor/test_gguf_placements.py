@@ -1,0 +1,103 @@
+"""Models in GGUF against transformers, in every encoding and in mixtures, over placements."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
+from executor.model.logits_processors import History
+from executor.model.sampling import no_history
+from profiles.encodings import BLOCK_ENCODINGS
+from tests.executor.model_cases import draw_prompts, greedy
+from tests.executor.tiny_gguf import load_theirs, write_tiny_gguf
+from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
+
+LENGTHS, GEN_LEN = (9, 5, 7), 4
+MACHINES = {has_gpu: make_hardware(gpu=has_gpu) for has_gpu in (False, True)}
+NUM_POLICIES = 8
+
+
+def _mixed(name: str) -> str:
+    """As in files that people have: several encodings in one layer, and plain tensors."""
+    encodings = {
+        "attn_q": "Q4_K",
+        "attn_k": "Q5_K" if "blk.0" in name else "Q4_K",
+        "attn_v": "Q6_K",
+        "attn_output": "BF16",
+        "ffn_gate_inp": "F32",
+        "ffn_gate": "Q4_0",
+        "ffn_up": "Q4_0" if "blk.0" in name else "IQ4_NL",
+        "ffn_gate_exps": "MXFP4",
+        "ffn_up_exps": "MXFP4" if "blk.0" in name else "Q3_K",
+        "ffn_down_exps": "Q6_K",
+        "ffn_down": "Q8_0",
+        "token_embd": "Q2_K",
+        "output": "Q6_K",
+    }
+    return encodings[name.split(".")[-2]]
+
+
+CASES: dict[str, tuple[str, Callable[[str], str]]] = {
+    **{
+        name: ("llama", lambda tensor, encoding=name: encoding)  # type: ignore[misc]
+        for name in BLOCK_ENCODINGS
+    },
+    "mixed": ("llama", _mixed),
+    "experts": ("qwen3moe", _mixed),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_tokens_equal_those_of_unpacked_weights(tmp_path: Path, name: str) -> None:
+    arch, encoding_of = CASES[name]
+    path = tmp_path / "model.gguf"
+    write_tiny_gguf(path, arch, encoding_of)
+    theirs = load_theirs(path)
+    prompts = draw_prompts(LENGTHS)
+    (tmp_path / "offload").mkdir()
+    case = ExpectedCase(
+        source=GgufCheckpoint.open(path, "float32"),
+        prompts=prompts,
+        folder=tmp_path / "offload",
+        tokens=[greedy(theirs, prompt, GEN_LEN) for prompt in prompts],
+    )
+    rng = random.Random(name)
+    for number in range(NUM_POLICIES):
+        has_gpu = number % 2 == 1
+        policy = draw_policy(case.policy(), rng, gpu=has_gpu)
+        seen = Logits()
+        assert case.generate(policy, MACHINES[has_gpu], sampler=seen) == case.tokens, policy
+        for index, prompt in enumerate(prompts):
+            with torch.no_grad():
+                made = theirs(torch.tensor([prompt + case.tokens[index]])).logits[0]
+            expected = made[len(prompt) - 1 : -1]
+            bound = 1e-4 * float(expected.abs().max())
+            torch.testing.assert_close(seen.of(index), expected, rtol=1e-4, atol=bound)
+
+
+class Logits:
+    """Chooses the likeliest tokens, and keeps what they are chosen from."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: Sequence[int] | torch.Tensor,
+        step: int,
+        history: History = no_history,
+    ) -> torch.Tensor:
+        """Return one token for each sequence."""
+        for index, row in zip(list(sequence_ids), logits, strict=True):
+            self._kept[int(index), step] = row.clone().cpu()
+        return logits.argmax(-1)
+
+    def of(self, index: int) -> torch.Tensor:
+        """Return the logits of a prompt, [steps, vocabulary]."""
+        return torch.stack([self._kept[index, step] for step in range(GEN_LEN)])
