@@ -175,9 +175,9 @@ class SingleRows {
       Floats sums{};
       const long depth = depth_of(p_.dim);
       for (long d = 0; d < p_.dim; d += depth) {
-        Floats dots[kLanes] = {};
+        Floats dots[kWeights];
         add_(rows, x_.data() + span * stride_, d, std::min(depth, p_.dim - d), dots);
-        sums = sums_of(dots) + sums;
+        sums = four_sums_of(dots) + sums;
       }
       finish(sums, bias ? bias + w : nullptr, out + w, std::min(kWeights, past - w));
     }
