@@ -175,9 +175,9 @@ class SingleRows {
       Floats sums{};
       const long depth = depth_of(p_.dim);
       for (long d = 0; d < p_.dim; d += depth) {
-        Floats dots[kLanes] = {};
+        Floats dots[kWeights];
         add_(rows, x_.data() + span * stride_, d, std::min(depth, p_.dim - d), dots);
-        sums = sums_of(dots) + sums;
+        sums = four_sums_of(dots) + sums;
       }
       finish(sums, bias ? bias + w : nullptr, out + w, std::min(kWeights, past - w));
     }
@@ -205,7 +205,8 @@ void multiply_single_rows(const EncodedProducts& p, int threads) {
   for (long g = 0; g < p.products.groups; ++g)
     if (starts[g] < starts[g + 1]) spans.push_back({g, starts[g], 1});
   const long outputs = p.products.outputs;
-  const long width = tile_width(p.products, long(spans.size()), threads);
+  // Wide, because what is fetched beyond the end of a tile may be another thread's.
+  const long width = tile_width(p.products, long(spans.size()), threads, 4 * kOutputs);
   const long columns = (outputs + width - 1) / width, tiles = columns * long(spans.size());
   const SingleRows<T> rows(p, spans);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

@@ -150,9 +150,8 @@ class Tile {
   const Element* weights_[kOutputs];
 };
 
-// Outputs of a tile, fewer where there are not enough tiles for all threads.
-inline long tile_width(const Products& p, long spans, int threads) {
-  long width = kOutputs;
+// Outputs of a tile, fewer than `width` where there are not enough tiles for all threads.
+inline long tile_width(const Products& p, long spans, int threads, long width = kOutputs) {
   while (width > kWeights && (p.outputs + width - 1) / width * spans < kTiles * threads) width /= 2;
   return width;
 }
