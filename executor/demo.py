@@ -41,6 +41,8 @@ class Demo:
     spare_bytes
         Memory beside what a process holds anyway, so little that not all of the weights and of the
         cache fit.
+    dtype
+        Of the computation.
     flags
         Of ``executor.generate``.
     heading
@@ -54,6 +56,7 @@ class Demo:
     prompt_len: int
     gen_len: int
     spare_bytes: int
+    dtype: str
     flags: tuple[object, ...]
     heading: str
     num_shown: int
@@ -103,6 +106,8 @@ def main(arguments: list[str]) -> None:
         profile,
         "--model",
         demo.model,
+        "--dtype",
+        demo.dtype,
         "--output",
         policy,
         "--prompt-len",
@@ -152,8 +157,10 @@ def _answers(model: Path, folder: Path) -> Demo:
         prompts=prompts,
         prompt_len=max(lengths),
         gen_len=64,
-        # Of 112 MiB that weights and cache take.
+        # Of 131 MiB that weights and cache take.
         spare_bytes=28 * MIB,
+        # In bfloat16, rounding would choose other words on other machines.
+        dtype="float32",
         flags=("--temperature", 0),
         heading="the answers",
         num_shown=len(lengths),
@@ -169,6 +176,7 @@ def _continuations() -> Demo:
         gen_len=48,
         # With 10 MiB and more, the measured rates decide whether the cache is kept in memory.
         spare_bytes=8 * MIB,
+        dtype="bfloat16",
         flags=("--temperature", 0.7, "--top-k", 40),
         heading="the first continuations",
         num_shown=8,

@@ -48,7 +48,7 @@ class Command:
 COMMANDS = {
     command.name: command
     for command in (
-        Command("executor.demo", "run the bundled model in too little memory"),
+        Command("executor.demo", "run a small model in too little memory"),
         Command("executor.doctor", "list what this machine has and lacks"),
         Command("profiles.measure", "measure this machine and write its hardware profile"),
         Command("costmodel.search", "find the policy with the highest throughput"),

@@ -41,7 +41,7 @@ def test_demo_measures_searches_and_generates(tmp_path: Path) -> None:
 def test_demo_answers_questions_with_a_real_model(tmp_path: Path) -> None:
     stdout, records = _run_demo(tmp_path)
     assert CHAT_MODEL is not None
-    assert "The capital of Japan is Tokyo." in stdout
+    assert "The capital of France is Paris." in stdout
     assert all(f"\n{record['question']}\n    " in stdout for record in records)
     # The same tokens as those of the conversation, although the file holds text.
     tokenizer = load_tokenizer(CHAT_MODEL)
