@@ -21,18 +21,18 @@ def load_gguf_spec(path: Path) -> ModelSpec:
     InputError
         As ``GgufModel.open`` and ``spec_from_gguf`` do.
     """
-    model = GgufModel.open(path)
-    return encoded_spec(model, spec_from_gguf(model, path.name))
+    return encoded_spec(GgufModel.open(path), path.name)
 
 
-def encoded_spec(model: GgufModel, spec: ModelSpec) -> ModelSpec:
+def encoded_spec(model: GgufModel, name: str) -> ModelSpec:
     """Return a model's description with the encodings that its file has; floats have the model's
-    dtype."""
+    dtype. Errors are those of ``spec_from_gguf``."""
+    spec = spec_from_gguf(model, name)
 
-    def rows_of(layer: int, name: str) -> list[EncodedRows]:
+    def rows_of(layer: int, tensor: str) -> list[EncodedRows]:
         return [
-            EncodedRows(tensor=name, rows=part.count, encoding=_kept(part.entry.dtype))
-            for part in stored_rows(model, spec, name, layer=max(layer, 0))
+            EncodedRows(tensor=tensor, rows=part.count, encoding=_kept(part.entry.dtype))
+            for part in stored_rows(model, spec, tensor, layer=max(layer, 0))
         ]
 
     return with_encodings(spec, rows_of)

@@ -16,6 +16,8 @@ from profiles.errors import InputError
 ARCHITECTURE = "general.architecture"
 # Blocks behind those of the decoder, which predict further tokens. They are not run.
 PREDICTING_LAYERS = "nextn_predict_layers"
+# The longest arrays have a number for each layer.
+MAX_NUMBERS = 2**14
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -54,11 +56,19 @@ class ArchMetadata:
 
         An array of equal numbers, one for each layer, is one number. Floats are stored in 32 bits;
         the shortest decimal that they round to is what the model's own config has.
+
+        Raises
+        ------
+        InputError
+            For an array of more than ``MAX_NUMBERS``.
         """
         value = self.model.metadata.get(f"{self.arch}.{key}")
+        if isinstance(value, np.ndarray | tuple) and len(value) > MAX_NUMBERS:
+            label, got = f"{self.arch}.{key} of {self.name}", f"{len(value)} values"
+            raise InputError(label, got=got, allowed=f"at most {MAX_NUMBERS}")
         if isinstance(value, np.ndarray):
-            listed = value.tolist()
-            value = listed[0] if listed and len(set(listed)) == 1 else listed
+            is_one = len(value) > 0 and bool((value == value[0]).all())
+            value = value[0].item() if is_one else value.tolist()
         # Beyond the range of 32 bits there is nothing to round to.
         if isinstance(value, float) and abs(value) <= _LARGEST:
             rounded = np.float32(value)

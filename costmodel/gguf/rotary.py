@@ -25,6 +25,8 @@ MAX_PAIRS = 2**14
 def rope_parameters(arch: Arch, found: ArchMetadata, family: str) -> dict[str, Any]:
     """Return the ``rope_parameters`` of a config: one set, or one for each kind of layer."""
     theta = found.number("rope.freq_base", DEFAULT_THETA)
+    if FREQS in found.model.tensors:
+        _refuse_scaling(arch, found)
     keys = {"rope_theta": theta, **arch.implied.get("rope_parameters", {}), **_scaling(found)}
     for key, common in arch.rope_keys.items():
         if found.get(key) is not None:
@@ -38,6 +40,25 @@ def rope_parameters(arch: Arch, found: ArchMetadata, family: str) -> dict[str, A
         "full_attention": keys,
         "sliding_attention": {"rope_type": "default", "rope_theta": own},
     }
+
+
+def _refuse_scaling(arch: Arch, found: ArchMetadata) -> None:
+    """Refuse any other scaling beside ``FREQS``, whose divisors replace it in the description."""
+    label, allowed = f"{FREQS} of {found.name}", f"no other scaling beside {FREQS}"
+    beside = [name for name in (LONG, SHORT) if name in found.model.tensors]
+    if beside:
+        raise InputError(label, got=f"{beside[0]} beside it", allowed=allowed)
+    if arch.window_theta is not None:
+        got = f"a file of {found.arch}, whose layers with a window have a rotation of their own"
+        raise InputError(label, got=got, allowed="a file without it")
+    kind = found.get("rope.scaling.type")
+    if kind == "none":
+        return
+    if kind not in (None, "linear"):
+        raise found.refusal("rope.scaling.type", allowed)
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        if found.number(key, 1.0) != 1:
+            raise found.refusal(key, allowed)
 
 
 def _scaling(found: ArchMetadata) -> dict[str, Any]:
@@ -56,8 +77,6 @@ def _scaling(found: ArchMetadata) -> dict[str, Any]:
         raise found.refusal("rope.scaling.type", allowed)
     if kind == "none" or factor == 1:
         return {"rope_type": "default"}
-    if FREQS in tensors:
-        raise found.refusal("rope.scaling.factor", f"no factor beside {FREQS}")
     return {"rope_type": "linear", "factor": factor}
 
 

@@ -14,14 +14,11 @@ from costmodel.model.shapes import component_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import stacked_rows
 
-# Matrices that are decoded when they are read, should files have them encoded: tables whose rows
-# are looked up, routers, which choose other experts where they are rounded, and what is beside
-# tables.
+# Matrices that are decoded when they are read, besides those of ``encoded_model``: tables whose
+# rows are looked up, and what is beside tables.
 DECODED = (
     "tokens.weight",
     "positions.weight",
-    "router.weight",
-    "router.float32_weight",
     "input_projection.weight",
     "output_projection.weight",
 )

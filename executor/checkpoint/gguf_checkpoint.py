@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 
-from costmodel.gguf.config import spec_from_gguf
 from costmodel.gguf.encoded import encoded_spec
 from costmodel.gguf.model import GgufModel
-from costmodel.gguf.names import check_tensors, stored_rows
+from costmodel.gguf.names import stored_rows
 from costmodel.model.layout import ComponentLayout, decoder_numbers
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint.gguf_rows import read_rows
-from executor.checkpoint.row_reader import RowRange, fill_component
+from executor.checkpoint.row_reader import RowRange, RowReader, fill_component
 from executor.checkpoint.stored_tensors import contents_digest
 from profiles.compute_plan import DTYPES
 from profiles.encodings import Encoding, find_encoding
@@ -24,10 +23,15 @@ from profiles.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
-class GgufReader:
+class GgufReader(RowReader):
     """The rows of one tensor (see ``RowReader``)."""
 
     entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        """The tensor, and its file."""
+        return f"tensor {self.entry.name} of {self.entry.path.name}"
 
     @property
     def encoding(self) -> Encoding:
@@ -47,12 +51,6 @@ class GgufReader:
     def read(self, first: int, rows: torch.Tensor) -> None:
         """Fill uint8 [count, row_bytes] with the rows from ``first`` on."""
         read_rows(self.entry, first, rows)
-
-    def table(self) -> None:
-        """Return nothing: blocks have their scales inside."""
-
-    def order(self) -> None:
-        """Return nothing: inputs are never sorted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +85,7 @@ class GgufCheckpoint:
             Naming the file, key or tensor, the value found and the allowed ones.
         """
         model = GgufModel.open(path)
-        spec = encoded_spec(model, spec_from_gguf(model, path.name))
-        check_tensors(model, spec)
+        spec = encoded_spec(model, path.name)
         if dtype is not None:
             spec = spec.with_dtype(dtype)
         contents = contents_digest(model.tensors)

@@ -23,6 +23,10 @@ class RowReader(Protocol):
     """The rows of one stored matrix. A vector is a matrix of one row."""
 
     @property
+    def name(self) -> str:
+        """The matrix in messages."""
+
+    @property
     def encoding(self) -> Encoding:
         """How ``read`` returns rows; a plain one for floats."""
 
@@ -45,10 +49,12 @@ class RowReader(Protocol):
 
     def table(self) -> torch.Tensor | None:
         """Return the table of the whole matrix, float32 [elements], where the encoding has one."""
+        return None
 
     def order(self) -> torch.Tensor | None:
         """Return the input of each element of a row, int64 [num_elements], where inputs are
         sorted (see ``EncodedMatrix.columns``)."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +166,7 @@ def _decode(reader: RowReader, first: int, out: torch.Tensor) -> None:
     unpack_encoded(matrix, out)
     if out.dtype is torch.float16 and not out.isfinite().all():
         raise InputError(
-            "stored weights",
+            reader.name,
             got="a value that float16 cannot hold",
             allowed="values within 65504",
             hint="computing in bfloat16 or float32",

@@ -9,6 +9,7 @@ import torch
 
 from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint import safetensors_file
+from executor.checkpoint.row_reader import RowReader
 from executor.checkpoint.safetensors_file import drop_pages, read_into
 from profiles.encodings import BLOCK_ENCODINGS, Encoding
 
@@ -76,10 +77,15 @@ def _read(entry: TensorEntry, offset_bytes: int, out: torch.Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainRows:
+class PlainRows(RowReader):
     """The rows of a matrix of floats (see ``RowReader``)."""
 
     entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        """The tensor, and its file."""
+        return f"tensor {self.entry.name} of {self.entry.path.name}"
 
     @property
     def encoding(self) -> Encoding:
@@ -99,9 +105,3 @@ class PlainRows:
     def read(self, first: int, rows: torch.Tensor) -> None:
         """Fill uint8 [count, row_bytes] with the rows from ``first`` on."""
         _read(self.entry, first * rows.shape[1], rows)
-
-    def table(self) -> None:
-        """Return nothing: floats have no table."""
-
-    def order(self) -> None:
-        """Return nothing: inputs are never sorted."""

@@ -25,6 +25,9 @@ from profiles.errors import InputError
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 # Values of ``tokenizer.ggml.token_type``.
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 0, 1, 2, 3, 4
+# The longest tokens of known vocabularies have 1024 and 93 bytes. All ways to split a piece of
+# SentencePiece are tried.
+MAX_TOKEN_BYTES: Mapping[str, int] = {BYTE_LEVEL: 2**12, SENTENCEPIECE: 2**9}
 # How SentencePiece writes a space.
 SPACE = "▁"
 # Special tokens by their role in chat templates, and their keys.
@@ -120,6 +123,10 @@ class Vocabulary:
         tokens = model.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, tuple) or not tokens:
             raise InputError(label, got="no tokens", allowed="tokenizer.ggml.tokens as texts")
+        longest = max(len(token.encode()) for token in tokens)
+        if longest > (most := MAX_TOKEN_BYTES[kind]):
+            got, allowed = f"a token of {longest} bytes", f"at most {most}"
+            raise InputError(f"{label}, tokens", got=got, allowed=allowed)
         types = model.metadata.get("tokenizer.ggml.token_type", np.full(len(tokens), NORMAL))
         return cls(
             kind=kind,
@@ -198,10 +205,13 @@ def _byte_level(vocabulary: Vocabulary, pre: PreTokenizer) -> Tokenizer:
 def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     scores = vocabulary.get("scores")
     scores = _numbers(scores, "scores", len(vocabulary.tokens), f"tokenizer of {vocabulary.path}")
+    if scores.dtype.kind != "f" or np.isnan(scores).any():
+        got = "NaN" if scores.dtype.kind == "f" else f"numbers of {scores.dtype}"
+        raise vocabulary.error("scores", got, "floats")
     unknown = vocabulary.token_id("unknown_token_id")
     bpe = models.BPE(
         vocab=vocabulary.ids(),
-        merges=_merges_by_score(vocabulary, scores),
+        merges=_merges_by_score(vocabulary, scores.tolist()),
         byte_fallback=True,
         fuse_unk=True,
         unk_token=None if unknown is None else vocabulary.tokens[unknown],
@@ -218,9 +228,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges_by_score(
-    vocabulary: Vocabulary, scores: np.ndarray[Any, np.dtype[Any]]
-) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
     """Return all pairs of tokens that make a token, the one with the highest score first.
 
     Tokens of equal scores are merged in the order of their ids: some converters write one score
@@ -267,7 +275,7 @@ def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
 def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, *, adds_bos: bool) -> None:
     """Add the tokens at the beginning and end of each text."""
     template = ["$A"]
-    ends: list[tuple[str, int]] = []
+    ends: list[dict[str, Any]] = []
     for flag, key, default in (
         ("add_bos_token", "bos_token_id", adds_bos),
         ("add_eos_token", "eos_token_id", False),
@@ -275,10 +283,10 @@ def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, *, adds_bos: bool) -
         found = vocabulary.token_id(key)
         if not vocabulary.flag(flag, default) or found is None:
             continue
-        token = vocabulary.tokens[found]
-        template = [token, *template] if key == "bos_token_id" else [*template, token]
-        ends.append((token, found))
+        # A colon has a meaning in templates, so tokens are not named by their texts.
+        template = [key, *template] if key == "bos_token_id" else [*template, key]
+        ends.append({"id": key, "ids": [found], "tokens": [vocabulary.tokens[found]]})
     if ends:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=sorted(set(ends))
+            single=template, special_tokens=ends
         )

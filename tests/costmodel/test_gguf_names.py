@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from costmodel.families import spec_from_config
 from costmodel.gguf.model import GgufModel
 from costmodel.gguf.names import check_tensors, stored_rows
+from costmodel.model.encoded_model import with_encodings
+from costmodel.model.encoded_rows import EncodedRows
+from costmodel.model.shapes import component_shapes
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
 from profiles.errors import InputError
@@ -118,6 +122,24 @@ def test_other_shapes_and_tensors_are_refused(
     with pytest.raises(InputError) as caught:
         check_tensors(_model(COMMON | SEPARATE | changes), SPEC)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_encoded_routers_are_decoded_when_they_are_read(in_float32: bool) -> None:
+    (kind,) = SPEC.layer_kinds
+    assert kind.experts is not None
+    experts = replace(kind.experts, router=replace(kind.experts.router, in_float32=in_float32))
+    spec = replace(SPEC, layer_kinds=(replace(kind, experts=experts),))
+
+    def rows_of(layer: int, name: str) -> list[EncodedRows]:
+        if layer < 0:
+            return []
+        shapes = [shapes for shapes, _ in component_shapes(spec, spec.layer(0)).values()]
+        (rows,) = (found[name][0] for found in shapes if name in found)
+        return [EncodedRows(tensor=name, rows=rows, encoding="Q8_0")]
+
+    encoded = {rows.tensor for rows in with_encodings(spec, rows_of).layer(1).encoded}
+    assert encoded == {"qkv.weight", "output.weight", "expert_gate_up.weight", "expert_down.weight"}
 
 
 def test_a_missing_tensor_is_told_with_all_ways() -> None:

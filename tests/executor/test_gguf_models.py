@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from costmodel.families._windows import FULL, SLIDING
 from costmodel.gguf.config import config_from_gguf, spec_from_gguf
+from costmodel.gguf.metadata import ArchMetadata
 from costmodel.gguf.model import GgufModel
 from profiles.errors import InputError
 from tests.executor.gguf_models import GgufSource, write_tiny_gguf
@@ -190,6 +192,26 @@ def test_config_is_that_of_transformers(case: str, tmp_path: Path) -> None:
         ({}, {"rope_freqs.weight": [1.0] * 3}, "got a shape of [3]; allowed: [8]"),
         ({}, {"rope_freqs.weight": [0.0] * 8}, "a number that divides nothing"),
         ({}, {"rope_freqs.weight": [float("nan")] * 8}, "a number that divides nothing"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+            {"rope_freqs.weight": [2.0] * 8},
+            "rope.scaling.type of tiny: got yarn; allowed: no other scaling beside rope_freqs",
+        ),
+        (
+            {"rope.scaling.factor": 4.0},
+            {"rope_freqs.weight": [2.0] * 8},
+            "rope.scaling.factor of tiny: got 4.0; allowed: no other scaling beside rope_freqs",
+        ),
+        (
+            {},
+            {f"rope_{kind}.weight": [2.0] * 8 for kind in ("freqs", "factors_long")},
+            "rope_freqs.weight of tiny: got rope_factors_long.weight beside it",
+        ),
+        (
+            {"attention.head_count_kv": np.arange(2**14 + 1)},
+            {},
+            "attention.head_count_kv of tiny: got 16385 values; allowed: at most 16384",
+        ),
         ({"embedding_length": 32}, {}, "output_norm.weight of llama.gguf: got a shape of [64]"),
         ({"block_count": 3}, {}, "no tensor for attention_norm.weight of layer 2"),
         ({"block_count": 1}, {}, "got tensor blk.1."),
@@ -206,6 +228,33 @@ def test_what_is_not_followed_is_refused(
         spec_from_gguf(GgufModel(metadata=metadata, tensors=model.tensors), "tiny")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_divisors_beside_windows_with_their_own_rotation_are_refused(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "gemma3_text", tied=True)
+    vectors = {"rope_freqs.weight": [2.0] * 8}
+    model = GgufModel.open(write_tiny_gguf(tmp_path, "gemma3", RMS, vectors))
+    with pytest.raises(InputError, match="a file of gemma3, whose layers with a window"):
+        spec_from_gguf(model, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "value"),
+    [
+        ([3, 3, 3], 3),
+        ([3, 3, 2], [3, 3, 2]),
+        ([True, True], True),
+        ([], []),
+        ([0.1, 0.1], 0.1),
+        ([float("inf")] * 2, float("inf")),
+    ],
+)
+def test_equal_numbers_of_all_layers_are_one(numbers: list[Any], value: Any) -> None:
+    kind = np.float32 if float in map(type, numbers) else None
+    metadata = {"general.architecture": "llama", "llama.x": np.array(numbers, dtype=kind)}
+    model = GgufModel(metadata=metadata, tensors={})
+    got = ArchMetadata(model=model, name="tiny").get("x")
+    assert got == value and type(got) is type(value)
 
 
 def test_a_model_without_windows_has_none(tmp_path: Path) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
+from costmodel.gguf.model import GgufModel
+from costmodel.model.loading import load_model_spec
+from costmodel.model.tensor_layout import plain_or_packed
+from executor.checkpoint.gguf_checkpoint import GgufCheckpoint, GgufReader
+from executor.checkpoint.row_reader import RowRange, fill_tensor
 from executor.model.logits_processors import History
 from executor.model.sampling import no_history
 from profiles.encodings import BLOCK_ENCODINGS
+from profiles.errors import InputError
+from tests.executor.gguf_files import gguf_bytes
 from tests.executor.model_cases import draw_prompts, greedy
 from tests.executor.tiny_gguf import load_theirs, write_tiny_gguf
 from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
@@ -49,7 +56,26 @@ CASES: dict[str, tuple[str, Callable[[str], str]]] = {
     },
     "mixed": ("llama", _mixed),
     "experts": ("qwen3moe", _mixed),
+    "encoded routers": ("qwen3moe", lambda tensor: "Q8_0"),
 }
+
+
+def test_a_value_that_float16_cannot_hold_is_told_with_its_tensor(tmp_path: Path) -> None:
+    tensors = {f"w{number}": ("F32", (2, 8)) for number in range(2)}
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes([], tensors))
+    entry = GgufModel.open(path).tensors["w1"]
+    data = bytearray(path.read_bytes())
+    data[entry.offset_bytes :] = struct.pack("<16f", *range(15), 1e6)
+    path.write_bytes(data)
+    layout = plain_or_packed("w", (2, 8), load_model_spec("opt-125m"), 16, 64)
+    rows = [RowRange(reader=GgufReader(entry), first_row=0, num_rows=2)]
+    out = torch.empty(32, dtype=torch.uint8)
+    with pytest.raises(InputError) as caught:
+        fill_tensor(layout, rows, 0, out, torch.float16)
+    assert str(caught.value).startswith(
+        "tensor w1 of model.gguf: got a value that float16 cannot hold"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

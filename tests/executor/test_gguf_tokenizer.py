@@ -171,6 +171,17 @@ def test_ends_are_added_where_the_file_says_so(trained: Mapping[str, Any]) -> No
     assert both.encode("a") == [end, *plain.encode("a"), end]
 
 
+@pytest.mark.parametrize("end", ["a:b", ":", "x:1", "$A", "$", "eos_token_id"])
+def test_ends_may_have_any_text(trained: Mapping[str, Any], end: str) -> None:
+    tokens = (*trained["tokens"][:-2], end, "<think>")
+    number = len(tokens) - 2
+    keys: dict[str, Any] = {**trained, "tokens": tokens, "pre": "llama-bpe"}
+    ends = {"bos_token_id": number, "eos_token_id": number, "add_eos_token": True}
+    tokenizer = load_gguf_tokenizer(_model(**keys | ends), PATH)
+    plain = load_gguf_tokenizer(_model(**keys, add_bos_token=False), PATH)
+    assert tokenizer.encode("and") == [number, *plain.encode("and"), number]
+
+
 PIECES = {"▁": -1, "a": -2, "b": -3, "c": -4, "ab": -5, "bc": -6, "abc": -9, "▁a": -7, "▁ab": -8}
 
 
@@ -237,6 +248,23 @@ def test_each_text_behind_a_special_token_begins_with_a_space() -> None:
         (
             {"model": "llama", "tokens": ("a", "b"), "token_type": np.array([1])},
             "token_type: got 1 values; allowed: 2 numbers, one a token",
+        ),
+        ({"model": "llama", "tokens": ("a" * 513,)}, "a token of 513 bytes; allowed: at most 512"),
+        (
+            {"model": "gpt2", "tokens": ("é" * 2049,)},
+            "a token of 4098 bytes; allowed: at most 4096",
+        ),
+        (
+            {"model": "llama", "tokens": ("a", "b"), "scores": np.array([True, False])},
+            "scores of tiny.gguf: got numbers of bool; allowed: floats",
+        ),
+        (
+            {"model": "llama", "tokens": ("a", "b"), "scores": np.array([1, 2], dtype=np.uint8)},
+            "scores of tiny.gguf: got numbers of uint8; allowed: floats",
+        ),
+        (
+            {"model": "llama", "tokens": ("a", "b"), "scores": np.array([1.0, np.nan])},
+            "scores of tiny.gguf: got NaN; allowed: floats",
         ),
     ],
 )
