@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
     "packed-8-bits": {**LLAMA, "draw": Packed4(bits=8, group=-1, dtype=torch.float16)},
     "int8": {**LLAMA, "draw": Int8()},
     "fp8-tiles": {**LLAMA, "draw": Fp8()},
+    "fp8-one-tile": {**LLAMA, "draw": Fp8(tile=(128, 128))},
     "fp8-matrix": {**LLAMA, "draw": Fp8(tile=None)},
     "fp8-channels": {**LLAMA, "draw": Fp8(strategy="channel", dtype=torch.bfloat16)},
     "fp8-tensor": {**LLAMA, "draw": Fp8(strategy="tensor", dtype=torch.bfloat16)},
