@@ -49,11 +49,13 @@ bench: $(VENV)/installed
 	$(OFFLOAD) --only ours --num-prompts 16 --prompt-len 256 --gen-len 2
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --only ours --only ours-4bit --only llama.cpp-q4k --prompt-len 32 --gen-len 128
+	$(OFFLOAD) --only llama.cpp-q4k --only ours-q4k --prompt-len 128 --gen-len 32
 	$(RUN) tests/bench/busy_machine.py --work-dir bench-work
 	$(RUN) -m profiles.measure --output bench-work/profile.json
 	$(RUN) tests/bench/precisions.py --hardware bench-work/profile.json
 	$(RUN) tests/bench/emulated_gpu.py
 	$(RUN) tests/bench/memory_kept.py
+	$(RUN) tests/bench/memory_kept.py --encoded --runs 10
 	$(RUN) tests/bench/validate.py --work-dir bench-work/validation
 	$(RUN) tests/bench/regret.py --work-dir bench-work/validation
 

@@ -36,7 +36,7 @@ def rotary(
     """
     found = rope_keys(config)
     kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise config.refusal("rope_type", kind, ", ".join(kinds))
     kind = kinds[kind]
     name = "partial_rotary_factor"

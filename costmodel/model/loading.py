@@ -6,18 +6,21 @@ from pathlib import Path
 
 from costmodel.families import preset_config, spec_from_config
 from costmodel.gguf.encoded import load_gguf_spec
+from costmodel.gguf.paths import is_gguf, refuse_gguf_folder
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stored_scales import stored_scales
 from profiles.errors import InputError
 from profiles.files import from_json, read_json
 
 
 def load_model_spec(name_or_path: str) -> ModelSpec:
     """Load a model's description from a preset's name, a folder with a ``config.json``, a
-    ``config.json``, or a file with a saved ``ModelSpec``."""
+    ``config.json``, a GGUF file, or a file with a saved ``ModelSpec``."""
     path = Path(name_or_path)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return load_gguf_spec(path)
     try:
+        refuse_gguf_folder(path)
         path = path / "config.json" if path.is_dir() else path
         is_file = path.suffix == ".json" or path.is_file()
     except OSError as error:
@@ -27,5 +30,6 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         raw = read_json(path, "model config", takes_infinity=True)
         if "layer_kinds" in raw:
             return from_json(ModelSpec, read_json(path, "model"), f"model {path}")
-        return spec_from_config(raw, name=path.resolve().parent.name)
+        scales = stored_scales(path.parent, raw.get("quantization_config"))
+        return spec_from_config(raw, name=path.resolve().parent.name, scales=scales)
     return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())

@@ -116,8 +116,7 @@ class Checkpoint:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            got = "a GGUF file" if folder.suffix == ".gguf" else "no such folder"
-            raise InputError(f"model {folder}", got=got, allowed=CHECKPOINT_FOLDER)
+            raise InputError(f"model {folder}", got="no such folder", allowed=CHECKPOINT_FOLDER)
         raw = read_json(folder / "config.json", "model config", takes_infinity=True)
         if (folder / ADAPTER_NAME).exists():
             raise InputError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from costmodel.gguf.paths import is_gguf, refuse_gguf_folder
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
-from profiles.errors import InputError
 
 OpenedCheckpoint = Checkpoint | GgufCheckpoint
 
@@ -24,14 +24,7 @@ def open_checkpoint(model: Path, dtype: str | None = None) -> OpenedCheckpoint:
     InputError
         Naming the file or tensor, the value found and the allowed ones.
     """
-    if model.suffix == ".gguf":
+    if is_gguf(model):
         return GgufCheckpoint.open(model, dtype)
-    files = sorted(model.glob("*.gguf")) if model.is_dir() else []
-    if files and not (model / "config.json").exists():
-        raise InputError(
-            f"model {model}",
-            got="a folder without config.json",
-            allowed="a Hugging Face folder, or a GGUF file",
-            hint=str(files[0]),
-        )
+    refuse_gguf_folder(model)
     return Checkpoint.open(model, dtype)

@@ -21,6 +21,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoTokenizer
 
+from costmodel.gguf.paths import is_gguf
 from executor.cli.run_command import add_offload_flags
 from executor.harness.job_maker import JobMaker, ScoreRequest
 from executor.harness.task_sampling import make_sampler
@@ -78,6 +79,9 @@ class ZigzagLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types where 
         self._template_options = (
             {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         )
+        if is_gguf(folder):
+            allowed = "a Hugging Face folder, whose tokenizer the harness reads"
+            raise InputError("model", got=f"{folder}, a GGUF file", allowed=allowed)
         self.tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from costmodel.gguf.model import GgufModel
+from costmodel.gguf.paths import is_gguf
 from executor.model.generation_config import GenerationConfig
 from executor.model.gguf_generation import gguf_generation_config
 from executor.text.chat import ChatTemplate
@@ -22,21 +23,21 @@ from executor.text.transformers_tokenizer import has_tokenizer_file, load_throug
 
 def load_generation_config(model: Path) -> GenerationConfig:
     """Load the settings of generation, which may be none."""
-    if model.suffix == ".gguf":
+    if is_gguf(model):
         return gguf_generation_config(GgufModel.open(model), model)
     return GenerationConfig.load(model)
 
 
 def has_tokenizer(model: Path) -> bool:
     """Whether there is a tokenizer of any kind."""
-    if model.suffix == ".gguf":
+    if is_gguf(model):
         return "tokenizer.ggml.model" in GgufModel.open(model).metadata
     return has_tokenizer_file(model)
 
 
 def load_template(model: Path) -> ChatTemplate:
     """Load the chat template; raises ``InputError`` where there is none."""
-    if model.suffix == ".gguf":
+    if is_gguf(model):
         return gguf_chat_template(GgufModel.open(model), model)
     return ChatTemplate.load(model)
 
@@ -46,7 +47,7 @@ def load_tokenizer(model: Path) -> ChatTokenizer:
 
     ``tokenizer.json`` is read without transformers where that gives the same ids and text.
     """
-    if model.suffix == ".gguf":
+    if is_gguf(model):
         return load_gguf_tokenizer(GgufModel.open(model), model)
     path = model / "tokenizer.json"
     if path.exists():

@@ -4,6 +4,7 @@ what the layouts' own formulas give."""
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,8 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from costmodel.model.encoded_model import without_encodings
 from costmodel.model.layout import ComponentLayout, model_layers
+from costmodel.model.loading import load_model_spec
+from costmodel.model.quantized import read_quantized
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.checkpoint.quantized_tensors import STORED_LAYOUTS, Matrix
+from executor.checkpoint.safetensors_file import ITEM_BYTES
 from profiles.errors import InputError, RunError
 from tests.executor.model_cases import draw_prompts, greedy
 from tests.executor.quantized_files import (
@@ -169,6 +174,38 @@ def test_another_dtype_keeps_the_encodings(tmp_path: Path) -> None:
     assert {part.encoding for part in encoded} == {"INT4_G32_F32"}
     assert source.spec.dtype == "bfloat16"
     assert source.in_dtype("float16").spec.layer(0).encoded == encoded
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["family"] == "llama"])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1024, 4096), (14336, 4096), (4096, 14336)])
+def test_rows_take_the_bytes_of_their_tensors(name: str, outputs: int, inputs: int) -> None:
+    draw = CASES[name]["draw"]
+    how = read_quantized({"quantization_config": draw.config}, "float16")
+    assert how is not None
+    stored = STORED_LAYOUTS[how.layout].parts(Matrix(outputs=outputs, inputs=inputs, how=how))
+    shipped = sum(
+        math.prod(part.shapes[0]) * ITEM_BYTES[part.dtypes[0]]
+        for part in stored.values()
+        if not part.is_optional
+    )
+    order = 4 * inputs if how.is_sorted else 0
+    table = 4 * how.encoding.table_elements(outputs, inputs)
+    assert outputs * how.encoding.row_bytes(inputs) + table + order < 1.01 * shipped
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_search_and_run_describe_one_model(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Though only the files say which dtype scales have."""
+    save_quantized(tmp_path / "model", "llama", Packed4(dtype=dtype), intermediate_size=128)
+    found = load_model_spec(str(tmp_path / "model"))
+    assert found == Checkpoint.open(tmp_path / "model").spec
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((tmp_path / "model/config.json").read_bytes())
+    (alone / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert {part.encoding for part in load_model_spec(str(alone)).layer(0).encoded} == {
+        "INT4_G32_F32"
+    }
 
 
 def test_modules_that_stay_plain(tmp_path: Path) -> None:

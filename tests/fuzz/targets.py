@@ -360,6 +360,26 @@ EXPERTS = QWEN | {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [1],
 }
+QUANTIZED = EXPERTS | {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": 4,
+                    "type": "int",
+                    "symmetric": False,
+                    "strategy": "group",
+                    "group_size": 32,
+                    "actorder": "group",
+                },
+            }
+        },
+        "ignore": ["lm_head", "re:.*mlp.gate$", "model.layers.0.self_attn.q_proj"],
+    }
+}
 PROMPTS = (
     b'{"prompt": "And the LORD", "id": 7}\n{"prompt_ids": [5, 6], "x": {"y": [1.5, null]}}\n\n',
     b'\xef\xbb\xbf{"prompt": "\xc3\xa9"}\r\n{"prompt_ids": [0]}',
@@ -374,7 +394,7 @@ def targets() -> Mapping[str, Target]:
     return {
         "config": Target(
             read=_read_config,
-            documents=(_document(MODEL / "config.json"), OPT, QWEN, EXPERTS),
+            documents=(_document(MODEL / "config.json"), OPT, QWEN, EXPERTS, QUANTIZED),
         ),
         "shard": Target(read=_read_shard, texts=(_shard(),)),
         "header": Target(read=_read_header, documents=(_header(),)),

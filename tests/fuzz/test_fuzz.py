@@ -85,7 +85,8 @@ def test_sound_files_are_read(name: str, tmp_path: Path) -> None:
             targets()[name].read(data, tmp_path)
         except ZigzagError as error:
             # The configs of other families do not fit the weights, and say so.
-            assert name == "config" and "no tensor" in str(error)
+            assert name == "config"
+            assert "no tensor" in str(error) or "not quantized" in str(error)
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: path.name)
