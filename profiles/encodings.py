@@ -95,11 +95,6 @@ class Encoding:
     halves_at: tuple[int, ...] = ()
 
     @property
-    def has_scales_inside(self) -> bool:
-        """Whether blocks stand alone, without scales behind the codes or in a table."""
-        return not self.scale and self.kind is not Kind.E4M3
-
-    @property
     def has_table(self) -> bool:
         """Whether rows need a table beside them."""
         return self.kind in (Kind.E4M3, Kind.MAP4)
@@ -146,11 +141,6 @@ class Encoding:
     def tile_scales(self, num_elements: int) -> int:
         """Scales of the table that one row uses."""
         return -(-num_elements // self.tile_columns) if self.tile_columns else 1
-
-    def matrix_bytes(self, num_rows: int, num_elements: int) -> int:
-        """Bytes of a whole matrix with its table."""
-        table = 4 * self.table_elements(num_rows, num_elements)
-        return num_rows * self.row_bytes(num_elements) + table
 
 
 def _blocks(kind: Kind, elements: int, num_bytes: int, *halves_at: int) -> Encoding:

@@ -6,12 +6,11 @@ dtype, which is more exact.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
+from costmodel.model.module_patterns import ModulePatterns
 from profiles.encodings import (
     BLOCK_ENCODINGS,
     BNB_INT8,
@@ -25,13 +24,6 @@ from profiles.errors import InputError
 
 # bitsandbytes writes neither size into the config.
 BNB_BLOCK = 64
-# A longer pattern is no name of modules. One that repeats more, or repeats a group, might take ages
-# to match.
-LONGEST_PATTERN, MOST_REPEATS = 500, 4
-_REPEAT, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")
-# Where a pattern of transformers may end: at a module's name.
-_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
-_REGEX = "re:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +38,14 @@ class QuantizedWeights:
     encoding
         What ``executor.checkpoint.repacking`` makes of them.
     skipped
-        Patterns of the modules that are plain.
+        The modules that are plain.
     is_sorted
         Whether groups may be scattered over the inputs ("act-order"): inputs are then sorted.
     """
 
     layout: str
     encoding: Encoding
-    skipped: tuple[str, ...]
+    skipped: ModulePatterns
     is_sorted: bool = False
 
     def with_scales(self, dtype: str) -> QuantizedWeights:
@@ -67,7 +59,7 @@ class QuantizedWeights:
 
     def skips(self, module: str) -> bool:
         """Whether a module's weight is plain, by the module's name in the model."""
-        return any(_matches(pattern, module) for pattern in self.skipped)
+        return self.skipped.match(module)
 
 
 def read_quantized(config: Mapping[str, Any], dtype: str) -> QuantizedWeights | None:
@@ -109,7 +101,7 @@ def _gptq(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
     return QuantizedWeights(
         layout=layout,
         encoding=encoding,
-        skipped=("lm_head",) if is_head_plain else (),
+        skipped=ModulePatterns(names=("lm_head",) if is_head_plain else ()),
         is_sorted=is_ordered and encoding.group_elements > 0,
     )
 
@@ -121,7 +113,7 @@ def _awq(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
         raise _refusal("version", version, "gemm")
     _one_of(raw, "zero_point", True, (True,))
     encoding = integers(4, _group(raw), "float16", has_zeros=True)
-    skipped = ("lm_head", *_names(raw, "modules_to_not_convert"))
+    skipped = _skipped(raw, "modules_to_not_convert").with_names("lm_head")
     return QuantizedWeights(layout="awq", encoding=encoding, skipped=skipped)
 
 
@@ -140,11 +132,7 @@ def _compressed(raw: Mapping[str, Any], dtype: str) -> QuantizedWeights:
         raise _refusal("format of the group", group["format"], layout)
     if raw.get("kv_cache_scheme") is not None:
         raise _refusal("kv_cache_scheme", raw["kv_cache_scheme"], "null")
-    skipped = tuple(
-        # As compressed-tensors matches: a whole name, or a marked expression.
-        name if name.startswith(_REGEX) else f"{_REGEX}{re.escape(name)}$"
-        for name in _names(raw, "ignore")
-    )
+    skipped = _skipped(raw, "ignore", are_whole=True)
     encoding = _compressed_encoding(layout, weights, dtype)
     # Of the other orders, only the codes know.
     is_sorted = weights.get("actorder") in (True, "group") and encoding.group_elements > 0
@@ -174,17 +162,17 @@ def _fp8(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
     # for each row: rows of several matrices can then be stacked.
     raw = {"weight_block_size": [128, 128], **raw}
     tile = (1, 0) if raw["weight_block_size"] is None else _tile(raw, "weight_block_size")
-    skipped = ("lm_head", *_names(raw, "modules_to_not_convert"))
+    skipped = _skipped(raw, "modules_to_not_convert").with_names("lm_head")
     return QuantizedWeights(layout="fp8", encoding=fp8(*tile), skipped=skipped)
 
 
 def _mxfp4(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
-    skipped = _names(raw, "modules_to_not_convert")
+    skipped = _skipped(raw, "modules_to_not_convert")
     return QuantizedWeights(layout="mxfp4", encoding=BLOCK_ENCODINGS["MXFP4"], skipped=skipped)
 
 
 def _bitsandbytes(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
-    skipped = ("lm_head", *_names(raw, "llm_int8_skip_modules"))
+    skipped = _skipped(raw, "llm_int8_skip_modules").with_names("lm_head")
     if _one_of(raw, "load_in_8bit", False, (True, False)):
         return QuantizedWeights(layout="bnb8", encoding=BNB_INT8, skipped=skipped)
     _one_of(raw, "load_in_4bit", False, (True,))
@@ -202,18 +190,6 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], QuantizedWeights]] = {
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
 }
-
-
-def _matches(pattern: str, module: str) -> bool:
-    if pattern.startswith(_REGEX):
-        return _compiled(pattern.removeprefix(_REGEX)).match(module) is not None
-    return module.endswith(pattern) or (
-        _compiled(f"(?:{pattern}){_BOUNDARY}").match(module) is not None
-    )
-
-
-# A config may have more patterns than ``re`` keeps.
-_compiled = lru_cache(maxsize=4096)(re.compile)
 
 
 def _one_of(raw: Mapping[str, Any], key: str, default: object, allowed: tuple[Any, ...]) -> Any:
@@ -246,21 +222,8 @@ def _tile(raw: Mapping[str, Any], key: str) -> tuple[int, int]:
     return rows, columns
 
 
-def _names(raw: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return patterns of modules, each a valid regular expression."""
-    names = raw.get(key) or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _refusal(key, names, "a list of names")
-    for name in names:
-        try:
-            re.compile(name.removeprefix(_REGEX))
-        except re.error as error:
-            raise _refusal(key, f"{name} ({error})", "names or regular expressions") from None
-        is_slow = _REPEATED_GROUP.search(name) or len(_REPEAT.findall(name)) > MOST_REPEATS
-        if is_slow or not 0 < len(name) <= LONGEST_PATTERN:
-            allowed = f"{LONGEST_PATTERN} characters, {MOST_REPEATS} repeats, of no group"
-            raise _refusal(key, name, allowed)
-    return tuple(names)
+def _skipped(raw: Mapping[str, Any], key: str, *, are_whole: bool = False) -> ModulePatterns:
+    return ModulePatterns.read(raw.get(key), f"{key} of quantization_config", are_whole=are_whole)
 
 
 def _refusal(key: str, got: object, allowed: str) -> InputError:

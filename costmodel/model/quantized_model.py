@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 from costmodel.model.encoded_model import with_encodings
@@ -13,6 +13,7 @@ from costmodel.model.quantized import QuantizedWeights
 from costmodel.model.shapes import component_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import stacked_rows
+from profiles.errors import InputError
 
 # Matrices that are decoded when they are read, besides those of ``encoded_model``: tables whose
 # rows are looked up, and what is beside tables.
@@ -57,9 +58,12 @@ def with_quantized(
         layer = spec.layer(max(number, 0))
         if not may_be_encoded(spec, layer, family, how, name):
             return []
-        tensors = family.tensor_names(spec, name, number)
-        modules = [tensor.rpartition(".")[0] for tensor in tensors]
-        counts = stacked_rows(layer, name, found[number][name], len(modules))
+        first, *others = _modules_of_experts(spec, family, layer, number, name)
+        for modules in others:
+            for one, other in zip(first, modules, strict=True):
+                if is_plain(one) != is_plain(other):
+                    raise _mixed_experts(spec, *((one, other) if is_plain(one) else (other, one)))
+        counts = stacked_rows(layer, name, found[number][name], len(first))
         return [
             EncodedRows(tensor=name, rows=count)
             if is_plain(module)
@@ -69,7 +73,7 @@ def with_quantized(
                 encoding=how.encoding.name,
                 is_sorted=how.is_sorted,
             )
-            for module, count in zip(modules, counts, strict=True)
+            for module, count in zip(first, counts, strict=True)
         ]
 
     return with_encodings(spec, rows_of)
@@ -95,6 +99,24 @@ def may_be_encoded(
         blocks = family.row_blocks[module](layer)
         return rows > 0 and not any(n % rows for block in blocks for n in block)
     return True
+
+
+def _modules_of_experts(
+    spec: ModelSpec, family: Family, layer: LayerSpec, number: int, name: str
+) -> Iterator[list[str]]:
+    """Yield the modules that make one of our matrices, of each expert that has a module."""
+    has_own = name.startswith("expert_") and name not in family.stacked
+    for expert in range(layer.num_experts if has_own else 1):
+        tensors = family.tensor_names(spec, name, number, expert)
+        yield [tensor.rpartition(".")[0] for tensor in tensors]
+
+
+def _mixed_experts(spec: ModelSpec, plain: str, quantized: str) -> InputError:
+    return InputError(
+        f"quantization_config of {spec.name}",
+        got=f"plain {plain}, but quantized {quantized}",
+        allowed="experts of a layer that are all plain, or all quantized",
+    )
 
 
 def _matrices(spec: ModelSpec, number: int) -> Mapping[str, int]:

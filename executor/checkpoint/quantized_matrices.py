@@ -54,7 +54,7 @@ class QuantizedMatrices:
         return UNREAD.fullmatch(name) is not None
 
     def has(self, spec: ModelSpec, index: int, layout: ComponentLayout, tensor: str) -> bool:
-        """Whether any rows of a matrix of ours are quantized in the files."""
+        """Whether any rows of a matrix of ours are quantized in the files, as in all experts."""
         return any(part.name in self.readers for part in _parts(spec, index, layout, tensor, 0))
 
     def rows_of(
@@ -108,7 +108,34 @@ def find_quantized(
                     readers[part.name] = reader
                 elif _is_encoded(encoded, tensor.name, row):
                     raise _not_quantized(stored, part.name, matrix)
+            _check_experts(stored, plain, index, layout, readers)
     return QuantizedMatrices(readers=readers)
+
+
+def _check_experts(
+    stored: StoredTensors,
+    spec: ModelSpec,
+    index: int,
+    layout: ComponentLayout,
+    readers: Mapping[str, QuantizedRows],
+) -> None:
+    """Refuse experts of a layer of which files have some plain and others quantized: they have one
+    layout."""
+    if layout.num_units == 1:
+        return
+    units = [
+        [part.name for part in component_parts(spec, index, layout, range(unit, unit + 1))]
+        for unit in range(layout.num_units)
+    ]
+    for names in units[1:]:
+        for one, other in zip(units[0], names, strict=True):
+            if (one in readers) != (other in readers):
+                plain, quantized = (other, one) if one in readers else (one, other)
+                raise InputError(
+                    f"experts of checkpoint {stored.folder.name}",
+                    got=f"plain {plain}, but quantized {quantized}",
+                    allowed="experts of a layer that are all plain, or all quantized",
+                )
 
 
 def scale_dtype(stored: StoredTensors, how: QuantizedWeights) -> str | None:

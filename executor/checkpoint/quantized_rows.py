@@ -169,7 +169,7 @@ class AwqRows(QuantizedRows):
         return matrix.rows
 
 
-class PackedRows(_GroupedRows):
+class PackedIntegerRows(_GroupedRows):
     """Rows of compressed-tensors in its format ``pack-quantized``."""
 
     __slots__ = ()
@@ -219,12 +219,15 @@ class Fp8Rows(QuantizedRows):
         return read_rows(self.stored["weight"], first, past)
 
     def table(self) -> torch.Tensor:
-        """Return the scales, float32; that of a whole matrix is repeated for each row."""
+        """Return the scales, float32. The one of a whole matrix is repeated for each row, where the
+        encoding has one a row."""
         scales = read_whole(self.stored[self.scale_name])
         if scales.dtype == torch.uint8:
             scales = scales.view(torch.float8_e8m0fnu)
         table = self._finite(scales.float().flatten())
-        return table.repeat(self.num_rows) if len(table) == 1 else table
+        # The only tile of a small matrix has one scale, too, and no other.
+        has_row_scales = (self.encoding.tile_rows, self.encoding.tile_columns) == (1, 0)
+        return table.repeat(self.num_rows) if has_row_scales and len(table) == 1 else table
 
 
 class CompressedFp8Rows(Fp8Rows):
@@ -261,7 +264,7 @@ class Bnb4Rows(QuantizedRows):
         """Repack some rows."""
         size = self.encoding.group_elements
         codes, blocks = self.num_elements // 2, self.num_elements // size
-        return repacking.rows_of_bnb4(
+        return repacking.from_bnb4(
             read_whole(self.stored["weight"], first * codes, past * codes),
             read_whole(self.stored["weight.absmax"], first * blocks, past * blocks),
             shape=(past - first, self.num_elements),

@@ -23,7 +23,7 @@ from executor.checkpoint.quantized_rows import (
     GptqV2Rows,
     Int8Rows,
     Mxfp4Rows,
-    PackedRows,
+    PackedIntegerRows,
     QuantizedRows,
 )
 from executor.checkpoint.stored_blocks import read_whole
@@ -187,7 +187,7 @@ STORED_LAYOUTS: Mapping[str, StoredLayout] = {
     "gptq": StoredLayout(parts=_gptq, rows=GptqRows, multiples=_word_multiples),
     "gptq_v2": StoredLayout(parts=_gptq, rows=GptqV2Rows, multiples=_word_multiples),
     "awq": StoredLayout(parts=_awq, rows=AwqRows, multiples=lambda m: (8, 1)),
-    "pack-quantized": StoredLayout(parts=_packed, rows=PackedRows),
+    "pack-quantized": StoredLayout(parts=_packed, rows=PackedIntegerRows),
     "int-quantized": StoredLayout(parts=_int8, rows=Int8Rows),
     "fp8": StoredLayout(parts=_fp8, rows=Fp8Rows),
     "float-quantized": StoredLayout(parts=_compressed_fp8, rows=CompressedFp8Rows),

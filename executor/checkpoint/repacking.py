@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from profiles.encodings import BNB_INT8, NIBBLE_RUN, Encoding, four_bit_floats, fp8, integers
+from profiles.encodings import BNB_INT8, NIBBLE_RUN, Encoding, integers
 from profiles.errors import InputError
 from profiles.kernels import EncodedMatrix
 
@@ -135,33 +135,6 @@ def from_int8(weight: torch.Tensor, scale: torch.Tensor) -> EncodedMatrix:
     return _grouped(codes, codes.shape[1], scale.reshape(-1, 1), None, 8, -1, None)
 
 
-def from_fp8(weight: torch.Tensor, scale: torch.Tensor, tile: tuple[int, int]) -> EncodedMatrix:
-    """Take float8_e4m3fn [outputs, inputs] and the factors of its tiles.
-
-    Parameters
-    ----------
-    scale
-        The factor of each tile, in any order of dimensions that has tiles' rows first: of one
-        scale, of one for each output, or of a grid.
-    tile
-        Rows and columns of a tile; 0 for all.
-    """
-    encoding, (outputs, inputs) = fp8(*tile), weight.shape
-    # Powers of two have a dtype of their own, or are bytes.
-    if scale.dtype == torch.uint8:
-        scale = scale.view(torch.float8_e8m0fnu)
-    table = scale.float().flatten()
-    if len(table) != encoding.table_elements(outputs, inputs):
-        raise InputError(
-            "FP8 scales",
-            got=list(scale.shape),
-            allowed=f"{encoding.table_elements(outputs, inputs)} for {outputs} x {inputs} in tiles",
-        )
-    _check_finite(table)
-    rows = _as_bytes(weight)
-    return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, table=table)
-
-
 def from_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Return the rows of GGUF's MXFP4 for those of gpt-oss.
 
@@ -189,50 +162,23 @@ def from_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def from_bnb4(
-    weight: torch.Tensor,
-    absmax: torch.Tensor,
-    quant_map: torch.Tensor,
-    nested: tuple[torch.Tensor, torch.Tensor, float] | None,
-    *,
-    shape: tuple[int, int],
-    block_size: int,
-) -> EncodedMatrix:
-    """Repack 4-bit floats (NF4, FP4) of bitsandbytes.
+    weight: torch.Tensor, absmax: torch.Tensor, *, shape: tuple[int, int], block_size: int
+) -> torch.Tensor:
+    """Repack rows of 4-bit floats (NF4, FP4) of bitsandbytes, without the table of the matrix.
 
     Parameters
     ----------
     weight
         uint8, two adjacent elements a byte, the first in its high half.
     absmax
-        The scale of each block of ``block_size`` elements: float32, or uint8 with ``nested``.
-    quant_map
-        float32 [16], what codes mean.
-    nested
-        Of double quantization: the scale of each 256 blocks, the meaning of the 256 codes, and the
-        offset of all.
+        The scale of each block of ``block_size`` elements: float32, or uint8 where scales are
+        codes.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 [outputs, row_bytes].
     """
-    outputs, inputs = shape
-    rows = rows_of_bnb4(weight, absmax, shape=shape, block_size=block_size)
-    encoding = four_bit_floats(block_size, is_nested=nested is not None)
-    parts = [quant_map.flatten()]
-    if nested is not None:
-        factors, meanings, offset = nested
-        parts += [meanings.flatten(), torch.tensor([offset]), factors.flatten()]
-    table = torch.cat([part.float() for part in parts])
-    _check_finite(table)
-    if len(table) != encoding.table_elements(outputs, inputs):
-        raise InputError(
-            "second scales of bitsandbytes",
-            got=len(table),
-            allowed=f"{encoding.table_elements(outputs, inputs)} values in all",
-        )
-    return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, table=table)
-
-
-def rows_of_bnb4(
-    weight: torch.Tensor, absmax: torch.Tensor, *, shape: tuple[int, int], block_size: int
-) -> torch.Tensor:
-    """Repack rows of 4-bit floats without their table (see ``from_bnb4``); returns uint8."""
     outputs, inputs = shape
     if inputs % block_size or absmax.numel() * block_size != outputs * inputs:
         raise InputError(

@@ -201,6 +201,7 @@ def _table(part: RowRange) -> torch.Tensor:
     """Return what rows need of the table of their stored matrix."""
     table, how = part.reader.table(), part.reader.encoding
     assert table is not None
+    assert len(table) == how.table_elements(part.reader.num_rows, part.reader.num_elements)
     if part.num_rows == part.reader.num_rows:
         return table
     assert how.tile_rows and part.first_row % how.tile_rows == 0

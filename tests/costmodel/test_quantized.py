@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from costmodel.model.module_patterns import ModulePatterns
 from costmodel.model.quantized import read_quantized
 from profiles.errors import InputError
 
@@ -148,6 +149,49 @@ def test_patterns_skip_what_transformers_skips(module: str) -> None:
     assert found.skips(module) is not should_convert_module(module, patterns)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "lm_head",
+        "gate",
+        "mlp.gate",
+        "model.layers.1",
+        "model.layers.*",
+        "model.layers.*.self_attn",
+        "model.layers.1.*gate",
+        "model.layers.1*.mlp",
+        ".*mlp.gate",
+        ".*.gate",
+        "model.*.mlp.*.gate",
+        "model.*gate.*",
+        "*.mlp",
+    ],
+)
+def test_names_and_stars_are_those_of_transformers(pattern: str) -> None:
+    found = ModulePatterns.read([pattern], "names")
+    for module in (
+        "lm_head",
+        "model.lm_head",
+        "model.layers.1.mlp.gate",
+        "model.layers.1.mlp.gate_proj",
+        "model.layers.11.mlp.experts.3.gate",
+        "model.layers.11.self_attn.q_proj",
+        "model.layers.1.self_attn",
+        "model.layers.2.mlp",
+        "mlp.gate.mlp.gates",
+    ):
+        # A star at the start is no expression: transformers ends with an error.
+        theirs = f".{pattern}" if pattern.startswith("*") else pattern
+        assert found.match(module) is not should_convert_module(module, [theirs]), module
+
+
+def test_the_slowest_patterns_end_soon() -> None:
+    """The number of steps is bounded, so that a name of 60 characters takes no second."""
+    slow = [f"re:.*.*{'(a|a|a|a)(a|a|a|a)'}Z{n}" for n in range(32)]
+    found = ModulePatterns.read(slow, "names")
+    assert not found.match("a" * 60)
+
+
 def test_compressed_tensors_skips_whole_names() -> None:
     found = read_quantized({"quantization_config": _compressed()}, "bfloat16")
     assert found is not None
@@ -171,8 +215,15 @@ def test_compressed_tensors_skips_whole_names() -> None:
         (FP8 | {"fmt": "e5m2"}, "e5m2"),
         (FP8 | {"weight_block_size": [128, 100]}, "weight_block_size"),
         (FP8 | {"modules_to_not_convert": ["("]}, "modules_to_not_convert"),
-        (FP8 | {"modules_to_not_convert": ["(a+)+b"]}, "repeats"),
-        (FP8 | {"modules_to_not_convert": [".*" * 5]}, "repeats"),
+        (FP8 | {"modules_to_not_convert": ["re:("]}, "modules_to_not_convert"),
+        (FP8 | {"modules_to_not_convert": ["re:(a+)+b"]}, "repeats"),
+        (FP8 | {"modules_to_not_convert": ["re:" + ".*" * 3]}, "repeats"),
+        (FP8 | {"modules_to_not_convert": ["re:" + "a?" * 30]}, "repeats"),
+        (FP8 | {"modules_to_not_convert": ["re:" + "(.|.)" * 30]}, "alternatives"),
+        (FP8 | {"modules_to_not_convert": ["re:(?:a|b){9}"]}, "repeats"),
+        (FP8 | {"modules_to_not_convert": ["re:.*a"] * 33}, "33 patterns"),
+        (FP8 | {"modules_to_not_convert": ["a.*b"] * 33}, "33 patterns"),
+        (FP8 | {"modules_to_not_convert": ["a"] * 10000}, "10000 names"),
         (FP8 | {"modules_to_not_convert": [""]}, "characters"),
         (NF4 | {"bnb_4bit_quant_type": "int4"}, "int4"),
         (NF4 | {"load_in_4bit": False}, "load_in_4bit"),

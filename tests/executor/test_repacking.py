@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers.integrations import finegrained_fp8, mxfp4
 
+from costmodel.model.quantized import read_quantized
 from executor.checkpoint import repacking
+from executor.checkpoint.quantized_tensors import Matrix, find_rows
+from executor.checkpoint.stored_tensors import SINGLE_NAME, StoredTensors
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
 from profiles.kernels import EncodedMatrix, multiply_encoded, unpack_encoded
@@ -37,6 +43,32 @@ def _values(matrix: EncodedMatrix) -> torch.Tensor:
     out = torch.empty(len(matrix.rows), matrix.num_elements)
     unpack_encoded(matrix, out)
     return out
+
+
+def _stored(
+    folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], *shape: int
+) -> EncodedMatrix:
+    """Store a matrix of a module in a file, and read it from there."""
+    tensors = {f"x.{end}": tensor.contiguous() for end, tensor in tensors.items()}
+    save_file(tensors, folder / SINGLE_NAME)
+    how = read_quantized({"quantization_config": config}, "float32")
+    assert how is not None
+    outputs, inputs = shape
+    matrix = Matrix(outputs=outputs, inputs=inputs, how=how)
+    reader = find_rows(StoredTensors.open(folder, "model."), "x.weight", matrix)
+    assert reader is not None
+    rows = torch.empty(outputs, how.encoding.row_bytes(inputs), dtype=torch.uint8)
+    reader.read(0, rows)
+    table = reader.table()
+    return EncodedMatrix(rows=rows, encoding=how.encoding, num_elements=inputs, table=table)
+
+
+def _fp8(
+    folder: Path, weight: torch.Tensor, scale: torch.Tensor, tile: list[int] | None
+) -> EncodedMatrix:
+    config = {"quant_method": "fp8", "weight_block_size": tile}
+    tensors = {"weight": weight, "weight_scale_inv": scale}
+    return _stored(folder, config, tensors, *weight.shape)
 
 
 def _has_size_of(matrix: EncodedMatrix, *shipped: torch.Tensor | None) -> None:
@@ -130,31 +162,36 @@ def test_compressed_tensors_in_another_order() -> None:
     assert torch.equal(_values(matrix), codes.float() * scale.float()[:, g_idx.long()])
 
 
-def test_int8_and_fp8_with_scales_of_outputs() -> None:
+def test_int8_and_fp8_with_scales_of_outputs(tmp_path: Path) -> None:
     codes = torch.from_numpy(RANDOM.integers(-128, 128, (12, 77), dtype=np.int8))
     scale = _scales(12, 1, dtype=torch.bfloat16)
     matrix = repacking.from_int8(codes, scale)
     assert torch.equal(_values(matrix), codes.float() * scale.float())
     floats = torch.randn(12, 77).to(torch.float8_e4m3fn)
-    matrix = repacking.from_fp8(floats, scale, (1, 0))
+    matrix = _fp8(tmp_path, floats, scale, None)
     assert torch.equal(_values(matrix), floats.float() * scale.float())
-    matrix = repacking.from_fp8(floats, scale[:1, 0], (0, 0))
-    assert torch.equal(_values(matrix), floats.float() * scale[0].float())
+    for one in (scale[0], scale[0, 0]):
+        matrix = _fp8(tmp_path, floats, one, None)
+        assert torch.equal(_values(matrix), floats.float() * scale[0].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_fp8_in_tiles(dtype: torch.dtype) -> None:
+def test_fp8_in_tiles(dtype: torch.dtype, tmp_path: Path) -> None:
     weight = (torch.randn(256, 384) * 50).to(torch.float8_e4m3fn)
     scale = torch.rand(2, 3) + 0.5
     scale = (scale * 3 + 125).to(dtype) if dtype == torch.uint8 else scale.to(dtype)
-    matrix = repacking.from_fp8(weight, scale, (128, 128))
+    matrix = _fp8(tmp_path, weight, scale, [128, 128])
     dequantize: Any = finegrained_fp8.Fp8Dequantize(None)
     expected = dequantize._dequantize_one(weight, scale, torch.float32)
     assert torch.equal(_values(matrix), expected)
     _has_size_of(matrix, weight, scale)
     # Tiles that end within both sides.
-    part = repacking.from_fp8(weight[:200, :300], scale, (128, 128))
+    part = _fp8(tmp_path, weight[:200, :300], scale, [128, 128])
     assert torch.equal(_values(part), expected[:200, :300])
+    # A matrix with one tile has one scale for all of its rows.
+    small = _fp8(tmp_path, weight[:100, :64], scale[:1, :1], [128, 128])
+    assert small.table is not None and len(small.table) == 1
+    assert torch.equal(_values(small), expected[:100, :64])
 
 
 def test_mxfp4_of_experts() -> None:
@@ -172,28 +209,41 @@ def test_mxfp4_of_experts() -> None:
 
 
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_bitsandbytes_in_4_bits(is_nested: bool) -> None:
+def test_bitsandbytes_in_4_bits(is_nested: bool, tmp_path: Path) -> None:
     outputs, inputs, size = 70, 320, 64
     weight = torch.from_numpy(RANDOM.integers(0, 256, (outputs * inputs // 2, 1), dtype=np.uint8))
     blocks = outputs * inputs // size
     quant_map = _scales(16, dtype=torch.float32)
     absmax = _scales(blocks, dtype=torch.float32).abs()
-    nested, scales = None, absmax.numpy()
+    scales = absmax.numpy()
+    state: dict[str, Any] = {"blocksize": size, "shape": [outputs, inputs]}
+    nested = {}
     if is_nested:
         absmax = torch.from_numpy(RANDOM.integers(0, 256, blocks, dtype=np.uint8))
         factors = _scales(-(-blocks // 256), dtype=torch.float32)
         meanings = _scales(256, dtype=torch.float32)
-        nested = factors, meanings, 0.125
+        nested = {"weight.nested_absmax": factors, "weight.nested_quant_map": meanings}
+        state |= {"nested_blocksize": 256, "nested_offset": 0.125}
         scales = meanings.numpy()[absmax.numpy()] * factors.numpy().repeat(256)[:blocks]
         scales = scales + np.float32(0.125)
-    matrix = repacking.from_bnb4(
-        weight, absmax, quant_map, nested, shape=(outputs, inputs), block_size=size
-    )
+    text = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    tensors = {
+        "weight": weight,
+        "weight.absmax": absmax,
+        "weight.quant_map": quant_map,
+        "weight.quant_state.bitsandbytes__nf4": text,
+    }
+    config = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_use_double_quant": is_nested,
+    }
+    matrix = _stored(tmp_path, config, tensors | nested, outputs, inputs)
     flat = weight.flatten().numpy()
     codes = np.stack([flat >> 4, flat & 15], axis=1).reshape(-1)
     expected = quant_map.numpy()[codes] * scales.repeat(size)
     assert torch.equal(_values(matrix), torch.from_numpy(expected).view(outputs, inputs))
-    extra = (quant_map, *(nested or ())[:2], torch.zeros(1 if is_nested else 0))
+    extra = (quant_map, *nested.values(), torch.zeros(1 if is_nested else 0))
     _has_size_of(matrix, weight, absmax, *extra)
 
 
@@ -205,7 +255,7 @@ def test_bitsandbytes_in_8_bits() -> None:
     _has_size_of(matrix, weight, largest)
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     words, zeros, scales = _words(8, 8), _words(1, 1), _scales(1, 8)
     how: Any = {"bits": 4, "group_size": 64, "is_v1": True}
     repacking.from_gptq(words, zeros, scales, None, **how)
@@ -221,7 +271,7 @@ def test_what_does_not_fit_is_told() -> None:
     fp8 = torch.zeros(130, 128).to(torch.float8_e4m3fn)
     for scale in (torch.ones(1, 1), torch.full((2, 1), torch.inf)):
         with pytest.raises(InputError):
-            repacking.from_fp8(fp8, scale, (128, 128))
+            _fp8(tmp_path, fp8, scale, [128, 128])
     blocks = torch.zeros(2, 3, 16, dtype=torch.uint8)
     for exponents in (torch.zeros(2, 2), torch.full((2, 3), 255)):
         with pytest.raises(InputError):
@@ -230,8 +280,6 @@ def test_what_does_not_fit_is_told() -> None:
         repacking.from_bnb4(
             torch.zeros(48, 1, dtype=torch.uint8),
             torch.ones(2),
-            torch.ones(16),
-            None,
             shape=(2, 48),
             block_size=64,
         )

@@ -72,7 +72,7 @@ def _set_scales(matrix: EncodedMatrix, generator: torch.Generator) -> None:
     if encoding.is_plain:
         values = torch.randn(len(rows), matrix.num_elements, generator=generator)
         rows.copy_(values.to(PLAIN[encoding.kind]).view(torch.uint8))
-    elif encoding.has_scales_inside:
+    elif _has_scales_inside(encoding):
         blocks = rows.view(len(rows), -1, encoding.block_bytes)
         if encoding.kind is Kind.MXFP4:
             blocks[..., 0] = 120 + blocks[..., 0] % 10
@@ -117,10 +117,14 @@ def reference(matrix: EncodedMatrix) -> torch.Tensor:
         return flat.view(-1, matrix.num_elements)
     if encoding.is_plain:
         return matrix.rows.view(PLAIN[encoding.kind]).float()
-    read = _block_values if encoding.has_scales_inside else _group_values
+    read = _block_values if _has_scales_inside(encoding) else _group_values
     with np.errstate(all="ignore"):
         rows = [read(matrix, row, r) for r, row in enumerate(matrix.rows.numpy())]
     return torch.from_numpy(np.asarray(rows, dtype=np.float32))
+
+
+def _has_scales_inside(encoding: Encoding) -> bool:
+    return not encoding.scale and encoding.kind is not Kind.E4M3
 
 
 def _block_values(matrix: EncodedMatrix, row: Any, _: int) -> Any:

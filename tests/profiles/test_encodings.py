@@ -185,11 +185,12 @@ def test_what_is_not_finite_stays_in_its_output(library: str) -> None:
 def test_encodings_have_names_and_sizes() -> None:
     for encoding, width in CASES:
         assert find_encoding(encoding.name) == encoding
-        assert encoding.matrix_bytes(1, width) >= encoding.row_bytes(width)
+        assert encoding.row_bytes(width) >= encoding.code_bytes(width)
     assert BLOCK_ENCODINGS["Q4_K"].row_bytes(4096) == 4096 * 9 // 16
     assert integers(4, 128, "float16", has_zeros=True).row_bytes(4096) == 2048 + 64 + 16
-    assert four_bit_floats(64, is_nested=True).matrix_bytes(8, 4096) == 8 * (2048 + 64) + 4 * 275
-    assert fp8(128, 128).matrix_bytes(200, 300) == 200 * 300 + 4 * 6
+    nested, tiles = four_bit_floats(64, is_nested=True), fp8(128, 128)
+    assert (nested.row_bytes(4096), nested.table_elements(8, 4096)) == (2048 + 64, 275)
+    assert (tiles.row_bytes(300), tiles.table_elements(200, 300)) == (300, 6)
     assert not BLOCK_ENCODINGS["Q4_K"].fits(4096 + 32) and fp8(1, 0).fits(77)
     for name in ("Q9_9", "INT4_G48_F16", "E4M3_128X100", "INT3_G32_F16", "MAP4_G16"):
         with pytest.raises(InputError):
