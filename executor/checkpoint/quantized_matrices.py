@@ -15,8 +15,9 @@ from costmodel.model.quantized import QuantizedWeights
 from costmodel.model.spec import ModelSpec
 from costmodel.model.tensor_entry import TensorEntry
 from costmodel.model.tensor_layout import TensorLayout
+from executor.checkpoint.quantized_layouts import Matrix
 from executor.checkpoint.quantized_rows import Mxfp4Rows, QuantizedRows
-from executor.checkpoint.quantized_tensors import Matrix, find_rows, names_of
+from executor.checkpoint.quantized_tensors import find_rows, names_of
 from executor.checkpoint.row_reader import RowRange
 from executor.checkpoint.stored_blocks import STORED_DTYPES, PlainRows, read_whole
 from executor.checkpoint.stored_tensors import FLOATS, StoredTensors

@@ -21,7 +21,7 @@ from costmodel.model.loading import load_model_spec
 from costmodel.model.quantized import read_quantized
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint, WeightSource
-from executor.checkpoint.quantized_tensors import STORED_LAYOUTS, Matrix
+from executor.checkpoint.quantized_layouts import STORED_LAYOUTS, Matrix
 from executor.checkpoint.safetensors_file import ITEM_BYTES
 from profiles.errors import InputError, RunError
 from tests.executor.model_cases import draw_prompts, greedy
