@@ -157,7 +157,7 @@ def _compressed_encoding(layout: str, weights: Mapping[str, Any], dtype: str) ->
 
 
 def _fp8(raw: Mapping[str, Any], _: str) -> QuantizedWeights:
-    _one_of(raw, "fmt", "e4m3", ("e4m3",))
+    _one_of(raw, "fmt", "e4m3", ("e4m3", "float8_e4m3fn"))
     # Absent, it has transformers' default; null stands for one scale a matrix, which is repeated
     # for each row: rows of several matrices can then be stacked.
     raw = {"weight_block_size": [128, 128], **raw}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from costmodel.model.encoded_model import without_encodings
 from costmodel.model.layout import model_layers
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
@@ -26,7 +27,7 @@ from tests.costmodel.machines import (
     make_policy,
 )
 
-V3 = load_model_spec("deepseek-v3")
+V3 = without_encodings(load_model_spec("deepseek-v3"))
 WORKLOAD = Workload(prompt_len=100, gen_len=11)
 # A row has 512 elements of the latent and 64 with the position, of 2 bytes.
 ROW_BYTES = 2 * (512 + 64)

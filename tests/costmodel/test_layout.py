@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.families import preset_names
+from costmodel.model.encoded_model import without_encodings
 from costmodel.model.layout import CUT_ROWS, model_layers
 from costmodel.model.loading import load_model_spec
 from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, make_model
@@ -197,7 +198,7 @@ def test_every_preset_has_a_published_count() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters(name: str) -> None:
-    spec = load_model_spec(name)
+    spec = without_encodings(load_model_spec(name))
     layers = model_layers(spec)
     counted = sum(
         component.num_units * math.prod(tensor.shape)
@@ -208,6 +209,26 @@ def test_parameters(name: str) -> None:
     assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
     padded = sum(layer.num_bytes for layer in layers) / spec.dtype_bytes
     assert padded == pytest.approx(PUBLISHED[name], rel=1e-2)
+
+
+# Presets that ship quantized. The bytes of gpt-oss are those of its model card (arXiv 2508.10925,
+# table 1). Of FP8, the shape of the embedding and the head, which stay in bfloat16, is enough.
+GIB = 2**30
+SHIPPED = {"gpt-oss-20b": 12.8 * GIB, "gpt-oss-120b": 60.8 * GIB}
+FP8 = {"deepseek-v3": (129280, 7168), "deepseek-r1": (129280, 7168), "kimi-k2": (163840, 7168)}
+FP8["minimax-m2"] = 200064, 3072
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *FP8])
+def test_presets_have_the_bytes_of_what_ships(name: str) -> None:
+    if name in FP8:
+        # Without routers and norms, which are a thousandth.
+        plain = 2 * math.prod(FP8[name])
+        expected = 2 * plain + (PUBLISHED[name] - plain) * (1 + 4 / 128**2)
+    else:
+        expected = SHIPPED[name]
+    found = sum(layer.num_bytes for layer in model_layers(load_model_spec(name)))
+    assert found == pytest.approx(expected, rel=1e-2)
 
 
 def test_bytes_by_hand() -> None:

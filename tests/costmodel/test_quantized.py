@@ -112,6 +112,8 @@ def _compressed(layout: str = "pack-quantized", **weights: Any) -> dict[str, Any
         (FP8, "fp8", "E4M3_128X128"),
         (FP8 | {"weight_block_size": None}, "fp8", "E4M3_1X0"),
         ({"quant_method": "fp8"}, "fp8", "E4M3_128X128"),
+        # As MiniMax-M2 has it.
+        (FP8 | {"fmt": "float8_e4m3fn"}, "fp8", "E4M3_128X128"),
         (MXFP4, "mxfp4", "MXFP4"),
         (NF4, "bnb4", "MAP4_G64_NESTED"),
         (NF4 | {"bnb_4bit_use_double_quant": False}, "bnb4", "MAP4_G64"),

@@ -1,4 +1,5 @@
-"""Small copies of models of any size: the same description, with fewer layers and rows."""
+"""Small copies of models of any size: the same description, with fewer layers and rows, and with
+no matrix encoded."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def _small_layer(layer: LayerSpec) -> LayerSpec:
         )
     attention = _small_attention(layer.attention)
     mlp = mlp and replace(mlp, **_limits(mlp))
-    return replace(layer, attention=attention, mlp=mlp, experts=experts)
+    return replace(layer, attention=attention, mlp=mlp, experts=experts, encoded=())
 
 
 def _small_attention(attention: AttentionSpec) -> AttentionSpec:
