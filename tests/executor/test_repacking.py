@@ -14,7 +14,8 @@ from transformers.integrations import finegrained_fp8, mxfp4
 
 from costmodel.model.quantized import read_quantized
 from executor.checkpoint import repacking
-from executor.checkpoint.quantized_tensors import Matrix, find_rows
+from executor.checkpoint.quantized_layouts import Matrix
+from executor.checkpoint.quantized_tensors import find_rows
 from executor.checkpoint.stored_tensors import SINGLE_NAME, StoredTensors
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
