@@ -11,16 +11,15 @@ first), a type and an offset into the data. The data begin at the next multiple 
 
 from __future__ import annotations
 
-import io
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from costmodel.gguf.header_bytes import HeaderBytes
 from costmodel.gguf.types import TYPES, UNREAD_TYPES
 from costmodel.model.tensor_entry import TensorEntry
 from profiles.encodings import BLOCK_ENCODINGS
@@ -29,8 +28,6 @@ from profiles.units import MIB
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-# The largest vocabularies take some 30 MB.
-MAX_HEADER_BYTES = 256 * MIB
 # Each takes ten times the memory that it takes of the file: far more than any model has.
 MAX_TENSORS, MAX_METADATA, MAX_TEXTS = 2**18, 2**16, 2**22
 MAX_KEY_BYTES = 2**16
@@ -85,9 +82,7 @@ def read_header(path: Path) -> GgufHeader:
     """
     try:
         with path.open("rb") as file:
-            file_bytes = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            return _Header(file, path, file_bytes).read()
+            return _Header(HeaderBytes(file, path), path).read()
     except OSError as error:
         label = f"GGUF file {path.name}"
         raise InputError(label, got=error.strerror, allowed="a readable file") from error
@@ -96,18 +91,17 @@ def read_header(path: Path) -> GgufHeader:
 class _Header:
     """Reads a header from its start to its end."""
 
-    def __init__(self, file: BinaryIO, path: Path, file_bytes: int) -> None:
-        self._file = file
+    def __init__(self, source: HeaderBytes, path: Path) -> None:
+        self._source = source
         self._path = path
-        self._file_bytes = file_bytes
-        self._position = 0
-        self._label = f"GGUF file {path.name}"
+        self._number = source.number
+        self._error = source.error
 
     def read(self) -> GgufHeader:
         num_tensors, num_metadata = self._read_start()
         metadata: dict[str, Any] = {}
         for _ in range(num_metadata):
-            key = self._name("key", MAX_KEY_BYTES)
+            key = self._name("key")
             if key in metadata:
                 raise self._error(f"key {key} twice", "each key once")
             metadata[key] = self._value(key)
@@ -115,48 +109,47 @@ class _Header:
         return GgufHeader(metadata=metadata, tensors=self._placed(infos, _alignment(metadata)))
 
     def _read_start(self) -> tuple[int, int]:
-        magic = self._file.read(len(MAGIC))
-        self._position += len(magic)
+        magic = self._source.take(min(len(MAGIC), self._source.file_bytes))
         if magic != MAGIC:
             raise self._error(
                 f"a file that begins with {magic!r}", f"one that begins with {MAGIC!r}"
             )
-        version = self._number("<I")
+        version = self._number("I")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             told = f"version {version}" if swapped > 9 else "numbers in big-endian order"
             raise self._error(told, "version 2 or 3 in little-endian order")
-        num_tensors, num_metadata = self._number("<Q"), self._number("<Q")
+        num_tensors, num_metadata = self._number("Q"), self._number("Q")
         least = num_tensors * LEAST_TENSOR_BYTES + num_metadata * LEAST_METADATUM_BYTES
         is_many = num_tensors > MAX_TENSORS or num_metadata > MAX_METADATA
-        if is_many or least > self._left():
+        if is_many or least > self._source.left():
             raise self._error(
-                f"{num_tensors} tensors and {num_metadata} keys in {self._file_bytes} bytes",
+                f"{num_tensors} tensors and {num_metadata} keys in {self._source.file_bytes} bytes",
                 f"at most {MAX_TENSORS} and {MAX_METADATA}, and no more than the file has room for",
             )
         return num_tensors, num_metadata
 
     def _value(self, key: str) -> Any:
-        kind = self._number("<I")
+        kind = self._number("I")
         if kind == _TEXT:
-            return self._text(MAX_HEADER_BYTES)
+            return self._source.texts(1)[0]
         if kind != _ARRAY:
             return self._numbers(key, kind, 1)[0].item()
-        item, count = self._number("<I"), self._number("<Q")
+        item, count = self._number("I"), self._number("Q")
         if item != _TEXT:
             return self._numbers(key, item, count)
-        if count > min(MAX_TEXTS, self._left() // 8):
+        if count > min(MAX_TEXTS, self._source.left() // 8):
             raise self._error(
                 f"{count} texts in {key}", f"at most {MAX_TEXTS}, and all in the file"
             )
-        return tuple(self._text(MAX_HEADER_BYTES) for _ in range(count))
+        return self._source.texts(count)
 
     def _numbers(self, key: str, kind: int, count: int) -> Any:
         """Read an array; an array of arrays has no meaning in any known file."""
         if kind not in _NUMBERS:
             raise self._error(f"type {kind} of {key}", "a number, a text or an array of these")
         dtype = np.dtype(_NUMBERS[kind])
-        numbers = np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
+        numbers = np.frombuffer(self._source.take(count * dtype.itemsize), dtype=dtype)
         if kind != _BOOL:
             return numbers
         if (numbers > 1).any():
@@ -165,20 +158,20 @@ class _Header:
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read a tensor's name, shape, type and offset."""
-        name = self._name("tensor", MAX_KEY_BYTES)
-        rank = self._number("<I")
+        name = self._name("tensor")
+        rank = self._number("I")
         if not 1 <= rank <= MAX_DIMENSIONS:
             raise self._error(f"{rank} dimensions of {name}", f"1 to {MAX_DIMENSIONS}")
-        shape = tuple(self._number("<Q") for _ in range(rank))[::-1]
+        shape = tuple(self._number("Q") for _ in range(rank))[::-1]
         if not all(shape):
             raise self._error(f"{name} of shape {list(shape)}", "dimensions of 1 or more")
-        return name, shape, self._number("<I"), self._number("<Q")
+        return name, shape, self._number("I"), self._number("Q")
 
     def _placed(
         self, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int
     ) -> dict[str, TensorEntry]:
         """Check that tensors are within the file and apart from each other."""
-        start = -(-self._position // alignment) * alignment
+        start = -(-self._source.position // alignment) * alignment
         tensors: dict[str, TensorEntry] = {}
         end, last = start, "the header"
         for name, shape, number, offset in sorted(infos, key=lambda info: info[3]):
@@ -191,9 +184,9 @@ class _Header:
                     f"a multiple of {alignment} from {end - start} on, where {last} ends",
                 )
             end, last = start + offset + num_bytes, name
-            if end > self._file_bytes:
+            if end > self._source.file_bytes:
                 raise self._error(
-                    f"{name} up to byte {end} of {self._file_bytes}",
+                    f"{name} up to byte {end} of {self._source.file_bytes}",
                     "tensors within the file",
                     "download the file again",
                 )
@@ -220,45 +213,12 @@ class _Header:
             )
         return encoding.name, math.prod(shape[:-1]) * encoding.row_bytes(shape[-1])
 
-    def _name(self, what: str, most: int) -> str:
-        data = self._bytes(most)
+    def _name(self, what: str) -> str:
+        data = self._source.text(MAX_KEY_BYTES)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             raise self._error(f"{what} {data[:40]!r}", "UTF-8") from None
-
-    def _text(self, most: int) -> str:
-        # A token of a vocabulary may be a part of a character.
-        return self._bytes(most).decode("utf-8", "replace")
-
-    def _bytes(self, most: int) -> bytes:
-        length = self._number("<Q")
-        if length > most:
-            raise self._error(f"a text of {length} bytes", f"at most {most}")
-        return self._take(length)
-
-    def _number(self, layout: str) -> int:
-        (number,) = struct.unpack(layout, self._take(struct.calcsize(layout)))
-        return int(number)
-
-    def _take(self, count: int) -> bytes:
-        if count > self._left():
-            raise self._error(
-                f"a header beyond byte {self._position + self._left()}",
-                f"one within the file and {MAX_HEADER_BYTES} bytes",
-                "download the file again",
-            )
-        data = self._file.read(count)
-        self._position += len(data)
-        if len(data) < count:
-            raise self._error("an end within the header", "a file that does not change")
-        return data
-
-    def _left(self) -> int:
-        return min(self._file_bytes, MAX_HEADER_BYTES) - self._position
-
-    def _error(self, got: str, allowed: str, hint: str = "") -> InputError:
-        return InputError(self._label, got=got, allowed=allowed, hint=hint)
 
 
 def _alignment(metadata: Mapping[str, Any]) -> int:

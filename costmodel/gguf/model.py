@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from costmodel.gguf.header import GgufHeader, read_header
 from costmodel.model.tensor_entry import TensorEntry
 from profiles.errors import InputError
 
+# File systems count the time of a change in steps: within one, a file may change unnoticed.
+SETTLED_S = 2.0
+# What tells a file from one with other contents: device, number, bytes, time of its change.
+Stamp = tuple[int, int, int, int]
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -30,30 +36,64 @@ class GgufModel:
     def open(cls, path: Path) -> GgufModel:
         """Read the headers of a file and, where it is a part of a model, of all other parts.
 
+        The last model is kept, because its description, weights, tokenizer and chat
+        template are each loaded by path. It is read again where a file has changed, or has been
+        written in the last ``SETTLED_S`` seconds.
+
         Raises
         ------
         InputError
             Where a file is invalid, or a part is missing, doubled or of another model.
         """
-        header = read_header(path)
-        count = _whole(header, path, "split.count", 1)
-        if count <= 1:
-            return cls(metadata=header.metadata, tensors=header.tensors)
-        named = _PART.fullmatch(path.name)
-        if named is None or int(named[3]) != count:
-            raise InputError(
-                f"GGUF file {path.name}",
-                got=f"the name of a part of {count}",
-                allowed=f"NAME-00001-of-{count:05d}.gguf, as the tool that splits names them",
-            )
-        return _join(path, named[1], count)
+        stamps = _stamps(path)
+        return _read(path) if stamps is None else _kept(path, stamps)
+
+
+def _stamps(path: Path) -> tuple[Stamp, ...] | None:
+    """Return the stamps of all parts; ``None`` where one is missing or has just been written."""
+    named = _PART.fullmatch(path.name)
+    names = _part_names(named[1], int(named[3])) if named else [path.name]
+    stamps = []
+    try:
+        for name in names:
+            found = path.with_name(name).stat()
+            if time.time() - found.st_mtime < SETTLED_S:
+                return None
+            stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    except OSError:
+        return None
+    return tuple(stamps)
+
+
+def _part_names(prefix: str, count: int) -> Iterator[str]:
+    return (f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf" for number in range(count))
+
+
+@lru_cache(maxsize=1)
+def _kept(path: Path, stamps: tuple[Stamp, ...]) -> GgufModel:
+    return _read(path)
+
+
+def _read(path: Path) -> GgufModel:
+    header = read_header(path)
+    count = _whole(header, path, "split.count", 1)
+    if count <= 1:
+        return GgufModel(metadata=header.metadata, tensors=header.tensors)
+    named = _PART.fullmatch(path.name)
+    if named is None or int(named[3]) != count:
+        raise InputError(
+            f"GGUF file {path.name}",
+            got=f"the name of a part of {count}",
+            allowed=f"NAME-00001-of-{count:05d}.gguf, as the tool that splits names them",
+        )
+    return _join(path, named[1], count)
 
 
 def _join(path: Path, prefix: str, count: int) -> GgufModel:
     tensors: dict[str, TensorEntry] = {}
     metadata: Mapping[str, Any] = {}
-    for number in range(count):
-        part = path.with_name(f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf")
+    for number, name in enumerate(_part_names(prefix, count)):
+        part = path.with_name(name)
         header = read_header(part)
         found = _whole(header, part, "split.no", None), _whole(header, part, "split.count", None)
         if found != (number, count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -229,6 +230,34 @@ def test_parts_are_joined(tmp_path: Path) -> None:
     _fails(path, "00002-of-00003")
     renamed = path.rename(tmp_path / "other.gguf")
     _fails(renamed, "NAME-00001-of-00003.gguf")
+
+
+def test_a_model_is_parsed_once_while_its_parts_stay_as_they_are(tmp_path: Path) -> None:
+    paths = [tmp_path / f"m-{number + 1:05d}-of-00002.gguf" for number in range(2)]
+
+    def write(number: int, tensor: str, seconds: int) -> None:
+        paths[number].write_bytes(_part(number, 2, 2, tensor))
+        os.utime(paths[number], (seconds, seconds))
+
+    write(0, "w0", 100)
+    write(1, "w1", 100)
+    first = GgufModel.open(paths[0])
+    assert GgufModel.open(paths[0]) is first
+    # Of the same size, and changed at another time.
+    write(1, "v1", 101)
+    assert list(GgufModel.open(paths[0]).tensors) == ["w0", "v1"]
+    # Just written: it may change again at the same time.
+    paths[1].write_bytes(_part(1, 2, 2, "u1"))
+    found = GgufModel.open(paths[0])
+    assert list(found.tensors) == ["w0", "u1"] and GgufModel.open(paths[0]) is not found
+
+
+def test_texts_longer_than_what_is_read_at_once_are_whole(tmp_path: Path) -> None:
+    random = Random(1)
+    tokens = [chr(97 + i % 26) * random.choice((0, 1, 9, 2**17, 2**19)) for i in range(60)]
+    data = header([texts("a", tokens), u32("b", 7)], [])
+    found = read_header(_written(tmp_path, data)).metadata
+    assert found["a"] == tuple(tokens) and found["b"] == 7
 
 
 def test_parts_of_another_release_are_told(tmp_path: Path) -> None:
