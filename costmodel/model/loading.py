@@ -30,6 +30,7 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         raw = read_json(path, "model config", takes_infinity=True)
         if "layer_kinds" in raw:
             return from_json(ModelSpec, read_json(path, "model"), f"model {path}")
-        scales = stored_scales(path.parent, raw.get("quantization_config"))
-        return spec_from_config(raw, name=path.resolve().parent.name, scales=scales)
+        spec = spec_from_config(raw, name=path.resolve().parent.name)
+        scales = stored_scales(path.parent, spec)
+        return spec if scales is None else spec_from_config(raw, name=spec.name, scales=scales)
     return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())

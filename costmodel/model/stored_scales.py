@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-# Of a header of safetensors, as in the format's reference reader.
-LENGTH_BYTES, MOST_BYTES = 8, 100 * 10**6
+from costmodel.model.safetensors_header import open_safetensors
+from costmodel.model.spec import ModelSpec
+from costmodel.model.tensor_entry import TensorEntry
+from profiles.encodings import Kind, find_encoding
+from profiles.errors import InputError
+
+# Scales of another dtype are refused when the checkpoint is opened.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # The ends of the names of scales: of GPTQ and AWQ, of compressed-tensors.
-METHODS = ("gptq", "awq", "compressed-tensors")
-SCALES = (".scales", ".weight_scale")
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ENDS = (".scales", ".weight_scale")
+_INTEGERS = (Kind.INT4, Kind.INT8)
 
 
-def stored_scales(folder: Path, quantization: object) -> str | None:
+def stored_scales(folder: Path, spec: ModelSpec) -> str | None:
     """Return the dtype of the first scales in a checkpoint's folder; ``None`` where none are found.
 
     Faults of files are told when the checkpoint is opened, not here.
 
     Parameters
     ----------
-    quantization
-        The ``quantization_config``; most methods fix the dtype, and no file is read for them.
+    spec
+        The model by its config alone. No file is read for one without quantized integers.
     """
-    if not isinstance(quantization, dict) or quantization.get("quant_method") not in METHODS:
+    encoded = [*spec.encoded, *(part for kind in spec.layer_kinds for part in kind.encoded)]
+    names = {part.encoding for part in encoded if part.encoding}
+    if not any(find_encoding(name).kind in _INTEGERS for name in names):
         return None
-    try:
-        for path in sorted(folder.glob("*.safetensors")):
-            if (found := _in_header(_header(path))) is not None:
-                return found
-    except OSError:
-        return None
-    return None
-
-
-def _in_header(header: Any) -> str | None:
-    if not isinstance(header, dict):
-        return None
-    for name, value in header.items():
-        dtype = value.get("dtype") if isinstance(value, dict) else None
-        if name.endswith(SCALES) and isinstance(dtype, str) and dtype in DTYPES:
-            return DTYPES[dtype]
-    return None
-
-
-def _header(path: Path) -> Any:
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(LENGTH_BYTES), "little")
-        if length > min(MOST_BYTES, path.stat().st_size):
-            return None
+    for path in sorted(folder.glob("*.safetensors")):
         try:
-            return json.loads(handle.read(length))
-        except (ValueError, RecursionError):
+            found = dtypes_of_scales(open_safetensors(path).values())
+        except InputError:
             return None
+        if found:
+            return next(iter(found))
+    return None
+
+
+def dtypes_of_scales(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the dtypes of scales among tensors, each with a tensor that has it."""
+    found = {e.dtype: e for e in entries if e.name.endswith(_ENDS) and e.dtype in _DTYPES}
+    return {_DTYPES[dtype]: found[dtype] for dtype in sorted(found)}

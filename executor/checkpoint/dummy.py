@@ -21,11 +21,11 @@ import torch
 
 from costmodel.families import spec_from_config
 from costmodel.model.layout import ComponentLayout, model_layers
+from costmodel.model.safetensors_header import LENGTH_BYTES
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import Strides
 from executor.checkpoint.dummy_rows import dummy_rows
 from executor.checkpoint.row_reader import fill_component
-from executor.checkpoint.safetensors_file import LENGTH_BYTES
 from executor.checkpoint.stored_tensors import INDEX_NAME
 from executor.checkpoint.tensor_parts import TensorPart, component_parts, overlaps
 from profiles.compute_plan import DTYPES

@@ -13,6 +13,7 @@ from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.layout import ComponentLayout, decoder_numbers, model_layers
 from costmodel.model.quantized import QuantizedWeights
 from costmodel.model.spec import ModelSpec
+from costmodel.model.stored_scales import dtypes_of_scales
 from costmodel.model.tensor_entry import TensorEntry
 from costmodel.model.tensor_layout import TensorLayout
 from executor.checkpoint.quantized_layouts import Matrix
@@ -20,7 +21,7 @@ from executor.checkpoint.quantized_rows import Mxfp4Rows, QuantizedRows
 from executor.checkpoint.quantized_tensors import find_rows, names_of
 from executor.checkpoint.row_reader import RowRange
 from executor.checkpoint.stored_blocks import STORED_DTYPES, PlainRows, read_whole
-from executor.checkpoint.stored_tensors import FLOATS, StoredTensors
+from executor.checkpoint.stored_tensors import StoredTensors
 from executor.checkpoint.tensor_parts import TensorPart, component_parts
 from profiles.encodings import Kind
 from profiles.errors import InputError
@@ -143,16 +144,15 @@ def scale_dtype(stored: StoredTensors, how: QuantizedWeights) -> str | None:
     """Return the dtype of the scales of quantized integers; raises ``InputError`` for several."""
     if how.encoding.kind not in (Kind.INT4, Kind.INT8):
         return None
-    ends = (".scales", ".weight_scale")
-    found = {e.dtype: e for e in stored.entries.values() if e.name.endswith(ends)}
-    names = sorted(found.keys() & FLOATS.keys())
-    if len(names) > 1:
+    found = dtypes_of_scales(stored.entries.values())
+    if len(found) > 1:
+        (_, one), (_, other) = list(found.items())[:2]
         raise InputError(
             f"scales of checkpoint {stored.folder.name}",
-            got=f"{names[0]} and {names[1]} ({found[names[1]].name})",
+            got=f"{one.dtype} and {other.dtype} ({other.name})",
             allowed="one dtype",
         )
-    return FLOATS[names[0]] if names else None
+    return next(iter(found), None)
 
 
 def _place(layout: ComponentLayout, part: TensorPart) -> tuple[TensorLayout, int]:

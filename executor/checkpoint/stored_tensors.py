@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from costmodel.model.safetensors_header import open_safetensors
 from costmodel.model.tensor_entry import TensorEntry
-from executor.checkpoint.safetensors_file import open_safetensors
 from profiles.errors import InputError, RunError
 from profiles.files import read_json
 

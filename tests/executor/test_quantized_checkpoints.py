@@ -19,10 +19,10 @@ from costmodel.model.encoded_model import without_encodings
 from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.loading import load_model_spec
 from costmodel.model.quantized import read_quantized
+from costmodel.model.safetensors_header import ITEM_BYTES
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.checkpoint.quantized_layouts import STORED_LAYOUTS, Matrix
-from executor.checkpoint.safetensors_file import ITEM_BYTES
 from profiles.errors import InputError, RunError
 from tests.executor.model_cases import draw_prompts, greedy
 from tests.executor.quantized_files import (

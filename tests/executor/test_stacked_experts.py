@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from costmodel.families import family_named, family_names
 from costmodel.model.layout import model_layers
+from costmodel.model.safetensors_header import open_safetensors
 from costmodel.model.stacked import StackedTensor
 from executor.checkpoint.dummy import DummyCheckpoint, write_random_checkpoint
 from executor.checkpoint.folder import Checkpoint
-from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.tensor_reads import read_strided
 from profiles.errors import InputError
 from tests.executor.reference import ReferenceModel, read_layer

@@ -26,6 +26,7 @@ from costmodel.gguf.config import spec_from_gguf
 from costmodel.gguf.model import GgufModel
 from costmodel.model.layout import model_layers
 from costmodel.model.loading import load_model_spec
+from costmodel.model.safetensors_header import open_safetensors
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
@@ -36,7 +37,6 @@ from costmodel.report.trace_file import read_run
 from costmodel.schedule.chrome_trace import begin_trace
 from costmodel.schedule.timeline import simulate
 from executor.checkpoint.folder import Checkpoint
-from executor.checkpoint.safetensors_file import open_safetensors
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
 from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
