@@ -16,7 +16,7 @@ from costmodel.gguf.model import GgufModel
 from costmodel.gguf.names import check_tensors
 from costmodel.gguf.rotary import rope_parameters
 from costmodel.gguf.stored import as_stored
-from costmodel.model.spec import ModelSpec
+from costmodel.model.spec import MAX_LAYERS, ModelSpec
 from profiles.errors import InputError
 
 # Keys that are read in a place of their own, or that change nothing.
@@ -77,6 +77,9 @@ def config_from_gguf(model: GgufModel, name: str) -> dict[str, Any]:
     """
     arch, found = arch_of(model, name), ArchMetadata(model=model, name=name)
     _check_keys(arch, found)
+    if found.whole("block_count") > MAX_LAYERS:
+        # Lists of layers are made below.
+        raise found.refusal("block_count", f"at most {MAX_LAYERS}")
     family = _family(arch, found)
     config: dict[str, Any] = {"model_type": family, **arch.implied}
     for key, common in {**COMMON_KEYS, **arch.keys}.items():

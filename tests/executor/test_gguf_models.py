@@ -230,6 +230,17 @@ def test_what_is_not_followed_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_layers_without_end_are_refused_before_they_are_listed(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, "gemma2", tied=True)
+    model = GgufModel.open(
+        write_tiny_gguf(tmp_path, "gemma2", {**RMS, "attention.sliding_window": 4})
+    )
+    metadata = {**model.metadata, "gemma2.block_count": 2**31 - 1}
+    metadata |= {"gemma2.attention.sliding_window": 0}
+    with pytest.raises(InputError, match="block_count of tiny: got 2147483647; allowed: at most"):
+        spec_from_gguf(GgufModel(metadata=metadata, tensors=model.tensors), "tiny")
+
+
 def test_divisors_beside_windows_with_their_own_rotation_are_refused(tmp_path: Path) -> None:
     save_tiny_model(tmp_path, "gemma3_text", tied=True)
     vectors = {"rope_freqs.weight": [2.0] * 8}
