@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_files_that_keep_some_experts_are_told(plain: str, tmp_path: Path) -> No
     """Though their config says that all are plain, or that all are quantized."""
     draw = Fp8()
     folder = tmp_path / "model"
-    options = {"moe_intermediate_size": 64, "num_layers": 1}
+    options: dict[str, Any] = {"moe_intermediate_size": 64, "num_layers": 1}
     save_quantized(folder, "qwen3_moe", draw, keeps=lambda name: plain in name, **options)
     with pytest.raises(InputError, match=r"experts.\d.gate_proj.*not quantized"):
         Checkpoint.open(folder)
