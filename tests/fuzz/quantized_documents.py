@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from tests.executor.quantized_files import (
 )
 from tests.fuzz.mutations import as_bytes
 
+NO_DOCUMENT = ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError
 LAYOUTS: Mapping[str, tuple[str, Any]] = {
     "gptq": ("llama", Gptq(order="scattered")),
     "awq": ("llama", Awq()),
@@ -43,40 +45,38 @@ LAYOUTS: Mapping[str, tuple[str, Any]] = {
 
 @cache
 def quantized_documents() -> tuple[Any, ...]:
-    """Return a sound document of each layout."""
-    return tuple(
-        {
+    """Return sound documents of each layout: of all parts of a checkpoint, and of some of them.
+
+    A changed header or config is mostly refused at once; other files are read to their end.
+    """
+    documents: list[dict[str, Any]] = []
+    for name in LAYOUTS:
+        config, header, body = _parts(name)
+        values = {
             "layout": name,
-            "quantization_config": config["quantization_config"],
-            "header": header,
             # Places in the file's tensors, and bytes there.
-            "bytes": [[0, _body(name)[0]], [100, _body(name)[100]]],
+            "bytes": [[place, body[place]] for place in (0, 100, len(body) // 2, len(body) - 1)],
             # The descriptions of matrices of bitsandbytes, which are JSON inside of tensors.
-            "states": _states(header, _body(name)),
+            "states": _states(header, body),
         }
-        for name, (config, header, _) in ((name, _parts(name)) for name in LAYOUTS)
-    )
+        config = {"quantization_config": config["quantization_config"]}
+        documents += [values, values | config, values | config | {"header": header}]
+    return tuple(documents)
 
 
 def read_quantized_document(data: bytes, folder: Path) -> None:
     """Write the checkpoint of a document, and read all of it."""
     try:
         document = json.loads(data)
-        config, _, body = _parts(document["layout"])
-        changed = bytearray(body)
-        for place, value in document["bytes"]:
-            changed[place % len(changed)] = value % 256
-        for place, size, state in document.get("states", ()):
-            if 0 <= place <= place + size <= len(changed):
-                changed[place : place + size] = as_bytes(state)[:size].ljust(size)
-        config = config | {"quantization_config": document["quantization_config"]}
-        header = as_bytes(document["header"])
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        config, header, body = _parts(document["layout"])
+        config = config | {key: document[key] for key in document if key in config}
+        header = as_bytes(document.get("header", header))
+    except NO_DOCUMENT:
         # Not what a checkpoint can be.
         return
     (folder / "config.json").write_bytes(as_bytes(config))
     path = folder / SINGLE_NAME
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(changed))
+    path.write_bytes(len(header).to_bytes(8, "little") + header + _changed(document, body))
     # What a search reads first.
     load_model_spec(str(folder))
     source = Checkpoint.open(folder)
@@ -86,14 +86,23 @@ def read_quantized_document(data: bytes, folder: Path) -> None:
             source.read_range(index, layout, 0, out)
 
 
+def _changed(document: dict[str, Any], body: bytes) -> bytes:
+    """Return the tensors with a document's changes, up to the first one that is none."""
+    changed = bytearray(body)
+    with contextlib.suppress(*NO_DOCUMENT):
+        for place, size, state in document.get("states", ()):
+            if 0 <= place <= place + size <= len(changed):
+                changed[place : place + size] = as_bytes(state)[:size].ljust(size)
+    with contextlib.suppress(*NO_DOCUMENT):
+        for place, value in document.get("bytes", ()):
+            changed[place % len(changed)] = value % 256
+    return bytes(changed)
+
+
 def _states(header: Any, body: bytes) -> list[Any]:
     """Return place, size and text of the first descriptions in a file."""
     found = [header[name]["data_offsets"] for name in sorted(header) if ".quant_state." in name]
     return [[start, end - start, json.loads(body[start:end])] for start, end in found[:2]]
-
-
-def _body(layout: str) -> bytes:
-    return _parts(layout)[2]
 
 
 @cache
