@@ -53,7 +53,10 @@ def parser() -> Parser:
         " --dummy-weights --cpu-memory 4GB",
     )
     add = parser.add_argument
-    add("--model", help="checkpoint folder; with --dummy-weights also a preset or a config.json")
+    add(
+        "--model",
+        help="folder or GGUF file; with --dummy-weights also a preset or a config.json",
+    )
     add(
         "--dummy-weights",
         action="store_true",
@@ -118,7 +121,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise InputError(
             "--model",
             got="nothing",
-            allowed="a checkpoint folder, or with --dummy-weights a preset",
+            allowed="a checkpoint folder, a GGUF file, or with --dummy-weights a preset",
         )
     if flags.num_prompts is not None and flags.num_prompts < 1:
         raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")

@@ -174,7 +174,7 @@ def parser() -> Parser:
         " --cache-bits 4",
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="Hugging Face checkpoint folder")
+    add("--model", type=Path, required=True, help="Hugging Face folder, or GGUF file")
     add("--text", type=Path, required=True, help="text file to score, in UTF-8")
     add(
         "--prompt-len",

@@ -52,7 +52,13 @@ def parser() -> Parser:
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="Hugging Face folder, or GGUF file",
+    )
     add(
         "--prompts",
         type=Path,

@@ -48,7 +48,7 @@ class LLM:
     Parameters
     ----------
     model
-        Checkpoint folder in the format of Hugging Face.
+        Checkpoint folder in the format of Hugging Face, or GGUF file.
     policy
         A policy, or its file. ``None`` searches for one in each call, for exactly its prompts.
     hardware

@@ -26,7 +26,7 @@ from costmodel.model.quantized_model import with_quantized
 from costmodel.model.spec import ModelSpec
 from profiles.errors import InputError
 
-CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files"
+CHECKPOINT_FOLDER = "a Hugging Face folder, with config.json and safetensors files, or a GGUF file"
 
 
 @functools.cache

@@ -112,7 +112,8 @@ class _Header:
         magic = self._source.take(min(len(MAGIC), self._source.file_bytes))
         if magic != MAGIC:
             raise self._error(
-                f"a file that begins with {magic!r}", f"one that begins with {MAGIC!r}"
+                f"a file that begins with {magic!r}" if magic else "an empty file",
+                f"one that begins with {MAGIC!r}",
             )
         version = self._number("I")
         if version not in VERSIONS:
@@ -126,6 +127,7 @@ class _Header:
             raise self._error(
                 f"{num_tensors} tensors and {num_metadata} keys in {self._source.file_bytes} bytes",
                 f"at most {MAX_TENSORS} and {MAX_METADATA}, and no more than the file has room for",
+                "download the file again",
             )
         return num_tensors, num_metadata
 
