@@ -2,7 +2,7 @@
 #pragma once
 
 #include "grouped_codes.h"
-#include "k_quants.h"
+#include "integer_product.h"
 #include "product.h"
 #include "small_blocks.h"
 
@@ -16,10 +16,6 @@ template <class T> using BF16 = PlainElements<T, Bfloat16>;
 #define FOR_ENCODINGS(DO)                                                                      \
   DO(F32) DO(F16) DO(BF16) DO(Q4_0) DO(Q4_1) DO(Q5_0) DO(Q5_1) DO(Q8_0) DO(Q2_K) DO(Q3_K)      \
   DO(Q4_K) DO(Q5_K) DO(Q6_K) DO(IQ4_NL) DO(MXFP4) DO(INT4) DO(INT8) DO(E4M3) DO(MAP4) DO(BNB8)
-
-// Bytes of the codes of a block's elements.
-template <class D>
-constexpr long kBlockBytes = kBlock / D::kUnit * D::kUnitBytes;
 
 // Gives `size` elements of a row from d on, a multiple of kBlock, as T would hold them. Meanwhile the
 // same elements of the row that begins `ahead` bytes later are fetched.
@@ -37,6 +33,14 @@ void decode(const EncodedRow& row, long d, long size, long ahead, float* to) {
   decoder.unit(d + whole, [&](auto j, Floats v) INLINE { store(last + j * kLanes, v); });
   std::memcpy(to + whole, last, (size - whole) * sizeof(float));
 }
+#if defined(HAS_INTEGER_PRODUCTS)
+inline MultiplyIntegers integer_products_of(int kind) {
+#define NAME_INTEGERS(D) integer_products<D<Bfloat16>>(),
+  static const MultiplyIntegers of[] = {FOR_ENCODINGS(NAME_INTEGERS)};
+#undef NAME_INTEGERS
+  return of[kind];
+}
+#endif
 using Decode = void (*)(const EncodedRow&, long, long, long, float*);
 template <class T>
 Decode decode_of(int kind) {
@@ -72,14 +76,6 @@ void unpack_encoded(const Encoding& how, const uint8_t* from, long rows, long st
     }
   }
 }
-
-// As profiles/kernels/encoded.py lays it out.
-struct EncodedProducts {
-  Products products;
-  Encoding how;
-  const float* const* tables;  // Of each group's matrix; or null.
-  const long* first_rows;      // Each group's first output among the rows of its matrix.
-};
 
 // Encoded weights as floats, part by part.
 template <class T>
@@ -200,10 +196,8 @@ class SingleRows {
 
 template <class T>
 void multiply_single_rows(const EncodedProducts& p, int threads) {
-  std::vector<Span> spans;
   const long* starts = p.products.starts;
-  for (long g = 0; g < p.products.groups; ++g)
-    if (starts[g] < starts[g + 1]) spans.push_back({g, starts[g], 1});
+  const std::vector<Span> spans = spans_of(p.products, starts[0], starts[p.products.groups]);
   const long outputs = p.products.outputs;
   // Wide, because what is fetched beyond the end of a tile may be another thread's.
   const long width = tile_width(p.products, long(spans.size()), threads, 4 * kOutputs);
@@ -218,6 +212,10 @@ void multiply_single_rows(const EncodedProducts& p, int threads) {
 
 template <class T>
 void multiply_encoded(const EncodedProducts& p, int threads) {
+#if defined(HAS_INTEGER_PRODUCTS)
+  if constexpr (std::is_same_v<T, Bfloat16>)
+    if (const auto multiply = integer_products_of(p.how.kind)) return multiply(p, threads);
+#endif
 #if defined(__AVX512F__)
   if (most_rows(p.products) <= 1) return multiply_single_rows<T>(p, threads);
 #endif

@@ -27,8 +27,20 @@ struct Encoding {
   long tile_scales;    // Scales of the table for a row.
 };
 
+// As profiles/kernels/encoded.py lays it out.
+struct EncodedProducts {
+  Products products;
+  Encoding how;
+  const float* const* tables;  // Of each group's matrix; or null.
+  const long* first_rows;      // Each group's first output among the rows of its matrix.
+};
+
 enum Scale { kFloat32, kFloat16, kBfloat16, kCode };
 constexpr long kScaleBytes[] = {4, 2, 2, 1};
+
+// Bytes of the codes of a block's elements.
+template <class D>
+constexpr long kBlockBytes = kBlock / D::kUnit * D::kUnitBytes;
 
 struct EncodedRow {
   const Encoding& how;

@@ -16,6 +16,14 @@ namespace {
 struct Span {
   long group, first, count;
 };
+inline std::vector<Span> spans_of(const Products& p, long begin, long end) {
+  std::vector<Span> spans;
+  for (long g = 0; g < p.groups; ++g) {
+    const long first = std::max(begin, p.starts[g]), past = std::min(end, p.starts[g + 1]);
+    if (first < past) spans.push_back({g, first, past - first});
+  }
+  return spans;
+}
 
 template <class T, class Ops, class Source>
 class Tile {
@@ -159,12 +167,9 @@ inline long tile_width(const Products& p, long spans, int threads, long width = 
 template <class T, class Ops, class Source>
 void multiply_window(const Products& p, long begin, long end, int threads) {
   using Query = typename Ops::Query;
-  std::vector<Span> spans;
+  const std::vector<Span> spans = spans_of(p, begin, end);
   long most = 0;
-  for (long g = 0; g < p.groups; ++g) {
-    const long first = std::max(begin, p.starts[g]), past = std::min(end, p.starts[g + 1]);
-    if (first < past) spans.push_back({g, first, past - first}), most = std::max(most, past - first);
-  }
+  for (const Span& span : spans) most = std::max(most, span.count);
   const T* from = static_cast<const T*>(p.x);
   const bool is_in_place = std::is_same_v<T, Query> && p.dim % Ops::kKeyDims == 0;
   const long stride = is_in_place ? p.x_stride : apart<Query>(Ops::padded(p.dim));

@@ -183,8 +183,8 @@ Floats exp_of(Floats x) {
 Floats tanh_of(Floats x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
 
 // Vectors a and b: their partial sums, interleaved. Four steps make of 16 vectors their 16 sums.
-template <int kStep>
-Floats fold(Floats a, Floats b) {
+template <int kStep, class V>
+INLINE inline V fold(V a, V b) {
   if constexpr (kStep == 0)
     return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
            __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
@@ -195,8 +195,9 @@ Floats fold(Floats a, Floats b) {
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
            __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
-INLINE inline Floats sums_of(const Floats* v) {
-  Floats four[4];
+template <class V>
+INLINE inline V sums_of(const V* v) {
+  V four[4];
   for (long i = 0; i < 4; ++i, v += 4)
     four[i] = fold<1>(fold<0>(v[0], v[1]), fold<0>(v[2], v[3]));
   return fold<2>(fold<2>(four[0], four[1]), fold<2>(four[2], four[3]));

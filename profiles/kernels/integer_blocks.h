@@ -1,0 +1,197 @@
+// Products of bfloat16 inputs with K-quants in integers: an instruction has twice the products of one
+// in float32. Inputs become integers of 15 bits with a power of two for each 64. Those within 2^7 of
+// the largest of them stay exact, and the error of the others is far below bfloat16's own rounding.
+#pragma once
+
+#include <vector>
+
+#include "integer_codes.h"
+#include "product.h"
+
+#if defined(HAS_INTEGER_PRODUCTS)
+
+namespace {
+
+// Inputs that share a scale.
+constexpr long kScaled = 64, kScales = kBlock / kScaled;
+
+// A block of inputs. Integers are in pairs, as weights are multiplied.
+struct IntegerInputs {
+  int16_t integers[kBlock];
+  float scales[kScales];
+  float sums_of_32[kBlock / 32], sums_of_16[kBlock / 16];
+  float unused[4];
+};
+static_assert(sizeof(IntegerInputs) % 64 == 0);
+
+// Blocks of kLanes rows of weights: each pair of a row in the row's lane.
+struct IntegerWeights {
+  int32_t pairs[kBlock / 2][kLanes];
+  float scales[kLanes];
+  float offsets[kBlock / 16][kLanes];
+};
+constexpr long kPanels = 2, kPanelRows = kPanels * kLanes;
+
+inline void take_inputs(const Bfloat16* from, IntegerInputs* to) {
+  constexpr long kVectors = kScaled / kLanes;
+  Floats sums[kBlock / kLanes];
+  for (long s = 0; s < kScales; ++s) {
+    __m512i most = _mm512_setzero_si512();
+    for (long i = 0; i < kVectors; ++i) {
+      const Bits bits = (Bits)load(from + s * kScaled + i * kLanes) & 0x7fffffffu;
+      most = _mm512_max_epu32(most, (__m512i)bits);
+    }
+    const uint32_t bits = _mm512_reduce_max_epu32(most);
+    // 2^13 is the upper bit of the largest. What is below 2^-123 becomes zero.
+    const int power = std::max(int(bits >> 23) - 127, -110) - 13;
+    const uint32_t step = uint32_t(127 + power) << 23, inverse = uint32_t(127 - power) << 23;
+    const bool is_finite = bits < 0x7f800000u;
+    to->scales[s] = is_finite ? load_raw<float>(&step) : NAN;
+    const Floats factor = splat(is_finite ? load_raw<float>(&inverse) : 0.0f);
+    for (long i = s * kVectors; i < (s + 1) * kVectors; ++i) {
+      const __m512i whole = _mm512_cvtps_epi32((__m512)(load(from + i * kLanes) * factor));
+      _mm256_store_si256((__m256i*)(to->integers + i * kLanes), _mm512_cvtsepi32_epi16(whole));
+      sums[i] = (Floats)_mm512_cvtepi32_ps(whole) * to->scales[s];
+    }
+  }
+  store(to->sums_of_16, sums_of(sums));
+  for (long i = 0; i < kBlock / 32; ++i)
+    to->sums_of_32[i] = to->sums_of_16[2 * i] + to->sums_of_16[2 * i + 1];
+}
+
+// Sixteen vectors of 32-bit elements: the first of all, the second of all, and so on.
+INLINE inline void transpose(const __m512i* from, __m512i* to) {
+  __m512i a[16], b[16];
+  repeat<8>([&](auto i) INLINE {
+    a[2 * i] = _mm512_unpacklo_epi32(from[2 * i], from[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(from[2 * i], from[2 * i + 1]);
+  });
+  repeat<4>([&](auto i) INLINE {
+    repeat<2>([&](auto j) INLINE {
+      b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+      b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+    });
+  });
+  repeat<4>([&](auto i) INLINE {
+    a[i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88);
+    a[4 + i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd);
+    a[8 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
+    a[12 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xdd);
+  });
+  repeat<4>([&](auto i) INLINE {
+    to[i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0x88);
+    to[4 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0x88);
+    to[8 + i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0xdd);
+    to[12 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0xdd);
+  });
+}
+
+// Reads a block of each of kLanes rows: `use` takes the row and its integers, 32 at a time. What is
+// `ahead` bytes later is fetched.
+template <class D, class Use>
+INLINE inline void read_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to,
+                                Use use) {
+  using As = IntegersOf<D>;
+  alignas(64) __m512i offsets[kLanes];
+  for (long row = 0; row < kLanes; ++row) {
+    const uint8_t* block = blocks[row];
+    fetch(block + ahead, kBlockBytes<D>);
+    use(row, [&](auto each) INLINE { As::vectors(block, each); });
+    if constexpr (As::kOffset > 0) offsets[row] = (__m512i)As::offsets(block);
+    to->scales[row] = As::scale(block);
+  }
+  if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<__m512i*>(to->offsets));
+}
+
+template <class D>
+void take_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to) {
+  alignas(64) __m512i vectors[kBlock / 32][kLanes];
+  read_weights<D>(blocks, ahead, to, [&](long row, auto read) INLINE {
+    read([&](auto i, Shorts v) INLINE { vectors[i][row] = v; });
+  });
+  for (long i = 0; i < kBlock / 32; ++i)
+    transpose(vectors[i], reinterpret_cast<__m512i*>(to->pairs[i * kLanes]));
+}
+
+// Adds products of pairs. GCC 12 would copy the sums of the intrinsic, and run out of registers.
+INLINE inline void add_pairs(__m512i& sums, __m512i weights, __m512i inputs) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
+}
+
+// Adds products to the sums of kLanes rows of weights.
+template <class D>
+INLINE inline void add_scaled(Floats dots, const IntegerWeights& weights, const IntegerInputs& x,
+                              float* sums) {
+  constexpr long kOffset = IntegersOf<D>::kOffset;
+  Floats sum = load(sums) + dots * load(weights.scales);
+  if constexpr (kOffset > 0) {
+    const float* inputs = kOffset == 16 ? x.sums_of_16 : x.sums_of_32;
+    for (long i = 0; i < kBlock / kOffset; ++i)
+      sum += load(weights.offsets[i * (kOffset / 16)]) * inputs[i];
+  }
+  store(sums, sum);
+}
+
+// Adds a block's products of kCount rows of inputs with kPanelRows rows of weights to `sums`, which
+// are kPanelRows apart.
+template <class D, long kCount>
+__attribute__((noinline)) void add_block(const IntegerWeights* weights, const IntegerInputs* x,
+                                         float* sums) {
+  using As = IntegersOf<D>;
+  constexpr long kSums = kCount * kPanels, kPairs = As::kSummed / 2;
+  // Few sums would wait for themselves: each is taken in parts.
+  constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
+  Floats dots[kSums] = {};
+  for (long first = 0; first < kBlock / 2; first += kPairs) {
+    __m512i parts[kParts][kSums] = {};
+    for (long pair = first; pair < first + kPairs; pair += kParts)
+      repeat<kParts>([&](auto part) INLINE {
+        __m512i w[kPanels];
+        repeat<kPanels>([&](auto t) INLINE {
+          w[t] = _mm512_load_si512(weights[t].pairs[pair + part]);
+        });
+        repeat<kCount>([&](auto g) INLINE {
+          const auto* from = x[g].integers + 2 * (pair + part);
+          const __m512i inputs = _mm512_set1_epi32(load_raw<int>(from));
+          repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][g * kPanels + t], w[t], inputs); });
+        });
+      });
+    repeat<kSums>([&](auto i) INLINE {
+      __m512i whole = parts[0][i];
+      repeat<kParts - 1>([&](auto part) INLINE {
+        whole = _mm512_add_epi32(whole, parts[part + 1][i]);
+      });
+      const float scale = x[i / kPanels].scales[2 * first / kScaled];
+      dots[i] += (Floats)_mm512_cvtepi32_ps(whole) * scale;
+    });
+  }
+  repeat<kCount>([&](auto g) INLINE {
+    repeat<kPanels>([&](auto t) INLINE {
+      add_scaled<D>(dots[g * kPanels + t], weights[t], x[g],
+                    sums + g * kPanelRows + t * kLanes);
+    });
+  });
+}
+
+// The same for one row of inputs and kLanes rows of weights, whose integers stay where they are.
+template <class D>
+void add_single(const uint8_t* const* blocks, long ahead, const IntegerInputs& x, float* sums) {
+  constexpr long kSummed = IntegersOf<D>::kSummed, kParts = kBlock / kSummed;
+  alignas(64) Ints parts[kParts][kLanes];
+  IntegerWeights shared;
+  read_weights<D>(blocks, ahead, &shared, [&](long row, auto read) INLINE {
+    __m512i own[kParts] = {};
+    read([&](auto i, Shorts v) INLINE {
+      add_pairs(own[32 * i / kSummed], v, _mm512_load_si512(x.integers + 32 * i));
+    });
+    repeat<kParts>([&](auto i) INLINE { parts[i][row] = (Ints)own[i]; });
+  });
+  Floats dots{};
+  for (long i = 0; i < kParts; ++i)
+    dots += as_floats(sums_of(parts[i])) * x.scales[i * kSummed / kScaled];
+  add_scaled<D>(dots, shared, x, sums);
+}
+
+}  // namespace
+
+#endif
