@@ -45,7 +45,7 @@ class _Encoding(ctypes.Structure):
 
 
 class _EncodedProducts(ctypes.Structure):
-    """The arguments of a product, as ``encoded_product.h`` lays them out."""
+    """The arguments of a product, as ``encodings.h`` lays them out."""
 
     _fields_ = (
         ("products", Products),
@@ -104,7 +104,9 @@ def multiply_encoded(
     """Multiply ``x`` [rows, num_elements] by a matrix into ``out`` [rows, outputs].
 
     The result is that of the matrix unpacked to the dtype of ``x``. Few rows are multiplied by the
-    encoded matrix as it is; for more, some of its rows at a time are unpacked.
+    encoded matrix as it is; for more, some of its rows at a time are unpacked. With AVX-512 VNNI,
+    K-quants in bfloat16 are multiplied as integers: weights are not rounded, and inputs are rounded
+    to 2^-14 of the largest of each 64. Inputs that are not finite make results NaN.
 
     Parameters
     ----------

@@ -172,14 +172,62 @@ def test_columns_may_be_stored_in_another_order(library: str) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_not_finite_stays_in_its_output(library: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_in_its_output(library: str, dtype: torch.dtype) -> None:
     matrix = sound_matrix(BLOCK_ENCODINGS["Q4_K"], 9, 512)
     matrix.rows[7, 144:146] = torch.tensor([0x00, 0x7E], dtype=torch.uint8)
-    out = torch.empty(3, 9)
-    multiply_encoded(torch.randn(3, 512), matrix, out)
-    assert out[:, 7].isnan().all()
+    x, out = torch.randn(3, 512).to(dtype), torch.empty(3, 9, dtype=dtype)
+    x[2, 300] = torch.inf
+    multiply_encoded(x, matrix, out)
+    assert out[:, 7].isnan().all() and not out[2].isfinite().any()
     out[:, 7] = 0
-    assert out.isfinite().all()
+    assert out[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_products_in_integers_round_next_to_nothing(library: str, name: str, rows: int) -> None:
+    """Inputs lose 2^-14 of the largest of each 64 at most, and weights nothing."""
+    matrix = sound_matrix(BLOCK_ENCODINGS[name], 50, 1024)
+    x = torch.randn(rows, 1024)
+    x[:, ::64] *= 1000
+    x[0, 64:128] = 0
+    x[-1, 128:192] *= 1e-30
+    inputs, out = x.bfloat16(), torch.empty(rows, 50, dtype=torch.bfloat16)
+    multiply_encoded(inputs, matrix, out)
+    values, exact = reference(matrix).double(), inputs.double()
+    expected = exact @ values.T
+    lost = exact.abs().view(rows, 16, 64).amax(2).repeat_interleave(64, 1) * 2**-14
+    if library != "native" or "avx512_vnni" not in products._features():
+        # Products of floats, with weights in bfloat16.
+        lost = exact.abs() * 2**-9
+    most = (lost + exact.abs() * 2**-20) @ values.abs().T + expected.abs() * 2**-8
+    assert ((out.double() - expected).abs() <= most).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "scales_at"), [("Q2_K", 80), ("Q3_K", 108), ("Q4_K", 0), ("Q5_K", 0), ("Q6_K", 208)]
+)
+@pytest.mark.parametrize("byte", [0x00, 0x80, 0xFF])
+def test_extreme_codes_and_inputs_do_not_overflow(
+    library: str, name: str, scales_at: int, byte: int
+) -> None:
+    encoding = BLOCK_ENCODINGS[name]
+    blocks = torch.full((2, encoding.block_bytes), byte, dtype=torch.uint8)
+    if name == "Q6_K":
+        # Codes of -32 with scales of -128.
+        blocks[:, :192] = 0
+    blocks[:, scales_at : scales_at + 4] = torch.tensor([0, 60, 0, 60])[
+        : blocks.shape[1] - scales_at
+    ]
+    matrix = EncodedMatrix(rows=blocks, encoding=encoding, num_elements=256)
+    values = reference(matrix)
+    x = torch.tensor([[1.9921875], [-1.9921875]]).expand(2, 256).bfloat16()
+    for rows in (1, 2):
+        out = torch.empty(rows, 2, dtype=torch.bfloat16)
+        multiply_encoded(x[:rows], matrix, out)
+        expected = x[:rows].double() @ values.double().T
+        torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_encodings_have_names_and_sizes() -> None:
@@ -204,7 +252,9 @@ def test_the_kernels_know_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "E4M3_128X128", "INT4_G64_F16_Z"])
+@pytest.mark.parametrize(
+    "name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "E4M3_128X128", "INT4_G64_F16_Z"]
+)
 def test_a_row_has_the_same_product_alone(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
 ) -> None:
@@ -214,7 +264,7 @@ def test_a_row_has_the_same_product_alone(
     x = torch.randn(90, 2304).to(dtype)
     whole, out = torch.empty(90, 70, dtype=dtype), torch.empty(90, 70, dtype=dtype)
     multiply_encoded(x, matrix, whole)
-    for first, past in ((0, 1), (1, 4), (4, 20), (20, 90)):
+    for first, past in ((0, 1), (1, 4), (4, 20), (20, 33), (33, 90)):
         multiply_encoded(x[first:past], matrix, out[first:past])
     assert torch.equal(out, whole)
 
