@@ -16,8 +16,9 @@ from costmodel.model.spec import ModelSpec
 from costmodel.model.stored_scales import dtypes_of_scales
 from costmodel.model.tensor_entry import TensorEntry
 from costmodel.model.tensor_layout import TensorLayout
+from executor.checkpoint.quantized_floats import Mxfp4Rows
 from executor.checkpoint.quantized_layouts import Matrix
-from executor.checkpoint.quantized_rows import Mxfp4Rows, QuantizedRows
+from executor.checkpoint.quantized_rows import QuantizedRows
 from executor.checkpoint.quantized_tensors import find_rows, names_of
 from executor.checkpoint.row_reader import RowRange
 from executor.checkpoint.stored_blocks import STORED_DTYPES, read_whole
