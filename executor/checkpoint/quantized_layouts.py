@@ -6,12 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from costmodel.model.quantized import QuantizedWeights
-from executor.checkpoint.quantized_floats import (
-    Bnb4Rows,
-    CompressedFp8Rows,
-    Fp8Rows,
-    Mxfp4Rows,
-)
+from executor.checkpoint.quantized_floats import Bnb4Rows, CompressedFp8Rows, Fp8Rows, Mxfp4Rows
 from executor.checkpoint.quantized_integers import (
     AwqRows,
     Bnb8Rows,
