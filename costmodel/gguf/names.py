@@ -16,7 +16,7 @@ from costmodel.gguf.model import GgufModel
 from costmodel.gguf.rotary import DIVISORS
 from costmodel.model.shapes import component_shapes, embedding_shapes, head_shapes
 from costmodel.model.spec import ModelSpec
-from costmodel.model.tensor_entry import TensorEntry
+from costmodel.model.tensor_entry import TensorEntry, refuse_unread
 from profiles.errors import InputError
 
 # For each of our modules (see ``costmodel.model.shapes``), or for a whole tensor, the modules that
@@ -122,14 +122,12 @@ def check_tensors(model: GgufModel, spec: ModelSpec) -> None:
     count = ArchMetadata(model=model, name=spec.name).num_predicting()
     behind = range(spec.num_layers, spec.num_layers + count)
     unread = [n for n in model.tensors if n not in read and _layer_number(n) not in behind]
-    if unread:
-        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-        raise InputError(
-            f"GGUF file {spec.name}",
-            got=f"tensor {unread[0]}{more}, which its metadata do not ask for",
-            allowed="tensors of the layers and parts that its metadata describe",
-            hint="another conversion of the model",
-        )
+    refuse_unread(
+        unread,
+        source=f"GGUF file {spec.name}",
+        description="metadata",
+        hint="another conversion of the model",
+    )
 
 
 def _layer_number(name: str) -> int:

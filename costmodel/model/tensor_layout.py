@@ -65,9 +65,9 @@ class TensorLayout:
     dtype: str | None = None
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether rows are bytes that must be decoded."""
-        return self.packing is not None or self.encoding is not None
+    def is_plain(self) -> bool:
+        """Whether elements are stored as they are, neither packed by us nor encoded."""
+        return self.packing is None and self.encoding is None
 
     @property
     def matrix_name(self) -> str:

@@ -25,7 +25,7 @@ from costmodel.families import (
 )
 from costmodel.model.layout import ComponentLayout
 from costmodel.model.spec import ModelSpec
-from costmodel.model.tensor_entry import TensorEntry
+from costmodel.model.tensor_entry import TensorEntry, refuse_unread
 from costmodel.model.tensor_layout import TensorLayout
 from executor.checkpoint.language_part import language_part
 from executor.checkpoint.quantized_matrices import (
@@ -228,14 +228,14 @@ def _find_tensors(
         _check_tensor(name, tensors[name], shape, spec)
     # A head that is equal to the table counts as read, although only the table is used.
     read = {entry.name for entry in (*tensors.values(), *([head] if head else []))}
-    _refuse_unread(stored, spec, read, quantized)
+    _check_all_read(stored, spec, read, quantized)
     return spec, tensors
 
 
-def _refuse_unread(
+def _check_all_read(
     stored: StoredTensors, spec: ModelSpec, plain: Set[str], quantized: QuantizedMatrices
 ) -> None:
-    """Refuse tensors that nothing reads: without them, the results would be wrong."""
+    """Refuse tensors that are neither read nor without effect."""
     family = family_named(spec.family)
     read = plain | {entry.name for entry in quantized.entries}
     unread = [
@@ -245,14 +245,12 @@ def _refuse_unread(
         and not family.may_ignore(n, spec.num_layers)
         and not quantized.may_ignore(n, entry)
     ]
-    if unread:
-        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
-        raise InputError(
-            f"checkpoint {spec.name}",
-            got=f"tensor {unread[0]}{more}, which its config does not ask for",
-            allowed="tensors of the layers and parts that its config describes",
-            hint="another config.json, or saving the model again without them",
-        )
+    refuse_unread(
+        unread,
+        source=f"checkpoint {spec.name}",
+        description="config",
+        hint="another config.json, or saving the model again without them",
+    )
 
 
 def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...], spec: ModelSpec) -> None:

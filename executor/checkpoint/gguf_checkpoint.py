@@ -13,44 +13,11 @@ from costmodel.gguf.model import GgufModel
 from costmodel.gguf.names import stored_rows
 from costmodel.model.layout import ComponentLayout, decoder_numbers
 from costmodel.model.spec import ModelSpec
-from costmodel.model.tensor_entry import TensorEntry
-from executor.checkpoint.gguf_rows import read_rows
-from executor.checkpoint.row_reader import RowRange, RowReader, fill_component
+from executor.checkpoint.row_reader import RowRange, fill_component
 from executor.checkpoint.stored_tensors import contents_digest
+from executor.checkpoint.tensor_rows import TensorRows
 from profiles.compute_plan import DTYPES
-from profiles.encodings import Encoding, find_encoding
 from profiles.errors import RunError
-
-
-@dataclass(frozen=True, slots=True)
-class GgufReader(RowReader):
-    """The rows of one tensor (see ``RowReader``)."""
-
-    entry: TensorEntry
-
-    @property
-    def name(self) -> str:
-        """The tensor, and its file."""
-        return f"tensor {self.entry.name} of {self.entry.path.name}"
-
-    @property
-    def encoding(self) -> Encoding:
-        """That of the file."""
-        return find_encoding(self.entry.dtype)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows, those of all experts."""
-        return self.entry.num_bytes // self.encoding.row_bytes(self.num_elements)
-
-    @property
-    def num_elements(self) -> int:
-        """Elements of a row."""
-        return self.entry.shape[-1]
-
-    def read(self, first: int, rows: torch.Tensor) -> None:
-        """Fill uint8 [count, row_bytes] with the rows from ``first`` on."""
-        read_rows(self.entry, first, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +82,7 @@ class GgufCheckpoint:
         def rows_of(name: str, unit: int) -> list[RowRange]:
             found = stored_rows(self.model, self.spec, name, layer=layer, expert=unit)
             return [
-                RowRange(reader=GgufReader(part.entry), first_row=part.first, num_rows=part.count)
+                RowRange(reader=TensorRows(part.entry), first_row=part.first, num_rows=part.count)
                 for part in found
             ]
 

@@ -6,19 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from costmodel.model.quantized import QuantizedWeights
-from executor.checkpoint.quantized_rows import (
+from executor.checkpoint.quantized_floats import Bnb4Rows, CompressedFp8Rows, Fp8Rows, Mxfp4Rows
+from executor.checkpoint.quantized_integers import (
     AwqRows,
-    Bnb4Rows,
     Bnb8Rows,
-    CompressedFp8Rows,
-    Fp8Rows,
     GptqRows,
     GptqV2Rows,
     Int8Rows,
-    Mxfp4Rows,
     PackedIntegerRows,
-    QuantizedRows,
 )
+from executor.checkpoint.quantized_rows import QuantizedRows
 from profiles.encodings import FOUR_BIT_VALUES, NESTED_RUN, NESTED_VALUES
 
 SCALES = ("F16", "BF16", "F32")

@@ -16,13 +16,15 @@ from costmodel.model.spec import ModelSpec
 from costmodel.model.stored_scales import dtypes_of_scales
 from costmodel.model.tensor_entry import TensorEntry
 from costmodel.model.tensor_layout import TensorLayout
+from executor.checkpoint.quantized_floats import Mxfp4Rows
 from executor.checkpoint.quantized_layouts import Matrix
-from executor.checkpoint.quantized_rows import Mxfp4Rows, QuantizedRows
+from executor.checkpoint.quantized_rows import QuantizedRows
 from executor.checkpoint.quantized_tensors import find_rows, names_of
 from executor.checkpoint.row_reader import RowRange
-from executor.checkpoint.stored_blocks import STORED_DTYPES, PlainRows, read_whole
+from executor.checkpoint.stored_blocks import STORED_DTYPES, read_whole
 from executor.checkpoint.stored_tensors import StoredTensors
 from executor.checkpoint.tensor_parts import TensorPart, component_parts
+from executor.checkpoint.tensor_rows import TensorRows
 from profiles.encodings import Kind
 from profiles.errors import InputError
 from profiles.units import MIB
@@ -76,7 +78,7 @@ class QuantizedMatrices:
             first, count = part.first_row, part.num_elements // _width(layout, tensor)
             if isinstance(reader, Mxfp4Rows):
                 reader = reader.of_expert(unit, number, len(parts))
-            rows = PlainRows(plain[part.name]) if reader is None else reader
+            rows = TensorRows(plain[part.name]) if reader is None else reader
             found.append(RowRange(reader=rows, first_row=first, num_rows=count))
         return found
 

@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 from costmodel.model.tensor_entry import TensorEntry
+from executor.checkpoint.quantized_floats import Bnb4Rows
 from executor.checkpoint.quantized_layouts import STORED_LAYOUTS, Matrix, Part, StoredLayout
-from executor.checkpoint.quantized_rows import Bnb4Rows, QuantizedRows
+from executor.checkpoint.quantized_rows import QuantizedRows
 from executor.checkpoint.stored_blocks import read_whole
 from executor.checkpoint.stored_tensors import FLOATS, StoredTensors
 from profiles.encodings import NESTED_RUN

@@ -13,14 +13,19 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from executor.checkpoint.packed_codes import (
+    LOW_HALVES,
+    as_bytes,
+    in_pairs,
+    in_runs,
+    words_as_codes,
+)
 from profiles.encodings import BNB_INT8, NIBBLE_RUN, Encoding, integers
 from profiles.errors import InputError
 from profiles.kernels import EncodedMatrix
 
 # Where a word of AWQ has the codes of its eight outputs: places in low halves of bytes come first.
 _AWQ_PLACES = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
-# Of the bytes of an int32.
-_LOW_HALVES = 0x0F0F0F0F
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -51,8 +56,8 @@ def from_gptq(
     group_size
         -1 for one group.
     """
-    codes = _words_as_codes(qweight.t(), bits)
-    zeros = _words_as_codes(qzeros, bits)
+    codes = words_as_codes(qweight.t(), bits)
+    zeros = words_as_codes(qzeros, bits)
     if is_v1:
         zeros = (zeros + 1) & (2**bits - 1)
     columns = sorted_inputs(g_idx, codes.shape[1], group_size)
@@ -80,10 +85,10 @@ def from_awq(
     padded = F.pad(qweight, (0, 0, 0, -inputs % NIBBLE_RUN))
     # Words have one input each, so that a run of inputs is packed before outputs are told apart.
     low, high = padded.unflatten(0, (-1, 2, NIBBLE_RUN // 2)).unbind(1)
-    lows = low & _LOW_HALVES | (high & _LOW_HALVES) << 4
-    highs = (low >> 4) & _LOW_HALVES | ((high >> 4) & _LOW_HALVES) << 4
+    lows = low & LOW_HALVES | (high & LOW_HALVES) << 4
+    highs = (low >> 4) & LOW_HALVES | ((high >> 4) & LOW_HALVES) << 4
     codes = _awq_outputs(lows.flatten(0, 1), highs.flatten(0, 1))
-    zeros = _awq_outputs(qzeros & _LOW_HALVES, (qzeros >> 4) & _LOW_HALVES)
+    zeros = _awq_outputs(qzeros & LOW_HALVES, (qzeros >> 4) & LOW_HALVES)
     return _grouped(codes, inputs, scales.t(), zeros, 4, group_size, None)
 
 
@@ -120,10 +125,10 @@ def from_compressed(
     group_size
         -1 for one scale an output.
     """
-    codes = _words_as_codes(packed, bits)[:, :num_inputs]
+    codes = words_as_codes(packed, bits)[:, :num_inputs]
     zeros = None
     if zero_point is not None:
-        zeros = _words_as_codes(zero_point.t(), bits)[:, : len(codes)].t()
+        zeros = words_as_codes(zero_point.t(), bits)[:, : len(codes)].t()
     columns = sorted_inputs(g_idx, num_inputs, group_size)
     codes = _stored(codes, bits, columns)
     return _grouped(codes, num_inputs, scale, zeros, bits, group_size, columns)
@@ -157,7 +162,7 @@ def from_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     if (scales == 255).any():
         raise InputError("MXFP4 scales", got="255, which is no number", allowed="0 to 254")
     words = blocks.contiguous().view(torch.int32)
-    codes = _in_runs(_words_as_codes(words, 4))
+    codes = in_runs(words_as_codes(words, 4))
     return torch.cat([scales[..., None], codes], dim=-1).flatten(-2)
 
 
@@ -189,16 +194,16 @@ def from_bnb4(
     _check_finite(absmax)
     words = weight.reshape(outputs, -1).view(torch.int32)
     # As everywhere else, the first one in the low half.
-    words = (words & _LOW_HALVES) << 4 | (words >> 4) & _LOW_HALVES
-    codes = _words_as_codes(words, 4)
-    return torch.cat([_in_runs(codes), _as_bytes(absmax.reshape(outputs, -1))], dim=1)
+    words = (words & LOW_HALVES) << 4 | (words >> 4) & LOW_HALVES
+    codes = words_as_codes(words, 4)
+    return torch.cat([in_runs(codes), as_bytes(absmax.reshape(outputs, -1))], dim=1)
 
 
 def from_bnb8(weight: torch.Tensor, largest: torch.Tensor) -> EncodedMatrix:
     """Repack int8 [outputs, inputs] of bitsandbytes with the largest value of each output (SCB)."""
     scales = largest.float().reshape(-1, 1)
     _check_finite(scales)
-    rows = torch.cat([_as_bytes(weight), _as_bytes(scales)], dim=1)
+    rows = torch.cat([as_bytes(weight), as_bytes(scales)], dim=1)
     return EncodedMatrix(rows=rows, encoding=BNB_INT8, num_elements=weight.shape[1])
 
 
@@ -207,7 +212,7 @@ def _stored(codes: torch.Tensor, bits: int, columns: torch.Tensor | None) -> tor
     if columns is not None:
         # Several times as fast as an index.
         codes = codes.gather(1, columns.expand(len(codes), -1))
-    return _in_runs(codes) if bits == 4 else codes
+    return in_runs(codes) if bits == 4 else codes
 
 
 def _grouped(
@@ -226,9 +231,9 @@ def _grouped(
     encoding = integers(bits, group, _NAMES[scales.dtype], has_zeros=zeros is not None)
     _check_groups(encoding, scales, zeros, outputs, inputs)
     _check_finite(scales)
-    parts = [codes, _as_bytes(scales)]
+    parts = [codes, as_bytes(scales)]
     if zeros is not None:
-        parts.append(_paired(zeros) if bits == 4 else zeros)
+        parts.append(in_pairs(zeros) if bits == 4 else zeros)
     rows = torch.cat(parts, dim=1)
     return EncodedMatrix(rows=rows, encoding=encoding, num_elements=inputs, columns=columns)
 
@@ -272,41 +277,3 @@ def sorted_inputs(
             allowed=f"{group_size} inputs in each group",
         )
     return columns
-
-
-def _words_as_codes(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the uint8 codes of int32 words in the last dimension, the lowest bits first."""
-    if words.dtype != torch.int32:
-        raise InputError("packed codes", got=words.dtype, allowed="int32")
-    if bits == 8:
-        return _as_bytes(words)
-    # Four codes at a time: arithmetic on bytes would take several times as long.
-    halves = [_spread(words & 0xFFFF), _spread((words >> 16) & 0xFFFF)]
-    return torch.stack(halves, dim=-1).flatten(-2).view(torch.uint8)
-
-
-def _spread(x: torch.Tensor) -> torch.Tensor:
-    """Move the four 4-bit codes in the low half of each int32 to bytes of their own."""
-    x = (x | x << 8) & 0x00FF00FF
-    return (x | x << 4) & _LOW_HALVES
-
-
-def _as_bytes(x: torch.Tensor) -> torch.Tensor:
-    # Of one column, torch takes any stride for contiguous, but views only those of 1.
-    return x.clone(memory_format=torch.contiguous_format).view(torch.uint8)
-
-
-def _in_runs(codes: torch.Tensor) -> torch.Tensor:
-    """Pack 4-bit codes by runs: the first half of each in low halves of bytes."""
-    codes = F.pad(codes, (0, -codes.shape[-1] % NIBBLE_RUN)).contiguous()
-    fours = codes.view(torch.int32).unflatten(-1, (-1, 2, NIBBLE_RUN // 8))
-    low, high = fours.unbind(-2)
-    pairs: torch.Tensor = low | high << 4
-    return pairs.flatten(-2).view(torch.uint8)
-
-
-def _paired(codes: torch.Tensor) -> torch.Tensor:
-    """Pack 4-bit codes by pairs, the first in the low half."""
-    low, high = F.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
-    pairs: torch.Tensor = low | high << 4
-    return pairs

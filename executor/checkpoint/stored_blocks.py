@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from costmodel.model.tensor_entry import TensorEntry
 from executor.checkpoint import safetensors_file
-from executor.checkpoint.row_reader import RowReader
 from executor.checkpoint.safetensors_file import drop_pages, read_into
-from profiles.encodings import BLOCK_ENCODINGS, Encoding
 
 # 8-bit floats are bytes here: they are not computed with.
 STORED_DTYPES = {
@@ -74,34 +71,3 @@ def _read(entry: TensorEntry, offset_bytes: int, out: torch.Tensor) -> None:
         entry.offset_bytes + offset_bytes,
         out.flatten().view(torch.uint8).numpy().data,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class PlainRows(RowReader):
-    """The rows of a matrix of floats (see ``RowReader``)."""
-
-    entry: TensorEntry
-
-    @property
-    def name(self) -> str:
-        """The tensor, and its file."""
-        return f"tensor {self.entry.name} of {self.entry.path.name}"
-
-    @property
-    def encoding(self) -> Encoding:
-        """That of its dtype."""
-        return BLOCK_ENCODINGS[self.entry.dtype]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the matrix."""
-        return self.entry.shape[0]
-
-    @property
-    def num_elements(self) -> int:
-        """Elements of a row."""
-        return self.entry.shape[1]
-
-    def read(self, first: int, rows: torch.Tensor) -> None:
-        """Fill uint8 [count, row_bytes] with the rows from ``first`` on."""
-        _read(self.entry, first * rows.shape[1], rows)

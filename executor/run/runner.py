@@ -33,7 +33,7 @@ from executor.run.token_embedding import TokenEmbedding
 from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
 from executor.stores.kv_cache import KVCache
-from executor.stores.quantized import QuantizedSource
+from executor.stores.packed_source import PackedSource
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
@@ -80,7 +80,7 @@ class Runner:
         self.policy = policy
         self.hardware = hardware
         packs = policy.weight_bits < policy.model.full_bits
-        self.source = QuantizedSource(source=source) if packs else source
+        self.source = PackedSource(source=source) if packs else source
         self.offload_dir = offload_dir
         self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids

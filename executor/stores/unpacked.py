@@ -84,13 +84,13 @@ class UnpackedLayer(Mapping[str, Sequence[Matrix]]):
         start = 0
         for tensor in tensors:
             self._tensors.setdefault(tensor.name, []).append((tensor, start))
-            if tensor.layout.is_compressed:
+            if not tensor.layout.is_plain:
                 start += tensor.layout.num_elements
 
     def __getitem__(self, name: str) -> Sequence[Matrix]:
         found: list[Matrix] = []
         for tensor, start in self._tensors[name]:
-            if not tensor.layout.is_compressed:
+            if tensor.layout.is_plain:
                 found += tensor.chunks
             elif tensor.is_expert:
                 return UnpackedExperts(self._matrices, self._index, tensor, start)

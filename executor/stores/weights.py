@@ -15,21 +15,16 @@ import torch
 from costmodel.model.layout import round_up
 from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS
 from costmodel.pricing.problem import problem_of
 from costmodel.schedule.lookahead import num_load_pieces
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import WeightSource
 from executor.machine.tiers import Machine
 from executor.model.matrices import LayerWeights, Matrix
-from executor.stores.staging import StagedComponent, StagedLayer, page_floor, resident_parts
-from executor.stores.tensor_views import (
-    ComponentRuns,
-    CpuExperts,
-    TensorView,
-    tensor_views,
-)
+from executor.stores.staging import StagedComponent, page_floor, resident_parts
+from executor.stores.tensor_views import CpuExperts, TensorView, tensor_views
 from executor.stores.unpacked import UnpackedLayer, UnpackedMatrices
+from executor.stores.weight_buffers import WeightBuffers
 from executor.stores.weight_file import OnBytes, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
@@ -63,12 +58,7 @@ class WeightStore:
         self.file = file
         self.dtype = DTYPES[policy.model.dtype]
         self.start_block(policy.num_gpu_batches)
-        # By tier, layer and name of component.
-        self._resident: dict[tuple[str, int, str], torch.Tensor] = {}
-        for tier in machine.arenas:
-            self._allocate(tier)
-        self._staged = [StagedLayer.of(components) for components in plan.weights]
-        self._staging = {tier: self._allocate_staging(tier) for tier in machine.arenas}
+        self.buffers = WeightBuffers(plan, machine)
         # By layer and slot of staging.
         self._views: dict[tuple[int, int], tuple[LayerWeights, LayerWeights]] = {}
         self._unpacked: UnpackedMatrices | None = None
@@ -90,9 +80,7 @@ class WeightStore:
             (component, first + start, home[start : start + LOAD_PIECE_BYTES])
             for layer in self.placed
             for component in layer
-            for tier, first in (("gpu", 0), ("cpu", component.cut.gpu_end))
-            if (home := self._resident.get((tier, component.layer, component.layout.name)))
-            is not None
+            for first, home in self.buffers.resident_runs(component)
             for start in range(0, len(home), LOAD_PIECE_BYTES)
         ]
 
@@ -130,7 +118,7 @@ class WeightStore:
         for component in self._loaded_ahead(task):
             first, end = component.window_part(low, high)
             if first < end:
-                buffer = self._window(task, component, first, end)
+                buffer = self.buffers.window(task, component, first, end)
                 self.file.read_into(buffer, component.placed, first)
                 moved += end - first
         return moved
@@ -141,7 +129,7 @@ class WeightStore:
         moved = 0
         for component, first, end in self._needed_on_disk(task, experts):
             first = page_floor(first)
-            buffer = self._window(task, component, first, round_up(end, PAGE_BYTES))
+            buffer = self.buffers.window(task, component, first, round_up(end, PAGE_BYTES))
             self.file.read_into(buffer, component.placed, first)
             moved += len(buffer)
         return moved
@@ -149,8 +137,8 @@ class WeightStore:
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Copy one piece of the needed experts off the GPU into GPU staging."""
         component, size = self._experts(task)
-        cut, target = component.placed.cut, self._staging_of("gpu", task)
-        start, home = component.gpu_offset - cut.gpu_end, self._home("cpu", component)
+        cut, target = component.placed.cut, self.buffers.staging_of("gpu", task)
+        start, home = component.gpu_offset - cut.gpu_end, self.buffers.home("cpu", component.placed)
         here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
         low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
         moved = 0
@@ -159,7 +147,7 @@ class WeightStore:
             self._queue_copy(target[start + first : start + first + size], source)
             moved += size
         for _, first, end in self._needed_on_disk(task, experts):
-            window = self._window(task, component, first, end)
+            window = self.buffers.window(task, component, first, end)
             self._queue_copy(target[start + first : start + end], window)
             moved += end - first
         return moved
@@ -187,7 +175,7 @@ class WeightStore:
     def layer_in_place(self, task: Task) -> LayerWeights:
         """Return the matrices of the experts in CPU memory, by the number of the expert."""
         component, size = self._experts(task)
-        first, home = component.placed.cut.gpu_end, self._home("cpu", component)
+        first, home = component.placed.cut.gpu_end, self.buffers.home("cpu", component.placed)
         tensors = {tensor.name: tensor for tensor in component.placed.layout.tensors}
         found: dict[str, CpuExperts] = {}
         for tensor in component.placed.layout.tensors:
@@ -199,26 +187,26 @@ class WeightStore:
 
     def _experts(self, task: Task) -> tuple[StagedComponent, int]:
         """Return the component of a layer's experts, and the bytes of one expert."""
-        components = self._staged[task.layer].components
+        components = self.buffers.staged[task.layer].components
         (found,) = (c for c in components if c.placed.layout.is_experts)
         return found, found.placed.layout.unit_bytes
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
         """Yield the components of a layer that are not loaded on demand."""
         demands = not task.is_prefill and task.layer in self.plan.route.demanding
-        for component in self._staged[task.layer].components:
+        for component in self.buffers.staged[task.layer].components:
             if not demands or not component.placed.layout.is_experts:
                 yield component
 
     def send(self, task: Task) -> int:
         """Copy one piece of a layer's weights off the GPU into GPU staging."""
-        target, ahead = self._staging_of("gpu", task), list(self._loaded_ahead(task))
+        target, ahead = self.buffers.staging_of("gpu", task), list(self._loaded_ahead(task))
         moved = 0
         for component, part in resident_parts(
             ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill
         ):
             start = component.gpu_offset
-            home = self._home("cpu", component)
+            home = self.buffers.home("cpu", component.placed)
             self._queue_copy(target[start + part.start : start + part.stop], home[part])
             moved += part.stop - part.start
         low, high = self._disk_piece(task)
@@ -228,7 +216,7 @@ class WeightStore:
             first, end = max(first, cut.cpu_end), min(end, cut.num_bytes)
             if first < end:
                 start = component.gpu_offset - cut.gpu_end
-                window = self._window(task, component, first, end)
+                window = self.buffers.window(task, component, first, end)
                 self._queue_copy(target[start + first : start + end], window)
                 moved += end - first
         return moved
@@ -255,50 +243,7 @@ class WeightStore:
     def resident_runs(self, layer: int, component: str) -> list[tuple[int, torch.Tensor]]:
         """Return the resident runs of a component's bytes, each with its offset."""
         (placed,) = (c for c in self.placed[layer] if c.layout.name == component)
-        offsets = {"gpu": 0, "cpu": placed.cut.gpu_end}
-        return [
-            (offset, self._resident[tier, layer, component])
-            for tier, offset in offsets.items()
-            if tier in self.machine.arenas
-        ]
-
-    def _allocate(self, tier: str) -> None:
-        components = [component for layer in self.placed for component in layer]
-        cuts = [component.cut for component in components]
-        sizes = [cut.gpu_end if tier == "gpu" else cut.cpu_bytes for cut in cuts]
-        buffer = self.machine.arenas[tier].allocate("weights", sum(sizes))
-        for component, home in zip(components, buffer.split(sizes), strict=True):
-            self._resident[tier, component.layer, component.layout.name] = home
-
-    def _allocate_staging(self, tier: str) -> dict[str, list[torch.Tensor]]:
-        """Allocate the staging buffers of each kind, with the size of the largest layer."""
-        sizes: dict[str, int] = {}
-        # The embedding is gathered, never staged.
-        for layout, staged in zip(self.layers[1:], self._staged[1:], strict=True):
-            size = staged.gpu_bytes if tier == "gpu" else staged.cpu_bytes
-            sizes[layout.staging] = max(sizes.get(layout.staging, 0), size)
-        arena = self.machine.arenas[tier]
-        return {
-            kind: [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
-            for kind, size in sizes.items()
-        }
-
-    def _staging_of(self, tier: str, task: Task) -> torch.Tensor:
-        """Return the staging buffer on a tier for the weights of a task's layer."""
-        slot = task.sent_slot if tier == "gpu" else task.read_slot
-        return self._buffer(tier, task.layer, slot)
-
-    def _buffer(self, tier: str, layer: int, slot: int) -> torch.Tensor:
-        return self._staging[tier][self.layers[layer].staging][slot]
-
-    def _home(self, tier: str, component: StagedComponent) -> torch.Tensor:
-        placed = component.placed
-        return self._resident[tier, placed.layer, placed.layout.name]
-
-    def _window(self, task: Task, component: StagedComponent, first: int, end: int) -> torch.Tensor:
-        """Return the place of a component's bytes [first, end) in CPU staging."""
-        start = component.window_offset - component.window_start
-        return self._staging_of("cpu", task)[start + first : start + end]
+        return self.buffers.resident_runs(placed)
 
     def _disk_piece(self, task: Task) -> tuple[int, int]:
         """Return the part of CPU staging for one piece of a layer's weights.
@@ -306,7 +251,7 @@ class WeightStore:
         A piece is the same part for layers of any size, so that reading it waits only for the same
         piece of an earlier layer.
         """
-        pages = len(self._staging_of("cpu", task)) // PAGE_BYTES
+        pages = len(self.buffers.staging_of("cpu", task)) // PAGE_BYTES
         low, high = (pages * (task.batch + i) // self.num_pieces * PAGE_BYTES for i in (0, 1))
         return low, high
 
@@ -314,8 +259,8 @@ class WeightStore:
         """Return a layer's tensors as they are stored, and with matrices that are unpacked."""
         tensors = [
             tensor
-            for component in self._staged[layer].components
-            for tensor in tensor_views(self._runs(component, slot), self.dtype)
+            for component in self.buffers.staged[layer].components
+            for tensor in tensor_views(self.buffers.runs(component, slot), self.dtype)
         ]
         direct: dict[str, tuple[Matrix, ...]] = {}
         for tensor in tensors:
@@ -323,17 +268,3 @@ class WeightStore:
         if self._unpacked is None:
             return direct, direct
         return direct, UnpackedLayer(tensors, self._unpacked, layer)
-
-    def _runs(self, component: StagedComponent, slot: int) -> ComponentRuns:
-        """Return a component's resident bytes on the device that computes, and its staged ones."""
-        cut, layer = component.placed.cut, component.placed.layer
-        if self.machine.has_gpu:
-            border, resident = cut.gpu_end, self._home("gpu", component)
-            staged = self._buffer("gpu", layer, slot)[component.gpu_offset :]
-        else:
-            border, resident = cut.cpu_end, self._home("cpu", component)
-            first = component.window_offset + cut.cpu_end - component.window_start
-            staged = self._buffer("cpu", layer, slot)[first:]
-        return ComponentRuns(
-            layout=component.placed.layout, border=border, resident=resident, staged=staged
-        )

@@ -8,8 +8,7 @@ transformers' converter is not used: it splits text as GPT-2 does for names of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from costmodel.gguf.model import GgufModel
 from executor.text.chat import ChatTemplate
 from executor.text.continuation import FastTokenizer
+from executor.text.gguf_vocabulary import (
+    BYTE_LEVEL,
+    NORMAL,
+    SENTENCEPIECE,
+    UNDEFINED,
+    USER_DEFINED,
+    Vocabulary,
+    numbers,
+)
 from executor.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from profiles.errors import InputError
 
-BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
-# Values of ``tokenizer.ggml.token_type``.
-UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 0, 1, 2, 3, 4
-# The longest tokens of known vocabularies have 1024 and 93 bytes. All ways to split a piece of
-# SentencePiece are tried.
-MAX_TOKEN_BYTES: Mapping[str, int] = {BYTE_LEVEL: 2**12, SENTENCEPIECE: 2**9}
 # How SentencePiece writes a space.
 SPACE = "▁"
-# Special tokens by their role in chat templates, and their keys.
-ROLES: Mapping[str, str] = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "pad_token": "padding_token_id",
-}
-# What files of SentencePiece leave unsaid.
-SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 # Tokens of Phi 3 that take no spaces behind them away.
 _PLAIN_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
 
@@ -87,99 +80,6 @@ def gguf_chat_template(model: GgufModel, path: Path) -> ChatTemplate:
     return ChatTemplate(text, f"{path}: tokenizer.chat_template")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """The metadata of a tokenizer.
-
-    Parameters
-    ----------
-    kind
-        ``tokenizer.ggml.model``.
-    tokens
-        Texts by their ids.
-    types
-        The type of each token.
-    metadata, path
-        Of the file.
-    """
-
-    kind: str
-    tokens: Sequence[str]
-    types: Sequence[int]
-    metadata: Mapping[str, Any]
-    path: Path
-
-    @classmethod
-    def read(cls, model: GgufModel, path: Path) -> Vocabulary:
-        """Read and check the metadata."""
-        kind, label = model.metadata.get("tokenizer.ggml.model"), f"tokenizer of {path}"
-        if not isinstance(kind, str) or kind not in (BYTE_LEVEL, SENTENCEPIECE):
-            raise InputError(
-                label,
-                got="none" if kind is None else f"tokenizer.ggml.model {kind!r}",
-                allowed=f"{BYTE_LEVEL} or {SENTENCEPIECE}",
-                hint="prompt_ids in place of prompt",
-            )
-        tokens = model.metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, tuple) or not tokens:
-            raise InputError(label, got="no tokens", allowed="tokenizer.ggml.tokens as texts")
-        longest = max(len(token.encode()) for token in tokens)
-        if longest > (most := MAX_TOKEN_BYTES[kind]):
-            got, allowed = f"a token of {longest} bytes", f"at most {most}"
-            raise InputError(f"{label}, tokens", got=got, allowed=allowed)
-        types = model.metadata.get("tokenizer.ggml.token_type", np.full(len(tokens), NORMAL))
-        return cls(
-            kind=kind,
-            tokens=tokens,
-            types=_numbers(types, "token_type", len(tokens), label).tolist(),
-            metadata=model.metadata,
-            path=path,
-        )
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a value of ``tokenizer.ggml``."""
-        return self.metadata.get(f"tokenizer.ggml.{key}", default)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Return true or false."""
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, repr(value), "true or false")
-        return value
-
-    def token_id(self, key: str) -> int | None:
-        """Return the id of a special token; ``None`` where there is none, or none in range."""
-        default = SENTENCEPIECE_IDS.get(key) if self.kind == SENTENCEPIECE else None
-        found = self.get(key, default)
-        return found if type(found) is int and 0 <= found < len(self.tokens) else None
-
-    def roles(self) -> dict[str, str]:
-        """Return special tokens by their role."""
-        ids = {role: self.token_id(key) for role, key in ROLES.items()}
-        return {role: self.tokens[found] for role, found in ids.items() if found is not None}
-
-    def of_type(self, *types: int) -> Iterator[str]:
-        """Yield the tokens of some types, by their ids."""
-        for token, kind in zip(self.tokens, self.types, strict=True):
-            if kind in types:
-                yield token
-
-    def ids(self) -> dict[str, int]:
-        """Return ids by their texts."""
-        return {token: number for number, token in enumerate(self.tokens)}
-
-    def error(self, key: str, got: object, allowed: str) -> InputError:
-        """Make the error for a key."""
-        return InputError(f"tokenizer.ggml.{key} of {self.path}", got=got, allowed=allowed)
-
-
-def _numbers(value: Any, key: str, count: int, label: str) -> np.ndarray[Any, np.dtype[Any]]:
-    if not isinstance(value, np.ndarray) or len(value) != count:
-        got = f"{len(value)} values" if isinstance(value, np.ndarray) else "no numbers"
-        raise InputError(f"{label}, {key}", got=got, allowed=f"{count} numbers, one a token")
-    return value
-
-
 def _pre_tokenizer(vocabulary: Vocabulary) -> PreTokenizer:
     name = vocabulary.get("pre")
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
@@ -204,7 +104,7 @@ def _byte_level(vocabulary: Vocabulary, pre: PreTokenizer) -> Tokenizer:
 
 def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     scores = vocabulary.get("scores")
-    scores = _numbers(scores, "scores", len(vocabulary.tokens), f"tokenizer of {vocabulary.path}")
+    scores = numbers(scores, "scores", len(vocabulary.tokens), f"tokenizer of {vocabulary.path}")
     if scores.dtype.kind != "f" or np.isnan(scores).any():
         got = "NaN" if scores.dtype.kind == "f" else f"numbers of {scores.dtype}"
         raise vocabulary.error("scores", got, "floats")
@@ -258,18 +158,18 @@ def _add_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         and vocabulary.metadata.get("general.architecture") == "phi3"
     )
 
-    def added(token: str, *, is_special: bool) -> AddedToken:
-        return AddedToken(
-            token,
-            normalized=False,
-            special=is_special,
-            rstrip=takes_spaces and token not in _PLAIN_PHI3,
-        )
-
-    special = [added(token, is_special=True) for token in vocabulary.of_type(CONTROL, UNKNOWN)]
-    plain = [added(token, is_special=False) for token in vocabulary.of_type(USER_DEFINED)]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(plain)
+    # All at once, because each call compiles all tokens anew.
+    tokenizer.add_tokens(
+        [
+            AddedToken(
+                token,
+                normalized=False,
+                special=kind != USER_DEFINED,
+                rstrip=takes_spaces and token not in _PLAIN_PHI3,
+            )
+            for token, kind in vocabulary.added()
+        ]
+    )
 
 
 def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, *, adds_bos: bool) -> None:

@@ -17,7 +17,7 @@ from costmodel.plan.policy import Placement, Policy
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import Checkpoint
 from executor.model.matrices import CompressedMatrix, decode
-from executor.stores.quantized import QuantizedSource
+from executor.stores.packed_source import PackedSource
 from executor.stores.weight_file import WeightFile
 from profiles.errors import InputError
 from profiles.kernels.group_twins import unpack_rows_twin
@@ -175,7 +175,7 @@ def test_packed_bytes_stay_inside_every_term(name: str, machine: str, tmp_path: 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_packed_range_is_that_part_of_the_whole(bits: int) -> None:
     """Wherever a piece begins and ends, also inside a row."""
-    source = QuantizedSource(source=DummyCheckpoint(spec=LLAMA))
+    source = PackedSource(source=DummyCheckpoint(spec=LLAMA))
     components = (
         (index, component)
         for index, layer in enumerate(model_layers(LLAMA, bits))
@@ -194,7 +194,7 @@ def test_a_packed_range_is_that_part_of_the_whole(bits: int) -> None:
 
 def test_packed_weights_are_within_half_a_step() -> None:
     plain, packed = DummyCheckpoint(spec=LLAMA), None
-    packed = QuantizedSource(source=plain)
+    packed = PackedSource(source=plain)
     pairs = [
         (index, full, layout)
         for index in (1, len(model_layers(LLAMA)) - 1)
@@ -239,7 +239,7 @@ def test_what_is_not_finite_is_refused_with_its_tensor(tmp_path: Path, value: fl
 
 
 def test_each_precision_has_its_own_file(tmp_path: Path) -> None:
-    source = QuantizedSource(source=DummyCheckpoint(spec=LLAMA))
+    source = PackedSource(source=DummyCheckpoint(spec=LLAMA))
     layouts = [model_layers(LLAMA, bits, size) for bits in (4, 8) for size in (32, 64)]
     paths = {WeightFile(tmp_path, source, layers).path for layers in layouts}
     assert len(paths) == 4

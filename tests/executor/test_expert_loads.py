@@ -53,7 +53,7 @@ def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None
     with Runner(policy, make_hardware(gpu=True), source, tmp_path) as runner:
         store = runner.weights
         layer = next(i for i, kind in enumerate(runner.plan.layers) if kind.kind == "experts")
-        staging = store._staging["cpu"]["layers"][0]
+        staging = store.buffers.staging_of("cpu", _task("read_experts", layer, 0))
         pages, count = len(staging) // PAGE_BYTES, store.num_pieces
         assert count > 1
         everything, needed = list(range(8)), [1, 4, 6, 7]

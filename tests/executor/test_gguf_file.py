@@ -14,7 +14,7 @@ import torch
 
 from costmodel.gguf.header import read_header
 from costmodel.gguf.model import GgufModel
-from executor.checkpoint.gguf_rows import read_rows
+from executor.checkpoint.tensor_rows import TensorRows
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
 from tests.executor.gguf_files import (
@@ -286,7 +286,7 @@ def test_rows_are_read_and_their_scales_are_numbers(tmp_path: Path, name: str) -
             begin = entry.offset_bytes + block * encoding.block_bytes + at
             sound[begin : begin + 2] = b"\x00\x3c"
     path.write_bytes(sound)
-    read_rows(entry, 1, rows)
+    TensorRows(entry).read(1, rows)
     assert bytes(rows.flatten().tolist()) == sound[start : start + rows.numel()]
     for at in encoding.halves_at or (0,):
         broken = sound.copy()
@@ -294,7 +294,7 @@ def test_rows_are_read_and_their_scales_are_numbers(tmp_path: Path, name: str) -
         broken[begin : begin + 2] = b"\xff\x7f"
         path.write_bytes(broken)
         if name == "F32":
-            read_rows(entry, 1, rows)
+            TensorRows(entry).read(1, rows)
         else:
             with pytest.raises(InputError, match="no number"):
-                read_rows(entry, 1, rows)
+                TensorRows(entry).read(1, rows)

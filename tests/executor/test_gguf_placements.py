@@ -13,8 +13,9 @@ import torch
 from costmodel.gguf.model import GgufModel
 from costmodel.model.loading import load_model_spec
 from costmodel.model.tensor_layout import plain_or_packed
-from executor.checkpoint.gguf_checkpoint import GgufCheckpoint, GgufReader
+from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
 from executor.checkpoint.row_reader import RowRange, fill_tensor
+from executor.checkpoint.tensor_rows import TensorRows
 from executor.model.logits_processors import History
 from executor.model.sampling import no_history
 from profiles.encodings import BLOCK_ENCODINGS
@@ -69,7 +70,7 @@ def test_a_value_that_float16_cannot_hold_is_told_with_its_tensor(tmp_path: Path
     data[entry.offset_bytes :] = struct.pack("<16f", *range(15), 1e6)
     path.write_bytes(data)
     layout = plain_or_packed("w", (2, 8), load_model_spec("opt-125m"), 16, 64)
-    rows = [RowRange(reader=GgufReader(entry), first_row=0, num_rows=2)]
+    rows = [RowRange(reader=TensorRows(entry), first_row=0, num_rows=2)]
     out = torch.empty(32, dtype=torch.uint8)
     with pytest.raises(InputError) as caught:
         fill_tensor(layout, rows, 0, out, torch.float16)

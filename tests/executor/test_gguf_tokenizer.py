@@ -255,6 +255,14 @@ def test_each_text_behind_a_special_token_begins_with_a_space() -> None:
             "a token of 4098 bytes; allowed: at most 4096",
         ),
         (
+            {
+                "model": "gpt2",
+                "tokens": tuple(f"{i:04096}" for i in range(513)),
+                "token_type": np.full(513, CONTROL),
+            },
+            "special tokens: got 2101248 bytes in all; allowed: at most 2097152",
+        ),
+        (
             {"model": "llama", "tokens": ("a", "b"), "scores": np.array([True, False])},
             "scores of tiny.gguf: got numbers of bool; allowed: floats",
         ),

@@ -379,8 +379,8 @@ def _poisoned(block: Block, kind: str, handler: Handler) -> Handler:
 def _poison_sent_piece(block: Block, task: Task) -> None:
     store = block.stores.weights
     first, end = store._disk_piece(task)
-    if store._staged[task.layer].cpu_bytes:
-        store._staging_of("cpu", task)[first:end].fill_(255)
+    if store.buffers.staged[task.layer].cpu_bytes:
+        store.buffers.staging_of("cpu", task)[first:end].fill_(255)
 
 
 def _uses_layer_last(block: Block, task: Task) -> bool:
@@ -398,7 +398,7 @@ def _poison_used_layer(block: Block, task: Task) -> None:
         tier = "gpu" if store.machine.has_gpu else "cpu"
         parts = store.placed[task.layer]
         if any(part.cut.off_gpu_bytes if tier == "gpu" else part.cut.disk_bytes for part in parts):
-            store._staging_of(tier, task).fill_(255)
+            store.buffers.staging_of(tier, task).fill_(255)
 
 
 @pytest.mark.gpu

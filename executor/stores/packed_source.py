@@ -25,7 +25,7 @@ NAN_BYTES = (0xC0, 0x7F)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedSource:
+class PackedSource:
     """Packs the matrices of another source, in pieces, as a packed layout says."""
 
     source: WeightSource
