@@ -131,12 +131,13 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
     tool = flags.llama_batched_bench and flags.llama_batched_bench.resolve()
     systems: list[System] = [
         Ours(runs=runs, quick_profile=True, measures_once=True),
-        LlamaCpp(runs=runs, tool=tool, ubatch=flags.llama_ubatch),
+        LlamaCpp(runs=runs, tool=tool, ubatch=flags.llama_ubatch, parts=1),
         Ours(runs=runs, quick_profile=True, measures_once=True, weight_bits=4, name="ours-4bit"),
         LlamaCpp(
             runs=runs,
             tool=tool,
             ubatch=flags.llama_ubatch,
+            parts=1,
             quantization="Q4_K",
             name="llama.cpp-q4k",
         ),

@@ -33,11 +33,13 @@ MAX_SEQUENCES = 256
 LAST_CALL = "llama_perf_context_print(ctx);"
 FLUSH = "common_log_flush(common_log_main());"
 # Tokens of one pass through the weights; whether sequences share one cache, or have one each,
-# padded to 256 tokens.
+# padded to 256 tokens; the parts of the prompts that run one after another, for less memory.
 SETTINGS = (
-    {"ubatch": 512, "unified_cache": False},
-    {"ubatch": 2048, "unified_cache": False},
-    {"ubatch": 512, "unified_cache": True},
+    {"ubatch": 512, "unified_cache": False, "parts": 1},
+    {"ubatch": 2048, "unified_cache": False, "parts": 1},
+    {"ubatch": 512, "unified_cache": True, "parts": 1},
+    {"ubatch": 512, "unified_cache": False, "parts": 2},
+    {"ubatch": 512, "unified_cache": False, "parts": 4},
 )
 
 
@@ -51,6 +53,7 @@ class LlamaCpp:
     runs: Runs
     tool: Path | None = None
     ubatch: int | None = None
+    parts: int | None = None
     quantization: str | None = None
     name: str = "llama.cpp"
 
@@ -100,23 +103,30 @@ class LlamaCpp:
 
     def settings(self) -> Sequence[Mapping[str, Any]]:
         """List what may be fastest; the defaults come first."""
-        if self.ubatch is not None:
-            return [{"ubatch": self.ubatch, "unified_cache": False}]
-        return SETTINGS
+        ubatch, parts = self.ubatch, self.parts
+        chosen = [setting for setting in SETTINGS if parts in (None, setting["parts"])]
+        if ubatch is not None:
+            chosen = [
+                setting
+                for setting in chosen
+                if setting["ubatch"] == ubatch and not setting["unified_cache"]
+            ]
+        return [s for s in chosen if s["parts"] <= self.runs.bench.num_prompts]
 
     def run(self, setting: Mapping[str, Any], timeout_s: float) -> Attempt:
         """Prefill all prompts, then decode one token less: the first is prefill's."""
         bench, threads = self.runs.bench, str(self.runs.num_threads)
         length = bench.prompt_len + bench.gen_len
+        groups = _groups(bench.num_prompts, setting["parts"])
         ended = self.runs.limited(
             self.name,
             str(self.tool),
             "-m",
             str(self.model),
             "-c",
-            str(bench.num_prompts * length),
+            str(groups[0] * length),
             "-npl",
-            str(bench.num_prompts),
+            ",".join(map(str, groups)),
             "-npp",
             str(bench.prompt_len),
             "-ntg",
@@ -134,10 +144,11 @@ class LlamaCpp:
             "jsonl",
             timeout_s=timeout_s,
         )
-        found = _figures(self.runs.log(self.name)) if ended.is_good else None
-        if found is None:
+        found = _figures(self.runs.log(self.name)) if ended.is_good else []
+        if len(found) != len(groups):
             return Attempt(ended=ended)
-        return Attempt(ended=ended, figures=self.runs.rates(ended, found["t_pp"], found["t_tg"]))
+        prefill, decode = (sum(part[name] for part in found) for name in ("t_pp", "t_tg"))
+        return Attempt(ended=ended, figures=self.runs.rates(ended, prefill, decode))
 
     def version(self) -> str:
         """Ask the tool; it knows nothing of the package that its source came in."""
@@ -221,10 +232,14 @@ def _step(folder: Path, name: str, *command: str) -> None:
         raise RunError(f"{name} of llama.cpp ended with status {status}: {last_line(log)}")
 
 
-def _figures(log: Path) -> dict[str, Any] | None:
-    """Return the seconds of both phases; the tool prints none where the context is too small."""
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("{"):
-            found: dict[str, Any] = json.loads(line)
-            return found if math.isfinite(found["t"]) else None
-    return None
+def _groups(num_prompts: int, parts: int) -> list[int]:
+    """Return the prompts of each part, the largest first."""
+    size = -(-num_prompts // parts)
+    return [min(size, num_prompts - first) for first in range(0, num_prompts, size)]
+
+
+def _figures(log: Path) -> list[dict[str, Any]]:
+    """Return the seconds of both phases of each part; none where the context is too small."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    return [part for part in found if math.isfinite(part["t"])]

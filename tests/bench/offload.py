@@ -91,6 +91,8 @@ def _parser() -> BenchParser:
     parser.add_bytes("--peer-memory", help="accelerate's max_memory; default: its best of several")
     batched = "tokens of one pass of llama.cpp, each sequence with its own cache; default: its best"
     add("--llama-ubatch", type=int, metavar="N", help=batched)
+    parts = "parts of the prompts that llama.cpp runs one after another; default: its best"
+    add("--llama-parts", type=int, choices=(1, 2, 4), help=parts)
     built = "llama.cpp's tool; default: built in the work folder, in some minutes"
     add("--llama-batched-bench", type=Path, metavar="PATH", help=built)
     add("--quick-profile", action="store_true", help="measure ours with --quick: for rehearsals")
@@ -116,6 +118,7 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         runs=runs,
         tool=flags.llama_batched_bench,
         ubatch=flags.llama_ubatch,
+        parts=flags.llama_parts,
         quantization="Q4_K_M",
         name="llama.cpp-q4k",
     )
@@ -123,7 +126,12 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         Ours(runs=runs, quick_profile=flags.quick_profile),
         Transformers(runs=runs),
         Accelerate(runs=runs, max_memory=flags.peer_memory),
-        LlamaCpp(runs=runs, tool=flags.llama_batched_bench, ubatch=flags.llama_ubatch),
+        LlamaCpp(
+            runs=runs,
+            tool=flags.llama_batched_bench,
+            ubatch=flags.llama_ubatch,
+            parts=flags.llama_parts,
+        ),
         Ours(runs=runs, quick_profile=flags.quick_profile, weight_bits=4, name="ours-4bit"),
         quantized,
         # The file that the last one has made.
