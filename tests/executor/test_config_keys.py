@@ -22,6 +22,7 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     cache_utils,
     configuration_utils,
@@ -29,6 +30,7 @@ from transformers import (
     modeling_rope_utils,
     modeling_utils,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from costmodel.families import family_named, family_names, spec_from_config
@@ -66,6 +68,7 @@ class Folder:
         self.path, self.family = path, family
         model = save_tiny_model(path, family, num_layers=1)
         self.model_class, self.config_class = type(model), type(model.config)
+        self.weights = model.state_dict()
         # Some families have keys of rotary positions for each kind of layer.
         self.has_rotations_by_kind = "full_attention" in (
             getattr(self.config_class(), "rope_parameters", None) or {}
@@ -90,19 +93,27 @@ class Folder:
             return None
 
     def logits(self, config: Config) -> torch.Tensor | None:
-        """transformers' own; ``None`` where it refuses, or makes up weights that are not there."""
+        """transformers' own; ``None`` where it refuses, or makes up weights that are not there.
+
+        The config is read as ``from_pretrained`` reads it. The weights are those of memory: their
+        files take most of its time.
+        """
         self._write(config)
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                self.path,
-                output_loading_info=True,
-                attn_implementation=ATTENTION.get(self.family, "eager"),
-            )
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(
+                    AutoConfig.from_pretrained(
+                        self.path, attn_implementation=ATTENTION.get(self.family, "eager")
+                    )
+                )
+            missing = set(model.load_state_dict(self.weights, strict=False).missing_keys)
+            # Ties what the weights leave open, and takes it from what is missing.
+            model.tie_weights(missing_keys=missing, recompute_mapping=False)
             with torch.inference_mode():
-                out = model(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
+                out = model.eval()(torch.tensor([PROMPT]), return_dict=True).logits[0].float()
         except Exception:  # whatever it raises, it does not take this config
             return None
-        return None if found["missing_keys"] else out
+        return None if missing else out
 
     def takes(self, config: Config) -> bool:
         """Whether transformers' class takes a config."""

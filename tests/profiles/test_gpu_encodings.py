@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning
 
 
 @pytest.fixture(scope="module")
-def gpu() -> Iterator[ModuleType]:
+def gpu(quick_interpreter: None) -> Iterator[ModuleType]:
     """The kernels, imported only where they are wanted.
 
     In the interpreter they have large programs, because its time is that of the steps.

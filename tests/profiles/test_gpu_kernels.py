@@ -20,7 +20,7 @@ MULTIPLIED = [d for d in DTYPES.values() if DEVICE == "cuda" or d != torch.bfloa
 
 
 @pytest.fixture(scope="module")
-def gpu() -> ModuleType:
+def gpu(quick_interpreter: None) -> ModuleType:
     """The kernels, imported only where they are wanted."""
     return importlib.import_module("profiles.kernels.gpu")
 
