@@ -128,19 +128,28 @@ class Lengths:
     def sketch(self, count: int = 48) -> Sketch:
         """Return at most ``count`` entries for the job; the longest answers are kept exactly.
 
-        All other prompts are grouped by their answers, then by their prompts; an entry has the
-        means of its group.
+        All other prompts are grouped by their answers, then by their prompts, so that groups have
+        about equal numbers of tokens. An entry has the means of its group.
         """
         by_output = np.lexsort((self.prompts, self.outputs))
         exact = min(EXACT_ANSWERS, len(self))
         groups = [by_output[len(self) - 1 - i :][:1] for i in range(exact)]
         rest, wanted = by_output[: len(self) - exact], count - exact
         num_bins = max(1, round(wanted**0.5))
-        for part in np.array_split(rest, num_bins):
+        for part in _parts(rest, self.outputs, num_bins):
             by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
-            groups += [g for g in np.array_split(by_prompt, max(1, wanted // num_bins)) if len(g)]
+            groups += _parts(by_prompt, self.prompts, max(1, wanted // num_bins))
         columns = (self.prompts, self.outputs, self.limits)
         means = [tuple(round(float(c[g].mean())) for g in groups) for c in columns]
         prompts, outputs, limits = means
         weights = tuple(len(group) for group in groups)
         return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+
+
+def _parts(requests: IntArray, tokens: IntArray, count: int) -> list[IntArray]:
+    """Cut requests into at most ``count`` parts of about as many ``tokens`` each."""
+    reached = np.cumsum(tokens[requests])
+    if not len(reached):
+        return []
+    ends = np.searchsorted(reached, reached[-1] / count * np.arange(1, count))
+    return [part for part in np.split(requests, ends) if len(part)]
