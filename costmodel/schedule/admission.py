@@ -138,7 +138,7 @@ class Admission:
                 self._num_passes += most
                 break
             most //= 2
-        return most
+        return max(0, most)
 
     def ended(self, lanes: Iterable[int]) -> None:
         """Free the pages of lanes whose answers ended in the pass that was planned last."""
