@@ -56,7 +56,7 @@ def models() -> dict[str, ModelSpec]:
     }
 
 
-def lane_policy(model: ModelSpec, **changes: object) -> Policy:
+def lane_policy(model: ModelSpec, *, has_gpu: bool = False, **changes: object) -> Policy:
     """Return a policy of eight lanes in batches of four, most of its weights on the disk."""
     lanes = LanePolicy(pool_tokens=100_000, pass_rows=4096, chunk_rows=64)
     fields: dict[str, object] = {
@@ -66,7 +66,7 @@ def lane_policy(model: ModelSpec, **changes: object) -> Policy:
         "lanes": lanes,
         "workload": Workload(prompt_len=16, gen_len=100),
     }
-    return round_policy(make_policy(**(fields | changes)), has_gpu=False)
+    return round_policy(make_policy(**(fields | changes)), has_gpu=has_gpu)
 
 
 def counts_of(policy: Policy, hardware: HardwareProfile, **values: float) -> PassCounts:
@@ -232,3 +232,44 @@ def test_jobs_that_cannot_run_are_refused() -> None:
         simulate_job(policy, CPU, Lengths([5000], [5]))
     some = simulate_job(policy, CPU, Lengths([5000, 10], [5, 5]))
     assert (some.num_refused, some.generated_tokens) == (1, 5)
+
+
+@pytest.mark.parametrize("machine", ["h100-80gb", "rtx4090-pc"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("plain", {"cache": Placement(gpu=0.5, cpu=0.5), "cpu_attention": 1.0}),
+        ("windows", {"cache": Placement(gpu=1)}),
+        ("mixture", {"cache": Placement(gpu=0.5, cpu=0.5), "loads_on_demand": True}),
+        ("mixture", {"cache": Placement(cpu=1), "cpu_attention": 1.0, "cpu_experts": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_a_pass_beside_a_gpu_is_a_stage_of_one_pass(
+    machine: str, name: str, changes: dict[str, object], lanes: int
+) -> None:
+    hardware = find_profile(machine)
+    policy = lane_policy(
+        models()[name],
+        has_gpu=True,
+        weights=Placement(gpu=0.5, cpu=0.5),
+        activations=Placement(gpu=1),
+        **changes,
+    )
+    alone = replace(policy, num_gpu_batches=lanes // 4)
+    problem, shares = problem_of(alone, hardware), shares_of(alone)
+    # The context is below every window.
+    stage = replace(
+        stages_of(problem)[1],
+        passes=1,
+        tokens=1,
+        first_pass=1,
+        context_tokens=16.0,
+        stored_tokens=1,
+    )
+    expected = {k: v * lanes for k, v in stage_limits(problem, shares, stage).items()}
+    counts = counts_of(policy, hardware, decoding=lanes, slots=lanes * 16.0)
+    found = PassPrice(policy, hardware).limits(counts)
+    assert found.keys() == expected.keys()
+    for limit, seconds in expected.items():
+        assert found[limit][0] == pytest.approx(seconds, rel=1e-6, abs=1e-15), limit
