@@ -81,6 +81,33 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LanePolicy:
+    """The continuous schedule: places for sequences, filled again as sequences end.
+
+    Parameters
+    ----------
+    pool_tokens
+        Tokens of the KV cache of all sequences at work together.
+    pass_rows
+        Most tokens that one pass computes: one of each sequence that decodes, and all of each
+        prompt that begins.
+    chunk_rows
+        Tokens of a batch that are computed at once; a longer prompt is computed alone.
+    """
+
+    pool_tokens: int
+    pass_rows: int
+    chunk_rows: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("pool_tokens", "pass_rows", "chunk_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"policy.lanes.{name}", got=getattr(self, name), allowed="1 or more"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One point of the space that the program searches and the executor runs.
 
@@ -116,6 +143,9 @@ class Policy:
         Whether decode loads only the experts that the router has chosen, after its choice.
     hardware
         The machine and the budgets of the search, without raw measurements.
+    lanes
+        Sequences begin as others end, each with its own number of tokens; ``None`` runs the
+        sequences of a block in step. The block size is then the most sequences at work.
     """
 
     model: ModelSpec
@@ -137,6 +167,7 @@ class Policy:
     hardware: HardwareProfile | None = None
     predicted: Prediction | None = None
     schema_version: int = SCHEMA_VERSION
+    lanes: LanePolicy | None = None
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
