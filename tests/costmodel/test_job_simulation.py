@@ -135,7 +135,7 @@ def test_a_pass_of_prompts_is_the_stage_of_prefill(name: str, scores: int | None
     assert timeline.seconds[0] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "windows", "3b"])
+@pytest.mark.parametrize("name", ["plain", "windows", "mixture", "3b"])
 @pytest.mark.parametrize("bits", [16, 4])
 def test_equal_lengths_take_as_long_as_a_block_in_step(name: str, bits: int) -> None:
     # A batch of prompts is multiplied at once in both.
