@@ -97,7 +97,7 @@ class JobTimeline:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds that the passes would be fewer if waiting lanes had run, by their share."""
+        """Seconds of all passes, times the share of lanes that waited for a page."""
         worked = float(self.counts.decoding.sum() + self.counts.newcomers.sum())
         return self.total_s * self.trace.waited / (worked + self.trace.waited)
 
