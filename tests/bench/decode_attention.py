@@ -1,9 +1,9 @@
 """Attention of one decode step on the CPU, held against the memory's read rate and torch's own.
 
-Rounds take turns: memory, ours, torch, then ours with a ring, sinks or a soft cap. A machine whose
-memory is shared with others then counts the same for all. The medians of the rounds' ratios are
-printed. The cache is stored as a run has it in CPU memory. Progress goes to stderr, and one JSON
-line with every figure to stdout.
+Rounds take turns: memory, ours, torch, then ours in pages, or with a ring, sinks or a soft cap. A
+machine whose memory is shared with others then counts the same for all. The medians of the rounds'
+ratios are printed. The cache is stored as a run has it in CPU memory. Progress goes to stderr, and
+one JSON line with every figure to stdout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from workload_run import BenchParser, circumstances, keep_result
 
 from profiles import kernels
+from profiles.aligned_io import aligned_buffer
 from profiles.attention_rates import cache_by_row
 from profiles.command import run
 from profiles.compute_plan import COLD_BYTES, DTYPES
@@ -33,6 +34,8 @@ GROUPS = (1, 4, 8)
 # Sequences, key heads, tokens so far.
 SHAPES = ((64, 8, 144), (16, 8, 576), (4, 8, 2048), (8, 32, 512))
 WINDOW_S = 0.05
+# Tokens of a page.
+PAGE = 32
 # What some models add to attention: slots of a ring without a token, sinks, a soft cap, ALiBi.
 KINDS = ("ring", "sinks", "soft_cap", "slopes")
 # Of latent attention (DeepSeek V2, V3): elements of a row and of its latent; heads that share it.
@@ -85,6 +88,7 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     q = torch.randn(batch, kv_heads * group, HEAD_DIM).to(DTYPES[dtype])
     out = torch.empty(batch * kv_heads, group, HEAD_DIM, dtype=DTYPES[dtype])
     stream = torch.ones(STREAM_BYTES // 4)
+    pools, tables, lengths = in_pages(caches, batch)
 
     void_slots = torch.tensor([[0, min(i, tokens // 2)] for i in range(batch)], dtype=torch.int32)
     added: dict[str, dict[str, Any]] = {
@@ -97,6 +101,9 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     def attend(**kind: Any) -> None:
         kernels.decode_attention(q, next(turns), out, **kind)
 
+    def attend_to_pages() -> None:
+        kernels.paged_attention(q, next(pools), out, tables=tables, lengths=lengths)
+
     def attend_with_torch() -> torch.Tensor:
         keys, values = (
             part.unflatten(1, (batch, kv_heads)).permute(1, 2, 0, 3)
@@ -107,11 +114,12 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
     memory: list[float] = []
     ours: list[float] = []
     theirs: list[float] = []
-    of_plain: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    of_plain: dict[str, list[float]] = {kind: [] for kind in ("pages", *KINDS)}
     for _ in range(rounds):
         memory.append(measure_rate(stream.sum, STREAM_BYTES))
         ours.append(measure_rate(attend, cache_bytes))
         theirs.append(measure_rate(attend_with_torch, cache_bytes))
+        of_plain["pages"].append(measure_rate(attend_to_pages, cache_bytes) / ours[-1])
         for kind in KINDS:
             rate = measure_rate(functools.partial(attend, **added[kind]), cache_bytes)
             of_plain[kind].append(rate / ours[-1])
@@ -137,6 +145,27 @@ def measure(dtype: str, shape: tuple[int, int, int], group: int, rounds: int) ->
         flush=True,
     )
     return case
+
+
+def in_pages(
+    caches: list[torch.Tensor], batch: int
+) -> tuple[Iterator[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Copy caches [tokens, 2, rows, head_dim] to pages in random order; returns the pools in turn,
+    and the tables and lengths of the lanes."""
+    tokens, _, rows, head_dim = caches[0].shape
+    count = -(-tokens // PAGE)
+    tables = torch.randperm(batch * count, dtype=torch.int32).view(batch, count)
+    shape = batch * count, rows // batch, 2, PAGE, head_dim
+    pools = []
+    for cache in caches:
+        padded = F.pad(cache, (0, 0, 0, 0, 0, 0, 0, count * PAGE - tokens))
+        by_page = padded.view(count, PAGE, 2, batch, -1, head_dim).permute(3, 0, 4, 2, 1, 5)
+        buffer = aligned_buffer(by_page.numel() * cache.itemsize)
+        pool = torch.frombuffer(buffer, dtype=cache.dtype).view(shape)
+        pool[tables.flatten().long()] = by_page.flatten(0, 1)
+        pools.append(pool)
+    lengths = torch.full((batch,), tokens, dtype=torch.int32)
+    return itertools.cycle(pools), tables, lengths
 
 
 def measure_latent(dtype: str, heads: int, rounds: int) -> dict[str, Any]:

@@ -177,6 +177,21 @@ def test_neither_order_nor_neighbours_change_a_bit(
     assert torch.equal(lanes.attend(), whole[few])
 
 
+def test_long_lanes_beside_short_ones_do_not_depend_on_threads() -> None:
+    lanes = make_lanes(SHAPES[3], torch.bfloat16, lengths=[7, 4500, 1, 1500, 1500, 5000, 2])
+    order = lanes.lengths.argsort(descending=True).int()
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results += [lanes.attend(), lanes.attend(order=order)]
+    finally:
+        torch.set_num_threads(threads)
+    for lane in range(len(lanes.q)):
+        alone = lanes.attend_alone(lane)
+        assert all(torch.equal(together[lane], alone) for together in results)
+
+
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], LATENT_SHAPES[2]])
 def test_sums_of_values_follow_lanes_that_change_places(
