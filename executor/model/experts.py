@@ -28,6 +28,7 @@ import torch
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, row_parts, vector
+from profiles import kernels
 
 # Rows are converted in parts of so many, where their factors have another dtype.
 WEIGHED_AT_ONCE = 256
@@ -115,7 +116,11 @@ def _logits(rows: torch.Tensor, weights: LayerWeights, router: RouterSpec) -> to
 
 
 def _scored(logits: torch.Tensor, router: RouterSpec) -> torch.Tensor:
-    return logits.softmax(dim=-1) if router.score == "softmax" else logits.sigmoid()
+    if router.score == "softmax":
+        return logits.softmax(dim=-1)
+    scores = logits.clone()
+    kernels.activate(scores, "sigmoid")
+    return scores
 
 
 def _in_best_groups(ranks: torch.Tensor, router: RouterSpec) -> torch.Tensor:
@@ -148,7 +153,9 @@ def add_shared(
     inner = feed_forward.inner(x, weights, spec.shared, "shared_")
     made = feed_forward.output(inner, weights, "shared_")
     if spec.gates_shared:
-        made *= linear(x, weights["shared_gate.weight"]).sigmoid()
+        gate = linear(x, weights["shared_gate.weight"])
+        kernels.activate(gate, "sigmoid")
+        made *= gate
     out += made
 
 

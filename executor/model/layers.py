@@ -16,6 +16,7 @@ from executor.model import mlp
 from executor.model.experts import Routing, experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear
 from executor.model.norms import norm, normed_input
+from profiles import kernels
 
 
 def finish_attention(
@@ -30,8 +31,10 @@ def finish_attention(
     """
     if layer.attention.has_output_gate:
         normed = normed_input(x, weights, "attention", layer)
-        attended.mul_(linear(normed, weights["attention_gate.weight"]).sigmoid_())
-        del normed
+        gate = linear(normed, weights["attention_gate.weight"])
+        kernels.activate(gate.flatten(0, -2), "sigmoid")
+        attended.mul_(gate)
+        del normed, gate
     matrix, bias = weights["output.weight"], bias_of(weights, "output")
     if layer.adds_plainly:
         add_linear(attended, matrix, bias, x)

@@ -52,16 +52,12 @@ def apply_gate(gate: torch.Tensor, up: torch.Tensor, mlp: MlpSpec) -> None:
 
 
 def _activate(x: torch.Tensor, mlp: MlpSpec) -> torch.Tensor:
-    if mlp.activation == "silu":
-        return F.silu(x, inplace=True)
     if mlp.activation == "relu":
         return x.relu_()
     if mlp.activation == "relu2":
         return x.relu_().square_()
-    # torch has no public in-place gelu, only the operator.
-    approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
-    activated: torch.Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
-    return activated
+    kernels.activate(x.flatten(0, -2), mlp.activation)
+    return x
 
 
 def xielu(x: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

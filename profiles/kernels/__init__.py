@@ -12,13 +12,14 @@ from profiles.kernels.call import is_native
 from profiles.kernels.encoded import grouped_encoded, multiply_encoded, unpack_encoded
 from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
-from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
+from profiles.kernels.layer import activate, clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 from profiles.kernels.row_tiles import fixed_rows
 
 __all__ = [
     "EncodedMatrix",
+    "activate",
     "carry_width",
     "clamped_swiglu",
     "decode_attention",

@@ -99,6 +99,24 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
     }
 }
 
+// In the order of ACTIVATIONS in profiles/kernels/layer.py.
+enum Activation { kSigmoid, kSilu, kGelu, kGeluTanh };
+INLINE inline Floats activated(Floats x, int kind) {
+  if (kind == kSigmoid) return 1.0f / (1.0f + exp_of(-x));
+  if (kind == kSilu) return x / (1.0f + exp_of(-x));
+  if (kind == kGelu) return 0.5f * x * erfc_of(x * -0.707106781f);
+  return 0.5f * x * (1.0f + tanh_of(0.797884561f * (x + 0.044715f * x * x * x)));
+}
+template <class T>
+void activate(T* x, long rows, long dim, long stride, int kind, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
+  for (long r = 0; r < rows; ++r)
+    for (long d = 0; d < dim; d += kLanes) {
+      T* to = x + r * stride + d;
+      store_part(to, activated(load_part(to, dim - d), kind), dim - d);
+    }
+}
+
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                        \
@@ -117,6 +135,10 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
   extern "C" void swiglu_##NAME(T* gate, const T* up, long rows, long dim, long gate_stride,   \
                                 long up_stride, int threads) {                                 \
     swiglu(gate, up, rows, dim, gate_stride, up_stride, threads);                              \
+  }                                                                                            \
+  extern "C" void activate_##NAME(T* x, long rows, long dim, long stride, int kind,            \
+                                  int threads) {                                               \
+    activate(x, rows, dim, stride, kind, threads);                                             \
   }                                                                                            \
   extern "C" void clamped_swiglu_##NAME(T* gate, const T* up, long rows, long dim,             \
                                         long gate_stride, long up_stride, float limit,         \

@@ -13,6 +13,10 @@ from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 _long = ctypes.c_long
 
 
+# In the order of ``Activation`` in ``cpu.cpp``.
+ACTIVATIONS = ("sigmoid", "silu", "gelu", "gelu_tanh")
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
     """Divide ``x`` by its root mean square in float32, round, and scale by ``weight``.
 
@@ -88,6 +92,27 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
         _long(gate.shape[1]),
         _long(gate.stride(0)),
         _long(up.stride(0)),
+    )
+
+
+def activate(x: torch.Tensor, activation: str) -> None:
+    """Replace ``x`` [rows, ffn] by one of ``ACTIVATIONS`` of it; dense in its last dimension.
+
+    On a CPU a row has the same bits alone and among others, which torch's own do not have at every
+    width: they treat the last elements of all rows together apart.
+    """
+    if not is_native(x):
+        twins.activate(x, activation)
+        return
+    assert x.stride(1) == 1
+    call_kernel(
+        "activate",
+        x.dtype,
+        pointer(x),
+        _long(x.shape[0]),
+        _long(x.shape[1]),
+        _long(x.stride(0)),
+        ctypes.c_int(ACTIVATIONS.index(activation)),
     )
 
 

@@ -259,6 +259,18 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> None:
     F.silu(gate, inplace=True).mul_(up)
 
 
+def activate(x: torch.Tensor, activation: str) -> None:
+    """See ``profiles.kernels.activate``."""
+    if activation == "sigmoid":
+        x.sigmoid_()
+    elif activation == "silu":
+        F.silu(x, inplace=True)
+    else:
+        # torch has no public in-place gelu, only the operator.
+        approximate = "tanh" if activation == "gelu_tanh" else "none"
+        torch.ops.aten.gelu_(x, approximate=approximate)
+
+
 def clamped_swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float, alpha: float) -> None:
     """See ``profiles.kernels.clamped_swiglu``. Temporaries: ``GATED_AT_ONCE`` rows."""
     gate.clamp_(max=limit)

@@ -182,6 +182,18 @@ Floats exp_of(Floats x) {
 // Absolute error below 2e-7.
 Floats tanh_of(Floats x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
 
+// erfc by the exponential of a polynomial (Press et al., Numerical Recipes, 2nd edition, 6.2): the
+// relative error is below 1.2e-7 and that of exp.
+Floats erfc_of(Floats x) {
+  const Floats z = x < Floats{} ? -x : x, t = 1.0f / (1.0f + 0.5f * z);
+  Floats p = splat(0.17087277f);
+  for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f,
+                  0.37409196f, 1.00002368f, -1.26551223f})
+    p = p * t + c;
+  const Floats tail = t * exp_of(p - z * z);
+  return x < Floats{} ? 2.0f - tail : tail;
+}
+
 // Vectors a and b: their partial sums, interleaved. Four steps make of 16 vectors their 16 sums.
 template <int kStep, class V>
 INLINE inline V fold(V a, V b) {
