@@ -14,7 +14,7 @@ OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -qq --no-deps $(LARGEST) & $(PIP) -qq $(OTHERS); wait
+	{ $(PIP) --no-deps $(LARGEST) & $(PIP) $(OTHERS); wait; } 2>$(VENV)/first-install.log
 	$(PIP) --editable '.[test]'
 	touch $@
 
