@@ -13,6 +13,7 @@ from profiles.kernels.encoded import grouped_encoded, multiply_encoded, unpack_e
 from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
+from profiles.kernels.paged_attention import paged_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "multiply_encoded",
     "multiply_rows",
     "pack_rows",
+    "paged_attention",
     "rms_norm",
     "rotate",
     "swiglu",

@@ -1,0 +1,175 @@
+"""Attention to pages: each lane's result is that of ``decode_attention`` to its tokens alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from profiles import kernels
+from profiles.packing import Packing
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PAGE = 32
+# Key heads, group, elements of a key and of a value: whole vectors and parts, one query and many.
+SHAPES = [(2, 4, 128, 128), (1, 1, 64, 64), (3, 8, 80, 80), (2, 3, 16, 16)]
+# Of latent attention: heads in one part, and in several.
+LATENT_SHAPES = [(1, 4, 36, 28), (1, 16, 576, 512), (1, 40, 288, 256)]
+LENGTHS = [1, 31, 130, 32, 5, 65, 16, 97, 64]
+
+
+@dataclass(kw_only=True)
+class Lanes:
+    """Lanes whose pages lie anywhere in a pool that is otherwise full of NaN."""
+
+    q: torch.Tensor
+    pool: torch.Tensor
+    tables: torch.Tensor
+    lengths: torch.Tensor
+    voids: torch.Tensor
+    contexts: list[torch.Tensor]
+    group: int
+    value_dim: int
+    packing: Packing | None
+
+    def attend(self, **how: Any) -> torch.Tensor:
+        """Attend to all at once; returns [lanes, rows, group, value_dim]."""
+        rows = self.pool.shape[1]
+        out = self.q.new_full((len(self.q) * rows, self.group, self.value_dim), torch.nan)
+        pages = {"tables": self.tables, "lengths": self.lengths, "packing": self.packing}
+        kernels.paged_attention(self.q, self.pool, out, **pages, **how)
+        return out.unflatten(0, (-1, rows))
+
+    def attend_alone(self, lane: int, *, has_voids: bool = False, **how: Any) -> torch.Tensor:
+        """Attend to one lane's tokens; returns [rows, group, value_dim]."""
+        rows, here = self.pool.shape[1], slice(lane, lane + 1)
+        out = self.q.new_full((rows, self.group, self.value_dim), torch.nan)
+        how |= {"void_slots": self.voids[here]} if has_voids else {}
+        packing = self.packing
+        kernels.decode_attention(self.q[here], self.contexts[lane], out, packing=packing, **how)
+        return out
+
+
+def _lanes(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    *,
+    bits: int | None = None,
+    lengths: list[int] = LENGTHS,
+    page: int = PAGE,
+) -> Lanes:
+    rows, group, head_dim, value_dim = shape
+    vectors = 1 if value_dim < head_dim else 2
+    packing = Packing(num_elements=head_dim, bits=bits, group_size=64) if bits else None
+    width, stored = (packing.row_bytes, torch.uint8) if packing else (head_dim, dtype)
+    counts = [-(-length // page) for length in lengths]
+    numbers = torch.randperm(sum(counts) + 3, dtype=torch.int32)
+    # The bytes of groups whose scales are NaN.
+    poison = 0xFF if packing else torch.nan
+    pool = torch.full((len(numbers), rows, vectors, page, width), poison, dtype=stored)
+    # Behind a lane's last page no number is one.
+    tables = torch.full((len(lengths), max(counts) + 1), -(2**30), dtype=torch.int32)
+    contexts, first = [], 0
+    for lane, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        plain = torch.randn(length * vectors, rows, head_dim).to(dtype)
+        context = plain
+        if packing is not None:
+            context = torch.empty(length * vectors, rows, width, dtype=stored)
+            kernels.pack_rows(plain, packing, context)
+        context = context.unflatten(0, (length, vectors))
+        tables[lane, :count] = numbers[first : first + count]
+        for slot in range(length):
+            pool[tables[lane, slot // page], :, :, slot % page] = context[slot].transpose(0, 1)
+        contexts.append(context)
+        first += count
+    stacked = torch.randn(len(lengths), rows * (group + 2), head_dim).to(dtype)
+    voids = torch.tensor([_void(length) for length in lengths], dtype=torch.int32)
+    return Lanes(
+        q=stacked[:, : rows * group],
+        pool=pool,
+        tables=tables,
+        lengths=torch.tensor(lengths, dtype=torch.int32),
+        voids=voids,
+        contexts=contexts,
+        group=group,
+        value_dim=value_dim,
+        packing=packing,
+    )
+
+
+def _void(length: int) -> tuple[int, int]:
+    """Return the bounds of void slots that leave one at least; some wrap around."""
+    seen = int(torch.randint(0, length, ()))
+    first, end = sorted(int(bound) for bound in torch.randint(0, length + 1, (2,)))
+    if first <= seen < end:
+        return end, first
+    return first, end
+
+
+def _assert_equal_alone(lanes: Lanes, *, voids: bool = False, **how: Any) -> None:
+    together = lanes.attend(voids=lanes.voids if voids else None, **how)
+    for lane in range(len(lanes.q)):
+        alone = lanes.attend_alone(lane, has_voids=voids, **how)
+        assert alone.isfinite().all()
+        torch.testing.assert_close(together[lane], alone, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *LATENT_SHAPES])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("voids", [False, True])
+def test_a_lane_is_attended_as_if_alone(
+    library: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    bits: int | None,
+    voids: bool,
+) -> None:
+    lanes = _lanes(shape, dtype, bits=bits)
+    _assert_equal_alone(lanes, voids=voids, scale=0.07)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], LATENT_SHAPES[2]])
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("sparsity", [1.0, 0.3])
+@pytest.mark.parametrize("kind", ["soft_cap", "sinks", "slopes", "all"])
+def test_with_soft_caps_sinks_and_slopes(
+    library: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    bits: int | None,
+    sparsity: float,
+    kind: str,
+) -> None:
+    lanes = _lanes(shape, dtype, bits=bits)
+    heads = lanes.q.shape[1]
+    added: dict[str, Any] = {
+        "soft_cap": 3.0,
+        "sinks": torch.randn(heads),
+        "slopes": torch.rand(heads),
+    }
+    how = added if kind == "all" else {kind: added[kind]}
+    _assert_equal_alone(lanes, voids=True, sparsity=sparsity, **how)
+
+
+def test_no_lanes_are_no_error(library: str) -> None:
+    lanes = _lanes(SHAPES[0], torch.bfloat16)
+    lanes.q, lanes.tables, lanes.lengths = lanes.q[:0], lanes.tables[:0], lanes.lengths[:0]
+    assert lanes.attend().shape[0] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_neither_order_nor_neighbours_change_a_bit(
+    library: str, dtype: torch.dtype, bits: int | None
+) -> None:
+    lanes = _lanes(SHAPES[0], dtype, bits=bits)
+    whole = lanes.attend()
+    order = lanes.lengths.argsort(descending=True).int()
+    assert torch.equal(lanes.attend(order=order), whole)
+    few = torch.tensor([7, 0, 4])
+    lanes.q, lanes.tables, lanes.lengths = lanes.q[few], lanes.tables[few], lanes.lengths[few]
+    assert torch.equal(lanes.attend(), whole[few])
