@@ -1,0 +1,155 @@
+"""The lengths of a job: the prompts, the answers that are expected, and the longest allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from costmodel.model.cache import CacheSpec
+from costmodel.plan.pages import ring_tokens
+from profiles.errors import InputError
+
+IntArray = NDArray[np.int64]
+
+# Answers that a sketch keeps one by one: the longest ones set when a job ends.
+EXACT_ANSWERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """A job's lengths in few numbers, as a policy's file keeps them.
+
+    Entry ``i`` stands for ``weights[i]`` prompts of ``prompts[i]`` tokens, whose answers are
+    expected to have ``outputs[i]`` tokens and may have ``limits[i]``.
+    """
+
+    prompts: tuple[int, ...]
+    outputs: tuple[int, ...]
+    limits: tuple[int, ...]
+    weights: tuple[int, ...]
+
+    def lengths(self) -> Lengths:
+        """Return a job of as many prompts with these lengths."""
+        columns = (np.repeat(c, self.weights) for c in (self.prompts, self.outputs, self.limits))
+        prompts, outputs, limits = columns
+        return Lengths(prompts, outputs, limits)
+
+
+class Lengths:
+    """The lengths of every prompt of a job in tokens, each an int64 [requests].
+
+    Parameters
+    ----------
+    prompts
+        Tokens of each prompt.
+    outputs
+        Tokens that each answer is expected to have; more than its limit counts as the limit.
+    limits
+        Most tokens of each answer (``max_tokens``). ``None``: ``outputs``.
+
+    Raises
+    ------
+    InputError
+        Without prompts, for columns of different lengths, or for a length below 1.
+    """
+
+    def __init__(
+        self, prompts: ArrayLike, outputs: ArrayLike, limits: ArrayLike | None = None
+    ) -> None:
+        self.prompts: IntArray = np.array(prompts, np.int64)
+        self.limits: IntArray = np.array(outputs if limits is None else limits, np.int64)
+        columns = {"prompts": self.prompts, "outputs": np.array(outputs, np.int64)}
+        columns["limits"] = self.limits
+        for name, column in columns.items():
+            if column.shape != (len(self.prompts),) or not len(column):
+                raise InputError(
+                    f"lengths of {name}",
+                    got=f"{column.size} for {self.prompts.size} prompts",
+                    allowed="one for each prompt, and at least one prompt",
+                )
+            if (smallest := int(column.min())) < 1:
+                raise InputError(f"lengths of {name}", got=smallest, allowed="1 or more")
+        self.outputs: IntArray = np.minimum(columns["outputs"], self.limits)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def stored(self) -> IntArray:
+        """Most tokens of each sequence that the cache keeps, int64 [requests]. The last token is
+        never attended to, and an answer of one token reads no cache."""
+        return np.where(self.limits > 1, self.prompts + self.limits - 1, 0)
+
+    @property
+    def mean_prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return float(self.prompts.mean())
+
+    @property
+    def mean_output(self) -> float:
+        """Mean tokens of an answer, as expected."""
+        return float(self.outputs.mean())
+
+    @property
+    def mean_context(self) -> float:
+        """Mean tokens that one sequence keeps, over all passes of all sequences.
+
+        Long answers take part in more passes. This is more than half an answer behind a prompt.
+        """
+        return self._moments(None)[0]
+
+    @property
+    def sd_context(self) -> float:
+        """Standard deviation of the tokens that one sequence keeps in a random pass."""
+        return self._moments(None)[1]
+
+    def slots(self, cache: CacheSpec) -> tuple[float, float]:
+        """Return mean and standard deviation of the slots of one sequence in a layer's cache."""
+        return self._moments(ring_tokens(cache.window))
+
+    def _moments(self, most: int | None) -> tuple[float, float]:
+        """Return mean and deviation of ``min(context, most)`` over the passes of all sequences."""
+        prompts, passes = self.prompts.astype(float), self.outputs.astype(float)
+        # The context grows by a token a pass: from the prompt to the last token but one.
+        growing = passes if most is None else np.clip(most - prompts, 0, passes)
+        ramp = growing * (growing - 1) / 2
+        ramp_squares = ramp * (2 * growing - 1) / 3
+        sums = growing * prompts + ramp
+        squares = growing * prompts**2 + 2 * prompts * ramp + ramp_squares
+        if most is not None:
+            sums += (passes - growing) * most
+            squares += (passes - growing) * most**2
+        mean = sums.sum() / passes.sum()
+        variance = squares.sum() / passes.sum() - mean**2
+        return float(mean), float(max(0.0, variance) ** 0.5)
+
+    def sketch(self, count: int = 48) -> Sketch:
+        """Return at most ``count`` entries for the job; the longest answers are kept exactly.
+
+        All other prompts are grouped by their answers, then by their prompts, so that groups have
+        about equal numbers of tokens. An entry has the means of its group.
+        """
+        by_output = np.lexsort((self.prompts, self.outputs))
+        exact = min(EXACT_ANSWERS, len(self))
+        groups = [by_output[len(self) - 1 - i :][:1] for i in range(exact)]
+        rest, wanted = by_output[: len(self) - exact], count - exact
+        num_bins = max(1, round(wanted**0.5))
+        for part in _parts(rest, self.outputs, num_bins):
+            by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
+            groups += _parts(by_prompt, self.prompts, max(1, wanted // num_bins))
+        columns = (self.prompts, self.outputs, self.limits)
+        means = [tuple(round(float(c[g].mean())) for g in groups) for c in columns]
+        prompts, outputs, limits = means
+        weights = tuple(len(group) for group in groups)
+        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+
+
+def _parts(requests: IntArray, tokens: IntArray, count: int) -> list[IntArray]:
+    """Cut requests into at most ``count`` parts of about as many ``tokens`` each."""
+    reached = np.cumsum(tokens[requests])
+    if not len(reached):
+        return []
+    ends = np.searchsorted(reached, reached[-1] / count * np.arange(1, count))
+    return [part for part in np.split(requests, ends) if len(part)]

@@ -1,0 +1,242 @@
+"""Which sequences run in a pass: lanes that end are given to waiting requests.
+
+The executor and the simulation of a job admit with this same code. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from costmodel.plan.lengths import IntArray, Lengths
+from costmodel.plan.pages import PAGE, PoolSizes
+from costmodel.schedule.page_rules import BoolArray, Forecast, PageNeeds, is_safe, runs_alone
+from costmodel.schedule.pass_lanes import PassLanes
+from profiles.errors import InputError
+
+# Waiting requests that are looked at for one that fits, so that a long one does not block others.
+LOOKAHEAD = 64
+# After so many others were admitted before it, the first request waits for room alone.
+MOST_OVERTAKEN = 64
+
+
+def longest_first(lengths: Lengths, requests: IntArray | None = None) -> IntArray:
+    """Return ``requests``, all of them by default, in the order in which they are admitted.
+
+    The longest expected answer is first, because long answers set when a job ends; among equals,
+    the longest prompt.
+    """
+    rows: IntArray = np.arange(len(lengths)) if requests is None else requests
+    return rows[np.lexsort((rows, -lengths.prompts[rows], -lengths.outputs[rows]))]
+
+
+class Admission:
+    """Gives lanes to waiting requests, and pages of the cache to lanes as they grow.
+
+    A request is admitted where no lane will have to wait if every answer is as long as expected.
+    Where answers are longer, a lane waits for its next page if the others could then not end in
+    every case (see ``is_safe``). So every job ends, whatever was expected. While a lane waits,
+    nobody is admitted.
+
+    Parameters
+    ----------
+    lengths
+        The lengths of all requests.
+    pool
+        Pages of the cache.
+    most_lanes, batch_lanes
+        Most lanes in a pass and in a batch.
+    pass_rows
+        Most rows of a pass: tokens that are decoded and tokens of prompts.
+    order
+        Requests in the order in which they are admitted; ``None``: ``longest_first``.
+    prompt_tokens
+        Tokens of prompts after which a pass admits nobody else; ``None`` admits all that fit.
+
+    Raises
+    ------
+    InputError
+        For a request that cannot run alone (see ``runs_alone``).
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        pool: PoolSizes,
+        *,
+        most_lanes: int,
+        batch_lanes: int,
+        pass_rows: int,
+        order: IntArray | None = None,
+        prompt_tokens: int | None = None,
+    ) -> None:
+        order = longest_first(lengths) if order is None else order
+        runs = runs_alone(lengths, pool, most_lanes=most_lanes, pass_rows=pass_rows)[order]
+        if not runs.all():
+            raise InputError(
+                "requests of the job",
+                got=f"{int((~runs).sum())} that do not fit in the cache or in a pass",
+                allowed=f"prompt and answer within {min(pool.pages) * PAGE} tokens, prompt within"
+                f" {pass_rows - most_lanes + 1}",
+                hint="more memory, or a smaller max_tokens",
+            )
+        self._lengths, self._needs = lengths, PageNeeds(pool)
+        self._capacity: IntArray = np.array(pool.pages, np.int64)
+        self._free = self._capacity.copy()
+        self._batch_lanes, self._pass_rows = batch_lanes, pass_rows
+        self._prompt_tokens = pass_rows if prompt_tokens is None else prompt_tokens
+        # What comes first is at the end of a list, where it is taken.
+        self._queue: list[int] = order[::-1].tolist()
+        self._free_lanes = list(range(most_lanes))[::-1]
+        # An answer of one token stores nothing.
+        self._prompts: IntArray = np.where(lengths.limits > 1, lengths.prompts, 0)
+        self._most = self._needs.of(lengths.stored)
+        # Of the lanes at work, the oldest first.
+        self.lanes: IntArray = np.zeros(0, np.int64)
+        self.requests: IntArray = np.zeros(0, np.int64)
+        self.steps: IntArray = np.zeros(0, np.int64)
+        self._held: IntArray = np.zeros((0, len(pool.pages)), np.int64)
+        self._num_passes = self._overtaken = 0
+        # Who does not fit now is not tried again before a lane ends.
+        self._may_admit = True
+        self._waits = False
+
+    def plan(self) -> PassLanes | None:
+        """Begin a pass and return its lanes; ``None`` where no request is left."""
+        if not len(self.lanes) and not self._queue:
+            return None
+        goes_on = self._grow()
+        self.steps = self.steps + goes_on
+        decoding, waiting = self.lanes[goes_on], self.lanes[~goes_on]
+        self._waits = len(waiting) > 0
+        requests = self._admit() if self._may_admit and not self._waits else []
+        self._num_passes += 1
+        return PassLanes(
+            number=self._num_passes - 1,
+            decoding=decoding,
+            newcomers=self.lanes[len(self.lanes) - len(requests) :],
+            requests=np.array(requests, np.int64),
+            waiting=waiting,
+            batch_lanes=self._batch_lanes,
+        )
+
+    def skip(self, most: int) -> int:
+        """Begin up to ``most`` passes at once that are like the last one, and return their number.
+
+        In these passes nobody is admitted and every lane goes on, as ``plan`` would decide for each
+        of them. The caller knows that no lane ends in them.
+        """
+        if self._waits or (self._may_admit and self._queue):
+            return 0
+        while most > 0:
+            wanted = self._wanted(most)
+            # What is safe at the end of these passes is so in each of them.
+            if self._can_give(wanted):
+                self._give(wanted)
+                self.steps = self.steps + most
+                self._num_passes += most
+                break
+            most //= 2
+        return most
+
+    def ended(self, lanes: Iterable[int]) -> None:
+        """Free the pages of lanes whose answers ended in the pass that was planned last."""
+        gone = np.isin(self.lanes, list(lanes))
+        self._free = self._free + self._held[gone].sum(axis=0)
+        self._free_lanes += self.lanes[gone].tolist()
+        self.lanes, self.requests = self.lanes[~gone], self.requests[~gone]
+        self.steps, self._held = self.steps[~gone], self._held[~gone]
+        self._may_admit = True
+
+    @property
+    def used_pages(self) -> IntArray:
+        """Pages that lanes hold, int64 [pools]."""
+        return self._capacity - self._free
+
+    def _wanted(self, passes: int) -> IntArray:
+        """Return the pages that each lane needs besides its own for some passes more."""
+        tokens = self._prompts[self.requests] + self.steps + (passes - 1)
+        return self._needs.of(tokens) - self._held
+
+    def _can_give(self, wanted: IntArray) -> bool:
+        held = self._held + wanted
+        return is_safe(held, self._most[self.requests] - held, self._free - wanted.sum(axis=0))
+
+    def _give(self, wanted: IntArray) -> None:
+        self._held = self._held + wanted
+        self._free = self._free - wanted.sum(axis=0)
+
+    def _grow(self) -> BoolArray:
+        """Give lanes the pages for one token each, and return which lanes have room for it."""
+        wanted = self._wanted(1)
+        goes_on: BoolArray = (wanted == 0).all(axis=1)
+        if goes_on.all():
+            return goes_on
+        if self._can_give(wanted):
+            self._give(wanted)
+            return np.ones_like(goes_on)
+        for lane in np.flatnonzero(~goes_on):
+            alone = np.zeros_like(wanted)
+            alone[lane] = wanted[lane]
+            if self._can_give(alone):
+                self._give(alone)
+                goes_on[lane] = True
+        return goes_on
+
+    def _admit(self) -> list[int]:
+        """Admit requests behind the lanes at work, and return them."""
+        forecast, admitted = None, []
+        rows, budget = self._pass_rows - len(self.lanes), self._prompt_tokens
+        while self._queue and self._free_lanes and budget > 0:
+            forecast = forecast or self._forecast()
+            place = self._first_that_fits(forecast, rows)
+            if place is None:
+                break
+            request = self._queue.pop(-1 - place)
+            self._overtaken = self._overtaken + 1 if place else 0
+            self._append(request)
+            row = np.array([request])
+            forecast.add(self._prompts[row], self._lengths.outputs[row] - 1)
+            tokens = int(self._lengths.prompts[request])
+            rows, budget = rows - tokens, budget - tokens
+            admitted.append(request)
+        # A pass that was full of prompts is no reason to wait until a lane ends.
+        self._may_admit = bool(admitted)
+        return admitted
+
+    def _append(self, request: int) -> None:
+        self.lanes = np.append(self.lanes, self._free_lanes.pop())
+        self.requests = np.append(self.requests, request)
+        self.steps = np.append(self.steps, 1)
+        pages = self._needs.of(self._prompts[request : request + 1])
+        self._held = np.concatenate([self._held, pages])
+        self._free = self._free - pages[0]
+
+    def _first_that_fits(self, forecast: Forecast, rows: int) -> int | None:
+        """Return the place in the queue of the first request that fits in this pass."""
+        most = 1 if self._overtaken >= MOST_OVERTAKEN else LOOKAHEAD
+        requests = np.array(self._queue[: -most - 1 : -1])
+        prompts, passes = self._prompts[requests], self._lengths.outputs[requests] - 1
+        fits = forecast.fits(prompts, passes, self._capacity)
+        fits &= self._lengths.prompts[requests] <= rows
+        pages = self._needs.of(prompts)
+        for place in np.flatnonzero(fits):
+            held = np.concatenate([self._held, pages[place : place + 1]])
+            most_pages = self._most[np.append(self.requests, requests[place])]
+            if is_safe(held, most_pages - held, self._free - pages[place]):
+                return int(place)
+        return None
+
+    def _forecast(self) -> Forecast:
+        """Return the pages of the lanes at work in later passes."""
+        outputs, limits = self._lengths.outputs[self.requests], self._lengths.limits[self.requests]
+        # An answer that is longer than expected may become twice as long as it is.
+        longer = np.minimum(limits, 2 * self.steps)
+        passes = np.where(self.steps < outputs, outputs, longer) - self.steps
+        next_ends = self._lengths.outputs[self._queue[: -LOOKAHEAD - 1 : -1]] - 1
+        latest = [self._lengths.outputs.max()]
+        forecast = Forecast(self._needs, np.concatenate([passes, next_ends, latest]))
+        tokens = self._prompts[self.requests] + self.steps - 1
+        forecast.add(tokens, passes)
+        return forecast
