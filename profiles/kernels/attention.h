@@ -1,4 +1,4 @@
-// Attention of one decode step over a cache in its stored order. A row is one key head of one
+// Attention of one decode step over a cache in its stored order, or in pages. A row is one key head of one
 // sequence. One thread attends to it, one tile of tokens after another: its keys are scored against
 // all queries that share them, then its values are added with the sums in registers. Results depend
 // neither on the number of threads nor on strides. Fastest where the tokens of a row are adjacent.
@@ -22,8 +22,9 @@ class Scorer {
   explicit Scorer(const Attention& a)
       : a_(a), cache_(a), width_(Ops::padded(a.dim)), kept_(a.group * width_) {}
 
-  void start(long row, bool is_last) {
-    const long sequence = (a_.first_row + row) / a_.kv_heads;
+  // After this row the thread reads the `following` one.
+  void start(long row, long following) {
+    const long sequence = a_.sequence_of(row);
     const long head = (a_.first_row + row) % a_.kv_heads;
     q_ = Ops::queries(static_cast<const T*>(a_.q) + sequence * a_.sequence_stride +
                           head * a_.group * a_.dim,
@@ -34,7 +35,8 @@ class Scorer {
     }
     sinks_ = a_.sinks ? a_.sinks + head * a_.group : nullptr;
     slopes_ = a_.slopes ? a_.slopes + head * a_.group : nullptr;
-    cache_.start(row / a_.head_splits, is_last);
+    tokens_ = a_.tokens_of(row);
+    cache_.start(row, following);
   }
 
   // Which tokens of the tile from `first` on are there, and not void.
@@ -66,7 +68,7 @@ class Scorer {
     // Tokens from the newest back to each: slots before the void ones are that much nearer.
     const Ints slot = kIota + int(first);
     const Ints nearer = (slot < int(void_from_)) & int(void_end_ - void_from_);
-    const Floats places = __builtin_convertvector(slot - int(a_.tokens - 1) + nearer, Floats);
+    const Floats places = __builtin_convertvector(slot - int(tokens_ - 1) + nearer, Floats);
     for (long g = 0; g < a_.group; ++g)
       store(to + g * stride, load(to + g * stride) + places * slopes_[g]);
   }
@@ -94,6 +96,7 @@ class Scorer {
   const Attention& a_;
   Cache cache_;
   const long width_;
+  long tokens_ = 0;  // Of the row.
   long void_from_ = 0, void_end_ = 0;
   const float *sinks_ = nullptr, *slopes_ = nullptr;  // Of the row's queries.
   const typename Ops::Query* q_ = nullptr;
@@ -103,23 +106,23 @@ class Scorer {
 template <class T, class Ops, class Cache>
 class Row : Scorer<T, Ops, Cache> {
   using Base = Scorer<T, Ops, Cache>;
-  using Base::a_, Base::cache_, Base::width_;
+  using Base::a_, Base::cache_, Base::tokens_, Base::width_;
 
  public:
   explicit Row(const Attention& a)
       : Base(a), scores_(a.group * kTile), shares_(a.group * kTile), largest_(a.group),
         sums_(a.group * width_), total_(a.group) {}
 
-  void attend(long row, bool is_last) {
-    Base::start(row, is_last);
+  void attend(long row, long following) {
+    Base::start(row, following);
     // A sink is the first score, and adds nothing to the values.
     for (long g = 0; g < a_.group; ++g) {
       largest_[g] = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
       total_[g] = Floats{Base::sinks_ ? 1.0f : 0.0f};
     }
     std::fill(sums_.begin(), sums_.end(), 0.0f);
-    for (long first = 0; first < a_.tokens; first += kTile) {
-      count_ = std::min(kTile, a_.tokens - first);
+    for (long first = 0; first < tokens_; first += kTile) {
+      count_ = std::min(kTile, tokens_ - first);
       cache_.take(first, count_);
       const Ints is_seen = Base::seen(first, count_);
       Base::score_tile(first, count_, scores_.data(), kTile);
@@ -193,15 +196,34 @@ class Row : Scorer<T, Ops, Cache> {
 
 // Few at a time: whoever loses its core to another channel's thread must not hold up the rest.
 constexpr long kRowsAtOnce = 4;
+// The same for rows of many tokens, beside which the others are short.
+constexpr long kTokensAtOnce = 4096;
+
+// Returns the rows that threads take at once: the first of each part, and the end.
+inline std::vector<long> row_parts(const Attention& a) {
+  std::vector<long> starts{0};
+  long tokens = 0;
+  for (long r = 0; r < a.rows; ++r) {
+    const long more = a.tokens_of(a.row_at(r)), rows = r - starts.back();
+    if (rows == kRowsAtOnce || (rows && tokens + more > kTokensAtOnce))
+      starts.push_back(r), tokens = 0;
+    tokens += more;
+  }
+  starts.push_back(a.rows);
+  return starts;
+}
 
 template <class Worker>
 void attend_rows(const Attention& a, int threads) {
+  const std::vector<long> starts = row_parts(a);
+  const long parts = starts.size() - 1;
 #pragma omp parallel num_threads(threads)
   {
     Worker worker(a);
-#pragma omp for schedule(dynamic, kRowsAtOnce)
-    for (long r = 0; r < a.rows; ++r)
-      worker.attend(r, r % kRowsAtOnce == kRowsAtOnce - 1 || r + 1 == a.rows);
+#pragma omp for schedule(dynamic)
+    for (long part = 0; part < parts; ++part)
+      for (long r = starts[part]; r < starts[part + 1]; ++r)
+        worker.attend(a.row_at(r), a.row_at(std::min(r + 1, starts[part + 1] - 1)));
   }
 }
 

@@ -15,8 +15,8 @@ from profiles.packing import Packing
 QUERIES_AT_ONCE = 16
 
 
-class _Attention(ctypes.Structure):
-    """The arguments of the native kernel, in the order of ``cpu.cpp``."""
+class Arguments(ctypes.Structure):
+    """The arguments of the native kernel, in the order of ``cache.h``."""
 
     _fields_ = (
         ("q", ctypes.c_void_p),
@@ -41,9 +41,16 @@ class _Attention(ctypes.Structure):
         ("bits", ctypes.c_int),
         ("sparsity", ctypes.c_double),
         ("value_sums", ctypes.c_void_p),
-        ("begins", ctypes.c_int),
+        ("begins", ctypes.c_void_p),
         ("value_dim", ctypes.c_long),
         ("head_splits", ctypes.c_long),
+        ("tables", ctypes.c_void_p),
+        ("table_stride", ctypes.c_long),
+        ("page_tokens", ctypes.c_long),
+        ("page_stride", ctypes.c_long),
+        ("lengths", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
+        ("sums_at", ctypes.c_void_p),
     )
 
 
@@ -152,7 +159,12 @@ def decode_attention(
         twins.decode_attention(q, context, out, packing=packing, sparsity=sparsity, **rows)
 
 
-def _head_splits(group: int) -> int:
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Return the address of a tensor's first element, null for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def head_splits_of(group: int) -> int:
     """Return the number of equal parts of a group of query heads that attend one by one.
 
     The sums of all heads that share a row of latent attention do not fit in a core's cache, and a
@@ -183,8 +195,10 @@ def _attend_natively(
     if value_sums is not None:
         assert value_sums.shape == (context.shape[2], head_dim)
         assert value_sums.dtype == torch.float32 and value_sums.is_contiguous()
-    head_splits = _head_splits(out.shape[1]) if context.shape[1] == 1 and value_sums is None else 1
-    arguments = _Attention(
+    first_step = None if value_sums is None or not begins else torch.ones(len(q)).byte()
+    is_latent = context.shape[1] == 1
+    head_splits = head_splits_of(out.shape[1]) if is_latent and value_sums is None else 1
+    arguments = Arguments(
         q=q.data_ptr(),
         sequence_stride=q.stride(0),
         kv_heads=q.shape[1] // out.shape[1] * head_splits,
@@ -197,17 +211,17 @@ def _attend_natively(
         tokens=context.shape[0],
         rows=context.shape[2] * head_splits,
         first_row=first_row * head_splits,
-        void_slots=None if void_slots is None else void_slots.data_ptr(),
+        void_slots=address(void_slots),
         scale=scale,
         soft_cap=soft_cap or 0.0,
-        sinks=None if sinks is None else sinks.data_ptr(),
-        slopes=None if slopes is None else slopes.data_ptr(),
+        sinks=address(sinks),
+        slopes=address(slopes),
         out=out.data_ptr(),
         group_size=packing.group_size if packing else 1,
         bits=packing.bits if packing else 0,
         sparsity=sparsity,
-        value_sums=None if value_sums is None else value_sums.data_ptr(),
-        begins=begins,
+        value_sums=address(value_sums),
+        begins=address(first_step),
         value_dim=out.shape[2],
         head_splits=head_splits,
     )

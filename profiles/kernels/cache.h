@@ -31,9 +31,64 @@ struct Attention {
   int bits;             // 0 where it is not packed.
   double sparsity;      // Fraction of the slots seen that a query attends to.
   float* value_sums;    // [rows, dim], value_dim of each row, of the slots seen before, or null: they are summed anew.
-  int begins;           // Nothing has been summed yet.
+  const uint8_t* begins;  // Of which sequences nothing has been summed yet; null: of none.
   long value_dim;       // Elements of a value, the first ones; at most dim.
   long head_splits;     // Adjacent rows of q and out that share a row of the context.
+  // Of a context in pages, [pages, rows of a sequence, 2 or 1, page_tokens, dim]:
+  const int32_t* tables;  // The pages of each sequence in order, or null: there are no pages.
+  long table_stride;
+  long page_tokens, page_stride;  // No tile of tokens lies on two pages.
+  const int32_t* lengths;  // Tokens of each sequence, or null: `tokens` of each.
+  const int32_t* order;    // The sequences as they are taken, or null: one after another.
+  const int32_t* sums_at;  // The place of each sequence in value_sums, or null: its own number.
+
+  long sequence_of(long row) const { return (first_row + row) / kv_heads; }
+  long tokens_of(long row) const { return lengths ? lengths[sequence_of(row)] : tokens; }
+  long row_at(long place) const {
+    return order ? order[place / kv_heads] * kv_heads + place % kv_heads : place;
+  }
+};
+
+// Where the tokens of one row lie.
+template <class T>
+class Place {
+ public:
+  Place(const Attention& a, long row) : a_(&a) {
+    if (a.tables) table_ = a.tables + row / a.kv_heads * a.table_stride, row %= a.kv_heads;
+    row_ = static_cast<const T*>(a.context) + row / a.head_splits * a.row_stride;
+  }
+  const T* operator[](long token) const {
+    const T* page = row_;
+    if (table_) page += table_[token / a_->page_tokens] * a_->page_stride, token %= a_->page_tokens;
+    return page + token * a_->token_stride;
+  }
+
+ private:
+  const Attention* a_;
+  const int32_t* table_ = nullptr;
+  const T* row_;
+};
+
+// The rows that are read now and next, tile by tile.
+template <class T>
+class Places {
+ public:
+  explicit Places(const Attention& a) : a_(a), now_(a, 0), following_(a, 0) {}
+
+  void start(long row, long following) {
+    now_ = {a_, row}, following_ = {a_, following};
+    tokens_ = a_.tokens_of(row);
+  }
+  const T* operator[](long token) const { return now_[token]; }
+  // What is read after the tile from `first` on.
+  const T* after(long first) const {
+    return first + kTile < tokens_ ? now_[first + kTile] : following_[0];
+  }
+
+ private:
+  const Attention& a_;
+  Place<T> now_, following_;
+  long tokens_ = 0;
 };
 
 // Keys or values of some tokens of one row, `stride` apart; past the last one, it stands in.
@@ -49,17 +104,14 @@ template <class T>
 class PlainCache {
  public:
   using Element = T;
-  explicit PlainCache(const Attention& a) : a_(a) {}
+  explicit PlainCache(const Attention& a) : a_(a), places_(a) {}
 
-  void start(long row, bool is_last) {
-    row_ = static_cast<const T*>(a_.context) + row * a_.row_stride;
-    following_ = row_ + (is_last ? 0 : a_.row_stride);
-  }
+  void start(long row, long following) { places_.start(row, following); }
   void take(long first, long count) {
-    const T* tile = row_ + first * a_.token_stride;
+    const T* tile = places_[first];
     keys = {tile, a_.token_stride, count - 1};
     values = {tile + a_.value_stride, a_.token_stride, count - 1};
-    next_ = first + kTile < a_.tokens ? tile + kTile * a_.token_stride : following_;
+    next_ = places_.after(first);
   }
   void take_keys(long first, long count) { take(first, count); }
   void fetch_key(long t) const {
@@ -70,7 +122,7 @@ class PlainCache {
     const T* value = next_ + a_.value_stride + t * a_.token_stride;
     fetch(kIsPacked ? value + d / 2 : value + d, kIsPacked ? dims / 2 : dims * long(sizeof(T)));
   }
-  const T* value(long token) { return row_ + token * a_.token_stride + a_.value_stride; }
+  const T* value(long token) { return places_[token] + a_.value_stride; }
 
   // Of the tile taken last.
   Tokens<T> keys{}, values{};
@@ -78,8 +130,7 @@ class PlainCache {
  private:
   static constexpr bool kIsPacked = std::is_same_v<T, uint8_t>;
   const Attention& a_;
-  const T* row_ = nullptr;
-  const T* following_ = nullptr;
+  Places<T> places_;
   const T* next_ = nullptr;
 };
 
@@ -89,45 +140,38 @@ class PackedCache {
  public:
   using Element = T;
   explicit PackedCache(const Attention& a)
-      : a_(a), packing_{a.dim, a.group_size, a.bits},
-        row_bytes_(packing_.row_bytes()), keys_(kTile * a.dim),
-        values_(kTile * a.dim) {}
+      : a_(a), packing_{a.dim, a.group_size, a.bits}, row_bytes_(packing_.row_bytes()), places_(a),
+        keys_(kTile * a.dim), values_(kTile * a.dim) {}
 
-  void start(long row, bool) {
-    row_ = static_cast<const uint8_t*>(a_.context) + row * a_.row_stride;
-  }
+  void start(long row, long following) { places_.start(row, following); }
   void take(long first, long count) {
     take_keys(first, count);
-    values = keys;
-    if (a_.value_stride == 0) return;
-    for (long t = 0; t < count; ++t)
-      unpack(at(first + t) + a_.value_stride, values_.data() + t * a_.dim);
-    values = {values_.data(), a_.dim, count - 1};
+    values = a_.value_stride ? unpack(first, count, a_.value_stride, values_.data()) : keys;
   }
-  void take_keys(long first, long count) {
-    for (long t = 0; t < count; ++t) unpack(at(first + t), keys_.data() + t * a_.dim);
-    keys = {keys_.data(), a_.dim, count - 1};
-  }
+  void take_keys(long first, long count) { keys = unpack(first, count, 0, keys_.data()); }
   void fetch_key(long) const {}
   void fetch_value(long, long, long) const {}
   const T* value(long token) {
-    unpack_part(packing_, at(token) + a_.value_stride, 0, a_.dim, values_.data());
+    unpack_part(packing_, places_[token] + a_.value_stride, 0, a_.dim, values_.data());
     return values_.data();
   }
 
   Tokens<T> keys{}, values{};
 
  private:
-  const uint8_t* at(long token) const { return row_ + token * a_.token_stride; }
-  void unpack(const uint8_t* packed, T* to) const {
-    fetch(packed + kTile * a_.token_stride, row_bytes_);
-    unpack_part(packing_, packed, 0, a_.dim, to);
+  Tokens<T> unpack(long first, long count, long offset, T* to) const {
+    const uint8_t *tile = places_[first] + offset, *next = places_.after(first) + offset;
+    for (long t = 0; t < count; ++t) {
+      fetch(next + t * a_.token_stride, row_bytes_);
+      unpack_part(packing_, tile + t * a_.token_stride, 0, a_.dim, to + t * a_.dim);
+    }
+    return {to, a_.dim, count - 1};
   }
 
   const Attention& a_;
   const Packing packing_;
   const long row_bytes_;
-  const uint8_t* row_ = nullptr;
+  Places<uint8_t> places_;
   LineAligned<T> keys_, values_;
 };
 

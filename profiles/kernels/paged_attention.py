@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import torch
 
 from profiles.kernels import paged_twins
+from profiles.kernels.attention import Arguments, address, head_splits_of
+from profiles.kernels.call import call_kernel, is_native
 from profiles.packing import Packing
 
 
@@ -85,17 +90,77 @@ def paged_attention(
     assert value_sums is None or voids is None
     if num_lanes == 0:
         return
-    paged_twins.paged_attention(
-        q,
-        pool,
-        out,
-        tables=tables,
-        lengths=lengths,
-        voids=voids,
-        scale=head_dim**-0.5 if scale is None else scale,
-        soft_cap=soft_cap,
-        sinks=sinks,
-        slopes=slopes,
-        packing=packing,
+    how: dict[str, Any] = {
+        "tables": tables,
+        "lengths": lengths,
+        "voids": voids,
+        "scale": head_dim**-0.5 if scale is None else scale,
+        "soft_cap": soft_cap,
+        "sinks": sinks,
+        "slopes": slopes,
+        "packing": packing,
+        "sparsity": sparsity,
+    }
+    if is_native(q):
+        how |= {"value_sums": value_sums, "lanes": lanes, "begins": begins}
+        _attend_natively(q, pool, out, order=order, **how)
+    else:
+        paged_twins.paged_attention(q, pool, out, **how)
+
+
+def _attend_natively(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    tables: torch.Tensor,
+    lengths: torch.Tensor,
+    voids: torch.Tensor | None,
+    order: torch.Tensor | None,
+    scale: float,
+    soft_cap: float | None,
+    sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    packing: Packing | None,
+    sparsity: float,
+    value_sums: torch.Tensor | None,
+    lanes: torch.Tensor | None,
+    begins: torch.Tensor | None,
+) -> None:
+    """See ``paged_attention``, with the native kernel on the CPU."""
+    group = out.shape[1]
+    is_latent = pool.shape[2] == 1
+    head_splits = head_splits_of(group) if is_latent and value_sums is None else 1
+    arguments = Arguments(
+        q=q.data_ptr(),
+        sequence_stride=q.stride(0),
+        kv_heads=pool.shape[1] * head_splits,
+        group=group // head_splits,
+        dim=q.shape[2],
+        context=pool.data_ptr(),
+        token_stride=pool.stride(3),
+        value_stride=0 if is_latent else pool.stride(2),
+        row_stride=pool.stride(1),
+        rows=len(out) * head_splits,
+        void_slots=address(voids),
+        scale=scale,
+        soft_cap=soft_cap or 0.0,
+        sinks=address(sinks),
+        slopes=address(slopes),
+        out=out.data_ptr(),
+        group_size=packing.group_size if packing else 1,
+        bits=packing.bits if packing else 0,
         sparsity=sparsity,
+        value_sums=address(value_sums),
+        begins=address(begins),
+        value_dim=out.shape[2],
+        head_splits=head_splits,
+        tables=tables.data_ptr(),
+        table_stride=tables.stride(0),
+        page_tokens=pool.shape[3],
+        page_stride=pool.stride(0),
+        lengths=lengths.data_ptr(),
+        order=address(order),
+        sums_at=address(lanes),
     )
+    call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))

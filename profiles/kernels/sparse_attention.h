@@ -36,20 +36,21 @@ inline int least_of_largest(const std::vector<Ints>& values, long kept, int most
 template <class T, class Ops, class Cache>
 class SparseRow : Scorer<T, Ops, Cache> {
   using Base = Scorer<T, Ops, Cache>;
-  using Base::a_, Base::cache_, Base::width_;
+  using Base::a_, Base::cache_, Base::tokens_, Base::width_;
 
  public:
   explicit SparseRow(const Attention& a)
-      : Base(a), tiles_((a.tokens + kTile - 1) / kTile), shares_(a.group * tiles_ * kTile),
-        sums_(a.group * Wide<T>::padded(a.dim)), dropped_(a.group), total_(a.group),
-        all_(a.dim), order_(tiles_) {}
+      : Base(a), sums_(a.group * Wide<T>::padded(a.dim)), dropped_(a.group), total_(a.group),
+        all_(a.dim) {}
 
-  void attend(long row, bool is_last) {
-    Base::start(row, is_last);
+  void attend(long row, long following) {
+    Base::start(row, following);
+    tiles_ = (tokens_ + kTile - 1) / kTile;
+    shares_.resize(a_.group * tiles_ * kTile), order_.resize(tiles_);
     const long stride = tiles_ * kTile, width = Wide<T>::padded(a_.dim);
     long seen = 0;
-    for (long first = 0; first < a_.tokens; first += kTile) {
-      const long count = std::min(kTile, a_.tokens - first);
+    for (long first = 0; first < tokens_; first += kTile) {
+      const long count = std::min(kTile, tokens_ - first);
       cache_.take_keys(first, count);
       Base::score_tile(first, count, &shares_[first], stride);
       const Ints is_seen = Base::seen(first, count);
@@ -95,7 +96,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
 
   void add(long stride, long width) {
     std::fill(sums_.begin(), sums_.end(), 0.0f);
-    for (long t = 0; t < a_.tokens; ++t) {
+    for (long t = 0; t < tokens_; ++t) {
       bool is_chosen = false;
       for (long g = 0; g < a_.group; ++g) is_chosen |= shares_[g * stride + t] > 0;
       if (!is_chosen) continue;
@@ -112,10 +113,12 @@ class SparseRow : Scorer<T, Ops, Cache> {
 
   // Returns the sum of the values seen, to which only the newest is new but in the first step.
   const float* sum_values(long row) {
-    const bool is_new = a_.begins || !a_.value_sums;
+    const long sequence = a_.sequence_of(row);
+    const bool is_new = !a_.value_sums || (a_.begins && a_.begins[sequence]);
+    if (a_.sums_at) row = a_.sums_at[sequence] * a_.kv_heads + row % a_.kv_heads;
     float* to = a_.value_sums ? a_.value_sums + row * a_.dim : all_.data();
     if (is_new) std::fill(to, to + a_.dim, 0.0f);
-    for (long t = is_new ? 0 : a_.tokens - 1; t < a_.tokens; ++t) {
+    for (long t = is_new ? 0 : tokens_ - 1; t < tokens_; ++t) {
       if (Base::is_void(t)) continue;
       const T* value = cache_.value(t);
       for (long d = 0; d < a_.value_dim; d += kLanes)
@@ -130,7 +133,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
       for (long d = 0; d < a_.value_dim; ++d) sums_[g * width + d] += dropped_[g] / seen * all[d];
   }
 
-  const long tiles_;
+  long tiles_ = 0;  // Of the row.
   std::vector<float> shares_;  // [group, tiles x tokens]; the scores, before one chooses.
   std::vector<float> sums_, dropped_, total_;
   std::vector<float> all_;

@@ -85,6 +85,6 @@ def test_decode_attention(
 
 @pytest.mark.parametrize("group", [1, 4, 16, 17, 20, 32, 40, 64, 128])
 def test_parts_of_a_group_are_equal_and_not_small(group: int) -> None:
-    parts = attention._head_splits(group)  # what the kernel is called with
+    parts = attention.head_splits_of(group)  # what the kernel is called with
     assert group % parts == 0
     assert parts == 1 or group // parts >= attention.QUERIES_AT_ONCE
