@@ -1,0 +1,182 @@
+"""The passes of a job whose sequences begin as others end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.plan import Plan
+from costmodel.plan.policy import Policy
+from costmodel.schedule.admission import Admission
+from costmodel.schedule.pass_lanes import PassLanes
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule
+from executor.engine.channels import Ending, Engine
+from executor.model.token_scores import TokenScores, join
+from executor.run.lane_block import LaneBlock
+from executor.run.lanes import Lane
+from executor.run.pass_plan import PassPlan
+from executor.run.results import BlockResult
+from profiles import kernels
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+# Tasks that are made in advance while the previous pass is computed.
+TASKS_AHEAD = 256
+# Tasks of a pass that run beside the one before it.
+LOADS = frozenset({"read_weights", "send_weights"})
+
+
+def check_lanes(policy: Policy, hardware: HardwareProfile) -> None:
+    """Refuse what lanes cannot run with yet."""
+    if policy.lanes is None:
+        return
+    placed = {"cache": policy.cache, "activations": policy.activations}
+    elsewhere = [name for name, placement in placed.items() if placement.cpu < 1]
+    if hardware.has_gpu:
+        elsewhere.append("a GPU")
+    if elsewhere:
+        raise InputError(
+            "policy.lanes",
+            got=", ".join(elsewhere),
+            allowed="a CPU, with cache and activations in its memory",
+            hint="a policy without lanes",
+        )
+
+
+class LaneRun:
+    """One job: admits prompts, runs passes, and takes the tokens.
+
+    Parameters
+    ----------
+    plan
+        Of a policy with lanes.
+    block, engine
+        The handlers, and what runs them.
+    eos_ids
+        Tokens that end a sequence.
+    """
+
+    def __init__(
+        self, plan: Plan, block: LaneBlock, engine: Engine, eos_ids: frozenset[int]
+    ) -> None:
+        assert plan.policy.lanes is not None
+        self._policy, self._lanes = plan.policy, plan.policy.lanes
+        self._block, self._engine, self._eos_ids = block, engine, eos_ids
+        count = plan.policy.num_gpu_batches
+        self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
+        self._ahead: deque[Task] = deque()
+        # Scores of each token so far, and of the prompt, by lane.
+        self._scores: dict[int, list[TokenScores]] = {}
+        self._prompt_scores: dict[int, TokenScores] = {}
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]
+    ) -> Iterator[BlockResult]:
+        """Generate for every prompt; yields the sequences that end in a pass, behind it."""
+        lengths = Lengths([len(prompt) for prompt in prompts], max_tokens)
+        admission = Admission(
+            lengths,
+            self._block.stores.cache.sizes,
+            most_lanes=self._policy.block_size,
+            batch_lanes=self._policy.gpu_batch_size,
+            pass_rows=self._lanes.pass_rows,
+        )
+        # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
+        kernels.end_idle_threads()
+        first_pass, start_s = 0, time.perf_counter()
+        while (lanes := admission.plan()) is not None:
+            self._admit(lanes, prompts, max_tokens)
+            self._run_pass(lanes)
+            ended = self._take()
+            admission.ended(ended)
+            if ended:
+                result = self._result(ended, lanes.number + 1 - first_pass, start_s)
+                first_pass, start_s = lanes.number + 1, time.perf_counter()
+                self._block.table.release(ended)
+                yield result
+        self._engine.drain()
+
+    def _admit(
+        self, lanes: PassLanes, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]
+    ) -> None:
+        for number, request in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
+            ids = np.asarray(prompts[request], np.int64)
+            lane = Lane(request=request, prompt=ids, max_tokens=max_tokens[request])
+            self._block.table.admit(number, lane)
+
+    def _run_pass(self, lanes: PassLanes) -> None:
+        """Run the tasks of one pass, and with them the first loads of the next.
+
+        The next pass gives lanes other batches and pages other lanes, which no task is to see: all
+        tasks of this pass must have ended.
+        """
+        self._block.begin_pass(
+            PassPlan.of(
+                lanes.number,
+                lanes.batches,
+                self._block.table,
+                chunk_rows=self._lanes.chunk_rows,
+            )
+        )
+        # A channel works in order, so that its last task ends last.
+        last: dict[str, Ending] = {}
+        while (task := self._next()).token == lanes.number or task.kind in LOADS:
+            ending = self._engine.submit(task)
+            if task.kind not in LOADS:
+                last[task.channel] = ending
+        self._ahead.appendleft(task)
+        # More tasks are made now, before the workers need the interpreter.
+        self._ahead.extend(itertools.islice(self._tasks, TASKS_AHEAD - len(self._ahead)))
+        for ending in last.values():
+            self._engine.wait(ending)
+        self._engine.forget_done()
+
+    def _next(self) -> Task:
+        return self._ahead.popleft() if self._ahead else next(self._tasks)
+
+    def _take(self) -> list[int]:
+        """Give each lane its token of this pass; returns the lanes that end."""
+        ended = []
+        head = self._block.head
+        self._prompt_scores |= head.prompt_scores
+        for number, token in head.chosen.items():
+            lane = self._block.table.lanes[number]
+            lane.length = len(lane.prompt) + len(lane.generated)
+            lane.generated.append(token)
+            if number in head.scores:
+                self._scores.setdefault(number, []).append(head.scores[number])
+            if token in self._eos_ids or len(lane.generated) == lane.max_tokens:
+                ended.append(number)
+        return ended
+
+    def _result(self, ended: Sequence[int], num_passes: int, start_s: float) -> BlockResult:
+        output_ids, stopped, scores, prompt_scores = {}, set(), {}, {}
+        for number in ended:
+            lane = self._block.table.lanes[number]
+            ids = lane.generated
+            if ids[-1] in self._eos_ids:
+                stopped.add(lane.request)
+                ids = ids[:-1]
+            output_ids[lane.request] = tuple(ids)
+            if number in self._scores:
+                scores[lane.request] = join(self._scores.pop(number)).first(len(ids))
+            if number in self._prompt_scores:
+                prompt_scores[lane.request] = self._prompt_scores.pop(number)
+        return BlockResult(
+            output_ids=output_ids,
+            stopped=frozenset(stopped),
+            num_batches=len(self._block.batches),
+            prompt_len=max(len(self._block.table.lanes[number].prompt) for number in ended),
+            num_tokens=num_passes,
+            start_s=start_s,
+            prefill_s=0.0,
+            decode_s=time.perf_counter() - start_s,
+            output_scores=scores,
+            prompt_scores=prompt_scores,
+        )
