@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 
 from costmodel.plan.pages import pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.lane_block import LaneBlock
@@ -22,7 +25,7 @@ from executor.run.lanes import LaneTable
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_machines import ON_CPU, change_policy, make_hardware, make_policy
+from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy, make_hardware, make_policy
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
 
 MACHINE = make_hardware()
@@ -223,6 +226,63 @@ def test_scores_are_those_of_the_model(jobs: Callable[[str], Job]) -> None:
             np.testing.assert_allclose(output.log_probs, wanted[count:], atol=2e-4)
             assert output.top_ids.shape == (len(ids), 2)
             assert output.top_ids[:, 0].tolist() == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"weights": ON_DISK}),
+        ("llama-tied", {"weights": HALVES, "num_gpu_batches": 3}),
+        ("mixed experts", {"weights": HALVES}),
+        ("mixed experts", {"weights": ON_DISK, "loads_on_demand": True}),
+        ("experts", {"weights": HALVES, "loads_on_demand": True}),
+    ],
+)
+def test_delays_change_no_token(
+    jobs: Callable[[str], Job],
+    name: str,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tasks that come late or end late, and staging buffers that hold NaN behind their last
+    reader."""
+    job = jobs(name)
+    expected = job.alone()
+    _poison_freed_pages(monkeypatch)
+    original = LaneBlock.handlers
+
+    def handlers(block: LaneBlock) -> Mapping[str, Handler]:
+        return {
+            kind: _late(block, handler) if kind == "compute" else _late(None, handler)
+            for kind, handler in original(block).items()
+        }
+
+    monkeypatch.setattr(LaneBlock, "handlers", handlers)
+    assert job.run(job.policy(**changes)) == expected
+
+
+def _late(block: LaneBlock | None, handler: Handler) -> Handler:
+    def run(task: Task) -> int:
+        rng = random.Random(task.index)
+        waits = [0.004 * rng.random() if rng.random() < 0.1 else 0.0 for _ in range(2)]
+        time.sleep(waits[0])
+        moved = handler(task)
+        time.sleep(waits[1])
+        if block is not None:
+            _spoil_used_layer(block, task)
+        return moved
+
+    return run
+
+
+def _spoil_used_layer(block: LaneBlock, task: Task) -> None:
+    """Fill the staging of a layer's weights that no batch of this pass needs any more."""
+    store = block.stores.weights
+    at_once = store.plan.batches_at_once if block.kinds[task.layer] == "experts" else 1
+    is_last = task.batch + at_once >= block.policy.num_gpu_batches
+    parts = store.placed[task.layer]
+    if task.layer > 0 and is_last and any(part.cut.disk_bytes for part in parts):
+        store.buffers.staging_of("cpu", task).fill_(255)
 
 
 def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
