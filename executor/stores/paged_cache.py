@@ -37,6 +37,8 @@ class LayerPages:
     ----------
     pool
         [pages, rows, vectors, PAGE, width].
+    steps
+        From a vector of a token to its others, int64 [rows * vectors], in vectors.
     ring, ring_number
         Slots of a sequence, ``None`` for all of its tokens; and the place of that ring in
         ``rings_of`` the model.
@@ -47,6 +49,7 @@ class LayerPages:
     """
 
     pool: torch.Tensor
+    steps: torch.Tensor
     ring: int | None
     ring_number: int
     packing: Packing | None
@@ -97,7 +100,11 @@ class PagedCache:
         """
         layer = self.of(task)
         stored = [in_stored_form(vector, layer.packing)[:, 0] for vector in vectors]
-        layer.pool[pages, :, :, offsets] = torch.stack(stored, dim=2)
+        # Whole vectors by their number in the pool: an index of several dimensions is slower.
+        firsts = pages * (layer.steps.numel() * PAGE) + offsets
+        places = (firsts[:, None] + layer.steps).flatten()
+        width = layer.pool.shape[-1]
+        layer.pool.view(-1, width)[places] = torch.stack(stored, dim=2).view(-1, width)
 
     def write_prompt(
         self, task: Task, pages: Sequence[Sequence[int]], vectors: Sequence[torch.Tensor]
@@ -133,6 +140,7 @@ class PagedCache:
         raw = self._arena.allocate("cache", math.prod(shape) * dtype.itemsize)
         return LayerPages(
             pool=raw.view(dtype).view(shape),
+            steps=torch.arange(cache.rows_per_sequence * cache.vectors) * PAGE,
             ring=ring,
             ring_number=number,
             packing=packing,
