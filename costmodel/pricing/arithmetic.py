@@ -147,7 +147,7 @@ def attention_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> fl
         seconds = packed_bytes / model.dtype_bytes * UNPACKED_BYTES / rate
     for kind in problem.layer_kinds:
         if stage.is_prefill:
-            flop = 4.0 * _seen_twice(kind.spec.attention, stage) * kind.spec.attention.prompt_size
+            flop = 4.0 * stage.seen_twice(kind.spec.attention) * kind.spec.attention.prompt_size
             seconds += kind.count * flop / rates.attention_prefill[model.dtype]
             continue
         token_bytes = kind.count * kind.cache.full_token_bytes * _read_share(problem, kind, rates)
@@ -168,17 +168,6 @@ def _latent_seconds(problem: Problem, kind: LayerKind, stage: Stage, rates: Comp
     flop = 2.0 * attention.num_heads * (attention.head_dim + attention.attended_dim)
     rate = rates.matmul_rate(problem.model.dtype, attention.num_heads, attention.head_dim)
     return flop * stage.slots_read(kind.cache) / rate
-
-
-def _seen_twice(attention: AttentionSpec, stage: Stage) -> int:
-    """Twice the keys that all queries of a prompt see. Rates of prefill count each key twice, as
-    without a mask."""
-    tokens = stage.tokens
-    if attention.is_chunked and attention.window is not None:
-        chunks, rest = divmod(tokens, attention.window)
-        return chunks * attention.window**2 + rest**2
-    window = min(tokens, attention.window or tokens)
-    return 2 * tokens * window - window**2
 
 
 def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> float:

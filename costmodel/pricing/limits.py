@@ -49,7 +49,8 @@ def stage_limits(problem: Problem, shares: Shares[Quantity], stage: Stage) -> di
     The limit of a channel is its busy seconds. ``unhidden_share``, a result of calibration, adds a
     part of the other channels' seconds.
     """
-    limits = _limits(problem, shares, stage, stage_work(problem, shares, stage))
+    work = stage_work(problem, shares, stage)
+    limits = _limits(problem, shares, stage, work)
     alone = shares.of_one_batch(problem.gpu_batch_size)
     return limits | {ONE_BATCH: _in_series(stage_work(problem, alone, stage))}
 
@@ -70,13 +71,28 @@ def _in_series(work: Sequence[TaskWork[Quantity]]) -> Quantity:
 def _limits(
     problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
 ) -> dict[str, Quantity]:
-    """Return all limits but that of one batch in series."""
+    if stage.is_prefill:
+        return work_limits(problem, work, fill=fill_seconds(problem, shares), is_decode=False)
+    return work_limits(problem, work)
+
+
+def work_limits(
+    problem: Problem,
+    work: Sequence[TaskWork[Quantity]],
+    *,
+    fill: Quantity | None = None,
+    is_decode: bool = True,
+) -> dict[str, Quantity]:
+    """Return all limits of some work but that of one batch in series.
+
+    ``fill`` are seconds of a load before computing starts. In decode, computing may also wait for
+    experts.
+    """
     busy = channel_seconds(work)
     limits = dict(busy)
-    if stage.is_prefill:
-        # Computing starts when the first layer's weights are loaded.
+    if fill is not None:
         name = _compute_channel(problem)
-        limits[name] = limits[name] + _fill_seconds(problem, shares)
+        limits[name] = limits[name] + fill
     if unhidden := problem.hardware.unhidden_share:
         of_all = total(limits.values())
         limits = {name: s * (1 - unhidden) + of_all * unhidden for name, s in limits.items()}
@@ -89,7 +105,7 @@ def _limits(
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
-    if problem.loads_on_demand and not stage.is_prefill:
+    if problem.loads_on_demand and is_decode:
         # Computing waits for loads on demand. A piece is sent while the next one is read; where the
         # number of batches is open, the largest number of pieces counts.
         late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
@@ -98,7 +114,7 @@ def _limits(
             waited: list[Quantity] = [busy[_compute_channel(problem)], late[i]]
             waited += [seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :]]
             limits[name] = total(waited)
-    if problem.cpu_experts and not stage.is_prefill:
+    if problem.cpu_experts and is_decode:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
     return limits
 
@@ -115,7 +131,8 @@ def _compute_channel(problem: Problem) -> str:
     return "gpu_compute" if problem.hardware.has_gpu else "cpu_compute"
 
 
-def _fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
+def fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
+    """Return the seconds of loading the first decoder layer, when nothing can be computed yet."""
     hardware, first = problem.hardware, problem.sizes.layers[1]
     parts = [(shares.weights[c.name], c.num_bytes) for c in first.components]
     read = total(share.disk * (size / hardware.disk.read.peak) for share, size in parts)

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.cache import CacheSpec
 from costmodel.pricing.problem import Problem
 
@@ -80,6 +81,20 @@ class Stage:
     def slots_stored(self, cache: CacheSpec) -> int:
         """Return the slots of a layer's cache that are written for later passes."""
         return cache.num_slots(self.stored_tokens) if self.is_prefill else self.stored_tokens
+
+    def seen_twice(self, attention: AttentionSpec) -> float:
+        """Return twice the keys that all queries of a sequence's prompt see in a layer."""
+        return seen_twice(attention, self.tokens)
+
+
+def seen_twice(attention: AttentionSpec, tokens: int) -> int:
+    """Return twice the keys that all queries of a prompt see. Rates of prefill count each key
+    twice, as without a mask."""
+    if attention.is_chunked and attention.window is not None:
+        chunks, rest = divmod(tokens, attention.window)
+        return chunks * attention.window**2 + rest**2
+    window = min(tokens, attention.window or tokens)
+    return 2 * tokens * window - window**2
 
 
 def read_cache_bytes(problem: Problem, stage: Stage) -> float:

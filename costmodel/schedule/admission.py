@@ -6,6 +6,7 @@ The executor and the simulation of a job admit with this same code. No torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +32,19 @@ def longest_first(lengths: Lengths, requests: IntArray | None = None) -> IntArra
     return rows[np.lexsort((rows, -lengths.prompts[rows], -lengths.outputs[rows]))]
 
 
+@dataclass(slots=True)
+class _Room:
+    """Rows that a pass has left, and tokens of prompts that it may still begin."""
+
+    rows: int
+    prompt_tokens: int
+
+    def use(self, tokens: int) -> None:
+        """Take a prompt of some tokens."""
+        self.rows -= tokens
+        self.prompt_tokens -= tokens
+
+
 class Admission:
     """Gives lanes to waiting requests, and pages of the cache to lanes as they grow.
 
@@ -52,7 +66,8 @@ class Admission:
     order
         Requests in the order in which they are admitted; ``None``: ``longest_first``.
     prompt_tokens
-        Tokens of prompts after which a pass admits nobody else; ``None`` admits all that fit.
+        Tokens of prompts, at least 1, after which a pass admits nobody else; ``None`` admits all
+        that fit.
 
     Raises
     ------
@@ -84,8 +99,8 @@ class Admission:
         self._lengths, self._needs = lengths, PageNeeds(pool)
         self._capacity: IntArray = np.array(pool.pages, np.int64)
         self._free = self._capacity.copy()
-        self._batch_lanes, self._pass_rows = batch_lanes, pass_rows
-        self._prompt_tokens = pass_rows if prompt_tokens is None else prompt_tokens
+        self._most_lanes, self._batch_lanes, self._pass_rows = most_lanes, batch_lanes, pass_rows
+        self._prompt_tokens = pass_rows if prompt_tokens is None else max(1, prompt_tokens)
         # What comes first is at the end of a list, where it is taken.
         self._queue: list[int] = order[::-1].tolist()
         self._free_lanes = list(range(most_lanes))[::-1]
@@ -138,16 +153,18 @@ class Admission:
                 self._num_passes += most
                 break
             most //= 2
-        return most
+        return max(0, most)
 
     def ended(self, lanes: Iterable[int]) -> None:
         """Free the pages of lanes whose answers ended in the pass that was planned last."""
-        gone = np.isin(self.lanes, list(lanes))
+        is_gone = np.zeros(self._most_lanes, bool)
+        is_gone[list(lanes)] = True
+        gone = is_gone[self.lanes]
         self._free = self._free + self._held[gone].sum(axis=0)
         self._free_lanes += self.lanes[gone].tolist()
         self.lanes, self.requests = self.lanes[~gone], self.requests[~gone]
         self.steps, self._held = self.steps[~gone], self._held[~gone]
-        self._may_admit = True
+        self._may_admit = self._may_admit or bool(gone.any())
 
     @property
     def used_pages(self) -> IntArray:
@@ -186,24 +203,54 @@ class Admission:
 
     def _admit(self) -> list[int]:
         """Admit requests behind the lanes at work, and return them."""
-        forecast, admitted = None, []
-        rows, budget = self._pass_rows - len(self.lanes), self._prompt_tokens
-        while self._queue and self._free_lanes and budget > 0:
-            forecast = forecast or self._forecast()
-            place = self._first_that_fits(forecast, rows)
-            if place is None:
+        admitted: list[int] = []
+        room = _Room(self._pass_rows - len(self.lanes), self._prompt_tokens)
+        forecast = self._forecast() if self._queue and self._free_lanes else None
+        while forecast is not None and self._queue:
+            most = 1 if self._overtaken >= MOST_OVERTAKEN else LOOKAHEAD
+            waiting = np.array(self._queue[: -most - 1 : -1])
+            places = self._take(waiting, forecast, room)
+            for place in reversed(places):
+                del self._queue[-1 - place]
+            admitted += waiting[places].tolist()
+            if len(places) < len(waiting):
                 break
-            request = self._queue.pop(-1 - place)
-            self._overtaken = self._overtaken + 1 if place else 0
-            self._append(request)
-            row = np.array([request])
-            forecast.add(self._prompts[row], self._lengths.outputs[row] - 1)
-            tokens = int(self._lengths.prompts[request])
-            rows, budget = rows - tokens, budget - tokens
-            admitted.append(request)
         # A pass that was full of prompts is no reason to wait until a lane ends.
         self._may_admit = bool(admitted)
         return admitted
+
+    def _take(self, waiting: IntArray, forecast: Forecast, room: _Room) -> list[int]:
+        """Admit what fits of the first requests of the queue; return their places there.
+
+        Once a request does not fit, it fits no better when others were admitted.
+        """
+        prompts = self._lengths.prompts[waiting]
+        pages = forecast.pages(self._prompts[waiting], self._lengths.outputs[waiting] - 1)
+        places: list[int] = []
+        place = 0
+        while self._free_lanes and room.prompt_tokens > 0:
+            fits = forecast.fits(pages[place:], self._capacity) & (prompts[place:] <= room.rows)
+            found = np.flatnonzero(fits)
+            while len(found) and not self._is_safe_with(int(waiting[place + found[0]])):
+                found = found[1:]
+            overtakes = len(found) > 0 and place + found[0] > 0 and places[:1] != [0]
+            if not len(found) or (overtakes and self._overtaken >= MOST_OVERTAKEN):
+                break
+            place += int(found[0])
+            self._overtaken = self._overtaken + 1 if overtakes else 0
+            self._append(int(waiting[place]))
+            forecast.add(pages[place])
+            room.use(int(prompts[place]))
+            places.append(place)
+            place += 1
+        return places
+
+    def _is_safe_with(self, request: int) -> bool:
+        """Whether lanes can still end in any case when this request is admitted."""
+        pages = self._needs.of(self._prompts[request : request + 1])
+        held = np.concatenate([self._held, pages])
+        most = self._most[np.append(self.requests, request)]
+        return is_safe(held, most - held, self._free - pages[0])
 
     def _append(self, request: int) -> None:
         self.lanes = np.append(self.lanes, self._free_lanes.pop())
@@ -212,21 +259,6 @@ class Admission:
         pages = self._needs.of(self._prompts[request : request + 1])
         self._held = np.concatenate([self._held, pages])
         self._free = self._free - pages[0]
-
-    def _first_that_fits(self, forecast: Forecast, rows: int) -> int | None:
-        """Return the place in the queue of the first request that fits in this pass."""
-        most = 1 if self._overtaken >= MOST_OVERTAKEN else LOOKAHEAD
-        requests = np.array(self._queue[: -most - 1 : -1])
-        prompts, passes = self._prompts[requests], self._lengths.outputs[requests] - 1
-        fits = forecast.fits(prompts, passes, self._capacity)
-        fits &= self._lengths.prompts[requests] <= rows
-        pages = self._needs.of(prompts)
-        for place in np.flatnonzero(fits):
-            held = np.concatenate([self._held, pages[place : place + 1]])
-            most_pages = self._most[np.append(self.requests, requests[place])]
-            if is_safe(held, most_pages - held, self._free - pages[place]):
-                return int(place)
-        return None
 
     def _forecast(self) -> Forecast:
         """Return the pages of the lanes at work in later passes."""
@@ -238,5 +270,5 @@ class Admission:
         latest = [self._lengths.outputs.max()]
         forecast = Forecast(self._needs, np.concatenate([passes, next_ends, latest]))
         tokens = self._prompts[self.requests] + self.steps - 1
-        forecast.add(tokens, passes)
+        forecast.add(forecast.pages(tokens, passes).sum(axis=0))
         return forecast

@@ -87,19 +87,19 @@ class Forecast:
         self._before: IntArray = np.concatenate([[-1], times[:-1]])
         self._used: IntArray = np.zeros(1, np.int64)
 
-    def add(self, tokens: IntArray, passes: IntArray) -> None:
-        """Add lanes that hold ``tokens`` after this pass and run ``passes`` more, int64 [lanes]."""
-        self._used = self._used + self._pages(tokens, passes).sum(axis=0)
-
-    def fits(self, tokens: IntArray, passes: IntArray, capacity: IntArray) -> BoolArray:
-        """Return for each of several lanes whether it fits beside those that were added."""
-        pages = self._pages(tokens, passes)
-        # Later than a lane's end, its absence changes nothing.
-        fits: BoolArray = ((pages + self._used <= capacity) | (pages == 0)).all(axis=(1, 2))
-        return fits
-
-    def _pages(self, tokens: IntArray, passes: IntArray) -> IntArray:
-        """Return the pages of each lane at each time, int64 [lanes, times, pools]."""
+    def pages(self, tokens: IntArray, passes: IntArray) -> IntArray:
+        """Return the pages at each time, int64 [lanes, times, pools], of lanes that hold ``tokens``
+        after this pass and run ``passes`` more, each int64 [lanes]."""
         grown = tokens[:, None] + np.minimum(self._times, passes[:, None])
         runs = passes[:, None] > self._before
-        return self._needs.of(np.where(runs, grown, 0))
+        return self._needs.of(grown * runs)
+
+    def add(self, pages: IntArray) -> None:
+        """Add pages in use, int64 [times, pools]."""
+        self._used = self._used + pages
+
+    def fits(self, pages: IntArray, capacity: IntArray) -> BoolArray:
+        """Return for each of several lanes whether its pages are free beside those in use."""
+        # Times after a lane's end do not concern it, even if too many pages will be in use then.
+        fits: BoolArray = (pages <= np.maximum(capacity - self._used, 0)).all(axis=(1, 2))
+        return fits

@@ -1,0 +1,275 @@
+"""Passes over lanes and whole jobs, against stages, ``estimate`` and a count of every pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodel.families import spec_from_config
+from costmodel.model.loading import load_model_spec
+from costmodel.model.spec import ModelSpec
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.rounding import round_policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.limits import stage_limits
+from costmodel.pricing.pass_stages import Reach, reach_of
+from costmodel.pricing.passes import PassCounts, PassPrice
+from costmodel.pricing.price import estimate
+from costmodel.pricing.problem import problem_of
+from costmodel.pricing.shares import shares_of
+from costmodel.pricing.stages import stages_of
+from costmodel.schedule.job_simulation import JobTimeline, simulate_job
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.recorded import find_profile
+from tests.costmodel.machines import make_mixture, make_model, make_policy
+
+CPU = find_profile("cpu-2core")
+MIXED = Placement(cpu=0.4, disk=0.6)
+# Three of four layers see 40 tokens.
+WINDOWS = {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 1000,
+    "max_position_embeddings": 4096,
+    "sliding_window": 40,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "torch_dtype": "bfloat16",
+}
+
+
+def models() -> dict[str, ModelSpec]:
+    """Return models with and without windows and experts, small and large."""
+    return {
+        "plain": make_model(),
+        "windows": spec_from_config(WINDOWS, name="windows"),
+        "mixture": make_mixture(),
+        "3b": load_model_spec("llama-3.2-3b"),
+    }
+
+
+def lane_policy(model: ModelSpec, *, has_gpu: bool = False, **changes: object) -> Policy:
+    """Return a policy of eight lanes in batches of four, most of its weights on the disk."""
+    lanes = LanePolicy(pool_tokens=100_000, pass_rows=4096, chunk_rows=64)
+    fields: dict[str, object] = {
+        "model": model,
+        "weights": MIXED,
+        "prefill_batch_size": 4,
+        "lanes": lanes,
+        "workload": Workload(prompt_len=16, gen_len=100),
+    }
+    return round_policy(make_policy(**(fields | changes)), has_gpu=has_gpu)
+
+
+def counts_of(policy: Policy, hardware: HardwareProfile, **values: float) -> PassCounts:
+    """Return the counts of one pass, with equal ``slots``, ``stored`` and ``seen`` everywhere."""
+    kinds = problem_of(policy, hardware).layer_kinds
+    windows = {kind.cache.window for kind in kinds}
+    reaches: set[Reach] = {reach_of(kind.spec.attention) for kind in kinds}
+
+    def array(name: str) -> np.ndarray:
+        return np.array([values.get(name, 0.0)], float)
+
+    return PassCounts(
+        decoding=array("decoding"),
+        newcomers=array("newcomers"),
+        prompt_tokens=array("prompt_tokens"),
+        slots={window: array("slots") for window in windows},
+        stored={window: array("stored") for window in windows},
+        seen={reach: array("seen") for reach in reaches},
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "mixture", "3b"])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_a_pass_of_decode_is_a_stage_of_one_pass(name: str, lanes: int) -> None:
+    policy = lane_policy(models()[name])
+    batches = max(1, lanes // 4)
+    alone = replace(
+        policy,
+        gpu_batch_size=lanes // batches,
+        num_gpu_batches=batches,
+        prefill_batch_size=1,
+    )
+    problem, shares = problem_of(alone, CPU), shares_of(alone)
+    stage = replace(
+        stages_of(problem)[1],
+        passes=1,
+        tokens=1,
+        context_tokens=123.5,
+        stored_tokens=1,
+    )
+    expected = {k: v * lanes for k, v in stage_limits(problem, shares, stage).items()}
+    counts = counts_of(policy, CPU, decoding=lanes, slots=lanes * 123.5)
+    found = PassPrice(policy, CPU).limits(counts)
+    assert found.keys() == expected.keys()
+    for limit, seconds in expected.items():
+        assert found[limit][0] == pytest.approx(seconds, rel=1e-6), limit
+
+
+@pytest.mark.parametrize("name", ["plain", "windows", "3b"])
+@pytest.mark.parametrize("scores", [None, 0])
+def test_a_pass_of_prompts_is_the_stage_of_prefill(name: str, scores: int | None) -> None:
+    workload = Workload(prompt_len=64, gen_len=2, prompt_logprobs=scores)
+    # Four prompts of 64 tokens in one product.
+    policy = lane_policy(
+        models()[name],
+        num_gpu_batches=1,
+        workload=workload,
+        lanes=LanePolicy(pool_tokens=10_000, pass_rows=1000, chunk_rows=256),
+    )
+    problem, shares = problem_of(policy, CPU), shares_of(policy)
+    prefill = stages_of(problem)[0]
+    expected = max(stage_limits(problem, shares, prefill).values()) * 4
+    timeline = simulate_job(policy, CPU, Lengths([64] * 4, [2] * 4))
+    assert timeline.trace.num_passes == 2
+    assert timeline.seconds[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "windows", "3b"])
+@pytest.mark.parametrize("bits", [16, 4])
+def test_equal_lengths_take_as_long_as_a_block_in_step(name: str, bits: int) -> None:
+    # A batch of prompts is multiplied at once in both.
+    policy = lane_policy(
+        models()[name],
+        num_gpu_batches=8,
+        workload=Workload(prompt_len=32, gen_len=200),
+        weight_bits=bits,
+        cache_bits=bits,
+        lanes=LanePolicy(pool_tokens=32 * 256, pass_rows=2000, chunk_rows=128),
+    )
+    timeline = simulate_job(policy, CPU, Lengths([32] * 32, [200] * 32))
+    assert timeline.trace.num_passes == 200
+    assert timeline.trace.waited == 0
+    expected = estimate(replace(policy, lanes=None), CPU)
+    assert timeline.total_s == pytest.approx(expected.latency_s, rel=0.01)
+    assert timeline.throughput_tok_per_s == pytest.approx(expected.throughput_tok_per_s, rel=0.01)
+
+
+def brute_force(timeline: JobTimeline, lengths: Lengths, window: int) -> list[list[float]]:
+    """Return lanes, newcomers, prompt tokens and slots without and with a window of each pass,
+    counted sequence by sequence."""
+    rows = [[0.0] * 5 for _ in range(timeline.trace.num_passes)]
+    admitted = zip(timeline.trace.requests.tolist(), timeline.trace.admitted.tolist(), strict=True)
+    for request, number in admitted:
+        prompt = int(lengths.prompts[request])
+        rows[number][1] += 1
+        rows[number][2] += prompt
+    runs = timeline.trace.runs
+    for first, passes, slots in zip(runs.first, runs.passes, runs.slots, strict=True):
+        for step in range(passes):
+            rows[first + step][0] += 1
+            rows[first + step][3] += slots + step
+            rows[first + step][4] += min(slots + step, window)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_counts_are_those_of_every_sequence(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 40))
+    prompts = np.clip(30 * np.exp(rng.normal(0, 1, count)), 1, 300).astype(int)
+    answers = np.clip(20 * np.exp(rng.normal(0, 1, count)), 1, 200).astype(int)
+    guesses = np.maximum(1, (answers * rng.choice([0.2, 1, 3], count)).astype(int))
+    lengths = Lengths(prompts, guesses, np.maximum(guesses, answers) + 5)
+    policy = lane_policy(
+        models()["windows"],
+        lanes=LanePolicy(pool_tokens=int(rng.integers(600, 2500)), pass_rows=600, chunk_rows=64),
+    )
+    timeline = simulate_job(policy, CPU, lengths, answers=answers)
+    counts = timeline.counts
+    found = np.stack(
+        [
+            counts.decoding,
+            counts.newcomers,
+            counts.prompt_tokens,
+            counts.slots[None],
+            counts.slots[40],
+        ]
+    )
+    assert found.T.tolist() == brute_force(timeline, lengths, 40)
+    served = timeline.trace.requests
+    # A prompt makes the first token of its answer.
+    decoded = np.zeros(len(lengths), int)
+    np.add.at(decoded, timeline.trace.runs.requests, timeline.trace.runs.passes)
+    assert decoded[served].tolist() == (answers[served] - 1).tolist()
+    assert timeline.generated_tokens == answers[served].sum()
+    assert timeline.num_refused == count - len(served)
+    seen = [2 * p * min(p, 40) - min(p, 40) ** 2 for p in prompts[served].tolist()]
+    assert counts.seen[40, False].sum() == sum(seen)
+
+
+def test_wrong_guesses_wait_and_cost_time() -> None:
+    rng = np.random.default_rng(1)
+    answers = rng.integers(50, 150, 60)
+    policy = lane_policy(
+        models()["3b"],
+        lanes=LanePolicy(pool_tokens=900, pass_rows=600, chunk_rows=64),
+    )
+    prompts = np.full(60, 30)
+    right = simulate_job(policy, CPU, Lengths(prompts, answers, answers * 4))
+    guessed = Lengths(prompts, answers // 3, answers * 4)
+    wrong = simulate_job(policy, CPU, guessed, answers=answers)
+    assert wrong.trace.waited > right.trace.waited
+    assert wrong.waiting_s > 0
+    assert wrong.trace.most_pages[0] <= 900 // 32 + 1
+    assert wrong.generated_tokens == right.generated_tokens == answers.sum()
+
+
+def test_jobs_that_cannot_run_are_refused() -> None:
+    policy = lane_policy(models()["plain"])
+    with pytest.raises(InputError, match=r"policy\.lanes: got null"):
+        simulate_job(replace(policy, lanes=None), CPU, Lengths([5], [5]))
+    with pytest.raises(InputError, match="room for at least one"):
+        simulate_job(policy, CPU, Lengths([5000], [5]))
+    some = simulate_job(policy, CPU, Lengths([5000, 10], [5, 5]))
+    assert (some.num_refused, some.generated_tokens) == (1, 5)
+
+
+@pytest.mark.parametrize("machine", ["h100-80gb", "rtx4090-pc"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("plain", {"cache": Placement(gpu=0.5, cpu=0.5), "cpu_attention": 1.0}),
+        ("windows", {"cache": Placement(gpu=1)}),
+        ("mixture", {"cache": Placement(gpu=0.5, cpu=0.5), "loads_on_demand": True}),
+        ("mixture", {"cache": Placement(cpu=1), "cpu_attention": 1.0, "cpu_experts": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_a_pass_beside_a_gpu_is_a_stage_of_one_pass(
+    machine: str, name: str, changes: dict[str, object], lanes: int
+) -> None:
+    hardware = find_profile(machine)
+    policy = lane_policy(
+        models()[name],
+        has_gpu=True,
+        weights=Placement(gpu=0.5, cpu=0.5),
+        activations=Placement(gpu=1),
+        **changes,
+    )
+    alone = replace(policy, num_gpu_batches=lanes // 4)
+    problem, shares = problem_of(alone, hardware), shares_of(alone)
+    # The context is below every window.
+    stage = replace(
+        stages_of(problem)[1],
+        passes=1,
+        tokens=1,
+        first_pass=1,
+        context_tokens=16.0,
+        stored_tokens=1,
+    )
+    expected = {k: v * lanes for k, v in stage_limits(problem, shares, stage).items()}
+    counts = counts_of(policy, hardware, decoding=lanes, slots=lanes * 16.0)
+    found = PassPrice(policy, hardware).limits(counts)
+    assert found.keys() == expected.keys()
+    for limit, seconds in expected.items():
+        assert found[limit][0] == pytest.approx(seconds, rel=1e-6, abs=1e-15), limit
