@@ -13,11 +13,12 @@ from profiles.kernels.encoded import grouped_encoded, multiply_encoded, unpack_e
 from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
-from profiles.kernels.paged_attention import paged_attention
+from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 
 __all__ = [
     "EncodedMatrix",
+    "carry_width",
     "clamped_swiglu",
     "decode_attention",
     "end_idle_threads",
@@ -31,6 +32,7 @@ __all__ = [
     "multiply_rows",
     "pack_rows",
     "paged_attention",
+    "prefix_attention",
     "rms_norm",
     "rotate",
     "swiglu",

@@ -115,12 +115,7 @@ class Row : Scorer<T, Ops, Cache> {
 
   void attend(long row, long following) {
     Base::start(row, following);
-    // A sink is the first score, and adds nothing to the values.
-    for (long g = 0; g < a_.group; ++g) {
-      largest_[g] = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
-      total_[g] = Floats{Base::sinks_ ? 1.0f : 0.0f};
-    }
-    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    begin(row);
     for (long first = 0; first < tokens_; first += kTile) {
       count_ = std::min(kTile, tokens_ - first);
       cache_.take(first, count_);
@@ -129,6 +124,7 @@ class Row : Scorer<T, Ops, Cache> {
       for (long g = 0; g < a_.group; ++g) share(g, is_seen);
       Base::in_blocks([&](auto size, long g) { add<size.value>(g); });
     }
+    if (a_.keeps_carry) return keep(row);
     T* out = static_cast<T*>(a_.out) + row * a_.group * a_.value_dim;
     for (long g = 0; g < a_.group; ++g)
       Ops::finish(&sums_[g * width_], 1.0f / sum(total_[g]), a_.value_dim,
@@ -136,6 +132,33 @@ class Row : Scorer<T, Ops, Cache> {
   }
 
  private:
+  void begin(long row) {
+    // A sink is the first score, and adds nothing to the values.
+    for (long g = 0; g < a_.group; ++g) {
+      largest_[g] = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
+      total_[g] = Floats{Base::sinks_ ? 1.0f : 0.0f};
+    }
+    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    for (long g = 0; a_.carry && !a_.keeps_carry && g < a_.group; ++g) {
+      const float *sums = carry(row, g), *total = sums + width_, *rest = total + kLanes;
+      if (rest[1] == 0) continue;
+      std::copy(sums, total, &sums_[g * width_]);
+      total_[g] = load(total), largest_[g] = rest[0];
+    }
+  }
+  void keep(long row) const {
+    for (long g = 0; g < a_.group; ++g) {
+      float *sums = carry(row, g), *total = sums + width_;
+      std::copy(&sums_[g * width_], &sums_[g * width_] + width_, sums);
+      store(total, total_[g]), store(total + kLanes, Floats{largest_[g], 1.0f});
+    }
+  }
+  // Of a query: the sums of values, the lanes of the total, and the largest score, beside whether
+  // there is any of this.
+  float* carry(long row, long g) const {
+    return a_.carry + (row * a_.group + g) * (width_ + 2 * kLanes);
+  }
+
   // Turns the tile's scores of a query into shares. Where one exceeds all before it, what was
   // summed is fitted to it.
   void share(long g, Ints is_seen) {

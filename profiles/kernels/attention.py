@@ -51,6 +51,8 @@ class Arguments(ctypes.Structure):
         ("lengths", ctypes.c_void_p),
         ("order", ctypes.c_void_p),
         ("sums_at", ctypes.c_void_p),
+        ("carry", ctypes.c_void_p),
+        ("keeps_carry", ctypes.c_int),
     )
 
 

@@ -41,6 +41,8 @@ struct Attention {
   const int32_t* lengths;  // Tokens of each sequence, or null: `tokens` of each.
   const int32_t* order;    // The sequences as they are taken, or null: one after another.
   const int32_t* sums_at;  // The place of each sequence in value_sums, or null: its own number.
+  float* carry;         // [rows, group, padded dim + 2 kLanes], what was attended before; or null.
+  int keeps_carry;      // It is written in place of out, rather than read.
 
   long sequence_of(long row) const { return (first_row + row) / kv_heads; }
   long tokens_of(long row) const { return lengths ? lengths[sequence_of(row)] : tokens; }

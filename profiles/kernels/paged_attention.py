@@ -22,6 +22,7 @@ def paged_attention(
     lengths: torch.Tensor,
     voids: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
+    carry: torch.Tensor | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
@@ -62,8 +63,12 @@ def paged_attention(
     order
         The lanes in the order in which they are taken, int32 [lanes]: the longest first keeps all
         threads busy to the end. It does not change the result. ``None`` is that of the batch.
+    carry
+        What each lane has attended to before its pages, from ``prefix_attention``: float32 [lanes,
+        heads, ``carry_width(head_dim)``], dense. Zeros are nothing. Not with ``slopes``, nor with
+        ``sparsity`` below one.
     scale, soft_cap, sinks, slopes, packing, sparsity
-        See ``decode_attention``.
+        See ``decode_attention``. ``sinks`` are part of a carry that is not zero.
     value_sums
         For ``sparsity`` below one: the sums of the visible values, float32 [lanes of the job, rows,
         head_dim], dense, kept by the caller from step to step. The value of the last slot is added.
@@ -88,49 +93,125 @@ def paged_attention(
     for of_heads in (sinks, slopes):
         assert of_heads is None or (of_heads.dtype, of_heads.shape) == (torch.float32, q.shape[1:2])
     assert value_sums is None or voids is None
+    if carry is not None:
+        assert carry.shape == (num_lanes, num_heads, carry_width(head_dim))
+        assert carry.dtype == torch.float32 and carry.is_contiguous()
+        assert slopes is None and sparsity == 1
     if num_lanes == 0:
         return
     how: dict[str, Any] = {
         "tables": tables,
         "lengths": lengths,
         "voids": voids,
+        "carry": carry,
         "scale": head_dim**-0.5 if scale is None else scale,
         "soft_cap": soft_cap,
         "sinks": sinks,
-        "slopes": slopes,
         "packing": packing,
-        "sparsity": sparsity,
     }
     if is_native(q):
-        how |= {"value_sums": value_sums, "lanes": lanes, "begins": begins}
-        _attend_natively(q, pool, out, order=order, **how)
+        how |= {"value_sums": value_sums, "begins": begins, "sums_at": lanes}
+        attend_natively(q, pool, out, order=order, slopes=slopes, sparsity=sparsity, **how)
     else:
-        paged_twins.paged_attention(q, pool, out, **how)
+        paged_twins.paged_attention(q, pool, out, slopes=slopes, sparsity=sparsity, **how)
 
 
-def _attend_natively(
+def prefix_attention(
     q: torch.Tensor,
     pool: torch.Tensor,
-    out: torch.Tensor,
+    *,
+    table: torch.Tensor,
+    length: int,
+    value_dim: int | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    packing: Packing | None = None,
+) -> torch.Tensor:
+    """Attend with one token of several lanes to a prefix that all share; its keys are read once.
+
+    ``paged_attention`` goes on from the result with each lane's own pages. Where the prefix is of
+    whole tiles, the result is that of attention without a cut, in all bits on a CPU.
+
+    Parameters
+    ----------
+    q
+        Queries of the lanes, [lanes, heads, head_dim].
+    pool
+        See ``paged_attention``.
+    table
+        The numbers of the prefix's pages, int32 [pages].
+    length
+        The prefix's tokens, a multiple of 16.
+    value_dim
+        Elements of a value; ``None`` is ``head_dim``.
+    scale, soft_cap, sinks, packing
+        As ``paged_attention`` is given them.
+
+    Returns
+    -------
+    torch.Tensor
+        The lanes' part of ``carry``, float32 [lanes, heads, ``carry_width(head_dim)``].
+    """
+    num_lanes, num_heads, head_dim = q.shape
+    rows = pool.shape[1]
+    assert length % 16 == 0 and table.dtype == torch.int32 and table.is_contiguous()
+    if num_lanes == 0:
+        return q.new_empty(0, num_heads, carry_width(head_dim), dtype=torch.float32)
+    # The queries of all lanes are the group of one sequence's key heads.
+    by_row = q.unflatten(1, (rows, -1)).transpose(0, 1).reshape(1, -1, head_dim)
+    kept = q.new_empty(rows, by_row.shape[1] // rows, carry_width(head_dim), dtype=torch.float32)
+    if sinks is not None:
+        sinks = sinks.view(rows, 1, -1).expand(-1, num_lanes, -1).flatten().contiguous()
+    how: dict[str, Any] = {
+        "value_dim": head_dim if value_dim is None else value_dim,
+        "scale": head_dim**-0.5 if scale is None else scale,
+        "soft_cap": soft_cap,
+        "sinks": sinks,
+        "packing": packing,
+    }
+    if is_native(q):
+        lengths = torch.tensor([length], dtype=torch.int32)
+        attend_natively(by_row, pool, None, tables=table[None], lengths=lengths, carry=kept, **how)
+    else:
+        paged_twins.prefix_attention(by_row, pool, kept, table=table, length=length, **how)
+    by_lane = kept.view(rows, num_lanes, num_heads // rows, -1).transpose(0, 1)
+    return by_lane.flatten(1, 2)
+
+
+def carry_width(head_dim: int) -> int:
+    """Return the floats that attention carries on of a query: the sums of values in whole vectors,
+    16 parts of the total, and the largest score with what tells it from nothing."""
+    return -(-head_dim // 16) * 16 + 2 * 16
+
+
+def attend_natively(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    out: torch.Tensor | None,
     *,
     tables: torch.Tensor,
     lengths: torch.Tensor,
-    voids: torch.Tensor | None,
-    order: torch.Tensor | None,
     scale: float,
-    soft_cap: float | None,
-    sinks: torch.Tensor | None,
-    slopes: torch.Tensor | None,
-    packing: Packing | None,
-    sparsity: float,
-    value_sums: torch.Tensor | None,
-    lanes: torch.Tensor | None,
-    begins: torch.Tensor | None,
+    value_dim: int = 0,
+    voids: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    carry: torch.Tensor | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    packing: Packing | None = None,
+    sparsity: float = 1.0,
+    value_sums: torch.Tensor | None = None,
+    begins: torch.Tensor | None = None,
+    sums_at: torch.Tensor | None = None,
 ) -> None:
-    """See ``paged_attention``, with the native kernel on the CPU."""
-    group = out.shape[1]
+    """See ``paged_attention``, with the native kernel on the CPU. Without ``out`` the carry is
+    written, and values have ``value_dim`` elements."""
+    num_rows, group = len(q) * pool.shape[1], q.shape[1] // pool.shape[1]
     is_latent = pool.shape[2] == 1
-    head_splits = head_splits_of(group) if is_latent and value_sums is None else 1
+    shares_rows = (is_latent and value_sums is None) or out is None
+    head_splits = head_splits_of(group) if shares_rows else 1
     arguments = Arguments(
         q=q.data_ptr(),
         sequence_stride=q.stride(0),
@@ -141,19 +222,19 @@ def _attend_natively(
         token_stride=pool.stride(3),
         value_stride=0 if is_latent else pool.stride(2),
         row_stride=pool.stride(1),
-        rows=len(out) * head_splits,
+        rows=num_rows * head_splits,
         void_slots=address(voids),
         scale=scale,
         soft_cap=soft_cap or 0.0,
         sinks=address(sinks),
         slopes=address(slopes),
-        out=out.data_ptr(),
+        out=address(out),
         group_size=packing.group_size if packing else 1,
         bits=packing.bits if packing else 0,
         sparsity=sparsity,
         value_sums=address(value_sums),
         begins=address(begins),
-        value_dim=out.shape[2],
+        value_dim=value_dim if out is None else out.shape[2],
         head_splits=head_splits,
         tables=tables.data_ptr(),
         table_stride=tables.stride(0),
@@ -161,6 +242,8 @@ def _attend_natively(
         page_stride=pool.stride(0),
         lengths=lengths.data_ptr(),
         order=address(order),
-        sums_at=address(lanes),
+        sums_at=address(sums_at),
+        carry=address(carry),
+        keeps_carry=out is None,
     )
     call_kernel("decode_attention", q.dtype, ctypes.byref(arguments))

@@ -54,7 +54,7 @@ class Lanes:
         return out
 
 
-def _lanes(
+def make_lanes(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     *,
@@ -129,7 +129,7 @@ def test_a_lane_is_attended_as_if_alone(
     bits: int | None,
     voids: bool,
 ) -> None:
-    lanes = _lanes(shape, dtype, bits=bits)
+    lanes = make_lanes(shape, dtype, bits=bits)
     _assert_equal_alone(lanes, voids=voids, scale=0.07)
 
 
@@ -146,7 +146,7 @@ def test_with_soft_caps_sinks_and_slopes(
     sparsity: float,
     kind: str,
 ) -> None:
-    lanes = _lanes(shape, dtype, bits=bits)
+    lanes = make_lanes(shape, dtype, bits=bits)
     heads = lanes.q.shape[1]
     added: dict[str, Any] = {
         "soft_cap": 3.0,
@@ -158,7 +158,7 @@ def test_with_soft_caps_sinks_and_slopes(
 
 
 def test_no_lanes_are_no_error(library: str) -> None:
-    lanes = _lanes(SHAPES[0], torch.bfloat16)
+    lanes = make_lanes(SHAPES[0], torch.bfloat16)
     lanes.q, lanes.tables, lanes.lengths = lanes.q[:0], lanes.tables[:0], lanes.lengths[:0]
     assert lanes.attend().shape[0] == 0
 
@@ -168,7 +168,7 @@ def test_no_lanes_are_no_error(library: str) -> None:
 def test_neither_order_nor_neighbours_change_a_bit(
     library: str, dtype: torch.dtype, bits: int | None
 ) -> None:
-    lanes = _lanes(SHAPES[0], dtype, bits=bits)
+    lanes = make_lanes(SHAPES[0], dtype, bits=bits)
     whole = lanes.attend()
     order = lanes.lengths.argsort(descending=True).int()
     assert torch.equal(lanes.attend(order=order), whole)
@@ -183,7 +183,7 @@ def test_sums_of_values_follow_lanes_that_change_places(
     library: str, shape: tuple[int, int, int, int], bits: int | None
 ) -> None:
     """One lane begins at the second step, and the batch is in another order then."""
-    lanes = _lanes(shape, torch.bfloat16, bits=bits)
+    lanes = make_lanes(shape, torch.bfloat16, bits=bits)
     rows, head_dim, places = shape[0], shape[2], torch.randperm(len(LENGTHS)).int()
     together = torch.full((len(places), rows, head_dim), torch.nan)
     alone = torch.full_like(together, torch.nan)
