@@ -12,7 +12,6 @@ from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.engine.channels import Handler
 from executor.machine.tiers import Machine
-from executor.model.sampling import Chooser
 from executor.run.lane_attention import LaneAttention
 from executor.run.lane_experts import LaneExperts
 from executor.run.lane_head import LaneHead
@@ -41,9 +40,7 @@ class LaneBlock:
     A pass is set up while none of its tasks, and no other task that reads its rows, is at work.
     """
 
-    def __init__(
-        self, policy: Policy, machine: Machine, stores: LaneStores, sampler: Chooser
-    ) -> None:
+    def __init__(self, policy: Policy, machine: Machine, stores: LaneStores) -> None:
         self.policy, self.stores = policy, stores
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self.table = LaneTable(
@@ -53,9 +50,7 @@ class LaneBlock:
         )
         self.attention = LaneAttention(policy, stores.cache, self.table)
         self.experts = LaneExperts(policy, stores.weights)
-        self.head = LaneHead(
-            policy, machine, stores.weights, stores.hidden, self.table.lanes, sampler
-        )
+        self.head = LaneHead(policy, machine, stores.weights, stores.hidden, self.table.lanes)
         self.batches: tuple[PassBatch, ...] = ()
         self._first_rows: tuple[int, ...] = ()
         self._numbers = decoder_numbers(policy.model)

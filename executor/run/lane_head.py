@@ -30,9 +30,7 @@ class LaneHead(LogitHead):
     hidden
         The rows of a pass.
     lanes
-        The lanes at work, by number.
-    sampler
-        Chooses the tokens.
+        The lanes at work, by number; each has what chooses its tokens.
     """
 
     def __init__(
@@ -42,10 +40,9 @@ class LaneHead(LogitHead):
         weights: WeightStore,
         hidden: PassRows,
         lanes: Mapping[int, Lane],
-        sampler: Chooser,
     ) -> None:
         super().__init__(policy, machine, weights)
-        self._hidden, self._lanes, self._sampler = hidden, lanes, sampler
+        self._hidden, self._lanes = hidden, lanes
         self._batches: Sequence[PassBatch] = ()
         # Of this pass, by lane: the token, and its scores where they are asked for.
         self.chosen: dict[int, int] = {}
@@ -83,15 +80,26 @@ class LaneHead(LogitHead):
     def _choose(self, task: Task, logits: torch.Tensor) -> None:
         numbers = self._batches[task.batch].emit_lanes
         lanes = [self._lanes[number] for number in numbers]
-        steps = torch.tensor([len(lane.generated) for lane in lanes])
         # Choosing may change the logits.
         kept = None if self._num_top is None else logits.clone()
-        requests = [lane.request for lane in lanes]
-        ids = self._sampler.sample(logits, requests, steps, lambda: _history(lanes))
+        rows: dict[Chooser, list[int]] = {}
+        for row, lane in enumerate(lanes):
+            rows.setdefault(lane.chooser, []).append(row)
+        ids = torch.empty(len(lanes), dtype=torch.int64)
+        for chooser, places in rows.items():
+            part = logits if len(rows) == 1 else logits[places]
+            ids[places] = _sample(chooser, part, [lanes[row] for row in places])
         self.chosen.update(zip(numbers, ids.tolist(), strict=True))
         if kept is not None and self._num_top is not None:
             found = score_chosen(kept, ids, self._num_top).split([1] * len(numbers))
             self.scores.update(zip(numbers, found, strict=True))
+
+
+def _sample(chooser: Chooser, logits: torch.Tensor, lanes: Sequence[Lane]) -> torch.Tensor:
+    """Choose a token for each of some lanes, int64 [lanes]."""
+    steps = torch.tensor([len(lane.generated) for lane in lanes])
+    requests = [lane.request for lane in lanes]
+    return chooser.sample(logits, requests, steps, lambda: _history(lanes))
 
 
 def _scored_tokens(batch: PassBatch) -> ScoredTokens:

@@ -17,9 +17,10 @@ from costmodel.schedule.pass_lanes import PassLanes
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.engine.channels import Ending, Engine
+from executor.model.sampling import Chooser
 from executor.model.token_scores import TokenScores, join
 from executor.run.lane_block import LaneBlock
-from executor.run.lanes import Lane
+from executor.run.lanes import Lane, LaneRequest
 from executor.run.pass_plan import PassPlan
 from executor.run.results import BlockResult
 from profiles import kernels
@@ -58,16 +59,22 @@ class LaneRun:
         Of a policy with lanes.
     block, engine
         The handlers, and what runs them.
-    eos_ids
-        Tokens that end a sequence.
+    chooser, eos_ids
+        What chooses tokens, and the tokens that end a sequence, for requests without their own.
     """
 
     def __init__(
-        self, plan: Plan, block: LaneBlock, engine: Engine, eos_ids: frozenset[int]
+        self,
+        plan: Plan,
+        block: LaneBlock,
+        engine: Engine,
+        chooser: Chooser,
+        eos_ids: frozenset[int],
     ) -> None:
         assert plan.policy.lanes is not None
         self._policy, self._lanes = plan.policy, plan.policy.lanes
-        self._block, self._engine, self._eos_ids = block, engine, eos_ids
+        self._block, self._engine = block, engine
+        self._chooser, self._eos_ids = chooser, eos_ids
         count = plan.policy.num_gpu_batches
         self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
         self._ahead: deque[Task] = deque()
@@ -75,11 +82,12 @@ class LaneRun:
         self._scores: dict[int, list[TokenScores]] = {}
         self._prompt_scores: dict[int, TokenScores] = {}
 
-    def run(
-        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]
-    ) -> Iterator[BlockResult]:
-        """Generate for every prompt; yields the sequences that end in a pass, behind it."""
-        lengths = Lengths([len(prompt) for prompt in prompts], max_tokens)
+    def run(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+        """Generate for every request; yields the sequences that end in a pass, behind it."""
+        lengths = Lengths(
+            [len(request.prompt_ids) for request in requests],
+            [request.max_tokens for request in requests],
+        )
         admission = Admission(
             lengths,
             self._block.stores.cache.sizes,
@@ -91,7 +99,7 @@ class LaneRun:
         kernels.end_idle_threads()
         first_pass, start_s = 0, time.perf_counter()
         while (lanes := admission.plan()) is not None:
-            self._admit(lanes, prompts, max_tokens)
+            self._admit(lanes, requests)
             self._run_pass(lanes)
             ended = self._take()
             admission.ended(ended)
@@ -102,12 +110,16 @@ class LaneRun:
                 yield result
         self._engine.drain()
 
-    def _admit(
-        self, lanes: PassLanes, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]
-    ) -> None:
-        for number, request in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
-            ids = np.asarray(prompts[request], np.int64)
-            lane = Lane(request=request, prompt=ids, max_tokens=max_tokens[request])
+    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest]) -> None:
+        for number, index in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
+            request = requests[index]
+            lane = Lane(
+                request=index,
+                prompt=np.asarray(request.prompt_ids, np.int64),
+                max_tokens=request.max_tokens,
+                chooser=request.chooser or self._chooser,
+                eos_ids=self._eos_ids if request.eos_ids is None else request.eos_ids,
+            )
             self._block.table.admit(number, lane)
 
     def _run_pass(self, lanes: PassLanes) -> None:
@@ -151,7 +163,7 @@ class LaneRun:
             lane.generated.append(token)
             if number in head.scores:
                 self._scores.setdefault(number, []).append(head.scores[number])
-            if token in self._eos_ids or len(lane.generated) == lane.max_tokens:
+            if lane.has_ended:
                 ended.append(number)
         return ended
 
@@ -160,7 +172,7 @@ class LaneRun:
         for number in ended:
             lane = self._block.table.lanes[number]
             ids = lane.generated
-            if ids[-1] in self._eos_ids:
+            if lane.has_stopped:
                 stopped.add(lane.request)
                 ids = ids[:-1]
             output_ids[lane.request] = tuple(ids)

@@ -5,17 +5,41 @@ Everything here is numpy and lists: the thread that plans passes must not start 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodel.plan.pages import PoolSizes
+from executor.model.sampling import Chooser
 
 Integers = npt.NDArray[np.int64]
 # Page tables as kernels take them.
 Table = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneRequest:
+    """One prompt of a job, and how it is continued.
+
+    Parameters
+    ----------
+    prompt_ids
+        The ids of the prompt, one or more.
+    max_tokens
+        Most tokens to generate, one or more.
+    chooser
+        Chooses its tokens; ``None`` is that of the run. Equal ones are asked for many sequences at
+        once.
+    eos_ids
+        Tokens that end it; ``None`` are those of the run.
+    """
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    chooser: Chooser | None = None
+    eos_ids: frozenset[int] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +54,8 @@ class Lane:
         The ids of the prompt.
     max_tokens
         Tokens that may be generated; with one, nothing is cached.
+    chooser, eos_ids
+        What chooses its tokens, and the tokens that end it.
     length
         Tokens in the cache: the prompt and what was generated, but for the last.
     generated
@@ -39,6 +65,8 @@ class Lane:
     request: int
     prompt: Integers
     max_tokens: int
+    chooser: Chooser
+    eos_ids: frozenset[int] = frozenset()
     length: int = 0
     generated: list[int] = field(default_factory=list)
 
@@ -46,6 +74,16 @@ class Lane:
     def most_tokens(self) -> int:
         """Most tokens in the cache; the last one that is generated needs no place there."""
         return len(self.prompt) + self.max_tokens - 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last token that was generated ends it."""
+        return self.has_stopped or len(self.generated) == self.max_tokens
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether that is one of its end tokens."""
+        return self.generated[-1] in self.eos_ids
 
     @property
     def is_cached(self) -> bool:

@@ -29,6 +29,7 @@ from executor.run.batch import Batch
 from executor.run.block import Block, Stores
 from executor.run.lane_block import LaneBlock, LaneStores
 from executor.run.lane_run import LaneRun, check_lanes
+from executor.run.lanes import LaneRequest
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
 from executor.run.token_embedding import TokenEmbedding
@@ -109,34 +110,36 @@ class Runner:
         # The trace outlives the run and refers to the runner, so the memory is released here.
         del self.weights, self.block, self.engine
 
-    def run(
-        self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int] | None = None
-    ) -> Iterator[BlockResult]:
+    def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
         """Generate for every prompt, given as token ids; yields each block as it ends.
 
         Prompts of similar length share a block, so that there is little padding. The longest come
         first, so that the peak of memory is at the start. A policy with lanes has no blocks: the
         sequences that end in the same pass come together.
-
-        Parameters
-        ----------
-        max_tokens
-            Most tokens to generate for each prompt, for a policy with lanes, at most the workload's
-            ``gen_len``; ``None`` is that for all.
         """
         if isinstance(self.block, LaneBlock):
-            limits = max_tokens or [self.policy.workload.gen_len] * len(prompts)
-            lane_run = LaneRun(self.plan, self.block, self.engine, self.eos_ids)
-            with out_of_memory_told(self.hardware):
-                yield from lane_run.run(prompts, limits)
+            gen_len = self.policy.workload.gen_len
+            yield from self.run_requests(
+                [LaneRequest(prompt_ids=ids, max_tokens=gen_len) for ids in prompts]
+            )
             return
-        assert max_tokens is None
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for first in range(0, len(order), self.policy.block_size):
             part = order[first : first + self.policy.block_size]
             with out_of_memory_told(self.hardware):
                 result = self._run_block(self.block, prompts, part)
             yield result
+
+    def run_requests(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+        """Generate for requests with lengths and choices of their own; needs a policy with lanes.
+
+        Yields the sequences that end in the same pass together, each by its place in ``requests``.
+        None may be longer than the policy's workload says.
+        """
+        assert isinstance(self.block, LaneBlock)
+        lane_run = LaneRun(self.plan, self.block, self.engine, self.sampler, self.eos_ids)
+        with out_of_memory_told(self.hardware):
+            yield from lane_run.run(requests)
 
     @property
     def disk_bytes(self) -> int:
@@ -209,7 +212,7 @@ class Runner:
             cache=PagedCache(self.policy, machine),
             hidden=PassRows(self.policy, machine),
         )
-        return LaneBlock(self.policy, machine, stores, self.sampler), []
+        return LaneBlock(self.policy, machine, stores), []
 
     def _run_block(
         self, block: Block, prompts: Sequence[Sequence[int]], indices: list[int]

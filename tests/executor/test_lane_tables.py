@@ -11,6 +11,7 @@ import torch
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens
 from costmodel.schedule.pass_lanes import LaneBatch
+from executor.model.sampling import Sampler
 from executor.run.lanes import Lane, LaneTable
 from executor.run.pass_plan import PassPlan, void_slots
 
@@ -19,7 +20,7 @@ POOL = PoolSizes(pages=(40, 16), most_pages=(None, 2))
 
 def _lane(length: int, *, max_tokens: int = 9, generated: int = 0) -> Lane:
     prompt = np.arange(length) + 1000 * length
-    lane = Lane(request=length, prompt=prompt, max_tokens=max_tokens)
+    lane = Lane(request=length, prompt=prompt, max_tokens=max_tokens, chooser=Sampler())
     lane.generated = list(range(generated))
     lane.length = length + generated - 1 if generated else 0
     return lane

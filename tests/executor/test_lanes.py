@@ -21,7 +21,7 @@ from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.lane_block import LaneBlock
-from executor.run.lanes import LaneTable
+from executor.run.lanes import LaneRequest, LaneTable
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
 from tests.executor.reference import ReferenceModel
@@ -63,6 +63,14 @@ class Job:
     prompts: list[list[int]]
     limits: list[int]
 
+    @property
+    def requests(self) -> list[LaneRequest]:
+        """The prompts with their limits."""
+        return [
+            LaneRequest(prompt_ids=ids, max_tokens=limit)
+            for ids, limit in zip(self.prompts, self.limits, strict=True)
+        ]
+
     def policy(self, **changes: Any) -> Policy:
         """Return two batches of two lanes with room for all of them, all in CPU memory."""
         longest = max(map(len, self.prompts))
@@ -79,9 +87,9 @@ class Job:
     ) -> list[BlockResult]:
         """Run the job with its prompts in another order."""
         order = range(len(self.prompts)) if order is None else order
-        prompts, limits = [self.prompts[i] for i in order], [self.limits[i] for i in order]
+        requests = [self.requests[i] for i in order]
         with Runner(policy, MACHINE, self.source, self.folder, **options) as runner:
-            return list(runner.run(prompts, limits))
+            return list(runner.run_requests(requests))
 
     def run(
         self, policy: Policy, order: Sequence[int] | None = None, **options: Any
@@ -208,6 +216,29 @@ def test_sampling_depends_on_the_sequence_alone(jobs: Callable[[str], Job]) -> N
     for count in (1, 3):
         policy = job.policy(gpu_batch_size=4, num_gpu_batches=count)
         assert job.run(policy, sampler=sampler) == expected
+
+
+def test_requests_have_choices_of_their_own(jobs: Callable[[str], Job]) -> None:
+    job = jobs("llama")
+    greedy = job.alone()
+    samplers = [None, Sampler(temperature=0.9, seed=3), Sampler(temperature=1.5, top_k=9, seed=4)]
+    requests = [replace(r, chooser=samplers[i % 3]) for i, r in enumerate(job.requests)]
+    requests[0] = replace(requests[0], eos_ids=frozenset({greedy[0][4]}))
+    found = {}
+    for policy in (job.policy(**ALONE), job.policy(gpu_batch_size=4)):
+        with Runner(policy, MACHINE, job.source, job.folder) as runner:
+            results = list(runner.run_requests(requests))
+        found[policy.block_size] = {i: ids for r in results for i, ids in r.output_ids.items()}
+    assert found[1] == found[8]
+    first = greedy[0].index(greedy[0][4])
+    for index, ids in found[1].items():
+        expected = tuple(greedy[index])
+        if index == 0:
+            assert ids == expected[:first]
+        elif index % 3 == 0:
+            assert ids == expected
+    drawn = [found[1][i] != tuple(greedy[i]) for i in range(len(requests)) if i % 3]
+    assert sum(drawn) > len(drawn) / 2
 
 
 def test_scores_are_those_of_the_model(jobs: Callable[[str], Job]) -> None:
