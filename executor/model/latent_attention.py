@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.pricing.workspace import LATENT_HEADS_AT_ONCE
 from executor.model.matrices import LayerWeights, Matrix, decode, linear, split_rows, vector
+from executor.model.prefill_attention import own_lengths
 from executor.model.rotations import Rotation
 from profiles import kernels
 
@@ -56,14 +57,19 @@ def project_latents(
 
 
 def prefill_latents(
-    queries: torch.Tensor, rows: torch.Tensor, weights: LayerWeights, attention: AttentionSpec
+    queries: torch.Tensor,
+    rows: torch.Tensor,
+    weights: LayerWeights,
+    attention: AttentionSpec,
+    lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Attend causally within each prompt, with the results of ``project_latents``.
 
     Returns
     -------
     torch.Tensor
-        [batch, tokens, heads * value_dim]; see ``prefill_attention`` for rows of padding.
+        [batch, tokens, heads * value_dim]; see ``prefill_attention`` for rows of padding, and for
+        ``lengths``.
 
     Notes
     -----
@@ -76,7 +82,17 @@ def prefill_latents(
     for first, end in _tiles(attention.num_heads):
         chunks = _rows_of(weights["kv_b.weight"], latent, first, end)
         made = linear(rows[..., : latent.rank], chunks).unflatten(-1, (end - first, -1))
-        out[:, :, first:end] = _attend_heads(queries[:, :, first:end], made, rows, attention)
+        heads = queries[:, :, first:end]
+        if queries.is_cuda:
+            out[:, :, first:end] = _attend_heads(heads, made, rows, attention)
+            continue
+        for i, length in enumerate(own_lengths(queries, lengths)):
+            own = slice(i, i + 1)
+            attended = _attend_heads(
+                heads[own, :length], made[own, :length], rows[own, :length], attention
+            )
+            out[i, :length, first:end] = attended[0]
+            out[i, length:, first:end] = 0
     return out.flatten(2)
 
 

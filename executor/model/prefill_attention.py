@@ -6,7 +6,7 @@ in tokens ``[0, length_i)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ def prefill_attention(
     v: torch.Tensor,
     attention: AttentionSpec,
     sinks: torch.Tensor | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Attend causally within each prompt.
 
@@ -35,12 +36,16 @@ def prefill_attention(
         Its window, soft cap and ALiBi slopes are applied.
     sinks
         Of each query head, float32 [heads].
+    lengths
+        Tokens of each prompt; ``None`` where none is padded. On a CPU the result for a prompt is
+        then the one that it has alone.
 
     Returns
     -------
     torch.Tensor
-        [batch, tokens, heads * head_dim]. Rows of padding have no meaning. Causal attention never
-        reads them for a row of a prompt, because they are to its right.
+        [batch, tokens, heads * head_dim]. Rows of padding have no meaning, but are finite where
+        ``q``, ``k`` and ``v`` are. Causal attention never reads them for a row of a prompt, because
+        they are to its right.
 
     Notes
     -----
@@ -64,16 +69,27 @@ def prefill_attention(
         return attended.transpose(1, 2).flatten(2)
     out = q.new_empty(batch, tokens, heads, head_dim)
     split = tokens, kv_heads, heads // kv_heads, head_dim
-    for i in range(batch):
+    for i, length in enumerate(own_lengths(q, lengths)):
         _attend_sequence(
-            q[i].view(split).permute(1, 2, 0, 3),
-            k[i].transpose(0, 1),
-            v[i].transpose(0, 1),
-            out[i].view(split).permute(1, 2, 0, 3),
+            q[i].view(split).permute(1, 2, 0, 3)[:, :, :length],
+            k[i, :length].transpose(0, 1),
+            v[i, :length].transpose(0, 1),
+            out[i].view(split).permute(1, 2, 0, 3)[:, :, :length],
             attention,
             sinks,
         )
+        out[i, length:] = 0
     return out.flatten(2)
+
+
+def own_lengths(q: torch.Tensor, lengths: Sequence[int] | None) -> Sequence[int]:
+    """Return with how many tokens each sequence of ``q`` [batch, tokens, ...] attends.
+
+    Kernels depend on the number of tokens. A GPU attends with padding nevertheless, because its
+    products depend on other rows in any case.
+    """
+    batch, tokens = q.shape[:2]
+    return [tokens] * batch if lengths is None or q.is_cuda else lengths
 
 
 def _has_window(attention: AttentionSpec, tokens: int) -> bool:

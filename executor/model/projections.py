@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -40,14 +42,16 @@ def attend_prompt(
     cached: tuple[torch.Tensor, ...],
     weights: LayerWeights,
     attention: AttentionSpec,
+    lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Attend within prompts, with the results of ``project_prompt``; returns [batch, tokens,
-    ``output_size``]."""
+    ``output_size``]. ``lengths`` are those of ``prefill_attention``."""
     if attention.latent is None:
         keys, values = cached
-        return prefill_attention(queries, keys, values, attention, sinks_of(weights, attention))
+        sinks = sinks_of(weights, attention)
+        return prefill_attention(queries, keys, values, attention, sinks, lengths)
     (rows,) = cached
-    return latent_attention.prefill_latents(queries, rows[:, :, 0], weights, attention)
+    return latent_attention.prefill_latents(queries, rows[:, :, 0], weights, attention, lengths)
 
 
 def project_token(

@@ -177,7 +177,8 @@ class Block:
             queries, cached = projections.project_prompt(hidden[part], weights, rotation, layer)
             if self.policy.workload.kept_prompt_len:
                 self.stores.cache.write_prompt(task, first, cached)
-            attended = projections.attend_prompt(queries, cached, weights, layer.attention)
+            lengths = self.batches[task.batch].lengths[part].tolist()
+            attended = projections.attend_prompt(queries, cached, weights, layer.attention, lengths)
             del queries, cached
             if self._finishes_all(task):
                 self._finish(task, hidden[part], attended)

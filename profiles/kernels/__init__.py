@@ -15,6 +15,7 @@ from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
+from profiles.kernels.row_tiles import fixed_rows
 
 __all__ = [
     "EncodedMatrix",
@@ -22,6 +23,7 @@ __all__ = [
     "clamped_swiglu",
     "decode_attention",
     "end_idle_threads",
+    "fixed_rows",
     "grouped_encoded",
     "grouped_linear",
     "groups_packed",

@@ -17,7 +17,8 @@ import torch
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native, pointer
 from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.encoded_twins import unpack_encoded_twin
-from profiles.kernels.products import MOST_ROWS, Products, linear, most_native_rows
+from profiles.kernels.products import Products, linear, most_native_rows, multiplies_tiles
+from profiles.kernels.row_tiles import TILE_OUTPUTS
 from profiles.packing import DECODED_AT_ONCE_BYTES, DIRECT_ROWS
 
 _SCALES = ("float32", "float16", "bfloat16", "code")
@@ -118,7 +119,8 @@ def multiply_encoded(
     assert out.shape == (len(x), len(matrix.rows)) and out.stride(1) == 1
     if matrix.columns is not None:
         x, matrix = x[:, matrix.columns], replace(matrix, columns=None)
-    if is_native(x) and len(x) <= _most_native_rows(x.dtype):
+    is_few = len(x) <= most_native_rows(x.dtype)
+    if is_native(x) and is_few and not multiplies_tiles(x):
         _multiply(x, [len(x)], [matrix], out, biases=bias if bias is None else [bias], adds=adds)
     elif len(x) <= DIRECT_ROWS and (fused := _fused(x)):
         fused.multiply_encoded(x, matrix, out, bias, adds=adds)
@@ -146,7 +148,7 @@ def grouped_encoded(
     assert len(counts) == len(matrices) > 0 and sum(counts) == len(x) == len(out)
     assert biases is None or len(biases) == len(counts)
     is_in_order = all(matrix.columns is None for matrix in matrices)
-    if is_native(x) and is_in_order:
+    if is_native(x) and is_in_order and not multiplies_tiles(x):
         _multiply(x, counts, matrices, out, biases=biases)
         return
     if is_in_order and len(x) <= DIRECT_ROWS * len(counts) and (fused := _fused(x)):
@@ -168,15 +170,6 @@ def _parts(matrix: EncodedMatrix, step: int) -> Iterator[EncodedMatrix]:
         yield matrix.part(first, first + step)
 
 
-def _most_native_rows(dtype: torch.dtype) -> float:
-    """Return the most rows with which our own product is the fastest on this processor.
-
-    Of float32 with wide vectors these are all: what torch gains with many rows, unpacking costs.
-    """
-    most = most_native_rows(dtype)
-    return torch.inf if most == MOST_ROWS["wide vectors"] else most
-
-
 def _multiply_unpacked(
     x: torch.Tensor,
     matrix: EncodedMatrix,
@@ -187,7 +180,7 @@ def _multiply_unpacked(
 ) -> None:
     """Unpack some rows of the matrix at a time, and multiply with torch's own product."""
     row_bytes = matrix.num_elements * x.element_size()
-    step = max(1, DECODED_AT_ONCE_BYTES // row_bytes)
+    step = TILE_OUTPUTS if multiplies_tiles(x) else max(1, DECODED_AT_ONCE_BYTES // row_bytes)
     weight = x.new_empty(min(step, len(matrix.rows)), matrix.num_elements)
     for number, part in enumerate(_parts(matrix, step)):
         here = slice(number * step, number * step + len(part.rows))

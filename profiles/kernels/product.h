@@ -29,14 +29,13 @@ template <class T, class Ops, class Source>
 class Tile {
   using Element = typename Ops::Element;
   using Query = typename Ops::Query;
-  // Packed weights are looked up by the number of their dimension.
+  // Packed weights are looked up by the number of their dimension: rows are taken from their start.
   static constexpr bool kIsPacked = std::is_same_v<Element, uint8_t>;
 
  public:
   // Row r's inputs are at `x` + r * `x_stride`.
   Tile(const Products& p, const Query* x, long x_stride, long most_rows)
-      : p_(p), x_(x), x_stride_(x_stride), depth_(kIsPacked ? p.dim : depth_of(p.dim)),
-        source_(p, depth_),
+      : p_(p), x_(x), x_stride_(x_stride), depth_(depth_of(p.dim)), source_(p, depth_),
         sums_(depth_ < p.dim ? (most_rows / kRows + kRows) * 2 * kOutputs / kWeights : 0) {}
 
   // Multiplies the rows of a span with the weights of some outputs.
@@ -58,7 +57,7 @@ class Tile {
   void multiply_rows(const Span& span, long d, long size) {
     long row = 0;
     const auto block = [&](auto rows) INLINE {
-      multiply_block<rows.value>(x_ + (span.first + row) * x_stride_ + d, size, span.first + row);
+      multiply_block<rows.value>(d, size, span.first + row);
       row += rows.value;
     };
     while (span.count - row >= kRows) block(std::integral_constant<long, kRows>());
@@ -71,11 +70,13 @@ class Tile {
   }
 
   template <long kCount>
-  void multiply_block(const Query* x, long size, long row) {
+  void multiply_block(long d, long size, long row) {
     constexpr long kSums = (kCount + 3) / 4;
+    const long first = kIsPacked ? d : 0;
+    const Query* x = x_ + row * x_stride_ + d - first;
     for (long w = 0; w < count_; w += kWeights) {
       Floats sums[kSums];
-      products<kCount>(weights_ + w, x, x_stride_, size, sums);
+      products<kCount>(weights_ + w, x, x_stride_, first, first + size, p_.dim, sums);
       repeat<kSums>([&](auto i) INLINE {
         if (!is_first_) sums[i] += *sum_;
         if (is_last_)
@@ -87,20 +88,20 @@ class Tile {
     }
   }
 
-  // Sums the products of kCount rows and kWeights weights. A function of its own, so that registers
-  // hold what its loop needs.
+  // Sums the products of kCount rows and kWeights weights, from dimension `d` to `end` of `dim`. A
+  // function of its own, so that registers hold what its loop needs.
   template <long kCount>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
-                                                 long stride, long size, Floats* sums) {
+                                                 long stride, long d, long end,
+                                                 [[maybe_unused]] long dim, Floats* sums) {
 #if defined(__AVX512F__)
     Floats dots[kCount * kWeights] = {};
-    long d = 0;
     // What is left of the dimensions is then known to be a whole vector.
-    for (; d + Ops::kKeyDims <= size; d += Ops::kKeyDims)
+    for (; d + Ops::kKeyDims <= end; d += Ops::kKeyDims)
       Ops::template multiply<kCount, kWeights>(weights, x, stride, d,
-                                               kIsPacked ? size - d : Ops::kKeyDims, dots);
-    if (d < size)
-      Ops::template multiply<kCount, kWeights>(weights, x, stride, d, size - d, dots);
+                                               kIsPacked ? dim - d : Ops::kKeyDims, dots);
+    if (d < end)
+      Ops::template multiply<kCount, kWeights>(weights, x, stride, d, end - d, dots);
     repeat<(kCount + 3) / 4>([&](auto i) INLINE {
       Floats part[kLanes];
       repeat<kLanes>([&](auto j) INLINE {
@@ -114,7 +115,7 @@ class Tile {
     });
 #else
     float kept[kLanes] = {};
-    narrow_products<kCount, kWeights>(weights, x, stride, size, kept);
+    narrow_products<kCount, kWeights>(weights, x, stride, end - d, kept);
     *sums = load(kept);
 #endif
   }

@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 from profiles.kernels import twins
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native
+from profiles.kernels.row_tiles import multiply_packed_tiles, multiply_tiles, rows_are_fixed
 from profiles.mounts import read_lines
 from profiles.packing import DIRECT_ROWS, Packing
 
-# With more rows torch is faster: in float32, and in bfloat16 where the processor has matrix
-# instructions for it (Intel's AMX, Arm's BF16).
-MOST_ROWS = {"wide vectors": 64, "narrow vectors": 12, "matrix unit": 16}
+# With more rows torch is faster where the processor has matrix instructions for bfloat16: Intel's
+# AMX, Arm's BF16.
+MOST_ROWS = 16
 MATRIX_UNITS = frozenset({"amx_bf16", "bf16"})
 # With more rows a group on average, a GPU multiplies one group at a time: each is longer than a
 # launch.
@@ -65,6 +66,8 @@ def linear(
     Sums are float32, rounded once. ``out`` may have a stride between its rows. With ``adds`` the
     rounded product is added to the values in ``out``.
     """
+    if multiplies_tiles(x):
+        return multiply_tiles(x, weight, bias, out, adds=adds)
     if not is_native(x) or len(x) > most_native_rows(x.dtype):
         return _whole(x, weight, bias, out, adds)
     if out is None:
@@ -97,7 +100,9 @@ def multiply_rows(
         Whether the rounded product is added to the values in ``out``.
     """
     assert out.shape == (len(x), len(packed)) and out.stride(1) == packed.stride(1) == 1
-    if is_native(x):
+    if multiplies_tiles(x):
+        multiply_packed_tiles(x, packed, packing, bias, out, adds=adds)
+    elif is_native(x):
         _multiply(x, [len(x)], [packed], packing, out, biases=_one(bias), adds=adds)
     else:
         _whole(x, twins.unpacked(packed, packing, x.dtype), bias, out, adds)
@@ -132,7 +137,9 @@ def grouped_linear(
     assert len({(weight.shape, weight.stride()) for weight in weights}) == 1
     if out is None:
         out = x.new_empty(len(x), len(weights[0]))
-    if is_native(x):
+    if multiplies_tiles(x):
+        _group_by_group(x, counts, weights, out, packing, biases)
+    elif is_native(x):
         _multiply(x, counts, weights, packing, out, biases=biases)
     else:
         is_few = x.is_cuda and len(x) <= MOST_GROUP_ROWS * len(counts)
@@ -152,12 +159,33 @@ def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
 
 def most_native_rows(dtype: torch.dtype) -> float:
     """Return the most rows with which our own product is the fastest on this processor."""
-    features = _features()
-    if dtype is torch.float32:
-        return MOST_ROWS["wide vectors" if "avx512f" in features else "narrow vectors"]
-    if dtype is torch.bfloat16 and features & MATRIX_UNITS:
-        return MOST_ROWS["matrix unit"]
-    return torch.inf
+    has_unit = dtype is torch.bfloat16 and _features() & MATRIX_UNITS
+    return MOST_ROWS if has_unit else torch.inf
+
+
+def multiplies_tiles(x: torch.Tensor) -> bool:
+    """Whether torch multiplies any number of the rows ``x``, in tiles (see ``fixed_rows``)."""
+    is_torchs = not is_native(x) or most_native_rows(x.dtype) < torch.inf
+    return rows_are_fixed() and x.device.type == "cpu" and is_torchs
+
+
+def _group_by_group(
+    x: torch.Tensor,
+    counts: Sequence[int],
+    weights: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    packing: Packing | None,
+    biases: Sequence[torch.Tensor] | None,
+) -> None:
+    parts = zip(x.split(list(counts)), weights, out.split(list(counts)), strict=True)
+    for group, (rows, weight, to) in enumerate(parts):
+        bias = biases[group] if biases else None
+        if not len(rows):
+            continue
+        if packing:
+            multiply_rows(rows, weight, packing, to, bias)
+        else:
+            linear(rows, weight, bias, to)
 
 
 @cache

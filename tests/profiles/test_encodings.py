@@ -21,7 +21,6 @@ from profiles.errors import InputError
 from profiles.kernels import (
     EncodedMatrix,
     build,
-    encoded,
     grouped_encoded,
     multiply_encoded,
     products,
@@ -200,7 +199,7 @@ def test_products_in_integers_round_next_to_nothing(library: str, name: str, row
     lost = exact.abs().view(rows, 16, 64).amax(2).repeat_interleave(64, 1) * 2**-14
     if library != "native" or "avx512_vnni" not in products._features():
         # Products of floats, with weights in bfloat16.
-        lost = exact.abs() * 2**-9
+        lost = exact.abs() * 2**-8
     most = (lost + exact.abs() * 2**-20) @ values.abs().T + expected.abs() * 2**-8
     assert ((out.double() - expected).abs() <= most).all()
 
@@ -249,32 +248,3 @@ def test_the_kernels_know_all_kinds() -> None:
     source = (build.FOLDER / "encoded_product.h").read_text(encoding="utf-8")
     table = source.partition("#define FOR_ENCODINGS(DO)")[2].partition("\n\n")[0]
     assert re.findall(r"DO\((\w+)\)", table) == [kind.name for kind in Kind]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "E4M3_128X128", "INT4_G64_F16_Z"]
-)
-def test_a_row_has_the_same_product_alone(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
-) -> None:
-    """Kernels of one row, of few and of more sum in the same order."""
-    monkeypatch.setattr(encoded, "_most_native_rows", lambda dtype: torch.inf)
-    matrix = sound_matrix(find_encoding(name), 70, 2304)
-    x = torch.randn(90, 2304).to(dtype)
-    whole, out = torch.empty(90, 70, dtype=dtype), torch.empty(90, 70, dtype=dtype)
-    multiply_encoded(x, matrix, whole)
-    for first, past in ((0, 1), (1, 4), (4, 20), (20, 33), (33, 90)):
-        multiply_encoded(x[first:past], matrix, out[first:past])
-    assert torch.equal(out, whole)
-
-
-@pytest.mark.parametrize(
-    ("features", "rows"), [({"avx512f"}, torch.inf), ({"avx2"}, 12)], ids=["wide", "narrow"]
-)
-def test_unpacking_is_for_processors_that_torch_multiplies_faster_on(
-    monkeypatch: pytest.MonkeyPatch, features: set[str], rows: float
-) -> None:
-    monkeypatch.setattr(products, "_features", lambda: frozenset(features))
-    assert encoded._most_native_rows(torch.float32) == rows
-    assert encoded._most_native_rows(torch.bfloat16) == torch.inf

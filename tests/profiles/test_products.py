@@ -116,11 +116,11 @@ def test_neither_rows_nor_outputs_nor_threads_change_a_result(data: st.DataObjec
     weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
     whole = kernels.linear(x, weight)
     row, output = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, outputs - 1))
-    torch.testing.assert_close(kernels.linear(x, weight[output:])[:, 0], whole[:, output])
+    assert torch.equal(kernels.linear(x, weight[output:])[:, 0], whole[:, output])
     cut = data.draw(st.integers(0, rows))
     grouped = kernels.grouped_linear(x, [cut, rows - cut], [weight, weight])
-    torch.testing.assert_close(grouped, whole)
-    torch.testing.assert_close(kernels.linear(x[row : row + 1], weight)[0], whole[row])
+    assert torch.equal(grouped, whole)
+    assert torch.equal(kernels.linear(x[row : row + 1], weight)[0], whole[row])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -146,8 +146,8 @@ def test_what_is_not_finite_stays_in_its_row(library: str, dtype: torch.dtype) -
         ({"avx512f"}, torch.bfloat16, torch.inf),
         ({"avx512f", "amx_bf16"}, torch.bfloat16, 16),
         ({"avx512f", "amx_bf16"}, torch.float16, torch.inf),
-        ({"avx512f"}, torch.float32, 64),
-        ({"avx2"}, torch.float32, 12),
+        ({"avx512f"}, torch.float32, torch.inf),
+        ({"avx2"}, torch.float32, torch.inf),
         (set(), torch.float16, torch.inf),
     ],
 )
