@@ -171,6 +171,9 @@ class Runner:
         machine = enter(Machine(self.hardware))
         self.weights = WeightStore(self.plan, machine, file)
         missing = file.missing_bytes(self.plan.weights) if file else 0
+        if policy.lanes:
+            # Sequences have other neighbours in every pass.
+            enter(kernels.fixed_rows())
         make_block = self._lane_block if policy.lanes else self._block
         self.block, files = make_block(machine, TokenEmbedding(policy.model, self.weights, file))
         scratch_bytes = sum(store.disk_bytes() for store in files)

@@ -101,6 +101,17 @@ class Job:
         assert len(found) == sum(len(result.output_ids) for result in results)
         return [list(found[order.index(i)]) for i in range(len(self.prompts))]
 
+    def scores(self, **changes: Any) -> dict[int, list[tuple[int, float]]]:
+        """Return the tokens of every prompt, each with its log-probability in all bits."""
+        policy = self.policy(**changes)
+        policy = replace(policy, workload=replace(policy.workload, logprobs=0))
+        found = {}
+        for result in self.results(policy):
+            for index, ids in result.output_ids.items():
+                scores = result.output_scores[index].log_probs.tolist()
+                found[index] = list(zip(ids, scores, strict=True))
+        return found
+
     def alone(self, **changes: Any) -> list[list[int]]:
         """Return the tokens of every prompt when no other is at work."""
         return self.run(
@@ -164,6 +175,27 @@ def test_neighbours_change_no_token(
         )
         order = rng.sample(range(len(LENGTHS)), len(LENGTHS))
         assert job.run(replace(policy, lanes=lanes), order) == expected, (policy, lanes)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("bfloat16", 16), ("bfloat16", 4)])
+def test_many_rows_change_no_token(tmp_path: Path, dtype: str, bits: int) -> None:
+    """Products of many rows, and those of long rows, are made in other ways than those of few."""
+    model = tmp_path / "model"
+    save_tiny_model(
+        model, "llama", dtype=dtype, hidden_size=1088, intermediate_size=1184, num_layers=1
+    )
+    rng = random.Random(3)
+    lengths = [1, *(rng.randint(40, 90) for _ in range(11))]
+    job = Job(
+        source=Checkpoint.open(model),
+        folder=tmp_path,
+        prompts=[[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in lengths],
+        limits=[rng.randint(2, 6) for _ in lengths],
+    )
+    expected = job.scores(weight_bits=bits, **ALONE)
+    lanes = LanePolicy(pool_tokens=12 * 96, pass_rows=1000, chunk_rows=1000)
+    sizes = {"gpu_batch_size": 12, "num_gpu_batches": 1}
+    assert job.scores(weight_bits=bits, lanes=lanes, **sizes) == expected
 
 
 @pytest.mark.parametrize(("cache_bits", "weight_bits"), [(4, 32), (8, 32), (32, 4)])
