@@ -107,6 +107,7 @@ class Admission:
         # An answer of one token stores nothing.
         self._prompts: IntArray = np.where(lengths.limits > 1, lengths.prompts, 0)
         self._most = self._needs.of(lengths.stored)
+        self._latest: IntArray = lengths.outputs.max(keepdims=True)
         # Of the lanes at work, the oldest first.
         self.lanes: IntArray = np.zeros(0, np.int64)
         self.requests: IntArray = np.zeros(0, np.int64)
@@ -187,12 +188,12 @@ class Admission:
     def _grow(self) -> BoolArray:
         """Give lanes the pages for one token each, and return which lanes have room for it."""
         wanted = self._wanted(1)
-        goes_on: BoolArray = (wanted == 0).all(axis=1)
-        if goes_on.all():
-            return goes_on
+        if not wanted.any():
+            return np.ones(len(wanted), bool)
         if self._can_give(wanted):
             self._give(wanted)
-            return np.ones_like(goes_on)
+            return np.ones(len(wanted), bool)
+        goes_on: BoolArray = (wanted == 0).all(axis=1)
         for lane in np.flatnonzero(~goes_on):
             alone = np.zeros_like(wanted)
             alone[lane] = wanted[lane]
@@ -267,8 +268,7 @@ class Admission:
         longer = np.minimum(limits, 2 * self.steps)
         passes = np.where(self.steps < outputs, outputs, longer) - self.steps
         next_ends = self._lengths.outputs[self._queue[: -LOOKAHEAD - 1 : -1]] - 1
-        latest = [self._lengths.outputs.max()]
-        forecast = Forecast(self._needs, np.concatenate([passes, next_ends, latest]))
+        forecast = Forecast(self._needs, np.concatenate([passes, next_ends, self._latest]))
         tokens = self._prompts[self.requests] + self.steps - 1
         forecast.add(forecast.pages(tokens, passes).sum(axis=0))
         return forecast

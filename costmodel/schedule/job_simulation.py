@@ -97,7 +97,7 @@ class JobTimeline:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds that the passes would be fewer if waiting lanes had run, by their share."""
+        """Seconds of all passes, times the share of lanes that waited for a page."""
         worked = float(self.counts.decoding.sum() + self.counts.newcomers.sum())
         return self.total_s * self.trace.waited / (worked + self.trace.waited)
 
@@ -108,6 +108,7 @@ def simulate_job(
     lengths: Lengths,
     *,
     answers: IntArray | None = None,
+    prompt_tokens: int | None = None,
 ) -> JobTimeline:
     """Simulate a job with a policy of lanes.
 
@@ -117,6 +118,8 @@ def simulate_job(
         Of all prompts. Those that can never run are left out.
     answers
         The true lengths of the answers, int64 [requests]; ``None``: as expected.
+    prompt_tokens
+        Tokens of prompts after which a pass admits nobody else, see ``Admission``.
 
     Raises
     ------
@@ -141,6 +144,7 @@ def simulate_job(
         pool,
         batch_lanes=policy.gpu_batch_size,
         order=longest_first(lengths, served),
+        prompt_tokens=prompt_tokens,
         **room,
     )
     answers = lengths.outputs if answers is None else np.minimum(answers, lengths.limits)

@@ -52,10 +52,8 @@ def is_safe(held: IntArray, remaining: IntArray, free: IntArray) -> bool:
     """
     if (free < 0).any():
         return False
-    while len(held):
-        blocked = (remaining > free).any(axis=1)
-        if not blocked.any():
-            return True
+    while (lacks := remaining > free).any():
+        blocked = lacks.any(axis=1)
         if blocked.all():
             return False
         free = free + held[~blocked].sum(axis=0)

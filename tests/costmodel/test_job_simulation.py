@@ -21,6 +21,7 @@ from costmodel.pricing.price import estimate
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import stages_of
+from costmodel.schedule.admission import Admission
 from costmodel.schedule.job_simulation import JobTimeline, simulate_job
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -134,7 +135,7 @@ def test_a_pass_of_prompts_is_the_stage_of_prefill(name: str, scores: int | None
     assert timeline.seconds[0] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "windows", "3b"])
+@pytest.mark.parametrize("name", ["plain", "windows", "mixture", "3b"])
 @pytest.mark.parametrize("bits", [16, 4])
 def test_equal_lengths_take_as_long_as_a_block_in_step(name: str, bits: int) -> None:
     # A batch of prompts is multiplied at once in both.
@@ -205,6 +206,24 @@ def test_counts_are_those_of_every_sequence(seed: int) -> None:
     assert timeline.num_refused == count - len(served)
     seen = [2 * p * min(p, 40) - min(p, 40) ** 2 for p in prompts[served].tolist()]
     assert counts.seen[40, False].sum() == sum(seen)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_passes_at_once_are_passes_one_by_one(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    answers = rng.integers(1, 150, 80)
+    lengths = Lengths(
+        rng.integers(1, 200, 80), answers if right else (answers + 2) // 3, answers * 2
+    )
+    policy = lane_policy(
+        models()["windows"], lanes=LanePolicy(pool_tokens=1200, pass_rows=500, chunk_rows=64)
+    )
+    at_once = simulate_job(policy, CPU, lengths, answers=answers)
+    monkeypatch.setattr(Admission, "skip", lambda self, most: 0)
+    one_by_one = simulate_job(policy, CPU, lengths, answers=answers)
+    assert at_once.seconds.tolist() == one_by_one.seconds.tolist()
+    assert at_once.trace.waited == one_by_one.trace.waited
+    assert at_once.trace.most_pages == one_by_one.trace.most_pages
 
 
 def test_wrong_guesses_wait_and_cost_time() -> None:
