@@ -86,8 +86,11 @@ class LaneRun:
         """Generate for every request; yields the sequences that end in a pass, behind it."""
         lengths = Lengths(
             [len(request.prompt_ids) for request in requests],
+            [request.expected_tokens or request.max_tokens for request in requests],
             [request.max_tokens for request in requests],
         )
+        longest = int((lengths.prompts + lengths.limits).max()) - 1
+        assert longest <= self._policy.workload.num_positions
         admission = Admission(
             lengths,
             self._block.stores.cache.sizes,

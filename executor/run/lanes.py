@@ -29,6 +29,9 @@ class LaneRequest:
         The ids of the prompt, one or more.
     max_tokens
         Most tokens to generate, one or more.
+    expected_tokens
+        Tokens that it is expected to have: it begins when the cache has room for them. ``None``
+        expects ``max_tokens``. Where it has more, it may have to wait for others to end.
     chooser
         Chooses its tokens; ``None`` is that of the run. Equal ones are asked for many sequences at
         once.
@@ -38,6 +41,7 @@ class LaneRequest:
 
     prompt_ids: Sequence[int]
     max_tokens: int
+    expected_tokens: int | None = None
     chooser: Chooser | None = None
     eos_ids: frozenset[int] | None = None
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from costmodel.plan.pages import pages_of
+from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.schedule.admission import Admission
+from costmodel.schedule.pass_lanes import PassLanes
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.engine.channels import Handler
@@ -271,6 +273,36 @@ def test_requests_have_choices_of_their_own(jobs: Callable[[str], Job]) -> None:
             assert ids == expected
     drawn = [found[1][i] != tuple(greedy[i]) for i in range(len(requests)) if i % 3]
     assert sum(drawn) > len(drawn) / 2
+
+
+def test_wrong_expectations_change_no_token(
+    jobs: Callable[[str], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pool that is too small for answers beyond the expected, lanes wait for pages."""
+    job = replace(
+        jobs("llama"), limits=[40] * len(LENGTHS), prompts=[p[:25] for p in jobs("llama").prompts]
+    )
+    expected = job.alone()
+    _poison_freed_pages(monkeypatch)
+    num_waits = 0
+    plan = Admission.plan
+
+    def counted(admission: Admission) -> PassLanes | None:
+        nonlocal num_waits
+        found = plan(admission)
+        num_waits += 0 if found is None else len(found.waiting)
+        return found
+
+    monkeypatch.setattr(Admission, "plan", counted)
+    rng = random.Random(2)
+    lanes = LanePolicy(pool_tokens=5 * PAGE, pass_rows=40)
+    for _ in range(3):
+        requests = [replace(r, expected_tokens=rng.randint(1, 40)) for r in job.requests]
+        with Runner(job.policy(lanes=lanes), MACHINE, job.source, job.folder) as runner:
+            results = list(runner.run_requests(requests))
+        found = {i: list(ids) for result in results for i, ids in result.output_ids.items()}
+        assert [found[i] for i in range(len(expected))] == expected
+    assert num_waits > 20
 
 
 def test_scores_are_those_of_the_model(jobs: Callable[[str], Job]) -> None:
