@@ -45,5 +45,5 @@ def test_lanes_of_a_policy_survive_its_file(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     policy.save(path)
     assert Policy.load(path) == policy
-    with pytest.raises(InputError, match="policy.lanes.pool_tokens"):
+    with pytest.raises(InputError, match=r"policy\.lanes\.pool_tokens"):
         LanePolicy(pool_tokens=0, pass_rows=1)
