@@ -29,7 +29,7 @@ from executor.cli.run_command import (
     check_job_flags,
     choose_hardware,
 )
-from executor.model.logits_processors import History
+from executor.model.logits_processors import History, Steps
 from executor.model.sampling import Sampler, no_history
 from executor.model.token_scores import log_sums
 from executor.run.recorder import Recorder
@@ -65,7 +65,7 @@ class Scorer:
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Return the text's tokens [batch]; ``logits`` are float32 [batch, vocabulary]."""

@@ -33,11 +33,12 @@ class Lookahead:
     loaded
         The numbers of the layers that are loaded. The embedding, number 0, is never among them.
     num_batches, num_tokens
-        Batches in the block; passes over the model, the first of which is prefill.
+        Batches in the block; passes over the model, the first of which is prefill, or ``None`` for
+        passes without an end.
     """
 
     def __init__(
-        self, plan: Plan, loaded: Collection[int], *, num_batches: int, num_tokens: int
+        self, plan: Plan, loaded: Collection[int], *, num_batches: int, num_tokens: int | None
     ) -> None:
         self.loaded = loaded
         self.num_pieces = num_load_pieces(plan, num_batches)
@@ -89,7 +90,7 @@ class _Ring:
         visits_per_token: int,
         num_batches: int,
         num_pieces: int,
-        num_tokens: int,
+        num_tokens: int | None,
     ) -> None:
         self.layers = layers
         self._visits_per_token = visits_per_token
@@ -107,7 +108,7 @@ class _Ring:
 
     def _pieces(self, turn: int, here: Position) -> Iterator[Piece]:
         token, index = divmod(turn, len(self.layers))
-        if token >= self._num_tokens:
+        if self._num_tokens is not None and token >= self._num_tokens:
             return
         first = self._visit(turn - NUM_BUFFERS) + 1 if turn >= NUM_BUFFERS else 0
         num_steps = (self._visit(turn) - first) * self._num_batches

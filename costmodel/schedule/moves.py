@@ -74,7 +74,7 @@ class MoveMaker(TaskMaker):
         route = self.route
         for target in targets:
             home = (target.layer, target.batch)
-            if not self.attends(target) or target.token == 0:
+            if not self.attends(target) or not self.decodes(target):
                 continue
             if route.disk_cache:
                 yield self.make(
@@ -120,7 +120,8 @@ class MoveMaker(TaskMaker):
 
     def stores_cache(self, here: Position) -> bool:
         """Whether a position makes keys and values that a later pass reads."""
-        return self.attends(here) and here.token + 1 < self.num_tokens
+        is_last = self.num_tokens is not None and here.token + 1 >= self.num_tokens
+        return self.attends(here) and not is_last
 
     def return_cache(self, here: Position) -> Iterator[Task]:
         """Copy new keys and values from the GPU to CPU memory."""

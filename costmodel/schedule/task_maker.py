@@ -19,10 +19,11 @@ class TaskMaker:
     plan
         The layers, and the moves that the policy needs.
     num_batches, num_tokens
-        Batches in the block; passes over the model, the first of which is prefill.
+        Batches in the block; passes over the model, the first of which is prefill. ``None`` are
+        passes without an end, which are all alike: prompts begin beside sequences that decode.
     """
 
-    def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int) -> None:
+    def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int | None) -> None:
         self.route = plan.route
         self.layers = plan.layers
         self.kinds = [layer.kind for layer in plan.layers]
@@ -39,6 +40,10 @@ class TaskMaker:
         self.first_head = self.kinds.index("head")
         self._scores_prompts = plan.policy.workload.scores_prompts
 
+    def decodes(self, here: Position) -> bool:
+        """Whether any sequence decodes in the pass of a position."""
+        return self.num_tokens is None or here.token > 0
+
     def takes_hidden(self, here: Position) -> bool:
         """Whether a layer computes with hidden states. The first chunk of the head keeps what the
         others need, unless all tokens of the prompts are scored."""
@@ -51,12 +56,11 @@ class TaskMaker:
 
     def is_split(self, here: Position) -> bool:
         """Whether the layer is split, because the CPU attends to a part of the cache."""
-        is_decode = here.token > 0 and self.attends(here)
-        return is_decode and self.route.attends_on_cpu
+        return self.decodes(here) and self.attends(here) and self.route.attends_on_cpu
 
     def is_in_place(self, here: Position) -> bool:
         """Whether the CPU multiplies some of the layer's experts in place."""
-        return here.token > 0 and here.layer in self.route.experts_in_place
+        return self.decodes(here) and here.layer in self.route.experts_in_place
 
     def make(
         self,

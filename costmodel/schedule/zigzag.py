@@ -10,6 +10,7 @@ runs the tasks; the simulation gives them predicted seconds.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -33,9 +34,10 @@ class ZigzagSchedule(MoveMaker):
         positions = list(self._positions_of_token(0))
         yield from self.load_first(positions[0])
         pending: Position | None = None
-        for token in range(self.num_tokens):
-            following = token + 1 < self.num_tokens
-            behind = list(self._positions_of_token(token + 1)) if following else []
+        for token in itertools.count() if self.num_tokens is None else range(self.num_tokens):
+            behind = list(self._positions_of_token(token + 1))
+            if token + 1 == self.num_tokens:
+                behind = []
             for i, here in enumerate(positions):
                 there = (positions[i + 1 :] or behind)[:1]
                 is_split = self.is_split(here)
@@ -75,7 +77,8 @@ class ZigzagSchedule(MoveMaker):
     def _positions_of_token(self, token: int) -> Iterator[Position]:
         staged = len(self.kinds) - 1
         for layer, kind in enumerate(self.kinds):
-            at_once = self.batches_at_once if token and kind == "experts" else 1
+            is_mixed = token > 0 or self.num_tokens is None
+            at_once = self.batches_at_once if is_mixed and kind == "experts" else 1
             for batch in range(0, self.num_batches, at_once):
                 step = (token * len(self.kinds) + layer) * self.num_batches + batch
                 # The embedding is gathered and takes no staging buffer.
@@ -86,7 +89,7 @@ class ZigzagSchedule(MoveMaker):
     def _compute(self, here: Position) -> Iterator[Task]:
         route = self.route
         in_place = self.is_in_place(here)
-        if in_place or (here.token > 0 and here.layer in route.demanding):
+        if in_place or (self.decodes(here) and here.layer in route.demanding):
             yield from self._load_experts(here)
         if in_place:
             yield from self._run_experts(here)

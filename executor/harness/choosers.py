@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from executor.model.logits_processors import History
+from executor.model.logits_processors import History, Steps
 from executor.model.sampling import Chooser, no_history
 from executor.model.token_scores import check_finite, log_sums
 
@@ -32,7 +32,7 @@ class NextTokens:
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence (see ``Sampler.sample``)."""
@@ -83,7 +83,7 @@ class UntilStrings:
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence (see ``Sampler.sample``)."""

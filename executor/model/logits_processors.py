@@ -15,6 +15,8 @@ import torch
 NO_TOKEN = -1
 # Returns int64 [batch, tokens]: all tokens so far, padded with NO_TOKEN on the left.
 History = Callable[[], torch.Tensor]
+# The index of the generated token, from zero: of all rows, or int64 [batch] of each.
+Steps = int | torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class LogitsProcessors:
             if field.name != "eos_token_id"
         )
 
-    def apply(self, logits: torch.Tensor, step: int, history: History) -> None:
+    def apply(self, logits: torch.Tensor, step: Steps, history: History) -> None:
         """Change logits in place.
 
         Parameters
@@ -67,7 +69,7 @@ class LogitsProcessors:
         logits
             float32 [batch, vocabulary], on any device.
         step
-            The index of the generated token, from zero.
+            The index of the generated token, from zero; or one of each row, int64 [batch].
         history
             Returns the tokens so far; called only where a processor needs them.
         """
@@ -84,13 +86,11 @@ class LogitsProcessors:
             _add_biases(logits, tokens, [(ids, -math.inf) for ids in self.bad_words_ids])
         if self.min_length:
             is_short = (tokens != NO_TOKEN).sum(-1) < self.min_length
-            ends = torch.tensor(self.eos_token_id, device=logits.device, dtype=torch.int64)
-            logits[:, ends] = logits[:, ends].masked_fill(is_short[:, None], -math.inf)
-        if step < self.min_new_tokens:
-            logits[:, list(self.eos_token_id)] = -math.inf
+            _forbid(logits, self.eos_token_id, is_short)
+        steps = torch.as_tensor(step, device=logits.device).expand(len(logits))
+        _forbid(logits, self.eos_token_id, steps < self.min_new_tokens)
         logits[:, list(self.suppress_tokens)] = -math.inf
-        if step == 0:
-            logits[:, list(self.begin_suppress_tokens)] = -math.inf
+        _forbid(logits, self.begin_suppress_tokens, steps == 0)
 
     @property
     def _needs_history(self) -> bool:
@@ -101,6 +101,12 @@ class LogitsProcessors:
             or self.bad_words_ids
             or self.min_length
         )
+
+
+def _forbid(logits: torch.Tensor, tokens: Sequence[int], rows: torch.Tensor) -> None:
+    """Forbid tokens in the rows of a mask, bool [batch]."""
+    ids = torch.tensor(tokens, device=logits.device, dtype=torch.int64)
+    logits[:, ids] = logits[:, ids].masked_fill(rows[:, None], -math.inf)
 
 
 def _add_biases(

@@ -71,6 +71,21 @@ def project_token(
     return latent_attention.absorb_keys(queries, rows, weights, attention)
 
 
+def decode_queries(
+    queries: torch.Tensor,
+    cached: tuple[torch.Tensor, ...],
+    weights: LayerWeights,
+    attention: AttentionSpec,
+) -> torch.Tensor:
+    """Return the queries of decode, [batch, heads, head_dim], of the results of ``project_prompt``
+    for one token of each sequence."""
+    if attention.latent is None:
+        return queries[:, 0]
+    (rows,) = cached
+    absorbed = latent_attention.absorb_keys(queries, rows[:, :, 0], weights, attention)
+    return absorbed.view(len(queries), -1, attention.head_dim)[:, : attention.num_heads]
+
+
 def make_values(
     attended: torch.Tensor, weights: LayerWeights, attention: AttentionSpec
 ) -> torch.Tensor:

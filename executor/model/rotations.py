@@ -59,6 +59,46 @@ class Rotations:
         return position_factors(positions, attention, self._dtype, self._num_positions)
 
 
+class PassRotations:
+    """The same for passes in which every row has a position of its own."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._dtype = DTYPES[spec.dtype]
+        self._rows: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+        self._made: dict[tuple[object, ...], Rotation] = {}
+
+    def start_pass(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Prepare for a pass.
+
+        ``rows`` has for each batch the positions of its rows, and the positions of the whole
+        sequence that each row belongs to: int64 [rows] each, on the compute device.
+        """
+        self._rows, self._made = rows, {}
+
+    def of(self, batch: int, attention: AttentionSpec, rows: slice) -> Rotation | None:
+        """Return the rotation for some rows of a batch (see ``projections.project_qkv``)."""
+        if attention.rotary is None and attention.temperature_floor is None:
+            return None
+        key = batch, attention.rotary, attention.head_dim, *_temperature(attention)
+        if key not in self._made:
+            self._made[key] = self._make(*self._rows[batch], attention)
+        return tuple(part[rows] for part in self._made[key])
+
+    def _make(
+        self, positions: torch.Tensor, most: torch.Tensor, attention: AttentionSpec
+    ) -> Rotation:
+        rotary = attention.rotary
+        least, largest = int(most.min()), int(most.max())
+        found = position_factors(positions, attention, self._dtype, largest)
+        if rotary is None or rotary.is_long(least) == rotary.is_long(largest):
+            return found
+        # The length of each sequence alone decides, so that none depends on its neighbours.
+        short = position_factors(positions, attention, self._dtype, least)
+        is_long = (most > rotary.original_max_positions)[:, None]
+        pairs = zip(found[:2], short[:2], strict=True)
+        return *(torch.where(is_long, a, b) for a, b in pairs), *found[2:]
+
+
 def _temperature(attention: AttentionSpec) -> tuple[int | None, float, int]:
     return (
         attention.temperature_floor,

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from executor.model.logits_processors import History, LogitsProcessors
+from executor.model.logits_processors import History, LogitsProcessors, Steps
 from profiles.errors import InputError, RunError
 
 MAX_SEED = 2**64 - 1
@@ -30,7 +30,7 @@ class Chooser(Protocol):
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence (see ``Sampler.sample``)."""
@@ -96,7 +96,7 @@ class Sampler:
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Choose one token per sequence.
@@ -108,7 +108,7 @@ class Sampler:
         sequence_ids
             Index of each sequence in the whole run, [batch].
         step
-            The index of the generated token, from zero.
+            The index of the generated token, from zero; or one of each sequence, int64 [batch].
         history
             Returns the tokens so far, int64 [batch, tokens], padded with ``NO_TOKEN`` on the left.
 
@@ -131,8 +131,9 @@ class Sampler:
             )
         if self.is_greedy:
             return best
+        steps = torch.as_tensor(step).expand(len(logits)).tolist()
         uniform = torch.tensor(
-            [_uniform(self.seed, int(sequence), step) for sequence in sequence_ids],
+            [_uniform(self.seed, int(i), n) for i, n in zip(sequence_ids, steps, strict=True)],
             dtype=torch.float64,
             device=logits.device,
         )

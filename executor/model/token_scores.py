@@ -68,6 +68,16 @@ def stack_steps(steps: Sequence[TokenScores]) -> list[TokenScores]:
     ]
 
 
+def join(steps: Sequence[TokenScores]) -> TokenScores:
+    """Return the scores of one sequence, of those of one token a step."""
+    names = ("log_probs", "is_greedy", "top_ids", "top_log_probs")
+    parts = (np.concatenate([getattr(step, name) for step in steps]) for name in names)
+    log_probs, is_greedy, top_ids, top_log_probs = parts
+    return TokenScores(
+        log_probs=log_probs, is_greedy=is_greedy, top_ids=top_ids, top_log_probs=top_log_probs
+    )
+
+
 def log_sums(logits: torch.Tensor) -> torch.Tensor:
     """Return the logarithm of the sum of the exponentials of each row, a few rows at once.
 

@@ -21,6 +21,7 @@ from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
 from executor.run.expert_steps import ExpertSteps
 from executor.run.head import Head
+from executor.run.layer_steps import finish_layer, finishes_all
 from executor.run.token_embedding import TokenEmbedding
 from executor.stores.activations import HiddenStates
 from executor.stores.kv_cache import KVCache
@@ -213,9 +214,7 @@ class Block:
         hidden[rows, last] = picked[:, 0]
 
     def _finishes_all(self, task: Task) -> bool:
-        """Whether all tokens of the prompts go through the whole of a layer. Of the last, the head
-        takes each prompt's last token, unless prompts are scored."""
-        return self.kinds[task.layer + 1] != "head" or self.head.scores_prompts
+        return finishes_all(self.kinds, task.layer, scores_prompts=self.head.scores_prompts)
 
     def _last_tokens(self, task: Task, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows and positions of each prompt's last token."""
@@ -237,10 +236,10 @@ class Block:
         )
 
     def _finish(self, task: Task, hidden: torch.Tensor, attended: torch.Tensor) -> None:
-        layer, weights = self._layer(task), self._weights(task)
-        if layer.is_parallel:
-            layers.finish_parallel(hidden, attended, weights, layer)
-            return
-        layers.finish_attention(hidden, attended, weights, layer)
-        if self.kinds[task.layer] == "decoder":
-            layers.feed_forward(hidden, weights, layer)
+        finish_layer(
+            hidden,
+            attended,
+            self._weights(task),
+            self._layer(task),
+            has_feed_forward=self.kinds[task.layer] == "decoder",
+        )

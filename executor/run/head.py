@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,46 +14,29 @@ from costmodel.pricing.workspace import LOGIT_BYTES, scored_tile_bytes
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.model import layers
-from executor.model.matrices import linear
+from executor.model.matrices import LayerWeights, linear
 from executor.model.sampling import Chooser
 from executor.model.token_scores import score_chosen
 from executor.run.batch import Batch
-from executor.run.prompt_scorer import PromptScorer
+from executor.run.prompt_scorer import PromptScorer, ScoredTokens
 from executor.stores.activations import HiddenStates
 from executor.stores.weights import WeightStore
 
 
-class Head:
-    """The handler of the output head, which may be cut into several chunks of rows.
+class LogitHead(ABC):
+    """The output head, which may be cut into several chunks of rows.
 
     Parameters
     ----------
     machine
         Its compute device has room for the logits, and for a tile of scored ones.
-    sampler
-        Chooses the tokens.
-    eos_ids
-        Tokens that end a sequence.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        machine: Machine,
-        weights: WeightStore,
-        hidden: HiddenStates,
-        sampler: Chooser,
-        eos_ids: frozenset[int],
-    ) -> None:
+    def __init__(self, policy: Policy, machine: Machine, weights: WeightStore) -> None:
         self._spec = policy.model
         self._num_top = policy.workload.logprobs
-        self._weights, self._hidden = weights, hidden
-        self._sampler = sampler
-        self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
+        self._weights = weights
         self._kinds = [layer.kind for layer in weights.layers]
-        self._batches: Sequence[Batch] = ()
-        # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
-        self._lengths: Sequence[torch.Tensor] = ()
         # By batch, the input of the chunks that follow the first.
         self._inputs: dict[int, torch.Tensor] = {}
         # Allocated once: logits that are allocated for every token would fragment the heap. With a
@@ -72,23 +56,16 @@ class Head:
         """Whether the head takes all tokens of prompts, not only each prompt's last."""
         return self._prompt_scorer is not None
 
-    def start_block(self, batches: Sequence[Batch], lengths: Sequence[torch.Tensor]) -> None:
-        """Prepare for a block; ``lengths`` are those of ``KVCache.start_block``."""
-        self._batches, self._lengths = batches, lengths
-
     def compute(self, task: Task) -> None:
         """Pass one batch through one chunk; after the last chunk, choose its next tokens."""
-        batch, weights = self._batches[task.batch], self._weights.layer(task)
+        weights = self._weights.layer(task)
         (layout,) = self._weights.layers[task.layer].components
         first, is_last = layout.first_row, task.layer == len(self._kinds) - 1
         if self._kinds[task.layer - 1] != "head":
-            last = self._of_last_tokens(task, self._hidden.gather(task))
+            last = self._last_rows(task)
             self._inputs[task.batch] = layers.head_input(last, weights, self._spec.final_norm)
-        if task.is_prefill and self._prompt_scorer is not None:
-            hidden = self._hidden.gather(task)
-            numbered = task.batch, batch
-            self._prompt_scorer.add(numbered, hidden, weights, first_row=first, is_last=is_last)
-        logits = self._logits[task.batch % len(self._logits), : len(batch)]
+        self._score_prompts(task, weights, first_row=first, is_last=is_last)
+        logits = self._logits[task.batch % len(self._logits), : len(self._inputs[task.batch])]
         for chunk in weights["head.weight"]:
             columns = slice(first, first + chunk.shape[0])
             logits[:, columns] = linear(self._inputs[task.batch], [chunk])
@@ -96,16 +73,80 @@ class Head:
         layers.finish_logits(logits[:, layout.first_row : first], weights, self._spec.head)
         if is_last:
             del self._inputs[task.batch]
-            self._choose(task, batch, logits)
+            self._choose(task, logits)
 
-    def _of_last_tokens(self, task: Task, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states [batch, hidden] of each sequence's last token in this pass."""
+    @abstractmethod
+    def _last_rows(self, task: Task) -> torch.Tensor:
+        """Return the hidden states [rows, hidden] behind which a token is chosen."""
+
+    @abstractmethod
+    def _score_prompts(
+        self, task: Task, weights: LayerWeights, *, first_row: int, is_last: bool
+    ) -> None:
+        """Score the prompts of a batch by one chunk (see ``PromptScorer.add``), if they are."""
+
+    @abstractmethod
+    def _choose(self, task: Task, logits: torch.Tensor) -> None:
+        """Choose a token for each row of logits, float32 [rows, vocabulary]; they may change."""
+
+
+class Head(LogitHead):
+    """The head of sequences that are in step.
+
+    Parameters
+    ----------
+    hidden
+        The hidden states of all sequences.
+    sampler
+        Chooses the tokens.
+    eos_ids
+        Tokens that end a sequence.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        machine: Machine,
+        weights: WeightStore,
+        hidden: HiddenStates,
+        sampler: Chooser,
+        eos_ids: frozenset[int],
+    ) -> None:
+        super().__init__(policy, machine, weights)
+        self._hidden, self._sampler = hidden, sampler
+        self._eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.int64)
+        self._batches: Sequence[Batch] = ()
+        # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
+        self._lengths: Sequence[torch.Tensor] = ()
+
+    def start_block(self, batches: Sequence[Batch], lengths: Sequence[torch.Tensor]) -> None:
+        """Prepare for a block; ``lengths`` are those of ``KVCache.start_block``."""
+        self._batches, self._lengths = batches, lengths
+
+    def _last_rows(self, task: Task) -> torch.Tensor:
+        hidden = self._hidden.gather(task)
         if not task.is_prefill:
             return hidden[:, 0]
         last = self._lengths[task.batch] - 1
         return hidden[torch.arange(len(last), device=last.device), last]
 
-    def _choose(self, task: Task, batch: Batch, logits: torch.Tensor) -> None:
+    def _score_prompts(
+        self, task: Task, weights: LayerWeights, *, first_row: int, is_last: bool
+    ) -> None:
+        if not task.is_prefill or self._prompt_scorer is None:
+            return
+        batch, hidden = self._batches[task.batch], self._hidden.gather(task)
+        batch.prompt_scores = self._prompt_scorer.add(
+            task.batch,
+            hidden.flatten(0, 1),
+            weights,
+            tokens=lambda: _scored_tokens(batch, hidden.device),
+            first_row=first_row,
+            is_last=is_last,
+        )
+
+    def _choose(self, task: Task, logits: torch.Tensor) -> None:
+        batch = self._batches[task.batch]
         history = partial(batch.history, task.token)
         # Choosing may change the logits.
         kept = None if self._num_top is None else logits.clone()
@@ -115,3 +156,14 @@ class Head:
         ids = chosen.cpu()
         batch.generated[:, task.token] = ids
         batch.is_finished |= torch.isin(ids, self._eos_ids)
+
+
+def _scored_tokens(batch: Batch, device: torch.device) -> ScoredTokens:
+    """Return all tokens of a batch's prompts but the first of each."""
+    width = batch.prompt_ids.shape[1]
+    sequences, positions = (torch.arange(width) < batch.lengths[:, None] - 1).nonzero().T
+    return ScoredTokens(
+        rows=(sequences * width + positions).to(device),
+        ids=batch.prompt_ids[sequences, positions + 1].to(device),
+        counts=(batch.lengths - 1).tolist(),
+    )

@@ -7,6 +7,8 @@ which ``LogitSums`` keeps a few figures of each token.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -14,13 +16,31 @@ from costmodel.model.spec import ModelSpec
 from costmodel.pricing.workspace import LOGIT_BYTES, SCORED_COLUMNS, SCORED_ROWS
 from executor.model import layers
 from executor.model.matrices import LayerWeights, Matrix, multiply
-from executor.model.token_scores import LogitSums
-from executor.run.batch import Batch
+from executor.model.token_scores import LogitSums, TokenScores
 from profiles.compute_plan import DTYPES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTokens:
+    """Tokens of a batch's prompts that are scored.
+
+    Parameters
+    ----------
+    rows
+        The rows of the hidden states before them, int64 [tokens].
+    ids
+        The tokens, int64 [tokens].
+    counts
+        Tokens of each prompt; those of a prompt are adjacent.
+    """
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    counts: list[int]
+
+
 class PromptScorer:
-    """Scores the prompts of a block, batch by batch, over the chunks of the head.
+    """Scores prompts, batch by batch, over the chunks of the head.
 
     Parameters
     ----------
@@ -41,60 +61,61 @@ class PromptScorer:
         self._num_top = min(num_top, model.vocab_size)
         self._first_weights: LayerWeights = {}
         self._sums: dict[int, LogitSums] = {}
-        # Places [2, tokens] of each batch's scored tokens: sequence, and position before the token.
-        self._places: dict[int, torch.Tensor] = {}
+        # By batch, from its first chunk to its last.
+        self._tokens: dict[int, ScoredTokens] = {}
 
     def add(
         self,
-        batch: tuple[int, Batch],
+        number: int,
         hidden: torch.Tensor,
         weights: LayerWeights,
         *,
+        tokens: Callable[[], ScoredTokens],
         first_row: int,
         is_last: bool,
-    ) -> None:
+    ) -> list[TokenScores]:
         """Pass a batch through one chunk of the head.
 
         Parameters
         ----------
-        batch
-            Its number and its sequences.
+        number
+            Of the batch.
         hidden
-            What the last layer made of all tokens, [batch, tokens, hidden].
+            What the last layer made of all tokens, [rows, hidden].
+        tokens
+            Returns what is scored; asked at the first chunk.
         first_row
             First token of the vocabulary that the chunk is of.
         is_last
             Whether no chunk follows.
+
+        Returns
+        -------
+        list of TokenScores
+            Of each prompt, behind the last chunk; else none.
         """
-        number, sequences = batch
         if first_row == 0:
-            self._begin(number, sequences, hidden.device, weights)
-        rows, positions = self._places[number]
-        sums = self._sums[number]
-        for first in range(0, len(rows), SCORED_ROWS):
+            self._begin(number, tokens(), weights)
+        scored, sums = self._tokens[number], self._sums[number]
+        for first in range(0, len(scored.rows), SCORED_ROWS):
             part = slice(first, first + SCORED_ROWS)
-            taken = hidden[rows[part], positions[part]]
+            taken = hidden[scored.rows[part]]
             made = layers.head_input(taken, self._first_weights, self._model.final_norm)
             self._add_tiles(sums, part, made, weights, first_row)
-        if is_last:
-            counts = (sequences.lengths - 1).tolist()
-            sequences.prompt_scores = self._sums.pop(number).scores().split(counts)
-            del self._places[number]
+        if not is_last:
+            return []
+        del self._tokens[number]
+        return self._sums.pop(number).scores().split(scored.counts)
 
-    def _begin(
-        self, number: int, batch: Batch, device: torch.device, weights: LayerWeights
-    ) -> None:
+    def _begin(self, number: int, tokens: ScoredTokens, weights: LayerWeights) -> None:
         # Only the first chunk comes with these, whose place is then taken by other weights.
         self._first_weights = {
             name: [chunk.clone() for chunk in chunks]
             for name, chunks in weights.items()
             if name.startswith(("final_norm.", "output_projection."))
         }
-        width = batch.prompt_ids.shape[1]
-        places = (torch.arange(width) < batch.lengths[:, None] - 1).nonzero().T
-        targets = batch.prompt_ids[places[0], places[1] + 1]
-        self._places[number] = places.to(device)
-        self._sums[number] = LogitSums(targets.to(device), self._num_top)
+        self._tokens[number] = tokens
+        self._sums[number] = LogitSums(tokens.ids, self._num_top)
 
     def _add_tiles(
         self,

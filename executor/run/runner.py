@@ -27,6 +27,9 @@ from executor.machine.tiers import Machine
 from executor.model.sampling import Chooser, Sampler
 from executor.run.batch import Batch
 from executor.run.block import Block, Stores
+from executor.run.lane_block import LaneBlock, LaneStores
+from executor.run.lane_run import LaneRun, check_lanes
+from executor.run.lanes import LaneRequest
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
 from executor.run.token_embedding import TokenEmbedding
@@ -34,6 +37,8 @@ from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
 from executor.stores.kv_cache import KVCache
 from executor.stores.packed_source import PackedSource
+from executor.stores.paged_cache import PagedCache
+from executor.stores.pass_rows import PassRows
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.weight_file import WeightFile
 from executor.stores.weights import WeightStore
@@ -109,13 +114,32 @@ class Runner:
         """Generate for every prompt, given as token ids; yields each block as it ends.
 
         Prompts of similar length share a block, so that there is little padding. The longest come
-        first, so that the peak of memory is at the start.
+        first, so that the peak of memory is at the start. A policy with lanes has no blocks: the
+        sequences that end in the same pass come together.
         """
+        if isinstance(self.block, LaneBlock):
+            gen_len = self.policy.workload.gen_len
+            yield from self.run_requests(
+                [LaneRequest(prompt_ids=ids, max_tokens=gen_len) for ids in prompts]
+            )
+            return
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for first in range(0, len(order), self.policy.block_size):
+            part = order[first : first + self.policy.block_size]
             with out_of_memory_told(self.hardware):
-                block = self._run_block(prompts, order[first : first + self.policy.block_size])
-            yield block
+                result = self._run_block(self.block, prompts, part)
+            yield result
+
+    def run_requests(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+        """Generate for requests with lengths and choices of their own; needs a policy with lanes.
+
+        Yields the sequences that end in the same pass together, each by its place in ``requests``.
+        None may be longer than the policy's workload says.
+        """
+        assert isinstance(self.block, LaneBlock)
+        lane_run = LaneRun(self.plan, self.block, self.engine, self.sampler, self.eos_ids)
+        with out_of_memory_told(self.hardware):
+            yield from lane_run.run(requests)
 
     @property
     def disk_bytes(self) -> int:
@@ -147,14 +171,19 @@ class Runner:
         machine = enter(Machine(self.hardware))
         self.weights = WeightStore(self.plan, machine, file)
         missing = file.missing_bytes(self.plan.weights) if file else 0
-        cache = KVCache(self.plan, machine)
-        hidden = HiddenStates(policy, machine, file_offset=cache.disk_bytes())
-        scratch_bytes = cache.disk_bytes() + hidden.disk_bytes()
+        if policy.lanes:
+            # Sequences have other neighbours in every pass.
+            enter(kernels.fixed_rows())
+        make_block = self._lane_block if policy.lanes else self._block
+        self.block, files = make_block(machine, TokenEmbedding(policy.model, self.weights, file))
+        scratch_bytes = sum(store.disk_bytes() for store in files)
         self._disk_bytes = scratch_bytes + self.weights.disk_bytes
         if missing or scratch_bytes:
             check_offload_folder(self.offload_dir, missing + scratch_bytes)
         if scratch_bytes:
-            cache.file = hidden.file = enter(ScratchFile(self.offload_dir))
+            scratch = enter(ScratchFile(self.offload_dir))
+            for store in files:
+                store.file = scratch
         self.progress.loading(missing + self.weights.resident_bytes)
         if file:
             file.build(self.plan.weights, self._tell_loaded)
@@ -163,17 +192,34 @@ class Runner:
         if self.hardware.uses_cuda:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
-        stores = Stores(
-            weights=self.weights,
-            embedding=TokenEmbedding(policy.model, self.weights, file),
-            cache=cache,
-            hidden=hidden,
-        )
-        self.block = Block(policy, machine, stores, self.sampler, self.eos_ids)
         channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
         self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
 
-    def _run_block(self, prompts: Sequence[Sequence[int]], indices: list[int]) -> BlockResult:
+    def _block(
+        self, machine: Machine, embedding: TokenEmbedding
+    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates]]:
+        """Return the handlers of sequences in step, and the stores that have parts on disk."""
+        cache = KVCache(self.plan, machine)
+        hidden = HiddenStates(self.policy, machine, file_offset=cache.disk_bytes())
+        stores = Stores(weights=self.weights, embedding=embedding, cache=cache, hidden=hidden)
+        block = Block(self.policy, machine, stores, self.sampler, self.eos_ids)
+        return block, [cache, hidden]
+
+    def _lane_block(
+        self, machine: Machine, embedding: TokenEmbedding
+    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates]]:
+        """Return the handlers of lanes, which keep nothing but weights on disk."""
+        stores = LaneStores(
+            weights=self.weights,
+            embedding=embedding,
+            cache=PagedCache(self.policy, machine),
+            hidden=PassRows(self.policy, machine),
+        )
+        return LaneBlock(self.policy, machine, stores), []
+
+    def _run_block(
+        self, block: Block, prompts: Sequence[Sequence[int]], indices: list[int]
+    ) -> BlockResult:
         gen_len = self.policy.workload.gen_len
         prompt_len = max(len(prompts[i]) for i in indices)
         # Batches of equal size, so that the last one of a block is not a small one.
@@ -184,14 +230,14 @@ class Runner:
             Batch([prompts[i] for i in part], part, prompt_len=prompt_len, gen_len=gen_len)
             for part in parts
         ]
-        self.block.start(batches)
+        block.start(batches)
         self.progress.started(len(batches))
         schedule = ZigzagSchedule(self.plan, num_batches=len(batches), num_tokens=gen_len)
         start_s = time.perf_counter()
-        ends_s = self._run_schedule(schedule)
+        ends_s = self._run_schedule(block, schedule)
         return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)
 
-    def _run_schedule(self, schedule: ZigzagSchedule) -> list[float]:
+    def _run_schedule(self, block: Block, schedule: ZigzagSchedule) -> list[float]:
         """Submit the tasks token by token; returns the time at which each token was done."""
         # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
         kernels.end_idle_threads()
@@ -208,7 +254,7 @@ class Runner:
                 self.engine.wait(last)
                 ends_s.append(time.perf_counter())
                 self.engine.forget_done()
-                if self.block.is_finished:
+                if block.is_finished:
                     break
             completion = self.engine.submit(task)
             if task.channel == self.route.compute_channel:
@@ -226,6 +272,7 @@ def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSour
     check_same_model(policy.model, source.spec)
     check_machine(policy, hardware)
     check_executable(policy)
+    check_lanes(policy, hardware)
     if hardware.uses_cuda and not torch.cuda.is_available():
         raise InputError(
             "machine",

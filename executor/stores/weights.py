@@ -7,7 +7,7 @@ most two runs, a resident one and a staged one, which meet between two rows or t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -57,6 +57,9 @@ class WeightStore:
         self.machine = machine
         self.file = file
         self.dtype = DTYPES[policy.model.dtype]
+        # Whether prompts begin in every pass, and which of its tasks have any.
+        self._mixes = policy.lanes is not None
+        self.has_prompts: Callable[[Task], bool] = _is_prefill
         self.start_block(policy.num_gpu_batches)
         self.buffers = WeightBuffers(plan, machine)
         # By layer and slot of staging.
@@ -193,7 +196,7 @@ class WeightStore:
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
         """Yield the components of a layer that are not loaded on demand."""
-        demands = not task.is_prefill and task.layer in self.plan.route.demanding
+        demands = (self._mixes or not task.is_prefill) and task.layer in self.plan.route.demanding
         for component in self.buffers.staged[task.layer].components:
             if not demands or not component.placed.layout.is_experts:
                 yield component
@@ -203,7 +206,7 @@ class WeightStore:
         target, ahead = self.buffers.staging_of("gpu", task), list(self._loaded_ahead(task))
         moved = 0
         for component, part in resident_parts(
-            ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill
+            ahead, task.batch, self.num_pieces, in_prefill=task.is_prefill and not self._mixes
         ):
             start = component.gpu_offset
             home = self.buffers.home("cpu", component.placed)
@@ -238,7 +241,7 @@ class WeightStore:
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
         direct, unpacked = self._views[key]
-        return direct if self._multiplies_packed and not task.is_prefill else unpacked
+        return direct if self._multiplies_packed and not self.has_prompts(task) else unpacked
 
     def resident_runs(self, layer: int, component: str) -> list[tuple[int, torch.Tensor]]:
         """Return the resident runs of a component's bytes, each with its offset."""
@@ -268,3 +271,7 @@ class WeightStore:
         if self._unpacked is None:
             return direct, direct
         return direct, UnpackedLayer(tensors, self._unpacked, layer)
+
+
+def _is_prefill(task: Task) -> bool:
+    return task.is_prefill

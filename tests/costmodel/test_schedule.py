@@ -76,6 +76,35 @@ def test_waits_are_earlier_and_on_other_channels(
         assert len(task.waits) == len({tasks[wait].channel for wait in task.waits})
 
 
+@settings(deadline=None)
+@given(blocks())
+def test_passes_without_an_end_are_the_decode_of_a_block(block: tuple[Policy, bool]) -> None:
+    """All of them, from the first one on; what comes before its first layer is loaded first."""
+    policy, _ = block
+    weights = {name: Placement(cpu=1 - p.disk, disk=p.disk) for name, p in policy.weights.items()}
+    policy = replace(policy, weights=weights, cache=ON_CPU, activations=ON_CPU)
+    policy = replace(policy, cpu_attention=1.0, cpu_experts=0.0)
+    plan = Plan.of(policy, has_gpu=False)
+    passes = ZigzagSchedule(plan, num_batches=policy.num_gpu_batches, num_tokens=None)
+    # The loads of two passes ahead may come between.
+    endless = list(itertools.takewhile(lambda task: task.token < 8, passes))
+    in_block = _tasks(policy, has_gpu=False, num_tokens=8)
+    moves = {
+        (whose, token): [
+            (task.kind, task.layer, task.batch, [tasks[i].kind for i in task.waits])
+            for task in tasks
+            if task.token == token
+        ]
+        for whose, tasks in (("endless", endless), ("block", in_block))
+        for token in range(4)
+    }
+    for token in (2, 3):
+        assert moves["endless", token] == moves["block", token]
+    for token in (0, 1):
+        found = sorted(move[:3] for move in moves["endless", token])
+        assert found == sorted(move[:3] for move in moves["endless", 2])
+
+
 @settings(deadline=None, max_examples=150)
 @given(blocks(), NUM_TOKENS, st.integers(0, 2**32))
 def test_nothing_collides_at_any_pace(

@@ -16,7 +16,7 @@ from costmodel.model.tensor_layout import plain_or_packed
 from executor.checkpoint.gguf_checkpoint import GgufCheckpoint
 from executor.checkpoint.row_reader import RowRange, fill_tensor
 from executor.checkpoint.tensor_rows import TensorRows
-from executor.model.logits_processors import History
+from executor.model.logits_processors import History, Steps
 from executor.model.sampling import no_history
 from profiles.encodings import BLOCK_ENCODINGS
 from profiles.errors import InputError
@@ -117,7 +117,7 @@ class Logits:
         self,
         logits: torch.Tensor,
         sequence_ids: Sequence[int] | torch.Tensor,
-        step: int,
+        step: Steps,
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence."""

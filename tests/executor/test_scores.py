@@ -20,7 +20,6 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.model.token_scores import TokenScores
-from executor.run.batch import Batch
 from executor.run.results import BlockResult
 from tests.executor.tiny_machines import Case, draw_policy, make_hardware, make_policy
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
@@ -118,7 +117,12 @@ def test_no_tensor_is_larger_than_what_the_cost_model_counts(tmp_path: Path) -> 
     case, _ = _make_case(tmp_path, MODELS["llama in chunks"])
     model, width, num_top = case.source.spec, 40, 3
     ids = [[i % VOCAB_SIZE for i in range(width)]] * 3
-    batch = Batch(ids, range(3), prompt_len=width, gen_len=1)
+    rows = torch.arange(3 * width).view(3, width)
+    tokens = prompt_scorer.ScoredTokens(
+        rows=rows[:, :-1].flatten(),
+        ids=torch.tensor(ids)[:, 1:].flatten(),
+        counts=[width - 1] * 3,
+    )
     weights = {
         "head.weight": [torch.randn(model.vocab_size, model.hidden_size)],
         "final_norm.weight": [torch.ones(model.hidden_size)],
@@ -127,11 +131,13 @@ def test_no_tensor_is_larger_than_what_the_cost_model_counts(tmp_path: Path) -> 
     tile = torch.empty(scored_tile_bytes(model), dtype=torch.uint8)
     scorer = prompt_scorer.PromptScorer(model, num_top, tile)
     with _LargestTensor() as largest:  # type: ignore[no-untyped-call]
-        scorer.add((0, batch), hidden, weights, first_row=0, is_last=True)
+        found = scorer.add(
+            0, hidden.flatten(0, 1), weights, tokens=lambda: tokens, first_row=0, is_last=True
+        )
     expected = (
         torch.nn.functional.rms_norm(hidden, (model.hidden_size,)) @ weights["head.weight"][0].T
     )
-    for scores, logits, row in zip(batch.prompt_scores, expected, ids, strict=True):
+    for scores, logits, row in zip(found, expected, ids, strict=True):
         _check(scores, logits[:-1], row[1:], num_top)
     # Their hidden states, or what is kept of each token.
     assert largest.count <= max(ROWS * model.hidden_size, 3 * width * num_top)

@@ -1,0 +1,197 @@
+"""The passes of a job whose sequences begin as others end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.plan import Plan
+from costmodel.plan.policy import Policy
+from costmodel.schedule.admission import Admission
+from costmodel.schedule.pass_lanes import PassLanes
+from costmodel.schedule.tasks import Task
+from costmodel.schedule.zigzag import ZigzagSchedule
+from executor.engine.channels import Ending, Engine
+from executor.model.sampling import Chooser
+from executor.model.token_scores import TokenScores, join
+from executor.run.lane_block import LaneBlock
+from executor.run.lanes import Lane, LaneRequest
+from executor.run.pass_plan import PassPlan
+from executor.run.results import BlockResult
+from profiles import kernels
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+
+# Tasks that are made in advance while the previous pass is computed.
+TASKS_AHEAD = 256
+# Tasks of a pass that run beside the one before it.
+LOADS = frozenset({"read_weights", "send_weights"})
+
+
+def check_lanes(policy: Policy, hardware: HardwareProfile) -> None:
+    """Refuse what lanes cannot run with yet."""
+    if policy.lanes is None:
+        return
+    placed = {"cache": policy.cache, "activations": policy.activations}
+    elsewhere = [name for name, placement in placed.items() if placement.cpu < 1]
+    if hardware.has_gpu:
+        elsewhere.append("a GPU")
+    if elsewhere:
+        raise InputError(
+            "policy.lanes",
+            got=", ".join(elsewhere),
+            allowed="a CPU, with cache and activations in its memory",
+            hint="a policy without lanes",
+        )
+
+
+class LaneRun:
+    """One job: admits prompts, runs passes, and takes the tokens.
+
+    Parameters
+    ----------
+    plan
+        Of a policy with lanes.
+    block, engine
+        The handlers, and what runs them.
+    chooser, eos_ids
+        What chooses tokens, and the tokens that end a sequence, for requests without their own.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        block: LaneBlock,
+        engine: Engine,
+        chooser: Chooser,
+        eos_ids: frozenset[int],
+    ) -> None:
+        assert plan.policy.lanes is not None
+        self._policy, self._lanes = plan.policy, plan.policy.lanes
+        self._block, self._engine = block, engine
+        self._chooser, self._eos_ids = chooser, eos_ids
+        count = plan.policy.num_gpu_batches
+        self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
+        self._ahead: deque[Task] = deque()
+        # Scores of each token so far, and of the prompt, by lane.
+        self._scores: dict[int, list[TokenScores]] = {}
+        self._prompt_scores: dict[int, TokenScores] = {}
+
+    def run(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+        """Generate for every request; yields the sequences that end in a pass, behind it."""
+        lengths = Lengths(
+            [len(request.prompt_ids) for request in requests],
+            [request.expected_tokens or request.max_tokens for request in requests],
+            [request.max_tokens for request in requests],
+        )
+        longest = int((lengths.prompts + lengths.limits).max()) - 1
+        assert longest <= self._policy.workload.num_positions
+        admission = Admission(
+            lengths,
+            self._block.stores.cache.sizes,
+            most_lanes=self._policy.block_size,
+            batch_lanes=self._policy.gpu_batch_size,
+            pass_rows=self._lanes.pass_rows,
+        )
+        # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
+        kernels.end_idle_threads()
+        first_pass, start_s = 0, time.perf_counter()
+        while (lanes := admission.plan()) is not None:
+            self._admit(lanes, requests)
+            self._run_pass(lanes)
+            ended = self._take()
+            admission.ended(ended)
+            if ended:
+                result = self._result(ended, lanes.number + 1 - first_pass, start_s)
+                first_pass, start_s = lanes.number + 1, time.perf_counter()
+                self._block.table.release(ended)
+                yield result
+        self._engine.drain()
+
+    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest]) -> None:
+        for number, index in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
+            request = requests[index]
+            lane = Lane(
+                request=index,
+                prompt=np.asarray(request.prompt_ids, np.int64),
+                max_tokens=request.max_tokens,
+                chooser=request.chooser or self._chooser,
+                eos_ids=self._eos_ids if request.eos_ids is None else request.eos_ids,
+            )
+            self._block.table.admit(number, lane)
+
+    def _run_pass(self, lanes: PassLanes) -> None:
+        """Run the tasks of one pass, and with them the first loads of the next.
+
+        The next pass gives lanes other batches and pages other lanes, which no task is to see: all
+        tasks of this pass must have ended.
+        """
+        self._block.begin_pass(
+            PassPlan.of(
+                lanes.number,
+                lanes.batches,
+                self._block.table,
+                chunk_rows=self._lanes.chunk_rows,
+            )
+        )
+        # A channel works in order, so that its last task ends last.
+        last: dict[str, Ending] = {}
+        while (task := self._next()).token == lanes.number or task.kind in LOADS:
+            ending = self._engine.submit(task)
+            if task.kind not in LOADS:
+                last[task.channel] = ending
+        self._ahead.appendleft(task)
+        # More tasks are made now, before the workers need the interpreter.
+        self._ahead.extend(itertools.islice(self._tasks, TASKS_AHEAD - len(self._ahead)))
+        for ending in last.values():
+            self._engine.wait(ending)
+        self._engine.forget_done()
+
+    def _next(self) -> Task:
+        return self._ahead.popleft() if self._ahead else next(self._tasks)
+
+    def _take(self) -> list[int]:
+        """Give each lane its token of this pass; returns the lanes that end."""
+        ended = []
+        head = self._block.head
+        self._prompt_scores |= head.prompt_scores
+        for number, token in head.chosen.items():
+            lane = self._block.table.lanes[number]
+            lane.length = len(lane.prompt) + len(lane.generated)
+            lane.generated.append(token)
+            if number in head.scores:
+                self._scores.setdefault(number, []).append(head.scores[number])
+            if lane.has_ended:
+                ended.append(number)
+        return ended
+
+    def _result(self, ended: Sequence[int], num_passes: int, start_s: float) -> BlockResult:
+        output_ids, stopped, scores, prompt_scores = {}, set(), {}, {}
+        for number in ended:
+            lane = self._block.table.lanes[number]
+            ids = lane.generated
+            if lane.has_stopped:
+                stopped.add(lane.request)
+                ids = ids[:-1]
+            output_ids[lane.request] = tuple(ids)
+            if number in self._scores:
+                scores[lane.request] = join(self._scores.pop(number)).first(len(ids))
+            if number in self._prompt_scores:
+                prompt_scores[lane.request] = self._prompt_scores.pop(number)
+        return BlockResult(
+            output_ids=output_ids,
+            stopped=frozenset(stopped),
+            num_batches=len(self._block.batches),
+            prompt_len=max(len(self._block.table.lanes[number].prompt) for number in ended),
+            num_tokens=num_passes,
+            start_s=start_s,
+            prefill_s=0.0,
+            decode_s=time.perf_counter() - start_s,
+            output_scores=scores,
+            prompt_scores=prompt_scores,
+        )

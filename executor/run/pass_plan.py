@@ -1,0 +1,241 @@
+"""What one pass computes: the rows of each batch, and where they are in the cache.
+
+A row is one token. A batch has one row for each lane that decodes, then all of the prompts that
+begin. Tensors are made of numpy arrays: the thread that plans starts no team of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from costmodel.model.attention_spec import AttentionSpec
+from costmodel.plan.pages import PAGE
+from costmodel.schedule.pass_lanes import LaneBatch
+from executor.run.lanes import Integers, Lane, LaneTable, Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptPart:
+    """Tokens of one prompt among the rows of a batch."""
+
+    lane: int
+    first_row: int
+    num_tokens: int
+    first_position: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in the batch."""
+        return slice(self.first_row, self.first_row + self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSlots:
+    """Where the decoding lanes of a batch are in layers of one ring.
+
+    Parameters
+    ----------
+    tables
+        Page tables, int32 [lanes, pages].
+    lengths
+        Slots in use, the new token's included, int32 [lanes].
+    pages, offsets
+        The new token's page, and its place there, int64 [lanes].
+    """
+
+    tables: torch.Tensor
+    lengths: torch.Tensor
+    pages: torch.Tensor
+    offsets: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Rows of a batch that are computed at once.
+
+    Parameters
+    ----------
+    rows
+        Of the batch.
+    num_decode
+        The first of these rows that decode: all that the batch has, or none.
+    prompts
+        The prompts, with their rows counted from the chunk's first.
+    emit_rows
+        int64: the rows that a token is chosen for, counted in the same way.
+    """
+
+    rows: slice
+    num_decode: int
+    prompts: tuple[PromptPart, ...]
+    emit_rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassBatch:
+    """One batch of a pass.
+
+    Parameters
+    ----------
+    ids, positions
+        Of each row, int64 [rows].
+    most_positions
+        The positions of each row's whole sequence, int64 [rows]; ``longrope`` depends on them.
+    lanes
+        The numbers of the decoding lanes, in the order of the first rows, int32 [lanes].
+    begins
+        Which of them decode for the first time, uint8 [lanes].
+    slots
+        By ring of the model, where the decoding lanes are.
+    order
+        The decoding lanes, longest first, int32 [lanes].
+    chunks
+        The rows in parts.
+    emit_rows, emit_lanes
+        The rows that a token is chosen for, int64, and the lanes that get them.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    most_positions: torch.Tensor
+    lanes: torch.Tensor
+    begins: torch.Tensor
+    slots: tuple[DecodeSlots, ...]
+    order: torch.Tensor
+    chunks: tuple[Chunk, ...]
+    emit_rows: torch.Tensor
+    emit_lanes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def prompts(self) -> list[PromptPart]:
+        """The prompts that begin, with their rows in the batch."""
+        return [
+            replace(part, first_row=chunk.rows.start + part.first_row)
+            for chunk in self.chunks
+            for part in chunk.prompts
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassPlan:
+    """One pass: its number, and its batches. Their rows are adjacent: the first of each, and one
+    past the last of all, are ``first_rows``."""
+
+    number: int
+    batches: tuple[PassBatch, ...]
+    first_rows: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, number: int, batches: Sequence[LaneBatch], table: LaneTable, *, chunk_rows: int
+    ) -> PassPlan:
+        """Lay out the rows of a pass. Every lane must be in the table, and get its pages here."""
+        made = tuple(_batch(batch, table, chunk_rows) for batch in batches)
+        ends = np.cumsum([0, *map(len, made)]).tolist()
+        return cls(number=number, batches=made, first_rows=tuple(ends))
+
+
+def void_slots(batch: PassBatch, attention: AttentionSpec, ring: int | None) -> torch.Tensor | None:
+    """Return the slots of a ring that the decoding lanes do not attend to.
+
+    A ring has whole pages, and so more slots than the window: those of older tokens are void. They
+    may wrap around. ``None`` without a window.
+
+    Returns
+    -------
+    torch.Tensor
+        int32 [lanes, 2]: the first void slot, and one past the last.
+    """
+    if attention.window is None or ring is None:
+        return None
+    last = batch.positions.numpy()[: len(batch.lanes)]
+    first_seen = np.maximum(0, last + 1 - attention.window)
+    if attention.is_chunked:
+        first_seen = last - last % attention.window
+    oldest = np.maximum(0, last + 1 - ring)
+    return torch.from_numpy(np.stack([oldest % ring, first_seen % ring], axis=1).astype(np.int32))
+
+
+def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
+    decoding = [table.lanes[number] for number in batch.decoding]
+    prompts = [table.lanes[number] for number, _ in batch.newcomers]
+    positions = np.array([lane.length for lane in decoding], np.int64)
+    for number, lane in zip(batch.decoding, decoding, strict=True):
+        table.make_room(number, lane.length + 1)
+    for (number, _), lane in zip(batch.newcomers, prompts, strict=True):
+        table.make_room(number, len(lane.prompt) if lane.is_cached else 0)
+    lasts = np.array([lane.generated[-1] for lane in decoding], np.int64)
+    counts = [1] * len(decoding) + [len(lane.prompt) for lane in prompts]
+    chunks = tuple(_chunks(len(decoding), batch, counts[len(decoding) :], chunk_rows))
+    ends = np.cumsum(counts, dtype=np.int64)
+    lanes = (*decoding, *prompts)
+    return PassBatch(
+        ids=_tensor(np.concatenate([lasts, *(lane.prompt for lane in prompts)])),
+        positions=_tensor(
+            np.concatenate([positions, *(np.arange(len(lane.prompt)) for lane in prompts)])
+        ),
+        most_positions=_tensor(np.repeat([lane.most_tokens for lane in lanes], counts)),
+        lanes=torch.from_numpy(np.array(batch.decoding, np.int32)),
+        begins=torch.from_numpy(_first_steps(decoding)),
+        slots=tuple(_slots(rows, batch.decoding, positions) for rows in table.tables),
+        order=torch.from_numpy(np.argsort(-positions, kind="stable").astype(np.int32)),
+        chunks=chunks,
+        emit_rows=_tensor(ends - 1),
+        emit_lanes=(*batch.decoding, *(number for number, _ in batch.newcomers)),
+    )
+
+
+def _tensor(values: Integers | Table) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64, copy=False))
+
+
+def _first_steps(decoding: Sequence[Lane]) -> npt.NDArray[np.uint8]:
+    return np.array([len(lane.generated) == 1 for lane in decoding], np.uint8)
+
+
+def _slots(table: Table, lanes: Sequence[int], positions: Integers) -> DecodeSlots:
+    """Find the lanes in layers of one ring; a table as wide as the longest sequence has no end
+    that a position could pass."""
+    numbers = np.array(lanes, np.int64)
+    num_slots = table.shape[1] * PAGE
+    slots = positions % num_slots
+    rows = table[numbers]
+    return DecodeSlots(
+        tables=torch.from_numpy(rows),
+        lengths=torch.from_numpy(np.minimum(positions + 1, num_slots).astype(np.int32)),
+        pages=_tensor(rows[np.arange(len(rows)), slots // PAGE]),
+        offsets=_tensor(slots % PAGE),
+    )
+
+
+def _chunks(
+    num_decode: int, batch: LaneBatch, lengths: Sequence[int], chunk_rows: int
+) -> Iterator[Chunk]:
+    """Yield the rows in parts of whole prompts, the decoding lanes before all of them."""
+    first, row, parts = 0, num_decode, list[PromptPart]()
+    for (lane, _), length in zip(batch.newcomers, lengths, strict=True):
+        if row > first and row + length - first > chunk_rows:
+            yield _chunk(first, row, num_decode if first == 0 else 0, parts)
+            first, parts = row, []
+        parts.append(PromptPart(lane=lane, first_row=row - first, num_tokens=length))
+        row += length
+    if row > first:
+        yield _chunk(first, row, num_decode if first == 0 else 0, parts)
+
+
+def _chunk(first: int, end: int, num_decode: int, parts: Sequence[PromptPart]) -> Chunk:
+    emits = [*range(num_decode), *(part.rows.stop - 1 for part in parts)]
+    return Chunk(
+        rows=slice(first, end),
+        num_decode=num_decode,
+        prompts=tuple(parts),
+        emit_rows=_tensor(np.array(emits, np.int64)),
+    )

@@ -1,0 +1,161 @@
+"""Keys and values of lanes, in pages.
+
+The pages of a layer are [pages, rows, vectors, PAGE, width]. Rows are the key heads of one
+sequence. Vectors are keys and values, or of latent attention one that is both. In a packed cache,
+each vector of a token is packed on arrival and stored as ``width`` bytes. A layer with a window
+keeps a ring of whole pages: the token at a position takes the slot of that position modulo the
+ring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.layout import decoder_numbers
+from costmodel.model.tensor_layout import row_packing
+from costmodel.plan.cuts import cache_spec
+from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
+from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import SUM_BYTES
+from costmodel.schedule.tasks import Task
+from executor.machine.tiers import Machine
+from executor.stores.cache_rows import in_stored_form
+from profiles.compute_plan import DTYPES
+from profiles.packing import Packing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPages:
+    """The cache of one layer.
+
+    Parameters
+    ----------
+    pool
+        [pages, rows, vectors, PAGE, width].
+    steps
+        From a vector of a token to its others, int64 [rows * vectors], in vectors.
+    ring, ring_number
+        Slots of a sequence, ``None`` for all of its tokens; and the place of that ring in
+        ``rings_of`` the model.
+    packing
+        Of a vector; ``None`` for a cache in the model's dtype.
+    value_sums
+        For sparse attention: the sums of the values of each lane, float32 [lanes, rows, head_dim].
+    """
+
+    pool: torch.Tensor
+    steps: torch.Tensor
+    ring: int | None
+    ring_number: int
+    packing: Packing | None
+    value_sums: torch.Tensor | None = None
+
+
+class PagedCache:
+    """The pages of all layers, allocated once.
+
+    Parameters
+    ----------
+    policy
+        Whose ``lanes`` set the number of pages.
+    machine
+        Its CPU arena has room for the pages.
+    """
+
+    def __init__(self, policy: Policy, machine: Machine) -> None:
+        assert policy.lanes is not None
+        model = policy.model
+        self._policy, self._arena = policy, machine.arenas["cpu"]
+        self._rings = rings_of(model)
+        self.sizes = PoolSizes.of(
+            model, pool_tokens=policy.lanes.pool_tokens, most_lanes=policy.block_size
+        )
+        self._numbers = decoder_numbers(model)
+        self.layers = [self._pages(model.layer(i)) for i in range(model.num_layers)]
+
+    def of(self, task: Task) -> LayerPages:
+        """Return the cache of a task's layer."""
+        return self.layers[self._numbers[task.layer]]
+
+    def append(
+        self,
+        task: Task,
+        pages: torch.Tensor,
+        offsets: torch.Tensor,
+        vectors: Sequence[torch.Tensor],
+    ) -> None:
+        """Store one token of each lane.
+
+        Parameters
+        ----------
+        pages, offsets
+            The token's page and its place there, int64 [lanes].
+        vectors
+            Keys and values, or the rows that are both: [lanes, 1, rows, head_dim] each.
+        """
+        layer = self.of(task)
+        stored = [in_stored_form(vector, layer.packing)[:, 0] for vector in vectors]
+        # Whole vectors by their number in the pool: an index of several dimensions is slower.
+        firsts = pages * (layer.steps.numel() * PAGE) + offsets
+        places = (firsts[:, None] + layer.steps).flatten()
+        width = layer.pool.shape[-1]
+        layer.pool.view(-1, width)[places] = torch.stack(stored, dim=2).view(-1, width)
+
+    def write_prompt(
+        self, task: Task, pages: Sequence[Sequence[int]], vectors: Sequence[torch.Tensor]
+    ) -> None:
+        """Store the tokens of one prompt that its layer keeps, the last ones of a ring.
+
+        Parameters
+        ----------
+        pages
+            Those of the lane, by ring of the model, in order.
+        vectors
+            Keys and values, or the rows that are both: [1, tokens, rows, head_dim] each.
+        """
+        layer = self.of(task)
+        held, num_tokens = pages[layer.ring_number], vectors[0].shape[1]
+        oldest = 0 if layer.ring is None else max(0, num_tokens - layer.ring)
+        for kind, vector in enumerate(vectors):
+            stored = in_stored_form(vector[:, oldest:], layer.packing)[0].transpose(0, 1)
+            for first in range(oldest - oldest % PAGE, num_tokens, PAGE):
+                # The part of the prompt on one page; only the oldest may begin within it.
+                begin, end = max(first, oldest), min(first + PAGE, num_tokens)
+                page = layer.pool[held[first // PAGE % len(held)], :, kind]
+                page[:, begin - first : end - first] = stored[:, begin - oldest : end - oldest]
+
+    def _pages(self, kind: LayerSpec) -> LayerPages:
+        policy, cache = self._policy, cache_spec(self._policy, kind)
+        packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
+        dtype = torch.uint8 if packing else DTYPES[policy.model.dtype]
+        ring = ring_tokens(cache.window)
+        number = self._rings.index(ring)
+        width = packing.row_bytes if packing else cache.width
+        shape = self.sizes.pages[number], cache.rows_per_sequence, cache.vectors, PAGE, width
+        raw = self._arena.allocate("cache", math.prod(shape) * dtype.itemsize)
+        return LayerPages(
+            pool=raw.view(dtype).view(shape),
+            steps=torch.arange(cache.rows_per_sequence * cache.vectors) * PAGE,
+            ring=ring,
+            ring_number=number,
+            packing=packing,
+            value_sums=self._sums(kind, cache.rows_per_sequence, cache.width),
+        )
+
+    def _sums(self, kind: LayerSpec, rows: int, width: int) -> torch.Tensor | None:
+        """Return a buffer for the sums of values, where sparse attention keeps them.
+
+        Latent attention reads all values. In a ring, older values drop out of the sum.
+        """
+        attention = kind.attention
+        is_dense = self._policy.attention_sparsity == 1
+        if is_dense or attention.latent is not None or attention.window is not None:
+            return None
+        shape = self._policy.block_size, rows, width
+        raw = self._arena.allocate("value sums", math.prod(shape) * SUM_BYTES)
+        return raw.view(torch.float32).view(shape)
