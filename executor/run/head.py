@@ -14,7 +14,7 @@ from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.model import layers
 from executor.model.matrices import linear
-from executor.model.sampling import Chooser
+from executor.model.sampling import Chooser, EndingChooser
 from executor.model.token_scores import score_chosen
 from executor.run.batch import Batch
 from executor.run.prompt_scorer import PromptScorer
@@ -115,3 +115,5 @@ class Head:
         ids = chosen.cpu()
         batch.generated[:, task.token] = ids
         batch.is_finished |= torch.isin(ids, self._eos_ids)
+        if isinstance(self._sampler, EndingChooser):
+            batch.is_finished |= self._sampler.has_ended(batch.sequence_ids)
