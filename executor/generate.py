@@ -120,10 +120,14 @@ def _generate(job: JobRun, flags: argparse.Namespace, recorder: Recorder | None)
     report = _run(job, planned, recorder)
     if report is not None:
         print(format_report(report))
+        print(job.summary.describe())
     print(f"\n{format_count(job.answers.num_done, 'continuation')} written to {flags.output}")
-    if report is not None and flags.json:
-        print(json.dumps(report.as_json() | {"sampling": job.sampling.as_json()}), flush=True)
-    if report is not None and uses_own_profile(flags, job.job.policy):
+    if report is None:
+        return
+    if flags.json:
+        told = {"sampling": job.sampling.as_json(), "job": job.summary.as_json()}
+        print(json.dumps(report.as_json() | told), flush=True)
+    if uses_own_profile(flags, job.job.policy):
         keep_run(report, flags.offload_dir)
 
 

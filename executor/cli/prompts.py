@@ -80,8 +80,10 @@ def check_ids(ids: object, limits: PromptLimits, where: str) -> None:
 
 
 def _refuse_two_prompts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = Counter(key for key, _ in pairs)
-    for key in PROMPT_KEYS:
-        if counts[key] > 1:
-            raise ValueError(f"{key} twice")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        for key in PROMPT_KEYS:
+            if counts[key] > 1:
+                raise ValueError(f"{key} twice")
+    return found

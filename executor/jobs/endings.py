@@ -43,9 +43,13 @@ class RowChooser:
     """
 
     def __init__(
-        self, params: Sequence[RowParams], identities: Sequence[int], decode: Decode
+        self,
+        params: Sequence[RowParams],
+        identities: Sequence[int],
+        decode: Decode | None = None,
     ) -> None:
-        self._params, self._identities, self._decode = params, identities, decode
+        self._params, self._identities = params, identities
+        self._decode = decode or (lambda ids: "")
         # Of each request that goes on, its tokens so far; and those that have ended.
         self._ids: dict[int, list[int]] = {}
         self._ended: dict[int, str | int | None] = {}

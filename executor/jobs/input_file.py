@@ -6,17 +6,18 @@ import codecs
 import gzip
 import importlib
 import os
-import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from profiles.errors import InputError
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+PART_BYTES = 2**20
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -73,35 +74,45 @@ class InputFile:
             file.close()
             raise self._error("a device", "a file or a pipe")
         if not stat.S_ISREG(mode):
-            file = _spooled(file, folder)
+            with file:
+                file = _spooled(_parts_of(file), folder)
         self._file = file
         if self._peek(2) in UTF16:
             hint = f"iconv -f UTF-16 -t UTF-8 {self.path}"
             raise self._error("text in UTF-16", "UTF-8", hint)
-        head = self._peek(4)
+        head = self._peek(len(ZSTD))
         if head.startswith(GZIP):
-            return self._unpacked(gzip.GzipFile(fileobj=file), folder)
-        return self._unpacked(self._zstd(file), folder) if head == ZSTD else file
+            parts = _parts_of(gzip.GzipFile(fileobj=file))
+            return self._unpacked(parts, folder, (EOFError, zlib.error, gzip.BadGzipFile))
+        if head == ZSTD:
+            make, error = self._zstd()
+            return self._unpacked(_unzstd(file, make), folder, (EOFError, error))
+        return file
 
     def _peek(self, count: int) -> bytes:
         return os.pread(self._file.fileno(), count, 0)
 
-    def _unpacked(self, file: Any, folder: Path) -> IO[bytes]:
-        self._file.seek(0)
+    def _unpacked(
+        self, parts: Iterator[bytes], folder: Path, errors: tuple[type[Exception], ...]
+    ) -> IO[bytes]:
+        packed = self._file
+        packed.seek(0)
         try:
-            return _spooled(file, folder)
-        except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+            with packed:
+                return _spooled(parts, folder)
+        except errors as error:
             raise self._error(f"broken compressed text ({error})", "a whole file") from None
 
-    def _zstd(self, file: IO[bytes]) -> Any:
+    def _zstd(self) -> tuple[Callable[[], Any], type[Exception]]:
+        """Return what makes a decompressor, and its error."""
         for name in ("compression.zstd", "zstandard"):
             try:
                 module = importlib.import_module(name)
             except ImportError:
                 continue
             if name == "zstandard":
-                return module.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            return module.ZstdFile(file)
+                return module.ZstdDecompressor().decompressobj, module.ZstdError
+            return module.ZstdDecompressor, module.ZstdError
         raise self._error(
             "zstd, which this Python cannot read",
             "plain text or gzip",
@@ -112,12 +123,30 @@ class InputFile:
         return InputError(self._label, got=got, allowed=allowed, hint=hint)
 
 
-def _spooled(file: IO[bytes], folder: Path) -> IO[bytes]:
-    """Copy a file to one without a name that can be read anywhere, and close it."""
+def _parts_of(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    return iter(partial(file.read, PART_BYTES), b"")
+
+
+def _unzstd(file: IO[bytes], make: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield the text of one or more frames; raises ``EOFError`` where the last one is torn."""
+    frame = None
+    for part in _parts_of(file):
+        left = part
+        while left:
+            frame = frame or make()
+            yield frame.decompress(left)
+            left = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends early")
+
+
+def _spooled(parts: Iterator[bytes], folder: Path) -> IO[bytes]:
+    """Return a file without a name that can be read anywhere."""
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     try:
-        with file:
-            shutil.copyfileobj(file, spool)
+        for part in parts:
+            spool.write(part)
         spool.flush()
     except BaseException:
         spool.close()

@@ -28,8 +28,10 @@ from executor.jobs.openai import BatchLines
 from executor.jobs.params import ParamsMaker
 from executor.jobs.planning import check_same_job, chosen_before, manifest_of, workload_of
 from executor.jobs.reading import Form, ReadJob, read_job
+from executor.jobs.summary import JobSummary
 from executor.jobs.table import Prompts
 from executor.jobs.writing import AnswerMaker, AnswerStream
+from executor.machine.energy import EnergyMeter
 from executor.model.sampling_params import SamplingParams
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult
@@ -84,6 +86,8 @@ class JobRun:
         Their run.
     sampling
         What holds where lines leave it open.
+    summary
+        Figures of ``run``.
 
     Raises
     ------
@@ -119,6 +123,7 @@ class JobRun:
             )
             if old is not None:
                 check_same_job(self.read, self.manifest, old, str(journal_path(flags.output)))
+            self.summary = JobSummary(failed=len(self.read.table.errors))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> JobRun:
@@ -136,14 +141,21 @@ class JobRun:
         """Run what is left, and write each answer as its requests end."""
         maker = AnswerMaker(self.read, self._file, self.prompts, self.answers)
         self.answers.begin(self.manifest)
+        before = self.answers.num_done
 
         def take(block: BlockResult) -> None:
             maker.take(block.finished)
+            for done in block.finished:
+                self.summary.prompt_tokens += len(self.prompts[done.request])
+                self.summary.output_tokens += done.num_generated
 
-        report = self.job.run(
-            self._options.offload_dir, planned=planned, recorder=recorder, on_block=take
-        )
+        with EnergyMeter(has_gpu=self.job.hardware.uses_cuda) as meter:
+            report = self.job.run(
+                self._options.offload_dir, planned=planned, recorder=recorder, on_block=take
+            )
+        self.summary.energy_j = meter.joules
         self.complete()
+        self.summary.answered = self.answers.num_done - before
         return report
 
     def complete(self) -> None:
@@ -201,6 +213,7 @@ class JobRun:
         flags, policy = self.flags, self._options.policy
         config, spec = load_generation_config(flags.model), source.spec
         gen_len = policy.workload.gen_len if policy else flags.gen_len or DEFAULT_GEN_LEN
+        self._gen_len = gen_len
         sampling = choose_sampling(
             flags.params,
             config,
@@ -259,7 +272,9 @@ class JobRun:
         )
 
     def _told_sampling(self) -> dict[str, Any]:
-        return self.sampling.as_json() | {"gen_len": self.flags.gen_len}
+        told = self.sampling.as_json() | {"gen_len": self._gen_len}
+        # Where the settings were read does not matter.
+        return {key: value for key, value in told.items() if key != "generation_config"}
 
 
 def may_resume(output: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from executor.cli.prompts import LINE_FORM, PROMPT_KEYS, check_text
-from executor.jobs.limits import RequestLimits, bytes_of, identities_of
+from executor.jobs.limits import PromptNames, RequestLimits
 from executor.jobs.params import Asked, ParamsMaker
 from executor.jobs.table import LineError, ParsedLine
 from executor.run.finished import Finished
@@ -37,10 +37,8 @@ class PromptLines:
     ) -> None:
         self._limits, self._load_tokenizer = limits, load_tokenizer
         asked = Asked()
-        self._params, self._seed = maker.make(asked), maker.seed(asked)
+        self._params, self._names = maker.make(asked), PromptNames(maker.seed(asked))
         self._has_text = False
-        # Of each prompt, how many equal ones came before: they are drawn differently.
-        self._seen: dict[int, int] = {}
 
     @staticmethod
     def is_one(line: dict[str, Any]) -> bool:
@@ -64,12 +62,8 @@ class PromptLines:
         self._limits.check(ids, self._params.max_tokens, where)
         assert isinstance(ids, list)
         self._has_text |= keys == ["prompt"]
-        (key,) = identities_of(bytes_of(ids), 0, 1)
-        number = self._seen[key] = self._seen.get(key, -1) + 1
-        name = bytes_of([*ids, number])
-        return ParsedLine(
-            prompts=[ids], params=self._params, identities=identities_of(name, self._seed, 1)
-        )
+        identity = self._names.identity(ids)
+        return ParsedLine(prompts=[ids], params=self._params, identities=[identity])
 
     def answer(
         self, line: bytes, prompts: Sequence[Sequence[int]], done: Sequence[Finished]

@@ -36,6 +36,11 @@ WITHOUT_EFFECT = frozenset(
         "priority",
     }
 )
+KNOWN = WITHOUT_EFFECT.union(
+    SETTINGS, ("n", "stop", "stop_token_ids", "include_stop_str_in_output", "logprobs")
+)
+CHAT_KEYS = KNOWN | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
+PLAIN_KEYS = KNOWN | {"prompt"}
 # They are not known here, and may be given with a value that changes nothing.
 IDLE: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -71,11 +76,9 @@ def read_params(body: Mapping[str, Any], *, is_chat: bool) -> tuple[Asked, int]:
         For a parameter that is not known here, or a value that it cannot have.
     """
     given = {key: value for key, value in body.items() if value is not None}
-    of_kind = {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
-    known = {*SETTINGS, "n", "stop", "stop_token_ids", "include_stop_str_in_output", "logprobs"}
-    known |= of_kind if is_chat else {"prompt"}
+    known = CHAT_KEYS if is_chat else PLAIN_KEYS
     for key, value in given.items():
-        if key in known or key in WITHOUT_EFFECT or (key in IDLE and value in IDLE[key]):
+        if key in known or (key in IDLE and value in IDLE[key]):
             continue
         got = f"{value!r}"
         allowed = f"{IDLE[key][0]!r}, or no {key}" if key in IDLE else "parameters of the reference"

@@ -72,13 +72,11 @@ class ParamsMaker:
         self._flags, self._config = flags, config
         self._vocab_size, self._gen_len = vocab_size, gen_len
         self._made: dict[tuple[Any, ...], RowParams] = {}
-
-    @property
-    def api_defaults(self) -> dict[str, Any]:
-        """Settings of a line of OpenAI's API where neither flags nor checkpoint have them."""
-        defaults = {"temperature": 1.0, "top_k": 0}
-        told = {**self._config.values, **self._flags.choices}
-        return {name: told.get(name, value) for name, value in defaults.items()}
+        told = {**config.values, **flags.choices}
+        # Settings of a line of OpenAI's API that has none.
+        self.api_defaults = {
+            name: told.get(name, value) for name, value in (("temperature", 1.0), ("top_k", 0))
+        }
 
     def seed(self, asked: Asked) -> int:
         """Return the seed of a line's draws."""
