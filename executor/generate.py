@@ -116,7 +116,8 @@ def _generate(job: JobRun, flags: argparse.Namespace, recorder: Recorder | None)
         print(job.sampling.describe(), end="\n\n", flush=True)
         job.sampling.warn()
     job.tell_errors()
-    job.tell_resumed()
+    if flags.resume:
+        print(job.describe_resumed(), file=sys.stderr)
     report = _run(job, planned, recorder)
     if report is not None:
         print(format_report(report))

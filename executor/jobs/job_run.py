@@ -181,14 +181,12 @@ class JobRun:
         first = errors[0].message
         logger.warning("%d of %s cannot be run, see %s; first: %s", len(errors), count, path, first)
 
-    def tell_resumed(self) -> None:
-        """Tell what is there already, and what was there before and is not now."""
-        if not self.flags.resumes:
-            return
+    def describe_resumed(self) -> str:
+        """Say what is there already, and what was there before and is not now."""
         told = f"{self.answers.num_done} of {self.num_lines} prompts are answered already"
         if self.answers.num_dropped:
             told += f"; {self.answers.num_dropped} more were, and are gone from {self.flags.output}"
-        logger.warning("%s", told)
+        return told
 
     def describe_early_end(self) -> str:
         """Say what is finished of a run that was ended early."""
