@@ -102,29 +102,26 @@ def main(arguments: list[str]) -> None:
             is_strict=flags.strict,
             resumes=flags.resume,
         )
-        with (
-            JobRun(told, read_job_options(flags, policy)) as job,
-            job.job.recording(flags.trace, flags.report) as recorder,
-        ):
-            _generate(job, flags, recorder)
+        with JobRun(told, read_job_options(flags, policy)) as job:
+            if job.prompts:
+                with job.job.recording(flags.trace, flags.report) as recorder:
+                    _generate(job, flags, recorder)
+            else:
+                _tell(job, flags)
+                job.complete()
+                print(f"nothing was left to do: all answers are in {flags.output}")
 
 
 def _generate(job: JobRun, flags: argparse.Namespace, recorder: Recorder | None) -> None:
     planned = job.job.predict()
-    if job.prompts:
-        print(format_prediction(job.job.policy, job.job.hardware, planned))
-        print(job.sampling.describe(), end="\n\n", flush=True)
-        job.sampling.warn()
-    job.tell_errors()
-    if flags.resume:
-        print(job.describe_resumed(), file=sys.stderr)
+    print(format_prediction(job.job.policy, job.job.hardware, planned))
+    print(job.sampling.describe(), end="\n\n", flush=True)
+    job.sampling.warn()
+    _tell(job, flags)
     report = _run(job, planned, recorder)
-    if report is not None:
-        print(format_report(report))
-        print(job.summary.describe())
+    print(format_report(report))
+    print(job.summary.describe())
     print(f"\n{format_count(job.answers.num_done, 'continuation')} written to {flags.output}")
-    if report is None:
-        return
     if flags.json:
         told = {"sampling": job.sampling.as_json(), "job": job.summary.as_json()}
         print(json.dumps(report.as_json() | told), flush=True)
@@ -132,13 +129,16 @@ def _generate(job: JobRun, flags: argparse.Namespace, recorder: Recorder | None)
         keep_run(report, flags.offload_dir)
 
 
-def _run(job: JobRun, planned: Prediction, recorder: Recorder | None) -> Report | None:
+def _tell(job: JobRun, flags: argparse.Namespace) -> None:
+    job.tell_errors()
+    if flags.resume:
+        print(job.describe_resumed(), file=sys.stderr)
+
+
+def _run(job: JobRun, planned: Prediction, recorder: Recorder | None) -> Report:
     try:
         with job.answers:
-            if job.prompts:
-                return job.run(planned, recorder)
-            job.complete()
-            return None
+            return job.run(planned, recorder)
     except BaseException as error:
         # Input is refused before any work, when there is nothing to tell.
         if job.answers.num_done or not isinstance(error, InputError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from executor.cli.prompts import check_text
+from executor.cli.prompts import check_text, parse_object
 from executor.jobs.endings import text_of
 from executor.jobs.journal import hash_of
 from executor.jobs.limits import RequestLimits, identities_of
@@ -132,7 +132,7 @@ class BatchLines:
         self, line: bytes, prompts: Sequence[Sequence[int]], done: Sequence[Finished]
     ) -> str:
         """Return the answer to a request; ``prompts`` are those of each of ``done``."""
-        asked = json.loads(line.decode("utf-8-sig"))
+        asked = parse_object(line, "a line that was read before")
         body, is_chat = asked["body"], asked["url"] == CHAT
         params, count = read_params(body, is_chat=is_chat)
         choices = [

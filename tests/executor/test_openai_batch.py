@@ -215,7 +215,9 @@ def test_an_answer_to_a_plain_completion(tmp_path: Path) -> None:
         (1, "F", "length"),
     ]
     assert told["response"]["body"]["usage"]["prompt_tokens"] == 3
-    text = line("a", url=PLAIN, logprobs=1)
+    text = line("a", url=PLAIN, logprobs=1).replace(
+        '"logprobs"', f'"user": {"7" * 5000}, "logprobs"'
+    )
     told = answer(read_lines(tmp_path, text), text, done([68, 69], scores=scores(2)))
     (choice,) = told["response"]["body"]["choices"]
     assert choice["logprobs"] == {
