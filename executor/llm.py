@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
 from executor.cli.run_report import Report
 from executor.cli.sampling_flags import choose_sampling
+from executor.jobs.endings import RowChooser
+from executor.jobs.limits import PromptNames
+from executor.jobs.params import RowParams
 from executor.machine.allocator import end_keeping
 from executor.machine_profile import keep_run
 from executor.model.sampling_params import SamplingParams
@@ -251,6 +255,14 @@ class LLM:
             logprobs=params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
         )
+        names = PromptNames(params.seed)
+        asked = RowParams(
+            max_tokens=gen_len,
+            sampler=replace(sampling.sampler, seed=0),
+            end_ids=sampling.eos_ids,
+        )
+        chooser = RowChooser([asked] * len(ids), [names.identity(each) for each in ids])
+        job = replace(job, sampler=chooser, finish=chooser.finish, eos_ids=frozenset())
         make = partial(output_of, requests, tokenizer)
         return self._outputs(job, job.begin_report(job.predict()), make)
 

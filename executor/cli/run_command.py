@@ -41,6 +41,8 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
+    # Cuts a block's outputs where its requests have ended.
+    finish: Callable[[BlockResult], BlockResult] = lambda block: block
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -167,7 +169,7 @@ class Job:
         with bar, runner:
             if recorder:
                 recorder.start()
-            for block in runner.run(self.prompts):
+            for block in map(self.finish, runner.run(self.prompts)):
                 report.add(block)
                 if recorder:
                     recorder.end_block()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ class Chooser(Protocol):
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence (see ``Sampler.sample``)."""
+
+
+@runtime_checkable
+class EndingChooser(Chooser, Protocol):
+    """A chooser that knows which sequences have ended beside those with an end token."""
+
+    def has_ended(self, sequence_ids: Sequence[int]) -> torch.Tensor:
+        """Return whether each sequence has ended: bool [batch]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

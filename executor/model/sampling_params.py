@@ -42,7 +42,8 @@ class SamplingParams:
     repetition_penalty
         Divides the logits of tokens in the prompt and in the output so far. 1 changes nothing.
     seed
-        Of the draws. A draw depends on the seed, the index of the prompt and the position.
+        Of the draws. A draw depends on the seed, the prompt and the position. Equal prompts of a
+        call are drawn differently.
     ignore_eos
         Generate ``max_tokens`` tokens even after an end-of-sequence token.
     ignore_generation_config

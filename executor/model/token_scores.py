@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,12 @@ class TokenScores:
     def first(self, num_tokens: int) -> TokenScores:
         """Return those of the first tokens."""
         return self._part(slice(0, num_tokens))
+
+    def top(self, num_top: int) -> TokenScores:
+        """Return them with fewer alternatives."""
+        return replace(
+            self, top_ids=self.top_ids[:, :num_top], top_log_probs=self.top_log_probs[:, :num_top]
+        )
 
     def split(self, counts: Sequence[int]) -> list[TokenScores]:
         """Return parts of so many tokens each."""

@@ -15,7 +15,7 @@ from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.model import layers
 from executor.model.matrices import LayerWeights, linear
-from executor.model.sampling import Chooser
+from executor.model.sampling import Chooser, EndingChooser
 from executor.model.token_scores import score_chosen
 from executor.run.batch import Batch
 from executor.run.prompt_scorer import PromptScorer, ScoredTokens
@@ -156,6 +156,8 @@ class Head(LogitHead):
         ids = chosen.cpu()
         batch.generated[:, task.token] = ids
         batch.is_finished |= torch.isin(ids, self._eos_ids)
+        if isinstance(self._sampler, EndingChooser):
+            batch.is_finished |= self._sampler.has_ended(batch.sequence_ids)
 
 
 def _scored_tokens(batch: Batch, device: torch.device) -> ScoredTokens:

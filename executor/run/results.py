@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from costmodel.schedule.tasks import Task
 from executor.model.token_scores import TokenScores, stack_steps
 from executor.run.batch import Batch
+from executor.run.finished import Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,8 @@ class BlockResult:
     ``output_ids`` are the generated tokens of each prompt, by the prompt's index, up to the first
     end-of-sequence token, which is not included. ``stopped`` are the prompts with such a token.
     ``output_scores`` are the scores of these tokens, and ``prompt_scores`` those of each prompt's
-    tokens after the first, if the policy's workload asks for them.
+    tokens after the first, if the policy's workload asks for them. ``finished`` are the requests as
+    events, where whoever chooses the tokens knows their ends.
     """
 
     output_ids: dict[int, tuple[int, ...]]
@@ -30,6 +32,7 @@ class BlockResult:
     decode_s: float
     output_scores: dict[int, TokenScores] = field(default_factory=dict)
     prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
+    finished: tuple[Finished, ...] = ()
 
 
 class Progress:

@@ -21,6 +21,8 @@ from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import SINGLE_NAME
 from executor.engine.channels import Handler
+from executor.jobs.answers import AnswerFile
+from executor.jobs.journal import Journal, journal_path
 from executor.machine.offload_folder import remove_orphans
 from executor.run.block import Block
 from executor.stores.weight_file import WeightFile
@@ -453,13 +455,16 @@ class Desk:
             "offload-dir": scene.folder,
         }
 
-    def start(self, name: str = "outputs", fault: Fault | None = None) -> Command:
+    def start(
+        self, name: str = "outputs", fault: Fault | None = None, *, resumes: bool = False
+    ) -> Command:
         flags = self._inputs | {"output": self.results / f"{name}.jsonl"}
         arguments = [f"--{flag}={value}" for flag, value in flags.items()]
+        arguments += ["--resume"] if resumes else []
         return Command(arguments, self.scene.root / f"{name}.log", fault)
 
-    def run(self, fault: Fault | None = None) -> Ended:
-        return self.start(fault=fault).end()
+    def run(self, fault: Fault | None = None, *, resumes: bool = False) -> Ended:
+        return self.start(fault=fault, resumes=resumes).end()
 
     def finished(self, name: str = "outputs") -> int:
         """Count the prompts in the output file; each must have the right tokens."""
@@ -474,7 +479,14 @@ class Desk:
 
     def check_completes(self) -> None:
         """Run undisturbed: everything right, and nothing left of what was before."""
-        assert self.run() == Ended(status=0, err="")
+        output, told = self.results / "outputs.jsonl", ""
+        if left := journal_path(output).exists():
+            # An earlier job's outputs stay until the first one of a new job.
+            with AnswerFile(output, Journal.read(output)) as answers:
+                told = f"{answers.num_done} of {len(PROMPTS)} prompts are answered already\n"
+            left = journal_path(output).exists()
+            told = told if left else ""
+        assert self.run(resumes=left) == Ended(status=0, err=told)
         assert self.finished() == len(PROMPTS)
         assert [path.name for path in self.results.iterdir()] == ["outputs.jsonl"]
         self.scene.check_clean(RUN_SUFFIXES)
@@ -490,32 +502,30 @@ def desk(scene: Scene) -> Desk:
 MOMENTS: dict[str, tuple[str, int, int]] = {
     "in the build": ("executor.checkpoint.folder:Checkpoint.read_range", 3, 0),
     "before the manifest": ("executor.stores.weight_file:write_json", 0, 0),
-    "before the manifest has its name": ("pathlib:Path.replace", 0, 0),
+    "before the journal has its name": ("pathlib:Path.replace", 0, 0),
+    "before the manifest has its name": ("pathlib:Path.replace", 1, 0),
     "before the first block": ("executor.run.block:Block.start", 0, 0),
     "in the first block": ("executor.stores.kv_cache:KVCache.write", 9, 0),
     "in the second block": ("executor.stores.kv_cache:KVCache.write", 34, 2),
     "in a read": ("executor.stores.weight_file:WeightFile.read_into", 45, 2),
-    "before outputs have their name": ("pathlib:Path.replace", 2, 2),
+    "before the journal is removed": ("executor.jobs.journal:Journal.remove", 0, 5),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_cleans_up_and_tells(desk: Desk, moment: str) -> None:
     target, after, finished = MOMENTS[moment]
-    if moment == "before outputs have their name":
-        # What was begun is finished first.
-        finished += 2
     ended = desk.run(Fault(target=target, does=terminate, after=after))
     output = desk.results / "outputs.jsonl"
-    kept = f", kept in {output}" if finished else ""
+    kept = f", kept in {output}; --resume goes on" if finished else ""
     assert ended.err.splitlines() == [
         f"{finished} of {len(PROMPTS)} prompts were finished{kept}",
         "error: terminated",
     ]
     assert ended.status == 143
     assert desk.finished() == finished
-    assert list(desk.results.iterdir()) == ([output] if finished else [])
-    was_built = moment not in list(MOMENTS)[:3]
+    assert set(desk.results.iterdir()) == ({output, journal_path(output)} if finished else set())
+    was_built = moment not in list(MOMENTS)[:4]
     desk.scene.check_clean(RUN_SUFFIXES if was_built else set())
     desk.check_completes()
 

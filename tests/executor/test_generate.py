@@ -28,6 +28,7 @@ from costmodel.pricing.price import estimate
 from executor import generate, machine_profile
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import INDEX_NAME
+from executor.jobs.journal import journal_path
 from executor.run.block import Block
 from executor.stores.scratch_file import ScratchFile
 from executor.stores.weight_file import WeightFile
@@ -414,7 +415,7 @@ def test_bad_input_is_one_line(desk: Desk, case: str) -> None:
     mischief, words = REFUSALS[case]
     desk.write_policy()
     mischief(desk)
-    desk.check_refused(desk.generate(), 2, *words)
+    desk.check_refused(desk.generate("--strict"), 2, *words)
 
 
 @pytest.mark.parametrize(
@@ -525,12 +526,13 @@ def test_a_late_failure_keeps_what_was_finished(
     desk.write_policy(gpu_batch_size=1, prefill_batch_size=1, cache=ON_DISK, weights=ON_DISK)
     ended = desk.generate()
     assert ended.status == 130
-    note = f"4 of 5 prompts were finished, kept in {desk.output}"
+    note = f"4 of 5 prompts were finished, kept in {desk.output}; --resume goes on"
     assert ended.err.splitlines() == [note, "error: interrupted"]
     # The longest prompts go first; the shortest was still to come.
-    expected = [ids for prompt, ids in zip(PROMPTS, desk.expected(), strict=True) if prompt != [12]]
-    assert [output["output_ids"] for output in desk.outputs()] == expected
-    assert list(desk.results.iterdir()) == [desk.output]
+    expected = dict(zip(map(tuple, PROMPTS), desk.expected(), strict=True))
+    found = {tuple(output["prompt_ids"]): output["output_ids"] for output in desk.outputs()}
+    assert found == {prompt: ids for prompt, ids in expected.items() if prompt != (12,)}
+    assert set(desk.results.iterdir()) == {desk.output, journal_path(desk.output)}
     assert {path.suffix for path in desk.offload.iterdir()} == {".bin", ".json"}
 
 
@@ -570,9 +572,9 @@ def test_ctrl_c_ends_a_process_cleanly(desk: Desk) -> None:
     note, error = err.splitlines()
     count = len(desk.outputs())
     assert 1 <= count < len(PROMPTS)
-    assert note == f"{count} of 5 prompts were finished, kept in {desk.output}"
+    assert note == f"{count} of 5 prompts were finished, kept in {desk.output}; --resume goes on"
     assert error == "error: interrupted"
-    assert list(desk.results.iterdir()) == [desk.output]
+    assert set(desk.results.iterdir()) == {desk.output, journal_path(desk.output)}
     assert list(desk.offload.iterdir()) == []
 
 

@@ -121,6 +121,7 @@ class Logits:
         history: History = no_history,
     ) -> torch.Tensor:
         """Return one token for each sequence."""
+        assert isinstance(step, int)
         for index, row in zip(list(sequence_ids), logits, strict=True):
             self._kept[int(index), step] = row.clone().cpu()
         return logits.argmax(-1)

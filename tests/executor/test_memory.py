@@ -20,7 +20,7 @@ from costmodel.pricing.price import estimate
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.shares import shares_of
 from executor.checkpoint.dummy import DummyCheckpoint
-from executor.cli.prompts import Completion, PromptRecord
+from executor.run.requests import CompletionOutput
 from executor.run.runner import Runner
 from profiles.hardware import HardwareProfile
 from tests.executor.tiny_keys import MORE_KEYS
@@ -151,17 +151,11 @@ def check_terms(policy: Policy, hardware: HardwareProfile, folder: Path) -> None
 
 def test_what_a_job_has_generated_is_counted() -> None:
     count, gen_len = 500, 32
-    record = PromptRecord(index=0, line="{}", prompt="", prompt_ids=(1,))
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     rows = torch.randint(10_000, (count, gen_len)).tolist()
     kept = [
-        Completion(
-            record=record,
-            output_ids=tuple(row),
-            text="".join(map(str, row)),
-            finish_reason="length",
-        )
+        CompletionOutput(text="".join(map(str, row)), token_ids=list(row), finish_reason="length")
         for row in rows
     ]
     del rows

@@ -20,11 +20,11 @@ from costmodel.calibration.measured_runs import MeasuredRun, read_runs, row_of
 from costmodel.plan.policy import Policy
 from executor import bench, evaluate, generate
 from executor.checkpoint.folder import Checkpoint
+from executor.jobs.journal import journal_path
 from executor.run.block import Block
 from profiles import HardwareProfile, measure, recorded_profile
 from profiles.errors import InputError
 from profiles.output_checks import output_path
-from profiles.outputs import RESCUE_PREFIX
 from tests.costmodel.run_tables import write_rows
 from tests.executor.commands import Ended, end_command
 from tests.executor.tiny_machines import make_hardware, make_policy
@@ -44,7 +44,7 @@ COMMANDS: dict[ModuleType, tuple[set[str], dict[str, str]]] = {
     calibrate: ({"--output"}, {"--hardware": "profile.json", "--runs": "runs.csv"}),
     frontier: ({"--plot"}, {"--hardware": "profile.json", "--model": "model"} | SHORT),
     generate: (
-        {"--output", "--trace", "--report"},
+        {"--output", "--errors", "--trace", "--report"},
         {"--model": "model", "--prompts": "prompts.jsonl", "--policy": "policy.json"},
     ),
     bench: ({"--runs", "--trace", "--report"}, {"--model": "model", "--policy": "policy.json"}),
@@ -213,25 +213,29 @@ def test_what_was_finished_comes_when_a_run_ends_early(
 def test_a_full_disk_loses_no_continuation(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is full when the second block ends."""
-    original, calls = os.fsync, list[int]()
+    """It is full when the second block ends, in the middle of its answer."""
+    original, calls = os.write, list[int]()
 
-    def fsync(descriptor: int) -> None:
+    def write(descriptor: int, data: memoryview) -> int:
         calls.append(descriptor)
-        if len(calls) == 2:
+        if len(calls) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(descriptor)
+        return original(descriptor, data[:30] if len(calls) == 4 else data)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    ended = run(generate, "--output", tmp_path / "out")
-    (rescue,) = tmp_path.glob(f"{RESCUE_PREFIX}*")
+    out = tmp_path / "out"
+    monkeypatch.setattr("executor.jobs.journal.os.write", write)
+    ended = run(generate, "--output", out)
     assert ended.status == 1
     assert ended.err.splitlines() == [
-        f"2 of 3 prompts were finished, kept in {rescue}",
-        f"error: write of {tmp_path / 'out'}: No space left on device; all of it is in {rescue}",
+        f"1 of 3 prompts were finished, kept in {out}; --resume goes on",
+        f"error: write of {out}: No space left on device",
     ]
-    assert len(rescue.read_text().splitlines()) == 2
-    assert len((tmp_path / "out").read_text().splitlines()) == 1
+    assert len(out.read_text().splitlines()) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert run(generate, "--output", out, "--resume").status == 0
+    check_outputs_of(out.read_text().splitlines())
+    assert not journal_path(out).exists()
 
 
 def test_a_trace_that_cannot_be_written_costs_nothing_else(run: Run, tmp_path: Path) -> None:

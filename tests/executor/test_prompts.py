@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.text.continuation import TextTokenizer
 from executor.text.loading import load_tokenizer
 from profiles.errors import InputError
-from profiles.outputs import write_output
-
-LIMITS = PromptLimits(vocab_size=100, max_positions=16, gen_len=4)
-
-
-class LetterTokenizer:
-    """One token for each character: its code modulo 100."""
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) % 100 for c in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(chr(i) for i in ids)
+from tests.executor.job_files import done, prompts_of, read
 
 
 def never() -> TextTokenizer:
@@ -49,16 +35,17 @@ def test_prompts_come_back_with_ids_and_extra_keys(tmp_path: Path) -> None:
         '{"prompt": "\u2028"}',
         "",
     )
-    records = read_prompts(path, LIMITS, LetterTokenizer)
-    assert [r.index for r in records] == [0, 1, 2]
-    assert [r.prompt_ids for r in records] == [(97, 98), (0, 99), (0x2028 % 100,)]
-    assert [r.prompt for r in records] == ["ab", None, "\u2028"]
-    assert records[0].line == '{"prompt": "ab", "id": 7, "tags": ["x", null]}'
+    job = read(path)
+    assert job.table.num_lines == 3
+    assert prompts_of(job) == [[97, 98], [0, 99], [0x2028 % 100]]
+    position, count = job.table.place_of(0)
+    line = path.read_bytes()[position : position + count]
+    assert line == b'{"prompt": "ab", "id": 7, "tags": ["x", null]}\n'
 
 
 def test_a_file_of_ids_needs_no_tokenizer(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", '{"prompt_ids": [1]}')
-    assert read_prompts(path, LIMITS, never)[0].prompt_ids == (1,)
+    assert prompts_of(read(path, never)) == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -91,23 +78,29 @@ def test_a_file_of_ids_needs_no_tokenizer(tmp_path: Path) -> None:
 def test_bad_lines_are_told_by_number(line: str, message: str, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", '{"prompt": "good"}', "", line)
     with pytest.raises(InputError, match=message) as caught:
-        read_prompts(path, LIMITS, LetterTokenizer)
+        read(path, is_strict=True)
     assert str(caught.value).startswith("line 3 of p.jsonl: ")
+    job = read(path)
+    assert prompts_of(job) == [[ord(c) % 100 for c in "good"]]
+    (error,) = job.table.errors
+    assert (error.number, error.message) == (3, str(caught.value))
+    told = json.loads(job.form.refusal(error))
+    assert told == {"line": 3, "error": {"message": str(caught.value)}}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_a_file_without_prompts_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(InputError, match="no prompts"):
-        read_prompts(tmp_path / "p.jsonl", LIMITS, never)
+        read(tmp_path / "p.jsonl", never)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        read_prompts(tmp_path / "absent.jsonl", LIMITS, never)
+        read(tmp_path / "absent.jsonl", never)
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(InputError, match="line 1"):
-        read_prompts(tmp_path / "latin.jsonl", LIMITS, never)
+        read(tmp_path / "latin.jsonl", never)
 
 
 @pytest.mark.parametrize(
@@ -126,69 +119,32 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_other_keys_come_back_unchanged(others: str, tmp_path: Path) -> None:
     """Whatever JSON can say, and Python's numbers and text cannot hold."""
     path = write_lines(tmp_path / "p.jsonl", f'{{"prompt": "x", {others}}}\r')
-    (record,) = read_prompts(path, LIMITS, LetterTokenizer)
-    result = Completion(record=record, output_ids=(1,), text="y", finish_reason="stop")
-    write_output(tmp_path / "out", lambda handle: write_outputs(handle, [result]))
-    begun, _, added = (tmp_path / "out").read_text(encoding="utf-8").partition(', "text"')
+    answer = read(path).form.answer(path.read_bytes(), [[20]], [done([121], "stop", stop=1)])
+    begun, _, added = answer.partition(', "text"')
     assert begun.rstrip() == f'{{"prompt": "x", {others}'.replace("\r", " ").rstrip()
-    assert added == ': "y", "output_ids": [1], "finish_reason": "stop"}\n'
+    assert added == ': "y", "output_ids": [121], "finish_reason": "stop"}'
 
 
 def test_prompts_may_come_through_a_pipe_and_not_from_a_device(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b'{"prompt": "a"}\n{"prompt_ids": [7]}')
     os.close(writer)
-    records = read_prompts(Path(f"/dev/fd/{reader}"), LIMITS, LetterTokenizer)
-    assert [record.prompt_ids for record in records] == [(97,), (7,)]
+    link = tmp_path / "pipe"
+    link.symlink_to(f"/dev/fd/{reader}")
+    assert prompts_of(read(link)) == [[97], [7]]
     os.close(reader)
     # They have no end.
     with pytest.raises(InputError, match="/dev/zero: got a device"):
-        read_prompts(Path("/dev/zero"), LIMITS, never)
+        read(Path("/dev/zero"), never)
     with pytest.raises(InputError, match="Is a directory"):
-        read_prompts(tmp_path, LIMITS, never)
+        read(tmp_path, never)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-32"])
 def test_other_encodings_are_told(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes('\ufeff{"prompt": "a"}\n'.encode(encoding))
     with pytest.raises(InputError, match=r"UTF-8|not JSON"):
-        read_prompts(tmp_path / "p.jsonl", LIMITS, never)
-
-
-def test_outputs_hold_every_key_in_order_of_the_prompts(tmp_path: Path) -> None:
-    path = write_lines(
-        tmp_path / "p.jsonl", '{"id": "a", "prompt": "x"}', '{"prompt_ids": [3], "id": "b"}'
-    )
-    first, second = read_prompts(path, LIMITS, LetterTokenizer)
-    results = [
-        Completion(record=second, output_ids=(5,), text=None, finish_reason="stop"),
-        Completion(record=first, output_ids=(1, 2), text="\xe9\n", finish_reason="length"),
-    ]
-    write_output(tmp_path / "out.jsonl", lambda handle: write_outputs(handle, results))
-    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {
-            "id": "a",
-            "prompt": "x",
-            "text": "\xe9\n",
-            "output_ids": [1, 2],
-            "finish_reason": "length",
-        },
-        {"id": "b", "prompt_ids": [3], "text": None, "output_ids": [5], "finish_reason": "stop"},
-    ]
-
-
-def test_outputs_appear_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "p.jsonl", '{"prompt": "x"}')
-    (record,) = read_prompts(path, LIMITS, LetterTokenizer)
-
-    def failing() -> Iterator[Completion]:
-        yield Completion(record=record, output_ids=(1,), text="", finish_reason="stop")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_output(tmp_path / "out.jsonl", lambda handle: write_outputs(handle, failing()))
-    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
+        read(tmp_path / "p.jsonl", never)
 
 
 def save_tokenizer(folder: Path, *, template: bool) -> None:

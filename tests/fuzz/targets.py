@@ -38,8 +38,8 @@ from costmodel.schedule.chrome_trace import begin_trace
 from costmodel.schedule.timeline import simulate
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.stored_tensors import INDEX_NAME, SINGLE_NAME
-from executor.cli.prompts import Completion, PromptLimits, read_prompts, write_outputs
 from executor.data import MODEL
+from executor.jobs.limits import RequestLimits
 from executor.model.gguf_generation import gguf_generation_config
 from executor.text.gguf_tokenizer import load_gguf_tokenizer
 from executor.text.loading import load_tokenizer
@@ -48,6 +48,7 @@ from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from tests.costmodel.run_tables import write_rows
 from tests.executor.gguf_files import ARRAY, F32, TEXT, gguf_bytes, metadatum, text, texts, u32
+from tests.executor.job_files import done, read
 from tests.fuzz.mutations import as_bytes
 from tests.fuzz.quantized_documents import quantized_documents, read_quantized_document
 
@@ -149,20 +150,22 @@ def _use_tokenizer(folder: Path) -> None:
 def _read_prompts(data: bytes, folder: Path) -> None:
     path = folder / "prompts.jsonl"
     path.write_bytes(data)
-    limits = PromptLimits(vocab_size=1000, max_positions=512, gen_len=4)
-    records = read_prompts(path, limits, lambda: load_tokenizer(MODEL))
-    done = [
-        Completion(record=r, output_ids=(1,), text="x", finish_reason="length") for r in records
-    ]
-    written = io.StringIO()
-    write_outputs(written, done)
-    for record, line in zip(records, written.getvalue().split("\n")[:-1], strict=True):
-        assert 0 < len(record.prompt_ids) <= limits.max_positions - limits.gen_len
-        # NaN is not equal to itself: compared as text.
-        given, back = json.loads(record.line), json.loads(line)
-        assert repr({**given, "text": "x", "output_ids": [1], "finish_reason": "length"}) == repr(
-            back
-        )
+    limits = RequestLimits(vocab_size=1000, max_positions=512)
+    job = read(path, lambda: load_tokenizer(MODEL), limits=limits)
+    lines = path.read_bytes()
+    for number in range(job.table.num_lines):
+        for row in job.table.rows_of(number):
+            ids = list(job.table.prompt_ids(row))
+            assert 0 < len(ids) <= limits.max_positions - job.table.params(row).max_tokens
+            position, count = job.table.place_of(number)
+            line = lines[position : position + count]
+            if job.form.name != "lines":
+                continue
+            answer = job.form.answer(line, [ids], [done([1])])
+            given, back = json.loads(line.decode("utf-8-sig")), json.loads(answer)
+            added = {"text": back["text"], "output_ids": [1], "finish_reason": "length"}
+            # NaN is not equal to itself: compared as text.
+            assert repr({**given, **added}) == repr(back)
 
 
 def _read_profile(data: bytes, folder: Path) -> None:

@@ -1,0 +1,319 @@
+"""Jobs through the engine: each request ends where it alone would, and jobs go on after a kill."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from executor import generate
+from executor.checkpoint.folder import Checkpoint
+from executor.jobs.journal import journal_path
+from executor.run.block import Block
+from profiles import with_emulated_gpu
+from profiles.units import MIB
+from tests.executor.commands import Ended, end_command
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+GEN_LEN = 6
+PLAIN = "/v1/completions"
+PROMPTS = [[5, 9, 170, 3], [12], [88, 1, 2, 3, 4, 5, 6, 7], [33, 34], [9, 8, 7]]
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job-model")
+    save_tiny_model(folder, "llama", num_layers=3)
+    vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(model: Path) -> list[list[int]]:
+    """The likeliest tokens of each prompt alone."""
+    return ReferenceModel(Checkpoint.open(model)).generate(PROMPTS, GEN_LEN)
+
+
+class Desk:
+    """The files of one job."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.prompts, self.output = folder / "in.jsonl", folder / "out.jsonl"
+        self.errors, self.policy = folder / "out.errors.jsonl", folder / "policy.json"
+        self.write_policy()
+
+    def write_policy(self, **changes: Any) -> None:
+        spec = Checkpoint.open(self.model).spec
+        hardware = changes.pop("hardware", make_hardware())
+        base = make_policy(spec, prompt_len=8, gen_len=GEN_LEN)
+        change_policy(base, hardware=hardware, **changes).save(self.policy)
+
+    def write(self, *lines: dict[str, Any] | str) -> None:
+        texts = [each if isinstance(each, str) else json.dumps(each) for each in lines]
+        self.prompts.write_text("".join(text + "\n" for text in texts))
+
+    def arguments(self, *more: object) -> list[str]:
+        flags = {"model": self.model, "prompts": self.prompts, "output": self.output}
+        flags |= {"policy": self.policy, "offload-dir": self.folder}
+        return [*(f"--{key}={value}" for key, value in flags.items()), *map(str, more)]
+
+    def answers(self) -> dict[str, Any]:
+        told = [json.loads(line) for line in self.output.read_text().splitlines()]
+        assert len({each["custom_id"] for each in told}) == len(told)
+        return {each["custom_id"]: each["response"]["body"] for each in told}
+
+
+@pytest.fixture
+def desk(model: Path, tmp_path: Path) -> Desk:
+    return Desk(model, tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    return lambda arguments: end_command(generate.main, arguments, monkeypatch, capfd)
+
+
+def request(number: int, **body: Any) -> dict[str, Any]:
+    body = {"prompt": PROMPTS[number], "temperature": 0} | body
+    return {"custom_id": f"r{number}", "method": "POST", "url": PLAIN, "body": body}
+
+
+def words(ids: list[int]) -> str:
+    return "".join(f" w{i}" for i in ids)
+
+
+def test_each_line_ends_at_its_own_limits(desk: Desk, run: Run, expected: list[list[int]]) -> None:
+    stop = f"w{expected[3][2]}"
+    desk.write(
+        request(0, max_tokens=2),
+        request(1, stop_token_ids=[expected[1][3]]),
+        request(2),
+        request(3, stop=[stop, "w-1"]),
+        request(4, max_tokens=5, logprobs=1, n=2),
+    )
+    ended = run(desk.arguments("--json"))
+    assert (ended.status, ended.err) == (0, "")
+    found = desk.answers()
+    ids = [expected[0][:2], expected[1][:3], expected[2], expected[3][:2], expected[4][:5]]
+    reasons = ["length", "stop", "length", "stop", "length"]
+    for number, (wanted, reason) in enumerate(zip(ids, reasons, strict=True)):
+        for choice in found[f"r{number}"]["choices"]:
+            assert choice["text"].rstrip() == words(wanted), number
+            assert choice["finish_reason"] == reason
+    counts = [found[f"r{number}"]["usage"]["completion_tokens"] for number in range(5)]
+    assert counts == [2, 4, GEN_LEN, 3, 10]
+    assert len(found["r4"]["choices"]) == 2
+    tokens = found["r4"]["choices"][0]["logprobs"]["tokens"]
+    assert tokens == [f"w{i}" for i in expected[4][:5]]
+    figures = json.loads(ended.out.splitlines()[-1])
+    # Without end tokens.
+    assert figures["generated_tokens"] == 2 + 3 + GEN_LEN + 3 + 10
+    assert {path.name for path in desk.folder.iterdir()} == {"in.jsonl", "out.jsonl", "policy.json"}
+
+
+def test_sampled_tokens_depend_on_no_other_line(desk: Desk, run: Run) -> None:
+    lines = [
+        request(number, temperature=0.5 + 0.5 * number, seed=number % 2, n=2, max_tokens=4)
+        for number in range(5)
+    ]
+    desk.write(*lines)
+    assert run(desk.arguments()).status == 0
+    together = {name: body["choices"] for name, body in desk.answers().items()}
+    texts = [choice["text"] for choices in together.values() for choice in choices]
+    assert len(set(texts)) > 5
+    desk.write(*reversed(lines[1:4]))
+    desk.write_policy(gpu_batch_size=1, num_gpu_batches=2, prefill_batch_size=1)
+    assert run(desk.arguments()).status == 0
+    found = {name: body["choices"] for name, body in desk.answers().items()}
+    assert found == {name: together[name] for name in ("r1", "r2", "r3")}
+
+
+def test_bad_lines_go_to_the_error_file(
+    desk: Desk, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.write(
+        request(0),
+        "{",
+        request(1) | {"body": {"prompt": [1] * 9}},
+        request(2) | {"body": {"prompt": [1], "max_tokens": GEN_LEN + 1}},
+        request(3, frequency_penalty=1),
+        request(4),
+    )
+    ended = run(desk.arguments())
+    assert ended.status == 0
+    (told_of,) = caplog.messages
+    assert told_of.startswith(f"4 of 6 lines cannot be run, see {desk.errors}; first: line 2 of")
+    assert set(desk.answers()) == {"r0", "r4"}
+    told = [json.loads(line) for line in desk.errors.read_text().splitlines()]
+    assert [each["custom_id"] for each in told] == [None, "r1", "r2", "r3"]
+    for each, said in zip(told, ("not JSON", "9 tokens", "7 tokens", "frequency"), strict=True):
+        assert said in each["error"]["message"]
+    desk.output.unlink()
+    ended = run(desk.arguments("--strict"))
+    assert ended.status == 2 and ended.err.startswith("error: line 2 of in.jsonl: ")
+    assert not desk.output.exists()
+    desk.write(request(0))
+    assert run(desk.arguments()).status == 0 and not desk.errors.exists()
+
+
+def test_compressed_input(desk: Desk, run: Run, expected: list[list[int]]) -> None:
+    desk.write(*({"prompt_ids": ids} for ids in PROMPTS))
+    desk.prompts.write_bytes(gzip.compress(desk.prompts.read_bytes()))
+    assert run(desk.arguments()).status == 0
+    told = [json.loads(line) for line in desk.output.read_text().splitlines()]
+    assert [each["output_ids"] for each in told] == expected
+    desk.prompts.write_bytes(desk.prompts.read_bytes()[:-9])
+    ended = run(desk.arguments())
+    assert ended.status == 2 and "broken compressed text" in ended.err
+
+
+def interrupt(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch, num_blocks: int) -> None:
+    """Leave a job after some blocks of one prompt."""
+    original, blocks = Block.start, []
+
+    def start(block: Block, batches: Any) -> None:
+        blocks.append(batches)
+        if len(blocks) > num_blocks:
+            raise KeyboardInterrupt
+        original(block, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "start", start)
+        ended = run(desk.arguments())
+    assert ended.status == 130 and journal_path(desk.output).exists()
+
+
+@pytest.fixture
+def left(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A job that was ended early, with two of five answers."""
+    desk.write_policy(gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1)
+    desk.write(*map(request, range(5)))
+    interrupt(desk, run, monkeypatch, 2)
+    assert len(desk.answers()) == 2
+    return desk
+
+
+def check_whole(desk: Desk, expected: list[list[int]]) -> None:
+    texts = {name: body["choices"][0]["text"] for name, body in desk.answers().items()}
+    assert texts == {f"r{number}": words(ids) for number, ids in enumerate(expected)}
+    assert not journal_path(desk.output).exists()
+
+
+def test_a_job_goes_on(left: Desk, run: Run, expected: list[list[int]]) -> None:
+    before = left.output.read_bytes()
+    ended = run(left.arguments())
+    assert ended.status == 2 and "--resume to go on" in ended.err
+    ended = run(left.arguments("--resume"))
+    assert (ended.status, ended.err) == (0, "2 of 5 prompts are answered already\n")
+    assert left.output.read_bytes().startswith(before)
+    check_whole(left, expected)
+    ended = run(left.arguments("--resume"))
+    assert ended.status == 2 and "No such file" in ended.err
+
+
+def test_lines_may_be_added_and_not_changed(
+    left: Desk, run: Run, expected: list[list[int]]
+) -> None:
+    before = left.output.read_bytes(), journal_path(left.output).read_bytes()
+    text = left.prompts.read_text()
+    left.prompts.write_text(text.replace("[12]", "[13]"))
+    ended = run(left.arguments("--resume"))
+    assert ended.status == 2 and "prompts that have changed" in ended.err
+    assert len(ended.err.splitlines()) == 1
+    left.prompts.write_text("".join(text.splitlines(keepends=True)[:4]))
+    assert "prompts that have changed" in run(left.arguments("--resume")).err
+    assert before == (left.output.read_bytes(), journal_path(left.output).read_bytes())
+    more = json.dumps(request(0) | {"custom_id": "r5"})
+    left.prompts.write_text(text + more + "\n")
+    assert run(left.arguments("--resume")).status == 0
+    check_whole(left, [*expected, expected[0]])
+
+
+def test_another_job_does_not_go_on(left: Desk, run: Run, tmp_path: Path) -> None:
+    for flag in ("--temperature=0.5", "--seed=1", "--repetition-penalty=1.1"):
+        ended = run(left.arguments("--resume", flag))
+        assert ended.status == 2 and "other settings of sampling" in ended.err
+    other = tmp_path / "other"
+    shutil.copytree(left.model, other)
+    save_tiny_model(other, "llama", num_layers=3, seed=1)
+    ended = run([*left.arguments("--resume"), f"--model={other}"])
+    assert ended.status == 2 and "another model" in ended.err
+    left.write_policy(gpu_batch_size=1, prefill_batch_size=1, cache_bits=8)
+    ended = run(left.arguments("--resume"))
+    assert ended.status == 2 and "other approximations" in ended.err
+
+
+def test_deleted_answers_are_told_and_made_again(
+    left: Desk, run: Run, expected: list[list[int]]
+) -> None:
+    left.output.unlink()
+    ended = run(left.arguments("--resume"))
+    told = f"0 of 5 prompts are answered already; 2 more were, and are gone from {left.output}"
+    assert (ended.status, ended.err) == (0, told + "\n")
+    check_whole(left, expected)
+
+
+def test_a_first_run_may_ask_to_go_on(desk: Desk, run: Run, expected: list[list[int]]) -> None:
+    desk.write(*map(request, range(5)))
+    assert run(desk.arguments("--resume")).status == 0
+    check_whole(desk, expected)
+    ended = run(desk.arguments("--resume", "--output", "-"))
+    assert ended.status == 2 and "a pipe or a device" in ended.err
+
+
+def test_killed_processes_go_on(desk: Desk, run: Run, expected: list[list[int]]) -> None:
+    """Behind a slow link, so that kills meet all parts of a run; cache and weights on disk."""
+    slow = with_emulated_gpu(make_hardware(), memory_bytes=256 * MIB, link_bytes_per_s=2e6)
+    desk.write_policy(
+        hardware=slow,
+        gpu_batch_size=1,
+        num_gpu_batches=1,
+        prefill_batch_size=1,
+        weights=ON_DISK,
+        cache=ON_DISK,
+    )
+    count = 3
+    desk.write(*map(request, range(count)))
+    draws = random.Random(0)
+    done: list[str] = []
+    for _ in range(40):
+        command = [sys.executable, "-m", "executor.generate", *desk.arguments("--resume")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        size = desk.output.stat().st_size if desk.output.exists() else 0
+        # Soon behind an answer, or sooner.
+        deadline = time.monotonic() + draws.uniform(1, 12)
+        while process.poll() is None and time.monotonic() < deadline:
+            if desk.output.exists() and desk.output.stat().st_size > size:
+                break
+            os.sched_yield()
+        process.send_signal(signal.SIGKILL)
+        _, err = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), err
+        if desk.output.exists():
+            text = desk.output.read_text()
+            # Nothing that was answered is lost.
+            assert text.startswith("".join(done))
+            done = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if len(done) == count and not journal_path(desk.output).exists():
+            break
+    check_whole(desk, expected[:count])
