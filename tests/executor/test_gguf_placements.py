@@ -123,7 +123,7 @@ class Logits:
         """Return one token for each sequence."""
         assert isinstance(step, int)
         for index, row in zip(list(sequence_ids), logits, strict=True):
-            self._kept[int(index), step] = row.clone().cpu()
+            self._kept[int(index), int(step)] = row.clone().cpu()
         return logits.argmax(-1)
 
     def of(self, index: int) -> torch.Tensor:
