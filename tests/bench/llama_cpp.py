@@ -33,12 +33,13 @@ MAX_SEQUENCES = 256
 LAST_CALL = "llama_perf_context_print(ctx);"
 FLUSH = "common_log_flush(common_log_main());"
 # Tokens of one pass through the weights; whether sequences share one cache, or have one each,
-# padded to 256 tokens; the parts of the prompts that run one after another, for less memory; whether
-# quantized weights are copied into an order that is faster, which takes their size in memory.
+# padded to 256 tokens; the parts of the prompts that run one after another, for less memory; and
+# whether quantized weights are copied into another order, which takes their size in memory.
 SETTINGS = (
     {"ubatch": 512, "unified_cache": False, "parts": 1, "repacks": True},
     {"ubatch": 2048, "unified_cache": False, "parts": 1, "repacks": True},
     {"ubatch": 512, "unified_cache": True, "parts": 1, "repacks": True},
+    {"ubatch": 512, "unified_cache": False, "parts": 1, "repacks": False},
     {"ubatch": 512, "unified_cache": False, "parts": 2, "repacks": False},
     {"ubatch": 512, "unified_cache": False, "parts": 4, "repacks": False},
 )
