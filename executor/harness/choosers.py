@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from executor.jobs.endings import Decode, stop_in
 from executor.model.logits_processors import History, Steps
 from executor.model.sampling import Chooser, no_history
 from executor.model.token_scores import check_finite, log_sums
-
-Decode = Callable[[Sequence[int]], str]
 
 
 class NextTokens:
@@ -94,15 +93,6 @@ class UntilStrings:
                 chosen[row] = self._end_id
                 continue
             ids.append(chosen[row])
-            if self._has_stopped(ids, self._stops[index]):
+            if stop_in(ids, self._stops[index], self._decode) is not None:
                 self._ids[index] = None
         return torch.tensor(chosen, device=logits.device)
-
-    def _has_stopped(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
-        for stop in stops:
-            # A token is at least a byte, and the string may begin within one.
-            tail = ids[-len(stop.encode()) - 1 :]
-            # The first token of a text may be decoded otherwise: only the whole text decides.
-            if stop in self._decode(tail) and stop in self._decode(ids):
-                return True
-        return False

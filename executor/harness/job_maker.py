@@ -12,7 +12,8 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.run_command import Job, check_job_flags, read_job_options
-from executor.harness.choosers import Decode, NextTokens, UntilStrings
+from executor.harness.choosers import NextTokens, UntilStrings
+from executor.jobs.endings import Decode
 from executor.model.sampling import Chooser, Sampler
 from executor.model.token_scores import TokenScores
 from executor.run.results import BlockResult
