@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layer_spec import LayerSpec
@@ -76,13 +77,38 @@ class LaneAttention:
             own = tuple(vector[part.rows].transpose(0, 1) for vector in cached)
             self._write_prompt(task, part, own)
             asked = queries[part.rows].transpose(0, 1)
+            if part.first_position:
+                asked, own = self._behind_prefix(task, part, asked, own)
             attended = projections.attend_prompt(asked, own, weights, attention)
-            out[part.rows] = attended.transpose(0, 1)
+            out[part.rows] = attended[:, part.first_position :].transpose(0, 1)
         return out
 
     def _write_prompt(self, task: Task, part: PromptPart, vectors: Vectors) -> None:
-        if self._table.lanes[part.lane].is_cached:
-            self._cache.write_prompt(task, self._table.pages(part.lane), vectors)
+        """Cache a prompt's tokens, and those of its prefix if it is the first to have it."""
+        lane, cache = self._table.lanes[part.lane], self._cache
+        first, is_ring = part.first_position, cache.of(task).ring is not None
+        if lane.prefix >= 0:
+            prefix = self._table.prefix_pages(lane.prefix)
+            if not lane.skipped:
+                cache.write_prompt(task, prefix, [x[:, : lane.prefix_len] for x in vectors])
+            elif lane.is_cached and is_ring:
+                cache.copy_prefix(task, prefix, self._table.pages(part.lane), lane.prefix_len)
+            if not is_ring:
+                # They are in the prefix's pages.
+                vectors = tuple(x[:, lane.prefix_len - first :] for x in vectors)
+                first = lane.prefix_len
+        if lane.is_cached:
+            cache.write_prompt(task, self._table.pages(part.lane), vectors, first)
+
+    def _behind_prefix(
+        self, task: Task, part: PromptPart, queries: torch.Tensor, vectors: Vectors
+    ) -> tuple[torch.Tensor, Vectors]:
+        """Return queries, zeros for those of a prefix, and vectors of a whole prompt."""
+        count = part.first_position
+        pages = self._table.prefix_pages(self._table.lanes[part.lane].prefix)
+        prefix = self._cache.prefix_of(task, pages, count)
+        whole = (torch.cat([x[None], y], dim=1) for x, y in zip(prefix, vectors, strict=True))
+        return F.pad(queries, (0, 0, 0, 0, count, 0)), tuple(whole)
 
     def _decode(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.schedule.admission import Admission
 from costmodel.schedule.pass_lanes import PassLanes
 from costmodel.schedule.tasks import Task
@@ -22,6 +23,7 @@ from executor.model.token_scores import TokenScores, join
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import Lane, LaneRequest
 from executor.run.pass_plan import PassPlan
+from executor.run.prefixes import shared_prefixes
 from executor.run.results import BlockResult
 from profiles import kernels
 from profiles.errors import InputError
@@ -61,6 +63,8 @@ class LaneRun:
         The handlers, and what runs them.
     chooser, eos_ids
         What chooses tokens, and the tokens that end a sequence, for requests without their own.
+    shares_prefixes
+        Whether what several prompts begin with is computed once.
     """
 
     def __init__(
@@ -70,11 +74,14 @@ class LaneRun:
         engine: Engine,
         chooser: Chooser,
         eos_ids: frozenset[int],
+        *,
+        shares_prefixes: bool = True,
     ) -> None:
         assert plan.policy.lanes is not None
         self._policy, self._lanes = plan.policy, plan.policy.lanes
         self._block, self._engine = block, engine
         self._chooser, self._eos_ids = chooser, eos_ids
+        self._shares_prefixes = shares_prefixes
         count = plan.policy.num_gpu_batches
         self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
         self._ahead: deque[Task] = deque()
@@ -88,6 +95,7 @@ class LaneRun:
             [len(request.prompt_ids) for request in requests],
             [request.expected_tokens or request.max_tokens for request in requests],
             [request.max_tokens for request in requests],
+            prefixes=shared_prefixes(requests, self._policy) if self._shares_prefixes else None,
         )
         longest = int((lengths.prompts + lengths.limits).max()) - 1
         assert longest <= self._policy.workload.num_positions
@@ -102,7 +110,7 @@ class LaneRun:
         kernels.end_idle_threads()
         first_pass, start_s = 0, time.perf_counter()
         while (lanes := admission.plan()) is not None:
-            self._admit(lanes, requests)
+            self._admit(lanes, requests, lengths.prefixes)
             self._run_pass(lanes)
             ended = self._take()
             admission.ended(ended)
@@ -113,8 +121,10 @@ class LaneRun:
                 yield result
         self._engine.drain()
 
-    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest]) -> None:
-        for number, index in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
+    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest], prefixes: Prefixes) -> None:
+        self._block.table.drop_prefixes(lanes.dropped)
+        columns = lanes.newcomers, lanes.requests, lanes.prefixes, lanes.skipped
+        for number, index, prefix, skipped in zip(*(x.tolist() for x in columns), strict=True):
             request = requests[index]
             lane = Lane(
                 request=index,
@@ -122,6 +132,9 @@ class LaneRun:
                 max_tokens=request.max_tokens,
                 chooser=request.chooser or self._chooser,
                 eos_ids=self._eos_ids if request.eos_ids is None else request.eos_ids,
+                prefix=prefix,
+                prefix_len=int(prefixes.tokens[prefix]) if prefix >= 0 else 0,
+                skipped=skipped,
             )
             self._block.table.admit(number, lane)
 

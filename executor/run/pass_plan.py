@@ -21,7 +21,7 @@ from executor.run.lanes import Integers, Lane, LaneTable, Table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptPart:
-    """Tokens of one prompt among the rows of a batch."""
+    """Tokens of one prompt among the rows of a batch: all from ``first_position`` on."""
 
     lane: int
     first_row: int
@@ -173,14 +173,16 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
     for (number, _), lane in zip(batch.newcomers, prompts, strict=True):
         table.make_room(number, len(lane.prompt) if lane.is_cached else 0)
     lasts = np.array([lane.generated[-1] for lane in decoding], np.int64)
-    counts = [1] * len(decoding) + [len(lane.prompt) for lane in prompts]
-    chunks = tuple(_chunks(len(decoding), batch, counts[len(decoding) :], chunk_rows))
+    counts = [1] * len(decoding) + [lane.rows for lane in prompts]
+    chunks = tuple(_chunks(len(decoding), batch, prompts, chunk_rows))
     ends = np.cumsum(counts, dtype=np.int64)
     lanes = (*decoding, *prompts)
     return PassBatch(
-        ids=_tensor(np.concatenate([lasts, *(lane.prompt for lane in prompts)])),
+        ids=_tensor(np.concatenate([lasts, *(lane.prompt[lane.skipped :] for lane in prompts)])),
         positions=_tensor(
-            np.concatenate([positions, *(np.arange(len(lane.prompt)) for lane in prompts)])
+            np.concatenate(
+                [positions, *(np.arange(lane.skipped, len(lane.prompt)) for lane in prompts)]
+            )
         ),
         most_positions=_tensor(np.repeat([lane.most_tokens for lane in lanes], counts)),
         lanes=torch.from_numpy(np.array(batch.decoding, np.int32)),
@@ -217,16 +219,23 @@ def _slots(table: Table, lanes: Sequence[int], positions: Integers) -> DecodeSlo
 
 
 def _chunks(
-    num_decode: int, batch: LaneBatch, lengths: Sequence[int], chunk_rows: int
+    num_decode: int, batch: LaneBatch, prompts: Sequence[Lane], chunk_rows: int
 ) -> Iterator[Chunk]:
     """Yield the rows in parts of whole prompts, the decoding lanes before all of them."""
     first, row, parts = 0, num_decode, list[PromptPart]()
-    for (lane, _), length in zip(batch.newcomers, lengths, strict=True):
-        if row > first and row + length - first > chunk_rows:
+    for (number, _), lane in zip(batch.newcomers, prompts, strict=True):
+        if row > first and row + lane.rows - first > chunk_rows:
             yield _chunk(first, row, num_decode if first == 0 else 0, parts)
             first, parts = row, []
-        parts.append(PromptPart(lane=lane, first_row=row - first, num_tokens=length))
-        row += length
+        parts.append(
+            PromptPart(
+                lane=number,
+                first_row=row - first,
+                num_tokens=lane.rows,
+                first_position=lane.skipped,
+            )
+        )
+        row += lane.rows
     if row > first:
         yield _chunk(first, row, num_decode if first == 0 else 0, parts)
 

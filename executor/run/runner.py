@@ -130,14 +130,24 @@ class Runner:
                 result = self._run_block(self.block, prompts, part)
             yield result
 
-    def run_requests(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+    def run_requests(
+        self, requests: Sequence[LaneRequest], *, shares_prefixes: bool = True
+    ) -> Iterator[BlockResult]:
         """Generate for requests with lengths and choices of their own; needs a policy with lanes.
 
         Yields the sequences that end in the same pass together, each by its place in ``requests``.
-        None may be longer than the policy's workload says.
+        None may be longer than the policy's workload says. What prompts begin with in common is
+        computed once, unless ``shares_prefixes`` is false.
         """
         assert isinstance(self.block, LaneBlock)
-        lane_run = LaneRun(self.plan, self.block, self.engine, self.sampler, self.eos_ids)
+        lane_run = LaneRun(
+            self.plan,
+            self.block,
+            self.engine,
+            self.sampler,
+            self.eos_ids,
+            shares_prefixes=shares_prefixes,
+        )
         with out_of_memory_told(self.hardware):
             yield from lane_run.run(requests)
 

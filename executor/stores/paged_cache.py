@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
@@ -107,7 +108,11 @@ class PagedCache:
         layer.pool.view(-1, width)[places] = torch.stack(stored, dim=2).view(-1, width)
 
     def write_prompt(
-        self, task: Task, pages: Sequence[Sequence[int]], vectors: Sequence[torch.Tensor]
+        self,
+        task: Task,
+        pages: Sequence[Sequence[int]],
+        vectors: Sequence[torch.Tensor],
+        first_position: int = 0,
     ) -> None:
         """Store the tokens of one prompt that its layer keeps, the last ones of a ring.
 
@@ -117,17 +122,51 @@ class PagedCache:
             Those of the lane, by ring of the model, in order.
         vectors
             Keys and values, or the rows that are both: [1, tokens, rows, head_dim] each.
+        first_position
+            The position of the first token.
         """
         layer = self.of(task)
-        held, num_tokens = pages[layer.ring_number], vectors[0].shape[1]
-        oldest = 0 if layer.ring is None else max(0, num_tokens - layer.ring)
+        held, end = pages[layer.ring_number], first_position + vectors[0].shape[1]
+        oldest = first_position if layer.ring is None else max(first_position, end - layer.ring)
         for kind, vector in enumerate(vectors):
-            stored = in_stored_form(vector[:, oldest:], layer.packing)[0].transpose(0, 1)
-            for first in range(oldest - oldest % PAGE, num_tokens, PAGE):
+            kept = vector[:, oldest - first_position :]
+            stored = in_stored_form(kept, layer.packing)[0].transpose(0, 1)
+            for first in range(oldest - oldest % PAGE, end, PAGE):
                 # The part of the prompt on one page; only the oldest may begin within it.
-                begin, end = max(first, oldest), min(first + PAGE, num_tokens)
+                begin, stop = max(first, oldest), min(first + PAGE, end)
                 page = layer.pool[held[first // PAGE % len(held)], :, kind]
-                page[:, begin - first : end - first] = stored[:, begin - oldest : end - oldest]
+                page[:, begin - first : stop - first] = stored[:, begin - oldest : stop - oldest]
+
+    def copy_prefix(
+        self,
+        task: Task,
+        prefix_pages: Sequence[Sequence[int]],
+        pages: Sequence[Sequence[int]],
+        num_tokens: int,
+    ) -> None:
+        """Copy what a ring keeps of a prefix of ``num_tokens``, whole pages, into a lane's pages;
+        both are by ring of the model."""
+        layer = self.of(task)
+        source, target = prefix_pages[layer.ring_number], pages[layer.ring_number]
+        count = num_tokens // PAGE
+        kept = range(count - len(source), count)
+        found = layer.pool[[source[i % len(source)] for i in kept]]
+        layer.pool[[target[i % len(target)] for i in kept]] = found
+
+    def prefix_of(
+        self, task: Task, prefix_pages: Sequence[Sequence[int]], num_tokens: int
+    ) -> list[torch.Tensor]:
+        """Return keys and values of a prefix of ``num_tokens``, or the rows that are both:
+        [num_tokens, rows, head_dim] each. What a ring has dropped is 0. The cache is not packed."""
+        layer = self.of(task)
+        assert layer.packing is None
+        source, count = prefix_pages[layer.ring_number], num_tokens // PAGE
+        kept = [source[i % len(source)] for i in range(count - len(source), count)]
+        # [pages, rows, vectors, PAGE, width], to [tokens, rows, vectors, width].
+        found = layer.pool[kept].permute(0, 3, 1, 2, 4).flatten(0, 1)
+        dropped = num_tokens - len(found)
+        whole = F.pad(found, (0, 0, 0, 0, 0, 0, dropped, 0)) if dropped else found
+        return list(whole.unbind(2))
 
     def _pages(self, kind: LayerSpec) -> LayerPages:
         policy, cache = self._policy, cache_spec(self._policy, kind)
