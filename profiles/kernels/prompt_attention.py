@@ -43,9 +43,22 @@ class KeyRun:
 
     @classmethod
     def of_pages(cls, pool: torch.Tensor, table: torch.Tensor, num_tokens: int) -> KeyRun:
-        """Return a run in pages of a cache that is not packed, [pages, kv heads, 2, page_tokens,
-        head_dim]."""
-        return cls(keys=pool[:, :, 0], values=pool[:, :, 1], table=table, num_tokens=num_tokens)
+        """Return a run in pages of a cache that is not packed, [pages, kv heads, vectors,
+        page_tokens, head_dim]; with one vector, it is both key and value."""
+        return cls(keys=pool[:, :, 0], values=pool[:, :, -1], table=table, num_tokens=num_tokens)
+
+    def gathered_keys(self) -> torch.Tensor:
+        """Return the keys in one tensor, [tokens, kv heads, head_dim]."""
+        return self._gathered(self.keys)
+
+    def gathered_values(self) -> torch.Tensor:
+        """Return the values in one tensor, [tokens, kv heads, value_dim]."""
+        return self._gathered(self.values)
+
+    def _gathered(self, vectors: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            return vectors
+        return vectors[self.table.long()].transpose(1, 2).flatten(0, 1)[: self.num_tokens]
 
 
 def prompt_attention(
@@ -129,16 +142,9 @@ def prompt_attention(
     if is_native(q):
         _attend_natively(q, runs, out, **how)
         return
-    parts = [(_gathered(run, run.keys), _gathered(run, run.values)) for run in runs]
-    keys, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    keys = torch.cat([run.gathered_keys() for run in runs])
+    values = torch.cat([run.gathered_values() for run in runs])
     prompt_twins.prompt_attention(q, keys, values, out, **how)
-
-
-def _gathered(run: KeyRun, vectors: torch.Tensor) -> torch.Tensor:
-    """Return a run's keys or values, [tokens, kv heads, elements]."""
-    if run.table is None:
-        return vectors
-    return vectors[run.table.long()].transpose(1, 2).flatten(0, 1)[: run.num_tokens]
 
 
 class _Run(ctypes.Structure):

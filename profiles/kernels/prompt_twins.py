@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 # Positions of a block of queries, and of a tile of keys.
-BLOCK, TILE = 32, 64
+BLOCK, TILE = 64, 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
