@@ -17,6 +17,7 @@ from profiles.kernels.paged_attention import carry_width, paged_attention, prefi
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
 from profiles.kernels.row_tiles import fixed_rows
+from profiles.kernels.xielu import xielu
 
 __all__ = [
     "EncodedMatrix",
@@ -45,4 +46,5 @@ __all__ = [
     "unpack_encoded",
     "unpack_rows",
     "without_cudnn_attention",
+    "xielu",
 ]
