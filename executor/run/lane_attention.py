@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.layer_spec import LayerSpec
@@ -15,8 +14,10 @@ from executor.model import projections
 from executor.model.alibi import slopes_of
 from executor.model.matrices import LayerWeights
 from executor.model.rotations import PassRotations
+from executor.run.chunks import Chunk, PromptPart
 from executor.run.lanes import LaneTable
-from executor.run.pass_plan import Chunk, PassBatch, PromptPart, void_slots
+from executor.run.pass_plan import PassBatch, void_slots
+from executor.run.prompt_keys import PromptKeys
 from executor.stores.paged_cache import PagedCache
 from profiles import kernels
 
@@ -39,6 +40,7 @@ class LaneAttention:
         self._cache, self._table = cache, table
         self._sparsity = policy.attention_sparsity
         self._rotations = PassRotations(policy.model)
+        self._prompt_keys = PromptKeys()
         self._batches: Sequence[PassBatch] = ()
         # By batch, window and kind of window, of this pass.
         self._voids: dict[tuple[int, int | None, bool], torch.Tensor | None] = {}
@@ -73,42 +75,45 @@ class LaneAttention:
             attended = self._decode(task, queries[:count], first, weights, attention)
             out[:count] = projections.make_values(attended, weights, attention)
         for part in chunk.prompts:
-            # The rows of a prompt as one sequence: [1, tokens, heads, head_dim].
-            own = tuple(vector[part.rows].transpose(0, 1) for vector in cached)
-            self._write_prompt(task, part, own)
-            asked = queries[part.rows].transpose(0, 1)
-            if part.first_position:
-                asked, own = self._behind_prefix(task, part, asked, own)
-            attended = projections.attend_prompt(asked, own, weights, attention)
-            out[part.rows] = attended[:, part.first_position :].transpose(0, 1)
+            own = tuple(vector[part.rows, 0] for vector in cached)
+            so_far = self._prompt_keys.so_far(part, own)
+            if part.is_last:
+                self._write_prompt(task, part, so_far)
+            prefix = self._prefix_runs(task, part)
+            out[part.rows, 0] = projections.attend_part(
+                queries[part.rows, 0],
+                [*prefix, kernels.KeyRun.of(so_far[0], so_far[-1])],
+                weights,
+                attention,
+                first_position=part.first_position,
+                first_key=part.begins - sum(run.num_tokens for run in prefix),
+            )
         return out
 
     def _write_prompt(self, task: Task, part: PromptPart, vectors: Vectors) -> None:
         """Cache a prompt's tokens, and those of its prefix if it is the first to have it."""
         lane, cache = self._table.lanes[part.lane], self._cache
-        first, is_ring = part.first_position, cache.of(task).ring is not None
+        sequence, first = [vector[None] for vector in vectors], part.begins
         if lane.prefix >= 0:
             prefix = self._table.prefix_pages(lane.prefix)
+            is_ring = cache.of(task).ring is not None
             if not lane.skipped:
-                cache.write_prompt(task, prefix, [x[:, : lane.prefix_len] for x in vectors])
+                cache.write_prompt(task, prefix, [x[:, : lane.prefix_len] for x in sequence])
             elif lane.is_cached and is_ring:
                 cache.copy_prefix(task, prefix, self._table.pages(part.lane), lane.prefix_len)
             if not is_ring:
-                # They are in the prefix's pages.
-                vectors = tuple(x[:, lane.prefix_len - first :] for x in vectors)
+                # What is before is in the prefix's pages.
+                sequence = [x[:, lane.prefix_len - first :] for x in sequence]
                 first = lane.prefix_len
         if lane.is_cached:
-            cache.write_prompt(task, self._table.pages(part.lane), vectors, first)
+            cache.write_prompt(task, self._table.pages(part.lane), sequence, first)
 
-    def _behind_prefix(
-        self, task: Task, part: PromptPart, queries: torch.Tensor, vectors: Vectors
-    ) -> tuple[torch.Tensor, Vectors]:
-        """Return queries, zeros for those of a prefix, and vectors of a whole prompt."""
-        count = part.first_position
+    def _prefix_runs(self, task: Task, part: PromptPart) -> list[kernels.KeyRun]:
+        """Return what the cache keeps of the tokens before a prompt's rows, if there are any."""
+        if not part.begins:
+            return []
         pages = self._table.prefix_pages(self._table.lanes[part.lane].prefix)
-        prefix = self._cache.prefix_of(task, pages, count)
-        whole = (torch.cat([x[None], y], dim=1) for x, y in zip(prefix, vectors, strict=True))
-        return F.pad(queries, (0, 0, 0, 0, count, 0)), tuple(whole)
+        return [self._cache.prefix_run(task, pages, part.begins)]
 
     def _decode(
         self,

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
@@ -27,6 +26,7 @@ from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_rows import in_stored_form
 from profiles.compute_plan import DTYPES
+from profiles.kernels import KeyRun
 from profiles.packing import Packing
 
 
@@ -147,26 +147,19 @@ class PagedCache:
         """Copy what a ring keeps of a prefix of ``num_tokens``, whole pages, into a lane's pages;
         both are by ring of the model."""
         layer = self.of(task)
-        source, target = prefix_pages[layer.ring_number], pages[layer.ring_number]
-        count = num_tokens // PAGE
-        kept = range(count - len(source), count)
-        found = layer.pool[[source[i % len(source)] for i in kept]]
-        layer.pool[[target[i % len(target)] for i in kept]] = found
+        source = _in_order(prefix_pages[layer.ring_number], num_tokens)
+        target = _in_order(pages[layer.ring_number], num_tokens)[-len(source) :]
+        layer.pool[target] = layer.pool[source]
 
-    def prefix_of(
+    def prefix_run(
         self, task: Task, prefix_pages: Sequence[Sequence[int]], num_tokens: int
-    ) -> list[torch.Tensor]:
-        """Return keys and values of a prefix of ``num_tokens``, or the rows that are both:
-        [num_tokens, rows, head_dim] each. What a ring has dropped is 0. The cache is not packed."""
+    ) -> KeyRun:
+        """Return what a layer keeps of a prefix of ``num_tokens``, the last ones of a ring."""
         layer = self.of(task)
         assert layer.packing is None
-        source, count = prefix_pages[layer.ring_number], num_tokens // PAGE
-        kept = [source[i % len(source)] for i in range(count - len(source), count)]
-        # [pages, rows, vectors, PAGE, width], to [tokens, rows, vectors, width].
-        found = layer.pool[kept].permute(0, 3, 1, 2, 4).flatten(0, 1)
-        dropped = num_tokens - len(found)
-        whole = F.pad(found, (0, 0, 0, 0, 0, 0, dropped, 0)) if dropped else found
-        return list(whole.unbind(2))
+        pages = _in_order(prefix_pages[layer.ring_number], num_tokens)
+        table = torch.tensor(pages, dtype=torch.int32)
+        return KeyRun.of_pages(layer.pool, table, len(pages) * PAGE)
 
     def _pages(self, kind: LayerSpec) -> LayerPages:
         policy, cache = self._policy, cache_spec(self._policy, kind)
@@ -198,3 +191,10 @@ class PagedCache:
         shape = self._policy.block_size, rows, width
         raw = self._arena.allocate("value sums", math.prod(shape) * SUM_BYTES)
         return raw.view(torch.float32).view(shape)
+
+
+def _in_order(pages: Sequence[int], num_tokens: int) -> list[int]:
+    """Return the pages that have the last of ``num_tokens`` tokens, whole pages, in their order;
+    in a ring they begin anywhere."""
+    count = num_tokens // PAGE
+    return [pages[i % len(pages)] for i in range(max(0, count - len(pages)), count)]
