@@ -87,7 +87,7 @@ def keep_run(report: Report, offload_dir: Path) -> None:
     if report.hardware.has_gpu != torch.cuda.is_available():
         # It ran beside a GPU that it left alone, and says nothing of runs that do not.
         return
-    block = report.first_block()
+    block = report.measured_run()
     if block.prefill_s + block.decode_s < SHORTEST_S:
         return
     if block.policy.workload.scores_prompts:

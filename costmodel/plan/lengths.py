@@ -76,6 +76,10 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def expecting(self, outputs: ArrayLike) -> Lengths:
+        """Return the same requests with other expected answers, int [requests]."""
+        return Lengths(self.prompts, outputs, self.limits)
+
     @property
     def stored(self) -> IntArray:
         """Most tokens of each sequence that the cache keeps, int64 [requests]. The last token is

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
+from costmodel.plan.policy import Policy
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
@@ -33,6 +34,8 @@ NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
+# Over lanes, a pass has prompts beside tokens that are decoded.
+LANE_PHASES = ("run",)
 # Until the run ends, each generated token takes a Python int, its place in a list, and its text.
 # Each continuation takes a fixed number of bytes besides.
 OUTPUT_TOKEN_BYTES = 48
@@ -44,6 +47,11 @@ ALTERNATIVE_BYTES = 12
 SCORED_SEQUENCE_BYTES = 1024
 # While the head is computed, a token's place, the sum and the largest of its logits so far.
 SCORING_TOKEN_BYTES = 48
+
+
+def phases_of(policy: Policy) -> tuple[str, ...]:
+    """Return the phases of a run: prefill and decode, or one of both over lanes."""
+    return LANE_PHASES if policy.lanes else PHASES
 
 
 def memory_rows(

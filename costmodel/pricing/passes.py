@@ -151,6 +151,14 @@ class PassPrice:
         ]
         return {**work_limits(self._problem, work, fill=fill), ONE_BATCH: costs[:, -1]}
 
+    def channel_seconds(self, counts: PassCounts) -> dict[str, FloatArray]:
+        """Return the busy seconds of each channel in each pass."""
+        costs = self._costs(counts)
+        found: dict[str, FloatArray] = {}
+        for place, work in enumerate(self._work):
+            found[work.channel] = found.get(work.channel, 0.0) + costs[:, place]
+        return found
+
     def _costs(self, counts: PassCounts) -> FloatArray:
         """Return the costs of each pass, [passes, columns]."""
         decoding, newcomers, tokens = counts.decoding, counts.newcomers, counts.prompt_tokens
