@@ -18,7 +18,9 @@ from profiles.outputs import write_output
 from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
 from profiles.start import called
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Files of these versions are read: version 2 had neither lengths nor lanes, and all else was alike.
+READABLE_VERSIONS = (2, 3)
 TIERS = ("gpu", "cpu", "disk")
 # Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
 SUM_TOLERANCE = 1e-6
@@ -246,7 +248,9 @@ class Policy:
                 got="no key 'model'",
                 allowed=f"a file that {called('costmodel.search')} wrote",
             )
-        if raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        if raw.get("schema_version", SCHEMA_VERSION) in READABLE_VERSIONS:
+            raw["schema_version"] = SCHEMA_VERSION
+        else:
             raise InputError(
                 f"policy {path}",
                 got=f"schema_version {raw['schema_version']}",
