@@ -103,7 +103,7 @@ def draw_curves(
     y_label: str,
     line_at: float | None = None,
 ) -> dict[str, Any]:
-    """Draw curves from zero upward, with a dashed line at ``line_at``; returns what BokehJS embeds."""
+    """Draw curves from zero upward, a dashed line at ``line_at``; returns what BokehJS embeds."""
     highest = max([line_at or 0.0, *(max(curve.values) for curve in curves)]) or 1.0
     plot = figure(
         height=CURVE_PIXELS,
@@ -124,7 +124,7 @@ def draw_curves(
         axis.ticker = BasicTicker(desired_num_ticks=5)
         axis.minor_tick_line_color = None
     for curve in sorted(curves, key=lambda curve: not curve.is_faint):
-        columns = {
+        columns: dict[str, Any] = {
             "left": np.asarray(curve.edges[:-1], float),
             "right": np.asarray(curve.edges[1:], float),
             "top": np.asarray(curve.values, float),
@@ -146,9 +146,7 @@ def draw_curves(
             line_alpha=FAINT if curve.is_faint else 1.0,
         )
         # A line cannot be pointed at between its ends.
-        areas = plot.quad(
-            left="left", right="right", bottom=0, top="top", source=source, alpha=0.0
-        )
+        areas = plot.quad(left="left", right="right", bottom=0, top="top", source=source, alpha=0.0)
         plot.add_tools(HoverTool(renderers=[areas], tooltips=TOOLTIP, mode="vline"))
     if line_at is not None:
         plot.add_layout(Span(location=line_at, dimension="width", line_dash="dashed"))

@@ -96,7 +96,9 @@ def _limit_lines(plan: Plan) -> list[str]:
     lines = []
     for phase, name in plan.limits.items():
         words = f" ({LIMITS[name]})" if name in LIMITS else ""
-        lines.append(f"By prediction, {name}{words} limits {phase if plan.lanes is None else 'it'}.")
+        lines.append(
+            f"By prediction, {name}{words} limits {phase if plan.lanes is None else 'it'}."
+        )
     return lines
 
 

@@ -10,7 +10,6 @@ from costmodel.pricing.memory import LANE_PHASES
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.parts import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
-from costmodel.report.trace_file import MEASURED
 from profiles.hardware import CHANNELS
 from profiles.units import format_bytes, format_rate, format_seconds
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from costmodel.calibration.measured_runs import MeasuredRun
+from costmodel.calibration.run_lengths import RunLengths
 from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.plan.policy import Policy
 from costmodel.report.lane_record import LaneRecord
@@ -15,6 +16,7 @@ from costmodel.report.pass_series import PassSeries
 from costmodel.schedule.job_costs import JobCosts, job_costs
 from costmodel.schedule.job_simulation import JobTimeline, simulate_job
 from executor.run.pass_log import PassLog
+from profiles.emulate import EmulatedGpu
 from profiles.hardware import HardwareProfile
 from profiles.units import format_count, format_seconds
 
@@ -125,12 +127,24 @@ class LaneFigures:
             figures=self.as_json(),
             bottleneck=self.costs.bottleneck,
             measured=PassSeries.of(
+                start_s=log.start_s,
                 seconds=np.array(log.end_s) - np.array(log.start_s),
                 lanes=np.array(log.decoding) + np.array(log.newcomers),
                 waiting=log.waiting,
                 tokens=log.tokens,
             ),
             simulated=PassSeries.simulated(self.predicted, self.lengths),
+        )
+
+    def measured_run(self, emulated: EmulatedGpu | None) -> MeasuredRun:
+        """Return the run as one to calibrate with."""
+        lengths = RunLengths.of(self.lengths, self.answers)
+        work = replace(self.policy.workload, num_prompts=len(self.lengths), lengths=None)
+        return MeasuredRun(
+            policy=replace(self.policy, workload=work),
+            throughput_tok_per_s=lengths.num_tokens / self.log.run_s,
+            emulated=emulated,
+            lengths=lengths,
         )
 
     def lines(self) -> list[str]:

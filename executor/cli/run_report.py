@@ -97,9 +97,12 @@ class Report:
         self.blocked_s = dict(runner.trace.blocked_s)
         self.moved_bytes = dict(runner.trace.moved_bytes)
         if runner.passes.lengths is not None:
-            self.lanes = LaneFigures(
-                policy=self.policy, hardware=self.hardware, log=runner.passes
-            )
+            self.lanes = LaneFigures(policy=self.policy, hardware=self.hardware, log=runner.passes)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that ran; lanes make no blocks and count as one."""
+        return 1 if self.lanes else len(self.blocks)
 
     @property
     def phase_s(self) -> dict[str, float]:
@@ -189,7 +192,7 @@ class Report:
 
     def _measured(self) -> Measured:
         return Measured(
-            num_blocks=len(self.blocks),
+            num_blocks=self.num_blocks,
             num_prompts=sum(len(block.output_ids) for block in self.blocks),
             prompt_len=self.policies[0].workload.prompt_len,
             num_passes=self.lanes.num_passes if self.lanes else self.blocks[0].num_tokens,
@@ -205,15 +208,18 @@ class Report:
         )
 
     def measured_run(self) -> MeasuredRun:
-        """Return the first block, with as many tokens as it generated, as a measured run."""
-        block, policy = self.blocks[0], self.policies[0]
-        work = replace(policy.workload, gen_len=block.num_tokens, num_prompts=None)
-        seconds = block.prefill_s + block.decode_s
+        """Return the first block, with as many tokens as it generated, as a measured run; of lanes,
+        the whole run."""
         gpu, emulated = self.hardware.gpu, None
         if gpu is not None and gpu.emulated:
             emulated = EmulatedGpu(
                 memory_bytes=gpu.memory_bytes, link_bytes_per_s=gpu.h2d.pinned_bytes_per_s
             )
+        if self.lanes:
+            return self.lanes.measured_run(emulated)
+        block, policy = self.blocks[0], self.policies[0]
+        work = replace(policy.workload, gen_len=block.num_tokens, num_prompts=None)
+        seconds = block.prefill_s + block.decode_s
         return MeasuredRun(
             policy=replace(policy, workload=work),
             throughput_tok_per_s=policy.block_size * block.num_tokens / seconds,
@@ -235,7 +241,7 @@ class Report:
             "prompt_len": policy.workload.prompt_len,
             "gen_len": policy.workload.gen_len,
             "num_prompts": sum(len(block.output_ids) for block in self.blocks),
-            "num_blocks": len(self.blocks),
+            "num_blocks": self.num_blocks,
             "block_size": policy.block_size,
             "gpu_batch_size": policy.gpu_batch_size,
             "num_gpu_batches": policy.num_gpu_batches,
