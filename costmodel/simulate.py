@@ -14,7 +14,6 @@ from costmodel.plan.lengths_table import read_lengths
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import stage_seconds
 from costmodel.pricing.problem import problem_of
-from costmodel.report.planned_lanes import lengths_of
 from costmodel.schedule.chrome_trace import write_trace
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.timeline import Timeline, simulate
@@ -98,7 +97,8 @@ def _tell_job(policy: Policy, hardware: HardwareProfile, flags: argparse.Namespa
         raise InputError(
             "--passes", got="a policy with lanes", allowed="without: a whole job is simulated"
         )
-    lengths = read_lengths(flags.lengths) if flags.lengths else lengths_of(policy)
+    planned = policy.workload.sketch(policy.block_size).lengths()
+    lengths = read_lengths(flags.lengths) if flags.lengths else planned
     job = SimulatedJob.run(policy, hardware, lengths)
     print(job.describe())
     if flags.output is not None:

@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
+from costmodel.pricing.lane_price import price_timeline
 from costmodel.report.pass_series import PassSeries
 from costmodel.schedule.chrome_trace import begin_trace
-from costmodel.schedule.job_costs import job_costs
 from costmodel.schedule.job_simulation import JobTimeline, simulate_job
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
@@ -33,7 +33,7 @@ class SimulatedJob:
     def run(cls, policy: Policy, hardware: HardwareProfile, lengths: Lengths) -> SimulatedJob:
         """Simulate; raises ``InputError`` where no prompt has room."""
         timeline = simulate_job(policy, hardware, lengths)
-        busy_s = job_costs(policy, hardware, timeline.counts).busy_s
+        busy_s = price_timeline(policy, hardware, timeline).channel_s
         return cls(policy=policy, lengths=lengths, timeline=timeline, busy_s=busy_s)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,11 @@ class Sketch:
     def num_prompts(self) -> int:
         """Prompts of the job."""
         return sum(self.weights)
+
+    def scaled(self, num_prompts: int) -> Sketch:
+        """Return about as many prompts in the same proportions, at least one of each entry."""
+        factor = num_prompts / self.num_prompts
+        return replace(self, weights=tuple(max(1, round(w * factor)) for w in self.weights))
 
     def lengths(self) -> Lengths:
         """Return a job of as many prompts with these lengths."""

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import LANE_PHASE
 from costmodel.pricing.price import estimate
 from costmodel.report.buying import Purchases, purchases_of_policy
 from costmodel.report.buying_section import buying_section
@@ -109,7 +110,7 @@ def _facts(plan: Plan) -> Mapping[str, str]:
     policy, measured = plan.policy, plan.measured
     facts = {}
     if measured is None:
-        rate = format_figure(plan.predicted_tok_per_s)
+        rate = format_figure(plan.prediction.throughput_tok_per_s)
         facts["predicted throughput"] = f"{rate} token/s"
         takes = "a block takes" if plan.lanes is None else "the job takes"
         facts[takes] = format_seconds(sum(plan.predicted_phase_s.values()))
@@ -118,7 +119,7 @@ def _facts(plan: Plan) -> Mapping[str, str]:
         facts["predicted throughput"] = f"{format_figure(measured.predicted_tok_per_s)} token/s"
         facts["the run took"] = format_seconds(sum(measured.phase_s.values()))
     if plan.lanes is not None:
-        return facts | {"lanes": f"{policy.block_size}", "limited by": plan.lanes.bottleneck}
+        return facts | {"lanes": str(policy.block_size), "limited by": plan.limits[LANE_PHASE]}
     facts["block"] = f"{policy.block_size} sequences"
     facts |= {f"{phase} limited by": name for phase, name in plan.limits.items()}
     return facts

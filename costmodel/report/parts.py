@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel.plan.policy import Policy, Prediction
-from costmodel.pricing.memory import phases_of
+from costmodel.pricing.memory import LANE_PHASE, phases_of
 from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.report.planned_lanes import PlannedLanes
 from costmodel.report.run_record import Measured
@@ -36,7 +36,7 @@ class Plan:
         if self.measured is not None:
             return self.measured.predicted_phase_s
         if self.lanes is not None:
-            return {"run": self.lanes.predicted_s}
+            return {LANE_PHASE: self.prediction.latency_s}
         return {"prefill": self.prediction.prefill_s, "decode": self.prediction.decode_s}
 
     @property
@@ -44,20 +44,13 @@ class Plan:
         """Predicted busy seconds of each channel in each phase."""
         if self.measured is not None:
             return self.measured.predicted_busy_s
-        if self.lanes is not None:
-            return {"run": self.lanes.busy_s}
         return phase_channels(self.policy, self.hardware)
-
-    @property
-    def predicted_tok_per_s(self) -> float:
-        """Predicted throughput of the policy."""
-        return self.lanes.tok_per_s if self.lanes else self.prediction.throughput_tok_per_s
 
     @property
     def limits(self) -> Mapping[str, str]:
         """The limit that most of each phase waits for."""
-        if self.lanes is not None:
-            return {"run": self.lanes.bottleneck}
+        if self.lanes is not None and self.lanes.bottleneck is not None:
+            return {LANE_PHASE: self.lanes.bottleneck}
         return limits_by_phase(self.policy, self.hardware)
 
 

@@ -1,21 +1,20 @@
-"""What a page tells of lanes: passes, busy channels and limits, of a run or of a simulated job."""
+"""What a page tells of lanes: the passes of a run, or those of a simulated job."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.report.pass_series import PassSeries
 from costmodel.report.run_record import RunRecord
 from costmodel.report.trace_file import MEASURED, SIMULATED
-from costmodel.schedule.job_costs import job_costs
 from costmodel.schedule.job_simulation import simulate_job
 from profiles.hardware import HardwareProfile
 from profiles.units import format_seconds
+
+# A page does not wait for the simulation of a larger job.
+MOST_SIMULATED = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,59 +25,36 @@ class PlannedLanes:
     ----------
     passes
         By label: ``simulated``, and before it ``measured`` where it is a run.
-    predicted_s, tok_per_s
-        Predicted seconds of the job, and generated tokens in a second.
-    busy_s
-        Predicted busy seconds of each channel.
-    bottleneck
-        The limit that most of the job waits for.
     facts
         Sentences on waiting, on the cache and on lengths that were guessed.
+    bottleneck
+        The predicted limit of a run; ``None`` for a job that was not run.
     """
 
     passes: Mapping[str, PassSeries]
-    predicted_s: float
-    tok_per_s: float
-    busy_s: Mapping[str, float]
-    bottleneck: str
     facts: tuple[str, ...] = ()
+    bottleneck: str | None = None
 
     @classmethod
     def simulate(cls, policy: Policy, hardware: HardwareProfile) -> PlannedLanes:
-        """Simulate the job that a policy was made for."""
-        lengths = lengths_of(policy)
-        timeline = simulate_job(policy, hardware, lengths)
-        costs = job_costs(policy, hardware, timeline.counts)
-        return cls(
-            passes={SIMULATED: PassSeries.simulated(timeline, lengths)},
-            predicted_s=timeline.total_s,
-            tok_per_s=timeline.throughput_tok_per_s,
-            busy_s=costs.busy_s,
-            bottleneck=costs.bottleneck,
-        )
+        """Simulate the job that a policy was made for, or a part of a large one."""
+        sketch, facts = policy.workload.sketch(policy.block_size), tuple[str, ...]()
+        if sketch.num_prompts > MOST_SIMULATED:
+            facts = (f"The pictures are of {MOST_SIMULATED:,} of {sketch.num_prompts:,} prompts.",)
+            sketch = sketch.scaled(MOST_SIMULATED)
+        lengths = sketch.lengths()
+        series = PassSeries.simulated(simulate_job(policy, hardware, lengths), lengths)
+        return cls(passes={SIMULATED: series}, facts=facts)
 
     @classmethod
     def of_run(cls, record: RunRecord) -> PlannedLanes:
         """Return the lanes of a run."""
         assert record.lanes is not None
-        measured = record.measured
         return cls(
             passes={MEASURED: record.lanes.measured, SIMULATED: record.lanes.simulated},
-            predicted_s=measured.predicted_phase_s["run"],
-            tok_per_s=measured.predicted_tok_per_s,
-            busy_s=measured.predicted_busy_s["run"],
-            bottleneck=record.lanes.bottleneck,
             facts=_facts(record.lanes.figures),
+            bottleneck=record.lanes.bottleneck,
         )
-
-
-def lengths_of(policy: Policy) -> Lengths:
-    """Return the lengths that a policy was made for; those of one block where it has none."""
-    work = policy.workload
-    if work.lengths is not None:
-        return work.lengths.lengths()
-    count = work.num_prompts or policy.block_size
-    return Lengths(np.full(count, work.prompt_len), np.full(count, work.gen_len))
 
 
 def _facts(figures: Mapping[str, float]) -> tuple[str, ...]:

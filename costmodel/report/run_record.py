@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from costmodel.optimizer.job_throughput import blocks_of
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import LANE_PHASES, PHASES, phases_of
+from costmodel.pricing.memory import LANE_PHASE, PHASES, phases_of
 from costmodel.report.lane_record import LaneRecord
 from profiles.errors import InputError
 from profiles.hardware import CHANNELS, HardwareProfile
@@ -50,7 +50,7 @@ class Measured:
     def __post_init__(self) -> None:
         for name in ("num_blocks", "num_prompts", "prompt_len", "num_passes", "tok_per_s"):
             require_positive(f"measured.{name}", getattr(self, name))
-        phases = LANE_PHASES if set(self.phase_s) == set(LANE_PHASES) else PHASES
+        phases = (LANE_PHASE,) if LANE_PHASE in self.phase_s else PHASES
         for name in ("phase_s", "predicted_phase_s", "busy_s", "predicted_busy_s"):
             _require_keys(f"measured.{name}", getattr(self, name), phases)
         for name in ("phase_s", "predicted_phase_s"):

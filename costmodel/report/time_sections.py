@@ -33,7 +33,7 @@ def phases_section(plan: Plan) -> Section:
         text = [f"The seconds of each phase of {what}, as the cost model predicts them."]
         headers = ["", "predicted"]
         rows = [[phase, format_seconds(seconds)] for phase, seconds in predicted.items()]
-        rows.append([THROUGHPUT, format_figure(plan.predicted_tok_per_s)])
+        rows.append([THROUGHPUT, format_figure(plan.prediction.throughput_tok_per_s)])
     else:
         text = [f"The seconds of each phase of the whole run. {MEASURED_BESIDE}"]
         headers = ["", "predicted", "measured", "difference"]

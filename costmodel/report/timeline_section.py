@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from costmodel.cli.palette import TASK_COLORS, content_of_task
-from costmodel.pricing.memory import LANE_PHASES
+from costmodel.pricing.memory import LANE_PHASE
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.parts import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
@@ -23,7 +23,7 @@ HOW_TO_ZOOM = (
 
 def timeline_section(samples: Mapping[str, TaskSample], phases: Sequence[str]) -> Section:
     """Show the tasks of ``samples``, by label: ``measured`` (if any) above ``simulated``."""
-    what = "the first passes" if tuple(phases) == LANE_PHASES else "the first block"
+    what = "the first passes" if LANE_PHASE in phases else "the first block"
     text = [f"The tasks of {what} on every channel: h2d copies to the GPU, and d2h from it."]
     if len(samples) > 1:
         text[0] += " Upper bars: measured. Lower, fainter bars: simulated."

@@ -11,9 +11,9 @@ from costmodel.calibration.measured_runs import MeasuredRun
 from costmodel.calibration.run_lengths import RunLengths
 from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.plan.policy import Policy
+from costmodel.pricing.lane_price import JobPrice, price_timeline
 from costmodel.report.lane_record import LaneRecord
 from costmodel.report.pass_series import PassSeries
-from costmodel.schedule.job_costs import JobCosts, job_costs
 from costmodel.schedule.job_simulation import JobTimeline, simulate_job
 from executor.run.pass_log import PassLog
 from profiles.emulate import EmulatedGpu
@@ -77,9 +77,9 @@ class LaneFigures:
         return self.predicted.total_s - self.known.total_s
 
     @cached_property
-    def costs(self) -> JobCosts:
+    def price(self) -> JobPrice:
         """Busy seconds, limits and lower bound of what happened, as predicted."""
-        return job_costs(self.policy, self.hardware, self.predicted.counts)
+        return price_timeline(self.policy, self.hardware, self.predicted)
 
     @property
     def num_passes(self) -> int:
@@ -125,7 +125,7 @@ class LaneFigures:
         log = self.log
         return LaneRecord(
             figures=self.as_json(),
-            bottleneck=self.costs.bottleneck,
+            bottleneck=self.price.bottleneck,
             measured=PassSeries.of(
                 start_s=log.start_s,
                 seconds=np.array(log.end_s) - np.array(log.start_s),

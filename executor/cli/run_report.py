@@ -139,13 +139,13 @@ class Report:
     def lower_bound_s(self) -> float:
         """Seconds below which no run of these blocks can be, by the profile's rates."""
         if self.lanes:
-            return self.lanes.costs.lower_bound_s
+            return self.lanes.price.lower_bound_s
         return sum(prediction.lower_bound_s for prediction in self.predictions)
 
     @property
     def bottleneck(self) -> str:
         """The predicted limit."""
-        return self.lanes.costs.bottleneck if self.lanes else self.predictions[0].bottleneck
+        return self.lanes.price.bottleneck if self.lanes else self.predictions[0].bottleneck
 
     @property
     def measured_tok_per_s(self) -> float:
@@ -182,7 +182,7 @@ class Report:
 
     def _predicted_busy_s(self) -> Mapping[str, Mapping[str, float]]:
         if self.lanes:
-            return {"run": self.lanes.costs.busy_s}
+            return {"run": self.lanes.price.channel_s}
         busy: dict[str, dict[str, float]] = {phase: {} for phase in phases_of(self.policy)}
         for policy in self.policies:
             for phase, channels in phase_channels(policy, self.hardware).items():
@@ -296,7 +296,8 @@ def format_report(report: Report) -> str:
     ]
     lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
     bound = format_seconds(report.lower_bound_s)
-    lines.append(f"lower bound: {bound}, the busiest channel of each phase alone")
+    what = "pass" if report.lanes else "phase"
+    lines.append(f"lower bound: {bound}, the busiest channel of each {what} alone")
     busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)
     lines.append(f"channels were busy: {shares}")
