@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags, read_permitted
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
@@ -20,6 +21,7 @@ from executor.cli.run_report import Report, policies_of_blocks
 from executor.cli.sampling_flags import Sampling
 from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
+from executor.run.lane_requests import LaneRequests
 from executor.run.page_recorder import Recorders, open_page
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
@@ -33,7 +35,12 @@ from profiles.start import called
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that was checked before the first weight is read."""
+    """Everything that was checked before the first weight is read.
+
+    ``lengths`` are those of each prompt and its output, where prompts differ in them: what a policy
+    with lanes is run for. Without them, every output has the length of the policy's workload.
+    ``finish`` cuts a block's outputs where its requests have ended.
+    """
 
     policy: Policy
     hardware: HardwareProfile
@@ -41,8 +48,8 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
-    # Cuts a block's outputs where its requests have ended.
     finish: Callable[[BlockResult], BlockResult] = lambda block: block
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -169,7 +176,7 @@ class Job:
         with bar, runner:
             if recorder:
                 recorder.start()
-            for block in map(self.finish, runner.run(self.prompts)):
+            for block in map(self.finish, self._results(runner)):
                 report.add(block)
                 if recorder:
                     recorder.end_block()
@@ -178,6 +185,11 @@ class Job:
         # The run has given its memory back by now.
         if recorder:
             recorder.finish(report.blocks, report.record())
+
+    def _results(self, runner: Runner) -> Iterator[BlockResult]:
+        if self.policy.lanes is None or self.lengths is None:
+            return runner.run(self.prompts)
+        return runner.run_requests(LaneRequests(self.prompts, self.lengths))
 
     def _policies_of_blocks(self) -> list[Policy]:
         return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])

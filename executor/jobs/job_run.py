@@ -26,7 +26,13 @@ from executor.jobs.limits import RequestLimits
 from executor.jobs.lines import PromptLines
 from executor.jobs.openai import BatchLines
 from executor.jobs.params import ParamsMaker
-from executor.jobs.planning import check_same_job, chosen_before, manifest_of, workload_of
+from executor.jobs.planning import (
+    check_same_job,
+    chosen_before,
+    lengths_of,
+    manifest_of,
+    workload_of,
+)
 from executor.jobs.reading import Form, ReadJob, read_job
 from executor.jobs.summary import JobSummary
 from executor.jobs.table import Prompts
@@ -57,6 +63,8 @@ class JobFlags:
         Settings of lines that leave them open.
     gen_len
         Tokens to generate where a line does not say; ``None`` takes the policy's number, or 32.
+    expected_len
+        Tokens that outputs are expected to have; ``None`` expects as many as each may have.
     is_strict
         Whether nothing runs where any line cannot.
     resumes
@@ -69,6 +77,7 @@ class JobFlags:
     errors: Path | None = None
     params: SamplingParams
     gen_len: int | None = None
+    expected_len: int | None = None
     is_strict: bool = False
     resumes: bool = False
 
@@ -260,6 +269,7 @@ class JobRun:
             [table.identities[row] for row in self.prompts.rows],
             lambda ids: self._tokenizer().decode(ids),
         )
+        lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
         return Job(
             policy=policy,
             hardware=hardware,
@@ -267,6 +277,7 @@ class JobRun:
             prompts=self.prompts,
             sampler=chooser,
             finish=chooser.finish,
+            lengths=lengths,
         )
 
     def _told_sampling(self) -> dict[str, Any]:

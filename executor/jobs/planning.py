@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from costmodel.optimizer.choices import Permitted
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.jobs.journal import hash_of
 from executor.jobs.reading import ReadJob
+from executor.jobs.table import JobTable
 from profiles.errors import InputError
 
 # What changes tokens and a search may choose.
@@ -35,6 +37,18 @@ def workload_of(job: ReadJob, num_rows: int, old: Manifest | None) -> Workload:
         num_prompts=num_rows,
         logprobs=max(logprobs) if logprobs else None,
     )
+
+
+def lengths_of(table: JobTable, rows: Sequence[int], expected_len: int | None) -> Lengths | None:
+    """Return the lengths of some requests in their order; ``None`` where there are none.
+
+    Outputs are expected to have ``expected_len`` tokens, or as many as they may have.
+    """
+    if not rows:
+        return None
+    limits = [table.params(row).max_tokens for row in rows]
+    outputs = limits if expected_len is None else [expected_len] * len(limits)
+    return Lengths([table.prompt_len(row) for row in rows], outputs, limits)
 
 
 def manifest_of(

@@ -166,7 +166,7 @@ class LaneRun:
             lane.generated.append(token)
             if number in head.scores:
                 self._scores.setdefault(number, []).append(head.scores[number])
-            if lane.has_ended:
+            if lane.has_ended or number in head.ended:
                 ended.append(number)
         return ended
 
