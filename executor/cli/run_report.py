@@ -26,9 +26,14 @@ from profiles.units import format_bytes, format_figure, format_seconds
 
 
 def policies_of_blocks(policy: Policy, prompt_lengths: Sequence[int]) -> list[Policy]:
-    """Return the policy of every block of a job, with the prompts that it will really hold."""
+    """Return the policy of every block of a job, with the prompts that it will really hold.
+
+    Lanes make no blocks.
+    """
     lengths = sorted(prompt_lengths, reverse=True)
     policy = replace(policy, workload=replace(policy.workload, num_prompts=len(lengths)))
+    if policy.lanes:
+        return [policy]
     return [
         replace(block, workload=replace(block.workload, prompt_len=lengths[i * policy.block_size]))
         for i, block in enumerate(blocks_of(policy))

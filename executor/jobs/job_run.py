@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,6 +22,7 @@ from executor.jobs.answers import AnswerFile
 from executor.jobs.endings import RowChooser
 from executor.jobs.input_file import InputFile
 from executor.jobs.journal import Journal, journal_path, refuse_unfinished
+from executor.jobs.lane_room import Lack, refuse_lines, room_lacks
 from executor.jobs.limits import RequestLimits
 from executor.jobs.lines import PromptLines
 from executor.jobs.openai import BatchLines
@@ -262,14 +263,19 @@ class JobRun:
         options, table = self._options, self.read.table
         if old is not None and options.policy is None:
             options = replace(options, permitted=chosen_before(options.permitted, old))
-        workload = workload_of(self.read, max(1, len(self.prompts)), old)
+        lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
+        workload = workload_of(self.read, lengths, source.spec, old)
         policy, hardware, source = options.choose_policy(source, workload)
+        if lacks := room_lacks(policy, lengths):
+            self._refuse({self.prompts.rows[place]: lack for place, lack in lacks.items()})
+            lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
+            workload = workload_of(self.read, lengths, source.spec, old)
+            policy = replace(policy, workload=workload, predicted=None)
         chooser = RowChooser(
             [table.params(row) for row in self.prompts.rows],
             [table.identities[row] for row in self.prompts.rows],
             lambda ids: self._tokenizer().decode(ids),
         )
-        lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
         return Job(
             policy=policy,
             hardware=hardware,
@@ -279,6 +285,16 @@ class JobRun:
             finish=chooser.finish,
             lengths=lengths,
         )
+
+    def _refuse(self, lacks: Mapping[int, Lack]) -> None:
+        """Leave out requests that can never run, with all others of their lines."""
+        table = self.read.table
+        lines = {table.line_of(row): lack for row, lack in lacks.items()}
+        error = refuse_lines(table, self._file, lines, is_strict=self.flags.is_strict)
+        left = [row for row in self.prompts.rows if table.line_of(row) not in lines]
+        if not left and not self.answers.num_done:
+            raise error
+        self.prompts = Prompts(table, left)
 
     def _told_sampling(self) -> dict[str, Any]:
         told = self.sampling.as_json() | {"gen_len": self._gen_len}
