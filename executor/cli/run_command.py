@@ -16,9 +16,10 @@ from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.folder import WeightSource
 from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import PLANNED, JobOptions
-from executor.cli.progress_bar import ProgressBar
+from executor.cli.lane_bar import LaneBar
+from executor.cli.progress_bar import BlockBar, ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
-from executor.cli.sampling_flags import Sampling
+from executor.jobs.endings import RowChooser
 from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
 from executor.run.lane_requests import LaneRequests
@@ -60,34 +61,37 @@ class Job:
         options: JobOptions,
         source: OpenedCheckpoint,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        chooser: RowChooser,
+        lengths: Lengths,
         *,
-        gen_len: int,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> Job:
-        """Return the job of continuing prompts, given as token ids, by ``gen_len`` tokens.
+        """Return the job of continuing prompts, given as token ids.
 
-        ``logprobs`` and ``prompt_logprobs`` are those of ``Workload``.
+        ``chooser`` knows where each output ends, and ``lengths`` are those of each. ``logprobs``
+        and ``prompt_logprobs`` are those of ``Workload``.
         """
         workload = Workload(
-            prompt_len=max(len(ids) for ids in prompts),
-            gen_len=gen_len,
+            prompt_len=int(lengths.prompts.max()),
+            gen_len=int(lengths.limits.max()),
             num_prompts=len(prompts),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            lengths=lengths.sketch(),
         )
+        if options.policy is not None:
+            _check_lengths(options.policy, prompts)
         policy, hardware, source = options.choose_policy(source, workload)
-        job = cls(
+        return cls(
             policy=policy,
             hardware=hardware,
             source=source,
             prompts=prompts,
-            sampler=sampling.sampler,
-            eos_ids=sampling.eos_ids,
+            sampler=chooser,
+            finish=chooser.finish,
+            lengths=lengths,
         )
-        _check_lengths(policy, prompts)
-        return job
 
     def predict(self) -> Prediction:
         """Price the policy; raises ``InfeasibleError`` where it does not fit."""
@@ -156,12 +160,7 @@ class Job:
 
         The run holds its memory until the last block or until the generator is closed.
         """
-        bar = ProgressBar(
-            report.predictions,
-            self.policy,
-            num_prompts=len(self.prompts),
-            is_shown=shows_progress,
-        )
+        bar = self._progress(report, is_shown=shows_progress)
         reset_peaks()
         runner = Runner(
             self.policy,
@@ -185,6 +184,16 @@ class Job:
         # The run has given its memory back by now.
         if recorder:
             recorder.finish(report.blocks, report.record())
+
+    def _progress(self, report: Report, *, is_shown: bool) -> ProgressBar:
+        if self.policy.lanes is None:
+            count = len(self.prompts)
+            return BlockBar(report.predictions, self.policy, num_prompts=count, is_shown=is_shown)
+        lengths = self.lengths
+        if lengths is None:
+            counts = [len(ids) for ids in self.prompts]
+            lengths = Lengths(counts, [self.policy.workload.gen_len] * len(counts))
+        return LaneBar(self.policy, self.hardware, lengths, is_shown=is_shown)
 
     def _results(self, runner: Runner) -> Iterator[BlockResult]:
         if self.policy.lanes is None or self.lengths is None:

@@ -22,7 +22,7 @@ from executor.model.token_scores import TokenScores, join
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import Lane, LaneRequest
 from executor.run.pass_plan import PassPlan
-from executor.run.results import BlockResult
+from executor.run.results import BlockResult, Progress
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -61,6 +61,8 @@ class LaneRun:
         The handlers, and what runs them.
     chooser, eos_ids
         What chooses tokens, and the tokens that end a sequence, for requests without their own.
+    progress
+        Is told of each pass.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class LaneRun:
         engine: Engine,
         chooser: Chooser,
         eos_ids: frozenset[int],
+        progress: Progress | None = None,
     ) -> None:
         assert plan.policy.lanes is not None
         self._policy, self._lanes = plan.policy, plan.policy.lanes
         self._block, self._engine = block, engine
         self._chooser, self._eos_ids = chooser, eos_ids
+        self._progress = progress or Progress()
         count = plan.policy.num_gpu_batches
         self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
         self._ahead: deque[Task] = deque()
@@ -103,8 +107,12 @@ class LaneRun:
         first_pass, start_s = 0, time.perf_counter()
         while (lanes := admission.plan()) is not None:
             self._admit(lanes, requests)
+            num_tokens = len(lanes.decoding) + len(lanes.newcomers)
+            self._progress.begin_pass(num_tokens)
             self._run_pass(lanes)
             ended = self._take()
+            done = (self._block.table.lanes[number] for number in ended)
+            self._progress.end_pass(num_tokens, {x.request: len(x.generated) for x in done})
             admission.ended(ended)
             if ended:
                 result = self._result(ended, lanes.number + 1 - first_pass, start_s)

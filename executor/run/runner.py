@@ -137,7 +137,9 @@ class Runner:
         None may be longer than the policy's workload says.
         """
         assert isinstance(self.block, LaneBlock)
-        lane_run = LaneRun(self.plan, self.block, self.engine, self.sampler, self.eos_ids)
+        lane_run = LaneRun(
+            self.plan, self.block, self.engine, self.sampler, self.eos_ids, self.progress
+        )
         with out_of_memory_told(self.hardware):
             yield from lane_run.run(requests)
 

@@ -23,7 +23,8 @@ LANES = LanePolicy(pool_tokens=4 * 32, pass_rows=32, chunk_rows=16)
 
 def save_job_model(folder: Path, **options: Any) -> Path:
     """Write a checkpoint whose token ``i`` is the word ``wi``."""
-    save_tiny_model(folder, "llama", **({"num_layers": 3} | options))
+    whole: dict[str, Any] = {"family": "llama", "num_layers": 3} | options
+    save_tiny_model(folder, **whole)
     vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -68,7 +69,7 @@ class Desk:
         return {each["custom_id"]: each["response"]["body"] for each in told}
 
 
-def request(number: int, prompt: list[int] | None = None, **body: Any) -> dict[str, Any]:
+def request(number: int, prompt: list[Any] | None = None, **body: Any) -> dict[str, Any]:
     """Return the line that asks for the likeliest tokens behind a prompt."""
     body = {"prompt": prompt or PROMPTS[number], "temperature": 0} | body
     return {"custom_id": f"r{number}", "method": "POST", "url": PLAIN, "body": body}
