@@ -52,17 +52,17 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The cost model's prediction for a policy.
+    """The cost model's prediction for a policy: for one block, or for the job of lanes.
 
     Parameters
     ----------
     throughput_tok_per_s
         Generated tokens of one block over its latency, prompts included.
     latency_s, prefill_s, decode_s
-        Seconds for one block and for its two phases.
+        Seconds for one block and for its two phases. Lanes have one phase, which counts as decode.
     lower_bound_s
-        Sum over the phases of the busiest channel's seconds at the profile's rates, without
-        fixed costs, contention, or waits between channels.
+        Sum over the phases, or the passes of lanes, of the busiest channel's seconds at the
+        profile's rates, without fixed costs, contention, or waits between channels.
     bottleneck
         The limit with the largest share of the block's time: a channel, two channels that slow
         each other down, the CPU's memory, or the path of one batch through the layers.

@@ -63,6 +63,24 @@ class Workload:
                     allowed=f"{value}, as workload.lengths has it",
                 )
 
+    def sketch(self, num_prompts: int) -> Sketch:
+        """Return the lengths of all prompts and answers; where none are given, of ``num_prompts``
+        that are as long as the longest, unless the workload has another number."""
+        return self.lengths or Sketch(
+            prompts=(self.prompt_len,),
+            outputs=(self.gen_len,),
+            limits=(self.gen_len,),
+            weights=(self.num_prompts or num_prompts,),
+        )
+
+    @property
+    def mean_output(self) -> float:
+        """Tokens that are generated for a prompt in the mean, as expected."""
+        if self.lengths is None:
+            return float(self.gen_len)
+        pairs = zip(self.lengths.outputs, self.lengths.weights, strict=True)
+        return sum(output * weight for output, weight in pairs) / self.lengths.num_prompts
+
     @property
     def context_len(self) -> int:
         """Slots of the KV cache that one sequence uses; its last token needs no slot."""
@@ -70,7 +88,10 @@ class Workload:
 
     @property
     def num_positions(self) -> int:
-        """Positions of one sequence; the last token that is generated goes through no layer."""
+        """Positions of the longest sequence; its last token goes through no layer."""
+        if self.lengths is not None:
+            pairs = zip(self.lengths.prompts, self.lengths.limits, strict=True)
+            return max(prompt + limit for prompt, limit in pairs) - 1
         return self.prompt_len + self.gen_len - 1
 
     @property

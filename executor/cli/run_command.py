@@ -106,7 +106,7 @@ class Job:
         with ExitStack() as stack:
             recorders: list[Recorder] = []
             if page is not None:
-                recorders.append(stack.enter_context(open_page(page)))
+                recorders.append(stack.enter_context(open_page(page, self.policy)))
             if trace is not None:
                 opened = open_recorder(trace, self._policies_of_blocks(), self.hardware)
                 recorders.append(stack.enter_context(opened))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Prediction
 from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
 from executor.cli.job_options import JobOptions
@@ -35,7 +36,7 @@ from executor.jobs.planning import (
     workload_of,
 )
 from executor.jobs.reading import Form, ReadJob, read_job
-from executor.jobs.summary import JobSummary
+from executor.jobs.summary import JobSummary, KeptLengths
 from executor.jobs.table import Prompts
 from executor.jobs.writing import AnswerMaker, AnswerStream
 from executor.machine.energy import EnergyMeter
@@ -153,9 +154,14 @@ class JobRun:
         self.answers.begin(self.manifest)
         before = self.answers.num_done
 
+        kept = KeptLengths()
+
         def take(block: BlockResult) -> None:
             maker.take(block.finished)
             for done in block.finished:
+                row = self.prompts.rows[done.request]
+                if self.read.table.params(row).may_end_early:
+                    kept.add(self.read.table.prompt_len(row), done)
                 self.summary.prompt_tokens += len(self.prompts[done.request])
                 self.summary.output_tokens += done.num_generated
 
@@ -163,6 +169,8 @@ class JobRun:
             report = self.job.run(
                 self._options.offload_dir, planned=planned, recorder=recorder, on_block=take
             )
+        if self._options.uses_own_profile:
+            kept.keep(self.job.policy.model)
         self.summary.energy_j = meter.joules
         self.complete()
         self.summary.answered = self.answers.num_done - before
@@ -263,12 +271,12 @@ class JobRun:
         options, table = self._options, self.read.table
         if old is not None and options.policy is None:
             options = replace(options, permitted=chosen_before(options.permitted, old))
-        lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
+        lengths = self._lengths(source)
         workload = workload_of(self.read, lengths, source.spec, old)
         policy, hardware, source = options.choose_policy(source, workload)
         if lacks := room_lacks(policy, lengths):
             self._refuse({self.prompts.rows[place]: lack for place, lack in lacks.items()})
-            lengths = lengths_of(table, self.prompts.rows, self.flags.expected_len)
+            lengths = self._lengths(source)
             workload = workload_of(self.read, lengths, source.spec, old)
             policy = replace(policy, workload=workload, predicted=None)
         chooser = RowChooser(
@@ -285,6 +293,11 @@ class JobRun:
             finish=chooser.finish,
             lengths=lengths,
         )
+
+    def _lengths(self, source: OpenedCheckpoint) -> Lengths | None:
+        model = source.spec if self._options.uses_own_profile else None
+        rows, expected_len = self.prompts.rows, self.flags.expected_len
+        return lengths_of(self.read.table, rows, model, expected_len)
 
     def _refuse(self, lacks: Mapping[int, Lack]) -> None:
         """Leave out requests that can never run, with all others of their lines."""

@@ -39,6 +39,11 @@ class RowParams:
     keeps_stop: bool = False
     logprobs: int | None = None
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether anything but the limit ends it."""
+        return bool(self.end_ids or self.stops)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
 from costmodel.plan.lengths import Lengths
@@ -15,6 +17,7 @@ from costmodel.plan.workload import Workload
 from executor.jobs.journal import hash_of
 from executor.jobs.reading import ReadJob
 from executor.jobs.table import JobTable
+from executor.length_history import expected_outputs
 from profiles.errors import InputError
 
 # What changes tokens and a search may choose.
@@ -55,16 +58,26 @@ def _depends_on_longest(model: ModelSpec) -> bool:
     return any(rotary is not None and rotary.kind == "longrope" for rotary in rotaries)
 
 
-def lengths_of(table: JobTable, rows: Sequence[int], expected_len: int | None) -> Lengths | None:
+def lengths_of(
+    table: JobTable, rows: Sequence[int], model: ModelSpec | None, expected_len: int | None
+) -> Lengths | None:
     """Return the lengths of some requests in their order; ``None`` where there are none.
 
-    Outputs are expected to have ``expected_len`` tokens, or as many as they may have.
+    Outputs that may end early are expected to have ``expected_len`` tokens, or as many as those of
+    earlier runs of ``model``. Without either, and else, they have as many as they may have.
     """
     if not rows:
         return None
-    limits = [table.params(row).max_tokens for row in rows]
-    outputs = limits if expected_len is None else [expected_len] * len(limits)
-    return Lengths([table.prompt_len(row) for row in rows], outputs, limits)
+    params = [table.params(row) for row in rows]
+    prompts = np.array([table.prompt_len(row) for row in rows])
+    limits = np.array([each.max_tokens for each in params])
+    outputs = limits.copy()
+    ends = np.array([each.may_end_early for each in params])
+    if expected_len is not None:
+        outputs[ends] = expected_len
+    elif model is not None and ends.any():
+        outputs[ends] = expected_outputs(model, prompts[ends], limits[ends])
+    return Lengths(prompts, outputs, limits)
 
 
 def manifest_of(

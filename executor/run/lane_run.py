@@ -21,6 +21,7 @@ from executor.model.sampling import Chooser
 from executor.model.token_scores import TokenScores, join
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import Lane, LaneRequest
+from executor.run.pass_log import PassLog
 from executor.run.pass_plan import PassPlan
 from executor.run.results import BlockResult, Progress
 from profiles import kernels
@@ -61,6 +62,8 @@ class LaneRun:
         The handlers, and what runs them.
     chooser, eos_ids
         What chooses tokens, and the tokens that end a sequence, for requests without their own.
+    log
+        Takes what each pass did.
     progress
         Is told of each pass.
     """
@@ -72,12 +75,13 @@ class LaneRun:
         engine: Engine,
         chooser: Chooser,
         eos_ids: frozenset[int],
+        log: PassLog,
         progress: Progress | None = None,
     ) -> None:
         assert plan.policy.lanes is not None
         self._policy, self._lanes = plan.policy, plan.policy.lanes
         self._block, self._engine = block, engine
-        self._chooser, self._eos_ids = chooser, eos_ids
+        self._chooser, self._eos_ids, self._log = chooser, eos_ids, log
         self._progress = progress or Progress()
         count = plan.policy.num_gpu_batches
         self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
@@ -105,13 +109,18 @@ class LaneRun:
         # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
         kernels.end_idle_threads()
         first_pass, start_s = 0, time.perf_counter()
+        self._log.begin(lengths, self._block.stores.cache.sizes)
         while (lanes := admission.plan()) is not None:
+            pass_s = time.perf_counter()
             self._admit(lanes, requests)
             num_tokens = len(lanes.decoding) + len(lanes.newcomers)
             self._progress.begin_pass(num_tokens)
             self._run_pass(lanes)
             ended = self._take()
-            done = (self._block.table.lanes[number] for number in ended)
+            at_work = self._block.table.lanes
+            self._log.add(lanes, at_work, admission.used_pages, pass_s, time.perf_counter())
+            done = [at_work[number] for number in ended]
+            self._log.end(done)
             self._progress.end_pass(num_tokens, {x.request: len(x.generated) for x in done})
             admission.ended(ended)
             if ended:
