@@ -141,7 +141,9 @@ def _plan(flags: argparse.Namespace) -> Job:
         )
         policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
     num_prompts = flags.num_prompts or _one_block(policy)
-    policy = replace(policy, workload=replace(policy.workload, num_prompts=num_prompts))
+    # Every prompt has the full length.
+    workload = replace(policy.workload, num_prompts=num_prompts, lengths=None)
+    policy = replace(policy, workload=workload)
     return Job(
         policy=policy,
         hardware=hardware,

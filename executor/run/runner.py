@@ -144,7 +144,13 @@ class Runner:
         assert isinstance(self.block, LaneBlock)
         self.passes = PassLog()
         lane_run = LaneRun(
-            self.plan, self.block, self.engine, self.sampler, self.eos_ids, self.passes
+            self.plan,
+            self.block,
+            self.engine,
+            self.sampler,
+            self.eos_ids,
+            self.passes,
+            self.progress,
         )
         with out_of_memory_told(self.hardware):
             yield from lane_run.run(requests)
