@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from costmodel.cli.flags import check_outputs
 from costmodel.cli.policy_report import format_prediction
+from costmodel.cli.work_flags import add_expected_len, check_expected_len
 from costmodel.plan.policy import Policy, Prediction
 from executor.cli.run_command import (
     add_job_flags,
@@ -69,7 +71,13 @@ def parser() -> Parser:
         help="go on with a job that was ended early, by the journal beside its output",
     )
     add("--strict", action="store_true", help="run nothing if any line cannot be run")
+    add(
+        "--no-shared-prefixes",
+        action="store_true",
+        help="compute what prompts begin with in common for each of them, to compare",
+    )
     add_job_flags(parser)
+    add_expected_len(parser, otherwise="as in earlier runs, else as long as it may be")
     add_sampling_flags(parser)
     add(
         "--ignore-eos",
@@ -88,6 +96,7 @@ def main(arguments: list[str]) -> None:
     """Plan, run, write, report."""
     flags = parser().parse_args(arguments)
     check_job_flags(flags)
+    check_expected_len(flags.expected_len)
     if flags.errors is None and not is_stream(flags.output):
         flags.errors = flags.output.with_name(f"{flags.output.stem}.errors{flags.output.suffix}")
     with check_outputs(flags, "output", "errors", "trace", "report"):
@@ -99,10 +108,14 @@ def main(arguments: list[str]) -> None:
             errors=flags.errors,
             params=read_sampling_params(flags),
             gen_len=flags.gen_len,
+            expected_len=flags.expected_len,
             is_strict=flags.strict,
             resumes=flags.resume,
         )
-        with JobRun(told, read_job_options(flags, policy)) as job:
+        options = replace(
+            read_job_options(flags, policy), shares_prefixes=not flags.no_shared_prefixes
+        )
+        with JobRun(told, options) as job:
             if job.prompts:
                 with job.job.recording(flags.trace, flags.report) as recorder:
                     _generate(job, flags, recorder)

@@ -61,7 +61,9 @@ constexpr long kAtOnce = 8;
 typedef Narrow Columns;
 constexpr long kAtOnce = 4;
 #endif
-constexpr long kColumns = 3 * sizeof(Columns) / sizeof(float);
+typedef decltype(Columns{} < Columns{}) Places;  // As many whole numbers.
+constexpr long kWidth = sizeof(Columns) / sizeof(float), kColumns = 3 * kWidth;
+constexpr float kHidden = -std::numeric_limits<float>::infinity();  // The score of what is not seen.
 
 // Sums over n of a[i * kRowStride + n * kStep] * b[n][lane], for kAtOnce i and a panel's lanes;
 // `finish` is given each vector of them. A kRowStride of 0 stands for `row_stride`.
@@ -74,7 +76,7 @@ INLINE inline void multiply_panel(const float* a, long row_stride, const float* 
     for (long n = 0; n < count; ++n) {
       Columns columns[3];
       repeat<3>([&](auto c) INLINE {
-        columns[c] = load_raw<Columns>(b + n * kPanel + lane + c * (kColumns / 3));
+        columns[c] = load_raw<Columns>(b + n * kPanel + lane + c * kWidth);
       });
       repeat<kAtOnce>([&](auto i) INLINE {
         const Columns factor = a[i * row_stride + n * kStep] - Columns{};
@@ -82,7 +84,7 @@ INLINE inline void multiply_panel(const float* a, long row_stride, const float* 
       });
     }
     repeat<kAtOnce>([&](auto i) INLINE {
-      repeat<3>([&](auto c) INLINE { finish(i, lane + c * (kColumns / 3), sums[i * 3 + c]); });
+      repeat<3>([&](auto c) INLINE { finish(i, lane + c * kWidth, sums[i * 3 + c]); });
     });
   }
 }
@@ -156,7 +158,7 @@ class Panel {
     for (long i = 0; i < kPanel; ++i) {
       const long position = p_.position_of(row + i), member = head * p_.group + (row + i) % p_.group;
       positions_[i] = position, first_seen_[i] = p_.first_seen(position);
-      largest_[i] = p_.sinks ? p_.sinks[member] : -std::numeric_limits<float>::infinity();
+      largest_[i] = p_.sinks ? p_.sinks[member] : kHidden;
       // A sink is the first score, and adds nothing to the values.
       total_[i] = p_.sinks ? 1.0f : 0.0f;
       slopes_[i] = p_.slopes ? p_.slopes[member] : 0.0f;
@@ -179,7 +181,7 @@ class Panel {
                                          sizeof dots);
                            });
     adjust(first, count);
-    for (long lane = 0; lane < kPanel; lane += kLanes) share(lane, count);
+    for (long lane = 0; lane < kPanel; lane += kWidth) share(lane, count);
     for (long d = 0; d < p_.value_dim; d += kAtOnce)
       multiply_panel<1, kAtOnce>(
           tile.values() + d * kKeys, 1, scores_.data(), count,
@@ -232,36 +234,42 @@ class Panel {
                          first >= p_.first_seen(last_);
     if (is_seen && !p_.slopes && p_.soft_cap <= 0) return;
     for (long k = 0; k < count; ++k)
-      for (long lane = 0; lane < kPanel; lane += kLanes) {
+      for (long lane = 0; lane < kPanel; lane += kWidth) {
         float* home = scores_.data() + k * kPanel + lane;
-        const Ints position = load_raw<Ints>(positions_ + lane), key = Ints{} + int(first + k);
-        Floats score = load(home);
+        const auto position = load_raw<Places>(positions_ + lane), key = Places{} + int(first + k);
+        auto score = load_raw<Columns>(home);
         if (p_.soft_cap > 0) score = tanh_of(score / p_.soft_cap) * p_.soft_cap;
         if (p_.slopes)
-          score += __builtin_convertvector(key - position, Floats) * load(slopes_ + lane);
-        const Ints seen = (key <= position) & (key >= load_raw<Ints>(first_seen_ + lane)) &
-                          (key >= int(p_.first_key));
-        store(home, seen ? score : splat(-std::numeric_limits<float>::infinity()));
+          score +=
+              __builtin_convertvector(key - position, Columns) * load_raw<Columns>(slopes_ + lane);
+        const Places seen = (key <= position) & (key >= load_raw<Places>(first_seen_ + lane)) &
+                            (key >= int(p_.first_key));
+        score = seen ? score : Columns{} + kHidden;
+        std::memcpy(home, &score, sizeof score);
       }
   }
 
   // Turns the scores of some lanes into shares; what was summed is fitted to the largest score.
   void share(long lane, long count) {
     float* home = scores_.data() + lane;
-    const Floats before = load(largest_ + lane);
-    Floats now = before, total{};
-    for (long k = 0; k < count; ++k) now = larger(now, load(home + k * kPanel));
-    // Nothing was seen yet where the maximum is still minus infinity.
-    const Floats origin = now == splat(-std::numeric_limits<float>::infinity()) ? Floats{} : now;
-    const Floats kept = exp_of(before - origin);
+    const auto before = load_raw<Columns>(largest_ + lane);
+    Columns now = before, total{};
     for (long k = 0; k < count; ++k) {
-      const Floats shares = exp_of(load(home + k * kPanel) - origin);
-      store(home + k * kPanel, shares);
+      const auto score = load_raw<Columns>(home + k * kPanel);
+      now = now > score ? now : score;
+    }
+    // Nothing was seen yet where the maximum is still minus infinity.
+    const Columns origin = now == Columns{} + kHidden ? Columns{} : now;
+    const Columns kept = exp_of(before - origin);
+    for (long k = 0; k < count; ++k) {
+      const Columns shares = exp_of(load_raw<Columns>(home + k * kPanel) - origin);
+      std::memcpy(home + k * kPanel, &shares, sizeof shares);
       total += shares;
     }
-    store(kept_ + lane, kept);
-    store(largest_ + lane, now);
-    store(total_ + lane, load(total_ + lane) * kept + total);
+    total += load_raw<Columns>(total_ + lane) * kept;
+    std::memcpy(kept_ + lane, &kept, sizeof kept);
+    std::memcpy(largest_ + lane, &now, sizeof now);
+    std::memcpy(total_ + lane, &total, sizeof total);
   }
 
   const Prompt& p_;

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from executor import generate
 from executor.checkpoint.folder import Checkpoint
@@ -25,26 +24,17 @@ from executor.run.block import Block
 from profiles import with_emulated_gpu
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
+from tests.executor.job_desk import GEN_LEN, LANES, PROMPTS, Desk, request, save_job_model, words
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_machines import ON_DISK, make_hardware
+from tests.executor.tiny_models import save_tiny_model
 
-GEN_LEN = 6
-PLAIN = "/v1/completions"
-PROMPTS = [[5, 9, 170, 3], [12], [88, 1, 2, 3, 4, 5, 6, 7], [33, 34], [9, 8, 7]]
 Run = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("job-model")
-    save_tiny_model(folder, "llama", num_layers=3)
-    vocabulary = {f"w{i}": i for i in range(VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "generation_config.json").write_text("{}")
-    return folder
+    return save_job_model(tmp_path_factory.mktemp("job-model"))
 
 
 @pytest.fixture(scope="session")
@@ -53,39 +43,14 @@ def expected(model: Path) -> list[list[int]]:
     return ReferenceModel(Checkpoint.open(model)).generate(PROMPTS, GEN_LEN)
 
 
-class Desk:
-    """The files of one job."""
-
-    def __init__(self, model: Path, folder: Path) -> None:
-        self.model, self.folder = model, folder
-        self.prompts, self.output = folder / "in.jsonl", folder / "out.jsonl"
-        self.errors, self.policy = folder / "out.errors.jsonl", folder / "policy.json"
-        self.write_policy()
-
-    def write_policy(self, **changes: Any) -> None:
-        spec = Checkpoint.open(self.model).spec
-        hardware = changes.pop("hardware", make_hardware())
-        base = make_policy(spec, prompt_len=8, gen_len=GEN_LEN)
-        change_policy(base, hardware=hardware, **changes).save(self.policy)
-
-    def write(self, *lines: dict[str, Any] | str) -> None:
-        texts = [each if isinstance(each, str) else json.dumps(each) for each in lines]
-        self.prompts.write_text("".join(text + "\n" for text in texts))
-
-    def arguments(self, *more: object) -> list[str]:
-        flags = {"model": self.model, "prompts": self.prompts, "output": self.output}
-        flags |= {"policy": self.policy, "offload-dir": self.folder}
-        return [*(f"--{key}={value}" for key, value in flags.items()), *map(str, more)]
-
-    def answers(self) -> dict[str, Any]:
-        told = [json.loads(line) for line in self.output.read_text().splitlines()]
-        assert len({each["custom_id"] for each in told}) == len(told)
-        return {each["custom_id"]: each["response"]["body"] for each in told}
-
-
 @pytest.fixture
-def desk(model: Path, tmp_path: Path) -> Desk:
-    return Desk(model, tmp_path)
+def desk(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Desk:
+    made = Desk(model, tmp_path)
+    made.write_policy(lanes=getattr(request, "param", None))
+    return made
+
+
+in_blocks_and_lanes = pytest.mark.parametrize("desk", [None, LANES], indirect=True)
 
 
 @pytest.fixture
@@ -93,15 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return lambda arguments: end_command(generate.main, arguments, monkeypatch, capfd)
 
 
-def request(number: int, **body: Any) -> dict[str, Any]:
-    body = {"prompt": PROMPTS[number], "temperature": 0} | body
-    return {"custom_id": f"r{number}", "method": "POST", "url": PLAIN, "body": body}
-
-
-def words(ids: list[int]) -> str:
-    return "".join(f" w{i}" for i in ids)
-
-
+@in_blocks_and_lanes
 def test_each_line_ends_at_its_own_limits(desk: Desk, run: Run, expected: list[list[int]]) -> None:
     stop = f"w{expected[3][2]}"
     desk.write(
@@ -131,6 +88,7 @@ def test_each_line_ends_at_its_own_limits(desk: Desk, run: Run, expected: list[l
     assert {path.name for path in desk.folder.iterdir()} == {"in.jsonl", "out.jsonl", "policy.json"}
 
 
+@in_blocks_and_lanes
 def test_sampled_tokens_depend_on_no_other_line(desk: Desk, run: Run) -> None:
     lines = [
         request(number, temperature=0.5 + 0.5 * number, seed=number % 2, n=2, max_tokens=4)
@@ -148,6 +106,7 @@ def test_sampled_tokens_depend_on_no_other_line(desk: Desk, run: Run) -> None:
     assert found == {name: together[name] for name in ("r1", "r2", "r3")}
 
 
+@in_blocks_and_lanes
 def test_bad_lines_go_to_the_error_file(
     desk: Desk, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:

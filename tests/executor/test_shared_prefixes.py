@@ -13,6 +13,7 @@ import torch
 
 from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.prefixes import Prefixes
 from executor.checkpoint.folder import Checkpoint, WeightSource
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import LaneRequest, LaneTable
@@ -107,8 +108,9 @@ def _run(
     model: Model, policy: Policy, requests: Sequence[LaneRequest], *, shares: bool = True
 ) -> Answers:
     found: dict[int, list[tuple[int, float]]] = {}
+    none = None if shares else Prefixes.none(len(requests))
     with Runner(policy, MACHINE, model.source, model.folder) as runner:
-        for result in runner.run_requests(requests, shares_prefixes=shares):
+        for result in runner.run_requests(requests, prefixes=none):
             for index, ids in result.output_ids.items():
                 scores = result.output_scores[index].log_probs.tolist()
                 found[index] = list(zip(ids, scores, strict=True))
@@ -175,7 +177,8 @@ def test_prompts_share_memory(models: Callable[[str], Model]) -> None:
     passes = []
     for shares in (False, True):
         with Runner(policy, MACHINE, model.source, model.folder) as runner:
-            results = list(runner.run_requests(job, shares_prefixes=shares))
+            none = None if shares else Prefixes.none(len(job))
+            results = list(runner.run_requests(job, prefixes=none))
         passes.append(sum(result.num_tokens for result in results))
     # In room for one at a time, and for all of them.
     assert passes == [4 * 8, 8]
