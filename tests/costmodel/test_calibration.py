@@ -293,25 +293,25 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 
 def test_runs_over_lanes_tell_the_factors_of_their_machine(tmp_path: Path) -> None:
     """Jobs of many lengths on a machine with another disk and slower products: one that waits for
-    its disk, one that computes, and one of each whose answers were guessed wrong."""
+    its disk, and one that computes, whose answers were guessed wrong."""
     profile = recorded_profile("cpu-2core")
     truth = RATES["disk_read"].scale(RATES["cpu_matmul"].scale(profile, 0.7), 1.6)
     model = load_model_spec("llama-3.2-1b")
     rng = np.random.default_rng(4)
     runs = []
-    for on_disk, wrong in ((1.0, 1), (0.0, 1), (0.9, 2), (0.1, 2)):
+    for on_disk, wrong in ((1.0, 1), (0.0, 2)):
         prompts, answers = rng.integers(5, 200, 30), rng.integers(1, 60, 30)
         lengths = Lengths(prompts, answers * wrong, np.full(30, 128))
         policy = Policy(
             model=model,
             workload=Workload(prompt_len=200, gen_len=128),
-            gpu_batch_size=8,
+            gpu_batch_size=4,
             num_gpu_batches=1,
-            prefill_batch_size=8,
+            prefill_batch_size=4,
             weights=placed_alike(model, Placement(cpu=1 - on_disk, disk=on_disk)),
             cache=Placement(cpu=1),
             activations=Placement(cpu=1),
-            lanes=LanePolicy(pool_tokens=1500, pass_rows=400, chunk_rows=128),
+            lanes=LanePolicy(pool_tokens=1000, pass_rows=400, chunk_rows=8),
         )
         job = simulate_job(policy, truth, lengths, answers=answers)
         runs.append(
