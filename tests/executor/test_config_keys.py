@@ -160,7 +160,7 @@ def names_in(path: Path) -> frozenset[str]:
         r"""(?:kwargs|config_dict)(?:\.\w+\(|\[)["'](\w+)["']""",
         r"""hasattr\(self, ["'](\w+)["']""",
     )
-    return frozenset().union(*(re.findall(pattern, text) for pattern in patterns))
+    return frozenset(name for pattern in patterns for name in re.findall(pattern, text))
 
 
 def names_read(family: str) -> set[str]:
@@ -174,7 +174,7 @@ def names_read(family: str) -> set[str]:
         cache_utils,
     )
     paths = [*folder.glob("*.py"), *(Path(str(module.__file__)) for module in modules)]
-    found = set().union(*map(names_in, paths))
+    found = {name for path in paths for name in names_in(path)}
     classes = (transformers.GPT2Config, transformers.BloomConfig, transformers.FalconConfig)
     for other in classes:
         found.update(other.attribute_map)
