@@ -9,6 +9,7 @@ from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.sensitivity import shadow_prices
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import TIERS, Placement, Policy, Prediction
+from costmodel.pricing.lane_memory import pool_bytes
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.pricing.problem import problem_of
@@ -42,25 +43,49 @@ def placed_bytes(policy: Policy, hardware: HardwareProfile) -> dict[str, tuple[P
         name.replace("_", " "): (placement, problem.sizes.component_bytes[name])
         for name, placement in policy.weights.items()
     }
-    hidden_bytes = problem.hidden_token_bytes * policy.workload.prompt_len * policy.block_size
+    rows = policy.workload.prompt_len * policy.block_size
+    cache_bytes = problem.cache_sequence_bytes * policy.block_size
+    if policy.lanes is not None:
+        rows, cache_bytes = policy.lanes.pass_rows, pool_bytes(problem)
     return sizes | {
-        "KV cache": (policy.cache, problem.cache_sequence_bytes * policy.block_size),
-        "hidden states": (policy.activations, hidden_bytes),
+        "KV cache": (policy.cache, cache_bytes),
+        "hidden states": (policy.activations, problem.hidden_token_bytes * rows),
     }
 
 
+def _work_lines(policy: Policy) -> list[str]:
+    """Tell of the prompts, and of the sequences that are at work together."""
+    work, lanes = policy.workload, policy.lanes
+    count = f"{work.num_prompts} prompts" if work.num_prompts else "any number of prompts"
+    batches = format_count(policy.num_gpu_batches, "batch")
+    told = f"{count} of {work.prompt_len} tokens, {work.gen_len} generated for each"
+    if work.lengths is not None:
+        told = (
+            f"{count} of up to {work.prompt_len} tokens, up to {work.gen_len} generated for each,"
+            f" {format_figure(work.mean_output)} in the mean"
+        )
+    if lanes is None:
+        return [
+            told,
+            f"block of {policy.block_size} sequences: {batches} of {policy.gpu_batch_size},"
+            f" prefilled {policy.prefill_batch_size} at a time",
+        ]
+    return [
+        told,
+        f"{policy.block_size} lanes, filled again as sequences end: {batches} of"
+        f" {policy.gpu_batch_size}, cache for {lanes.pool_tokens} tokens, passes of at most"
+        f" {lanes.pass_rows} tokens",
+    ]
+
+
 def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
-    workload = policy.workload
     tiers = tiers_of(hardware)
     known_as = " (the GPU is emulated)" if hardware.is_emulated else ""
     if hardware.calibrations:
         known_as += f", its rates fitted to {hardware.calibrations[-1].source}"
-    count = f"{workload.num_prompts} prompts" if workload.num_prompts else "any number of prompts"
     lines = [
         f"{policy.model.name} in {policy.model.dtype} on {hardware.name}{known_as}",
-        f"{count} of {workload.prompt_len} tokens, {workload.gen_len} generated for each",
-        f"block of {policy.block_size} sequences: {format_count(policy.num_gpu_batches, 'batch')}"
-        f" of {policy.gpu_batch_size}, prefilled {policy.prefill_batch_size} at a time",
+        *_work_lines(policy),
         "",
         f"  {'':<15}" + "".join(f"{tier:>22}" for tier in tiers),
     ]
@@ -83,12 +108,19 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
 
 
 def _time_lines(policy: Policy, hardware: HardwareProfile, prediction: Prediction) -> list[str]:
-    limits = limits_by_phase(policy, hardware)
+    if policy.lanes is None:
+        limits = limits_by_phase(policy, hardware)
+        limited = ", ".join(f"{limit} in {phase}" for phase, limit in limits.items())
+        taken = (
+            f"a block in {format_seconds(prediction.latency_s)}"
+            f" (prefill {format_seconds(prediction.prefill_s)},"
+            f" decode {format_seconds(prediction.decode_s)})"
+        )
+    else:
+        limited, taken = prediction.bottleneck, f"the job in {format_seconds(prediction.latency_s)}"
     lines = [
-        f"predicted  {format_figure(prediction.throughput_tok_per_s)} token/s: a block in"
-        f" {format_seconds(prediction.latency_s)} (prefill {format_seconds(prediction.prefill_s)},"
-        f" decode {format_seconds(prediction.decode_s)})",
-        "limited by " + ", ".join(f"{limit} in {phase}" for phase, limit in limits.items()),
+        f"predicted  {format_figure(prediction.throughput_tok_per_s)} token/s: {taken}",
+        f"limited by {limited}",
     ]
     busy = sorted(prediction.channel_s.items(), key=lambda item: -item[1])
     lines += [
@@ -132,7 +164,7 @@ def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
 def _channel_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     phases = phase_channels(policy, hardware)
     lines = [f"\n  {'busy seconds':<18}" + "".join(f"{phase:>14}" for phase in phases)]
-    for channel in phases["prefill"]:
+    for channel in next(iter(phases.values())):
         cells = [f"{format_seconds(seconds[channel]):>14}" for seconds in phases.values()]
         lines.append(f"  {channel:<18}" + "".join(cells))
     return lines

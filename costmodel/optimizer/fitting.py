@@ -124,6 +124,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
         attention_sparsity=problem.attention_sparsity,
         loads_on_demand=problem.loads_on_demand,
         cpu_experts=_experts_share(problem, shares),
+        lanes=problem.lanes,
     )
 
 

@@ -20,7 +20,7 @@ from costmodel.pricing.linear_form import LinearForm
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, share_names
-from costmodel.pricing.stages import stages_of
+from costmodel.pricing.steady import stages_to_solve
 
 # Of policies with equal latency, the one with the least work on all channels is the best: needless
 # moves disturb a run in ways that the model leaves out.
@@ -75,7 +75,7 @@ def rows_of(problem: Problem) -> dict[str, LinearForm]:
     """Return the left sides of the program's rows: each is at most zero, and those of a stage,
     named ``time.STAGE.LIMIT``, at most the stage's seconds."""
     rows: dict[str, LinearForm] = {}
-    for stage in stages_of(problem):
+    for stage in stages_to_solve(problem):
         rows |= time_forms(problem, stage)
     return rows | memory_forms(problem)
 
@@ -99,7 +99,7 @@ class Program:
         self.problem = problem
         self.table = table or RowTable(problem.hardware)
         self._columns = Columns(problem)
-        stages = stages_of(problem)
+        stages = stages_to_solve(problem)
         parts = [self.table.stage_rows(problem, stage) for stage in stages]
         counts = [len(part.names) for part in parts]
         parts.append(self.table.memory_rows(problem))
@@ -188,7 +188,7 @@ def of_blocks(
     fewest, most = num_batches
     if fewest < most:
         num_batches = 1 << (fewest.bit_length() - 1), 1 << (most - 1).bit_length()
-    if "experts" not in problem.components:
+    if "experts" not in problem.components and problem.lanes is None:
         num_batches = problem.num_batches
     if (problem.num_batches, problem.loads_per_block) == (num_batches, loads_per_block):
         return problem

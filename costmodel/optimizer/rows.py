@@ -97,6 +97,10 @@ class RowTable:
 
         Formulas are linear in the number of loads of the weights: two evaluations give all others.
         """
+        if stage.parts:
+            # Lanes of each number have a stage of their own.
+            forms = time_forms(problem, stage)
+            return Rows(tuple(forms), coefficients(forms.values(), problem.components))
         key = _stage_key(problem, stage)
         once = self._of_loads(key, problem, stage, 1.0)
         more = problem.loads_per_block - 1.0
@@ -165,5 +169,6 @@ def _memory_key(problem: Problem) -> Hashable:
         problem.prefill_batch_sizes,
         problem.hidden_in_place,
         problem.cpu_experts,
-        problem.num_batches[0] if has_experts else None,
+        problem.num_batches[0] if has_experts or problem.lanes else None,
+        (problem.lanes, problem.workload) if problem.lanes else None,
     )

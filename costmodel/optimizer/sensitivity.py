@@ -81,7 +81,7 @@ def _price(
     if amount > 0:
         better = replace(problem, hardware=scale(problem.hardware, 1 + STEP))
         saved_s = -_change(problem, better, solution) / STEP
-        latency_s, gen_len = solution.latency_per_sequence_s, problem.workload.gen_len
+        latency_s, gen_len = solution.latency_per_sequence_s, problem.workload.mean_output
         if saved_s > NOISE * latency_s:
             slope = saved_s * gen_len / latency_s**2 * unit_size / amount
     return ShadowPrice(name=name, amount=amount / unit_size, unit=unit, tok_per_s=slope)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,28 @@ class Sketch:
     outputs: tuple[int, ...]
     limits: tuple[int, ...]
     weights: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        columns = (self.prompts, self.outputs, self.limits, self.weights)
+        sizes = {len(column) for column in columns}
+        if len(sizes) > 1 or sizes == {0}:
+            raise InputError(
+                "lengths",
+                got=f"{', '.join(str(len(column)) for column in columns)} entries",
+                allowed="as many prompts, outputs, limits and weights, and at least one",
+            )
+        if (smallest := min(min(column) for column in columns)) < 1:
+            raise InputError("lengths", got=smallest, allowed="1 or more")
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the job."""
+        return sum(self.weights)
+
+    def scaled(self, num_prompts: int) -> Sketch:
+        """Return about as many prompts in the same proportions, at least one of each entry."""
+        factor = num_prompts / self.num_prompts
+        return replace(self, weights=tuple(max(1, round(w * factor)) for w in self.weights))
 
     def lengths(self) -> Lengths:
         """Return a job of as many prompts with these lengths."""
@@ -75,6 +98,10 @@ class Lengths:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def expecting(self, outputs: ArrayLike) -> Lengths:
+        """Return the same requests with other expected answers, int [requests]."""
+        return Lengths(self.prompts, outputs, self.limits)
 
     @property
     def stored(self) -> IntArray:
@@ -126,24 +153,36 @@ class Lengths:
         return float(mean), float(max(0.0, variance) ** 0.5)
 
     def sketch(self, count: int = 48) -> Sketch:
-        """Return at most ``count`` entries for the job; the longest answers are kept exactly.
+        """Return at most ``count`` entries for the job: the means of ``groups``."""
+        groups = self.groups(count)
+        columns = (self.prompts, self.outputs, self.limits)
+        prompts, outputs, limits = (means_of(column, groups) for column in columns)
+        weights = tuple(len(group) for group in groups)
+        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
 
-        All other prompts are grouped by their answers, then by their prompts, so that groups have
-        about equal numbers of tokens. An entry has the means of its group.
+    def groups(self, count: int = 48) -> list[IntArray]:
+        """Return the requests in at most ``count`` groups of similar lengths.
+
+        The longest answers are alone, as are the longest prompt, the largest limit and the most
+        tokens that the cache keeps. All others are grouped by their answers, then by their prompts,
+        so that groups have about equal numbers of tokens.
         """
         by_output = np.lexsort((self.prompts, self.outputs))
-        exact = min(EXACT_ANSWERS, len(self))
-        groups = [by_output[len(self) - 1 - i :][:1] for i in range(exact)]
-        rest, wanted = by_output[: len(self) - exact], count - exact
+        longest = by_output[: -EXACT_ANSWERS - 1 : -1].tolist()
+        largest = (int(c.argmax()) for c in (self.prompts, self.limits, self.stored))
+        exact = np.array(list(dict.fromkeys([*longest, *largest])))
+        groups = [exact[i : i + 1] for i in range(len(exact))]
+        rest, wanted = by_output[~np.isin(by_output, exact)], count - len(exact)
         num_bins = max(1, round(wanted**0.5))
         for part in _parts(rest, self.outputs, num_bins):
             by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
             groups += _parts(by_prompt, self.prompts, max(1, wanted // num_bins))
-        columns = (self.prompts, self.outputs, self.limits)
-        means = [tuple(round(float(c[g].mean())) for g in groups) for c in columns]
-        prompts, outputs, limits = means
-        weights = tuple(len(group) for group in groups)
-        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+        return groups
+
+
+def means_of(column: IntArray, groups: Sequence[IntArray]) -> tuple[int, ...]:
+    """Return the rounded mean of a column, int64 [requests], over each group of requests."""
+    return tuple(round(float(column[group].mean())) for group in groups)
 
 
 def _parts(requests: IntArray, tokens: IntArray, count: int) -> list[IntArray]:

@@ -18,7 +18,9 @@ from profiles.outputs import write_output
 from profiles.packing import DEFAULT_GROUP_SIZE, check_group_size
 from profiles.start import called
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Files of these versions are read: version 2 had neither lengths nor lanes, and all else was alike.
+READABLE_VERSIONS = (2, 3)
 TIERS = ("gpu", "cpu", "disk")
 # Fractions written by hand carry a few digits; more than this is a mistake, not rounding.
 SUM_TOLERANCE = 1e-6
@@ -50,17 +52,17 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The cost model's prediction for a policy.
+    """The cost model's prediction for a policy: for one block, or for the job of lanes.
 
     Parameters
     ----------
     throughput_tok_per_s
         Generated tokens of one block over its latency, prompts included.
     latency_s, prefill_s, decode_s
-        Seconds for one block and for its two phases.
+        Seconds for one block and for its two phases. Lanes have one phase, which counts as decode.
     lower_bound_s
-        Sum over the phases of the busiest channel's seconds at the profile's rates, without
-        fixed costs, contention, or waits between channels.
+        Sum over the phases, or the passes of lanes, of the busiest channel's seconds at the
+        profile's rates, without fixed costs, contention, or waits between channels.
     bottleneck
         The limit with the largest share of the block's time: a channel, two channels that slow
         each other down, the CPU's memory, or the path of one batch through the layers.
@@ -92,7 +94,8 @@ class LanePolicy:
         Most tokens that one pass computes: one of each sequence that decodes, and all of each
         prompt that begins.
     chunk_rows
-        Tokens of a batch that are computed at once; a longer prompt is computed alone.
+        Tokens of a batch that are computed at once, or the sequences that decode if they are more.
+        Prompts are cut at the end of a chunk; no token depends on it.
     """
 
     pool_tokens: int
@@ -246,7 +249,9 @@ class Policy:
                 got="no key 'model'",
                 allowed=f"a file that {called('costmodel.search')} wrote",
             )
-        if raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        if raw.get("schema_version", SCHEMA_VERSION) in READABLE_VERSIONS:
+            raw["schema_version"] = SCHEMA_VERSION
+        else:
             raise InputError(
                 f"policy {path}",
                 got=f"schema_version {raw['schema_version']}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.plan.lengths import Sketch
 from profiles.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Prompts of ``prompt_len`` tokens, ``gen_len`` tokens generated for each.
+    """Prompts of ``prompt_len`` tokens, ``gen_len`` tokens generated for each, or fewer.
 
     Parameters
     ----------
@@ -23,6 +24,9 @@ class Workload:
     logprobs, prompt_logprobs
         Whether to compute the log-probability of each generated token, and of each prompt token
         after the first, and how many alternatives to return with it. ``None`` computes none.
+    lengths
+        The length of every prompt and answer, where they differ; ``None``: all are as long as the
+        longest. ``prompt_len`` is then the longest prompt, and ``gen_len`` the largest limit.
     """
 
     prompt_len: int
@@ -30,6 +34,7 @@ class Workload:
     num_prompts: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    lengths: Sketch | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_len", "gen_len", "num_prompts"):
@@ -40,6 +45,41 @@ class Workload:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"workload.{name}", got=value, allowed="0 or more")
+        if self.lengths is not None:
+            self._check_lengths(self.lengths)
+
+    def _check_lengths(self, lengths: Sketch) -> None:
+        """Refuse lengths of another job."""
+        longest = {
+            "prompt_len": max(lengths.prompts),
+            "gen_len": max(lengths.limits),
+            "num_prompts": lengths.num_prompts,
+        }
+        for name, value in longest.items():
+            if getattr(self, name) != value:
+                raise InputError(
+                    f"workload.{name}",
+                    got=getattr(self, name),
+                    allowed=f"{value}, as workload.lengths has it",
+                )
+
+    def sketch(self, num_prompts: int) -> Sketch:
+        """Return the lengths of all prompts and answers; where none are given, of ``num_prompts``
+        that are as long as the longest, unless the workload has another number."""
+        return self.lengths or Sketch(
+            prompts=(self.prompt_len,),
+            outputs=(self.gen_len,),
+            limits=(self.gen_len,),
+            weights=(self.num_prompts or num_prompts,),
+        )
+
+    @property
+    def mean_output(self) -> float:
+        """Tokens that are generated for a prompt in the mean, as expected."""
+        if self.lengths is None:
+            return float(self.gen_len)
+        pairs = zip(self.lengths.outputs, self.lengths.weights, strict=True)
+        return sum(output * weight for output, weight in pairs) / self.lengths.num_prompts
 
     @property
     def context_len(self) -> int:
@@ -48,7 +88,10 @@ class Workload:
 
     @property
     def num_positions(self) -> int:
-        """Positions of one sequence; the last token that is generated goes through no layer."""
+        """Positions of the longest sequence; its last token goes through no layer."""
+        if self.lengths is not None:
+            pairs = zip(self.lengths.prompts, self.lengths.limits, strict=True)
+            return max(prompt + limit for prompt, limit in pairs) - 1
         return self.prompt_len + self.gen_len - 1
 
     @property

@@ -192,7 +192,8 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
     rate = matmul_rate(problem, stage, rates, (SCORED_ROWS,), matrix)
     scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
-    return chosen_s * stage.passes + scored_s * stage.scored_tokens + overhead_s
+    chosen = stage.passes if stage.chosen is None else stage.chosen
+    return chosen_s * chosen + scored_s * stage.scored_tokens + overhead_s
 
 
 def _read_share(problem: Problem, kind: LayerKind, rates: ComputeRates) -> float:

@@ -8,8 +8,8 @@ sums, and the simulator divides each sum among the tasks of its kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic
 
 from costmodel.pricing.arithmetic import (
@@ -51,6 +51,9 @@ def stage_work(
     problem: Problem, shares: Shares[Quantity], stage: Stage
 ) -> list[TaskWork[Quantity]]:
     """Return the work of every kind of task in one stage, per sequence of the block."""
+    if stage.parts:
+        parts = [stage_work(problem, shares, part) for part in stage.parts]
+        return [_sum_of(same) for same in zip(*parts, strict=True)]
     work: list[TaskWork[Quantity]] = list(_disk_work(problem, shares, stage))
     if problem.hardware.has_gpu:
         work.extend(_link_work(problem, shares, stage))
@@ -59,6 +62,13 @@ def stage_work(
     else:
         work.extend(_cpu_work(problem, shares, stage))
     return work
+
+
+def _sum_of(parts: Sequence[TaskWork[Quantity]]) -> TaskWork[Quantity]:
+    """Add up the work of one kind of task."""
+    moved = [part.memory_bytes for part in parts if part.memory_bytes is not None]
+    seconds = total(part.seconds for part in parts)
+    return replace(parts[0], seconds=seconds, memory_bytes=total(moved) if moved else None)
 
 
 def _disk_work(
@@ -90,9 +100,11 @@ def _cache_requests(problem: Problem, stage: Stage) -> tuple[float, float]:
     """Return the mean bytes of cache that a batch reads in a pass, and that it writes, in the
     layer with the largest cache."""
     caches = [kind.cache for kind in problem.layer_kinds]
-    read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches) / stage.passes
-    written = problem.layer_cache_bytes(stage.tokens // stage.passes)
-    return problem.gpu_batch_size * read, float(problem.gpu_batch_size * written)
+    read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches)
+    # Prompts among lanes have no pass of their own.
+    passes = stage.passes or 1
+    written = problem.layer_cache_bytes(int(stage.tokens // passes))
+    return problem.gpu_batch_size * read / passes, float(problem.gpu_batch_size * written)
 
 
 def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork[Quantity]:
@@ -135,7 +147,7 @@ def hidden_visits(problem: Problem, stage: Stage) -> tuple[int, int]:
     return stored + again, stored
 
 
-def _hidden_moves(problem: Problem, stage: Stage) -> tuple[int, int]:
+def _hidden_moves(problem: Problem, stage: Stage) -> tuple[float, float]:
     """Bytes of hidden states that are loaded, and that are stored."""
     loads, stores = hidden_visits(problem, stage)
     num_bytes = stage.tokens * problem.hidden_token_bytes

@@ -11,6 +11,15 @@ import itertools
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
+from costmodel.plan.policy import Policy
+from costmodel.pricing.lane_memory import (
+    TOKEN_BYTES,
+    held_tokens,
+    num_lanes,
+    pool_bytes,
+    request_bytes,
+    table_bytes,
+)
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
@@ -33,9 +42,11 @@ NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
+# Every pass of lanes may have prompts and decode.
+LANE_PHASE = "run"
 # Until the run ends, each generated token takes a Python int, its place in a list, and its text.
 # Each continuation takes a fixed number of bytes besides.
-OUTPUT_TOKEN_BYTES = 48
+OUTPUT_TOKEN_BYTES = TOKEN_BYTES
 OUTPUT_BYTES = 512
 # A log-probability and whether the token is the likeliest; and each alternative beside it.
 SCORE_BYTES = 5
@@ -44,6 +55,11 @@ ALTERNATIVE_BYTES = 12
 SCORED_SEQUENCE_BYTES = 1024
 # While the head is computed, a token's place, the sum and the largest of its logits so far.
 SCORING_TOKEN_BYTES = 48
+
+
+def phases_of(policy: Policy) -> tuple[str, ...]:
+    """Return the phases of a run: prefill and decode, or one of both over lanes."""
+    return (LANE_PHASE,) if policy.lanes else PHASES
 
 
 def memory_rows(
@@ -115,7 +131,8 @@ def _weight_bytes(problem: Problem, shares: Mapping[str, Quantity]) -> Quantity:
 
 
 def _workspaces(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
-    return {phase: shares.per_block * workspace_bytes(problem, phase) for phase in PHASES}
+    phases = PHASES if problem.lanes is None else (LANE_PHASE,)
+    return {phase: shares.per_block * workspace_bytes(problem, phase) for phase in phases}
 
 
 def _weight_staging(
@@ -153,6 +170,8 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
         "hidden states": shares.activations_cpu * _hidden_bytes(problem),
         "hidden staging": shares.per_block * _hidden_staging_bytes(problem),
     }
+    if problem.lanes is not None:
+        home |= _lane_terms(problem, shares)
     # A buffer for bytes from disk starts and ends at a page.
     on_disk = {component: s.disk for component, s in shares.weights.items()}
     staging = _weight_staging(problem, shares, on_disk, 2 * PAGE_BYTES)
@@ -202,6 +221,28 @@ def _output_bytes(problem: Problem) -> int:
 
 def _hidden_bytes(problem: Problem) -> int:
     return problem.workload.prompt_len * problem.hidden_token_bytes
+
+
+def _lane_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
+    """Return the terms that lanes have in place of those of a block in step."""
+    assert problem.lanes is not None
+    rows = problem.lanes.pass_rows
+    return {
+        "outputs": shares.per_block * (request_bytes(problem) + _held_bytes(problem)),
+        "cache": shares.per_block * pool_bytes(problem),
+        "page tables": shares.per_block * table_bytes(problem),
+        "hidden states": shares.per_block * (rows * problem.hidden_token_bytes),
+    }
+
+
+def _held_bytes(problem: Problem) -> int:
+    """Count the bytes of the answers of lanes at work, with their scores so far."""
+    workload, each = problem.workload, OUTPUT_TOKEN_BYTES
+    if workload.logprobs is not None:
+        each += SCORED_SEQUENCE_BYTES + SCORE_BYTES + workload.logprobs * ALTERNATIVE_BYTES
+    if workload.prompt_logprobs is not None:
+        each += SCORE_BYTES + workload.prompt_logprobs * ALTERNATIVE_BYTES
+    return held_tokens(problem) * each + num_lanes(problem) * SCORED_SEQUENCE_BYTES
 
 
 def num_hidden_buffers(*, has_gpu: bool) -> int:
@@ -264,27 +305,37 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         if problem.sizes.num_head_chunks > 1
         else shares.per_block * (problem.gpu_batch_size * logits)
     )
-    attentions = [kind.spec.attention for kind in problem.layer_kinds]
-    rotated = {(a.rotary, a.head_dim) for a in attentions}
-    dims = (rotary.dim or head_dim for rotary, head_dim in rotated if rotary)
-    angles = sum(dims) * problem.model.dtype_bytes
-    # The factors of queries are float32.
-    angles += LOGIT_BYTES * sum(a.temperature_floor is not None for a in attentions)
+    prompt_len = problem.workload.prompt_len
+    rotated, scores = shares.whole + shares.per_block * prompt_len, shares.whole * prompt_len
+    if problem.lanes is not None:
+        # Every row of a pass has a rotation of its own, and no prompt is more than its rows.
+        rotated = scores = shares.per_block * problem.lanes.pass_rows
     return {
         "head input": shares.whole * problem.hidden_token_bytes,
         "logits": kept,
-        "scores": shares.whole * _scoring_bytes(problem),
+        "scores": scores * _scoring_bytes(problem),
         "scored logits": shares.per_block * _scored_tile_bytes(problem),
-        "rotations": (shares.whole + shares.per_block * problem.workload.prompt_len) * angles,
+        "rotations": rotated * _rotation_bytes(problem),
     }
 
 
+def _rotation_bytes(problem: Problem) -> int:
+    """Count the bytes of the cosines and sines of one position, for all kinds of layers."""
+    attentions = [kind.spec.attention for kind in problem.layer_kinds]
+    rotated = {(a.rotary, a.head_dim) for a in attentions}
+    dims = [rotary.dim or head_dim for rotary, head_dim in rotated if rotary]
+    angles = sum(dims) * problem.model.dtype_bytes
+    if problem.lanes is not None:
+        # They are made in float32, for many rows at once, and of two lengths where these count.
+        angles += 3 * LOGIT_BYTES * max(dims, default=0)
+    # The factors of queries are float32.
+    return angles + LOGIT_BYTES * sum(a.temperature_floor is not None for a in attentions)
+
+
 def _scoring_bytes(problem: Problem) -> int:
-    """Count what is kept of a prompt that is scored over the chunks of the head."""
+    """Count what is kept of a token that is scored over the chunks of the head."""
     num_top = problem.workload.prompt_logprobs
-    if num_top is None:
-        return 0
-    return problem.workload.prompt_len * (SCORING_TOKEN_BYTES + num_top * ALTERNATIVE_BYTES)
+    return 0 if num_top is None else SCORING_TOKEN_BYTES + num_top * ALTERNATIVE_BYTES
 
 
 def _scored_tile_bytes(problem: Problem) -> int:

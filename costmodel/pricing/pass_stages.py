@@ -78,7 +78,7 @@ def prompt_stage(
     *,
     tokens: int,
     rows: int,
-    scored_tokens: int = 0,
+    scored_tokens: float = 0,
     stored: Mapping[int | None, float] | None = None,
     seen: Mapping[Reach, float] | None = None,
 ) -> PassStage:

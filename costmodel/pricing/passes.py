@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from costmodel.plan.policy import Policy
 from costmodel.pricing.latency import TaskWork, stage_work
-from costmodel.pricing.limits import IN_SERIES, ONE_BATCH, fill_seconds, work_limits
+from costmodel.pricing.limits import (
+    IN_SERIES,
+    ONE_BATCH,
+    channel_seconds,
+    fill_seconds,
+    work_limits,
+)
 from costmodel.pricing.pass_stages import (
     PassStage,
     Reach,
@@ -136,11 +142,20 @@ class PassPrice:
 
         ``begins`` is whether the first pass waits for its first load.
         """
-        costs, count = self._costs(counts), len(self._work)
+        costs = self._costs(counts)
         fill: Any = np.zeros(len(costs))
         fill[:1] = begins * self._fill_s
-        # Limits are sums and products, of arrays as of numbers.
-        work: list[TaskWork[Any]] = [
+        limits = work_limits(self._problem, self._work_of(costs), fill=fill)
+        return {**limits, ONE_BATCH: costs[:, -1]}
+
+    def channels(self, counts: PassCounts) -> dict[str, FloatArray]:
+        """Return ``{channel: busy seconds in each pass}``."""
+        return channel_seconds(self._work_of(self._costs(counts)))
+
+    def _work_of(self, costs: FloatArray) -> list[TaskWork[Any]]:
+        """Return the work of each pass; limits are sums and products, of arrays as of numbers."""
+        count = len(self._work)
+        return [
             TaskWork(
                 w.kind,
                 w.channel,
@@ -149,7 +164,6 @@ class PassPrice:
             )
             for i, w in enumerate(self._work)
         ]
-        return {**work_limits(self._problem, work, fill=fill), ONE_BATCH: costs[:, -1]}
 
     def _costs(self, counts: PassCounts) -> FloatArray:
         """Return the costs of each pass, [passes, columns]."""

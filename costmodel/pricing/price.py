@@ -9,9 +9,10 @@ from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.lane_price import price_job
 from costmodel.pricing.latency import stage_work
 from costmodel.pricing.limits import channel_seconds, stage_limits
-from costmodel.pricing.memory import PHASES, capacities, memory_rows, peak_bytes
+from costmodel.pricing.memory import LANE_PHASE, PHASES, capacities, memory_rows, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of
 from costmodel.pricing.stages import Stage, stages_of
@@ -22,7 +23,7 @@ from profiles.units import format_bytes
 
 
 def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
-    """Price one block of a policy, with the fractions of its cuts.
+    """Price one block of a policy, with the fractions of its cuts, or the whole job of lanes.
 
     Raises
     ------
@@ -31,6 +32,8 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
         dtype without known rates, more tokens than the model has positions.
     """
     check_machine(policy, hardware)
+    if policy.lanes is not None:
+        return _estimate_lanes(policy, hardware)
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem, shares = problem_of(policy, hardware), shares_of(policy)
     block = policy.block_size
@@ -58,6 +61,20 @@ def estimate(policy: Policy, hardware: HardwareProfile) -> Prediction:
     )
 
 
+def _estimate_lanes(policy: Policy, hardware: HardwareProfile) -> Prediction:
+    job = price_job(policy, hardware)
+    return Prediction(
+        throughput_tok_per_s=job.throughput_tok_per_s,
+        latency_s=job.total_s,
+        prefill_s=0.0,
+        decode_s=job.total_s,
+        lower_bound_s=job.lower_bound_s,
+        bottleneck=job.bottleneck,
+        channel_s=job.channel_s,
+        peak_bytes=policy_peaks(policy, hardware),
+    )
+
+
 def policy_peaks(policy: Policy, hardware: HardwareProfile) -> dict[str, int]:
     """Return the peak of each tier in bytes, see ``estimate``."""
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
@@ -75,7 +92,9 @@ def stage_seconds(policy: Policy, hardware: HardwareProfile) -> list[tuple[Stage
 
 
 def phase_seconds(policy: Policy, hardware: HardwareProfile) -> dict[str, float]:
-    """Return ``{phase: seconds}`` of one block, see ``estimate``."""
+    """Return ``{phase: seconds}`` of one block, or of the job of lanes, see ``estimate``."""
+    if policy.lanes is not None:
+        return {LANE_PHASE: price_job(policy, hardware).total_s}
     found = dict.fromkeys(PHASES, 0.0)
     for stage, seconds in stage_seconds(policy, hardware):
         found[stage.phase] += seconds
@@ -83,13 +102,17 @@ def phase_seconds(policy: Policy, hardware: HardwareProfile) -> dict[str, float]
 
 
 def block_seconds(policy: Policy, hardware: HardwareProfile) -> float:
-    """Return the latency of one block alone, see ``estimate``."""
+    """Return the latency of one block alone, or of the job of lanes, see ``estimate``."""
     check_machine(policy, hardware)
+    if policy.lanes is not None:
+        return price_job(policy, hardware).total_s
     return sum(seconds for _, seconds in stage_seconds(policy, hardware))
 
 
 def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[str, float]]:
-    """Return ``{phase: {channel: busy seconds}}`` of one block."""
+    """Return ``{phase: {channel: busy seconds}}`` of one block, or of the job of lanes."""
+    if policy.lanes is not None:
+        return {LANE_PHASE: dict(price_job(policy, hardware).channel_s)}
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     per_sequence = _phase_channels(problem_of(policy, hardware), shares_of(policy))
     return {
@@ -100,6 +123,8 @@ def phase_channels(policy: Policy, hardware: HardwareProfile) -> dict[str, dict[
 
 def limits_by_phase(policy: Policy, hardware: HardwareProfile) -> dict[str, str]:
     """Return ``{phase: the limit that most of it waits for}``, of each phase that takes time."""
+    if policy.lanes is not None:
+        return {LANE_PHASE: price_job(policy, hardware).bottleneck}
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     problem, shares = problem_of(policy, hardware), shares_of(policy)
     seconds: dict[str, dict[str, float]] = {}

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from costmodel.model.layout import round_up
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import Policy
+from costmodel.plan.policy import LanePolicy, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes_of
 from profiles.aligned_io import PAGE_BYTES
@@ -46,6 +46,8 @@ class Problem:
     loads_per_block
         Loads of the weights that one block pays for. It is above 1 where the last block of the job
         is partly filled.
+    lanes
+        The cache and the rows of lanes; ``None`` runs the sequences of a block in step.
     """
 
     hardware: HardwareProfile
@@ -64,6 +66,7 @@ class Problem:
     num_batches: tuple[int, int] = (1, 1)
     loads_on_demand: bool = False
     cpu_experts: bool = False
+    lanes: LanePolicy | None = None
 
     @property
     def is_open(self) -> bool:
@@ -187,4 +190,5 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         num_batches=(policy.num_gpu_batches, policy.num_gpu_batches),
         loads_on_demand=policy.loads_on_demand,
         cpu_experts=policy.cpu_experts > 0 and hardware.has_gpu,
+        lanes=policy.lanes,
     )

@@ -44,19 +44,25 @@ class Stage:
         Slots of its cache that are written for later passes.
     scored_tokens
         Tokens whose log-probabilities are computed, besides the tokens that are chosen.
+    chosen
+        Tokens that are chosen; ``None``: one in each pass.
+    parts
+        Stages whose work is done at the same time, and adds up; empty for a single one.
     """
 
     phase: str
     first_pass: int
-    passes: int
+    passes: float
     prompt_len: int
-    tokens: int
+    tokens: float
     sequences_at_once: int
     matmul_rows: tuple[int, ...]
     expert_tokens: tuple[int, ...]
     context_tokens: float
     stored_tokens: int
-    scored_tokens: int = 0
+    scored_tokens: float = 0
+    chosen: float | None = None
+    parts: tuple[Stage, ...] = ()
 
     @property
     def is_prefill(self) -> bool:
@@ -84,7 +90,7 @@ class Stage:
 
     def seen_twice(self, attention: AttentionSpec) -> float:
         """Return twice the keys that all queries of a sequence's prompt see in a layer."""
-        return seen_twice(attention, self.tokens)
+        return seen_twice(attention, int(self.tokens))
 
 
 def seen_twice(attention: AttentionSpec, tokens: int) -> int:

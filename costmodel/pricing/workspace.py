@@ -44,6 +44,9 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     the second half (norm, MLP or experts), and one chunk of the head. ``executor.model.layers``
     and ``executor.model.experts`` list the temporaries.
     """
+    if problem.lanes is not None:
+        rows = {"prefill": rows_at_once(problem), "decode": problem.gpu_batch_size}
+        return max(_workspace_bytes(problem, name, count) for name, count in rows.items())
     if phase == "decode":
         return _workspace_bytes(problem, phase, problem.gpu_batch_size)
     prompt_len = problem.workload.prompt_len
@@ -52,15 +55,45 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
     )
 
 
+def rows_at_once(problem: Problem) -> int:
+    """Return the most rows of lanes that pass through a layer at once: those of a chunk, or the
+    lanes of a batch that decode."""
+    assert problem.lanes is not None
+    rows = max(problem.gpu_batch_size, problem.lanes.chunk_rows)
+    return min(rows, problem.lanes.pass_rows)
+
+
+def _cut_prompt_bytes(problem: Problem) -> int:
+    """Count what a layer needs of the one prompt of lanes that is cut: its keys and values, as
+    attention takes them and as they are packed; of latent attention those of some heads, too."""
+    if problem.lanes is None or problem.lanes.pass_rows <= problem.lanes.chunk_rows:
+        return 0
+    counts = []
+    for kind in problem.layer_kinds:
+        attention, count = kind.spec.attention, kind.cache.full_token_bytes
+        if problem.packs_cache:
+            count += kind.cache.token_bytes
+        if attention.latent is not None:
+            latent, heads = attention.latent, min(attention.num_heads, LATENT_HEADS_AT_ONCE)
+            made = latent.nope_dim + latent.value_dim + latent.key_dim
+            count += heads * made * problem.model.dtype_bytes
+        counts.append(count)
+    return max(counts) * problem.workload.prompt_len
+
+
 def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     model = problem.model
     norm = model.hidden_size * (LOGIT_BYTES * 2 // model.dtype_bytes + 1)
     halves = [_half_elements(k.spec, model, phase) for k in problem.layer_kinds]
+    if problem.lanes is not None:
+        # The attended values of one prompt, beside those of all rows.
+        more = [kind.spec.attention.output_size for kind in problem.layer_kinds]
+        halves = [half + size for half, size in zip(halves, more, strict=True)]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
+    layer_bytes += _cut_prompt_bytes(problem) if phase == "prefill" else 0
     tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
-    routed = tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
-    layer_bytes = max(layer_bytes, expert_bytes(problem, routed))
+    layer_bytes = max(layer_bytes, expert_bytes(problem, _routed_rows(problem, phase, tokens)))
     # A chunk of the head makes its logits in the model's dtype, then copies them to all others.
     (head,) = problem.sizes.staged_layers["head"].components
     head_rows = head.tensors[-1].num_rows
@@ -81,6 +114,15 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
         beside += DECODED_AT_ONCE_BYTES
         needed += _sorted_bytes(problem, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _routed_rows(problem: Problem, phase: str, tokens: int) -> int:
+    """Return the rows that pass through experts at once."""
+    if problem.lanes is not None:
+        # Those of the lanes are picked where others have ended.
+        lanes = problem.gpu_batch_size * problem.num_batches[1]
+        return min(max(problem.lanes.chunk_rows, lanes), problem.lanes.pass_rows)
+    return tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
 
 
 def scored_tile_bytes(model: ModelSpec) -> int:
@@ -155,6 +197,9 @@ def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> i
 
 def _tile_bytes(problem: Problem, attention: AttentionSpec) -> int:
     """Count the bytes of one tile of prefill's attention beside the queries, keys and values."""
+    if problem.lanes is not None:
+        # The CPU's kernel keeps its tiles in a core's cache.
+        return 0
     prompt_len, size = problem.workload.prompt_len, problem.model.dtype_bytes
     queries, window = min(QUERIES_AT_ONCE, prompt_len), attention.window
     if attention.has_plain_softmax:

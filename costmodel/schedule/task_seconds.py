@@ -51,7 +51,7 @@ class TaskSeconds:
         self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
-            i for i, stage in enumerate(self._stages) for _ in range(stage.passes)
+            i for i, stage in enumerate(self._stages) for _ in range(int(stage.passes))
         ]
         shares = shares_of(policy)
         self._kinds = [

@@ -39,7 +39,8 @@ class PromptLines:
     ) -> None:
         self._limits, self.load_tokenizer = limits, load_tokenizer
         asked = Asked()
-        self._params, self._names = maker.make(asked), PromptNames(maker.seed(asked))
+        self._params, self._names = maker.make(asked), PromptNames()
+        self._seed = maker.seed(asked)
         self._has_text = False
 
     @staticmethod
@@ -72,8 +73,8 @@ class PromptLines:
         self._limits.check(ids, self._params.max_tokens, where)
         assert isinstance(ids, list)
         self._has_text |= bool(encoded)
-        identity = self._names.identity(ids)
-        return ParsedLine(prompts=[ids], params=self._params, identities=[identity])
+        identities = self._names.identities(ids, self._seed, 1)
+        return ParsedLine(prompts=[ids], params=self._params, identities=identities)
 
     def answer(
         self, line: bytes, prompts: Sequence[Sequence[int]], done: Sequence[Finished]

@@ -115,6 +115,8 @@ class LaneBlock:
                 finish_layer(x, attended, weights, layer, has_feed_forward=has_feed_forward)
                 continue
             rows = chunk.emit_rows
+            if not len(rows):
+                continue
             picked = x[rows]
             finish_layer(picked, attended[rows], weights, layer, has_feed_forward=has_feed_forward)
             x[rows] = picked

@@ -56,6 +56,7 @@ class LlamaCpp:
     tool: Path | None = None
     ubatch: int | None = None
     parts: int | None = None
+    may_repack: bool = True
     quantization: str | None = None
     name: str = "llama.cpp"
 
@@ -113,6 +114,8 @@ class LlamaCpp:
                 for setting in chosen
                 if setting["ubatch"] == ubatch and not setting["unified_cache"]
             ]
+        if not self.may_repack:
+            chosen = [setting for setting in chosen if not setting["repacks"]]
         return [s for s in chosen if s["parts"] <= self.runs.bench.num_prompts]
 
     def run(self, setting: Mapping[str, Any], timeout_s: float) -> Attempt:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.model.cache import CacheSpec
-from costmodel.plan.lengths import EXACT_ANSWERS, Lengths
+from costmodel.plan.lengths import EXACT_ANSWERS, Lengths, Sketch
+from costmodel.plan.workload import Workload
 from profiles.errors import InputError
 
 CACHE = CacheSpec(rows_per_sequence=1, width=64, row_bytes=256, full_row_bytes=256)
@@ -88,3 +89,51 @@ def test_a_short_job_is_its_own_sketch(count: int) -> None:
 def test_bad_lengths_are_refused(columns: tuple[list[int], ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Lengths(*columns)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300))
+@settings(deadline=None, max_examples=25)
+def test_a_sketch_is_the_lengths_of_its_workload(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    prompts, outputs, limits = rng.integers(1, 500, (3, size))
+    lengths = Lengths(prompts, outputs, limits)
+    sketch = lengths.sketch()
+    Workload(
+        prompt_len=int(prompts.max()),
+        gen_len=int(limits.max()),
+        num_prompts=size,
+        lengths=sketch,
+    )
+    assert sketch.lengths().stored.max() == lengths.stored.max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt_len": 11}, r"workload\.prompt_len.*11.*allowed: 10"),
+        ({"gen_len": 4}, r"workload\.gen_len.*4.*allowed: 6"),
+        ({"num_prompts": None}, r"workload\.num_prompts.*None.*allowed: 3"),
+    ],
+)
+def test_lengths_of_another_job_are_refused(changes: dict[str, int | None], said: str) -> None:
+    sketch = Sketch(prompts=(10, 3), outputs=(4, 5), limits=(4, 6), weights=(1, 2))
+    work: dict[str, int | None] = {"prompt_len": 10, "gen_len": 6, "num_prompts": 3}
+    Workload(**work, lengths=sketch)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=said):
+        Workload(**work | changes, lengths=sketch)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (((), (), (), ()), "0, 0, 0, 0 entries"),
+        (((1, 2), (1, 1), (1, 1), (1,)), "2, 2, 2, 1 entries"),
+        (((1,), (1,), (1,), (0,)), "0; allowed: 1 or more"),
+    ],
+)
+def test_a_sketch_of_uneven_or_empty_columns_is_refused(
+    columns: tuple[tuple[int, ...], ...], said: str
+) -> None:
+    prompts, outputs, limits, weights = columns
+    with pytest.raises(InputError, match=said):
+        Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)

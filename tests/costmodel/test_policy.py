@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.lengths import Sketch
+from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
 from profiles import InputError
 from profiles.files import from_json, to_json
@@ -42,8 +44,24 @@ def test_one_placement_in_a_file_stands_for_all_components(tmp_path: Path) -> No
     (tmp_path / "policy.json").write_text(json.dumps(raw))
     assert Policy.load(tmp_path / "policy.json") == policy
     (tmp_path / "policy.json").write_text(json.dumps(raw | {"schema_version": 1}))
-    with pytest.raises(InputError, match=r"schema_version 1; allowed: 2.*costmodel\.search"):
+    with pytest.raises(InputError, match=r"schema_version 1; allowed: 3.*costmodel\.search"):
         Policy.load(tmp_path / "policy.json")
+
+
+def test_files_of_version_2_are_read(tmp_path: Path) -> None:
+    raw = to_json(make_policy()) | {"schema_version": 2}
+    del raw["lanes"], raw["workload"]["lengths"]
+    (tmp_path / "policy.json").write_text(json.dumps(raw))
+    assert Policy.load(tmp_path / "policy.json") == make_policy()
+
+
+def test_lengths_and_lanes_round_trip(tmp_path: Path) -> None:
+    sketch = Sketch(prompts=(16, 3), outputs=(4, 5), limits=(8, 6), weights=(1, 2))
+    work = Workload(prompt_len=16, gen_len=8, num_prompts=3, lengths=sketch)
+    lanes = LanePolicy(pool_tokens=640, pass_rows=96, chunk_rows=32)
+    policy = replace(make_policy(), workload=work, lanes=lanes)
+    policy.save(tmp_path / "policy.json")
+    assert Policy.load(tmp_path / "policy.json") == policy
 
 
 def _set(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -1,0 +1,90 @@
+"""The work of lanes between the start of a job and its end, as one stage of the program.
+
+A lane is filled again as soon as it is empty. So all passes are alike in the mean: each decodes a
+token of every lane, and takes so many tokens of prompts as lanes end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.workload import Workload
+from costmodel.pricing.lane_memory import num_lanes
+from costmodel.pricing.pass_stages import decode_stage, prompt_stage, reach_of
+from costmodel.pricing.problem import Problem
+from costmodel.pricing.stages import Stage, seen_twice, stages_of
+
+
+def stages_to_solve(problem: Problem) -> tuple[Stage, ...]:
+    """Return the stages that a program has rows for."""
+    if problem.lanes is None:
+        return stages_of(problem)
+    rate = job_lengths(problem.workload, num_lanes(problem))
+    per_pass = num_lanes(problem) * rate.mean_prompt / rate.mean_output
+    rows = min(problem.lanes.chunk_rows, max(1, round(per_pass)))
+    return (steady_stage(problem, rate, num_lanes(problem), rows),)
+
+
+def job_lengths(workload: Workload, num_prompts: int) -> Lengths:
+    """Return the lengths of a job, of ``num_prompts`` equal ones where the workload has none."""
+    return workload.sketch(num_prompts).lengths()
+
+
+def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: int) -> Stage:
+    """Return the mean work of a sequence, with passes by ``lanes`` sequences at once.
+
+    The longest answer takes a pass for each of its tokens, so that a job has at least as many.
+    ``prompt_rows`` tokens of prompts are multiplied at once.
+    """
+    prompts, outputs, limits = lengths.prompts, lengths.outputs, lengths.limits
+    passes = max(lengths.mean_output, float(outputs.max()) * lanes / len(lengths))
+    kinds = problem.layer_kinds
+    windows = {kind.cache.window for kind in kinds}
+    kept = np.where(limits > 1, prompts, 0)
+
+    def mean_up_to(most: int | None) -> float:
+        return float((kept if most is None else np.minimum(kept, most)).mean())
+
+    def mean_of(count: Callable[[int], int]) -> float:
+        different, weights = np.unique(prompts, return_counts=True)
+        return float(np.average([count(n) for n in different.tolist()], weights=weights))
+
+    attentions = {reach_of(kind.spec.attention): kind.spec.attention for kind in kinds}
+    decode = replace(
+        decode_stage(problem, tokens=1),
+        passes=passes,
+        chosen=lengths.mean_output,
+        tokens=lengths.mean_output - 1,
+        slots={window: decoded_slots(lengths, window) for window in windows},
+        stored=dict.fromkeys(windows, lengths.mean_output - 1),
+    )
+    scored = (lengths.mean_prompt - 1) * problem.workload.scores_prompts
+    prompt = replace(
+        prompt_stage(problem, tokens=1, rows=prompt_rows),
+        passes=0,
+        tokens=lengths.mean_prompt,
+        scored_tokens=scored,
+        stored={window: mean_up_to(window) for window in windows},
+        seen={
+            reach: mean_of(lambda n, a=attention: seen_twice(a, n))  # type: ignore[misc]
+            for reach, attention in attentions.items()
+        },
+    )
+    return replace(decode, parts=(decode, prompt))
+
+
+def decoded_slots(lengths: Lengths, window: int | None) -> float:
+    """Return the mean slots that a sequence reads in a layer, summed over the passes that decode.
+
+    The first of them reads the prompt, and each one more.
+    """
+    prompts, passes = lengths.prompts.astype(float), lengths.outputs - 1.0
+    growing = passes if window is None else np.clip(window - prompts, 0, passes)
+    slots = growing * prompts + growing * (growing - 1) / 2
+    if window is not None:
+        slots += (passes - growing) * window
+    return float(slots.mean())
