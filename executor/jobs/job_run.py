@@ -316,5 +316,7 @@ class JobRun:
 
 
 def may_resume(output: Path) -> bool:
-    """Whether there is anything to go on with: a first run may ask for it, too."""
-    return output.exists() or journal_path(output).exists()
+    """Whether there is anything to go on with: a first run may ask for it, too, and so may the next
+    one where the first has left no answer."""
+    has_answers = output.exists() and output.stat().st_size > 0
+    return has_answers or journal_path(output).exists()

@@ -248,3 +248,17 @@ def test_lengths_of_a_job() -> None:
         assert found.prompts.tolist() == [3, 2, 1]
         assert found.outputs.tolist() == outputs and found.limits.tolist() == [9, 7, 9]
     assert lengths_of(table, [], None, None) is None
+
+
+def test_a_search_gives_lanes(models: list[Path], tmp_path: Path, run: Run) -> None:
+    """To a job of which one answer is much longer than the others."""
+    desk = Desk(models[0], tmp_path)
+    desk.write(*(request(n, [n + 1] * (n + 1), max_tokens=40 if n == 1 else 2) for n in range(12)))
+    searched = [each for each in desk.arguments() if not each.startswith("--policy")]
+    ended = run([*searched, "--hardware=cpu-2core", "--cpu-memory=1GiB", "--json"])
+    assert (ended.status, ended.err) == (0, "")
+    assert "12 lanes, filled again as sequences end" in ended.out
+    found = {name: body["choices"] for name, body in desk.answers().items()}
+    desk.write_policy(prompt_len=12, gen_len=40)
+    assert run(desk.arguments()).status == 0
+    assert {name: body["choices"] for name, body in desk.answers().items()} == found
