@@ -89,7 +89,7 @@ INLINE inline void multiply_panel(const float* a, long row_stride, const float* 
   }
 }
 
-// One tile of the keys and values of a head, in float32; tokens that are not there are zeros.
+// One tile of the keys and values of a head, in float32.
 template <class T>
 class KeyTile {
  public:
@@ -97,11 +97,12 @@ class KeyTile {
       : p_(p), value_dim_((p.value_dim + kLanes - 1) / kLanes * kLanes), keys_(kKeys * p.dim),
         values_(kKeys * value_dim_) {}
 
-  // The tokens of [tile, tile + kKeys) before `end`.
+  // The tokens of [tile, tile + kKeys) before `end`, and as many zeros as are scored with them.
   void take(long head, long tile, long end) {
     const KeyRun* run = p_.runs;
     long begins = p_.first_key;  // Position of the run's first token.
-    for (long k = 0; k < kKeys; ++k) {
+    const long count = std::min(kKeys, (end - tile + kAtOnce - 1) / kAtOnce * kAtOnce);
+    for (long k = 0; k < count; ++k) {
       const long position = tile + k;
       if (position < p_.first_key || position >= end) {
         put<T>(k, nullptr, nullptr);
