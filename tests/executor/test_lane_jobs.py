@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -15,8 +17,11 @@ from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement
 from executor import generate
 from executor.jobs.journal import journal_path
+from executor.jobs.params import RowParams
+from executor.jobs.planning import lengths_of
+from executor.jobs.table import JobTable, ParsedLine
 from tests.executor.commands import Ended, end_command
-from tests.executor.job_desk import Desk, request, save_job_model
+from tests.executor.job_desk import LANES, Desk, request, save_job_model
 from tests.executor.killed_jobs import run_until
 from tests.executor.tiny_machines import ON_CPU, ON_DISK
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE
@@ -197,3 +202,49 @@ def test_requests_without_room(
         ended = run(desk.arguments(more))
         assert ended.status == 2 and ended.err.startswith("error: line 1 of in.jsonl: got 28")
         assert not desk.output.exists() and not journal_path(desk.output).exists()
+
+
+@pytest.mark.parametrize("number", [3, 6, 9])
+def test_a_full_disk_loses_nothing(
+    models: list[Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    desk = Desk(models[0], tmp_path)
+    desk.write(*(request(line, max_tokens=line + 1) for line in range(5)))
+    desk.write_policy(lanes=LANES)
+    assert run(desk.arguments()).status == 0
+    expected = sorted(without_times(desk.output))
+    desk.output.unlink()
+    original, calls = os.write, []
+
+    def write(descriptor: int, data: Any) -> int:
+        calls.append(descriptor)
+        if len(calls) >= number:
+            original(descriptor, data[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("executor.jobs.journal.os.write", write)
+        ended = run(desk.arguments())
+    kept, error = ended.err.splitlines()
+    assert ended.status == 1 and "No space left on device" in error
+    count = len(desk.answers()) if desk.output.exists() else 0
+    told = f", kept in {desk.output}; --resume goes on" if count else ""
+    assert kept == f"{count} of 5 prompts were finished{told}"
+    ended = run(desk.arguments("--resume", "--expected-len=2"))
+    assert (ended.status, ended.err) == (0, f"{count} of 5 prompts are answered already\n")
+    assert sorted(without_times(desk.output)) == expected
+
+
+def test_lengths_of_a_job() -> None:
+    """The limit, or what is expected of answers that something else may end."""
+    table = JobTable()
+    ends = RowParams(max_tokens=9, end_ids=frozenset({1}))
+    for params, ids in ((RowParams(max_tokens=7), [1, 2]), (ends, [3]), (ends, [4, 5, 6])):
+        table.add(0, 1, ParsedLine(prompts=[ids], params=params, identities=[0]))
+    for expected_len, outputs in ((None, [9, 7, 9]), (4, [4, 7, 4]), (99, [9, 7, 9])):
+        found = lengths_of(table, [2, 0, 1], None, expected_len)
+        assert found is not None
+        assert found.prompts.tolist() == [3, 2, 1]
+        assert found.outputs.tolist() == outputs and found.limits.tolist() == [9, 7, 9]
+    assert lengths_of(table, [], None, None) is None
