@@ -144,6 +144,8 @@ def name_of(measured: MeasuredRun) -> str:
     stored = stored_weights(policy)
     bits = f"w{stored.bits if stored else policy.weight_bits:.2g} c{policy.cache_bits}"
     place = " cpu attention" if policy.cpu_attention and policy.cache.gpu < 1 else ""
+    if policy.lanes:
+        place = " lanes"
     return (
         f"{policy.model.name} {policy.workload.prompt_len}/{policy.workload.gen_len}"
         f" {policy.gpu_batch_size}x{policy.num_gpu_batches} {bits}{place}"

@@ -9,6 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from costmodel.cli.flags import check_outputs
+from costmodel.cli.lane_simulation import SimulatedJob
+from costmodel.plan.lengths_table import read_lengths
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import stage_seconds
 from costmodel.pricing.problem import problem_of
@@ -27,7 +29,8 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="costmodel.simulate",
-        description="Simulate the schedule of a policy, task by task, in predicted seconds.",
+        description="Simulate the schedule of a policy in predicted seconds: task by task, or with"
+        " lanes a whole job, pass by pass.",
         example="python -m costmodel.simulate --hardware profile.json --policy policy.json"
         " --output timeline.json",
     )
@@ -38,6 +41,13 @@ def parser() -> Parser:
         "--passes",
         type=int,
         help="passes over the model to simulate, prefill included (default: all)",
+    )
+    add(
+        "--lengths",
+        type=Path,
+        metavar="FILE",
+        help="CSV table of the job of a policy with lanes: prompt_len, gen_len, and perhaps"
+        " max_tokens and count (default: the lengths in the policy)",
     )
     add(
         "--output",
@@ -59,6 +69,11 @@ def main(arguments: list[str]) -> None:
 
 def _tell(flags: argparse.Namespace) -> None:
     policy, hardware = Policy.load(flags.policy), find_profile(flags.hardware)
+    if policy.lanes is not None:
+        _tell_job(policy, hardware, flags)
+        return
+    if flags.lengths is not None:
+        raise InputError("--lengths", got="a policy without lanes", allowed="one with lanes")
     num_passes = min(flags.passes or policy.workload.gen_len, policy.workload.gen_len)
     timeline = _simulate(policy, hardware, num_passes)
     predicted_s = predicted_seconds(policy, hardware, num_passes)
@@ -75,6 +90,22 @@ def _tell(flags: argparse.Namespace) -> None:
             "busy_s": dict(timeline.busy_s()),
         }
         print(json.dumps(figures))
+
+
+def _tell_job(policy: Policy, hardware: HardwareProfile, flags: argparse.Namespace) -> None:
+    if flags.passes is not None:
+        raise InputError(
+            "--passes", got="a policy with lanes", allowed="without: a whole job is simulated"
+        )
+    planned = policy.workload.sketch(policy.block_size).lengths()
+    lengths = read_lengths(flags.lengths) if flags.lengths else planned
+    job = SimulatedJob.run(policy, hardware, lengths)
+    print(job.describe())
+    if flags.output is not None:
+        job.write(flags.output)
+        print(f"\ntimeline written to {flags.output}")
+    if flags.json:
+        print(json.dumps(job.as_json()))
 
 
 def predicted_seconds(policy: Policy, hardware: HardwareProfile, num_passes: int) -> float:

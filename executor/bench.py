@@ -99,7 +99,7 @@ def _run(job: Job, flags: argparse.Namespace, recorder: Recorder | None) -> None
     print(format_report(report), file=sys.stderr)
     print(json.dumps(report.as_json()), flush=True)
     if flags.runs is not None:
-        append_row(flags.runs, row_of(report.first_block(), model=_name_of_model(flags.model)))
+        append_row(flags.runs, row_of(report.measured_run(), model=_name_of_model(flags.model)))
     if uses_own_profile(flags, job.policy):
         keep_run(report, flags.offload_dir)
 
@@ -141,7 +141,9 @@ def _plan(flags: argparse.Namespace) -> Job:
         )
         policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
     num_prompts = flags.num_prompts or _one_block(policy)
-    policy = replace(policy, workload=replace(policy.workload, num_prompts=num_prompts))
+    # Every prompt has the full length.
+    workload = replace(policy.workload, num_prompts=num_prompts, lengths=None)
+    policy = replace(policy, workload=workload)
     return Job(
         policy=policy,
         hardware=hardware,

@@ -202,7 +202,7 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
         source = source.in_dtype(spec.dtype)
     if flags.num_prompts < 1:
         raise InputError("--num-prompts", got=flags.num_prompts, allowed="1 or more")
-    workload = policy.workload if policy else _workload(flags, source)
+    workload = replace(policy.workload, lengths=None) if policy else _workload(flags, source)
     if workload.gen_len < 2:
         raise InputError(
             "tokens behind a window's prompt",
@@ -225,7 +225,8 @@ def _plan(flags: argparse.Namespace) -> tuple[Job, Job | None, torch.Tensor]:
             policy = replace(job.policy, attention_sparsity=flags.sparsity)
             job = replace(job, policy=policy)
     else:
-        policy = replace(policy, workload=replace(workload, num_prompts=len(windows)))
+        workload = replace(workload, num_prompts=len(windows))
+        policy = replace(policy, workload=workload)
         job = _job(policy, hardware, source, windows)
     uncompressed = None
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from costmodel.cli.flags import check_outputs
 from costmodel.cli.policy_report import format_prediction
+from costmodel.cli.work_flags import add_expected_len, check_expected_len
 from costmodel.plan.policy import Policy, Prediction
 from executor.cli.run_command import (
     add_job_flags,
@@ -70,6 +71,7 @@ def parser() -> Parser:
     )
     add("--strict", action="store_true", help="run nothing if any line cannot be run")
     add_job_flags(parser)
+    add_expected_len(parser, otherwise="as in earlier runs, else as long as it may be")
     add_sampling_flags(parser)
     add(
         "--ignore-eos",
@@ -88,6 +90,7 @@ def main(arguments: list[str]) -> None:
     """Plan, run, write, report."""
     flags = parser().parse_args(arguments)
     check_job_flags(flags)
+    check_expected_len(flags.expected_len)
     if flags.errors is None and not is_stream(flags.output):
         flags.errors = flags.output.with_name(f"{flags.output.stem}.errors{flags.output.suffix}")
     with check_outputs(flags, "output", "errors", "trace", "report"):
@@ -99,6 +102,7 @@ def main(arguments: list[str]) -> None:
             errors=flags.errors,
             params=read_sampling_params(flags),
             gen_len=flags.gen_len,
+            expected_len=flags.expected_len,
             is_strict=flags.strict,
             resumes=flags.resume,
         )

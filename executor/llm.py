@@ -5,28 +5,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from costmodel.cli.flags import DEFAULT_GEN_LEN
 from costmodel.plan.policy import Policy
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.arguments import arguments_told, read_arguments
-from executor.cli.prompts import PromptLimits
 from executor.cli.run_command import Job
 from executor.cli.run_report import Report
-from executor.cli.sampling_flags import choose_sampling
-from executor.jobs.endings import RowChooser
-from executor.jobs.limits import PromptNames
-from executor.jobs.params import RowParams
+from executor.jobs.calls import CallPlanner, Params
 from executor.machine.allocator import end_keeping
 from executor.machine_profile import keep_run
-from executor.model.sampling_params import SamplingParams
 from executor.run.exclusive import TURN, ExclusiveRun, forget_frames
-from executor.run.requests import Prompt, RequestOutput, output_of, read_requests
-from executor.run.results import BlockResult
+from executor.run.requests import OutputMaker, Prompt, RequestOutput
 from executor.run.same_model import check_same_model
 from executor.text.chat import ChatTemplate, check_messages
 from executor.text.continuation import ChatTokenizer
@@ -38,9 +30,9 @@ from executor.text.loading import (
 )
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
-from profiles.start import called
 
 Message = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class LLM:
@@ -121,7 +113,7 @@ class LLM:
                 check_same_model(made.model, self._source.spec)
             self._config = load_generation_config(self._folder)
         self._report: Report | None = None
-        self._run: weakref.ref[ExclusiveRun[list[RequestOutput]]] | None = None
+        self._run: weakref.ref[ExclusiveRun[Any]] | None = None
 
     @property
     def report(self) -> Report | None:
@@ -129,7 +121,7 @@ class LLM:
         return self._report
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None
     ) -> list[RequestOutput]:
         """Continue prompts; returns one output for each, in their order.
 
@@ -138,29 +130,37 @@ class LLM:
         prompts
             One or a list of: text, token ids, or a dict with ``prompt`` or ``prompt_token_ids``.
         params
-            How tokens are chosen. ``None`` follows the model's ``generation_config.json``.
+            How tokens are chosen: ``SamplingParams`` for all prompts, or a list with one for each.
+            ``None`` follows the model's ``generation_config.json``.
         """
         with TURN, closing(self.iter_blocks(prompts, params)) as blocks:
             outputs = [output for block in blocks for output in block]
         return sorted(outputs, key=lambda output: output.index)
 
-    def iter_blocks(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
-    ) -> ExclusiveRun[list[RequestOutput]]:
-        """Continue prompts as ``generate`` does, and yield the outputs of each block as it ends.
+    def iter_outputs(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None
+    ) -> ExclusiveRun[RequestOutput]:
+        """Continue prompts as ``generate`` does, and yield each output as it ends.
 
-        Blocks with longer prompts come first. An interrupt loses only the block that it meets.
-        The run holds its memory until the last block, or until ``close`` of the iterator.
+        The run holds its memory until the last output, or until ``close`` of the iterator.
         """
-        with arguments_told():
-            run = ExclusiveRun.begin(partial(self._begin, prompts, params))
-        self._run = weakref.ref(run)
-        return run
+        return self._exclusive(lambda: _each(self._begin(prompts, params)))
+
+    def iter_blocks(
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None
+    ) -> ExclusiveRun[list[RequestOutput]]:
+        """Continue prompts as ``generate`` does, and yield the outputs that end together.
+
+        These are the outputs of a block, and blocks with longer prompts come first. Where prompts
+        begin as others end, they are those of one pass over the model. An interrupt loses only what
+        has not ended. The run holds its memory until the end, or until ``close`` of the iterator.
+        """
+        return self._exclusive(partial(self._begin, prompts, params))
 
     def chat(
         self,
         conversations: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
@@ -221,73 +221,39 @@ class LLM:
     def _template(self) -> ChatTemplate:
         return load_template(self._folder)
 
+    def _exclusive(self, plan: Callable[[], Generator[T]]) -> ExclusiveRun[T]:
+        with arguments_told():
+            run = ExclusiveRun.begin(plan)
+        self._run = weakref.ref(run)
+        return run
+
     def _begin(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None
+        self, prompts: Prompt | Sequence[Prompt], params: Params
     ) -> Generator[list[RequestOutput]]:
         """Check everything and plan; the generator runs."""
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise InputError("params", got=repr(params), allowed="SamplingParams")
-        spec = self._source.spec
-        sampling = choose_sampling(
-            params,
-            self._config,
-            vocab_size=spec.vocab_size,
-            has_length=self._options.policy is not None or params.max_tokens is not None,
-        )
-        gen_len = self._gen_len(params)
-        limits = PromptLimits(
-            vocab_size=spec.vocab_size, max_positions=spec.max_positions, gen_len=gen_len
-        )
-        requests = read_requests(prompts, limits, lambda: self._tokenizer)
-        if not requests:
-            return _nothing()
-        # Before any work, although only the outputs may need it.
-        tokenizer = self._tokenizer if has_tokenizer(self._folder) else None
-        sampling.warn()
-        ids = [request.prompt_token_ids for request in requests]
-        job = Job.plan(
+        planner = CallPlanner(
             self._options,
             self._source,
-            ids,
-            sampling,
-            gen_len=gen_len,
-            logprobs=params.logprobs,
-            prompt_logprobs=params.prompt_logprobs,
+            self._config,
+            lambda: self._tokenizer,
+            has_tokenizer=has_tokenizer(self._folder),
         )
-        names = PromptNames(params.seed)
-        asked = RowParams(
-            max_tokens=gen_len,
-            sampler=replace(sampling.sampler, seed=0),
-            end_ids=sampling.eos_ids,
-        )
-        chooser = RowChooser([asked] * len(ids), [names.identity(each) for each in ids])
-        job = replace(job, sampler=chooser, finish=chooser.finish, eos_ids=frozenset())
-        make = partial(output_of, requests, tokenizer)
-        return self._outputs(job, job.begin_report(job.predict()), make)
-
-    def _gen_len(self, params: SamplingParams) -> int:
-        if (policy := self._options.policy) is None:
-            return params.max_tokens or DEFAULT_GEN_LEN
-        most = policy.workload.gen_len
-        if params.max_tokens is not None and params.max_tokens > most:
-            raise InputError(
-                "max_tokens",
-                got=params.max_tokens,
-                allowed=f"at most {most}, for which the policy was made",
-                hint=f"{called('costmodel.search')} --gen-len {params.max_tokens}",
-            )
-        return params.max_tokens or most
+        planned = planner.plan(prompts, params)
+        if planned is None:
+            return _nothing()
+        job, maker = planned
+        return self._outputs(job, job.begin_report(job.predict()), maker)
 
     def _outputs(
-        self, job: Job, report: Report, make: Callable[[int, BlockResult], RequestOutput]
+        self, job: Job, report: Report, maker: OutputMaker
     ) -> Generator[list[RequestOutput]]:
         try:
             folder = self._options.offload_dir
             run = job.blocks(folder, report, shows_progress=self._progress)
             with arguments_told(), closing(run) as blocks:
                 for block in blocks:
-                    yield [make(index, block) for index in sorted(block.output_ids)]
+                    if outputs := maker.take(block):
+                        yield outputs
         except BaseException as error:
             forget_frames(error)
             raise
@@ -300,3 +266,9 @@ class LLM:
 
 def _nothing() -> Generator[list[RequestOutput]]:
     yield from ()
+
+
+def _each(blocks: Generator[list[T]]) -> Generator[T]:
+    with closing(blocks):
+        for block in blocks:
+            yield from block

@@ -34,7 +34,7 @@ from profiles.whole_file import write_whole
 logger = logging.getLogger(__name__)
 
 # Raised where this program measures or runs otherwise than before: what was kept is left alone.
-VERSION = "v2"
+VERSION = "v3"
 # Fewer runs say little; of more, the oldest are forgotten, with the machine that they met.
 LEAST_RUNS, MOST_RUNS = 4, 24
 # Shorter blocks are mostly noise.
@@ -80,15 +80,16 @@ def kept_profile(offload_dir: Path) -> Path | None:
 
 def keep_run(report: Report, offload_dir: Path) -> None:
     """Keep a run that was planned with this machine's own profile: the policy and the seconds of
-    its first block, and for what share of the whole run each channel was busy.
+    its first block, or of all of a run over lanes, and for what share of the whole run each channel
+    was busy.
 
     The table is one that ``costmodel.calibrate --runs`` reads.
     """
     if report.hardware.has_gpu != torch.cuda.is_available():
         # It ran beside a GPU that it left alone, and says nothing of runs that do not.
         return
-    block = report.first_block()
-    if block.prefill_s + block.decode_s < SHORTEST_S:
+    block = report.measured_run()
+    if block.num_tokens / block.throughput_tok_per_s < SHORTEST_S:
         return
     if block.policy.workload.scores_prompts:
         # The table has no column for it, and it takes longer.

@@ -111,13 +111,19 @@ def measure_prefill_attention(
 ) -> float:
     """Measure causal attention over prompts in FLOP/s, counting the full square.
 
-    Heads are adjacent in memory, as the projections leave them.
+    Heads are adjacent in memory, as the projections leave them. A CPU attends prompt by prompt.
     """
     shape = (plan.num_prompts, plan.prompt_len, plan.num_heads, HEAD_DIM)
-    query, key, value = (noise(device, dtype, *shape).transpose(1, 2) for _ in range(3))
+    query, key, value = (noise(device, dtype, *shape) for _ in range(3))
+    out = torch.empty_like(query)
 
     def attend() -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if device != "cpu":
+            q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        for q, k, v, to in zip(query, key, value, out, strict=True):
+            kernels.prompt_attention(q, [kernels.KeyRun.of(k, v)], to)
+        return out
 
     flop = 4.0 * plan.num_prompts * plan.num_heads * plan.prompt_len**2 * HEAD_DIM
     name = f"attention_prefill.{dtype}"

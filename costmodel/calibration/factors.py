@@ -16,8 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.calibration.measured_runs import MeasuredRun
+from costmodel.plan.rounding import round_policy
+from costmodel.pricing.passes import PassPrice
 from costmodel.pricing.price import check_machine, phase_seconds
 from costmodel.pricing.rates import RATES
+from costmodel.schedule.job_simulation import simulate_job
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
 
@@ -83,12 +86,13 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
     # Imported late: it takes 35 MiB, which runs that only keep their figures need for themselves.
     from scipy.optimize import least_squares
 
+    priced = _prepare(hardware, runs)
     names = _names(hardware)
     start = np.zeros(len(names) + 1)
     start[-1] = hardware.unhidden_share
 
     def residuals(x: Vector) -> Vector:
-        return _residuals(hardware, names, x, runs)
+        return _residuals(hardware, names, x, priced)
 
     found = least_squares(
         residuals,
@@ -112,8 +116,8 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
     return Fit(
         hardware=replace(fitted, calibrations=(*hardware.calibrations, record)),
         factors=factors,
-        errors_before=errors_of(hardware, runs),
-        errors_after=errors_of(fitted, runs),
+        errors_before=_errors_of(hardware, priced),
+        errors_after=_errors_of(fitted, priced),
     )
 
 
@@ -139,12 +143,44 @@ def leave_one_out(
 
 def errors_of(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> tuple[float, ...]:
     """Return predicted over measured throughput, less one, of every run."""
-    return tuple(float(np.exp(log)) - 1 for log in _log_errors(hardware, runs))
+    return _errors_of(hardware, _prepare(hardware, runs))
 
 
 def mean_error(errors: Sequence[float]) -> float:
     """Return the mean of the errors' absolute values."""
     return float(np.mean(np.abs(errors)))
+
+
+class _PricedRun:
+    """A measured run; what the passes over lanes compute does not depend on the rates."""
+
+    def __init__(self, hardware: HardwareProfile, run: MeasuredRun) -> None:
+        self.run = run
+        self._counts = None
+        if run.lengths is not None:
+            machine, lengths = run.machine(hardware), run.lengths.lengths()
+            answers = run.lengths.all_answers
+            self._counts = simulate_job(run.policy, machine, lengths, answers=answers).counts
+
+    def phase_seconds(self, hardware: HardwareProfile) -> dict[str, float]:
+        """Return ``{phase: predicted seconds}``."""
+        machine = self.run.machine(hardware)
+        if self._counts is None:
+            return phase_seconds(self.run.policy, machine)
+        policy = round_policy(self.run.policy, has_gpu=machine.has_gpu)
+        return {"run": float(PassPrice(policy, machine).seconds(self._counts).sum())}
+
+
+def _prepare(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> list[_PricedRun]:
+    return [_PricedRun(hardware, run) for run in runs]
+
+
+def _errors_of(hardware: HardwareProfile, runs: Sequence[_PricedRun]) -> tuple[float, ...]:
+    seconds = [sum(priced.phase_seconds(hardware).values()) for priced in runs]
+    return tuple(
+        priced.run.num_tokens / s / priced.run.throughput_tok_per_s - 1
+        for priced, s in zip(runs, seconds, strict=True)
+    )
 
 
 def _names(hardware: HardwareProfile) -> list[str]:
@@ -159,34 +195,21 @@ def _apply(hardware: HardwareProfile, names: Sequence[str], x: Vector) -> Hardwa
 
 
 def _residuals(
-    hardware: HardwareProfile, names: Sequence[str], x: Vector, runs: Sequence[MeasuredRun]
+    hardware: HardwareProfile, names: Sequence[str], x: Vector, runs: Sequence[_PricedRun]
 ) -> Vector:
     from_profile = x.copy()
     from_profile[-1] -= hardware.unhidden_share
     return np.concatenate([_phase_errors(_apply(hardware, names, x), runs), TRUST * from_profile])
 
 
-def _log_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
-    predicted = [
-        _throughput(run, sum(phase_seconds(run.policy, run.machine(hardware)).values()))
-        for run in runs
-    ]
-    measured = [run.throughput_tok_per_s for run in runs]
-    return np.asarray(np.log(np.array(predicted) / np.array(measured)), dtype=np.float64)
-
-
-def _throughput(run: MeasuredRun, seconds: float) -> float:
-    return run.policy.block_size * run.policy.workload.gen_len / seconds
-
-
-def _phase_errors(hardware: HardwareProfile, runs: Sequence[MeasuredRun]) -> Vector:
+def _phase_errors(hardware: HardwareProfile, runs: Sequence[_PricedRun]) -> Vector:
     """Return the logarithms by phase, each weighed by the root of its share of the run, or of the
     whole run where the phases were not measured apart: then a run counts the same either way."""
     errors = []
-    for run in runs:
-        found = phase_seconds(run.policy, run.machine(hardware))
+    for priced in runs:
+        found, run = priced.phase_seconds(hardware), priced.run
         if not run.prefill_s:
-            predicted = _throughput(run, sum(found.values()))
+            predicted = run.num_tokens / sum(found.values())
             errors.append(np.log(predicted / run.throughput_tok_per_s))
             continue
         pairs = ((found["prefill"], run.prefill_s), (found["decode"], run.decode_s))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from costmodel.calibration.run_lengths import RunLengths
 from costmodel.calibration.runs_table import FRACTION_DIGITS, Row, RunsTable
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import overall_weights
@@ -41,7 +42,7 @@ MOST_APART = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
-    """A policy and the duration of one block of it.
+    """A policy and the duration of one block of it, or of a whole run over lanes.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class MeasuredRun:
         Seconds of the phases; 0 if they were not measured separately.
     emulated
         The GPU tier, if it was emulated on a machine without a GPU.
+    lengths
+        Those of a run over lanes, which has no phases.
     """
 
     policy: Policy
@@ -58,6 +61,7 @@ class MeasuredRun:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     emulated: EmulatedGpu | None = None
+    lengths: RunLengths | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.throughput_tok_per_s < float("inf"):
@@ -67,21 +71,38 @@ class MeasuredRun:
         for name in ("prefill_s", "decode_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(name, got=getattr(self, name), allowed="0 or more")
+        if (self.lengths is None) != (self.policy.lanes is None):
+            raise InputError(
+                "lengths",
+                got="nothing" if self.lengths is None else "those of prompts",
+                allowed="the lengths of a run over lanes, and of no other",
+            )
         is_apart = self.prefill_s > 0, self.decode_s > 0
-        if any(is_apart) and is_apart != (True, self.policy.workload.gen_len > 1):
+        if any(is_apart) and is_apart != self._phases_measured:
             raise InputError(
                 "prefill_s and decode_s",
                 got=f"{self.prefill_s} and {self.decode_s}",
                 allowed="both, or neither; with one token to generate, prefill_s alone",
             )
-        num_tokens = self.policy.block_size * self.policy.workload.gen_len
-        implied = num_tokens / (self.prefill_s + self.decode_s) if self.prefill_s else None
+        implied = self.num_tokens / (self.prefill_s + self.decode_s) if self.prefill_s else None
         if implied and not 1 / MOST_APART < self.throughput_tok_per_s / implied < MOST_APART:
             raise InputError(
                 "throughput_tok_per_s",
                 got=self.throughput_tok_per_s,
-                allowed=f"{num_tokens} tokens over prefill_s and decode_s, {implied:.4g}",
+                allowed=f"{self.num_tokens} tokens over prefill_s and decode_s, {implied:.4g}",
             )
+
+    @property
+    def _phases_measured(self) -> tuple[bool, bool]:
+        """Whether prefill and decode take time, if they are measured apart."""
+        return self.lengths is None, self.lengths is None and self.policy.workload.gen_len > 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were generated."""
+        if self.lengths is not None:
+            return self.lengths.num_tokens
+        return self.policy.block_size * self.policy.workload.gen_len
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine that it ran on: ``hardware``, with its emulated GPU if it had one."""
@@ -108,6 +129,8 @@ def read_runs(
     - ``cpu_experts``, ``loads_on_demand``: as in the policy; 0 where they are absent.
     - ``weights_NAME_gpu``, ``weights_NAME_cpu``: the placement of one component, where it is not
       that of all weights.
+    - ``pool_tokens``, ``pass_rows``, ``chunk_rows``, ``lengths``: of a run over lanes, see
+      ``LanePolicy`` and ``RunLengths``.
     - ``unpacks_per_batch``: 0 if quantized weights are unpacked once for every load. Else they are
       unpacked for every batch, as in FlexGen.
 
@@ -216,6 +239,10 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
         "cpu_attention": policy.cpu_attention,
         "cpu_experts": policy.cpu_experts,
         "loads_on_demand": int(policy.loads_on_demand),
+        "pool_tokens": policy.lanes and policy.lanes.pool_tokens,
+        "pass_rows": policy.lanes and policy.lanes.pass_rows,
+        "chunk_rows": policy.lanes and policy.lanes.chunk_rows,
+        "lengths": run.lengths and str(run.lengths),
         "emulated_gpu_bytes": run.emulated and run.emulated.memory_bytes,
         "emulated_link_bytes_per_s": run.emulated and run.emulated.link_bytes_per_s,
         "throughput_tok_per_s": run.throughput_tok_per_s,
@@ -233,6 +260,7 @@ def _run_of(header: Sequence[str], line: str) -> MeasuredRun:
             prefill_s=row.number("prefill_s", default=0.0),
             decode_s=row.number("decode_s", default=0.0),
             emulated=row.emulated(),
+            lengths=row.lengths(),
         )
     except (TypeError, ValueError) as error:
         raise InputError("values", got=error, allowed="numbers") from None

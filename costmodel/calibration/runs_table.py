@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from costmodel.calibration.run_lengths import RunLengths
 from costmodel.model.loading import load_model_spec
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError
@@ -73,6 +74,10 @@ class Row:
             link_bytes_per_s=self.number("emulated_link_bytes_per_s"),
         )
 
+    def lengths(self) -> RunLengths | None:
+        """Return the lengths of a run over lanes."""
+        return RunLengths.read(self.cells["lengths"]) if self._is_given("lengths") else None
+
     def policy(self) -> Policy:
         """Return the policy, which takes the model's own values where cells are empty."""
         model = load_model_spec(self.cells["model"])
@@ -96,7 +101,14 @@ class Row:
             cpu_attention=self.number("cpu_attention"),
             cpu_experts=self.number("cpu_experts", default=0.0),
             loads_on_demand=self.number("loads_on_demand", default=0) > 0,
+            lanes=self._lanes(),
         )
+
+    def _lanes(self) -> LanePolicy | None:
+        if not self._is_given("pool_tokens"):
+            return None
+        names = ("pool_tokens", "pass_rows", "chunk_rows")
+        return LanePolicy(**{name: self._count(name) for name in names})
 
     def _is_given(self, name: str) -> bool:
         return bool(self.cells.get(name))

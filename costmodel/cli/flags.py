@@ -9,6 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from costmodel.cli.work_flags import (
+    DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,
+)
+from costmodel.cli.work_flags import (
+    DEFAULT_PROMPT_LEN as DEFAULT_PROMPT_LEN,
+)
+from costmodel.cli.work_flags import (
+    add_work_flags,
+    read_workload,
+)
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import FULL_BITS, Permitted
@@ -23,11 +33,9 @@ from profiles.recorded import find_profile
 
 # FlexGen's main workload (ICML 2023, table 2).
 DEFAULT_MODEL = "opt-30b"
-DEFAULT_PROMPT_LEN = 512
-DEFAULT_GEN_LEN = 32
 PICTURES = (".png", ".svg", ".pdf")
 # Flags that name input files.
-INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs")
+INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs", "lengths")
 CHECKPOINT_FILES = (
     "*config.json",
     "*.index.json",
@@ -62,25 +70,7 @@ def add_question_flags(parser: Parser) -> None:
         default=DEFAULT_MODEL,
         help=f"preset, checkpoint folder or config.json (default: {DEFAULT_MODEL})",
     )
-    add(
-        "--prompt-len",
-        type=int,
-        default=DEFAULT_PROMPT_LEN,
-        metavar="TOKENS",
-        help=f"length of the longest prompt (default: {DEFAULT_PROMPT_LEN})",
-    )
-    add(
-        "--gen-len",
-        type=int,
-        default=DEFAULT_GEN_LEN,
-        metavar="TOKENS",
-        help=f"tokens to generate for each prompt (default: {DEFAULT_GEN_LEN})",
-    )
-    add(
-        "--num-prompts",
-        type=int,
-        help="number of prompts (default: as many as the best block holds)",
-    )
+    add_work_flags(parser)
     add("--dtype", help="float32, float16 or bfloat16 (default: that of the model)")
     parser.add_bytes("--gpu-memory", help="GPU memory to use (default: that of the profile)")
     parser.add_bytes("--cpu-memory", help="CPU memory to use (default: that of the profile)")
@@ -181,9 +171,7 @@ def read_question(flags: argparse.Namespace) -> Question:
     return Question(
         hardware=hardware,
         model=choose_dtype(load_model_spec(flags.model), hardware, flags.dtype),
-        workload=Workload(
-            prompt_len=flags.prompt_len, gen_len=flags.gen_len, num_prompts=flags.num_prompts
-        ),
+        workload=read_workload(flags),
         margin=flags.margin,
         permitted=read_permitted(flags),
     )

@@ -23,7 +23,7 @@ BUFFER_COLORS = {
     "runtime": "#616468",
     OTHER_BUFFERS: "#D8DADC",
 }
-PHASE_COLORS = {"prefill": "#C9A27E", "decode": "#7A4B22"}
+PHASE_COLORS = {"prefill": "#C9A27E", "decode": "#7A4B22", "run": "#B5793F"}
 # Of a curve or of bars that show none of these things.
 NEUTRAL_COLOR = "#2A7F9E"
 # Several curves in one picture: Okabe and Ito's palette.

@@ -198,9 +198,9 @@ def draw_memory(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
 
 
 def draw_channels(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None:
-    """Draw the busy seconds of every channel, prefill and decode stacked."""
+    """Draw the busy seconds of every channel, the phases stacked."""
     phases = phase_channels(policy, hardware)
-    channels = list(phases["prefill"])
+    channels = list(next(iter(phases.values())))
     left = [0.0] * len(channels)
     for phase, seconds in phases.items():
         values = [seconds[channel] for channel in channels]
@@ -210,7 +210,7 @@ def draw_channels(axes: Axes, policy: Policy, hardware: HardwareProfile) -> None
         latency_s = policy.predicted.latency_s
         axes.axvline(latency_s, color="black", linestyle="--", linewidth=1, label="latency")
     axes.invert_yaxis()
-    axes.set_xlabel("busy seconds in one block")
+    axes.set_xlabel(f"busy seconds in {'one block' if policy.lanes is None else 'the job'}")
     axes.set_title("What limits it")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
 

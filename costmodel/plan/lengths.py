@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ IntArray = NDArray[np.int64]
 
 # Answers that a sketch keeps one by one: the longest ones set when a job ends.
 EXACT_ANSWERS = 8
+# More prompts, or tokens of one, are a mistake, and overflow numbers later.
+MOST = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +42,9 @@ class Sketch:
                 got=f"{', '.join(str(len(column)) for column in columns)} entries",
                 allowed="as many prompts, outputs, limits and weights, and at least one",
             )
-        if (smallest := min(min(column) for column in columns)) < 1:
-            raise InputError("lengths", got=smallest, allowed="1 or more")
+        for value in (min(map(min, columns)), max(map(max, columns)), self.num_prompts):
+            if not 1 <= value <= MOST:
+                raise InputError("lengths", got=value, allowed=f"1 to {MOST}")
 
     @property
     def num_prompts(self) -> int:
@@ -110,6 +114,10 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def expecting(self, outputs: ArrayLike) -> Lengths:
+        """Return the same requests with other expected answers, int [requests]."""
+        return Lengths(self.prompts, outputs, self.limits)
+
     @property
     def stored(self) -> IntArray:
         """Most tokens of each sequence that the cache keeps, int64 [requests]. The last token is
@@ -160,11 +168,19 @@ class Lengths:
         return float(mean), float(max(0.0, variance) ** 0.5)
 
     def sketch(self, count: int = 48) -> Sketch:
-        """Return at most ``count`` entries for the job; the longest answers are kept exactly, as
-        are the longest prompt, the largest limit and the most tokens that the cache keeps.
+        """Return at most ``count`` entries for the job: the means of ``groups``."""
+        groups = self.groups(count)
+        columns = (self.prompts, self.outputs, self.limits)
+        prompts, outputs, limits = (means_of(column, groups) for column in columns)
+        weights = tuple(len(group) for group in groups)
+        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
 
-        All other prompts are grouped by their answers, then by their prompts, so that groups have
-        about equal numbers of tokens. An entry has the means of its group.
+    def groups(self, count: int = 48) -> list[IntArray]:
+        """Return the requests in at most ``count`` groups of similar lengths.
+
+        The longest answers are alone, as are the longest prompt, the largest limit and the most
+        tokens that the cache keeps. All others are grouped by their answers, then by their prompts,
+        so that groups have about equal numbers of tokens.
         """
         by_output = np.lexsort((self.prompts, self.outputs))
         longest = by_output[: -EXACT_ANSWERS - 1 : -1].tolist()
@@ -176,11 +192,12 @@ class Lengths:
         for part in _parts(rest, self.outputs, num_bins):
             by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
             groups += _parts(by_prompt, self.prompts, max(1, wanted // num_bins))
-        columns = (self.prompts, self.outputs, self.limits)
-        means = [tuple(round(float(c[g].mean())) for g in groups) for c in columns]
-        prompts, outputs, limits = means
-        weights = tuple(len(group) for group in groups)
-        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+        return groups
+
+
+def means_of(column: IntArray, groups: Sequence[IntArray]) -> tuple[int, ...]:
+    """Return the rounded mean of a column, int64 [requests], over each group of requests."""
+    return tuple(round(float(column[group].mean())) for group in groups)
 
 
 def _parts(requests: IntArray, tokens: IntArray, count: int) -> list[IntArray]:

@@ -94,7 +94,8 @@ class LanePolicy:
         Most tokens that one pass computes: one of each sequence that decodes, and all of each
         prompt that begins.
     chunk_rows
-        Tokens of a batch that are computed at once; a longer prompt is computed alone.
+        Tokens of a batch that are computed at once, or the sequences that decode if they are more.
+        Prompts are cut at the end of a chunk; no token depends on it.
     """
 
     pool_tokens: int

@@ -18,6 +18,7 @@ from profiles.hardware import CHANNELS, HardwareProfile
 # takes longer than the other, all further tokens take. The least prompts, and those of a lane.
 LEAST_SIMULATED = 4096
 SIMULATED_OF_LANE = 8
+MOST_SIMULATED = 32_768
 # The same where many policies are compared.
 LEAST_COMPARED = 1024
 
@@ -68,10 +69,13 @@ def price_job(policy: Policy, hardware: HardwareProfile) -> JobPrice:
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     sketch = policy.workload.sketch(policy.block_size)
     sizes = _sizes(sketch, policy, LEAST_SIMULATED)
+
+    def price(lengths: Lengths) -> JobPrice:
+        return price_timeline(policy, hardware, simulate_job(policy, hardware, lengths))
+
     if len(sizes) == 1:
-        return _price(policy, hardware, sketch.lengths())
-    parts = [sketch.scaled(count).lengths() for count in sizes]
-    large, small = (_price(policy, hardware, lengths) for lengths in parts)
+        return price(sketch.lengths())
+    large, small = (price(sketch.scaled(count).lengths()) for count in sizes)
     tokens = large.generated_tokens, small.generated_tokens
     whole = policy.workload.mean_output * sketch.num_prompts
     further = (whole - tokens[0]) / (tokens[0] - tokens[1])
@@ -124,12 +128,14 @@ def job_seconds(
 
 def _sizes(sketch: Sketch, policy: Policy, least: int) -> tuple[int, ...]:
     """Return the numbers of prompts of the jobs that are simulated for a job."""
-    most = max(least, SIMULATED_OF_LANE * policy.block_size)
+    most = min(MOST_SIMULATED, max(least, SIMULATED_OF_LANE * policy.block_size))
     return (sketch.num_prompts,) if sketch.num_prompts <= most else (most, most // 2)
 
 
-def _price(policy: Policy, hardware: HardwareProfile, lengths: Lengths) -> JobPrice:
-    timeline, price = simulate_job(policy, hardware, lengths), PassPrice(policy, hardware)
+def price_timeline(policy: Policy, hardware: HardwareProfile, timeline: JobTimeline) -> JobPrice:
+    """Return the price of a job that was simulated with this policy."""
+    policy = round_policy(policy, has_gpu=hardware.has_gpu)
+    price = PassPrice(policy, hardware)
     return JobPrice(
         generated_tokens=timeline.generated_tokens,
         total_s=timeline.total_s,

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
+from costmodel.plan.policy import Policy
 from costmodel.pricing.lane_memory import (
     TOKEN_BYTES,
     held_tokens,
@@ -54,6 +55,11 @@ ALTERNATIVE_BYTES = 12
 SCORED_SEQUENCE_BYTES = 1024
 # While the head is computed, a token's place, the sum and the largest of its logits so far.
 SCORING_TOKEN_BYTES = 48
+
+
+def phases_of(policy: Policy) -> tuple[str, ...]:
+    """Return the phases of a run: prefill and decode, or one of both over lanes."""
+    return (LANE_PHASE,) if policy.lanes else PHASES
 
 
 def memory_rows(

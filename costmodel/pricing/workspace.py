@@ -56,13 +56,29 @@ def workspace_bytes(problem: Problem, phase: str) -> int:
 
 
 def rows_at_once(problem: Problem) -> int:
-    """Return the most rows of lanes that pass through a layer at once.
-
-    A batch is computed in parts of whole prompts. So a long prompt is a part of its own.
-    """
+    """Return the most rows of lanes that pass through a layer at once: those of a chunk, or the
+    lanes of a batch that decode."""
     assert problem.lanes is not None
-    longest = max(problem.workload.prompt_len, problem.gpu_batch_size, problem.lanes.chunk_rows)
-    return min(longest, problem.lanes.pass_rows)
+    rows = max(problem.gpu_batch_size, problem.lanes.chunk_rows)
+    return min(rows, problem.lanes.pass_rows)
+
+
+def _cut_prompt_bytes(problem: Problem) -> int:
+    """Count what a layer needs of the one prompt of lanes that is cut: its keys and values, as
+    attention takes them and as they are packed; of latent attention those of some heads, too."""
+    if problem.lanes is None or problem.lanes.pass_rows <= problem.lanes.chunk_rows:
+        return 0
+    counts = []
+    for kind in problem.layer_kinds:
+        attention, count = kind.spec.attention, kind.cache.full_token_bytes
+        if problem.packs_cache:
+            count += kind.cache.token_bytes
+        if attention.latent is not None:
+            latent, heads = attention.latent, min(attention.num_heads, LATENT_HEADS_AT_ONCE)
+            made = latent.nope_dim + latent.value_dim + latent.key_dim
+            count += heads * made * problem.model.dtype_bytes
+        counts.append(count)
+    return max(counts) * problem.workload.prompt_len
 
 
 def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
@@ -74,6 +90,7 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
         more = [kind.spec.attention.output_size for kind in problem.layer_kinds]
         halves = [half + size for half, size in zip(halves, more, strict=True)]
     layer_bytes = tokens * max(norm, *halves) * model.dtype_bytes
+    layer_bytes += _cut_prompt_bytes(problem) if phase == "prefill" else 0
     tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
     layer_bytes = max(layer_bytes, expert_bytes(problem, _routed_rows(problem, phase, tokens)))
@@ -180,6 +197,9 @@ def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> i
 
 def _tile_bytes(problem: Problem, attention: AttentionSpec) -> int:
     """Count the bytes of one tile of prefill's attention beside the queries, keys and values."""
+    if problem.lanes is not None:
+        # The CPU's kernel keeps its tiles in a core's cache.
+        return 0
     prompt_len, size = problem.workload.prompt_len, problem.model.dtype_bytes
     queries, window = min(QUERIES_AT_ONCE, prompt_len), attention.window
     if attention.has_plain_softmax:

@@ -1,4 +1,4 @@
-"""Bars in rows, drawn by Bokeh. The only module here that needs it.
+"""Bars in rows, and curves in steps, drawn by Bokeh. The only module here that needs it.
 
 Colours of text, axes and background are CSS variables of the page, so that a picture follows the
 reader's light or dark scheme.
@@ -30,6 +30,7 @@ ROW_PIXELS = 38
 AXIS_PIXELS = 62
 TOOLBAR_PIXELS = 34
 STRIP_PIXELS = 56
+CURVE_PIXELS = 210
 # Of a row's height.
 BAR_SHARE = 0.76
 # The opacity of a bar below a measured one.
@@ -79,6 +80,77 @@ class Bars:
             if length > 0:
                 self.add(row, left, left + length, color, f"{name}: {amount}", lane=lane)
             left += length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A curve in steps: from ``edges[i]`` to ``edges[i + 1]`` it has the value ``values[i]``.
+
+    ``texts`` are told of each step. A faint curve is drawn below others.
+    """
+
+    edges: Sequence[float]
+    values: Sequence[float]
+    texts: Sequence[str]
+    color: str
+    is_faint: bool = False
+
+
+def draw_curves(
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    line_at: float | None = None,
+) -> dict[str, Any]:
+    """Draw curves from zero upward, a dashed line at ``line_at``; returns what BokehJS embeds."""
+    highest = max([line_at or 0.0, *(max(curve.values) for curve in curves)]) or 1.0
+    plot = figure(
+        height=CURVE_PIXELS,
+        x_range=Range1d(start=0, end=max(curve.edges[-1] for curve in curves)),
+        y_range=Range1d(start=0, end=1.06 * highest),
+        tools="",
+        toolbar_location=None,
+        sizing_mode="stretch_width",
+        stylesheets=[InlineStyleSheet(css=SCROLLS_PAGE)],
+        min_border_right=12,
+        outline_line_color=None,
+    )
+    for axis, label in ((plot.xaxis, x_label), (plot.yaxis, y_label)):
+        axis.axis_label = label
+        axis.axis_label_text_font_size = axis.major_label_text_font_size = "13px"
+        axis.axis_label_text_font_style = "normal"
+        axis.formatter = NumeralTickFormatter(format="0,0.[000]")
+        axis.ticker = BasicTicker(desired_num_ticks=5)
+        axis.minor_tick_line_color = None
+    for curve in sorted(curves, key=lambda curve: not curve.is_faint):
+        columns: dict[str, Any] = {
+            "left": np.asarray(curve.edges[:-1], float),
+            "right": np.asarray(curve.edges[1:], float),
+            "top": np.asarray(curve.values, float),
+            "text": list(curve.texts),
+        }
+        source = ColumnDataSource(columns)
+        line = ColumnDataSource(
+            {
+                "x": np.repeat(np.asarray(curve.edges, float), 2)[1:-1],
+                "y": np.repeat(columns["top"], 2),
+            }
+        )
+        plot.line(
+            "x",
+            "y",
+            source=line,
+            line_color=curve.color,
+            line_width=4 if curve.is_faint else 1.5,
+            line_alpha=FAINT if curve.is_faint else 1.0,
+        )
+        # A line cannot be pointed at between its ends.
+        areas = plot.quad(left="left", right="right", bottom=0, top="top", source=source, alpha=0.0)
+        plot.add_tools(HoverTool(renderers=[areas], tooltips=TOOLTIP, mode="vline"))
+    if line_at is not None:
+        plot.add_layout(Span(location=line_at, dimension="width", line_dash="dashed"))
+    return dict(json_item(plot))
 
 
 def draw_bars(

@@ -49,7 +49,8 @@ def placement_section(plan: Plan) -> Section:
 
 def _placement_text(plan: Plan) -> list[str]:
     policy = plan.policy
-    text = ["Weights by component, then the KV cache and the hidden states of one block."]
+    what = "one block" if policy.lanes is None else "all lanes"
+    text = [f"Weights by component, then the KV cache and the hidden states of {what}."]
     if plan.hardware.has_gpu and policy.cache.gpu < 1:
         share = policy.cpu_attention
         text.append(

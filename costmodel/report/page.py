@@ -15,11 +15,14 @@ from jinja2 import Environment, StrictUndefined, Template
 from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import estimate, limits_by_phase
+from costmodel.pricing.memory import LANE_PHASE
+from costmodel.pricing.price import estimate
 from costmodel.report.buying import Purchases, purchases_of_policy
 from costmodel.report.buying_section import buying_section
 from costmodel.report.memory_sections import memory_section, placement_section
 from costmodel.report.parts import Plan
+from costmodel.report.passes_section import passes_section
+from costmodel.report.planned_lanes import PlannedLanes
 from costmodel.report.run_record import RunRecord
 from costmodel.report.task_sample import TaskSample, simulate_sample
 from costmodel.report.time_sections import limits_section, phases_section
@@ -45,8 +48,11 @@ def write_policy_page(path: Path, policy: Policy, hardware: HardwareProfile) -> 
 def _write_plan_page(
     path: Path, policy: Policy, hardware: HardwareProfile, purchases: Purchases
 ) -> None:
-    plan = Plan(policy=policy, hardware=hardware, prediction=estimate(policy, hardware))
-    _write(path, plan, {SIMULATED: simulate_sample(policy, hardware)}, purchases)
+    lanes = PlannedLanes.simulate(policy, hardware) if policy.lanes else None
+    prediction = estimate(policy, hardware)
+    plan = Plan(policy=policy, hardware=hardware, prediction=prediction, lanes=lanes)
+    samples = {} if lanes else {SIMULATED: simulate_sample(policy, hardware)}
+    _write(path, plan, samples, purchases)
 
 
 def write_run_page(path: Path, record: RunRecord, sample: TaskSample) -> None:
@@ -57,10 +63,12 @@ def write_run_page(path: Path, record: RunRecord, sample: TaskSample) -> None:
         hardware=hardware,
         prediction=estimate(policy, hardware),
         measured=record.measured,
+        lanes=PlannedLanes.of_run(record) if record.lanes else None,
     )
-    num_passes = record.measured.num_passes
-    simulated = simulate_sample(record.first_block, hardware, num_passes=num_passes)
-    samples = {MEASURED: sample, SIMULATED: simulated}
+    samples = {MEASURED: sample}
+    if not record.lanes:
+        num_passes = record.measured.num_passes
+        samples[SIMULATED] = simulate_sample(record.first_block, hardware, num_passes=num_passes)
     _write(path, plan, samples, purchases_of_policy(policy, hardware))
 
 
@@ -69,7 +77,8 @@ def _write(path: Path, plan: Plan, samples: Mapping[str, TaskSample], purchases:
     sections = [
         placement_section(plan),
         memory_section(plan),
-        timeline_section(samples),
+        *([passes_section(policy, plan.lanes)] if plan.lanes else []),
+        *([timeline_section(samples, plan.phases)] if samples else []),
         phases_section(plan),
         limits_section(plan),
         buying_section(purchases),
@@ -98,19 +107,21 @@ def _template() -> Template:
 
 def _facts(plan: Plan) -> Mapping[str, str]:
     """Return the figures at the top of the page."""
-    policy, prediction, measured = plan.policy, plan.prediction, plan.measured
+    policy, measured = plan.policy, plan.measured
     facts = {}
     if measured is None:
-        rate = format_figure(prediction.throughput_tok_per_s)
+        rate = format_figure(plan.prediction.throughput_tok_per_s)
         facts["predicted throughput"] = f"{rate} token/s"
-        facts["a block takes"] = format_seconds(prediction.latency_s)
+        takes = "a block takes" if plan.lanes is None else "the job takes"
+        facts[takes] = format_seconds(sum(plan.predicted_phase_s.values()))
     else:
         facts["measured throughput"] = f"{format_figure(measured.tok_per_s)} token/s"
         facts["predicted throughput"] = f"{format_figure(measured.predicted_tok_per_s)} token/s"
         facts["the run took"] = format_seconds(sum(measured.phase_s.values()))
+    if plan.lanes is not None:
+        return facts | {"lanes": str(policy.block_size), "limited by": plan.limits[LANE_PHASE]}
     facts["block"] = f"{policy.block_size} sequences"
-    limits = limits_by_phase(policy, plan.hardware)
-    facts |= {f"{phase} limited by": name for phase, name in limits.items()}
+    facts |= {f"{phase} limited by": name for phase, name in plan.limits.items()}
     return facts
 
 
@@ -120,11 +131,21 @@ def _about(plan: Plan) -> list[str]:
     work = policy.workload
     count = measured.num_prompts if measured else work.num_prompts
     prompts = f"{count} prompts" if count else "Any number of prompts"
-    lines = [
-        f"{prompts} of at most {work.prompt_len} tokens, {work.gen_len} generated for each.",
-        f"A block has {format_count(policy.num_gpu_batches, 'batch')} of"
-        f" {format_count(policy.gpu_batch_size, 'sequence')};"
-        f" prefill takes {policy.prefill_batch_size} at a time.",
+    batches = format_count(policy.num_gpu_batches, "batch")
+    if policy.lanes is None:
+        lines = [
+            f"{prompts} of at most {work.prompt_len} tokens, {work.gen_len} generated for each.",
+            f"A block has {batches} of {format_count(policy.gpu_batch_size, 'sequence')};"
+            f" prefill takes {policy.prefill_batch_size} at a time.",
+        ]
+    else:
+        lines = [
+            f"{prompts} of at most {work.prompt_len} tokens, at most {work.gen_len} generated for"
+            " each.",
+            f"Sequences begin as others end, in {policy.block_size} lanes: {batches} of"
+            f" {policy.gpu_batch_size}. A pass has at most {policy.lanes.pass_rows} rows.",
+        ]
+    lines += [
         f"The model computes in {policy.model.dtype}.",
     ]
     if hardware.is_emulated:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from costmodel.optimizer.job_throughput import blocks_of
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import PHASES
+from costmodel.pricing.memory import LANE_PHASE, PHASES, phases_of
+from costmodel.report.lane_record import LaneRecord
 from profiles.errors import InputError
 from profiles.hardware import CHANNELS, HardwareProfile
 from profiles.rate_curve import require_not_negative, require_positive
@@ -20,7 +21,8 @@ class Measured:
     Parameters
     ----------
     prompt_len, num_passes
-        Of the first block: tokens of its longest prompt, and passes over the model that it made.
+        Of the first block, or of all lanes: tokens of its longest prompt, and passes over the model
+        that it made.
     tok_per_s, predicted_tok_per_s
         Over all blocks.
     phase_s, predicted_phase_s
@@ -48,8 +50,9 @@ class Measured:
     def __post_init__(self) -> None:
         for name in ("num_blocks", "num_prompts", "prompt_len", "num_passes", "tok_per_s"):
             require_positive(f"measured.{name}", getattr(self, name))
+        phases = (LANE_PHASE,) if LANE_PHASE in self.phase_s else PHASES
         for name in ("phase_s", "predicted_phase_s", "busy_s", "predicted_busy_s"):
-            _require_keys(f"measured.{name}", getattr(self, name), PHASES)
+            _require_keys(f"measured.{name}", getattr(self, name), phases)
         for name in ("phase_s", "predicted_phase_s"):
             for phase, seconds in getattr(self, name).items():
                 require_not_negative(f"measured.{name}.{phase}", seconds)
@@ -70,14 +73,25 @@ def _require_keys(what: str, value: Mapping[str, object], keys: Collection[str])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a timeline's file keeps of the run beside its tasks. The policy names the machine."""
+    """What a timeline's file keeps of the run beside its tasks. The policy names the machine.
+
+    ``lanes`` are the passes of a run over lanes.
+    """
 
     policy: Policy
     measured: Measured
+    lanes: LaneRecord | None = None
 
     def __post_init__(self) -> None:
         if self.policy.hardware is None:
             raise InputError("run.policy.hardware", got="nothing", allowed="the machine of the run")
+        _require_keys("run.measured.phase_s", self.measured.phase_s, phases_of(self.policy))
+        if (self.lanes is None) != (self.policy.lanes is None):
+            raise InputError(
+                "run.lanes",
+                got="nothing" if self.lanes is None else "passes",
+                allowed="the passes of a policy with lanes, and of no other",
+            )
 
     @property
     def hardware(self) -> HardwareProfile:

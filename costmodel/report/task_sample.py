@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from costmodel.model.layout import model_layers
@@ -37,10 +38,11 @@ class SampledTask(NamedTuple):
 class TaskSample:
     """The first tasks of each phase, in the order in which they end."""
 
-    def __init__(self, most: int = MOST_TASKS) -> None:
+    def __init__(self, most: int = MOST_TASKS, *, phases: Sequence[str] = PHASES) -> None:
         self.most = most
-        self.phases: dict[str, list[SampledTask]] = {phase: [] for phase in PHASES}
-        self.is_cut = dict.fromkeys(PHASES, False)
+        self.phases: dict[str, list[SampledTask]] = {phase: [] for phase in phases}
+        self.is_cut = dict.fromkeys(phases, False)
+        self._first, self._others = phases[0], phases[-1]
 
     def add(
         self,
@@ -68,7 +70,7 @@ class TaskSample:
 
     def keep(self, task: SampledTask) -> None:
         """Keep a task if there is room for it in its phase."""
-        phase = "decode" if task.token else "prefill"
+        phase = self._others if task.token else self._first
         if len(self.phases[phase]) < self.most:
             self.phases[phase].append(task)
         else:
@@ -76,7 +78,7 @@ class TaskSample:
 
     def counted_from(self, zero_s: float) -> TaskSample:
         """Return the same sample with ``zero_s`` as the beginning of time."""
-        moved = TaskSample(self.most)
+        moved = TaskSample(self.most, phases=tuple(self.phases))
         moved.is_cut = self.is_cut
         for phase, tasks in self.phases.items():
             moved.phases[phase] = [

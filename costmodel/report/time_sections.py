@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from costmodel.cli.palette import PHASE_COLORS
-from costmodel.pricing.memory import PHASES
-from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.parts import Picture, Plan, Section, Table
 from profiles.hardware import CHANNELS
@@ -28,16 +26,15 @@ LIMITS = {
 
 def phases_section(plan: Plan) -> Section:
     """Show the seconds of each phase, predicted and measured."""
-    measured, prediction = plan.measured, plan.prediction
-    predicted = {"prefill": prediction.prefill_s, "decode": prediction.decode_s}
+    measured, predicted = plan.measured, plan.predicted_phase_s
     bars = Bars(lanes=2 if measured else 1)
     if measured is None:
-        text = ["The seconds of each phase of one block, as the cost model predicts them."]
+        what = "one block" if plan.lanes is None else "the job"
+        text = [f"The seconds of each phase of {what}, as the cost model predicts them."]
         headers = ["", "predicted"]
         rows = [[phase, format_seconds(seconds)] for phase, seconds in predicted.items()]
-        rows.append([THROUGHPUT, format_figure(prediction.throughput_tok_per_s)])
+        rows.append([THROUGHPUT, format_figure(plan.prediction.throughput_tok_per_s)])
     else:
-        predicted = dict(measured.predicted_phase_s)
         text = [f"The seconds of each phase of the whole run. {MEASURED_BESIDE}"]
         headers = ["", "predicted", "measured", "difference"]
         rows = [
@@ -57,7 +54,7 @@ def phases_section(plan: Plan) -> Section:
         name="phases",
         title="Predicted beside measured" if measured else "Predicted by phase",
         text=text,
-        legend={phase: PHASE_COLORS[phase] for phase in PHASES},
+        legend={phase: PHASE_COLORS[phase] for phase in plan.phases},
         pictures=[Picture(item=item, title="Seconds of each phase")],
         table=Table(headers=headers, rows=rows),
     )
@@ -65,25 +62,20 @@ def phases_section(plan: Plan) -> Section:
 
 def limits_section(plan: Plan) -> Section:
     """Show what limits each phase, and the busy seconds of every channel."""
-    measured = plan.measured
-    predicted = (
-        phase_channels(plan.policy, plan.hardware)
-        if measured is None
-        else measured.predicted_busy_s
-    )
+    measured, predicted = plan.measured, plan.predicted_busy_s
     sources = {"predicted": predicted} | ({"measured": measured.busy_s} if measured else {})
     channels = [
         channel
         for channel in CHANNELS
-        if any(busy[phase].get(channel) for busy in sources.values() for phase in PHASES)
+        if any(busy[phase].get(channel) for busy in sources.values() for phase in plan.phases)
     ]
     bars = Bars(lanes=2 if measured else 1)
     for row, channel in enumerate(channels):
         if measured is not None:
             bars.add_stack(row, _busy(measured.busy_s, channel), lane=0)
         bars.add_stack(row, _busy(predicted, channel), lane=1 if measured else 0)
-    total_s = sum(measured.phase_s.values()) if measured else plan.prediction.latency_s
-    what = "the whole run" if measured else "one block"
+    total_s = sum((measured.phase_s if measured else plan.predicted_phase_s).values())
+    what = "the whole run" if measured else "one block" if plan.lanes is None else "the job"
     text = [
         *_limit_lines(plan),
         f"The busy seconds of every channel. The dashed line is the duration of {what}."
@@ -94,7 +86,7 @@ def limits_section(plan: Plan) -> Section:
         name="limits",
         title="What limits it",
         text=text,
-        legend={phase: PHASE_COLORS[phase] for phase in PHASES},
+        legend={phase: PHASE_COLORS[phase] for phase in plan.phases},
         pictures=[Picture(item=item, title="Busy seconds of every channel in each phase")],
         table=_busy_table(channels, sources),
     )
@@ -102,9 +94,11 @@ def limits_section(plan: Plan) -> Section:
 
 def _limit_lines(plan: Plan) -> list[str]:
     lines = []
-    for phase, name in limits_by_phase(plan.policy, plan.hardware).items():
+    for phase, name in plan.limits.items():
         words = f" ({LIMITS[name]})" if name in LIMITS else ""
-        lines.append(f"By prediction, {name}{words} limits {phase}.")
+        lines.append(
+            f"By prediction, {name}{words} limits {phase if plan.lanes is None else 'it'}."
+        )
     return lines
 
 
@@ -113,7 +107,7 @@ def _busy_table(
 ) -> Table:
     rows = []
     for channel in channels:
-        for phase in PHASES:
+        for phase in next(iter(sources.values())):
             seconds = [busy[phase].get(channel, 0.0) for busy in sources.values()]
             if any(seconds):
                 rows.append([f"{channel}, {phase}", *map(format_seconds, seconds)])
@@ -124,7 +118,8 @@ def _busy(
     seconds: Mapping[str, Mapping[str, float]], channel: str
 ) -> dict[str, tuple[float, str, str]]:
     return {
-        phase: _seconds(seconds[phase].get(channel, 0.0), PHASE_COLORS[phase]) for phase in PHASES
+        phase: _seconds(of_phase.get(channel, 0.0), PHASE_COLORS[phase])
+        for phase, of_phase in seconds.items()
     }
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from costmodel.cli.palette import TASK_COLORS, content_of_task
-from costmodel.pricing.memory import PHASES
+from costmodel.pricing.memory import LANE_PHASE
 from costmodel.report.charts import Bars, draw_bars
 from costmodel.report.parts import Picture, Section
 from costmodel.report.task_sample import SampledTask, TaskSample
-from costmodel.report.trace_file import MEASURED
 from profiles.hardware import CHANNELS
 from profiles.units import format_bytes, format_rate, format_seconds
 
@@ -22,19 +21,18 @@ HOW_TO_ZOOM = (
 )
 
 
-def timeline_section(samples: Mapping[str, TaskSample]) -> Section:
+def timeline_section(samples: Mapping[str, TaskSample], phases: Sequence[str]) -> Section:
     """Show the tasks of ``samples``, by label: ``measured`` (if any) above ``simulated``."""
-    text = [
-        "The tasks of the first block on every channel: h2d copies to the GPU, and d2h from it."
-    ]
-    if MEASURED in samples:
+    what = "the first passes" if LANE_PHASE in phases else "the first block"
+    text = [f"The tasks of {what} on every channel: h2d copies to the GPU, and d2h from it."]
+    if len(samples) > 1:
         text[0] += " Upper bars: measured. Lower, fainter bars: simulated."
     pictures = []
-    for phase in PHASES:
+    for phase in phases:
         if not any(sample.phases[phase] for sample in samples.values()):
             text.append(f"{phase.capitalize()} has too many tasks to show, or none.")
             continue
-        if any(sample.is_cut[phase] for sample in samples.values()):
+        if any(sample.is_cut[phase] for sample in samples.values()) and len(phases) > 1:
             text.append(f"The picture of {phase} shows its first tasks.")
         pictures.append(_phase_picture(phase, samples))
     if pictures:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from costmodel.pricing.memory import PHASES
+from costmodel.pricing.memory import phases_of
 from costmodel.report.run_record import RunRecord
 from costmodel.report.task_sample import SampledTask, TaskSample
 from costmodel.schedule.chrome_trace import MICROSECOND
@@ -40,14 +40,15 @@ def read_run(trace: Mapping[str, Any], what: str) -> tuple[RunRecord, TaskSample
             hint="executor.generate --trace or --report",
         )
     record = from_json(RunRecord, trace["run"], f"{what}.run")
+    phases = phases_of(record.policy)
     try:
-        measured = list(_tasks(trace["traceEvents"], MEASURED))
-        begins = [task.start_s for task in _tasks(trace["traceEvents"], SIMULATED)]
+        measured = list(_tasks(trace["traceEvents"], MEASURED, phases))
+        begins = [task.start_s for task in _tasks(trace["traceEvents"], SIMULATED, phases)]
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             what, got=f"an event that is not a task: {error!r}", allowed="events as --trace writes"
         ) from None
-    sample = TaskSample()
+    sample = TaskSample(phases=phases)
     # The simulation of a block begins when the block does.
     zero_s = min(begins, default=0.0)
     for task in measured:
@@ -55,7 +56,7 @@ def read_run(trace: Mapping[str, Any], what: str) -> tuple[RunRecord, TaskSample
     return record, sample.counted_from(zero_s)
 
 
-def _tasks(events: Any, label: str) -> Iterator[SampledTask]:
+def _tasks(events: Any, label: str, phases: Sequence[str]) -> Iterator[SampledTask]:
     """Yield the tasks of the first block on one of the two timelines."""
     pid, names = None, {}
     for event in events:
@@ -64,12 +65,12 @@ def _tasks(events: Any, label: str) -> Iterator[SampledTask]:
         elif event["name"] == "thread_name" and event["pid"] == pid:
             names[event["tid"]] = event["args"]["name"]
         elif event["ph"] == "X" and event["pid"] == pid and event["args"]["block"] == 0:
-            yield _task(event, names[event["tid"]])
+            yield _task(event, names[event["tid"]], phases)
 
 
-def _task(event: Mapping[str, Any], channel: str) -> SampledTask:
+def _task(event: Mapping[str, Any], channel: str, phases: Sequence[str]) -> SampledTask:
     details = event["args"]
-    if channel not in CHANNELS or event["cat"] not in PHASES:
+    if channel not in CHANNELS or event["cat"] not in phases:
         raise ValueError(f"{event['cat']} on {channel}")
     start_s, took_s = float(event["ts"]) * MICROSECOND, float(event["dur"]) * MICROSECOND
     if not (math.isfinite(start_s) and math.isfinite(took_s) and took_s >= 0):

@@ -5,6 +5,7 @@ Requests are admitted by the code that the executor runs (``Admission``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +50,8 @@ class JobTrace:
         All passes in which lanes decode.
     num_passes
         Passes of the job.
-    waited
-        Passes of single lanes that waited for a page of the cache.
+    waiting
+        Lanes that wait for a page of the cache, by pass; float64 [passes].
     most_pages
         Most pages in use after a pass, of each pool.
     """
@@ -59,8 +60,13 @@ class JobTrace:
     admitted: IntArray
     runs: LaneRuns
     num_passes: int
-    waited: int
+    waiting: FloatArray
     most_pages: tuple[int, ...]
+
+    @property
+    def waited(self) -> int:
+        """Passes of single lanes that waited for a page of the cache."""
+        return int(self.waiting.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +184,7 @@ def trace_job(
     # For each request: the first pass of its present run, and the slots that it read there.
     first, slots = np.zeros_like(admitted), lengths.prompts.copy()
     runs: list[IntArray] = []
-    number, waited = -1, 0
+    number, waiting = -1, dict[int, int]()
     most_pages = np.zeros_like(admission.used_pages)
 
     def close(requests: IntArray, end: int) -> None:
@@ -192,7 +198,7 @@ def trace_job(
         admitted[lanes.requests] = number
         first[lanes.requests] = number + 1
         if len(lanes.waiting):
-            waited += len(lanes.waiting)
+            waiting[number] = len(lanes.waiting)
             stopped = admission.requests[np.isin(admission.lanes, lanes.waiting)]
             close(stopped, number)
             first[stopped] = number + 1
@@ -211,7 +217,7 @@ def trace_job(
         admitted=admitted[served],
         runs=LaneRuns(requests=columns[0], first=columns[1], passes=columns[2], slots=columns[3]),
         num_passes=number + 1,
-        waited=waited,
+        waiting=_sparse(waiting, number + 1),
         most_pages=tuple(most_pages.tolist()),
     )
 
@@ -254,6 +260,29 @@ def count_passes(
         },
         seen={reach: at_admission(keys) for reach, keys in seen.items()},
     )
+
+
+def cached_tokens(trace: JobTrace, lengths: Lengths) -> FloatArray:
+    """Return the tokens of all sequences in the cache after each pass, float64 [passes]."""
+    runs, size = trace.runs, trace.num_passes
+    kept = lengths.stored[trace.requests] > 0
+    # A pass of decode adds a token to what it reads; a lane that waits keeps what it reads next.
+    prompts = np.bincount(trace.admitted[kept], lengths.prompts[trace.requests[kept]], size)
+    order = np.lexsort((runs.first, runs.requests))
+    requests, first, slots = runs.requests[order], runs.first[order], runs.slots[order]
+    ends = first + runs.passes[order]
+    begins: IntArray = np.zeros(len(lengths), np.int64)
+    begins[trace.requests] = trace.admitted + 1
+    same = np.append(False, requests[1:] == requests[:-1])
+    before = np.where(same, np.roll(ends, 1), begins[requests])
+    waited = _steps(before, first - before, size, slots)
+    return prompts + _ramps(runs.first, runs.passes, runs.slots + 1, size) + waited
+
+
+def _sparse(values: Mapping[int, int], size: int) -> FloatArray:
+    found: FloatArray = np.zeros(size)
+    found[list(values)] = list(values.values())
+    return found
 
 
 def _steps(

@@ -93,14 +93,18 @@ class JobOptions:
         """Return the policy, the machine that it uses, and the weights in its dtype.
 
         A policy that was given is kept, but for what is asked of each prompt: the number of tokens
-        to generate, and log-probabilities.
+        to generate, and log-probabilities; with lanes, the lengths of all prompts.
         """
         hardware = self.choose_hardware()
         if self.policy is not None:
             made_for = self.policy.workload
-            workload = replace(
-                workload, prompt_len=made_for.prompt_len, num_prompts=made_for.num_prompts
-            )
+            if self.policy.lanes is None or workload.lengths is None:
+                workload = replace(
+                    workload,
+                    prompt_len=made_for.prompt_len,
+                    num_prompts=made_for.num_prompts,
+                    lengths=None,
+                )
             policy = replace(self.policy, workload=workload)
             return policy, hardware, source.in_dtype(policy.model.dtype)
         spec = choose_dtype(source.spec, hardware, self.dtype)
@@ -114,4 +118,8 @@ def search_policy(
 ) -> tuple[Policy, HardwareProfile]:
     """Search, and return the policy with the machine that it uses: the GPU may be left out."""
     result = search(hardware, spec, workload, permitted=permitted)
-    return result.policy, result.hardware
+    policy = result.policy
+    if policy.lanes is None and policy.workload.lengths is not None:
+        # Blocks have one length, and their workloads are cut from this one.
+        policy = replace(policy, workload=replace(policy.workload, lengths=None))
+    return policy, result.hardware

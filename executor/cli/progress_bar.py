@@ -1,4 +1,4 @@
-"""The progress of a run on a terminal: phase, token/s, and the time left."""
+"""The progress of a run on a terminal: the weights, then blocks, token/s and the time left."""
 
 from __future__ import annotations
 
@@ -26,42 +26,21 @@ class ProgressBar(Progress):
     """One bar for the weights, one for the run. A context manager.
 
     The run's bar counts predicted seconds, so that the time left is right although a layer takes
-    much longer in prefill than in decode; tqdm scales them by what the run really takes.
+    much longer for prompts than in decode; tqdm scales them by what the run really takes.
 
     Parameters
     ----------
-    predictions
-        One for each block, in the order in which they run.
-    policy
-        The policy that runs.
-    num_prompts
-        Sequences in all blocks together.
     is_shown
         Whether the bars are shown where there is a terminal or a notebook.
     """
 
-    def __init__(
-        self,
-        predictions: Sequence[Prediction],
-        policy: Policy,
-        *,
-        num_prompts: int,
-        is_shown: bool = True,
-    ) -> None:
+    def __init__(self, *, is_shown: bool = True) -> None:
         # A notebook's stream is no terminal. tqdm takes None to ask the stream.
         is_terminal_needed = None if "ipykernel.zmqshell" not in sys.modules else False
         self._is_disabled = is_terminal_needed if is_shown else True
-        self._predictions = predictions
-        self._block_size = policy.block_size
-        self._num_prompts = num_prompts
-        self._gen_len = policy.workload.gen_len
-        self._num_layers = len(model_layers(policy.model))
-        self._block = -1
-        self._num_batches = 1
-        self._tokens = 0.0
-        self._start_s = 0.0
         self._lock = threading.Lock()
         self._bar: tqdm[Never] | None = None
+        self._start_s = 0.0
 
     def loading(self, num_bytes: int) -> None:
         """Open the bar of the weights."""
@@ -78,21 +57,78 @@ class ProgressBar(Progress):
         if self._bar is not None:
             self._bar.update(num_bytes)
 
+    def close(self) -> None:
+        """Close whichever bar is open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin_run(self, seconds: float) -> None:
+        """Open the bar of a run that is predicted to take so long."""
+        self.close()
+        self._start_s = time.perf_counter()
+        self._bar = tqdm(
+            # Rounding must not carry the parts beyond the whole, of which tqdm warns.
+            total=seconds * (1 + 1e-9),
+            bar_format=BAR_FORMAT,
+            disable=self._is_disabled,
+        )
+
+    def _advance(self, seconds: float, phase: str, tokens: float, told: str = "") -> None:
+        """Go on by predicted seconds of a phase; ``tokens`` are all that were made so far."""
+        assert self._bar is not None
+        rate = tokens / (time.perf_counter() - self._start_s)
+        self._bar.set_description_str(phase, refresh=False)
+        self._bar.set_postfix_str(f"{told}{rate:.1f} token/s", refresh=False)
+        self._bar.update(seconds)
+
+
+class BlockBar(ProgressBar):
+    """The bar of a run whose sequences are in step.
+
+    Parameters
+    ----------
+    predictions
+        One for each block, in the order in which they run.
+    policy
+        The policy that runs.
+    num_prompts
+        Sequences in all blocks together.
+    is_shown
+        As of ``ProgressBar``.
+    """
+
+    def __init__(
+        self,
+        predictions: Sequence[Prediction],
+        policy: Policy,
+        *,
+        num_prompts: int,
+        is_shown: bool = True,
+    ) -> None:
+        super().__init__(is_shown=is_shown)
+        self._predictions = predictions
+        self._block_size = policy.block_size
+        self._num_prompts = num_prompts
+        self._gen_len = policy.workload.gen_len
+        self._num_layers = len(model_layers(policy.model))
+        self._block = -1
+        self._num_batches = 1
+        self._tokens = 0.0
+
     def started(self, num_batches: int) -> None:
         """Open the bar of the run at its first block."""
         with self._lock:
             self._block += 1
             self._num_batches = num_batches
             if self._block == 0:
-                self.close()
-                self._start_s = time.perf_counter()
-                total = sum(prediction.latency_s for prediction in self._predictions)
-                self._bar = tqdm(
-                    # Rounding must not carry the parts beyond the whole, of which tqdm warns.
-                    total=total * (1 + 1e-9),
-                    bar_format=BAR_FORMAT,
-                    disable=self._is_disabled,
-                )
+                self._begin_run(sum(prediction.latency_s for prediction in self._predictions))
 
     def computed(self, task: Task) -> None:
         """Advance the bar of the run by one layer of one batch."""
@@ -107,21 +143,6 @@ class ProgressBar(Progress):
                 seconds = prediction.decode_s / (visits * (self._gen_len - 1))
             sequences = min(self._block_size, self._num_prompts - self._block * self._block_size)
             self._tokens += sequences / visits
-            rate = self._tokens / (time.perf_counter() - self._start_s)
             phase = "prefill" if task.is_prefill else f"decode {task.token + 1}/{self._gen_len}"
             block = f"block {self._block + 1}/{len(self._predictions)}"
-            self._bar.set_description_str(f"{block} {phase}", refresh=False)
-            self._bar.set_postfix_str(f"{rate:.1f} token/s", refresh=False)
-            self._bar.update(seconds)
-
-    def close(self) -> None:
-        """Close whichever bar is open."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            self._advance(seconds, f"{block} {phase}", self._tokens)

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags, read_permitted
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.folder import WeightSource
 from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import PLANNED, JobOptions
-from executor.cli.progress_bar import ProgressBar
+from executor.cli.lane_bar import LaneBar
+from executor.cli.progress_bar import BlockBar, ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
-from executor.cli.sampling_flags import Sampling
+from executor.jobs.endings import RowChooser
 from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
+from executor.run.lane_requests import LaneRequests
 from executor.run.page_recorder import Recorders, open_page
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
@@ -33,7 +36,12 @@ from profiles.start import called
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that was checked before the first weight is read."""
+    """Everything that was checked before the first weight is read.
+
+    ``lengths`` are those of each prompt and its output, where prompts differ in them: what a policy
+    with lanes is run for. Without them, every output has the length of the policy's workload.
+    ``finish`` cuts a block's outputs where its requests have ended.
+    """
 
     policy: Policy
     hardware: HardwareProfile
@@ -41,8 +49,8 @@ class Job:
     prompts: Sequence[Sequence[int]]
     sampler: Chooser
     eos_ids: frozenset[int] = frozenset()
-    # Cuts a block's outputs where its requests have ended.
     finish: Callable[[BlockResult], BlockResult] = lambda block: block
+    lengths: Lengths | None = None
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -53,34 +61,37 @@ class Job:
         options: JobOptions,
         source: OpenedCheckpoint,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        chooser: RowChooser,
+        lengths: Lengths,
         *,
-        gen_len: int,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> Job:
-        """Return the job of continuing prompts, given as token ids, by ``gen_len`` tokens.
+        """Return the job of continuing prompts, given as token ids.
 
-        ``logprobs`` and ``prompt_logprobs`` are those of ``Workload``.
+        ``chooser`` knows where each output ends, and ``lengths`` are those of each. ``logprobs``
+        and ``prompt_logprobs`` are those of ``Workload``.
         """
         workload = Workload(
-            prompt_len=max(len(ids) for ids in prompts),
-            gen_len=gen_len,
+            prompt_len=int(lengths.prompts.max()),
+            gen_len=int(lengths.limits.max()),
             num_prompts=len(prompts),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            lengths=lengths.sketch(),
         )
+        if options.policy is not None:
+            _check_lengths(options.policy, prompts)
         policy, hardware, source = options.choose_policy(source, workload)
-        job = cls(
+        return cls(
             policy=policy,
             hardware=hardware,
             source=source,
             prompts=prompts,
-            sampler=sampling.sampler,
-            eos_ids=sampling.eos_ids,
+            sampler=chooser,
+            finish=chooser.finish,
+            lengths=lengths,
         )
-        _check_lengths(policy, prompts)
-        return job
 
     def predict(self) -> Prediction:
         """Price the policy; raises ``InfeasibleError`` where it does not fit."""
@@ -95,7 +106,7 @@ class Job:
         with ExitStack() as stack:
             recorders: list[Recorder] = []
             if page is not None:
-                recorders.append(stack.enter_context(open_page(page)))
+                recorders.append(stack.enter_context(open_page(page, self.policy)))
             if trace is not None:
                 opened = open_recorder(trace, self._policies_of_blocks(), self.hardware)
                 recorders.append(stack.enter_context(opened))
@@ -149,12 +160,7 @@ class Job:
 
         The run holds its memory until the last block or until the generator is closed.
         """
-        bar = ProgressBar(
-            report.predictions,
-            self.policy,
-            num_prompts=len(self.prompts),
-            is_shown=shows_progress,
-        )
+        bar = self._progress(report, is_shown=shows_progress)
         reset_peaks()
         runner = Runner(
             self.policy,
@@ -169,7 +175,7 @@ class Job:
         with bar, runner:
             if recorder:
                 recorder.start()
-            for block in map(self.finish, runner.run(self.prompts)):
+            for block in map(self.finish, self._results(runner)):
                 report.add(block)
                 if recorder:
                     recorder.end_block()
@@ -178,6 +184,21 @@ class Job:
         # The run has given its memory back by now.
         if recorder:
             recorder.finish(report.blocks, report.record())
+
+    def _progress(self, report: Report, *, is_shown: bool) -> ProgressBar:
+        if self.policy.lanes is None:
+            count = len(self.prompts)
+            return BlockBar(report.predictions, self.policy, num_prompts=count, is_shown=is_shown)
+        lengths = self.lengths
+        if lengths is None:
+            counts = [len(ids) for ids in self.prompts]
+            lengths = Lengths(counts, [self.policy.workload.gen_len] * len(counts))
+        return LaneBar(self.policy, self.hardware, lengths, is_shown=is_shown)
+
+    def _results(self, runner: Runner) -> Iterator[BlockResult]:
+        if self.policy.lanes is None or self.lengths is None:
+            return runner.run(self.prompts)
+        return runner.run_requests(LaneRequests(self.prompts, self.lengths))
 
     def _policies_of_blocks(self) -> list[Policy]:
         return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])

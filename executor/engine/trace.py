@@ -33,21 +33,26 @@ class Trace:
     ----------
     listeners
         Called with each span by the worker of its channel.
+    phases
+        Names of the first pass and of all others; one name: of all passes.
     """
 
-    def __init__(self, listeners: Sequence[Callable[[Span], None]] = ()) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Callable[[Span], None]] = (),
+        *,
+        phases: Sequence[str] = ("prefill", "decode"),
+    ) -> None:
         self._listeners = listeners
-        self.busy_s: dict[str, dict[str, float]] = {
-            "prefill": defaultdict(float),
-            "decode": defaultdict(float),
-        }
+        self._first, self._others = phases[0], phases[-1]
+        self.busy_s: dict[str, dict[str, float]] = {name: defaultdict(float) for name in phases}
         self.blocked_s: dict[str, float] = defaultdict(float)
         self.moved_bytes: dict[str, int] = defaultdict(int)
 
     def record(self, span: Span) -> None:
         """Add one span; called by the worker of its channel, which alone writes its keys."""
         channel = span.task.channel
-        phase = "prefill" if span.task.is_prefill else "decode"
+        phase = self._first if span.task.is_prefill else self._others
         self.busy_s[phase][channel] += span.end_s - span.start_s
         self.blocked_s[channel] += span.blocked_s
         self.moved_bytes[channel] += span.num_bytes

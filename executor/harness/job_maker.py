@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.run_command import Job, check_job_flags, read_job_options
-from executor.harness.choosers import NextTokens, UntilStrings
-from executor.jobs.endings import Decode
+from executor.harness.choosers import NextTokens
+from executor.jobs.endings import Decode, RowChooser
+from executor.jobs.lane_room import room_lacks
+from executor.jobs.params import RowParams
 from executor.model.sampling import Chooser, Sampler
 from executor.model.token_scores import TokenScores
 from executor.run.results import BlockResult
@@ -103,19 +106,23 @@ class JobMaker:
         eos_ids: frozenset[int],
         decode: Decode,
     ) -> list[Tokens]:
-        """Continue prompts by at most ``gen_len`` tokens, all of them in one job; each ends soon
-        behind the first of its ``stops``. Prompts are cut on the left where they are too long."""
+        """Continue prompts by at most ``gen_len`` tokens, all of them in one job; each ends with
+        the first of its ``stops``. Prompts are cut on the left where they are too long."""
         room = self.max_length - gen_len
         if room < 1:
             raise InputError(
                 "tokens to generate", got=gen_len, allowed=f"less than {self.max_length}"
             )
-        chooser = UntilStrings(sampler, stops, decode=decode, end_id=min(eos_ids))
+        rules = [
+            RowParams(max_tokens=gen_len, sampler=sampler, end_ids=eos_ids, stops=tuple(strings))
+            for strings in stops
+        ]
+        chooser = RowChooser(rules, range(len(rules)), decode)
         for prompt in prompts:
             self._check_ids(prompt)
         cut = [list(prompt[-room:]) for prompt in prompts]
         workload = Workload(prompt_len=1, gen_len=gen_len)
-        blocks = self._run(cut, workload, chooser, eos_ids=eos_ids)
+        blocks = [chooser.finish(block) for block in self._run(cut, workload, chooser)]
         found = {index: ids for block in blocks for index, ids in block.output_ids.items()}
         return [found[index] for index in range(len(prompts))]
 
@@ -144,11 +151,19 @@ class JobMaker:
         prompts: Sequence[Sequence[int]],
         workload: Workload,
         chooser: Chooser,
-        *,
-        eos_ids: frozenset[int] = frozenset(),
     ) -> list[BlockResult]:
-        workload = replace(workload, prompt_len=max(map(len, prompts)), num_prompts=len(prompts))
+        lengths = Lengths([len(ids) for ids in prompts], [workload.gen_len] * len(prompts))
+        workload = replace(
+            workload,
+            prompt_len=int(lengths.prompts.max()),
+            num_prompts=len(prompts),
+            lengths=lengths.sketch(),
+        )
         policy, hardware, source = self._options.choose_policy(self._source, workload)
+        if policy.lanes is None:
+            workload = replace(workload, lengths=None)
+        for place, lack in room_lacks(policy, lengths).items():
+            raise lack.error(f"prompt {place + 1}")
         job = Job(
             # Prompts of any length keep the batch sizes and placements of a policy.
             policy=replace(policy, workload=workload, predicted=None),
@@ -156,7 +171,7 @@ class JobMaker:
             source=source,
             prompts=prompts,
             sampler=chooser,
-            eos_ids=eos_ids,
+            lengths=lengths,
         )
         blocks: list[BlockResult] = []
         job.run(self._options.offload_dir, planned=job.predict(), on_block=blocks.append)

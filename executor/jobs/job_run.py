@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Prediction
 from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
 from executor.cli.job_options import JobOptions
@@ -22,13 +23,20 @@ from executor.jobs.answers import AnswerFile
 from executor.jobs.endings import RowChooser
 from executor.jobs.input_file import InputFile
 from executor.jobs.journal import Journal, journal_path, refuse_unfinished
+from executor.jobs.lane_room import Lack, refuse_lines, room_lacks
 from executor.jobs.limits import RequestLimits
 from executor.jobs.lines import PromptLines
 from executor.jobs.openai import BatchLines
 from executor.jobs.params import ParamsMaker
-from executor.jobs.planning import check_same_job, chosen_before, manifest_of, workload_of
+from executor.jobs.planning import (
+    check_same_job,
+    chosen_before,
+    lengths_of,
+    manifest_of,
+    workload_of,
+)
 from executor.jobs.reading import Form, ReadJob, read_job
-from executor.jobs.summary import JobSummary
+from executor.jobs.summary import JobSummary, KeptLengths
 from executor.jobs.table import Prompts
 from executor.jobs.writing import AnswerMaker, AnswerStream
 from executor.machine.energy import EnergyMeter
@@ -57,6 +65,8 @@ class JobFlags:
         Settings of lines that leave them open.
     gen_len
         Tokens to generate where a line does not say; ``None`` takes the policy's number, or 32.
+    expected_len
+        Tokens that outputs are expected to have; ``None`` expects as many as each may have.
     is_strict
         Whether nothing runs where any line cannot.
     resumes
@@ -69,6 +79,7 @@ class JobFlags:
     errors: Path | None = None
     params: SamplingParams
     gen_len: int | None = None
+    expected_len: int | None = None
     is_strict: bool = False
     resumes: bool = False
 
@@ -143,9 +154,14 @@ class JobRun:
         self.answers.begin(self.manifest)
         before = self.answers.num_done
 
+        kept = KeptLengths()
+
         def take(block: BlockResult) -> None:
             maker.take(block.finished)
             for done in block.finished:
+                row = self.prompts.rows[done.request]
+                if self.read.table.params(row).may_end_early:
+                    kept.add(self.read.table.prompt_len(row), done)
                 self.summary.prompt_tokens += len(self.prompts[done.request])
                 self.summary.output_tokens += done.num_generated
 
@@ -153,6 +169,8 @@ class JobRun:
             report = self.job.run(
                 self._options.offload_dir, planned=planned, recorder=recorder, on_block=take
             )
+        if self._options.uses_own_profile:
+            kept.keep(self.job.policy.model)
         self.summary.energy_j = meter.joules
         self.complete()
         self.summary.answered = self.answers.num_done - before
@@ -253,8 +271,14 @@ class JobRun:
         options, table = self._options, self.read.table
         if old is not None and options.policy is None:
             options = replace(options, permitted=chosen_before(options.permitted, old))
-        workload = workload_of(self.read, max(1, len(self.prompts)), old)
+        lengths = self._lengths(source)
+        workload = workload_of(self.read, lengths, source.spec, old)
         policy, hardware, source = options.choose_policy(source, workload)
+        if lacks := room_lacks(policy, lengths):
+            self._refuse({self.prompts.rows[place]: lack for place, lack in lacks.items()})
+            lengths = self._lengths(source)
+            workload = workload_of(self.read, lengths, source.spec, old)
+            policy = replace(policy, workload=workload, predicted=None)
         chooser = RowChooser(
             [table.params(row) for row in self.prompts.rows],
             [table.identities[row] for row in self.prompts.rows],
@@ -267,7 +291,23 @@ class JobRun:
             prompts=self.prompts,
             sampler=chooser,
             finish=chooser.finish,
+            lengths=lengths,
         )
+
+    def _lengths(self, source: OpenedCheckpoint) -> Lengths | None:
+        model = source.spec if self._options.uses_own_profile else None
+        rows, expected_len = self.prompts.rows, self.flags.expected_len
+        return lengths_of(self.read.table, rows, model, expected_len)
+
+    def _refuse(self, lacks: Mapping[int, Lack]) -> None:
+        """Leave out requests that can never run, with all others of their lines."""
+        table = self.read.table
+        lines = {table.line_of(row): lack for row, lack in lacks.items()}
+        error = refuse_lines(table, self._file, lines, is_strict=self.flags.is_strict)
+        left = [row for row in self.prompts.rows if table.line_of(row) not in lines]
+        if not left and not self.answers.num_done:
+            raise error
+        self.prompts = Prompts(table, left)
 
     def _told_sampling(self) -> dict[str, Any]:
         told = self.sampling.as_json() | {"gen_len": self._gen_len}

@@ -63,16 +63,15 @@ def identities_of(name: bytes, seed: int, count: int) -> list[int]:
 class PromptNames:
     """Identities of prompts without a name, by their tokens; equal ones have a number beside."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self) -> None:
         # Of each prompt, how many equal ones came before.
         self._seen: dict[int, int] = {}
 
-    def identity(self, ids: Sequence[int]) -> int:
-        """Return the identity of the next prompt."""
+    def identities(self, ids: Sequence[int], seed: int, count: int) -> list[int]:
+        """Return the identities of so many outputs of the next prompt."""
         key = xxhash.xxh3_64(bytes_of(ids)).intdigest()
         number = self._seen[key] = self._seen.get(key, -1) + 1
-        return identities_of(bytes_of([*ids, number]), self._seed, 1)[0]
+        return identities_of(bytes_of([*ids, number]), seed, count)
 
 
 def bytes_of(ids: Sequence[int]) -> bytes:

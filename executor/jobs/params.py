@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from executor.cli.sampling_flags import choose_sampling
+from executor.cli.sampling_flags import Sampling, choose_sampling
 from executor.model.generation_config import GenerationConfig
 from executor.model.sampling import Sampler
 from executor.model.sampling_params import SamplingParams
@@ -38,6 +38,11 @@ class RowParams:
     stops: tuple[str, ...] = ()
     keeps_stop: bool = False
     logprobs: int | None = None
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether anything but the limit ends it."""
+        return bool(self.end_ids or self.stops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +103,24 @@ class ParamsMaker:
             # As in the API, the likeliest token needs no other limit.
             params = replace(params, top_k=None, top_p=None, min_p=None)
         chosen = choose_sampling(params, self._config, vocab_size=self._vocab_size, has_length=True)
-        return RowParams(
-            max_tokens=params.max_tokens or self._gen_len,
-            sampler=replace(chosen.sampler, seed=0),
-            end_ids=chosen.eos_ids.union(asked.stop_ids),
-            stops=asked.stops,
-            keeps_stop=asked.keeps_stop,
+        asked_for = replace(
+            params,
+            stop=asked.stops,
+            stop_token_ids=asked.stop_ids,
+            include_stop_str_in_output=asked.keeps_stop,
             logprobs=asked.logprobs,
         )
+        return row_params(asked_for, chosen, max_tokens=params.max_tokens or self._gen_len)
+
+
+def row_params(params: SamplingParams, chosen: Sampling, *, max_tokens: int) -> RowParams:
+    """Return the parameters of outputs of at most ``max_tokens``; ``chosen`` was made of the same
+    settings."""
+    return RowParams(
+        max_tokens=max_tokens,
+        sampler=replace(chosen.sampler, seed=0),
+        end_ids=chosen.eos_ids.union(params.stop_token_ids or ()),
+        stops=tuple(params.stop or ()),
+        keeps_stop=params.include_stop_str_in_output,
+        logprobs=params.logprobs,
+    )

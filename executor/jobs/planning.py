@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.jobs.journal import hash_of
 from executor.jobs.reading import ReadJob
+from executor.jobs.table import JobTable
+from executor.length_history import expected_outputs
 from profiles.errors import InputError
 
 # What changes tokens and a search may choose.
@@ -19,22 +25,59 @@ CHOSEN = ("weight_bits", "cache_bits", "group_size", "attention_sparsity")
 Manifest = Mapping[str, Any]
 
 
-def workload_of(job: ReadJob, num_rows: int, old: Manifest | None) -> Workload:
-    """Return the work that is left of a job.
+def workload_of(
+    job: ReadJob, lengths: Lengths | None, model: ModelSpec, old: Manifest | None
+) -> Workload:
+    """Return the work that is left of a job: prompts of these lengths, or none.
 
-    Lengths are those of the whole job, which rotary positions of some models depend on.
+    Where rotary positions depend on the longest sequence, that is the one of the whole job: a
+    policy without lanes would make other tokens of what is left.
     """
     table = job.table
     logprobs = [p.logprobs for p in table.distinct_params if p.logprobs is not None]
-    return Workload(
+    workload = Workload(
         prompt_len=max(table.longest_prompt, (old or {}).get("prompt_len", 1)),
         gen_len=max(
             max(params.max_tokens for params in table.distinct_params),
             (old or {}).get("gen_len", 1),
         ),
-        num_prompts=num_rows,
+        num_prompts=1 if lengths is None else len(lengths),
         logprobs=max(logprobs) if logprobs else None,
     )
+    if lengths is None:
+        return workload
+    longest = {"prompt_len": int(lengths.prompts.max()), "gen_len": int(lengths.limits.max())}
+    is_whole = all(getattr(workload, name) == value for name, value in longest.items())
+    if not is_whole and _depends_on_longest(model):
+        return workload
+    return replace(workload, **longest, lengths=lengths.sketch())
+
+
+def _depends_on_longest(model: ModelSpec) -> bool:
+    rotaries = (kind.attention.rotary for kind in model.layer_kinds)
+    return any(rotary is not None and rotary.kind == "longrope" for rotary in rotaries)
+
+
+def lengths_of(
+    table: JobTable, rows: Sequence[int], model: ModelSpec | None, expected_len: int | None
+) -> Lengths | None:
+    """Return the lengths of some requests in their order; ``None`` where there are none.
+
+    Outputs that may end early are expected to have ``expected_len`` tokens, or as many as those of
+    earlier runs of ``model``. Without either, and else, they have as many as they may have.
+    """
+    if not rows:
+        return None
+    params = [table.params(row) for row in rows]
+    prompts = np.array([table.prompt_len(row) for row in rows])
+    limits = np.array([each.max_tokens for each in params])
+    outputs = limits.copy()
+    ends = np.array([each.may_end_early for each in params])
+    if expected_len is not None:
+        outputs[ends] = expected_len
+    elif model is not None and ends.any():
+        outputs[ends] = expected_outputs(model, prompts[ends], limits[ends])
+    return Lengths(prompts, outputs, limits)
 
 
 def manifest_of(

@@ -1,11 +1,15 @@
-"""What a run of a job did, in a few figures."""
+"""What a run of a job did: a few figures, and lengths for later runs."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from costmodel.model.spec import ModelSpec
+from executor.length_history import record_outputs
+from executor.run.finished import Finished
 from profiles.units import format_count, format_figure
 
 
@@ -50,3 +54,21 @@ class JobSummary:
             "output_tokens": self.output_tokens,
             "energy_j": dict(self.energy_j),
         }
+
+
+class KeptLengths:
+    """The lengths of answers, from which later runs tell how long theirs will be."""
+
+    def __init__(self) -> None:
+        self._prompts, self._outputs, self._is_cut = array("I"), array("I"), array("b")
+
+    def add(self, prompt_len: int, done: Finished) -> None:
+        """Take the answer to a prompt of so many tokens."""
+        self._prompts.append(prompt_len)
+        self._outputs.append(done.num_generated)
+        self._is_cut.append(done.reason == "length")
+
+    def keep(self, model: ModelSpec) -> None:
+        """Keep them with this machine's profile; only warns where that is not possible."""
+        if self._prompts:
+            record_outputs(model, self._prompts, self._outputs, self._is_cut)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from costmodel.model.attention_spec import AttentionSpec, LatentSpec
 from costmodel.pricing.workspace import LATENT_HEADS_AT_ONCE
 from executor.model.matrices import LayerWeights, Matrix, decode, linear, split_rows, vector
-from executor.model.prefill_attention import own_lengths
 from executor.model.rotations import Rotation
 from profiles import kernels
 
@@ -62,8 +61,12 @@ def prefill_latents(
     weights: LayerWeights,
     attention: AttentionSpec,
     lengths: Sequence[int] | None = None,
+    *,
+    first_position: int = 0,
 ) -> torch.Tensor:
     """Attend causally within each prompt, with the results of ``project_latents``.
+
+    On a CPU, queries may be those from ``first_position`` on, with the rows of all positions.
 
     Returns
     -------
@@ -74,8 +77,9 @@ def prefill_latents(
     Notes
     -----
     Temporaries at the peak beside the result, in elements per token and head of
-    ``LATENT_HEADS_AT_ONCE``: ``nope_dim + value_dim`` (the product), and at most four times the
-    larger of ``key_dim`` and ``value_dim`` (keys, what is padded, and the result).
+    ``LATENT_HEADS_AT_ONCE``: ``nope_dim + value_dim`` (the product), and ``key_dim``; on a GPU at
+    most four times the larger of ``key_dim`` and ``value_dim`` (keys, what is padded, and the
+    result). On a CPU these tokens are those of the rows, and the keys are of one prompt.
     """
     latent = _latent(attention)
     out = queries.new_empty(*queries.shape[:3], latent.value_dim)
@@ -86,21 +90,33 @@ def prefill_latents(
         if queries.is_cuda:
             out[:, :, first:end] = _attend_heads(heads, made, rows, attention)
             continue
-        for i, length in enumerate(own_lengths(queries, lengths)):
-            own = slice(i, i + 1)
-            attended = _attend_heads(
-                heads[own, :length], made[own, :length], rows[own, :length], attention
+        whole = [queries.shape[1]] * len(queries)
+        for i, length in enumerate(whole if lengths is None else lengths):
+            end_position = first_position + length
+            kernels.prompt_attention(
+                heads[i, :length],
+                [_key_run(made[i, :end_position], rows[i, :end_position], latent)],
+                out[i, :length, first:end],
+                first_position=first_position,
+                scale=attention.scale,
             )
-            out[i, :length, first:end] = attended[0]
             out[i, length:, first:end] = 0
     return out.flatten(2)
+
+
+def _key_run(made: torch.Tensor, rows: torch.Tensor, latent: LatentSpec) -> kernels.KeyRun:
+    """Return keys and values of some heads, of the products [tokens, heads, nope_dim + value_dim]
+    and the rows [tokens, row_dim] of one prompt."""
+    keys, values = made.split([latent.nope_dim, latent.value_dim], dim=-1)
+    shared = rows[:, None, latent.rank :].expand(-1, keys.shape[1], -1)
+    return kernels.KeyRun.of(torch.cat([keys, shared], dim=-1), values)
 
 
 def _attend_heads(
     queries: torch.Tensor, made: torch.Tensor, rows: torch.Tensor, attention: AttentionSpec
 ) -> torch.Tensor:
-    """Attend with some heads; ``made`` [batch, tokens, heads, nope_dim + value_dim] has their keys
-    without positions, and their values."""
+    """Attend with some heads on a GPU; ``made`` [batch, tokens, heads, nope_dim + value_dim] has
+    their keys without positions, and their values."""
     latent = _latent(attention)
     keys, values = made.split([latent.nope_dim, latent.value_dim], dim=-1)
     shared = rows[:, :, None, latent.rank :].expand(-1, -1, keys.shape[2], -1)

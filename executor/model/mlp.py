@@ -8,12 +8,7 @@ from torch.nn import functional as F
 from costmodel.model.feed_forward_spec import MlpSpec
 from executor.model.matrices import LayerWeights, bias_of, linear, split_rows, vector
 from profiles import kernels
-
-# Of xIELU: the slope at zero, and the largest argument of its exponential.
-SLOPE = 0.5
-LARGEST_EXPONENT = -1e-6
-# Elements that xIELU computes at once, so that its temporaries are a few MiB.
-ELEMENTS_AT_ONCE = 2**18
+from profiles.kernels.xielu import SLOPE
 
 
 def inner(x: torch.Tensor, weights: LayerWeights, mlp: MlpSpec, prefix: str = "") -> torch.Tensor:
@@ -71,9 +66,5 @@ def xielu(x: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> to
         The learned parameters of the two sides, [1] in the dtype of ``x``, before the softplus that
         makes factors of them.
     """
-    above, below = F.softplus(positive), SLOPE + F.softplus(negative)
-    for part in x.view(-1).split(ELEMENTS_AT_ONCE):
-        low = part.clamp(max=LARGEST_EXPONENT).expm1_().sub_(part).mul_(below)
-        line = part * SLOPE
-        torch.where(part > 0, (part * above).mul_(part).add_(line), low.add_(line), out=part)
+    kernels.xielu(x.flatten(0, -2), F.softplus(positive), SLOPE + F.softplus(negative))
     return x

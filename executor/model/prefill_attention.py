@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.pricing.workspace import KEYS_AT_ONCE, QUERIES_AT_ONCE
 from executor.model.alibi import slopes_of
+from profiles import kernels
 
 
 def prefill_attention(
@@ -46,14 +47,59 @@ def prefill_attention(
         [batch, tokens, heads * head_dim]. Rows of padding have no meaning, but are finite where
         ``q``, ``k`` and ``v`` are. Causal attention never reads them for a row of a prompt, because
         they are to its right.
+    """
+    if q.is_cuda:
+        return attend_on_gpu(q, k, v, attention, sinks)
+    out = q.new_empty(q.shape)
+    for i, length in enumerate([q.shape[1]] * len(q) if lengths is None else lengths):
+        run = kernels.KeyRun.of(k[i, :length], v[i, :length])
+        attend_runs(q[i, :length], [run], out[i, :length], attention, sinks)
+        out[i, length:] = 0
+    return out.flatten(2)
+
+
+def attend_runs(
+    q: torch.Tensor,
+    runs: Sequence[kernels.KeyRun],
+    out: torch.Tensor,
+    attention: AttentionSpec,
+    sinks: torch.Tensor | None,
+    *,
+    first_position: int = 0,
+    first_key: int = 0,
+) -> None:
+    """Attend with tokens of one sequence as ``attention`` says (see ``kernels.prompt_attention``
+    for the parameters)."""
+    kernels.prompt_attention(
+        q,
+        runs,
+        out,
+        first_position=first_position,
+        first_key=first_key,
+        window=attention.window,
+        is_chunked=attention.is_chunked,
+        soft_cap=attention.soft_cap,
+        sinks=sinks,
+        slopes=slopes_of(attention, q.device),
+    )
+
+
+def attend_on_gpu(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention: AttentionSpec,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Do the same by torch's kernels, all prompts being of the longest one's length.
 
     Notes
     -----
-    Works sequence by sequence where torch's kernel does not support grouped heads (on the CPU, and
-    in float32). The heads of a group then share one key as a view; with a batch dimension, the keys
-    would be repeated in memory. Temporaries beside the result: the result of one sequence, [heads,
-    tokens, head_dim], and the kernel's own tiles; with a window or another softmax those of one
-    tile of queries, which ``costmodel.pricing.workspace`` counts.
+    Works sequence by sequence where torch's kernel does not support grouped heads (in float32). The
+    heads of a group then share one key as a view; with a batch dimension, the keys would be
+    repeated in memory. Temporaries beside the result: the result of one sequence, [heads, tokens,
+    head_dim]; with a window or another softmax those of one tile of queries, which
+    ``costmodel.pricing.workspace`` counts.
     """
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -68,28 +114,12 @@ def prefill_attention(
         )
         return attended.transpose(1, 2).flatten(2)
     out = q.new_empty(batch, tokens, heads, head_dim)
-    split = tokens, kv_heads, heads // kv_heads, head_dim
-    for i, length in enumerate(own_lengths(q, lengths)):
-        _attend_sequence(
-            q[i].view(split).permute(1, 2, 0, 3)[:, :, :length],
-            k[i, :length].transpose(0, 1),
-            v[i, :length].transpose(0, 1),
-            out[i].view(split).permute(1, 2, 0, 3)[:, :, :length],
-            attention,
-            sinks,
-        )
-        out[i, length:] = 0
+    split = batch, tokens, kv_heads, heads // kv_heads, head_dim
+    queries, found = (x.view(split).permute(0, 2, 3, 1, 4) for x in (q, out))
+    for i in range(batch):
+        keys, values = k[i].transpose(0, 1), v[i].transpose(0, 1)
+        _attend_sequence(queries[i], keys, values, found[i], attention, sinks)
     return out.flatten(2)
-
-
-def own_lengths(q: torch.Tensor, lengths: Sequence[int] | None) -> Sequence[int]:
-    """Return with how many tokens each sequence of ``q`` [batch, tokens, ...] attends.
-
-    Kernels depend on the number of tokens. A GPU attends with padding nevertheless, because its
-    products depend on other rows in any case.
-    """
-    batch, tokens = q.shape[:2]
-    return [tokens] * batch if lengths is None or q.is_cuda else lengths
 
 
 def _has_window(attention: AttentionSpec, tokens: int) -> bool:

@@ -13,7 +13,7 @@ from costmodel.model.norm_spec import NormSpec
 from executor.model import latent_attention
 from executor.model.matrices import LayerWeights, bias_of, linear, vector
 from executor.model.norms import norm, normed_input
-from executor.model.prefill_attention import prefill_attention
+from executor.model.prefill_attention import attend_runs, prefill_attention
 from executor.model.rotations import Rotation
 from profiles import kernels
 
@@ -52,6 +52,53 @@ def attend_prompt(
         return prefill_attention(queries, keys, values, attention, sinks, lengths)
     (rows,) = cached
     return latent_attention.prefill_latents(queries, rows[:, :, 0], weights, attention, lengths)
+
+
+def attend_part(
+    queries: torch.Tensor,
+    runs: Sequence[kernels.KeyRun],
+    weights: LayerWeights,
+    attention: AttentionSpec,
+    *,
+    first_position: int,
+    first_key: int,
+) -> torch.Tensor:
+    """Attend with a part of one prompt, on a CPU. Its result is that of the whole prompt, in all
+    bits.
+
+    Parameters
+    ----------
+    queries
+        Of adjacent positions, [tokens, heads, head_dim].
+    runs
+        Keys and values of these and of the positions before; of latent attention the rows as both,
+        [tokens, 1, row_dim].
+    first_position, first_key
+        The positions of the first query and of the first key.
+
+    Returns
+    -------
+    torch.Tensor
+        [tokens, ``output_size``].
+    """
+    if attention.latent is None:
+        out = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        attend_runs(
+            queries,
+            runs,
+            out,
+            attention,
+            sinks_of(weights, attention),
+            first_position=first_position,
+            first_key=first_key,
+        )
+        return out.flatten(1)
+    assert first_key == 0
+    parts = [run.gathered_keys() for run in runs]
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return latent_attention.prefill_latents(
+        queries[None], rows[None, :, 0], weights, attention, first_position=first_position
+    )[0]
 
 
 def project_token(

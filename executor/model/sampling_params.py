@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,6 +52,15 @@ class SamplingParams:
         Return the log-probability of each generated token, and of each prompt token after the
         first, with this many of the likeliest alternatives. ``None`` computes none.
 
+    n
+        Outputs of each prompt, each drawn for itself.
+    stop
+        A string, or several, that end an output. Its text ends before the first of them.
+    stop_token_ids
+        Tokens that end an output beside the model's own, and are not part of it.
+    include_stop_str_in_output
+        Whether the text ends with the stop string rather than before it.
+
     Raises
     ------
     InputError
@@ -69,23 +78,56 @@ class SamplingParams:
     ignore_generation_config: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    n: int = 1
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is None:
+            if field.name in _LISTS or (value is None and field.default is None):
                 continue
             kind, allowed = _TYPES[str(field.type).partition(" ")[0]]
             # A truth value is a whole number to Python.
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise InputError(field.name, got=repr(value), allowed=allowed)
-        for name, least in (("max_tokens", 1), ("logprobs", 0), ("prompt_logprobs", 0)):
+        for name, least in (("max_tokens", 1), ("logprobs", 0), ("prompt_logprobs", 0), ("n", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(name, got=value, allowed=f"{least} or more")
+        for name, (is_valid, allowed) in _LISTS.items():
+            # Tuples, so that equal parameters can be told to be equal.
+            object.__setattr__(self, name, _listed(name, getattr(self, name), is_valid, allowed))
 
     @property
     def choices(self) -> Mapping[str, Any]:
         """The settings that replace those of the checkpoint, by name."""
         values = {name: getattr(self, name) for name in CHOICES}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _listed(
+    name: str, value: object, is_valid: Callable[[object], bool], allowed: str
+) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(map(is_valid, values)):
+        raise InputError(name, got=repr(value), allowed=allowed)
+    return tuple(values)
+
+
+def _is_stop(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+# Settings that are lists: what each entry must be.
+_LISTS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "stop": (_is_stop, "text or a list of text, not empty"),
+    "stop_token_ids": (_is_id, "a list of token ids"),
+}

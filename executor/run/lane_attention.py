@@ -14,8 +14,10 @@ from executor.model import projections
 from executor.model.alibi import slopes_of
 from executor.model.matrices import LayerWeights
 from executor.model.rotations import PassRotations
+from executor.run.chunks import Chunk, PromptPart
 from executor.run.lanes import LaneTable
-from executor.run.pass_plan import Chunk, PassBatch, PromptPart, void_slots
+from executor.run.pass_plan import PassBatch, void_slots
+from executor.run.prompt_keys import PromptKeys
 from executor.stores.paged_cache import PagedCache
 from profiles import kernels
 
@@ -38,6 +40,7 @@ class LaneAttention:
         self._cache, self._table = cache, table
         self._sparsity = policy.attention_sparsity
         self._rotations = PassRotations(policy.model)
+        self._prompt_keys = PromptKeys()
         self._batches: Sequence[PassBatch] = ()
         # By batch, window and kind of window, of this pass.
         self._voids: dict[tuple[int, int | None, bool], torch.Tensor | None] = {}
@@ -72,17 +75,24 @@ class LaneAttention:
             attended = self._decode(task, queries[:count], first, weights, attention)
             out[:count] = projections.make_values(attended, weights, attention)
         for part in chunk.prompts:
-            # The rows of a prompt as one sequence: [1, tokens, heads, head_dim].
-            own = tuple(vector[part.rows].transpose(0, 1) for vector in cached)
-            self._write_prompt(task, part, own)
-            asked = queries[part.rows].transpose(0, 1)
-            attended = projections.attend_prompt(asked, own, weights, attention)
-            out[part.rows] = attended.transpose(0, 1)
+            own = tuple(vector[part.rows, 0] for vector in cached)
+            so_far = self._prompt_keys.so_far(part, own)
+            if part.is_last:
+                self._write_prompt(task, part, so_far)
+            out[part.rows, 0] = projections.attend_part(
+                queries[part.rows, 0],
+                [kernels.KeyRun.of(so_far[0], so_far[-1])],
+                weights,
+                attention,
+                first_position=part.first_position,
+                first_key=part.begins,
+            )
         return out
 
     def _write_prompt(self, task: Task, part: PromptPart, vectors: Vectors) -> None:
         if self._table.lanes[part.lane].is_cached:
-            self._cache.write_prompt(task, self._table.pages(part.lane), vectors)
+            sequence = tuple(vector[None] for vector in vectors)
+            self._cache.write_prompt(task, self._table.pages(part.lane), sequence)
 
     def _decode(
         self,

@@ -91,7 +91,9 @@ class LaneBlock:
                 hidden[rows] = whole
         elif kind == "embed":
             batch = self.batches[task.batch]
-            self.stores.embedding.fill(hidden, batch.ids[:, None], batch.positions[:, None])
+            for chunk in batch.chunks:
+                ids, positions = (x[chunk.rows, None] for x in (batch.ids, batch.positions))
+                self.stores.embedding.fill(hidden[chunk.rows], ids, positions)
         else:
             self._attend(task, hidden)
         return 0
@@ -115,6 +117,8 @@ class LaneBlock:
                 finish_layer(x, attended, weights, layer, has_feed_forward=has_feed_forward)
                 continue
             rows = chunk.emit_rows
+            if not len(rows):
+                continue
             picked = x[rows]
             finish_layer(picked, attended[rows], weights, layer, has_feed_forward=has_feed_forward)
             x[rows] = picked

@@ -12,7 +12,7 @@ from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.model.logits_processors import NO_TOKEN
 from executor.model.matrices import LayerWeights
-from executor.model.sampling import Chooser
+from executor.model.sampling import Chooser, EndingChooser
 from executor.model.token_scores import TokenScores, score_chosen
 from executor.run.head import LogitHead
 from executor.run.lanes import Lane
@@ -47,6 +47,8 @@ class LaneHead(LogitHead):
         # Of this pass, by lane: the token, and its scores where they are asked for.
         self.chosen: dict[int, int] = {}
         self.scores: dict[int, TokenScores] = {}
+        # Lanes that end in this pass, where what chooses their tokens knows more than end tokens.
+        self.ended: set[int] = set()
         # Of each prompt that begins in this pass, where they are asked for.
         self.prompt_scores: dict[int, TokenScores] = {}
 
@@ -54,6 +56,7 @@ class LaneHead(LogitHead):
         """Prepare for a pass."""
         self._batches = batches
         self.chosen, self.scores, self.prompt_scores = {}, {}, {}
+        self.ended = set()
 
     def _last_rows(self, task: Task) -> torch.Tensor:
         rows = self._hidden.of(range(task.batch, task.batch + 1))
@@ -89,6 +92,9 @@ class LaneHead(LogitHead):
         for chooser, places in rows.items():
             part = logits if len(rows) == 1 else logits[places]
             ids[places] = _sample(chooser, part, [lanes[row] for row in places])
+            if isinstance(chooser, EndingChooser):
+                has_ended = chooser.has_ended([lanes[row].request for row in places])
+                self.ended.update(numbers[places[i]] for i in has_ended.nonzero()[:, 0].tolist())
         self.chosen.update(zip(numbers, ids.tolist(), strict=True))
         if kept is not None and self._num_top is not None:
             found = score_chosen(kept, ids, self._num_top).split([1] * len(numbers))

@@ -21,8 +21,9 @@ from executor.model.sampling import Chooser
 from executor.model.token_scores import TokenScores, join
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import Lane, LaneRequest
+from executor.run.pass_log import PassLog
 from executor.run.pass_plan import PassPlan
-from executor.run.results import BlockResult
+from executor.run.results import BlockResult, Progress
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -61,6 +62,10 @@ class LaneRun:
         The handlers, and what runs them.
     chooser, eos_ids
         What chooses tokens, and the tokens that end a sequence, for requests without their own.
+    log
+        Takes what each pass did.
+    progress
+        Is told of each pass.
     """
 
     def __init__(
@@ -70,11 +75,14 @@ class LaneRun:
         engine: Engine,
         chooser: Chooser,
         eos_ids: frozenset[int],
+        log: PassLog,
+        progress: Progress | None = None,
     ) -> None:
         assert plan.policy.lanes is not None
         self._policy, self._lanes = plan.policy, plan.policy.lanes
         self._block, self._engine = block, engine
-        self._chooser, self._eos_ids = chooser, eos_ids
+        self._chooser, self._eos_ids, self._log = chooser, eos_ids, log
+        self._progress = progress or Progress()
         count = plan.policy.num_gpu_batches
         self._tasks = iter(ZigzagSchedule(plan, num_batches=count, num_tokens=None))
         self._ahead: deque[Task] = deque()
@@ -101,10 +109,19 @@ class LaneRun:
         # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
         kernels.end_idle_threads()
         first_pass, start_s = 0, time.perf_counter()
+        self._log.begin(lengths, self._block.stores.cache.sizes)
         while (lanes := admission.plan()) is not None:
+            pass_s = time.perf_counter()
             self._admit(lanes, requests)
+            num_tokens = len(lanes.decoding) + len(lanes.newcomers)
+            self._progress.begin_pass(num_tokens)
             self._run_pass(lanes)
             ended = self._take()
+            at_work = self._block.table.lanes
+            self._log.add(lanes, at_work, admission.used_pages, pass_s, time.perf_counter())
+            done = [at_work[number] for number in ended]
+            self._log.end(done)
+            self._progress.end_pass(num_tokens, {x.request: len(x.generated) for x in done})
             admission.ended(ended)
             if ended:
                 result = self._result(ended, lanes.number + 1 - first_pass, start_s)
@@ -166,7 +183,7 @@ class LaneRun:
             lane.generated.append(token)
             if number in head.scores:
                 self._scores.setdefault(number, []).append(head.scores[number])
-            if lane.has_ended:
+            if lane.has_ended or number in head.ended:
                 ended.append(number)
         return ended
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import phases_of
 from costmodel.report.run_record import RunRecord
 from costmodel.report.task_sample import TaskSample
 from executor.engine.trace import Span
@@ -17,8 +19,9 @@ from executor.run.results import BlockResult
 class PageRecorder:
     """Keeps the first tasks of the first block; made by ``open_page``."""
 
-    def __init__(self) -> None:
-        self.sample = TaskSample()
+    def __init__(self, policy: Policy) -> None:
+        self.sample = TaskSample(phases=phases_of(policy))
+        self._has_lanes = policy.lanes is not None
         self.is_complete = False
         self._run: RunRecord | None = None
         self._lock = threading.Lock()
@@ -40,8 +43,8 @@ class PageRecorder:
                 )
 
     def end_block(self) -> None:
-        """Take no more tasks."""
-        self._is_first = False
+        """Take no more tasks; passes over lanes have no blocks."""
+        self._is_first = self._has_lanes
 
     def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
         """Count time from the start of the first block, and take the figures."""
@@ -59,9 +62,9 @@ class PageRecorder:
 
 
 @contextmanager
-def open_page(path: Path) -> Iterator[PageRecorder]:
+def open_page(path: Path, policy: Policy) -> Iterator[PageRecorder]:
     """Keep what a page shows; it is written under ``path`` if the run in the block ends well."""
-    recorder = PageRecorder()
+    recorder = PageRecorder(policy)
     with written_at_end(recorder, lambda: recorder.write(path)):
         yield recorder
 

@@ -6,8 +6,8 @@ begin. Tensors are made of numpy arrays: the thread that plans starts no team of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,8 @@ import torch
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.plan.pages import PAGE
 from costmodel.schedule.pass_lanes import LaneBatch
+from executor.run.chunks import Chunk, PromptPart, chunks_of
 from executor.run.lanes import Integers, Lane, LaneTable, Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptPart:
-    """Tokens of one prompt among the rows of a batch."""
-
-    lane: int
-    first_row: int
-    num_tokens: int
-    first_position: int = 0
-
-    @property
-    def rows(self) -> slice:
-        """Its rows in the batch."""
-        return slice(self.first_row, self.first_row + self.num_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +41,6 @@ class DecodeSlots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Rows of a batch that are computed at once.
-
-    Parameters
-    ----------
-    rows
-        Of the batch.
-    num_decode
-        The first of these rows that decode: all that the batch has, or none.
-    prompts
-        The prompts, with their rows counted from the chunk's first.
-    emit_rows
-        int64: the rows that a token is chosen for, counted in the same way.
-    """
-
-    rows: slice
-    num_decode: int
-    prompts: tuple[PromptPart, ...]
-    emit_rows: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PassBatch:
     """One batch of a pass.
 
@@ -94,6 +58,8 @@ class PassBatch:
         By ring of the model, where the decoding lanes are.
     order
         The decoding lanes, longest first, int32 [lanes].
+    prompts
+        The prompts that begin.
     chunks
         The rows in parts.
     emit_rows, emit_lanes
@@ -107,21 +73,13 @@ class PassBatch:
     begins: torch.Tensor
     slots: tuple[DecodeSlots, ...]
     order: torch.Tensor
+    prompts: tuple[PromptPart, ...]
     chunks: tuple[Chunk, ...]
     emit_rows: torch.Tensor
     emit_lanes: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def prompts(self) -> list[PromptPart]:
-        """The prompts that begin, with their rows in the batch."""
-        return [
-            replace(part, first_row=chunk.rows.start + part.first_row)
-            for chunk in self.chunks
-            for part in chunk.prompts
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +132,20 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
         table.make_room(number, len(lane.prompt) if lane.is_cached else 0)
     lasts = np.array([lane.generated[-1] for lane in decoding], np.int64)
     counts = [1] * len(decoding) + [len(lane.prompt) for lane in prompts]
-    chunks = tuple(_chunks(len(decoding), batch, counts[len(decoding) :], chunk_rows))
     ends = np.cumsum(counts, dtype=np.int64)
+    parts = [
+        PromptPart(
+            lane=number,
+            first_row=int(end) - len(lane.prompt),
+            num_tokens=len(lane.prompt),
+            first_position=0,
+            begins=0,
+            ends=len(lane.prompt),
+        )
+        for (number, _), lane, end in zip(
+            batch.newcomers, prompts, ends[len(decoding) :], strict=True
+        )
+    ]
     lanes = (*decoding, *prompts)
     return PassBatch(
         ids=_tensor(np.concatenate([lasts, *(lane.prompt for lane in prompts)])),
@@ -187,7 +157,8 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
         begins=torch.from_numpy(_first_steps(decoding)),
         slots=tuple(_slots(rows, batch.decoding, positions) for rows in table.tables),
         order=torch.from_numpy(np.argsort(-positions, kind="stable").astype(np.int32)),
-        chunks=chunks,
+        prompts=tuple(parts),
+        chunks=tuple(chunks_of(len(decoding), parts, sum(counts), chunk_rows)),
         emit_rows=_tensor(ends - 1),
         emit_lanes=(*batch.decoding, *(number for number, _ in batch.newcomers)),
     )
@@ -213,29 +184,4 @@ def _slots(table: Table, lanes: Sequence[int], positions: Integers) -> DecodeSlo
         lengths=torch.from_numpy(np.minimum(positions + 1, num_slots).astype(np.int32)),
         pages=_tensor(rows[np.arange(len(rows)), slots // PAGE]),
         offsets=_tensor(slots % PAGE),
-    )
-
-
-def _chunks(
-    num_decode: int, batch: LaneBatch, lengths: Sequence[int], chunk_rows: int
-) -> Iterator[Chunk]:
-    """Yield the rows in parts of whole prompts, the decoding lanes before all of them."""
-    first, row, parts = 0, num_decode, list[PromptPart]()
-    for (lane, _), length in zip(batch.newcomers, lengths, strict=True):
-        if row > first and row + length - first > chunk_rows:
-            yield _chunk(first, row, num_decode if first == 0 else 0, parts)
-            first, parts = row, []
-        parts.append(PromptPart(lane=lane, first_row=row - first, num_tokens=length))
-        row += length
-    if row > first:
-        yield _chunk(first, row, num_decode if first == 0 else 0, parts)
-
-
-def _chunk(first: int, end: int, num_decode: int, parts: Sequence[PromptPart]) -> Chunk:
-    emits = [*range(num_decode), *(part.rows.stop - 1 for part in parts)]
-    return Chunk(
-        rows=slice(first, end),
-        num_decode=num_decode,
-        prompts=tuple(parts),
-        emit_rows=_tensor(np.array(emits, np.int64)),
     )

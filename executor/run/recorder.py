@@ -13,6 +13,7 @@ from typing import Protocol
 
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import phases_of
 from costmodel.report.run_record import RunRecord
 from costmodel.schedule.chrome_trace import TraceFile, begin_trace
 from costmodel.schedule.timeline import simulate
@@ -24,7 +25,7 @@ from profiles.hardware import HardwareProfile
 from profiles.outputs import spare_folders, write_output
 from profiles.spool import Spool
 
-MEASURED, SIMULATED = 1, 2
+MEASURED, SIMULATED, MEASURED_PASSES, SIMULATED_PASSES = 1, 2, 3, 4
 # Layers times batches times tokens in one file. Each is about ten tasks; viewers and the memory of
 # the simulation set the limit.
 MAX_TRACED_LAYERS = 50_000
@@ -44,7 +45,8 @@ class TracedBlock:
 
 
 def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
-    """Choose the first tokens of a job that fit in a file, block after block.
+    """Choose the first tokens of a job that fit in a file, block after block. Of lanes, whose
+    passes nobody knows before, as many as fit.
 
     Raises
     ------
@@ -54,7 +56,8 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
     blocks, room = [], MAX_TRACED_LAYERS
     for policy in policies:
         per_token = len(model_layers(policy.model)) * policy.num_gpu_batches
-        num_tokens = min(policy.workload.gen_len, room // per_token)
+        wanted = room if policy.lanes else policy.workload.gen_len
+        num_tokens = min(wanted, room // per_token)
         room = room - num_tokens * per_token if num_tokens == policy.workload.gen_len else 0
         blocks.append(TracedBlock(policy=policy, num_tokens=num_tokens))
     if not blocks[0].num_tokens:
@@ -118,7 +121,10 @@ class TraceRecorder:
                 self._write()
 
     def end_block(self) -> None:
-        """Continue with the next block; called when no task of this one is left."""
+        """Continue with the next block; called when no task of this one is left. Over lanes, some
+        sequences have ended, and the same passes go on."""
+        if self._blocks[0].policy.lanes:
+            return
         self._write()
         self._block += 1
         more = self._block < len(self._blocks)
@@ -134,7 +140,21 @@ class TraceRecorder:
         self._held.clear()
 
     def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
-        """Simulate the same tokens of each block, and write them at the block's measured start."""
+        """Simulate the same tokens of each block, and write them at the block's measured start.
+
+        Of lanes, the passes are written, measured and simulated.
+        """
+        self._run = record
+        self.is_complete = True
+        if record.lanes is not None:
+            self._write()
+            for pid, series, label in (
+                (MEASURED_PASSES, record.lanes.measured, "passes, measured"),
+                (SIMULATED_PASSES, record.lanes.simulated, "passes, simulated"),
+            ):
+                self._file.begin_passes(pid, label)
+                series.write_to(self._file, pid, zero_s=results[0].start_s - self._zero_s)
+            return
         self._file.begin_process(SIMULATED, "simulated")
         for number, (block, result) in enumerate(zip(self._blocks, results, strict=True)):
             if not block.num_tokens:
@@ -147,8 +167,6 @@ class TraceRecorder:
                 if timed.task.token < num_tokens:
                     zero_s = self._zero_s - result.start_s
                     self._file.add(SIMULATED, timed, zero_s=zero_s, block=number)
-        self._run = record
-        self.is_complete = True
 
     def end_file(self) -> None:
         """Close the file with the record of the run, which ``executor.report`` reads."""
@@ -166,12 +184,14 @@ def open_recorder(
     blocks = plan_trace(policies)
     traced = sum(block.num_tokens for block in blocks)
     total = sum(block.policy.workload.gen_len for block in blocks)
-    notes = ""
-    if traced < total:
+    notes, has_lanes = "", policies[0].lanes is not None
+    if has_lanes:
+        notes = f"holds the tasks of at most the first {traced} passes over the model"
+    elif traced < total:
         notes = f"holds the first {traced} of {total} passes over the model"
         _log.warning("%s %s", path, notes)
     with Spool(f"trace {path}", spare_folders(path)) as spool:
-        file = begin_trace(spool.write, notes=notes)
+        file = begin_trace(spool.write, notes=notes, phases=phases_of(policies[0]))
         recorder = TraceRecorder(file, blocks, hardware)
         with written_at_end(recorder, lambda: _write(path, recorder, spool)):
             yield recorder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from costmodel.schedule.tasks import Task
@@ -46,6 +46,15 @@ class Progress:
 
     def started(self, num_batches: int) -> None:
         """A block begins."""
+
+    def begin_pass(self, num_tokens: int) -> None:
+        """A pass over lanes begins, which makes so many tokens."""
+
+    def end_pass(self, num_tokens: int, ended: Mapping[int, int]) -> None:
+        """It has ended, and with it some requests, of each of which the generated tokens are told.
+
+        End tokens are among them.
+        """
 
     def computed(self, task: Task) -> None:
         """One layer was computed for one batch; called from a worker's thread."""

@@ -13,6 +13,7 @@ import torch
 
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
+from costmodel.pricing.memory import phases_of
 from costmodel.pricing.price import check_executable, check_machine, policy_peaks
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
@@ -30,6 +31,7 @@ from executor.run.block import Block, Stores
 from executor.run.lane_block import LaneBlock, LaneStores
 from executor.run.lane_run import LaneRun, check_lanes
 from executor.run.lanes import LaneRequest
+from executor.run.pass_log import PassLog
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
 from executor.run.token_embedding import TokenEmbedding
@@ -92,7 +94,10 @@ class Runner:
         self.progress = progress or Progress()
         self.plan = Plan.of(policy, has_gpu=hardware.has_gpu)
         self.route = self.plan.route
-        self.trace = Trace([self._tell, on_span] if on_span else [self._tell])
+        listeners = [self._tell, on_span] if on_span else [self._tell]
+        self.trace = Trace(listeners, phases=phases_of(policy))
+        # Of the latest passes over lanes.
+        self.passes = PassLog()
         self._stack = ExitStack()
         self._disk_bytes = 0
 
@@ -137,7 +142,16 @@ class Runner:
         None may be longer than the policy's workload says.
         """
         assert isinstance(self.block, LaneBlock)
-        lane_run = LaneRun(self.plan, self.block, self.engine, self.sampler, self.eos_ids)
+        self.passes = PassLog()
+        lane_run = LaneRun(
+            self.plan,
+            self.block,
+            self.engine,
+            self.sampler,
+            self.eos_ids,
+            self.passes,
+            self.progress,
+        )
         with out_of_memory_told(self.hardware):
             yield from lane_run.run(requests)
 

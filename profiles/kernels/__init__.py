@@ -15,10 +15,13 @@ from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import activate, clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
+from profiles.kernels.prompt_attention import KeyRun, prompt_attention
 from profiles.kernels.row_tiles import fixed_rows
+from profiles.kernels.xielu import xielu
 
 __all__ = [
     "EncodedMatrix",
+    "KeyRun",
     "activate",
     "carry_width",
     "clamped_swiglu",
@@ -36,10 +39,12 @@ __all__ = [
     "pack_rows",
     "paged_attention",
     "prefix_attention",
+    "prompt_attention",
     "rms_norm",
     "rotate",
     "swiglu",
     "unpack_encoded",
     "unpack_rows",
     "without_cudnn_attention",
+    "xielu",
 ]

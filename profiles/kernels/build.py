@@ -22,7 +22,7 @@ from profiles.mounts import read_lines
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.cpp")
+SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.cpp", FOLDER / "prompts.cpp")
 FLAGS = (
     "-std=c++17",
     "-O3",

@@ -117,6 +117,28 @@ void activate(T* x, long rows, long dim, long stride, int kind, int threads) {
     }
 }
 
+// exp(x) - 1 where x is not above zero: by its Taylor series near zero, where exp(x) is almost 1.
+INLINE inline Floats expm1_of(Floats x) {
+  Floats p = splat(1.0f / 5040);
+  for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) p = p * x + c;
+  return x > splat(-0.3f) ? p * x : exp_of(x) - 1.0f;
+}
+// Every step is rounded, as where it is an operation of its own. Slope and largest exponent are those
+// of profiles/kernels/xielu.py.
+template <class T>
+void xielu(T* x, long rows, long dim, float above, float below, int threads) {
+  const Floats most = splat(-1e-6f);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
+  for (long r = 0; r < rows; ++r)
+    for (long d = 0; d < dim; d += kLanes) {
+      T* to = x + r * dim + d;
+      const Floats v = load_part(to, dim - d), line = rounded<T>(v * 0.5f);
+      const Floats low = rounded<T>(expm1_of(rounded<T>(v < most ? v : most)));
+      const Floats bent = rounded<T>(rounded<T>(low - v) * below);
+      store_part(to, (v > Floats{} ? rounded<T>(rounded<T>(v * above) * v) : bent) + line, dim - d);
+    }
+}
+
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                        \
@@ -139,6 +161,10 @@ void activate(T* x, long rows, long dim, long stride, int kind, int threads) {
   extern "C" void activate_##NAME(T* x, long rows, long dim, long stride, int kind,            \
                                   int threads) {                                               \
     activate(x, rows, dim, stride, kind, threads);                                             \
+  }                                                                                            \
+  extern "C" void xielu_##NAME(T* x, long rows, long dim, float above, float below,            \
+                               int threads) {                                                  \
+    xielu(x, rows, dim, above, below, threads);                                                \
   }                                                                                            \
   extern "C" void clamped_swiglu_##NAME(T* gate, const T* up, long rows, long dim,             \
                                         long gate_stride, long up_stride, float limit,         \

@@ -165,12 +165,18 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
       dots[i] += (Floats)_mm512_cvtepi32_ps(whole) * scale;
     });
   }
-  repeat<kCount>([&](auto g) INLINE {
-    repeat<kPanels>([&](auto t) INLINE {
-      add_scaled<D>(dots[g * kPanels + t], weights[t], x[g],
-                    sums + g * kPanelRows + t * kLanes);
-    });
+  repeat<kSums>([&](auto i) INLINE {
+    dots[i] = load(sums + i * kLanes) + dots[i] * load(weights[i % kPanels].scales);
   });
+  if constexpr (As::kOffset > 0)
+    for (long i = 0; i < kBlock / As::kOffset; ++i)
+      repeat<kCount>([&](auto g) INLINE {
+        const Floats of_inputs = splat(As::kOffset == 16 ? x[g].sums_of_16[i] : x[g].sums_of_32[i]);
+        repeat<kPanels>([&](auto t) INLINE {
+          dots[g * kPanels + t] += load(weights[t].offsets[i * (As::kOffset / 16)]) * of_inputs;
+        });
+      });
+  repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, dots[i]); });
 }
 
 // The same for one row of inputs and kLanes rows of weights, whose integers stay where they are.

@@ -57,7 +57,8 @@ class IntegerTile {
       add_block<D, count.value>(weights_.data(), x, sums);
       x += count, sums += count * kPanelRows, rows -= count;
     };
-    while (rows >= 6) block(std::integral_constant<long, 6>());
+    while (rows >= 12) block(std::integral_constant<long, 12>());
+    if (rows >= 6) block(std::integral_constant<long, 6>());
     if (rows >= 4) block(std::integral_constant<long, 4>());
     if (rows >= 2) block(std::integral_constant<long, 2>());
     if (rows >= 1) block(std::integral_constant<long, 1>());

@@ -166,21 +166,24 @@ bool any_above(Floats v, float limit) {
 }
 
 // exp by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (coefficients of the Taylor series;
-// relative error below 2e-7). What is below the smallest normal number is zero.
-Floats exp_of(Floats x) {
-  const Ints is_tiny = x < splat(-87.0f), is_nan = x != x;
-  x = is_tiny ? Floats{} : x > splat(88.0f) ? splat(88.0f) : x;
-  const Floats shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number.
-  const Floats n = (x * 1.44269504f + shifter) - shifter;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = splat(1.0f / 5040);
+// relative error below 2e-7). What is below the smallest normal number is zero. Of any vector of floats.
+template <class V>
+V exp_of(V x) {
+  typedef decltype(x < x) Whole;
+  const Whole is_tiny = x < V{} - 87.0f, is_nan = x != x;
+  x = is_tiny ? V{} : x > V{} + 88.0f ? V{} + 88.0f : x;
+  const V shifter = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
+  const V n = (x * 1.44269504f + shifter) - shifter;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = V{} + 1.0f / 5040;
   for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  const Ints power = __builtin_convertvector(n, Ints) << 23;
-  return is_nan ? x : is_tiny ? Floats{} : (Floats)((Ints)p + power);
+  const Whole power = __builtin_convertvector(n, Whole) << 23;
+  return is_nan ? x : is_tiny ? V{} : (V)((Whole)p + power);
 }
 
 // Absolute error below 2e-7.
-Floats tanh_of(Floats x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
+template <class V>
+V tanh_of(V x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
 
 // erfc by the exponential of a polynomial (Press et al., Numerical Recipes, 2nd edition, 6.2): the
 // relative error is below 1.2e-7 and that of exp.

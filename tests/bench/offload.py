@@ -93,6 +93,8 @@ def _parser() -> BenchParser:
     add("--llama-ubatch", type=int, metavar="N", help=batched)
     parts = "parts of the prompts that llama.cpp runs one after another; default: its best"
     add("--llama-parts", type=int, choices=(1, 2, 4), help=parts)
+    in_order = "only settings of llama.cpp that keep weights in the order of the file"
+    add("--llama-no-repack", action="store_true", help=in_order)
     built = "llama.cpp's tool; default: built in the work folder, in some minutes"
     add("--llama-batched-bench", type=Path, metavar="PATH", help=built)
     add("--quick-profile", action="store_true", help="measure ours with --quick: for rehearsals")
@@ -119,6 +121,7 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
         tool=flags.llama_batched_bench,
         ubatch=flags.llama_ubatch,
         parts=flags.llama_parts,
+        may_repack=not flags.llama_no_repack,
         quantization="Q4_K_M",
         name="llama.cpp-q4k",
     )
@@ -131,6 +134,7 @@ def _systems(runs: Runs, flags: argparse.Namespace) -> Sequence[System]:
             tool=flags.llama_batched_bench,
             ubatch=flags.llama_ubatch,
             parts=flags.llama_parts,
+            may_repack=not flags.llama_no_repack,
         ),
         Ours(runs=runs, quick_profile=flags.quick_profile, weight_bits=4, name="ours-4bit"),
         quantized,

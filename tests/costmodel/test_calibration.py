@@ -6,17 +6,21 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from costmodel.calibration import factors as calibration
 from costmodel.calibration.factors import Fit, calibrate, errors_of, leave_one_out, mean_error
 from costmodel.calibration.measured_runs import MeasuredRun, append_row, read_runs, row_of
+from costmodel.calibration.run_lengths import RunLengths
 from costmodel.model.loading import load_model_spec
-from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
 from costmodel.plan.rounding import overall_weights
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate
 from costmodel.pricing.rates import RATES
+from costmodel.schedule.job_simulation import simulate_job
 from profiles import HardwareProfile, InputError, recorded_profile
 from profiles.emulate import EmulatedGpu
 from profiles.units import GIB
@@ -285,3 +289,51 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_text(header + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="no rows"):
         read_runs(tmp_path / "header.csv")
+
+
+def test_runs_over_lanes_tell_the_factors_of_their_machine(tmp_path: Path) -> None:
+    """Jobs of many lengths on a machine with another disk and slower products: one that waits for
+    its disk, and one that computes, whose answers were guessed wrong."""
+    profile = recorded_profile("cpu-2core")
+    truth = RATES["disk_read"].scale(RATES["cpu_matmul"].scale(profile, 0.7), 1.6)
+    model = load_model_spec("llama-3.2-1b")
+    rng = np.random.default_rng(4)
+    runs = []
+    for on_disk, wrong in ((1.0, 1), (0.0, 2)):
+        prompts, answers = rng.integers(5, 200, 30), rng.integers(1, 60, 30)
+        lengths = Lengths(prompts, answers * wrong, np.full(30, 128))
+        policy = Policy(
+            model=model,
+            workload=Workload(prompt_len=200, gen_len=128),
+            gpu_batch_size=4,
+            num_gpu_batches=1,
+            prefill_batch_size=4,
+            weights=placed_alike(model, Placement(cpu=1 - on_disk, disk=on_disk)),
+            cache=Placement(cpu=1),
+            activations=Placement(cpu=1),
+            lanes=LanePolicy(pool_tokens=1000, pass_rows=400, chunk_rows=8),
+        )
+        job = simulate_job(policy, truth, lengths, answers=answers)
+        runs.append(
+            MeasuredRun(
+                policy=policy,
+                throughput_tok_per_s=job.throughput_tok_per_s,
+                lengths=RunLengths.of(lengths, answers),
+            )
+        )
+    write_rows(tmp_path / "runs.csv", [row_of(run) for run in runs])
+    kept = read_runs(tmp_path / "runs.csv")
+    assert [run.lengths for run in kept] == [run.lengths for run in runs]
+    assert [run.policy.lanes for run in kept] == [run.policy.lanes for run in runs]
+    fit = calibrate(profile, kept, source="made up")
+    assert mean_error(fit.errors_before) > 0.2 and mean_error(fit.errors_after) < 0.03
+    assert fit.factors["disk"] == pytest.approx(1.6, rel=0.1)
+    assert fit.factors["cpu_matmul"] == pytest.approx(0.7, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3:4:5:6", "3:4:5:6*1", "3:0:5:4*1", "3:4:5:x*1", "3:4:5:4*0", "3:4:5*2"]
+)
+def test_a_broken_cell_of_lengths_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="lengths"):
+        RunLengths.read(text)

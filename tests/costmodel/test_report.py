@@ -15,7 +15,7 @@ from costmodel.optimizer.optimum import Search
 from costmodel.optimizer.whatif import what_would_change
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
-from costmodel.pricing.memory import capacities
+from costmodel.pricing.memory import PHASES, capacities
 from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.report import task_sample
 from costmodel.report.buying import purchases_of_policy
@@ -90,11 +90,12 @@ def test_phases_and_limits_are_the_prediction_s(found: tuple[Page, Policy, Path]
         "decode": [format_seconds(predicted.decode_s)],
         "token/s": [format_figure(predicted.throughput_tok_per_s)],
     }
-    busy = dict.fromkeys(PHASE_COLORS.values(), 0.0)
+    colors = {phase: PHASE_COLORS[phase] for phase in PHASES}
+    busy = dict.fromkeys(colors.values(), 0.0)
     for bar in page.bars("limits-1"):
         busy[bar["color"]] += bar["right"] - bar["left"]
     channels = phase_channels(policy, policy.hardware)
-    for phase, color in PHASE_COLORS.items():
+    for phase, color in colors.items():
         assert busy[color] == pytest.approx(sum(channels[phase].values()))
     limits = limits_by_phase(policy, policy.hardware)
     assert list(limits) == ["prefill", "decode"]

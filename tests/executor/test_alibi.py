@@ -99,8 +99,13 @@ def test_packed_and_sparse_caches(
 @pytest.mark.parametrize("tokens", [1, 7, 33])
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attend", [prefill.prefill_attention, prefill.attend_on_gpu])
 def test_prefill_attention_matches_explicit_softmax(
-    tokens: int, soft_cap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tokens: int,
+    soft_cap: float | None,
+    dtype: torch.dtype,
+    attend: Callable[..., torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefill, "QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(prefill, "KEYS_AT_ONCE", 6)
@@ -117,7 +122,7 @@ def test_prefill_attention_matches_explicit_softmax(
     scores -= torch.tensor(slopes, dtype=torch.float64).view(6, 1, 1) * distances
     scores[..., distances < 0] = -torch.inf
     expected = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
-    found = prefill.prefill_attention(q, k, v, spec)
+    found = attend(q, k, v, spec, None)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.model.attention_spec import AttentionSpec
-from executor.model.prefill_attention import prefill_attention
+from executor.model.prefill_attention import attend_on_gpu, prefill_attention
 from executor.stores.cache_layout import CacheLayout
 from profiles import kernels
 from profiles.kernels import twins
@@ -83,8 +85,9 @@ def test_a_void_may_wrap_around(
 
 
 @pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("attend", [prefill_attention, attend_on_gpu])
 def test_prompts_longer_than_a_tile_attend_in_chunks(
-    has_sinks: bool, monkeypatch: pytest.MonkeyPatch
+    attend: Callable[..., torch.Tensor], has_sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles of queries and keys do not begin with chunks."""
     monkeypatch.setattr("executor.model.prefill_attention.QUERIES_AT_ONCE", 16)
@@ -95,7 +98,7 @@ def test_prompts_longer_than_a_tile_attend_in_chunks(
     )
     q, k, v = (torch.randn(1, 70, heads, 8) for heads in (4, 2, 2))
     sinks = torch.randn(4) if has_sinks else None
-    got = prefill_attention(q, k, v, spec, sinks).view(70, 4, 8)
+    got = attend(q, k, v, spec, sinks).view(70, 4, 8)
     for position in range(70):
         seen = slice(position - position % 21, position + 1)
         for head in range(4):

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from costmodel.model.spec import ModelSpec
+from costmodel.plan.policy import LanePolicy
 from executor.checkpoint.folder import Checkpoint
 from executor.data import MODEL
 from executor.harness.task_sampling import make_sampler
@@ -24,7 +25,7 @@ from executor.model.generation_config import GenerationConfig
 from profiles.errors import InputError
 from tests.executor import harness_stub
 from tests.executor.harness_stub import Instance
-from tests.executor.tiny_machines import draw_policy, make_hardware, make_policy
+from tests.executor.tiny_machines import ON_CPU, draw_policy, make_hardware, make_policy
 
 CONTEXTS = ("And God said,", "In the beginning God created the heaven ", "", "The LORD")
 ENDS = (" Let there be light", " and the earth.", " is", " was")
@@ -42,15 +43,17 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(MODEL)
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(params=["blocks", "lanes"])
+def model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """The class over a stub of the harness, with a policy by chance and some weights on disk."""
     harness_stub.install(monkeypatch)
     importlib.import_module("executor.harness.model")
     spec = Checkpoint.open(MODEL, dtype="float32").spec
     yield harness_stub.registered["zigzag"](
         MODEL,
-        policy=_save_policy(tmp_path, spec),
+        policy=_save_policy(tmp_path, spec, has_lanes=request.param == "lanes"),
         offload_dir=tmp_path,
         max_length=MAX_LENGTH,
         batch_size=1,
@@ -59,11 +62,14 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     del sys.modules["executor.harness.model"]
 
 
-def _save_policy(folder: Path, spec: ModelSpec) -> Path:
+def _save_policy(folder: Path, spec: ModelSpec, *, has_lanes: bool = False) -> Path:
     hardware = make_hardware()
     base = make_policy(spec, prompt_len=8, gen_len=1)
     policies = (draw_policy(base, random.Random(seed), gpu=False) for seed in range(100))
     policy = next(p for p in policies if p.weights["mlp"].disk > 0 and p.block_size > 4)
+    if has_lanes:
+        lanes = LanePolicy(pool_tokens=4 * 2 * MAX_LENGTH, pass_rows=4 * MAX_LENGTH)
+        policy = replace(policy, lanes=lanes, cache=ON_CPU, activations=ON_CPU)
     path = folder / "policy.json"
     replace(policy, hardware=hardware).save(path)
     return path

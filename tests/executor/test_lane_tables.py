@@ -60,7 +60,7 @@ def test_pages_belong_to_one_lane_until_it_ends() -> None:
                 assert table.tables[ring][n, : len(pages)].tolist() == pages
 
 
-@pytest.mark.parametrize(("chunk_rows", "chunks"), [(1, 4), (8, 2), (50, 1)])
+@pytest.mark.parametrize(("chunk_rows", "chunks"), [(1, 13), (5, 3), (8, 2), (50, 1)])
 def test_rows_are_those_of_decode_and_then_of_prompts(chunk_rows: int, chunks: int) -> None:
     lanes = {3: _lane(70, generated=3), 1: _lane(4, generated=1)}
     prompts = {0: _lane(5), 6: _lane(6), 2: _lane(1, max_tokens=1)}
@@ -85,6 +85,12 @@ def test_rows_are_those_of_decode_and_then_of_prompts(chunk_rows: int, chunks: i
     assert rows == list(range(14))
     emits = [c.rows.start + row for c in found.chunks for row in c.emit_rows.tolist()]
     assert emits == found.emit_rows.tolist()
+    for prompt in found.prompts:
+        parts = [part for c in found.chunks for part in c.prompts if part.lane == prompt.lane]
+        assert [part.is_first for part in parts] == [True] + [False] * (len(parts) - 1)
+        assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+        positions = [part.first_position + i for part in parts for i in range(part.num_tokens)]
+        assert positions == list(range(prompt.num_tokens))
     # A prompt whose one token ends it caches nothing.
     assert [len(pages) for pages in table.pages(2)] == [0, 0]
     whole, ring = found.slots

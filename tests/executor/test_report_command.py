@@ -75,10 +75,10 @@ def test_the_page_shows_measured_beside_predicted(run: Run) -> None:
     page, found = read_page(run.page), run.report
     assert page.sections == SECTIONS
     rows = page.tables["phases"]
-    assert rows["prefill"][1] == format_seconds(found.prefill_s)
+    assert rows["prefill"][1] == format_seconds(found.phase_s["prefill"])
     assert rows["decode"][:2] == [
         format_seconds(sum(p.decode_s for p in found.predictions)),
-        format_seconds(found.decode_s),
+        format_seconds(found.phase_s["decode"]),
     ]
     assert rows["token/s"][1] == format_figure(found.measured_tok_per_s)
     assert page.tables["memory"]["measured peak"][2] == format_bytes(found.peak_bytes["disk"])

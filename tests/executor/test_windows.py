@@ -123,12 +123,14 @@ def test_packed_and_sparse_rings(
 )
 @pytest.mark.parametrize("tokens", [1, 7, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attend", [prefill.prefill_attention, prefill.attend_on_gpu])
 def test_prefill_attention_matches_explicit_softmax(
     window: int | None,
     soft_cap: float | None,
     has_sinks: bool,
     tokens: int,
     dtype: torch.dtype,
+    attend: Callable[..., torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prefill, "QUERIES_AT_ONCE", 5)
@@ -154,7 +156,7 @@ def test_prefill_attention_matches_explicit_softmax(
         scores = torch.cat([scores, column], dim=-1)
     shares = scores.softmax(-1)[..., :tokens]
     expected = (shares @ values).transpose(1, 2).flatten(2)
-    found = prefill.prefill_attention(q, k, v, spec, sinks)
+    found = attend(q, k, v, spec, sinks)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 

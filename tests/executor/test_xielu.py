@@ -7,13 +7,14 @@ import torch
 from transformers.activations import XIELUActivation
 
 from executor.model import mlp
+from profiles.kernels.xielu import ELEMENTS_AT_ONCE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_xielu_is_that_of_transformers(dtype: torch.dtype) -> None:
     theirs = XIELUActivation(alpha_p_init=1.3, alpha_n_init=0.9, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(3, mlp.ELEMENTS_AT_ONCE // 2 + 5, generator=generator).mul_(3).to(dtype)
+    x = torch.randn(3, ELEMENTS_AT_ONCE // 2 + 5, generator=generator).mul_(3).to(dtype)
     with torch.no_grad():
         expected = theirs(x)
         got = mlp.xielu(x.clone(), theirs.alpha_p, theirs.alpha_n)

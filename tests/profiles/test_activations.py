@@ -49,3 +49,31 @@ def test_a_row_has_the_same_bits_alone(activation: str, width: int) -> None:
         alone = x[row : row + 1].clone()
         kernels.activate(alone, activation)
         assert torch.equal(alone[0], whole[row])
+
+
+# Factors that bfloat16 has.
+FACTORS = torch.tensor([1.5]), torch.tensor([1.25])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_xielu_is_that_of_float64(library: str, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 20, 2001), torch.tensor([0.0, -1e-7, -0.3, 1e-6])]).to(dtype)
+    wide, (above, below) = x.double(), FACTORS
+    low = (wide.clamp(max=-1e-6).expm1() - wide) * below
+    expected = torch.where(wide > 0, above * wide.square(), low) + 0.5 * wide
+    found = x[None].clone()
+    kernels.xielu(found, above.to(dtype), below.to(dtype))
+    # Every step is rounded.
+    eps = torch.finfo(dtype).eps * 4
+    torch.testing.assert_close(found[0].double(), expected, rtol=eps, atol=eps / 4)
+
+
+@pytest.mark.parametrize("width", [1, 3, 100, 1000])
+def test_a_row_of_xielu_has_the_same_bits_alone(width: int) -> None:
+    x = torch.randn(70, width)
+    whole = x.clone()
+    kernels.xielu(whole, *FACTORS)
+    for row in range(70):
+        alone = x[row : row + 1].clone()
+        kernels.xielu(alone, *FACTORS)
+        assert torch.equal(alone[0], whole[row])
