@@ -16,6 +16,8 @@ IntArray = NDArray[np.int64]
 
 # Answers that a sketch keeps one by one: the longest ones set when a job ends.
 EXACT_ANSWERS = 8
+# More prompts, or tokens of one, are a mistake, and overflow numbers later.
+MOST = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,9 @@ class Sketch:
                 got=f"{', '.join(str(len(column)) for column in columns)} entries",
                 allowed="as many prompts, outputs, limits and weights, and at least one",
             )
-        if (smallest := min(min(column) for column in columns)) < 1:
-            raise InputError("lengths", got=smallest, allowed="1 or more")
+        for value in (min(map(min, columns)), max(map(max, columns)), self.num_prompts):
+            if not 1 <= value <= MOST:
+                raise InputError("lengths", got=value, allowed=f"1 to {MOST}")
 
     @property
     def num_prompts(self) -> int:
