@@ -20,7 +20,7 @@ from costmodel.plan.answer_lengths import MOST_KINDS, AnswerCounts, AnswerHistor
 from costmodel.plan.lengths import IntArray
 from profiles.cache_folder import cache_folder
 from profiles.errors import InputError, ZigzagError
-from profiles.files import read_json, to_json
+from profiles.files import from_json, read_json, to_json
 from profiles.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,10 @@ def history_path(model: ModelSpec) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
+    # A number of a config may be whole where a policy's file makes a float of it.
+    same = from_json(ModelSpec, to_json(model), "model")
     # Its precision hardly changes what it says.
-    shapes = to_json(model) | {"dtype": ""}
+    shapes = to_json(same) | {"dtype": ""}
     key = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.+-]+", "-", model.name)[:LONGEST_NAME]
     return folder / f"lengths-{name}-{key}.json"

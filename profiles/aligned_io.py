@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import logging
 import mmap
 import os
@@ -55,7 +56,7 @@ def aligned_buffer(num_bytes: int, *, populate: bool = False) -> memoryview:
 
 def _populate(region: mmap.mmap, num_bytes: int) -> None:
     """Make memory physical, a part on each of two cores: the kernel fills it with zeros."""
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise = _madvise()
     start = ctypes.addressof(ctypes.c_char.from_buffer(region))
 
     def populate(first: int) -> int:
@@ -66,10 +67,23 @@ def _populate(region: mmap.mmap, num_bytes: int) -> None:
         )
         return ctypes.get_errno() if failed else 0
 
+    parts = range(0, num_bytes, _POPULATED_AT_ONCE_BYTES)
+    if len(parts) == 1:
+        _check_populated(populate(0))
+        return
     with ThreadPoolExecutor(2) as pool:
-        for code in pool.map(populate, range(0, num_bytes, _POPULATED_AT_ONCE_BYTES)):
-            if code not in (0, errno.EINVAL):
-                raise OSError(code, os.strerror(code))
+        for code in pool.map(populate, parts):
+            _check_populated(code)
+
+
+@functools.cache
+def _madvise() -> Callable[..., int]:
+    return ctypes.CDLL(None, use_errno=True).madvise
+
+
+def _check_populated(code: int) -> None:
+    if code not in (0, errno.EINVAL):
+        raise OSError(code, os.strerror(code))
 
 
 def open_direct(path: Path, flags: int) -> int:

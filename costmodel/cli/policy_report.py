@@ -142,11 +142,14 @@ def _memory_lines(hardware: HardwareProfile, prediction: Prediction) -> list[str
 def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
     """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
     anything is worth, and what would change the answer."""
+    cost, whole = "rounding costs", "block"
+    if result.policy.lanes is not None:
+        cost, whole = "its start, its end and the size of the cache cost at most", "job"
     lines = [
         f"bound: no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s; this one"
         f" reaches {format_figure(result.job_tok_per_s, 4)} over the whole job"
-        f" (rounding costs {result.gap:.1%})",
-        f"lower bound of a block: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
+        f" ({cost} {result.gap:.1%})",
+        f"lower bound of a {whole}: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
         " channel of each phase alone",
         *_channel_lines(result.policy, result.hardware),
         *_buffer_lines(result.policy, result.hardware),

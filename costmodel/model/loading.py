@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from costmodel.families import preset_config, spec_from_config
@@ -33,4 +34,10 @@ def load_model_spec(name_or_path: str) -> ModelSpec:
         spec = spec_from_config(raw, name=path.resolve().parent.name)
         scales = stored_scales(path.parent, spec)
         return spec if scales is None else spec_from_config(raw, name=spec.name, scales=scales)
-    return spec_from_config(preset_config(name_or_path), name=name_or_path.lower())
+    return _preset_spec(name_or_path)
+
+
+@functools.cache
+def _preset_spec(name: str) -> ModelSpec:
+    """Read a preset once: a config may leave any of a mixture's thousands of modules plain."""
+    return spec_from_config(preset_config(name), name=name.lower())

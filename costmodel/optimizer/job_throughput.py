@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.pricing.price import block_seconds
 from profiles.hardware import HardwareProfile
+
+# Blocks of a job in step that are priced.
+MOST_BLOCKS = 32
 
 
 def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
@@ -19,6 +25,32 @@ def job_throughput(policy: Policy, hardware: HardwareProfile) -> float:
     if last := _last_block(policy, num_prompts % policy.block_size):
         latency_s += block_seconds(last, hardware)
     return num_prompts * policy.workload.gen_len / latency_s
+
+
+def seconds_in_step(policy: Policy, hardware: HardwareProfile, lengths: Lengths) -> float:
+    """Return the seconds of a job whose prompts and answers differ, run in step.
+
+    Prompts of similar length share a block. Each block has the length of its longest prompt and
+    takes a pass for each token of its longest answer.
+    """
+    order = np.argsort(-lengths.prompts, kind="stable")
+    blocks = np.split(order, np.arange(policy.block_size, len(order), policy.block_size))
+    # Neighbours are alike: of many blocks, some are priced.
+    step = -(-len(blocks) // MOST_BLOCKS)
+    seconds = 0.0
+    for first in range(0, len(blocks), step):
+        block = blocks[first]
+        work = replace(
+            policy.workload,
+            prompt_len=int(lengths.prompts[block].max()),
+            gen_len=int(lengths.outputs[block].max()),
+            num_prompts=len(block),
+            lengths=None,
+        )
+        last = _last_block(policy, len(block) % policy.block_size) or policy
+        count = min(step, len(blocks) - first)
+        seconds += count * block_seconds(replace(last, workload=work), hardware)
+    return seconds
 
 
 def blocks_of(policy: Policy) -> Iterator[Policy]:

@@ -18,6 +18,8 @@ from costmodel.optimizer.choices import (
     smallest_problem,
 )
 from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.job_throughput import seconds_in_step
+from costmodel.optimizer.lane_search import FoundLanes, LaneSearch
 from costmodel.optimizer.program import Limits, Program, Solution, solve
 from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.shortage import shortage_of
@@ -28,11 +30,14 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.price import check_work, estimate
 from costmodel.pricing.problem import Problem
-from profiles.errors import InfeasibleError
+from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import HardwareProfile
 
 # Share of every capacity that is left free, unless the user asks for another.
 DEFAULT_MARGIN = 0.01
+# Lanes are taken where a block in step is faster by less: answers that end sooner than expected
+# make room for others.
+WORTH_OF_LANES = 0.02
 # Shares of a tier's capacity that advice adds to the missing bytes; the first that suffices counts.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 
@@ -48,7 +53,8 @@ class SearchResult:
     job_tok_per_s
         Throughput over all prompts, a partly filled last block included.
     bound_tok_per_s
-        No policy of the tried batch sizes exceeds this throughput, for any placement.
+        No policy of the tried batch sizes exceeds this throughput, for any placement. Where the
+        policy has lanes, none with lanes does.
     margin
         Share of every capacity that the search left free.
     problem, solution
@@ -84,6 +90,10 @@ class SearchResult:
 class Search:
     """The search for the fastest policy. It can continue when more is permitted.
 
+    Where the workload has lengths, policies with lanes are compared with those that run a block in
+    step, which then count every prompt and answer as the longest; the faster one for the job is
+    taken. Lanes run on a CPU alone, and have no latency of a block that could be limited.
+
     Parameters
     ----------
     max_latency_s
@@ -102,7 +112,10 @@ class Search:
         margin: float = DEFAULT_MARGIN,
     ) -> None:
         check_work(model, workload, hardware)
-        self.hardware, self._model, self._workload = hardware, model, workload
+        self.hardware, self._model = hardware, model
+        self._lengths = workload.lengths
+        # Sequences in step are padded, and none is shorter than the longest.
+        self._workload = replace(workload, lengths=None)
         self._margin = margin
         usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
         self._machine = with_capacities(hardware, usable)
@@ -111,6 +124,9 @@ class Search:
         self._tables: dict[bool, RowTable] = {}
         self._like: Mapping[bool, RowTable] = {}
         self._planted: set[tuple[object, ...]] = set()
+        self._lanes: LaneSearch | None = None
+        if workload.lengths is not None and max_latency_s is None and not hardware.is_emulated:
+            self._lanes = LaneSearch(self._without_gpu, model, workload)
 
     def on(self, hardware: HardwareProfile, result: SearchResult) -> Search:
         """Return the same search on a similar machine, which begins with this one's ``result``.
@@ -120,10 +136,14 @@ class Search:
         other = Search(
             hardware,
             self._model,
-            self._workload,
+            replace(self._workload, lengths=self._lengths),
             max_latency_s=self._tree.max_latency_s,
             margin=self._margin,
         )
+        if other._lanes is not None and self._lanes is not None:
+            other._lanes.begin_like(self._lanes)
+            if result.policy.lanes is not None:
+                return other
         other._tree = Tree(self._tree.max_latency_s, is_choosy=False)
         other._like = self._tables
         machine = other._machine if result.hardware.has_gpu else other._without_gpu
@@ -140,8 +160,44 @@ class Search:
         InfeasibleError
             When nothing fits: the tiers that are short, the missing bytes, and enough budgets.
         """
+        check_permitted(permitted, self.hardware, self._model)
+        lanes = self._lanes.run(permitted) if self._lanes is not None else None
+        try:
+            result = self._run_in_step(permitted)
+        except (InfeasibleError, InputError):
+            # Padded, no prompt may fit, or have too few positions.
+            if lanes is None:
+                raise
+            return self._result_of(lanes)
+        if lanes is None or self._lanes is None:
+            return result
+        lengths = self._lanes.lengths
+        in_step_s = seconds_in_step(result.policy, result.hardware, lengths)
+        if lanes.seconds <= in_step_s * (1 + WORTH_OF_LANES):
+            return self._result_of(lanes)
+        return result
+
+    def _result_of(self, lanes: FoundLanes) -> SearchResult:
+        """Return the result of a policy with lanes."""
+        assert self._lanes is not None
+        used = with_capacities(self.hardware, {"gpu": 0})
+        predicted = estimate(lanes.policy, used)
+        tokens = predicted.throughput_tok_per_s * predicted.latency_s
+        return SearchResult(
+            policy=replace(
+                lanes.policy, hardware=replace(used, measurements=()), predicted=predicted
+            ),
+            job_tok_per_s=predicted.throughput_tok_per_s,
+            bound_tok_per_s=tokens / min(self._lanes.bound_s, predicted.latency_s),
+            margin=self._margin,
+            problem=lanes.problem,
+            solution=lanes.solution,
+        )
+
+    def _run_in_step(self, permitted: Permitted) -> SearchResult:
+        """Return the best policy that runs a block in step."""
         hardware, machine, tree = self.hardware, self._machine, self._tree
-        check_permitted(permitted, hardware, self._model)
+        check_work(self._model, self._workload, hardware)
         tree.plant(self._new_problems(machine, permitted), self._table(machine))
         if machine.has_gpu and not machine.is_emulated:
             # A GPU with little memory can be slower than none, if only rarely.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,8 @@ IntArray = NDArray[np.int64]
 
 # Answers that a sketch keeps one by one: the longest ones set when a job ends.
 EXACT_ANSWERS = 8
+# More prompts, or tokens of one, are a mistake, and overflow numbers later.
+MOST = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +43,9 @@ class Sketch:
                 got=f"{', '.join(str(len(column)) for column in columns)} entries",
                 allowed="as many prompts, outputs, limits and weights, and at least one",
             )
-        if (smallest := min(min(column) for column in columns)) < 1:
-            raise InputError("lengths", got=smallest, allowed="1 or more")
+        for value in (min(map(min, columns)), max(map(max, columns)), self.num_prompts):
+            if not 1 <= value <= MOST:
+                raise InputError("lengths", got=value, allowed=f"1 to {MOST}")
 
     @property
     def num_prompts(self) -> int:
@@ -50,9 +53,21 @@ class Sketch:
         return sum(self.weights)
 
     def scaled(self, num_prompts: int) -> Sketch:
-        """Return about as many prompts in the same proportions, at least one of each entry."""
-        factor = num_prompts / self.num_prompts
-        return replace(self, weights=tuple(max(1, round(w * factor)) for w in self.weights))
+        """Return a job of so many prompts, fewer than these, in the same proportions.
+
+        Entries of one prompt, such as the longest, are kept. Others may have none left.
+        """
+        single = sum(weight == 1 for weight in self.weights)
+        factor = max(0, num_prompts - single) / max(1, self.num_prompts - single)
+        weights, reached, taken = [], 0, 0
+        for weight in self.weights:
+            reached += 0 if weight == 1 else weight
+            last, taken = taken, round(reached * factor)
+            weights.append(1 if weight == 1 else taken - last)
+        kept = [i for i, weight in enumerate(weights) if weight]
+        columns = (self.prompts, self.outputs, self.limits, weights)
+        prompts, outputs, limits, counts = (tuple(column[i] for i in kept) for column in columns)
+        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=counts)
 
     def lengths(self) -> Lengths:
         """Return a job of as many prompts with these lengths."""

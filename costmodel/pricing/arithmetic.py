@@ -119,7 +119,7 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
 def expert_visits(stage: Stage) -> float:
     """Visits of each mixture of experts in a stage, per sequence."""
     at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
-    return stage.passes / at_once
+    return stage.passes * stage.fullness / at_once
 
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:
@@ -187,13 +187,13 @@ def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rat
     flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
+    overhead_s *= stage.fullness
     matrix = problem.sizes.head_matrix
     rate = matmul_rate(problem, stage, rates, (batch,), matrix)
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
     rate = matmul_rate(problem, stage, rates, (SCORED_ROWS,), matrix)
     scored_s = flop / rate + SCORING_PASSES * logits_bytes / memory_rate
-    chosen = stage.passes if stage.chosen is None else stage.chosen
-    return chosen_s * chosen + scored_s * stage.scored_tokens + overhead_s
+    return chosen_s * stage.passes * stage.fullness + scored_s * stage.scored_tokens + overhead_s
 
 
 def _read_share(problem: Problem, kind: LayerKind, rates: ComputeRates) -> float:

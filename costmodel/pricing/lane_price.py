@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from costmodel.plan.lengths import Lengths
+from costmodel.plan.lengths import Lengths, Sketch
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.passes import PassCounts, PassPrice
-from costmodel.schedule.job_simulation import JobTimeline, simulate_job
+from costmodel.schedule.job_simulation import JobTimeline, JobTrace, simulate_job
 from profiles.hardware import CHANNELS, HardwareProfile
 
 # A longer job is priced by a smaller one with the same lengths, and by half of that: what the one
-# takes longer than the other, every further prompt takes. The least prompts, and those of a lane.
-LEAST_SIMULATED = 2048
+# takes longer than the other, all further tokens take. The least prompts, and those of a lane.
+LEAST_SIMULATED = 4096
 SIMULATED_OF_LANE = 8
+MOST_SIMULATED = 32_768
+# The same where many policies are compared.
+LEAST_COMPARED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +68,17 @@ def price_job(policy: Policy, hardware: HardwareProfile) -> JobPrice:
     """
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     sketch = policy.workload.sketch(policy.block_size)
-    most = max(LEAST_SIMULATED, SIMULATED_OF_LANE * policy.block_size)
+    sizes = _sizes(sketch, policy, LEAST_SIMULATED)
 
     def price(lengths: Lengths) -> JobPrice:
         return price_timeline(policy, hardware, simulate_job(policy, hardware, lengths))
 
-    if sketch.num_prompts <= most:
+    if len(sizes) == 1:
         return price(sketch.lengths())
-    parts = [sketch.scaled(count).lengths() for count in (most, most // 2)]
-    large, small = map(price, parts)
-    further = (sketch.num_prompts - len(parts[0])) / (len(parts[0]) - len(parts[1]))
+    large, small = (price(sketch.scaled(count).lengths()) for count in sizes)
+    tokens = large.generated_tokens, small.generated_tokens
+    whole = policy.workload.mean_output * sketch.num_prompts
+    further = (whole - tokens[0]) / (tokens[0] - tokens[1])
 
     def grown(value: Callable[[JobPrice], float]) -> float:
         return value(large) + further * (value(large) - value(small))
@@ -91,6 +95,41 @@ def price_job(policy: Policy, hardware: HardwareProfile) -> JobPrice:
         limits_s=each(lambda price: price.limits_s),
         channel_s=each(lambda price: price.channel_s),
     )
+
+
+def job_seconds(
+    policy: Policy,
+    hardware: HardwareProfile,
+    traces: dict[tuple[int, ...], JobTrace],
+    *,
+    least: int = LEAST_COMPARED,
+) -> float:
+    """Return the seconds of a job, to compare policies by.
+
+    ``traces`` are the passes of jobs that were simulated before, of the same model and lengths: the
+    placement of weights does not change them. Longer jobs are priced by jobs of ``least`` prompts.
+    """
+    sketch = policy.workload.sketch(policy.block_size)
+    seconds, counts = [], []
+    for count in _sizes(sketch, policy, least):
+        lengths = sketch.scaled(count).lengths()
+        assert policy.lanes is not None
+        key = count, policy.block_size, policy.lanes.pool_tokens, policy.lanes.pass_rows
+        timeline = simulate_job(policy, hardware, lengths, trace=traces.get(key))
+        traces[key] = timeline.trace
+        seconds.append(timeline.total_s)
+        counts.append(timeline.generated_tokens)
+    if len(counts) == 1:
+        return seconds[0]
+    each = (seconds[0] - seconds[1]) / (counts[0] - counts[1])
+    whole = policy.workload.mean_output * sketch.num_prompts
+    return seconds[0] + each * (whole - counts[0])
+
+
+def _sizes(sketch: Sketch, policy: Policy, least: int) -> tuple[int, ...]:
+    """Return the numbers of prompts of the jobs that are simulated for a job."""
+    most = min(MOST_SIMULATED, max(least, SIMULATED_OF_LANE * policy.block_size))
+    return (sketch.num_prompts,) if sketch.num_prompts <= most else (most, most // 2)
 
 
 def price_timeline(policy: Policy, hardware: HardwareProfile, timeline: JobTimeline) -> JobPrice:

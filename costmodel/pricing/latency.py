@@ -100,11 +100,11 @@ def _cache_requests(problem: Problem, stage: Stage) -> tuple[float, float]:
     """Return the mean bytes of cache that a batch reads in a pass, and that it writes, in the
     layer with the largest cache."""
     caches = [kind.cache for kind in problem.layer_kinds]
-    read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches)
     # Prompts among lanes have no pass of their own.
     passes = stage.passes or 1
+    read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches) / passes
     written = problem.layer_cache_bytes(int(stage.tokens // passes))
-    return problem.gpu_batch_size * read / passes, float(problem.gpu_batch_size * written)
+    return problem.gpu_batch_size * read, float(problem.gpu_batch_size * written)
 
 
 def _move(kind: str, channel: str, num_bytes: Quantity, rate: float) -> TaskWork[Quantity]:
@@ -130,7 +130,8 @@ def _loaded_bytes(
     }
     late = 0.0
     if problem.loads_on_demand and not stage.is_prefill:
-        late = ahead.pop("experts") * demanded_share(problem)
+        # Of passes with few lanes, the lanes count.
+        late = ahead.pop("experts") * demanded_share(problem) * stage.fullness
     # Every model has a head, so that a model without experts has a zero of the right type.
     of_late = shares["experts" if late else "head"]
     return total(shares[name] * size for name, size in ahead.items()), of_late * late

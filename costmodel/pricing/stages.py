@@ -55,7 +55,7 @@ class Stage:
     passes: float
     prompt_len: int
     tokens: float
-    sequences_at_once: int
+    sequences_at_once: float
     matmul_rows: tuple[int, ...]
     expert_tokens: tuple[int, ...]
     context_tokens: float
@@ -68,6 +68,11 @@ class Stage:
     def is_prefill(self) -> bool:
         """Whether this is the pass over the prompts."""
         return self.phase == "prefill"
+
+    @property
+    def fullness(self) -> float:
+        """Share of the passes of a full block whose tokens are chosen."""
+        return 1.0 if self.chosen is None or not self.passes else self.chosen / self.passes
 
     @property
     def name(self) -> str:

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.workload import Workload
 from costmodel.pricing.lane_memory import num_lanes
 from costmodel.pricing.pass_stages import decode_stage, prompt_stage, reach_of
 from costmodel.pricing.problem import Problem
@@ -23,25 +22,22 @@ def stages_to_solve(problem: Problem) -> tuple[Stage, ...]:
     """Return the stages that a program has rows for."""
     if problem.lanes is None:
         return stages_of(problem)
-    rate = job_lengths(problem.workload, num_lanes(problem))
-    per_pass = num_lanes(problem) * rate.mean_prompt / rate.mean_output
-    rows = min(problem.lanes.chunk_rows, max(1, round(per_pass)))
-    return (steady_stage(problem, rate, num_lanes(problem), rows),)
-
-
-def job_lengths(workload: Workload, num_prompts: int) -> Lengths:
-    """Return the lengths of a job, of ``num_prompts`` equal ones where the workload has none."""
-    return workload.sketch(num_prompts).lengths()
+    lanes, rows = num_lanes(problem), min(problem.lanes.chunk_rows, problem.lanes.pass_rows)
+    lengths = problem.workload.sketch(lanes).lengths()
+    return (steady_stage(problem, lengths, lanes, rows),)
 
 
 def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: int) -> Stage:
-    """Return the mean work of a sequence, with passes by ``lanes`` sequences at once.
+    """Return the least mean work of a sequence, with passes by ``lanes`` sequences at once.
 
     The longest answer takes a pass for each of its tokens, so that a job has at least as many.
     ``prompt_rows`` tokens of prompts are multiplied at once.
     """
     prompts, outputs, limits = lengths.prompts, lengths.outputs, lengths.limits
-    passes = max(lengths.mean_output, float(outputs.max()) * lanes / len(lengths))
+    longest = float(outputs.max()) * lanes / len(lengths)
+    passes = max(lengths.mean_output, longest)
+    # When few lanes are left, they are one batch.
+    batches = max(lengths.mean_output, longest / problem.num_batches[1])
     kinds = problem.layer_kinds
     windows = {kind.cache.window for kind in kinds}
     kept = np.where(limits > 1, prompts, 0)
@@ -57,6 +53,7 @@ def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: 
     decode = replace(
         decode_stage(problem, tokens=1),
         passes=passes,
+        sequences_at_once=problem.gpu_batch_size * passes / batches,
         chosen=lengths.mean_output,
         tokens=lengths.mean_output - 1,
         slots={window: decoded_slots(lengths, window) for window in windows},

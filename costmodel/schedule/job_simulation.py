@@ -119,6 +119,7 @@ def simulate_job(
     *,
     answers: IntArray | None = None,
     prompt_tokens: int | None = None,
+    trace: JobTrace | None = None,
 ) -> JobTimeline:
     """Simulate a job with a policy of lanes.
 
@@ -130,6 +131,9 @@ def simulate_job(
         The true lengths of the answers, int64 [requests]; ``None``: as expected.
     prompt_tokens
         Tokens of prompts after which a pass admits nobody else, see ``Admission``.
+    trace
+        The passes of the job, where they are known: with the same number of lanes, cache and rows,
+        and answers as expected.
 
     Raises
     ------
@@ -138,6 +142,22 @@ def simulate_job(
     """
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     price = PassPrice(policy, hardware)
+    answers = lengths.outputs if answers is None else np.minimum(answers, lengths.limits)
+    if trace is None:
+        trace = _trace_policy(policy, lengths, answers, prompt_tokens)
+    counts = count_passes(trace, lengths, policy, hardware)
+    return JobTimeline(
+        trace=trace,
+        counts=counts,
+        seconds=price.seconds(counts),
+        generated_tokens=int(answers[trace.requests].sum()),
+        num_refused=len(lengths) - len(trace.requests),
+    )
+
+
+def _trace_policy(
+    policy: Policy, lengths: Lengths, answers: IntArray, prompt_tokens: int | None
+) -> JobTrace:
     assert policy.lanes is not None
     lanes = policy.lanes
     pool = PoolSizes.of(policy.model, pool_tokens=lanes.pool_tokens, most_lanes=policy.block_size)
@@ -157,16 +177,7 @@ def simulate_job(
         prompt_tokens=prompt_tokens,
         **room,
     )
-    answers = lengths.outputs if answers is None else np.minimum(answers, lengths.limits)
-    trace = trace_job(admission, lengths, answers, served)
-    counts = count_passes(trace, lengths, policy, hardware)
-    return JobTimeline(
-        trace=trace,
-        counts=counts,
-        seconds=price.seconds(counts),
-        generated_tokens=int(answers[served].sum()),
-        num_refused=len(lengths) - len(served),
-    )
+    return trace_job(admission, lengths, answers, served)
 
 
 def trace_job(

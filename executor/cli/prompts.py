@@ -59,12 +59,12 @@ def check_text(text: object, where: str) -> None:
 
 def check_ids(ids: object, limits: PromptLimits, where: str) -> None:
     """Refuse token ids that the model cannot continue."""
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         raise InputError(where, got="token ids of another kind", allowed="a list of whole numbers")
     if not ids:
         raise InputError(where, got="an empty prompt", allowed="at least one token")
-    outside = [i for i in ids if not 0 <= i < limits.vocab_size]
-    if outside:
+    if min(ids) < 0 or max(ids) >= limits.vocab_size:
+        outside = [i for i in ids if not 0 <= i < limits.vocab_size]
         raise InputError(
             where,
             got=f"token id {outside[0]}",

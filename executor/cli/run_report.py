@@ -56,6 +56,7 @@ class Report:
     policies: list[Policy]
     predictions: list[Prediction]
     blocks: list[BlockResult] = field(default_factory=list)
+    num_prompts: int = 0
     num_tokens: int = 0
     planned_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
@@ -71,8 +72,14 @@ class Report:
         return format_report(self)
 
     def add(self, block: BlockResult) -> None:
-        """Count one block."""
-        self.blocks.append(block)
+        """Count one block. Over lanes, the first is kept for its time, without its answers: a job
+        may be large."""
+        if self.policy.lanes is None:
+            self.blocks.append(block)
+        elif not self.blocks:
+            nothing: dict[str, Any] = {"output_ids": {}, "output_scores": {}, "prompt_scores": {}}
+            self.blocks.append(replace(block, finished=(), **nothing))
+        self.num_prompts += len(block.output_ids)
         self.num_tokens += sum(len(ids) for ids in block.output_ids.values())
 
     def finish(self, runner: Runner) -> None:
@@ -193,7 +200,7 @@ class Report:
     def _measured(self) -> Measured:
         return Measured(
             num_blocks=self.num_blocks,
-            num_prompts=sum(len(block.output_ids) for block in self.blocks),
+            num_prompts=self.num_prompts,
             prompt_len=self.policies[0].workload.prompt_len,
             num_passes=self.lanes.num_passes if self.lanes else self.blocks[0].num_tokens,
             generated_tokens=self.num_tokens,
@@ -240,7 +247,7 @@ class Report:
             "dtype": policy.model.dtype,
             "prompt_len": policy.workload.prompt_len,
             "gen_len": policy.workload.gen_len,
-            "num_prompts": sum(len(block.output_ids) for block in self.blocks),
+            "num_prompts": self.num_prompts,
             "num_blocks": self.num_blocks,
             "block_size": policy.block_size,
             "gpu_batch_size": policy.gpu_batch_size,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from executor.cli.prompts import LINE_FORM, PROMPT_KEYS, check_text
+from executor.jobs.drafts import Draft
 from executor.jobs.limits import PromptNames, RequestLimits
 from executor.jobs.params import Asked, ParamsMaker
 from executor.jobs.table import LineError, ParsedLine
@@ -35,7 +37,7 @@ class PromptLines:
         maker: ParamsMaker,
         load_tokenizer: Callable[[], TextTokenizer],
     ) -> None:
-        self._limits, self._load_tokenizer = limits, load_tokenizer
+        self._limits, self.load_tokenizer = limits, load_tokenizer
         asked = Asked()
         self._params, self._names = maker.make(asked), PromptNames()
         self._seed = maker.seed(asked)
@@ -46,7 +48,11 @@ class PromptLines:
         """Whether an object has this form."""
         return any(key in line for key in PROMPT_KEYS)
 
-    def parse(self, line: dict[str, Any], where: str) -> ParsedLine:
+    @staticmethod
+    def name_of(line: dict[str, Any]) -> None:
+        """Lines have no names."""
+
+    def draft(self, line: dict[str, Any], where: str) -> Draft:
         """Return the prompt of a line, or raise ``InputError``."""
         keys = [key for key in PROMPT_KEYS if key in line]
         if len(keys) != 1:
@@ -56,13 +62,17 @@ class PromptLines:
         if taken:
             got = f"a key {taken[0]!r}, which the outputs need for themselves"
             raise InputError(where, got=got, allowed="any other name")
-        ids = line.get("prompt_ids")
-        if keys == ["prompt"]:
-            check_text(line["prompt"], where)
-            ids = self._load_tokenizer().encode(line["prompt"])
+        if keys == ["prompt_ids"]:
+            return Draft(finish=partial(self._finish, where, line["prompt_ids"]))
+        check_text(line["prompt"], where)
+        self.load_tokenizer()
+        return Draft(finish=partial(self._finish, where, None), texts=[line["prompt"]])
+
+    def _finish(self, where: str, ids: object, encoded: Sequence[list[int]]) -> ParsedLine:
+        ids = encoded[0] if encoded else ids
         self._limits.check(ids, self._params.max_tokens, where)
         assert isinstance(ids, list)
-        self._has_text |= keys == ["prompt"]
+        self._has_text |= bool(encoded)
         identities = self._names.identities(ids, self._seed, 1)
         return ParsedLine(prompts=[ids], params=self._params, identities=identities)
 
@@ -76,7 +86,7 @@ class PromptLines:
         (finished,) = done
         text = None
         if self._has_text:
-            text = decode_continuation(self._load_tokenizer(), prompts[0], finished.ids)
+            text = decode_continuation(self.load_tokenizer(), prompts[0], finished.ids)
         added = {
             "text": text,
             "output_ids": list(finished.ids),

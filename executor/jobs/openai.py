@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from executor.cli.prompts import check_text, parse_object
+from executor.jobs.drafts import Draft
 from executor.jobs.endings import text_of
 from executor.jobs.journal import hash_of
 from executor.jobs.limits import RequestLimits, identities_of
@@ -49,7 +51,7 @@ class BatchLines:
         created: int,
     ) -> None:
         self._limits, self._maker = limits, maker
-        self._load_tokenizer, self._load_template = load_tokenizer, load_template
+        self.load_tokenizer, self._load_template = load_tokenizer, load_template
         self._model, self._created = model, created
         self._first_model: object = None
         self._names: set[int] = set()
@@ -59,24 +61,46 @@ class BatchLines:
         """Whether an object has this form."""
         return "body" in line or "custom_id" in line
 
-    def parse(self, line: dict[str, Any], where: str) -> ParsedLine:
+    @staticmethod
+    def name_of(line: dict[str, Any]) -> object:
+        """Return the name that no other line may have."""
+        name = line.get("custom_id")
+        return name if isinstance(name, str) else None
+
+    def draft(self, line: dict[str, Any], where: str) -> Draft:
         """Return the prompts of a request, or raise ``InputError``."""
         name, is_chat, body = self._envelope(line, where)
         try:
             asked, count = read_params(body, is_chat=is_chat)
             params = self._params(asked)
             if is_chat:
-                prompts = [self._chat_ids(body, where)]
+                prompts: list[str | list[int]] = [self._chat_text(body, where)]
             else:
-                prompts = self._plain_ids(body.get("prompt"), where)
+                prompts = self._plain_prompts(body.get("prompt"), where)
         except InputError as error:
             raise error if error.what.startswith(where) else error.inside(where) from None
-        for ids in prompts:
+        identities = identities_of(name, self._maker.seed(asked), count * len(prompts))
+        return Draft(
+            finish=partial(self._finish, where, name, prompts, params, identities),
+            texts=[prompt for prompt in prompts if isinstance(prompt, str)],
+            is_rendered=is_chat,
+        )
+
+    def _finish(
+        self,
+        where: str,
+        name: bytes,
+        prompts: Sequence[str | list[int]],
+        params: RowParams,
+        identities: Sequence[int],
+        encoded: Sequence[list[int]],
+    ) -> ParsedLine:
+        texts = iter(encoded)
+        found = [next(texts) if isinstance(prompt, str) else prompt for prompt in prompts]
+        for ids in found:
             self._limits.check(ids, params.max_tokens, where)
         self._names.add(hash_of(name))
-        seed = self._maker.seed(asked)
-        identities = identities_of(name, seed, count * len(prompts))
-        return ParsedLine(prompts=prompts, params=params, identities=identities)
+        return ParsedLine(prompts=found, params=params, identities=identities)
 
     def _envelope(self, line: dict[str, Any], where: str) -> tuple[bytes, bool, dict[str, Any]]:
         """Check what is around a request; returns its name, whether it is a chat, and itself."""
@@ -106,26 +130,25 @@ class BatchLines:
         settings = self._maker.api_defaults | dict(asked.settings)
         return self._maker.make(replace(asked, settings=settings))
 
-    def _chat_ids(self, body: Mapping[str, Any], where: str) -> list[int]:
+    def _chat_text(self, body: Mapping[str, Any], where: str) -> str:
         options = body.get("chat_template_kwargs") or {}
         if not isinstance(options, dict):
             raise InputError("chat_template_kwargs", got=repr(options), allowed="an object")
         messages = [_flat(m) for m in check_messages(body.get("messages"), "messages")]
-        tokenizer = self._load_tokenizer()
-        text = self._load_template().render(messages, tokenizer.special_tokens, options)
+        special_tokens = self.load_tokenizer().special_tokens
+        text = self._load_template().render(messages, special_tokens, options)
         check_text(text, where)
-        return tokenizer.encode_rendered(text)
+        return text
 
-    def _plain_ids(self, prompt: object, where: str) -> list[list[int]]:
+    def _plain_prompts(self, prompt: object, where: str) -> list[str | list[int]]:
         """Return the prompts of a plain completion: text or ids, or a list of either."""
         is_list = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
-        found = []
+        found: list[str | list[int]] = []
         for one in prompt if is_list else [prompt]:  # type: ignore[attr-defined]
-            if isinstance(one, list):
-                found.append(one)
-                continue
-            check_text(one, where)
-            found.append(self._load_tokenizer().encode(one))
+            if not isinstance(one, list):
+                check_text(one, where)
+                self.load_tokenizer()
+            found.append(one)
         return found
 
     def answer(
@@ -176,7 +199,7 @@ class BatchLines:
     def _choice(
         self, index: int, ids: Sequence[int], done: Finished, params: Asked, *, is_chat: bool
     ) -> dict[str, Any]:
-        tokenizer = self._load_tokenizer()
+        tokenizer = self.load_tokenizer()
         text = text_of(tokenizer, ids, done, keeps_stop=params.keeps_stop)
         logprobs = None
         if params.logprobs is not None and done.scores is not None:

@@ -91,7 +91,9 @@ class LaneBlock:
                 hidden[rows] = whole
         elif kind == "embed":
             batch = self.batches[task.batch]
-            self.stores.embedding.fill(hidden, batch.ids[:, None], batch.positions[:, None])
+            for chunk in batch.chunks:
+                ids, positions = (x[chunk.rows, None] for x in (batch.ids, batch.positions))
+                self.stores.embedding.fill(hidden[chunk.rows], ids, positions)
         else:
             self._attend(task, hidden)
         return 0

@@ -250,9 +250,10 @@ class WeightFile:
         last: int,
         on_bytes: OnBytes,
     ) -> None:
-        scratch = torch.frombuffer(aligned_buffer(BUILD_PIECE_BYTES), dtype=torch.uint8)
-        for start in range(first, last, BUILD_PIECE_BYTES):
-            piece = scratch[: min(BUILD_PIECE_BYTES, last - start)]
+        size = min(BUILD_PIECE_BYTES, last - first)
+        scratch = torch.frombuffer(aligned_buffer(size), dtype=torch.uint8)
+        for start in range(first, last, size):
+            piece = scratch[: min(size, last - start)]
             layer, layout = self._components[place]
             known = min(len(piece), layout.num_bytes - start)
             self.source.read_range(layer, layout, start, piece[:known])

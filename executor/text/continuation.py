@@ -31,6 +31,13 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` with the special tokens that the model was trained on."""
 
+    def encode_batch(self, texts: Sequence[str], *, is_rendered: bool) -> list[list[int]]:
+        """Return the ids of many texts, as one by one.
+
+        ``is_rendered``: whether they hold their special tokens already. Raises ``InputError``
+        where any of them cannot be encoded.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
 
@@ -80,6 +87,14 @@ class FastTokenizer:
     def encode_rendered(self, text: str) -> list[int]:
         """Return the ids of ``text`` that holds its special tokens already."""
         return self._encode(text, adds_special=False)
+
+    def encode_batch(self, texts: Sequence[str], *, is_rendered: bool) -> list[list[int]]:
+        """Return the ids of many texts, encoded on all cores."""
+        try:
+            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=not is_rendered)
+        except Exception as error:  # the library raises bare Exception
+            raise cannot_encode(error) from error
+        return [encoding.ids for encoding in found]
 
     def _encode(self, text: str, *, adds_special: bool) -> list[int]:
         try:

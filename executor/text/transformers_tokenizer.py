@@ -32,6 +32,10 @@ class TransformersTokenizer:
         """Return the ids of ``text`` that holds its special tokens already."""
         return self._encode(text, adds_special=False)
 
+    def encode_batch(self, texts: Sequence[str], *, is_rendered: bool) -> list[list[int]]:
+        """Return the ids of many texts."""
+        return [self._encode(text, adds_special=not is_rendered) for text in texts]
+
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """Special tokens by their role, such as ``bos_token``."""

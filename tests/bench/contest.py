@@ -64,6 +64,9 @@ class Contender:
     """A system and what it has done so far."""
 
     system: System
+    # The longest run, and the longest one while settings are compared; ``None``: by the best.
+    limit_s: float = TIMEOUT_S
+    trial_s: float | None = None
     skipped: str | None = None
     setting: Mapping[str, Any] | None = None
     tried: list[dict[str, Any]] = field(default_factory=list)
@@ -84,13 +87,17 @@ class Contender:
         if self.setting is None:
             self._search()
             return
-        attempt = self._attempt(self.setting, TIMEOUT_S)
+        attempt = self._attempt(self.setting, self.limit_s)
         self.rounds.append({"outcome": attempt.outcome, **attempt.figures})
 
     def _search(self) -> None:
         best: Attempt | None = None
-        for setting in self.system.settings():
-            timeout_s = PATIENCE * best.ended.wall_s if best else TIMEOUT_S
+        settings = self.system.settings()
+        is_trial = self.trial_s is not None and len(settings) > 1
+        for setting in settings:
+            timeout_s = PATIENCE * best.ended.wall_s if best else self.limit_s
+            if self.trial_s is not None and is_trial:
+                timeout_s = self.trial_s
             attempt = self._attempt(setting, timeout_s)
             rate = attempt.figures.get("tok_per_s")
             self.tried.append({**setting, "outcome": attempt.outcome, "tok_per_s": rate})
@@ -100,6 +107,8 @@ class Contender:
             outcomes = "; ".join(tried["outcome"] for tried in self.tried)
             self.skipped = f"did not reach its end with any setting: {outcomes}"
             say(f"{self.system.name} {self.skipped}")
+        elif is_trial:
+            self.run_round()
         else:
             self.rounds.append({"outcome": best.outcome, **best.figures})
 

@@ -1,6 +1,7 @@
 """A checkpoint of a bench rewritten as a GGUF file for llama.cpp, one tensor at a time.
 
-There is no tokenizer: llama.cpp takes the vocabulary's size alone where only ids are fed.
+Its tools take the vocabulary's size alone where only ids are fed. Its server wants words, and gets
+made-up ones.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SUFFIXES = (".weight", ".bias")
 EXPERT_NUMBER = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
 
 
-def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
+def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path, *, has_words: bool = False) -> None:
     """Write the weights of ``checkpoint`` in the dtype of ``spec``; vectors in float32.
 
     Parameters
@@ -42,12 +43,18 @@ def write_gguf(checkpoint: Path, spec: ModelSpec, path: Path) -> None:
         Of a family in ``ARCHITECTURES``.
     path
         Appears only when the file is whole.
+    has_words
+        Whether it gets a vocabulary of made-up words.
     """
     partial = path.with_suffix(".partial")
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[spec.family]]
     names = gguf.get_tensor_name_map(architecture, spec.num_layers)
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture])
     _add_numbers(writer, spec)
+    if has_words:
+        _add_words(writer, spec.vocab_size)
+    else:
+        writer.add_tokenizer_model("none")
     with contextlib.ExitStack() as stack:
         shards = [
             stack.enter_context(safe_open(shard, framework="pt"))
@@ -99,7 +106,20 @@ def _add_numbers(writer: Any, spec: ModelSpec) -> None:
     writer.add_rope_freq_base(attention.rotary.theta)
     writer.add_layer_norm_rms_eps(layer.norm.eps)
     writer.add_vocab_size(spec.vocab_size)
-    writer.add_tokenizer_model("none")
+
+
+def _add_words(writer: Any, vocab_size: int) -> None:
+    """Add what llama.cpp wants of a SentencePiece vocabulary: special tokens, bytes, and words."""
+    kinds = gguf.TokenType
+    fixed = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    fixed += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    words = [(f"w{number}", kinds.NORMAL) for number in range(len(fixed), vocab_size)]
+    tokens = [*fixed, *words][:vocab_size]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores([-float(number) for number in range(vocab_size)])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_add_bos_token(False)
 
 
 def _tensors(stored: Mapping[str, Any], names: Any) -> dict[str, list[str]]:

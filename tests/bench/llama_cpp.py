@@ -158,11 +158,15 @@ class LlamaCpp:
 
     def version(self) -> str:
         """Ask the tool; it knows nothing of the package that its source came in."""
-        command = [str(self.tool), "--version"]
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = (asked.stdout + asked.stderr).splitlines()
-        said = next((line for line in lines if line.startswith("version")), "unknown version")
-        return f"llama.cpp {said}"
+        return version_of(self.tool)
+
+
+def version_of(tool: Path | None) -> str:
+    """Return what a tool of llama.cpp says of itself."""
+    asked = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False)
+    lines = (asked.stdout + asked.stderr).splitlines()
+    said = next((line for line in lines if line.startswith("version")), "unknown version")
+    return f"llama.cpp {said}"
 
 
 def build_tool(folder: Path, name: str) -> Path:
@@ -208,8 +212,10 @@ def build_tool(folder: Path, name: str) -> Path:
         "-DGGML_NATIVE=ON",
         "-DLLAMA_OPENSSL=OFF",
         "-DBUILD_SHARED_LIBS=OFF",
+        "-DLLAMA_USE_PREBUILT_UI=OFF",
     )
     jobs = str(len(os.sched_getaffinity(0)))
+    targets = (TOOL, QUANTIZER) if name in (TOOL, QUANTIZER) else (name,)
     _step(
         scratch,
         "build",
@@ -217,12 +223,11 @@ def build_tool(folder: Path, name: str) -> Path:
         "--build",
         "build",
         "--target",
-        TOOL,
-        QUANTIZER,
+        *targets,
         "--parallel",
         jobs,
     )
-    for built in (TOOL, QUANTIZER):
+    for built in targets:
         (scratch / "build" / "bin" / built).replace(folder / built)
     shutil.rmtree(scratch)
     return tool

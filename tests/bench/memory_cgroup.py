@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,8 +115,13 @@ class MemoryCgroup:
         folder: Path,
         log: Path,
         timeout_s: float,
+        drive: Callable[[subprocess.Popen[bytes]], None] | None = None,
     ) -> Ended:
-        """Run one command to its end; ``log`` takes its output, ``log`` + ``.err`` its errors."""
+        """Run one command to its end; ``log`` takes its output, ``log`` + ``.err`` its errors.
+
+        ``drive`` makes use of a command that does not end by itself, from outside the group. The
+        command is asked to end when it returns.
+        """
         errors = log.with_suffix(log.suffix + ".err")
         words = ["sh", "-c", ENTER_AND_RUN, str(self._folder / "cgroup.procs"), *command]
         start = time.perf_counter()
@@ -127,6 +132,9 @@ class MemoryCgroup:
             subprocess.Popen(words, env=env, cwd=folder, stdout=out, stderr=err) as process,
         ):
             try:
+                if drive is not None:
+                    drive(process)
+                    process.terminate()
                 status = process.wait(timeout_s)
             except subprocess.TimeoutExpired:
                 process.kill()

@@ -97,25 +97,9 @@ class Ours:
         return Attempt(ended=ended, figures=figures)
 
     def _measure(self) -> Path:
-        bench, profile = self.runs.bench, self.runs.bench.folder / "profile.json"
         if self.measures_once and self._policy.exists():
-            return profile
-        say("measuring the machine")
-        # With the whole limit: what a process takes by itself differs a little from measurement
-        # to measurement, and a policy that was made for the budget must fit in all rounds.
-        self.runs.free(
-            "measure",
-            "-m",
-            "profiles.measure",
-            "--cpu-memory",
-            f"{bench.limit_bytes}B",
-            "--offload-dir",
-            str(self._offload),
-            "--output",
-            str(profile),
-            *(["--quick"] if self.quick_profile else []),
-        )
-        return profile
+            return self.runs.bench.folder / "profile.json"
+        return measure(self.runs, self._offload, is_quick=self.quick_profile)
 
     def _search(self, profile: Path) -> None:
         bench = self.runs.bench
@@ -143,7 +127,33 @@ class Ours:
 
     def version(self) -> str:
         """Run from the checkout, it need not be installed."""
-        try:
-            return f"zigzag-llm {version('zigzag-llm')}"
-        except PackageNotFoundError:
-            return "zigzag-llm, not installed"
+        return our_version()
+
+
+def measure(runs: Runs, offload: Path, *, is_quick: bool) -> Path:
+    """Measure the machine, and return the file of its profile."""
+    profile = runs.bench.folder / "profile.json"
+    say("measuring the machine")
+    # With the whole limit: what a process takes by itself differs a little from measurement
+    # to measurement, and a policy that was made for the budget must fit in all rounds.
+    runs.free(
+        "measure",
+        "-m",
+        "profiles.measure",
+        "--cpu-memory",
+        f"{runs.bench.limit_bytes}B",
+        "--offload-dir",
+        str(offload),
+        "--output",
+        str(profile),
+        *(["--quick"] if is_quick else []),
+    )
+    return profile
+
+
+def our_version() -> str:
+    """Return the version of the package, where it is installed."""
+    try:
+        return f"zigzag-llm {version('zigzag-llm')}"
+    except PackageNotFoundError:
+        return "zigzag-llm, not installed"

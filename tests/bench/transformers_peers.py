@@ -62,7 +62,7 @@ class Accelerate:
 
     def version(self) -> str:
         """Both packages count."""
-        return f"accelerate {version('accelerate')}, transformers {version('transformers')}"
+        return accelerate_version()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,11 @@ class Transformers:
     def version(self) -> str:
         """Torch is told with the machine."""
         return f"transformers {version('transformers')}"
+
+
+def accelerate_version() -> str:
+    """Return the versions of both packages."""
+    return f"accelerate {version('accelerate')}, transformers {version('transformers')}"
 
 
 def _run(runs: Runs, name: str, timeout_s: float, *words: str) -> Attempt:

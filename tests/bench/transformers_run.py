@@ -32,7 +32,7 @@ def main() -> None:
     """Load, generate greedily in one batch, write the times."""
     flags = _parse()
     start = time.perf_counter()
-    model = _load(flags)
+    model = load_model(flags)
     load_s = time.perf_counter() - start
     lines = flags.prompts.read_text(encoding="utf-8").splitlines()
     ids = torch.tensor([json.loads(line)["prompt_ids"] for line in lines])
@@ -64,7 +64,8 @@ def main() -> None:
     )
 
 
-def _load(flags: argparse.Namespace) -> Any:
+def load_model(flags: argparse.Namespace) -> Any:
+    """Load a model, which is offloaded where ``flags`` have a folder for that."""
     offload: dict[str, Any] = {}
     if flags.offload_dir is not None:
         offload = {

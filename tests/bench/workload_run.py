@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -94,6 +94,15 @@ class Bench:
 
     def make_inputs(self) -> None:
         """Write the model, unless it is there already, and the prompts."""
+        self.make_model()
+        draw = random.Random(self.seed)
+        with self.prompts.open("w", encoding="utf-8") as handle:
+            for _ in range(self.num_prompts):
+                ids = [draw.randrange(self.model.vocab_size) for _ in range(self.prompt_len)]
+                handle.write(json.dumps({"prompt_ids": ids}) + "\n")
+
+    def make_model(self) -> None:
+        """Write the model, unless it is there already."""
         made_from = {"config": self.config, "seed": self.seed}
         stamp = self.checkpoint / "made_from.json"
         if not stamp.exists() or read_json(stamp, "stamp") != made_from:
@@ -101,11 +110,6 @@ class Bench:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
             write_random_checkpoint(self.checkpoint, self.config, seed=self.seed)
             write_json(stamp, made_from)
-        draw = random.Random(self.seed)
-        with self.prompts.open("w", encoding="utf-8") as handle:
-            for _ in range(self.num_prompts):
-                ids = [draw.randrange(self.model.vocab_size) for _ in range(self.prompt_len)]
-                handle.write(json.dumps({"prompt_ids": ids}) + "\n")
 
     @contextlib.contextmanager
     def offload_folder(self, name: str) -> Iterator[Path]:
@@ -122,13 +126,8 @@ class Bench:
 @contextlib.contextmanager
 def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
     """Yield the workload of a command's flags, in its work folder or in one that goes with it."""
-    with contextlib.ExitStack() as stack:
-        if flags.work_dir is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zigzag-bench-")))
-        else:
-            folder = flags.work_dir.resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-        config = _config_of(flags.preset, flags.num_layers)
+    with work_folder(flags) as folder:
+        config = config_of(flags.preset, flags.num_layers)
         yield Bench(
             config=config,
             model=spec_from_config(config, name=load_model_spec(flags.preset).name),
@@ -141,7 +140,19 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
         )
 
 
-def _config_of(preset: str, num_layers: int | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def work_folder(flags: argparse.Namespace) -> Iterator[Path]:
+    """Yield the folder of ``--work-dir``, or one that goes with the command."""
+    if flags.work_dir is None:
+        with tempfile.TemporaryDirectory(prefix="zigzag-bench-") as name:
+            yield Path(name)
+    else:
+        folder: Path = flags.work_dir.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def config_of(preset: str, num_layers: int | None) -> dict[str, Any]:
     """Return a preset's ``config.json``, or the one in a file or folder, cut to some layers.
 
     Rotary positions are not scaled: the file that llama.cpp reads says nothing of it, and no
@@ -195,12 +206,23 @@ class Runs:
         if status:
             raise RunError(f"{name} ended with status {status}: {last_line(err)}")
 
-    def limited(self, name: str, *words: str, timeout_s: float) -> Ended:
-        """Run a command under the limit, with cold files."""
+    def limited(
+        self,
+        name: str,
+        *words: str,
+        timeout_s: float,
+        drive: Callable[[subprocess.Popen[bytes]], None] | None = None,
+    ) -> Ended:
+        """Run a command under the limit, with cold files; ``drive``: see ``MemoryCgroup.run``."""
         _drop_from_page_cache(self.bench.folder)
         with MemoryCgroup(self.bench.limit_bytes) as group:
             return group.run(
-                words, env=self.environment, folder=ROOT, log=self.log(name), timeout_s=timeout_s
+                words,
+                env=self.environment,
+                folder=ROOT,
+                log=self.log(name),
+                timeout_s=timeout_s,
+                drive=drive,
             )
 
     def rates(self, ended: Ended, prefill_s: float, decode_s: float) -> dict[str, float | None]:

@@ -35,6 +35,9 @@ class LetterTokenizer:
 
     encode_rendered = encode
 
+    def encode_batch(self, texts: Sequence[str], *, is_rendered: bool) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 

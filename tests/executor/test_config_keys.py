@@ -9,6 +9,7 @@ must not change transformers' logits either.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import itertools
 import json
@@ -149,6 +150,19 @@ def field_defaults(config_class: type) -> Config:
     return found
 
 
+@functools.cache
+def names_in(path: Path) -> frozenset[str]:
+    """Names that a source file of transformers reads from a config."""
+    text = path.read_text()
+    patterns = (
+        r"config\.([a-z_][a-z0-9_]*)\b(?!\()",
+        r"""config, ["'](\w+)["']""",
+        r"""(?:kwargs|config_dict)(?:\.\w+\(|\[)["'](\w+)["']""",
+        r"""hasattr\(self, ["'](\w+)["']""",
+    )
+    return frozenset(name for pattern in patterns for name in re.findall(pattern, text))
+
+
 def names_read(family: str) -> set[str]:
     """Names that transformers' source reads from a config, wherever it does."""
     folder = Path(transformers.__file__).parent / "models" / family.removesuffix("_text")
@@ -160,13 +174,7 @@ def names_read(family: str) -> set[str]:
         cache_utils,
     )
     paths = [*folder.glob("*.py"), *(Path(str(module.__file__)) for module in modules)]
-    found: set[str] = set()
-    for path in paths:
-        text = path.read_text()
-        found.update(re.findall(r"config\.([a-z_][a-z0-9_]*)\b(?!\()", text))
-        found.update(re.findall(r"""config, ["'](\w+)["']""", text))
-        found.update(re.findall(r"""(?:kwargs|config_dict)(?:\.\w+\(|\[)["'](\w+)["']""", text))
-        found.update(re.findall(r"""hasattr\(self, ["'](\w+)["']""", text))
+    found = {name for path in paths for name in names_in(path)}
     classes = (transformers.GPT2Config, transformers.BloomConfig, transformers.FalconConfig)
     for other in classes:
         found.update(other.attribute_map)

@@ -21,15 +21,18 @@ from executor import generate
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.journal import journal_path
 from executor.run.block import Block
+from executor.run.lane_block import LaneBlock
 from profiles import with_emulated_gpu
 from profiles.units import MIB
 from tests.executor.commands import Ended, end_command
-from tests.executor.job_desk import GEN_LEN, LANES, PROMPTS, Desk, request, save_job_model, words
+from tests.executor.job_desk import GEN_LEN, LANES, PROMPTS, Desk, save_job_model, words
+from tests.executor.job_desk import request as line_of
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import ON_DISK, make_hardware
 from tests.executor.tiny_models import save_tiny_model
 
 Run = Callable[..., Ended]
+ALONE = {"gpu_batch_size": 1, "num_gpu_batches": 1, "prefill_batch_size": 1}
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +65,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 def test_each_line_ends_at_its_own_limits(desk: Desk, run: Run, expected: list[list[int]]) -> None:
     stop = f"w{expected[3][2]}"
     desk.write(
-        request(0, max_tokens=2),
-        request(1, stop_token_ids=[expected[1][3]]),
-        request(2),
-        request(3, stop=[stop, "w-1"]),
-        request(4, max_tokens=5, logprobs=1, n=2),
+        line_of(0, max_tokens=2),
+        line_of(1, stop_token_ids=[expected[1][3]]),
+        line_of(2),
+        line_of(3, stop=[stop, "w-1"]),
+        line_of(4, max_tokens=5, logprobs=1, n=2),
     )
     ended = run(desk.arguments("--json"))
     assert (ended.status, ended.err) == (0, "")
@@ -91,7 +94,7 @@ def test_each_line_ends_at_its_own_limits(desk: Desk, run: Run, expected: list[l
 @in_blocks_and_lanes
 def test_sampled_tokens_depend_on_no_other_line(desk: Desk, run: Run) -> None:
     lines = [
-        request(number, temperature=0.5 + 0.5 * number, seed=number % 2, n=2, max_tokens=4)
+        line_of(number, temperature=0.5 + 0.5 * number, seed=number % 2, n=2, max_tokens=4)
         for number in range(5)
     ]
     desk.write(*lines)
@@ -100,7 +103,7 @@ def test_sampled_tokens_depend_on_no_other_line(desk: Desk, run: Run) -> None:
     texts = [choice["text"] for choices in together.values() for choice in choices]
     assert len(set(texts)) > 5
     desk.write(*reversed(lines[1:4]))
-    desk.write_policy(gpu_batch_size=1, num_gpu_batches=2, prefill_batch_size=1)
+    desk.write_policy(**ALONE | {"num_gpu_batches": 2})
     assert run(desk.arguments()).status == 0
     found = {name: body["choices"] for name, body in desk.answers().items()}
     assert found == {name: together[name] for name in ("r1", "r2", "r3")}
@@ -111,12 +114,12 @@ def test_bad_lines_go_to_the_error_file(
     desk: Desk, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     desk.write(
-        request(0),
+        line_of(0),
         "{",
-        request(1) | {"body": {"prompt": [1] * 9}},
-        request(2) | {"body": {"prompt": [1], "max_tokens": GEN_LEN + 1}},
-        request(3, frequency_penalty=1),
-        request(4),
+        line_of(1) | {"body": {"prompt": [1] * 9}},
+        line_of(2) | {"body": {"prompt": [1], "max_tokens": GEN_LEN + 1}},
+        line_of(3, frequency_penalty=1),
+        line_of(4),
     )
     ended = run(desk.arguments())
     assert ended.status == 0
@@ -131,7 +134,7 @@ def test_bad_lines_go_to_the_error_file(
     ended = run(desk.arguments("--strict"))
     assert ended.status == 2 and ended.err.startswith("error: line 2 of in.jsonl: ")
     assert not desk.output.exists()
-    desk.write(request(0))
+    desk.write(line_of(0))
     assert run(desk.arguments()).status == 0 and not desk.errors.exists()
 
 
@@ -146,27 +149,37 @@ def test_compressed_input(desk: Desk, run: Run, expected: list[list[int]]) -> No
     assert ended.status == 2 and "broken compressed text" in ended.err
 
 
-def interrupt(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch, num_blocks: int) -> None:
-    """Leave a job after some blocks of one prompt."""
-    original, blocks = Block.start, []
+def interrupt(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch, num_prompts: int) -> None:
+    """Leave a job after some prompts, which run one by one."""
+    start_block, begin_pass = Block.start, LaneBlock.begin_pass
+    begun: list[Any] = []
 
     def start(block: Block, batches: Any) -> None:
-        blocks.append(batches)
-        if len(blocks) > num_blocks:
+        if len(begun) == num_prompts * GEN_LEN:
             raise KeyboardInterrupt
-        original(block, batches)
+        begun.extend([block] * GEN_LEN)
+        start_block(block, batches)
+
+    def begin(block: LaneBlock, plan: Any) -> None:
+        if len(begun) == num_prompts * GEN_LEN:
+            raise KeyboardInterrupt
+        begun.append(block)
+        begin_pass(block, plan)
 
     with monkeypatch.context() as patch:
         patch.setattr(Block, "start", start)
+        patch.setattr(LaneBlock, "begin_pass", begin)
         ended = run(desk.arguments())
     assert ended.status == 130 and journal_path(desk.output).exists()
 
 
-@pytest.fixture
-def left(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> Desk:
+@pytest.fixture(params=[None, LANES], ids=["blocks", "lanes"])
+def left(
+    desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Desk:
     """A job that was ended early, with two of five answers."""
-    desk.write_policy(gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1)
-    desk.write(*map(request, range(5)))
+    desk.write_policy(**ALONE, lanes=request.param)
+    desk.write(*map(line_of, range(5)))
     interrupt(desk, run, monkeypatch, 2)
     assert len(desk.answers()) == 2
     return desk
@@ -202,7 +215,7 @@ def test_lines_may_be_added_and_not_changed(
     left.prompts.write_text("".join(text.splitlines(keepends=True)[:4]))
     assert "prompts that have changed" in run(left.arguments("--resume")).err
     assert before == (left.output.read_bytes(), journal_path(left.output).read_bytes())
-    more = json.dumps(request(0) | {"custom_id": "r5"})
+    more = json.dumps(line_of(0) | {"custom_id": "r5"})
     left.prompts.write_text(text + more + "\n")
     assert run(left.arguments("--resume")).status == 0
     check_whole(left, [*expected, expected[0]])
@@ -217,7 +230,7 @@ def test_another_job_does_not_go_on(left: Desk, run: Run, tmp_path: Path) -> Non
     save_tiny_model(other, "llama", num_layers=3, seed=1)
     ended = run([*left.arguments("--resume"), f"--model={other}"])
     assert ended.status == 2 and "another model" in ended.err
-    left.write_policy(gpu_batch_size=1, prefill_batch_size=1, cache_bits=8)
+    left.write_policy(**ALONE, cache_bits=8)
     ended = run(left.arguments("--resume"))
     assert ended.status == 2 and "other approximations" in ended.err
 
@@ -233,7 +246,7 @@ def test_deleted_answers_are_told_and_made_again(
 
 
 def test_a_first_run_may_ask_to_go_on(desk: Desk, run: Run, expected: list[list[int]]) -> None:
-    desk.write(*map(request, range(5)))
+    desk.write(*map(line_of, range(5)))
     assert run(desk.arguments("--resume")).status == 0
     check_whole(desk, expected)
     ended = run(desk.arguments("--resume", "--output", "-"))
@@ -245,14 +258,12 @@ def test_killed_processes_go_on(desk: Desk, run: Run, expected: list[list[int]])
     slow = with_emulated_gpu(make_hardware(), memory_bytes=256 * MIB, link_bytes_per_s=2e6)
     desk.write_policy(
         hardware=slow,
-        gpu_batch_size=1,
-        num_gpu_batches=1,
-        prefill_batch_size=1,
+        **ALONE,
         weights=ON_DISK,
         cache=ON_DISK,
     )
     count = 3
-    desk.write(*map(request, range(count)))
+    desk.write(*map(line_of, range(count)))
     draws = random.Random(0)
     done: list[str] = []
     for _ in range(40):

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.answer_lengths import LEAST_ENDED
 from executor import length_history
 from executor.length_history import expected_outputs, history_path, record_outputs
+from profiles.files import from_json, to_json
 from tests.plain_models import plain_model
 
 MODEL = plain_model(num_kv_heads=2)
@@ -42,6 +44,14 @@ def test_answers_of_earlier_runs_are_expected_of_their_model() -> None:
     assert expected_outputs(MODEL.with_dtype("bfloat16"), [5], [50]).tolist() == [16]
     other = plain_model(num_kv_heads=1)
     assert expected_outputs(other, [5, 5], LIMITS).tolist() == LIMITS
+
+
+def test_a_model_has_one_file_whether_read_from_its_config_or_from_a_policy() -> None:
+    again = from_json(ModelSpec, json.loads(json.dumps(to_json(MODEL))), "model")
+    assert to_json(again) == to_json(MODEL)
+    # A whole number has become a float.
+    assert json.dumps(to_json(again)) != json.dumps(to_json(MODEL))
+    assert history_path(again) == history_path(MODEL)
 
 
 def test_what_the_user_expects_comes_first() -> None:

@@ -1,0 +1,246 @@
+"""The search over policies with lanes: how many, with how much cache, and the weights beside it.
+
+For each choice of lanes, cache and rows, the program places the weights. The job is then simulated,
+because its start and its end may be half of it. The choices are tried coarsely, and then near the
+best one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodel.model.spec import ModelSpec
+from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted
+from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.lane_bound import least_seconds
+from costmodel.optimizer.program import Limits, Program, Solution
+from costmodel.optimizer.rows import RowTable
+from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.pages import PAGE, pages_of
+from costmodel.plan.policy import LanePolicy, Policy
+from costmodel.plan.workload import Workload
+from costmodel.pricing.lane_price import job_seconds
+from costmodel.pricing.problem import Problem
+from costmodel.schedule.job_simulation import JobTrace
+from profiles.hardware import HardwareProfile
+
+# Standard deviations of the tokens of all lanes that the cache has room for beside their mean;
+# infinite: room for the longest sequences together.
+DEVIATIONS = (-1.0, 0.0, 1.0, 2.0, 4.0, math.inf)
+# Rows of prompts that begin together, where the longest prompt leaves room for them.
+PROMPT_ROWS = (0, 512, 2048, 8192)
+CHUNK_ROWS = (128, 512, 2048)
+NUM_BATCHES = (1, 2, 4)
+FACTORS = (0.5, 0.75, 0.9, 1.1, 1.33, 2.0)
+# Rounds of steps near the best choice.
+MOST_ROUNDS = 3
+# A smaller gain is none.
+LEAST_GAIN = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is enumerated: ``lanes`` in ``num_batches``, and an entry of each list above."""
+
+    lanes: int
+    deviations: float = 1.0
+    prompt_rows: int = 2048
+    chunk_rows: int = 512
+    num_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLanes:
+    """A policy that fits, and the seconds of its job."""
+
+    seconds: float
+    policy: Policy
+    problem: Problem
+    solution: Solution
+
+
+class LaneSearch:
+    """The search for the fastest policy with lanes on a machine without a GPU.
+
+    Parameters
+    ----------
+    machine
+        Its capacities are filled to the last byte.
+    workload
+        The job; without lengths, all are as long as the longest.
+    """
+
+    def __init__(self, machine: HardwareProfile, model: ModelSpec, workload: Workload) -> None:
+        self._machine, self._model, self._workload = machine, model, workload
+        self.lengths: Lengths = workload.sketch(MAX_BLOCK_SIZE).lengths()
+        self._table = RowTable(machine)
+        self._traces: dict[tuple[int, ...], JobTrace] = {}
+        self._tried: dict[tuple[Hashable, Choice], FoundLanes | None] = {}
+        self._best: FoundLanes | None = None
+        self._choice: Choice | None = None
+        self._begin: Choice | None = None
+        # No policy is faster than this.
+        self.bound_s = math.inf
+
+    def begin_like(self, other: LaneSearch) -> None:
+        """Look only near the best choice of a search on a similar machine."""
+        self._begin, self._traces = other._choice, other._traces
+
+    def run(self, permitted: Permitted) -> FoundLanes | None:
+        """Return the fastest policy of all that this and earlier calls permit; ``None`` where
+        nothing fits."""
+        problems = [
+            (least_seconds(problem, self.lengths), i, problem)
+            for i, problem in enumerate(self.problems(permitted))
+        ]
+        for bound_s, _, problem in sorted(problems, key=lambda entry: entry[:2]):
+            self.bound_s = min(self.bound_s, bound_s)
+            if bound_s < self._best_s:
+                self._search(problem)
+        return self._best
+
+    @property
+    def _best_s(self) -> float:
+        return self._best.seconds if self._best else math.inf
+
+    def problems(self, permitted: Permitted) -> Iterator[Problem]:
+        """Yield a problem for each precision and each way to load experts."""
+        has_experts = "experts" in self._model.component_names
+        for on_demand, weight_bits, cache_bits, sparsity in itertools.product(
+            (False, True) if has_experts else (False,),
+            permitted.bits(self._model, "weight"),
+            permitted.bits(self._model, "cache"),
+            sorted({1.0, permitted.sparsity}, reverse=True),
+        ):
+            yield Problem(
+                hardware=self._machine,
+                model=self._model,
+                workload=self._workload,
+                gpu_batch_size=1,
+                prefill_batch_size=1,
+                weight_bits=weight_bits,
+                cache_bits=cache_bits,
+                group_size=permitted.group_size,
+                attention_sparsity=sparsity,
+                loads_on_demand=on_demand,
+                lanes=LanePolicy(pool_tokens=1, pass_rows=1),
+            )
+
+    def _search(self, problem: Problem) -> None:
+        """Look for a policy of one precision that is faster than the best so far."""
+        begin = [Choice(n) for n in _numbers_of_lanes(len(self.lengths))]
+        if self._begin is not None:
+            begin = [self._begin, *_other_lanes(self._begin, len(self.lengths))]
+        for choice in begin:
+            self._try(problem, choice)
+        for _ in range(MOST_ROUNDS):
+            before = self._best_s
+            if self._choice is None or not self._is_of(problem):
+                return
+            for step in (_other_lanes, _other_caches, _other_rows):
+                for choice in step(self._choice, len(self.lengths)):
+                    self._try(problem, choice)
+            if self._best_s > before * (1 - LEAST_GAIN):
+                return
+
+    def _is_of(self, problem: Problem) -> bool:
+        """Whether the best policy has a problem's precision."""
+        assert self._best is not None
+        return _precision(self._best.problem) == _precision(problem)
+
+    def _try(self, problem: Problem, choice: Choice) -> None:
+        key = _precision(problem), choice
+        if key in self._tried:
+            return
+        found = self._tried[key] = self._evaluate(problem, choice)
+        if found is not None and found.seconds < self._best_s:
+            self._best, self._choice = found, choice
+
+    def _evaluate(self, problem: Problem, choice: Choice) -> FoundLanes | None:
+        batch = -(-choice.lanes // choice.num_batches)
+        lanes = batch * choice.num_batches
+        count = choice.num_batches, choice.num_batches
+        problem = replace(
+            problem,
+            gpu_batch_size=batch,
+            num_batches=count,
+            lanes=self._lane_policy(replace(choice, lanes=lanes)),
+        )
+        program = Program(problem, self._table)
+        try:
+            relaxed = program.solve(Limits(block_sizes=(lanes, lanes)))
+        except Infeasible:
+            return None
+        if relaxed.bound_per_sequence_s * len(self.lengths) >= self._best_s:
+            return None
+        fitted = fit(program, choice.num_batches, max_latency_s=None)
+        if fitted is None:
+            return None
+        policy, solution = fitted
+        seconds = job_seconds(policy, self._machine, self._traces)
+        return FoundLanes(seconds=seconds, policy=policy, problem=problem, solution=solution)
+
+    def _lane_policy(self, choice: Choice) -> LanePolicy:
+        lengths, lanes = self.lengths, choice.lanes
+        stored = np.sort(lengths.stored)[::-1]
+        # The longest sequence must have room, and no more than the longest ones can be used.
+        least = pages_of(int(stored[0])) * PAGE
+        most = sum(pages_of(int(n)) for n in stored[:lanes].tolist()) * PAGE
+        tokens = most
+        if math.isfinite(choice.deviations):
+            mean, deviation = lengths.mean_context + PAGE / 2, lengths.sd_context
+            needed = lanes * mean + choice.deviations * deviation * math.sqrt(lanes)
+            tokens = min(most, max(least, pages_of(math.ceil(needed)) * PAGE))
+        longest = int(lengths.prompts.max())
+        total = int(lengths.prompts.sum())
+        prompt_rows = min(total, max(longest, choice.prompt_rows))
+        rows = prompt_rows + lanes - 1
+        return LanePolicy(
+            pool_tokens=max(1, tokens), pass_rows=rows, chunk_rows=min(choice.chunk_rows, rows)
+        )
+
+
+def _precision(problem: Problem) -> Hashable:
+    """Return what ``LaneSearch`` chooses before all else."""
+    return (
+        problem.weight_bits,
+        problem.cache_bits,
+        problem.attention_sparsity,
+        problem.loads_on_demand,
+    )
+
+
+def _numbers_of_lanes(num_prompts: int) -> list[int]:
+    """Return powers of two and the numbers half-way between them, and all prompts at once."""
+    most = min(num_prompts, MAX_BLOCK_SIZE)
+    powers = [2**i for i in range(most.bit_length())]
+    numbers = {*powers, *(3 * p // 2 for p in powers if p > 1), most}
+    # Many lanes are seldom worse than few, and are tried first.
+    return sorted((n for n in numbers if n <= most), reverse=True)
+
+
+def _other_lanes(choice: Choice, num_prompts: int) -> list[Choice]:
+    most = min(num_prompts, MAX_BLOCK_SIZE)
+    counts = {min(most, max(1, round(choice.lanes * factor))) for factor in FACTORS}
+    return [replace(choice, lanes=count) for count in sorted(counts)]
+
+
+def _other_caches(choice: Choice, num_prompts: int) -> list[Choice]:
+    """The cache, alone and with fewer or more lanes."""
+    del num_prompts
+    return [replace(choice, deviations=z) for z in DEVIATIONS]
+
+
+def _other_rows(choice: Choice, num_prompts: int) -> list[Choice]:
+    del num_prompts
+    return [
+        *(replace(choice, prompt_rows=rows) for rows in PROMPT_ROWS),
+        *(replace(choice, chunk_rows=rows) for rows in CHUNK_ROWS),
+        *(replace(choice, num_batches=n) for n in NUM_BATCHES if n <= choice.lanes),
+    ]
