@@ -288,6 +288,7 @@ class JobRun:
             sampler=chooser,
             finish=chooser.finish,
             lengths=planned.lengths,
+            shares_prefixes=self._options.shares_prefixes,
         )
 
     def _told_sampling(self) -> dict[str, Any]:

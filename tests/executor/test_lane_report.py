@@ -207,6 +207,8 @@ def test_a_wrong_guess_is_told_with_what_it_costs(tmp_path: Path) -> None:
     assert sum(len(result.output_ids) for result in results) == 8
     waiting = np.array(lanes.log.waiting)
     assert lanes.num_waited == waiting.sum() == lanes.predicted.trace.waited > 0
+    tokens = cached_tokens(lanes.predicted.trace, lanes.lengths)
+    assert list(lanes.log.tokens) == tokens.tolist()
     seconds = np.array(lanes.log.end_s) - np.array(lanes.log.start_s)
     at_work = np.array(lanes.log.decoding) + np.array(lanes.log.newcomers)
     assert lanes.waited_s == pytest.approx((seconds * waiting / (waiting + at_work)).sum())
