@@ -183,7 +183,7 @@ class Job:
             report.finish(runner)
         # The run has given its memory back by now.
         if recorder:
-            recorder.finish(report.blocks, report.record())
+            recorder.finish(report.blocks, report.record(), report.start_s)
 
     def _progress(self, report: Report, *, is_shown: bool) -> ProgressBar:
         if self.policy.lanes is None:

@@ -108,6 +108,11 @@ class Report:
         return 1 if self.lanes else len(self.blocks)
 
     @property
+    def start_s(self) -> float:
+        """Start of the first block or pass, on the run's clock."""
+        return self.lanes.log.start_s[0] if self.lanes else self.blocks[0].start_s
+
+    @property
     def phase_s(self) -> dict[str, float]:
         """Measured seconds of each phase, all blocks."""
         if self.lanes:
