@@ -10,12 +10,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from costmodel.model.cache import CacheSpec
 from costmodel.plan.pages import ring_tokens
+from costmodel.plan.prefixes import Prefixes
 from profiles.errors import InputError
 
 IntArray = NDArray[np.int64]
 
 # Answers that a sketch keeps one by one: the longest ones set when a job ends.
 EXACT_ANSWERS = 8
+# More prompts, or tokens of one, are a mistake, and overflow numbers later.
+MOST = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,9 @@ class Sketch:
                 got=f"{', '.join(str(len(column)) for column in columns)} entries",
                 allowed="as many prompts, outputs, limits and weights, and at least one",
             )
-        if (smallest := min(min(column) for column in columns)) < 1:
-            raise InputError("lengths", got=smallest, allowed="1 or more")
+        for value in (min(map(min, columns)), max(map(max, columns)), self.num_prompts):
+            if not 1 <= value <= MOST:
+                raise InputError("lengths", got=value, allowed=f"1 to {MOST}")
 
     @property
     def num_prompts(self) -> int:
@@ -83,6 +87,8 @@ class Lengths:
         Tokens that each answer is expected to have; more than its limit counts as the limit.
     limits
         Most tokens of each answer (``max_tokens``). ``None``: ``outputs``.
+    prefixes
+        What prompts share, with at least one token less than each of them. ``None``: nothing.
 
     Raises
     ------
@@ -91,7 +97,12 @@ class Lengths:
     """
 
     def __init__(
-        self, prompts: ArrayLike, outputs: ArrayLike, limits: ArrayLike | None = None
+        self,
+        prompts: ArrayLike,
+        outputs: ArrayLike,
+        limits: ArrayLike | None = None,
+        *,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.prompts: IntArray = np.array(prompts, np.int64)
         self.limits: IntArray = np.array(outputs if limits is None else limits, np.int64)
@@ -107,13 +118,19 @@ class Lengths:
             if (smallest := int(column.min())) < 1:
                 raise InputError(f"lengths of {name}", got=smallest, allowed="1 or more")
         self.outputs: IntArray = np.minimum(columns["outputs"], self.limits)
+        self.prefixes = prefixes or Prefixes.none(len(self))
+        assert (self.prefixes.of_prompts < self.prompts).all()
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def expecting(self, outputs: ArrayLike) -> Lengths:
         """Return the same requests with other expected answers, int [requests]."""
-        return Lengths(self.prompts, outputs, self.limits)
+        return Lengths(self.prompts, outputs, self.limits, prefixes=self.prefixes)
+
+    def sharing(self, prefixes: Prefixes) -> Lengths:
+        """Return the same requests with what their prompts share."""
+        return Lengths(self.prompts, self.outputs, self.limits, prefixes=prefixes)
 
     @property
     def stored(self) -> IntArray:

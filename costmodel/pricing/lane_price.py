@@ -18,6 +18,7 @@ from profiles.hardware import CHANNELS, HardwareProfile
 # takes longer than the other, all further tokens take. The least prompts, and those of a lane.
 LEAST_SIMULATED = 4096
 SIMULATED_OF_LANE = 8
+MOST_SIMULATED = 32_768
 # The same where many policies are compared.
 LEAST_COMPARED = 1024
 
@@ -127,7 +128,7 @@ def job_seconds(
 
 def _sizes(sketch: Sketch, policy: Policy, least: int) -> tuple[int, ...]:
     """Return the numbers of prompts of the jobs that are simulated for a job."""
-    most = max(least, SIMULATED_OF_LANE * policy.block_size)
+    most = min(MOST_SIMULATED, max(least, SIMULATED_OF_LANE * policy.block_size))
     return (sketch.num_prompts,) if sketch.num_prompts <= most else (most, most // 2)
 
 

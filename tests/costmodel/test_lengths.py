@@ -128,7 +128,8 @@ def test_lengths_of_another_job_are_refused(changes: dict[str, int | None], said
     [
         (((), (), (), ()), "0, 0, 0, 0 entries"),
         (((1, 2), (1, 1), (1, 1), (1,)), "2, 2, 2, 1 entries"),
-        (((1,), (1,), (1,), (0,)), "0; allowed: 1 or more"),
+        (((1,), (1,), (1,), (2 * 10**9,)), "2000000000; allowed: 1 to"),
+        (((1,), (1,), (1,), (0,)), "0; allowed: 1 to 1000000000"),
     ],
 )
 def test_a_sketch_of_uneven_or_empty_columns_is_refused(
@@ -137,3 +138,16 @@ def test_a_sketch_of_uneven_or_empty_columns_is_refused(
     prompts, outputs, limits, weights = columns
     with pytest.raises(InputError, match=said):
         Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+
+
+def test_a_smaller_sketch_has_the_same_proportions() -> None:
+    sketch = Sketch(
+        prompts=(900, 10, 20, 5),
+        outputs=(90, 9, 3, 1),
+        limits=(90, 9, 3, 1),
+        weights=(1, 2, 40, 600),
+    )
+    small = sketch.scaled(80)
+    assert small.num_prompts == 80
+    assert dict(zip(small.prompts, small.weights, strict=True)) == {900: 1, 20: 5, 5: 74}
+    assert sketch.scaled(643) == sketch

@@ -63,8 +63,8 @@ class Run:
     """A run whose answers end at many tokens, and the files that it left."""
 
     report: Report
+    results: list[BlockResult]
     lanes: LaneFigures
-    blocks: list[BlockResult]
     trace: Path
     page: Path
 
@@ -87,23 +87,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         eos_ids=frozenset(range(SPEC.vocab_size // 8)),
     )
     trace, page = folder / "trace.json", folder / "page.html"
-    blocks: list[BlockResult] = []
     with (
         pytest.MonkeyPatch.context() as patch,
         job.recording(trace, page) as recorder,
     ):
         # What to buy takes a search.
         patch.setattr(report_page, "purchases_of_policy", lambda *_: Purchases(problem="none"))
-        report = job.run(folder, planned=job.predict(), recorder=recorder, on_block=blocks.append)
+        results: list[BlockResult] = []
+        report = job.run(folder, planned=job.predict(), recorder=recorder, on_block=results.append)
     # The page is written behind the block.
     assert report.lanes is not None
-    return Run(report=report, lanes=report.lanes, blocks=blocks, trace=trace, page=page)
+    return Run(report=report, results=results, lanes=report.lanes, trace=trace, page=page)
 
 
 def test_every_token_is_counted_once(run: Run) -> None:
     lanes, log = run.lanes, run.lanes.log
     generated: dict[int, int] = {}
-    for block in run.blocks:
+    for block in run.results:
         stopped = block.stopped
         generated |= {i: len(ids) + (i in stopped) for i, ids in block.output_ids.items()}
     assert lanes.answers.tolist() == [generated[i] for i in range(NUM_PROMPTS)]
@@ -111,7 +111,7 @@ def test_every_token_is_counted_once(run: Run) -> None:
     # A lane makes a token in each of its passes.
     assert sum(log.decoding) + sum(log.newcomers) == sum(generated.values())
     assert sum(log.newcomers) == NUM_PROMPTS
-    assert lanes.num_passes == sum(block.num_tokens for block in run.blocks)
+    assert lanes.num_passes == sum(block.num_tokens for block in run.results)
     told = lanes.as_json()
     assert told["prompt_tokens"] == sum(map(len, draw_prompts()))
     assert told["output_tokens"] == sum(generated.values())
