@@ -34,7 +34,7 @@ from profiles.hardware import HardwareProfile
 # infinite: room for the longest sequences together.
 DEVIATIONS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, math.inf)
 # Rows of prompts that begin together, where the longest prompt leaves room for them.
-PROMPT_ROWS = (0, 512, 2048, 8192)
+PROMPT_ROWS = (0, 512, 2048, 8192, 32768)
 CHUNK_ROWS = (64, 128, 256, 512, 2048)
 NUM_BATCHES = (1, 2, 4)
 FACTORS = (0.75, 0.87, 0.95, 1.0, 1.06, 1.15, 1.33)
