@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from costmodel.cli.flags import check_outputs
@@ -70,6 +71,11 @@ def parser() -> Parser:
         help="go on with a job that was ended early, by the journal beside its output",
     )
     add("--strict", action="store_true", help="run nothing if any line cannot be run")
+    add(
+        "--no-shared-prefixes",
+        action="store_true",
+        help="compute what prompts begin with in common for each of them, to compare",
+    )
     add_job_flags(parser)
     add_expected_len(parser, otherwise="as in earlier runs, else as long as it may be")
     add_sampling_flags(parser)
@@ -106,7 +112,10 @@ def main(arguments: list[str]) -> None:
             is_strict=flags.strict,
             resumes=flags.resume,
         )
-        with JobRun(told, read_job_options(flags, policy)) as job:
+        options = replace(
+            read_job_options(flags, policy), shares_prefixes=not flags.no_shared_prefixes
+        )
+        with JobRun(told, options) as job:
             if job.prompts:
                 with job.job.recording(flags.trace, flags.report) as recorder:
                     _generate(job, flags, recorder)

@@ -91,8 +91,9 @@ def keep_run(report: Report, offload_dir: Path) -> None:
     block = report.measured_run()
     if block.num_tokens / block.throughput_tok_per_s < SHORTEST_S:
         return
-    if block.policy.workload.scores_prompts:
-        # The table has no column for it, and it takes longer.
+    shares = report.lanes is not None and report.lanes.lengths.prefixes.of_prompts.any()
+    if block.policy.workload.scores_prompts or shares:
+        # The table has no column for these, and they change what is computed.
         return
     try:
         path, shapes = _kept("runs", "csv", offload_dir), to_json(block.policy.model)

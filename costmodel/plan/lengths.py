@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from costmodel.model.cache import CacheSpec
 from costmodel.plan.pages import ring_tokens
+from costmodel.plan.prefixes import Prefixes
 from profiles.errors import InputError
 
 IntArray = NDArray[np.int64]
@@ -86,6 +87,8 @@ class Lengths:
         Tokens that each answer is expected to have; more than its limit counts as the limit.
     limits
         Most tokens of each answer (``max_tokens``). ``None``: ``outputs``.
+    prefixes
+        What prompts share, with at least one token less than each of them. ``None``: nothing.
 
     Raises
     ------
@@ -94,7 +97,12 @@ class Lengths:
     """
 
     def __init__(
-        self, prompts: ArrayLike, outputs: ArrayLike, limits: ArrayLike | None = None
+        self,
+        prompts: ArrayLike,
+        outputs: ArrayLike,
+        limits: ArrayLike | None = None,
+        *,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.prompts: IntArray = np.array(prompts, np.int64)
         self.limits: IntArray = np.array(outputs if limits is None else limits, np.int64)
@@ -110,13 +118,19 @@ class Lengths:
             if (smallest := int(column.min())) < 1:
                 raise InputError(f"lengths of {name}", got=smallest, allowed="1 or more")
         self.outputs: IntArray = np.minimum(columns["outputs"], self.limits)
+        self.prefixes = prefixes or Prefixes.none(len(self))
+        assert (self.prefixes.of_prompts < self.prompts).all()
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def expecting(self, outputs: ArrayLike) -> Lengths:
         """Return the same requests with other expected answers, int [requests]."""
-        return Lengths(self.prompts, outputs, self.limits)
+        return Lengths(self.prompts, outputs, self.limits, prefixes=self.prefixes)
+
+    def sharing(self, prefixes: Prefixes) -> Lengths:
+        """Return the same requests with what their prompts share."""
+        return Lengths(self.prompts, self.outputs, self.limits, prefixes=prefixes)
 
     @property
     def stored(self) -> IntArray:

@@ -14,6 +14,7 @@ from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.plan.pages import PAGE, PoolSizes
 from costmodel.schedule.page_rules import BoolArray, Forecast, PageNeeds, is_safe, runs_alone
 from costmodel.schedule.pass_lanes import PassLanes
+from costmodel.schedule.prefix_pages import PrefixPages
 from profiles.errors import InputError
 
 # Waiting requests that are looked at for one that fits, so that a long one does not block others.
@@ -51,7 +52,7 @@ class Admission:
     A request is admitted where no lane will have to wait if every answer is as long as expected.
     Where answers are longer, a lane waits for its next page if the others could then not end in
     every case (see ``is_safe``). So every job ends, whatever was expected. While a lane waits,
-    nobody is admitted.
+    nobody is admitted. Prefixes that requests share are kept once (see ``PrefixPages``).
 
     Parameters
     ----------
@@ -104,15 +105,18 @@ class Admission:
         # What comes first is at the end of a list, where it is taken.
         self._queue: list[int] = order[::-1].tolist()
         self._free_lanes = list(range(most_lanes))[::-1]
+        self._prefixes = PrefixPages(lengths, pool, order)
         # An answer of one token stores nothing.
         self._prompts: IntArray = np.where(lengths.limits > 1, lengths.prompts, 0)
-        self._most = self._needs.of(lengths.stored)
+        self._most = self._own(lengths.stored, np.arange(len(lengths)))
         self._latest: IntArray = lengths.outputs.max(keepdims=True)
         # Of the lanes at work, the oldest first.
         self.lanes: IntArray = np.zeros(0, np.int64)
         self.requests: IntArray = np.zeros(0, np.int64)
         self.steps: IntArray = np.zeros(0, np.int64)
         self._held: IntArray = np.zeros((0, len(pool.pages)), np.int64)
+        # Tokens of each newcomer's prompt that are in the cache.
+        self._skipped: list[int] = []
         self._num_passes = self._overtaken = 0
         # Who does not fit now is not tried again before a lane ends.
         self._may_admit = True
@@ -125,7 +129,7 @@ class Admission:
         goes_on = self._grow()
         self.steps = self.steps + goes_on
         decoding, waiting = self.lanes[goes_on], self.lanes[~goes_on]
-        self._waits = len(waiting) > 0
+        self._waits, self._skipped = len(waiting) > 0, []
         requests = self._admit() if self._may_admit and not self._waits else []
         self._num_passes += 1
         return PassLanes(
@@ -135,6 +139,9 @@ class Admission:
             requests=np.array(requests, np.int64),
             waiting=waiting,
             batch_lanes=self._batch_lanes,
+            prefixes=self._prefixes.numbers[requests],
+            skipped=np.array(self._skipped, np.int64),
+            dropped=self._prefixes.take_dropped(),
         )
 
     def skip(self, most: int) -> int:
@@ -161,7 +168,8 @@ class Admission:
         is_gone = np.zeros(self._most_lanes, bool)
         is_gone[list(lanes)] = True
         gone = is_gone[self.lanes]
-        self._free = self._free + self._held[gone].sum(axis=0)
+        prefix_pages = self._prefixes.end(self.requests[gone])
+        self._free = self._free + self._held[gone].sum(axis=0) + prefix_pages
         self._free_lanes += self.lanes[gone].tolist()
         self.lanes, self.requests = self.lanes[~gone], self.requests[~gone]
         self.steps, self._held = self.steps[~gone], self._held[~gone]
@@ -169,21 +177,35 @@ class Admission:
 
     @property
     def used_pages(self) -> IntArray:
-        """Pages that lanes hold, int64 [pools]."""
+        """Pages that lanes and their prefixes hold, int64 [pools]."""
         return self._capacity - self._free
 
     def _wanted(self, passes: int) -> IntArray:
         """Return the pages that each lane needs besides its own for some passes more."""
         tokens = self._prompts[self.requests] + self.steps + (passes - 1)
-        return self._needs.of(tokens) - self._held
+        return self._own(tokens, self.requests) - self._held
+
+    def _own(self, tokens: IntArray, requests: IntArray) -> IntArray:
+        """Return the pages of lanes with ``tokens`` besides those of their prefixes."""
+        own: IntArray = np.maximum(self._needs.of(tokens) - self._prefixes.in_table(requests), 0)
+        return own
 
     def _can_give(self, wanted: IntArray) -> bool:
-        held = self._held + wanted
-        return is_safe(held, self._most[self.requests] - held, self._free - wanted.sum(axis=0))
+        return self._is_safe(self.requests, self._held + wanted, self._free - wanted.sum(axis=0))
+
+    def _is_safe(self, requests: IntArray, held: IntArray, free: IntArray) -> bool:
+        """Whether lanes of ``requests`` that hold pages can end in any case."""
+        prefixes = self._prefixes
+        numbers = prefixes.numbers[requests]
+        return is_safe(held, self._most[requests] - held, free, numbers, prefixes.pages)
 
     def _give(self, wanted: IntArray) -> None:
         self._held = self._held + wanted
-        self._free = self._free - wanted.sum(axis=0)
+        self._use(wanted.sum(axis=0))
+
+    def _use(self, pages: IntArray) -> None:
+        self._free = self._free - pages
+        self._prefixes.fit(self._free)
 
     def _grow(self) -> BoolArray:
         """Give lanes the pages for one token each, and return which lanes have room for it."""
@@ -225,41 +247,62 @@ class Admission:
 
         Once a request does not fit, it fits no better when others were admitted.
         """
-        prompts = self._lengths.prompts[waiting]
-        pages = forecast.pages(self._prompts[waiting], self._lengths.outputs[waiting] - 1)
+        prompts, passes = self._lengths.prompts[waiting], self._lengths.outputs[waiting] - 1
+        own = self._later(forecast, self._prompts[waiting], passes, waiting)
+        numbers = self._prefixes.numbers[waiting]
         places: list[int] = []
         place = 0
         while self._free_lanes and room.prompt_tokens > 0:
-            fits = forecast.fits(pages[place:], self._capacity) & (prompts[place:] <= room.rows)
+            pages = own[place:] + forecast.prefix_pages(numbers[place:], passes[place:])
+            rows = prompts[place:] - self._prefixes.skipped(waiting[place:])
+            fits = forecast.fits(pages, self._capacity) & (rows <= room.rows)
             found = np.flatnonzero(fits)
             while len(found) and not self._is_safe_with(int(waiting[place + found[0]])):
                 found = found[1:]
             overtakes = len(found) > 0 and place + found[0] > 0 and places[:1] != [0]
             if not len(found) or (overtakes and self._overtaken >= MOST_OVERTAKEN):
                 break
-            place += int(found[0])
             self._overtaken = self._overtaken + 1 if overtakes else 0
+            room.use(int(rows[found[0]]))
+            forecast.add(own[place + found[0]])
+            place += int(found[0])
+            forecast.hold(numbers[place : place + 1], passes[place : place + 1])
             self._append(int(waiting[place]))
-            forecast.add(pages[place])
-            room.use(int(prompts[place]))
             places.append(place)
             place += 1
         return places
 
     def _is_safe_with(self, request: int) -> bool:
         """Whether lanes can still end in any case when this request is admitted."""
-        pages = self._needs.of(self._prompts[request : request + 1])
+        requests = np.append(self.requests, request)
+        pages = self._first_pages(request)
         held = np.concatenate([self._held, pages])
-        most = self._most[np.append(self.requests, request)]
-        return is_safe(held, most - held, self._free - pages[0])
+        free = self._free - pages[0] - self._prefixes.taken_with(request)
+        return self._is_safe(requests, held, free)
 
     def _append(self, request: int) -> None:
         self.lanes = np.append(self.lanes, self._free_lanes.pop())
         self.requests = np.append(self.requests, request)
         self.steps = np.append(self.steps, 1)
-        pages = self._needs.of(self._prompts[request : request + 1])
+        self._skipped += self._prefixes.skipped(self.requests[-1:]).tolist()
+        pages = self._first_pages(request)
         self._held = np.concatenate([self._held, pages])
-        self._free = self._free - pages[0]
+        taken = pages[0] + self._prefixes.taken_with(request)
+        self._prefixes.begin(request)
+        self._use(taken)
+
+    def _first_pages(self, request: int) -> IntArray:
+        """Return the pages that a lane takes for its prompt, int64 [1, pools]."""
+        requests: IntArray = np.array([request])
+        return self._own(self._prompts[requests], requests)
+
+    def _later(
+        self, forecast: Forecast, tokens: IntArray, passes: IntArray, requests: IntArray
+    ) -> IntArray:
+        """Return the pages of lanes in later passes besides those of their prefixes."""
+        in_table = self._prefixes.in_table(requests)
+        found: IntArray = np.maximum(forecast.pages(tokens, passes) - in_table[:, None], 0)
+        return found
 
     def _forecast(self) -> Forecast:
         """Return the pages of the lanes at work in later passes."""
@@ -268,7 +311,9 @@ class Admission:
         longer = np.minimum(limits, 2 * self.steps)
         passes = np.where(self.steps < outputs, outputs, longer) - self.steps
         next_ends = self._lengths.outputs[self._queue[: -LOOKAHEAD - 1 : -1]] - 1
-        forecast = Forecast(self._needs, np.concatenate([passes, next_ends, self._latest]))
+        ends = np.concatenate([passes, next_ends, self._latest])
+        forecast = Forecast(self._needs, ends, self._prefixes.pages)
         tokens = self._prompts[self.requests] + self.steps - 1
-        forecast.add(forecast.pages(tokens, passes).sum(axis=0))
+        forecast.add(self._later(forecast, tokens, passes, self.requests).sum(axis=0))
+        forecast.hold(self._prefixes.numbers[self.requests], passes)
         return forecast

@@ -54,6 +54,9 @@ class JobTrace:
         Lanes that wait for a page of the cache, by pass; float64 [passes].
     most_pages
         Most pages in use after a pass, of each pool.
+    skipped
+        Tokens of each prompt that are not computed with it: its prefix, where that is in the cache;
+        int64 [requests].
     """
 
     requests: IntArray
@@ -62,6 +65,7 @@ class JobTrace:
     num_passes: int
     waiting: FloatArray
     most_pages: tuple[int, ...]
+    skipped: IntArray
 
     @property
     def waited(self) -> int:
@@ -184,6 +188,7 @@ def trace_job(
 ) -> JobTrace:
     """Run an admission to its end, with answers of the lengths given."""
     admitted: IntArray = np.zeros(len(lengths), np.int64)
+    in_cache = np.zeros_like(admitted)
     # For each request: the first pass of its present run, and the slots that it read there.
     first, slots = np.zeros_like(admitted), lengths.prompts.copy()
     runs: list[IntArray] = []
@@ -199,6 +204,7 @@ def trace_job(
     while (lanes := admission.plan()) is not None:
         number += 1
         admitted[lanes.requests] = number
+        in_cache[lanes.requests] = lanes.skipped
         first[lanes.requests] = number + 1
         if len(lanes.waiting):
             waiting[number] = len(lanes.waiting)
@@ -222,6 +228,7 @@ def trace_job(
         num_passes=number + 1,
         waiting=_sparse(waiting, number + 1),
         most_pages=tuple(most_pages.tolist()),
+        skipped=in_cache[served],
     )
 
 
@@ -231,6 +238,7 @@ def count_passes(
     """Count what each pass of a job computes."""
     kinds, size = problem_of(policy, hardware).layer_kinds, trace.num_passes
     prompts = lengths.prompts[trace.requests]
+    skipped = trace.skipped
     kept = np.where(lengths.limits[trace.requests] > 1, prompts, 0)
     runs = trace.runs
 
@@ -245,7 +253,7 @@ def count_passes(
         full = _steps(runs.first + growing, runs.passes - growing, size) * window
         return full + _ramps(runs.first, growing, runs.slots, size)
 
-    different, place = np.unique(prompts, return_inverse=True)
+    different, place = np.unique(np.stack([prompts, skipped]), return_inverse=True)
     attentions = {reach_of(kind.spec.attention): kind.spec.attention for kind in kinds}
     windows = {kind.cache.window: kind.cache for kind in kinds}
     seen = {
@@ -255,13 +263,15 @@ def count_passes(
     return PassCounts(
         decoding=_steps(runs.first, runs.passes, size),
         newcomers=at_admission(np.ones(len(prompts))),
-        prompt_tokens=at_admission(prompts),
+        prompt_tokens=at_admission(prompts - skipped),
         slots={window: slots(window) for window in windows},
         stored={
-            window: at_admission(kept if window is None else np.minimum(kept, window))
+            window: at_admission(
+                np.maximum(kept - skipped, 0) if window is None else np.minimum(kept, window)
+            )
             for window in windows
         },
-        seen={reach: at_admission(keys) for reach, keys in seen.items()},
+        seen={reach: at_admission(keys[0] - keys[1]) for reach, keys in seen.items()},
     )
 
 

@@ -37,7 +37,13 @@ def runs_alone(lengths: Lengths, pool: PoolSizes, *, most_lanes: int, pass_rows:
     return has_pages & (lengths.prompts + most_lanes - 1 <= pass_rows)
 
 
-def is_safe(held: IntArray, remaining: IntArray, free: IntArray) -> bool:
+def is_safe(
+    held: IntArray,
+    remaining: IntArray,
+    free: IntArray,
+    prefixes: IntArray | None = None,
+    prefix_pages: IntArray | None = None,
+) -> bool:
     """Whether lanes can still end one after another, however long their answers become.
 
     This is the banker's test (Dijkstra 1965). A lane that gets all pages that it may need will end,
@@ -49,6 +55,9 @@ def is_safe(held: IntArray, remaining: IntArray, free: IntArray) -> bool:
         Pages that each lane holds, and that it may still need, int64 [lanes, pools].
     free
         Pages that nobody holds, int64 [pools].
+    prefixes, prefix_pages
+        The prefix of each lane, -1 for none, int64 [lanes]; and the pages that each of them holds
+        until all of its lanes have ended, and none for -1, int64 [prefixes + 1, pools].
     """
     if (free < 0).any():
         return False
@@ -57,6 +66,10 @@ def is_safe(held: IntArray, remaining: IntArray, free: IntArray) -> bool:
         if blocked.all():
             return False
         free = free + held[~blocked].sum(axis=0)
+        if prefixes is not None and prefix_pages is not None:
+            ended = np.setdiff1d(prefixes[~blocked], prefixes[blocked])
+            free = free + prefix_pages[ended].sum(axis=0)
+            prefixes = prefixes[blocked]
         held, remaining = held[blocked], remaining[blocked]
     return True
 
@@ -74,10 +87,14 @@ class Forecast:
     ends
         Passes in which lanes may end, counted from this one: int64 [any]. The last is the latest of
         all.
+    prefix_pages
+        The pages of each prefix, and none for lanes without one: int64 [prefixes + 1, pools].
     """
 
-    def __init__(self, needs: PageNeeds, ends: IntArray) -> None:
-        self._needs = needs
+    def __init__(self, needs: PageNeeds, ends: IntArray, prefix_pages: IntArray) -> None:
+        self._needs, self._prefix_pages = needs, prefix_pages
+        # Passes for which each prefix is held.
+        self._until: IntArray = np.full(len(prefix_pages), -1, np.int64)
         times = np.unique(ends)
         if len(times) > MOST_CHECKPOINTS:
             times = times[np.linspace(0, len(times) - 1, MOST_CHECKPOINTS).astype(np.int64)]
@@ -91,6 +108,23 @@ class Forecast:
         grown = tokens[:, None] + np.minimum(self._times, passes[:, None])
         runs = passes[:, None] > self._before
         return self._needs.of(grown * runs)
+
+    def prefix_pages(self, prefixes: IntArray, passes: IntArray) -> IntArray:
+        """Return the pages at each time, int64 [lanes, times, pools], that the prefix of a lane
+        holds longer than now foreseen if this lane alone is added.
+
+        ``prefixes`` are -1 for lanes without one; ``passes`` they run more; int64 [lanes] each.
+        """
+        longer = (passes[:, None] > self._before) & (self._until[prefixes, None] <= self._before)
+        return longer[:, :, None] * self._prefix_pages[prefixes, None]
+
+    def hold(self, prefixes: IntArray, passes: IntArray) -> None:
+        """Add the pages of the prefixes of some lanes; both are int64 [lanes]."""
+        until = self._until.copy()
+        np.maximum.at(until, prefixes, passes)
+        different = np.unique(prefixes)
+        self.add(self.prefix_pages(different, until[different]).sum(axis=0))
+        self._until = until
 
     def add(self, pages: IntArray) -> None:
         """Add pages in use, int64 [times, pools]."""

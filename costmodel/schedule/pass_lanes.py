@@ -34,6 +34,12 @@ class PassLanes:
         Lanes that wait for a page of the cache, int64 [waiting].
     batch_lanes
         Most lanes of a batch.
+    prefixes, skipped
+        The prefix of each newcomer, -1 without one, and how many tokens of its prompt are in the
+        cache: those of its prefix, or 0 where it is the first to compute it. A newcomer before it,
+        in this pass, may be the one that does. Each int64 [newcomers].
+    dropped
+        Prefixes that are no longer in the cache, from before the newcomers on.
     """
 
     number: int
@@ -42,6 +48,9 @@ class PassLanes:
     requests: IntArray
     waiting: IntArray
     batch_lanes: int
+    prefixes: IntArray
+    skipped: IntArray
+    dropped: tuple[int, ...] = ()
 
     @property
     def batches(self) -> tuple[LaneBatch, ...]:

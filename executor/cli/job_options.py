@@ -51,6 +51,8 @@ class JobOptions:
         ``None`` takes the model's.
     permitted
         Approximations that the search may choose.
+    shares_prefixes
+        Whether what prompts begin with in common is computed once, where a policy has lanes.
     """
 
     policy: Policy | None = None
@@ -61,6 +63,7 @@ class JobOptions:
     disk: int | None = None
     dtype: str | None = None
     permitted: Permitted = DEFAULT_PERMITTED
+    shares_prefixes: bool = True
 
     @property
     def uses_own_profile(self) -> bool:

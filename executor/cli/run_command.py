@@ -24,6 +24,7 @@ from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
 from executor.run.lane_requests import LaneRequests
 from executor.run.page_recorder import Recorders, open_page
+from executor.run.prefixes import shared_prefixes
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
 from executor.run.runner import Runner, check_runnable
@@ -40,7 +41,8 @@ class Job:
 
     ``lengths`` are those of each prompt and its output, where prompts differ in them: what a policy
     with lanes is run for. Without them, every output has the length of the policy's workload.
-    ``finish`` cuts a block's outputs where its requests have ended.
+    ``finish`` cuts a block's outputs where its requests have ended. What prompts begin with in
+    common is computed once with lanes, unless ``shares_prefixes`` is false.
     """
 
     policy: Policy
@@ -51,6 +53,7 @@ class Job:
     eos_ids: frozenset[int] = frozenset()
     finish: Callable[[BlockResult], BlockResult] = lambda block: block
     lengths: Lengths | None = None
+    shares_prefixes: bool = True
 
     def __post_init__(self) -> None:
         check_runnable(self.policy, self.hardware, self.source)
@@ -91,6 +94,7 @@ class Job:
             sampler=chooser,
             finish=chooser.finish,
             lengths=lengths,
+            shares_prefixes=options.shares_prefixes,
         )
 
     def predict(self) -> Prediction:
@@ -160,7 +164,8 @@ class Job:
 
         The run holds its memory until the last block or until the generator is closed.
         """
-        bar = self._progress(report, is_shown=shows_progress)
+        lengths = self._run_lengths()
+        bar = self._progress(report, lengths, is_shown=shows_progress)
         reset_peaks()
         runner = Runner(
             self.policy,
@@ -175,7 +180,7 @@ class Job:
         with bar, runner:
             if recorder:
                 recorder.start()
-            for block in map(self.finish, self._results(runner)):
+            for block in map(self.finish, self._results(runner, lengths)):
                 report.add(block)
                 if recorder:
                     recorder.end_block()
@@ -185,20 +190,29 @@ class Job:
         if recorder:
             recorder.finish(report.blocks, report.record())
 
-    def _progress(self, report: Report, *, is_shown: bool) -> ProgressBar:
+    def _run_lengths(self) -> Lengths | None:
+        """Return the lengths of a run over lanes, with what prompts share."""
         if self.policy.lanes is None:
-            count = len(self.prompts)
-            return BlockBar(report.predictions, self.policy, num_prompts=count, is_shown=is_shown)
+            return None
         lengths = self.lengths
         if lengths is None:
             counts = [len(ids) for ids in self.prompts]
             lengths = Lengths(counts, [self.policy.workload.gen_len] * len(counts))
+        if not self.shares_prefixes:
+            return lengths
+        return lengths.sharing(shared_prefixes(LaneRequests(self.prompts, lengths), self.policy))
+
+    def _progress(self, report: Report, lengths: Lengths | None, *, is_shown: bool) -> ProgressBar:
+        if lengths is None:
+            count = len(self.prompts)
+            return BlockBar(report.predictions, self.policy, num_prompts=count, is_shown=is_shown)
         return LaneBar(self.policy, self.hardware, lengths, is_shown=is_shown)
 
-    def _results(self, runner: Runner) -> Iterator[BlockResult]:
-        if self.policy.lanes is None or self.lengths is None:
+    def _results(self, runner: Runner, lengths: Lengths | None) -> Iterator[BlockResult]:
+        if lengths is None:
             return runner.run(self.prompts)
-        return runner.run_requests(LaneRequests(self.prompts, self.lengths))
+        requests = LaneRequests(self.prompts, lengths)
+        return runner.run_requests(requests, prefixes=lengths.prefixes)
 
     def _policies_of_blocks(self) -> list[Policy]:
         return policies_of_blocks(self.policy, [len(ids) for ids in self.prompts])

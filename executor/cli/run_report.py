@@ -72,9 +72,13 @@ class Report:
         return format_report(self)
 
     def add(self, block: BlockResult) -> None:
-        """Count one block; nothing is kept of what ends over lanes, which may be a large job."""
+        """Count one block. Over lanes, the first is kept for its time, without its answers: a job
+        may be large."""
         if self.policy.lanes is None:
             self.blocks.append(block)
+        elif not self.blocks:
+            nothing: dict[str, Any] = {"output_ids": {}, "output_scores": {}, "prompt_scores": {}}
+            self.blocks.append(replace(block, finished=(), **nothing))
         self.num_prompts += len(block.output_ids)
         self.num_tokens += sum(len(ids) for ids in block.output_ids.values())
 

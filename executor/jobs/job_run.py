@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
-from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Prediction
 from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
 from executor.cli.job_options import JobOptions
@@ -23,21 +23,17 @@ from executor.jobs.answers import AnswerFile
 from executor.jobs.endings import RowChooser
 from executor.jobs.input_file import InputFile
 from executor.jobs.journal import Journal, journal_path, refuse_unfinished
-from executor.jobs.lane_room import Lack, refuse_lines, room_lacks
 from executor.jobs.limits import RequestLimits
 from executor.jobs.lines import PromptLines
 from executor.jobs.openai import BatchLines
 from executor.jobs.params import ParamsMaker
 from executor.jobs.planning import (
     check_same_job,
-    chosen_before,
-    lengths_of,
     manifest_of,
-    workload_of,
 )
 from executor.jobs.reading import Form, ReadJob, read_job
+from executor.jobs.row_plan import RowPlanner
 from executor.jobs.summary import JobSummary, KeptLengths
-from executor.jobs.table import Prompts
 from executor.jobs.writing import AnswerMaker, AnswerStream
 from executor.machine.energy import EnergyMeter
 from executor.model.sampling_params import SamplingParams
@@ -123,7 +119,6 @@ class JobRun:
             else:
                 self.answers = AnswerFile(flags.output, journal)
             stack.enter_context(self.answers)
-            self.prompts = Prompts(self.read.table, self._rows_left())
             self.job = self._plan(source, old)
             self.manifest = manifest_of(
                 self.read,
@@ -268,46 +263,33 @@ class JobRun:
         )
 
     def _plan(self, source: OpenedCheckpoint, old: dict[str, Any] | None) -> Job:
-        options, table = self._options, self.read.table
-        if old is not None and options.policy is None:
-            options = replace(options, permitted=chosen_before(options.permitted, old))
-        lengths = self._lengths(source)
-        workload = workload_of(self.read, lengths, source.spec, old)
-        policy, hardware, source = options.choose_policy(source, workload)
-        if lacks := room_lacks(policy, lengths):
-            self._refuse({self.prompts.rows[place]: lack for place, lack in lacks.items()})
-            lengths = self._lengths(source)
-            workload = workload_of(self.read, lengths, source.spec, old)
-            policy = replace(policy, workload=workload, predicted=None)
+        table = self.read.table
+        planner = RowPlanner(
+            read=self.read,
+            file=self._file,
+            options=self._options,
+            source=source,
+            old=old,
+            expected_len=self.flags.expected_len,
+            is_strict=self.flags.is_strict,
+        )
+        planned = planner.plan(array("Q", self._rows_left()))
+        self.prompts = planned.prompts
         chooser = RowChooser(
             [table.params(row) for row in self.prompts.rows],
             [table.identities[row] for row in self.prompts.rows],
             lambda ids: self._tokenizer().decode(ids),
         )
         return Job(
-            policy=policy,
-            hardware=hardware,
-            source=source,
+            policy=planned.policy,
+            hardware=planned.hardware,
+            source=planned.source,
             prompts=self.prompts,
             sampler=chooser,
             finish=chooser.finish,
-            lengths=lengths,
+            lengths=planned.lengths,
+            shares_prefixes=self._options.shares_prefixes,
         )
-
-    def _lengths(self, source: OpenedCheckpoint) -> Lengths | None:
-        model = source.spec if self._options.uses_own_profile else None
-        rows, expected_len = self.prompts.rows, self.flags.expected_len
-        return lengths_of(self.read.table, rows, model, expected_len)
-
-    def _refuse(self, lacks: Mapping[int, Lack]) -> None:
-        """Leave out requests that can never run, with all others of their lines."""
-        table = self.read.table
-        lines = {table.line_of(row): lack for row, lack in lacks.items()}
-        error = refuse_lines(table, self._file, lines, is_strict=self.flags.is_strict)
-        left = [row for row in self.prompts.rows if table.line_of(row) not in lines]
-        if not left and not self.answers.num_done:
-            raise error
-        self.prompts = Prompts(table, left)
 
     def _told_sampling(self) -> dict[str, Any]:
         told = self.sampling.as_json() | {"gen_len": self._gen_len}
@@ -316,5 +298,7 @@ class JobRun:
 
 
 def may_resume(output: Path) -> bool:
-    """Whether there is anything to go on with: a first run may ask for it, too."""
-    return output.exists() or journal_path(output).exists()
+    """Whether there is anything to go on with: a first run may ask for it, too, and so may the next
+    one where the first has left no answer."""
+    has_answers = output.exists() and output.stat().st_size > 0
+    return has_answers or journal_path(output).exists()

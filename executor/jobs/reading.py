@@ -16,7 +16,7 @@ from executor.jobs.drafts import Draft, encode_drafts
 from executor.jobs.input_file import InputFile
 from executor.jobs.table import JobTable, LineError, ParsedLine
 from executor.run.finished import Finished
-from executor.text.continuation import ChatTokenizer
+from executor.text.continuation import TextTokenizer
 from profiles.errors import InputError
 
 # Bytes of lines whose texts are encoded together: enough for all cores, and little memory.
@@ -28,7 +28,10 @@ class Form(Protocol):
 
     name: str
     keeps_order: bool
-    load_tokenizer: Callable[[], ChatTokenizer]
+
+    @property
+    def load_tokenizer(self) -> Callable[[], TextTokenizer]:
+        """What loads the tokenizer, which is there by the second call."""
 
     @staticmethod
     def is_one(line: dict[str, Any]) -> bool:

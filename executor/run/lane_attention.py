@@ -79,20 +79,41 @@ class LaneAttention:
             so_far = self._prompt_keys.so_far(part, own)
             if part.is_last:
                 self._write_prompt(task, part, so_far)
+            prefix = self._prefix_runs(task, part)
             out[part.rows, 0] = projections.attend_part(
                 queries[part.rows, 0],
-                [kernels.KeyRun.of(so_far[0], so_far[-1])],
+                [*prefix, kernels.KeyRun.of(so_far[0], so_far[-1])],
                 weights,
                 attention,
                 first_position=part.first_position,
-                first_key=part.begins,
+                first_key=part.begins - sum(run.num_tokens for run in prefix),
             )
         return out
 
     def _write_prompt(self, task: Task, part: PromptPart, vectors: Vectors) -> None:
-        if self._table.lanes[part.lane].is_cached:
-            sequence = tuple(vector[None] for vector in vectors)
-            self._cache.write_prompt(task, self._table.pages(part.lane), sequence)
+        """Cache a prompt's tokens, and those of its prefix if it is the first to have it."""
+        lane, cache = self._table.lanes[part.lane], self._cache
+        sequence, first = [vector[None] for vector in vectors], part.begins
+        if lane.prefix >= 0:
+            prefix = self._table.prefix_pages(lane.prefix)
+            is_ring = cache.of(task).ring is not None
+            if not lane.skipped:
+                cache.write_prompt(task, prefix, [x[:, : lane.prefix_len] for x in sequence])
+            elif lane.is_cached and is_ring:
+                cache.copy_prefix(task, prefix, self._table.pages(part.lane), lane.prefix_len)
+            if not is_ring:
+                # What is before is in the prefix's pages.
+                sequence = [x[:, lane.prefix_len - first :] for x in sequence]
+                first = lane.prefix_len
+        if lane.is_cached:
+            cache.write_prompt(task, self._table.pages(part.lane), sequence, first)
+
+    def _prefix_runs(self, task: Task, part: PromptPart) -> list[kernels.KeyRun]:
+        """Return what the cache keeps of the tokens before a prompt's rows, if there are any."""
+        if not part.begins:
+            return []
+        pages = self._table.prefix_pages(self._table.lanes[part.lane].prefix)
+        return [self._cache.prefix_run(task, pages, part.begins)]
 
     def _decode(
         self,

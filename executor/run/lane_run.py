@@ -12,6 +12,7 @@ import numpy as np
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.schedule.admission import Admission
 from costmodel.schedule.pass_lanes import PassLanes
 from costmodel.schedule.tasks import Task
@@ -23,6 +24,7 @@ from executor.run.lane_block import LaneBlock
 from executor.run.lanes import Lane, LaneRequest
 from executor.run.pass_log import PassLog
 from executor.run.pass_plan import PassPlan
+from executor.run.prefixes import shared_prefixes
 from executor.run.results import BlockResult, Progress
 from profiles import kernels
 from profiles.errors import InputError
@@ -90,12 +92,18 @@ class LaneRun:
         self._scores: dict[int, list[TokenScores]] = {}
         self._prompt_scores: dict[int, TokenScores] = {}
 
-    def run(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
-        """Generate for every request; yields the sequences that end in a pass, behind it."""
+    def run(
+        self, requests: Sequence[LaneRequest], prefixes: Prefixes | None = None
+    ) -> Iterator[BlockResult]:
+        """Generate for every request; yields the sequences that end in a pass, behind it.
+
+        ``prefixes`` is what prompts share; ``None`` finds it.
+        """
         lengths = Lengths(
             [len(request.prompt_ids) for request in requests],
             [request.expected_tokens or request.max_tokens for request in requests],
             [request.max_tokens for request in requests],
+            prefixes=shared_prefixes(requests, self._policy) if prefixes is None else prefixes,
         )
         longest = int((lengths.prompts + lengths.limits).max()) - 1
         assert longest <= self._policy.workload.num_positions
@@ -112,7 +120,7 @@ class LaneRun:
         self._log.begin(lengths, self._block.stores.cache.sizes)
         while (lanes := admission.plan()) is not None:
             pass_s = time.perf_counter()
-            self._admit(lanes, requests)
+            self._admit(lanes, requests, lengths.prefixes)
             num_tokens = len(lanes.decoding) + len(lanes.newcomers)
             self._progress.begin_pass(num_tokens)
             self._run_pass(lanes)
@@ -130,8 +138,10 @@ class LaneRun:
                 yield result
         self._engine.drain()
 
-    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest]) -> None:
-        for number, index in zip(lanes.newcomers.tolist(), lanes.requests.tolist(), strict=True):
+    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest], prefixes: Prefixes) -> None:
+        self._block.table.drop_prefixes(lanes.dropped)
+        columns = lanes.newcomers, lanes.requests, lanes.prefixes, lanes.skipped
+        for number, index, prefix, skipped in zip(*(x.tolist() for x in columns), strict=True):
             request = requests[index]
             lane = Lane(
                 request=index,
@@ -139,6 +149,9 @@ class LaneRun:
                 max_tokens=request.max_tokens,
                 chooser=request.chooser or self._chooser,
                 eos_ids=self._eos_ids if request.eos_ids is None else request.eos_ids,
+                prefix=prefix,
+                prefix_len=int(prefixes.tokens[prefix]) if prefix >= 0 else 0,
+                skipped=skipped,
             )
             self._block.table.admit(number, lane)
 

@@ -64,6 +64,10 @@ class Lane:
         Tokens in the cache: the prompt and what was generated, but for the last.
     generated
         The ids so far.
+    prefix, prefix_len
+        The number of the prefix that the prompt shares with others, -1 for none, and its tokens.
+    skipped
+        Tokens of the prompt that are not computed with it: those of a prefix that another computes.
     """
 
     request: int
@@ -73,6 +77,14 @@ class Lane:
     eos_ids: frozenset[int] = frozenset()
     length: int = 0
     generated: list[int] = field(default_factory=list)
+    prefix: int = -1
+    prefix_len: int = 0
+    skipped: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return len(self.prompt) - self.skipped
 
     @property
     def most_tokens(self) -> int:
@@ -98,6 +110,9 @@ class Lane:
 class LaneTable:
     """The lanes by number, and their page tables.
 
+    A prefix has pages of its own. Tables of its lanes begin with them, but for rings: what others
+    write there is not for all.
+
     Parameters
     ----------
     pool
@@ -113,6 +128,9 @@ class LaneTable:
         self._lanes: dict[int, Lane] = {}
         self._free = [list(range(count - 1, -1, -1)) for count in pool.pages]
         self._held: dict[int, list[list[int]]] = {}
+        self._prefixes: dict[int, list[list[int]]] = {}
+        # By ring, how many pages of a lane are its prefix's.
+        self._shared: dict[int, list[int]] = {}
         # By ring, int32 [lanes, pages]; numbers behind the last page of a lane mean nothing.
         self.tables: list[Table] = [
             np.zeros((most_lanes, width), np.int32) for width in pool.needed(most_tokens)
@@ -124,30 +142,60 @@ class LaneTable:
         return self._lanes
 
     def admit(self, number: int, lane: Lane) -> None:
-        """Begin a sequence; its number must be free."""
+        """Begin a sequence; its number must be free. The first with its prefix begins that too."""
         assert number not in self._lanes
         self._lanes[number] = lane
         self._held[number] = [[] for _ in self.tables]
+        if lane.prefix >= 0:
+            if not lane.skipped:
+                needed = self._pool.needed(lane.prefix_len)
+                self._prefixes[lane.prefix] = [self._take(r, n) for r, n in enumerate(needed)]
+            for ring, most in enumerate(self._pool.most_pages):
+                if most is None:
+                    self._add(number, ring, self._prefixes[lane.prefix][ring])
+        self._shared[number] = [len(pages) for pages in self._held[number]]
 
     def make_room(self, number: int, num_tokens: int) -> None:
         """Take the pages that a lane lacks for so many cached tokens; there must be as many."""
-        held = self._held[number]
         for ring, needed in enumerate(self._pool.needed(num_tokens)):
-            for place in range(len(held[ring]), needed):
-                page = self._free[ring].pop()
-                held[ring].append(page)
-                self.tables[ring][number, place] = page
+            lacks = needed - len(self._held[number][ring])
+            self._add(number, ring, self._take(ring, max(0, lacks)))
+
+    def _take(self, ring: int, count: int) -> list[int]:
+        return [self._free[ring].pop() for _ in range(count)]
+
+    def _add(self, number: int, ring: int, pages: Sequence[int]) -> None:
+        held = self._held[number][ring]
+        self.tables[ring][number, len(held) : len(held) + len(pages)] = pages
+        held += pages
 
     def pages(self, number: int) -> list[list[int]]:
         """Return the pages of a lane, by ring."""
         return self._held[number]
+
+    def prefix_pages(self, prefix: int) -> list[list[int]]:
+        """Return the pages of a prefix, by ring."""
+        return self._prefixes[prefix]
 
     def release(self, numbers: Iterable[int]) -> list[list[int]]:
         """End sequences; returns the pages that are free again, by ring."""
         freed: list[list[int]] = [[] for _ in self.tables]
         for number in numbers:
             del self._lanes[number]
+            shared = self._shared.pop(number)
             for ring, pages in enumerate(self._held.pop(number)):
+                freed[ring] += pages[shared[ring] :]
+        return self._freed(freed)
+
+    def drop_prefixes(self, prefixes: Iterable[int]) -> list[list[int]]:
+        """End prefixes, whose lanes must have ended; returns the same."""
+        freed: list[list[int]] = [[] for _ in self.tables]
+        for prefix in prefixes:
+            for ring, pages in enumerate(self._prefixes.pop(prefix)):
                 freed[ring] += pages
-                self._free[ring] += pages
-        return freed
+        return self._freed(freed)
+
+    def _freed(self, pages: list[list[int]]) -> list[list[int]]:
+        for ring, free in enumerate(pages):
+            self._free[ring] += free
+        return pages

@@ -131,15 +131,15 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
     for (number, _), lane in zip(batch.newcomers, prompts, strict=True):
         table.make_room(number, len(lane.prompt) if lane.is_cached else 0)
     lasts = np.array([lane.generated[-1] for lane in decoding], np.int64)
-    counts = [1] * len(decoding) + [len(lane.prompt) for lane in prompts]
+    counts = [1] * len(decoding) + [lane.rows for lane in prompts]
     ends = np.cumsum(counts, dtype=np.int64)
     parts = [
         PromptPart(
             lane=number,
-            first_row=int(end) - len(lane.prompt),
-            num_tokens=len(lane.prompt),
-            first_position=0,
-            begins=0,
+            first_row=int(end) - lane.rows,
+            num_tokens=lane.rows,
+            first_position=lane.skipped,
+            begins=lane.skipped,
             ends=len(lane.prompt),
         )
         for (number, _), lane, end in zip(
@@ -148,9 +148,11 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
     ]
     lanes = (*decoding, *prompts)
     return PassBatch(
-        ids=_tensor(np.concatenate([lasts, *(lane.prompt for lane in prompts)])),
+        ids=_tensor(np.concatenate([lasts, *(lane.prompt[lane.skipped :] for lane in prompts)])),
         positions=_tensor(
-            np.concatenate([positions, *(np.arange(len(lane.prompt)) for lane in prompts)])
+            np.concatenate(
+                [positions, *(np.arange(lane.skipped, len(lane.prompt)) for lane in prompts)]
+            )
         ),
         most_positions=_tensor(np.repeat([lane.most_tokens for lane in lanes], counts)),
         lanes=torch.from_numpy(np.array(batch.decoding, np.int32)),

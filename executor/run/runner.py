@@ -13,6 +13,7 @@ import torch
 
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.pricing.memory import phases_of
 from costmodel.pricing.price import check_executable, check_machine, policy_peaks
 from costmodel.schedule.tasks import Task
@@ -135,11 +136,14 @@ class Runner:
                 result = self._run_block(self.block, prompts, part)
             yield result
 
-    def run_requests(self, requests: Sequence[LaneRequest]) -> Iterator[BlockResult]:
+    def run_requests(
+        self, requests: Sequence[LaneRequest], *, prefixes: Prefixes | None = None
+    ) -> Iterator[BlockResult]:
         """Generate for requests with lengths and choices of their own; needs a policy with lanes.
 
         Yields the sequences that end in the same pass together, each by its place in ``requests``.
-        None may be longer than the policy's workload says.
+        None may be longer than the policy's workload says. ``prefixes`` is what prompts
+        begin with in common, which is computed once; ``None`` finds it here.
         """
         assert isinstance(self.block, LaneBlock)
         self.passes = PassLog()
@@ -153,7 +157,7 @@ class Runner:
             self.progress,
         )
         with out_of_memory_told(self.hardware):
-            yield from lane_run.run(requests)
+            yield from lane_run.run(requests, prefixes)
 
     @property
     def disk_bytes(self) -> int:

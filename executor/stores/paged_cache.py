@@ -26,6 +26,7 @@ from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_rows import in_stored_form
 from profiles.compute_plan import DTYPES
+from profiles.kernels import KeyRun
 from profiles.packing import Packing
 
 
@@ -107,7 +108,11 @@ class PagedCache:
         layer.pool.view(-1, width)[places] = torch.stack(stored, dim=2).view(-1, width)
 
     def write_prompt(
-        self, task: Task, pages: Sequence[Sequence[int]], vectors: Sequence[torch.Tensor]
+        self,
+        task: Task,
+        pages: Sequence[Sequence[int]],
+        vectors: Sequence[torch.Tensor],
+        first_position: int = 0,
     ) -> None:
         """Store the tokens of one prompt that its layer keeps, the last ones of a ring.
 
@@ -117,17 +122,44 @@ class PagedCache:
             Those of the lane, by ring of the model, in order.
         vectors
             Keys and values, or the rows that are both: [1, tokens, rows, head_dim] each.
+        first_position
+            The position of the first token.
         """
         layer = self.of(task)
-        held, num_tokens = pages[layer.ring_number], vectors[0].shape[1]
-        oldest = 0 if layer.ring is None else max(0, num_tokens - layer.ring)
+        held, end = pages[layer.ring_number], first_position + vectors[0].shape[1]
+        oldest = first_position if layer.ring is None else max(first_position, end - layer.ring)
         for kind, vector in enumerate(vectors):
-            stored = in_stored_form(vector[:, oldest:], layer.packing)[0].transpose(0, 1)
-            for first in range(oldest - oldest % PAGE, num_tokens, PAGE):
+            kept = vector[:, oldest - first_position :]
+            stored = in_stored_form(kept, layer.packing)[0].transpose(0, 1)
+            for first in range(oldest - oldest % PAGE, end, PAGE):
                 # The part of the prompt on one page; only the oldest may begin within it.
-                begin, end = max(first, oldest), min(first + PAGE, num_tokens)
+                begin, stop = max(first, oldest), min(first + PAGE, end)
                 page = layer.pool[held[first // PAGE % len(held)], :, kind]
-                page[:, begin - first : end - first] = stored[:, begin - oldest : end - oldest]
+                page[:, begin - first : stop - first] = stored[:, begin - oldest : stop - oldest]
+
+    def copy_prefix(
+        self,
+        task: Task,
+        prefix_pages: Sequence[Sequence[int]],
+        pages: Sequence[Sequence[int]],
+        num_tokens: int,
+    ) -> None:
+        """Copy what a ring keeps of a prefix of ``num_tokens``, whole pages, into a lane's pages;
+        both are by ring of the model."""
+        layer = self.of(task)
+        source = _in_order(prefix_pages[layer.ring_number], num_tokens)
+        target = _in_order(pages[layer.ring_number], num_tokens)[-len(source) :]
+        layer.pool[target] = layer.pool[source]
+
+    def prefix_run(
+        self, task: Task, prefix_pages: Sequence[Sequence[int]], num_tokens: int
+    ) -> KeyRun:
+        """Return what a layer keeps of a prefix of ``num_tokens``, the last ones of a ring."""
+        layer = self.of(task)
+        assert layer.packing is None
+        pages = _in_order(prefix_pages[layer.ring_number], num_tokens)
+        table = torch.tensor(pages, dtype=torch.int32)
+        return KeyRun.of_pages(layer.pool, table, len(pages) * PAGE)
 
     def _pages(self, kind: LayerSpec) -> LayerPages:
         policy, cache = self._policy, cache_spec(self._policy, kind)
@@ -159,3 +191,10 @@ class PagedCache:
         shape = self._policy.block_size, rows, width
         raw = self._arena.allocate("value sums", math.prod(shape) * SUM_BYTES)
         return raw.view(torch.float32).view(shape)
+
+
+def _in_order(pages: Sequence[int], num_tokens: int) -> list[int]:
+    """Return the pages that have the last of ``num_tokens`` tokens, whole pages, in their order;
+    in a ring they begin anywhere."""
+    count = num_tokens // PAGE
+    return [pages[i % len(pages)] for i in range(max(0, count - len(pages)), count)]

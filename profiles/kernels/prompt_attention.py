@@ -148,7 +148,7 @@ def prompt_attention(
 
 
 class _Run(ctypes.Structure):
-    """A run, in the order of ``prompt_attention.h``."""
+    """A run, in the order of ``key_tile.h``."""
 
     _fields_ = (
         ("keys", ctypes.c_void_p),

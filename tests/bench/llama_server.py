@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -221,7 +221,6 @@ class JobClient:
         with self._changed:
             if self._is_stopped:
                 return
-            # Some pieces of text are held back; the last event has the number.
             if done != self.job.answers[number]:
                 self.num_failed += 1
                 self.num_tokens -= done
@@ -229,7 +228,7 @@ class JobClient:
             del self._at_work[number]
             self._changed.notify()
 
-    def _answer(self, number: int) -> Any:
+    def _answer(self, number: int) -> Iterator[int]:
         """Yield how many tokens came, as they come."""
         asked = {
             "prompt": list(self.job.prompts[number]),
@@ -251,6 +250,7 @@ class JobClient:
                 continue
             event = json.loads(line[6:])
             if event.get("stop"):
+                # Pieces of a character are held back, and this number has them.
                 yield event["tokens_predicted"] - told
                 return
             count = len(event.get("tokens", []))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.pages import PAGE, PoolSizes
+from costmodel.plan.prefixes import Prefixes
 from costmodel.schedule.admission import LOOKAHEAD, MOST_OVERTAKEN, Admission, longest_first
 from costmodel.schedule.page_rules import is_safe, runs_alone
 from costmodel.schedule.pass_lanes import PassLanes
@@ -49,7 +50,8 @@ def jobs(draw: st.DrawFn) -> Job:
     above = draw(st.lists(st.integers(0, 100), min_size=count, max_size=count))
     limits = [a + b for a, b in zip(answers, above, strict=True)]
     outputs = [max(1, round(a * w)) for a, w in zip(answers, wrong, strict=True)]
-    lengths = Lengths(prompts, outputs, limits)
+    prefixes = _draw_prefixes(draw, prompts)
+    lengths = Lengths(prompts, outputs, limits, prefixes=prefixes)
     most = draw(st.sampled_from([(None,), (2,), (None, 2), (1, None, 3)]))
     unbounded = PoolSizes(pages=(0,) * len(most), most_pages=most)
     alone = np.max([unbounded.needed(int(n)) for n in lengths.stored], axis=0)
@@ -59,7 +61,16 @@ def jobs(draw: st.DrawFn) -> Job:
     return Job(lengths, answers, PoolSizes(pages=pages, most_pages=most), most_lanes, pass_rows)
 
 
-@settings(deadline=None, max_examples=60)
+def _draw_prefixes(draw: st.DrawFn, prompts: list[int]) -> Prefixes:
+    tokens = draw(st.lists(st.integers(2, 4).map(lambda n: n * PAGE), max_size=3))
+    numbers = [
+        draw(st.sampled_from([-1, *(i for i, n in enumerate(tokens) if n < prompt)]))
+        for prompt in prompts
+    ]
+    return Prefixes(np.array(numbers), np.array(tokens, np.int64))
+
+
+@settings(deadline=None, max_examples=80)
 @given(jobs(), st.sampled_from([None, 1, 100]))
 def test_every_job_ends_within_its_pages(job: Job, prompt_tokens: int | None) -> None:
     admission = job.admission(prompt_tokens=prompt_tokens)
@@ -67,6 +78,8 @@ def test_every_job_ends_within_its_pages(job: Job, prompt_tokens: int | None) ->
     at_work: dict[int, list[int]] = {}
     waited: dict[int, int] = {}
     done: list[int] = []
+    present: set[int] = set()
+    prefix_of: dict[int, int] = {}
     # In each pass a lane goes on, so that the tokens of all answers bound the passes.
     for number in range(sum(job.answers) + 1):
         lanes = admission.plan()
@@ -82,7 +95,18 @@ def test_every_job_ends_within_its_pages(job: Job, prompt_tokens: int | None) ->
         assert sorted(decoding + waiting) == sorted(at_work)
         assert not set(newcomers) & set(at_work)
         assert max([*decoding, *newcomers]) < job.most_lanes
-        assert len(decoding) + sum(lengths.prompts[requests]) <= job.pass_rows
+        # A prefix is computed by one lane and found by all others, until it is dropped.
+        assert not set(lanes.dropped) & {prefix_of[request] for request, _ in at_work.values()}
+        present -= set(lanes.dropped)
+        for request, prefix, skipped in zip(
+            requests, lanes.prefixes.tolist(), lanes.skipped.tolist(), strict=True
+        ):
+            assert prefix in (-1, lengths.prefixes.numbers[request])
+            assert skipped == (lengths.prefixes.tokens[prefix] if prefix in present else 0)
+            prefix_of[request] = prefix
+            present |= {prefix} - {-1}
+        rows = sum(lengths.prompts[requests]) - sum(lanes.skipped.tolist())
+        assert len(decoding) + rows <= job.pass_rows
         for lane in decoding:
             at_work[lane][1] += 1
         at_work |= {lane: [request, 1] for lane, request in zip(newcomers, requests, strict=True)}
@@ -90,7 +114,16 @@ def test_every_job_ends_within_its_pages(job: Job, prompt_tokens: int | None) ->
         held = [0] * len(job.pool.pages)
         for request, step in at_work.values():
             tokens = lengths.prompts[request] + step - 1 if lengths.limits[request] > 1 else 0
-            held = [a + b for a, b in zip(held, job.pool.needed(int(tokens)), strict=True)]
+            prefix = prefix_of[request]
+            shared = lengths.prefixes.tokens[prefix] // PAGE if prefix >= 0 else 0
+            own = [
+                max(0, n - shared) if most is None else n
+                for n, most in zip(job.pool.needed(int(tokens)), job.pool.most_pages, strict=True)
+            ]
+            held = [a + b for a, b in zip(held, own, strict=True)]
+        for prefix in {prefix_of[request] for request, _ in at_work.values()} - {-1}:
+            pages = job.pool.needed(int(lengths.prefixes.tokens[prefix]))
+            held = [a + b for a, b in zip(held, pages, strict=True)]
         assert held == admission.used_pages.tolist()
         assert all(a <= b for a, b in zip(held, job.pool.pages, strict=True))
         # Nobody waits longer than the others may take.
@@ -136,20 +169,26 @@ def test_skipped_passes_are_those_that_would_have_been_planned(job: Job) -> None
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(-1, 1)), max_size=5),
     st.integers(0, 12),
+    st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
 def test_a_state_is_safe_where_some_order_of_ends_exists(
-    lanes: list[tuple[int, int]], free: int
+    lanes: list[tuple[int, int, int]], free: int, prefixes: tuple[int, int]
 ) -> None:
-    def can_end(left: list[tuple[int, int]], free: int) -> bool:
+    def can_end(left: list[tuple[int, int, int]], free: int) -> bool:
         return not left or any(
-            more <= free and can_end(left[:i] + left[i + 1 :], free + held)
-            for i, (held, more) in enumerate(left)
+            more <= free and can_end(rest, free + held + freed(prefix, rest))
+            for i, (held, more, prefix) in enumerate(left)
+            for rest in [left[:i] + left[i + 1 :]]
         )
 
-    columns = np.array(lanes, np.int64).reshape(-1, 2)
-    found = is_safe(columns[:, :1], columns[:, 1:], np.array([free]))
+    def freed(prefix: int, left: list[tuple[int, int, int]]) -> int:
+        return 0 if prefix < 0 or any(p == prefix for _, _, p in left) else prefixes[prefix]
+
+    held, more, numbers = np.array(lanes, np.int64).reshape(-1, 3).T
+    pages = np.array([*prefixes, 0])[:, None]
+    found = is_safe(held[:, None], more[:, None], np.array([free]), numbers, pages)
     assert found == can_end(lanes, free)
 
 
@@ -201,6 +240,40 @@ def test_a_long_prompt_is_overtaken_but_not_for_ever() -> None:
     assert 30 < place <= 30 + MOST_OVERTAKEN + 30
     assert sorted(admitted) == list(range(small + 1))
     assert LOOKAHEAD <= MOST_OVERTAKEN
+
+
+def test_prompts_of_a_prefix_share_its_pages() -> None:
+    # Eight lanes of 5 pages each would take 40; with 3 shared pages they take 3 + 8 * 2.
+    prefixes = Prefixes(np.zeros(9, np.int64), np.array([96]))
+    lengths = Lengths([100] * 9, [61] * 9, prefixes=prefixes)
+    pool = PoolSizes(pages=(19,), most_pages=(None,))
+    admission = Admission(lengths, pool, most_lanes=9, batch_lanes=9, pass_rows=140)
+    lanes = admission.plan()
+    assert lanes is not None
+    # The rows are those of one prompt and seven suffixes.
+    assert lanes.skipped.tolist() == [0] + [96] * 7 and lanes.requests.tolist() == [*range(8)]
+    assert admission.used_pages.tolist() == [3 + 8]
+    admission.ended(range(8))
+    # The prefix rests until the ninth finds it.
+    assert admission.used_pages.tolist() == [0]
+    lanes = admission.plan()
+    assert lanes is not None and lanes.skipped.tolist() == [96] and not lanes.dropped
+    admission.ended([int(lanes.newcomers[0])])
+    assert admission.used_pages.tolist() == [0] and admission.plan() is None
+
+
+def test_a_resting_prefix_is_dropped_for_others_and_computed_again() -> None:
+    prefixes = Prefixes(np.array([0, -1, 0]), np.array([64]))
+    lengths = Lengths([70, 120, 70], [2, 9, 2], prefixes=prefixes)
+    pool = PoolSizes(pages=(4,), most_pages=(None,))
+    admission = Admission(
+        lengths, pool, most_lanes=1, batch_lanes=1, pass_rows=120, order=np.arange(3)
+    )
+    found = []
+    while (lanes := admission.plan()) is not None:
+        found += [(r, int(lanes.skipped[0]), lanes.dropped) for r in lanes.requests.tolist()]
+        admission.ended(admission.lanes[admission.steps == lengths.outputs[admission.requests]])
+    assert found == [(0, 0, ()), (1, 0, (0,)), (2, 0, ())]
 
 
 def test_requests_that_cannot_run_are_told_and_refused() -> None:

@@ -11,7 +11,9 @@ from costmodel.families import spec_from_config
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.lengths import Lengths
+from costmodel.plan.pages import PAGE
 from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.limits import stage_limits
@@ -159,11 +161,12 @@ def brute_force(timeline: JobTimeline, lengths: Lengths, window: int) -> list[li
     """Return lanes, newcomers, prompt tokens and slots without and with a window of each pass,
     counted sequence by sequence."""
     rows = [[0.0] * 5 for _ in range(timeline.trace.num_passes)]
-    admitted = zip(timeline.trace.requests.tolist(), timeline.trace.admitted.tolist(), strict=True)
-    for request, number in admitted:
+    trace = timeline.trace
+    columns = trace.requests, trace.admitted, trace.skipped
+    for request, number, skipped in zip(*(x.tolist() for x in columns), strict=True):
         prompt = int(lengths.prompts[request])
         rows[number][1] += 1
-        rows[number][2] += prompt
+        rows[number][2] += prompt - skipped
     runs = timeline.trace.runs
     for first, passes, slots in zip(runs.first, runs.passes, runs.slots, strict=True):
         for step in range(passes):
@@ -180,7 +183,11 @@ def test_counts_are_those_of_every_sequence(seed: int) -> None:
     prompts = np.clip(30 * np.exp(rng.normal(0, 1, count)), 1, 300).astype(int)
     answers = np.clip(20 * np.exp(rng.normal(0, 1, count)), 1, 200).astype(int)
     guesses = np.maximum(1, (answers * rng.choice([0.2, 1, 3], count)).astype(int))
-    lengths = Lengths(prompts, guesses, np.maximum(guesses, answers) + 5)
+    # Every second job has prompts that share 64 or 96 tokens.
+    tokens = np.array([2, 3]) * PAGE
+    numbers = np.where(prompts > 100, rng.integers(-1, 2, count), -1) if seed % 2 else None
+    prefixes = None if numbers is None else Prefixes(numbers, tokens)
+    lengths = Lengths(prompts, guesses, np.maximum(guesses, answers) + 5, prefixes=prefixes)
     policy = lane_policy(
         models()["windows"],
         lanes=LanePolicy(pool_tokens=int(rng.integers(600, 2500)), pass_rows=600, chunk_rows=64),
@@ -204,8 +211,32 @@ def test_counts_are_those_of_every_sequence(seed: int) -> None:
     assert decoded[served].tolist() == (answers[served] - 1).tolist()
     assert timeline.generated_tokens == answers[served].sum()
     assert timeline.num_refused == count - len(served)
-    seen = [2 * p * min(p, 40) - min(p, 40) ** 2 for p in prompts[served].tolist()]
+    pairs = zip(prompts[served].tolist(), timeline.trace.skipped.tolist(), strict=True)
+    seen = [_seen_twice(p) - _seen_twice(skipped) for p, skipped in pairs]
     assert counts.seen[40, False].sum() == sum(seen)
+
+
+def _seen_twice(tokens: int) -> int:
+    return 2 * tokens * min(tokens, 40) - min(tokens, 40) ** 2
+
+
+def test_a_shared_prefix_is_computed_and_kept_once() -> None:
+    policy = lane_policy(
+        models()["3b"],
+        lanes=LanePolicy(pool_tokens=40 * PAGE, pass_rows=2000, chunk_rows=64),
+    )
+    alone = Lengths([16 * PAGE + 8] * 8, [20] * 8)
+    shared = alone.sharing(Prefixes(np.zeros(8, np.int64), np.array([16 * PAGE])))
+    before, after = (simulate_job(policy, CPU, lengths) for lengths in (alone, shared))
+    # Two at a time, of 17 pages each; then all of them in 16 and 8.
+    assert (before.trace.num_passes, after.trace.num_passes) == (4 * 20, 20)
+    assert before.trace.most_pages == (34,) and after.trace.most_pages == (24,)
+    assert after.trace.skipped.tolist() == [0] + [16 * PAGE] * 7
+    assert before.counts.prompt_tokens.sum() == 8 * (16 * PAGE + 8)
+    assert after.counts.prompt_tokens.sum() == 16 * PAGE + 8 * 8
+    assert after.counts.slots[None].sum() == before.counts.slots[None].sum()
+    assert after.counts.stored[None].sum() == 16 * PAGE + 8 * 8
+    assert after.total_s < before.total_s / 3
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -151,7 +151,8 @@ def test_compressed_input(desk: Desk, run: Run, expected: list[list[int]]) -> No
 
 def interrupt(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch, num_prompts: int) -> None:
     """Leave a job after some prompts, which run one by one."""
-    start_block, begin_pass, begun = Block.start, LaneBlock.begin_pass, []
+    start_block, begin_pass = Block.start, LaneBlock.begin_pass
+    begun: list[Any] = []
 
     def start(block: Block, batches: Any) -> None:
         if len(begun) == num_prompts * GEN_LEN:

@@ -11,15 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from costmodel.plan.lengths import IntArray
 from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement
+from costmodel.plan.workload import Workload
 from executor import generate
+from executor.checkpoint.opening import OpenedCheckpoint
+from executor.cli.job_options import JobOptions
 from executor.jobs.journal import journal_path
 from executor.jobs.params import RowParams
 from executor.jobs.planning import lengths_of
+from executor.jobs.row_plan import plan_within_memory
 from executor.jobs.table import JobTable, ParsedLine
+from profiles.errors import InfeasibleError
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import LANES, Desk, request, save_job_model
 from tests.executor.killed_jobs import run_until
@@ -248,3 +255,65 @@ def test_lengths_of_a_job() -> None:
         assert found.prompts.tolist() == [3, 2, 1]
         assert found.outputs.tolist() == outputs and found.limits.tolist() == [9, 7, 9]
     assert lengths_of(table, [], None, None) is None
+
+
+def test_a_search_gives_lanes(models: list[Path], tmp_path: Path, run: Run) -> None:
+    """To a job of which one answer is much longer than the others."""
+    desk = Desk(models[0], tmp_path)
+    desk.write(*(request(n, [n + 1] * (n + 1), max_tokens=40 if n == 1 else 2) for n in range(12)))
+    searched = [each for each in desk.arguments() if not each.startswith("--policy")]
+    ended = run([*searched, "--hardware=cpu-2core", "--cpu-memory=1GiB", "--json"])
+    assert (ended.status, ended.err) == (0, "")
+    assert "12 lanes, filled again as sequences end" in ended.out
+    found = {name: body["choices"] for name, body in desk.answers().items()}
+    desk.write_policy(prompt_len=12, gen_len=40)
+    assert run(desk.arguments()).status == 0
+    assert {name: body["choices"] for name, body in desk.answers().items()} == found
+
+
+@pytest.mark.parametrize("size", [3, 7, 8, 40, 41, 90])
+def test_as_many_as_fit_are_planned(size: int) -> None:
+    sizes = np.array([40, 3, 90, 7, 7, 41, 3])
+    tried = []
+
+    def plan(places: IntArray) -> int:
+        tried.append(len(places))
+        if sizes[places].max() > size:
+            raise InfeasibleError(f"{len(places)} do not fit")
+        return len(places)
+
+    count, places = plan_within_memory(plan, sizes)
+    assert sizes[places].max() <= size < min([*sizes[sizes > size], 100])
+    assert places.tolist() == np.flatnonzero(sizes <= size).tolist() and count == len(places)
+    assert len(tried) <= 5 and (size < 90 or tried == [7])
+    size = 2
+    tried.clear()
+    with pytest.raises(InfeasibleError, match="7 do not fit"):
+        plan_within_memory(plan, sizes)
+    assert tried == [7, 2]
+
+
+def test_lines_without_memory(
+    models: list[Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no policy is found for a line, the others run."""
+    desk = Desk(models[0], tmp_path)
+    desk.write(*(request(n, [n + 1] * (n + 1), max_tokens=3) for n in range(6)))
+    original = JobOptions.choose_policy
+
+    def choose(options: JobOptions, source: OpenedCheckpoint, workload: Workload) -> Any:
+        if workload.prompt_len > 4:
+            raise InfeasibleError("the memory is short")
+        return original(options, source, workload)
+
+    monkeypatch.setattr(JobOptions, "choose_policy", choose)
+    desk.write_policy(lanes=LANES)
+    assert run(desk.arguments()).status == 0
+    assert set(desk.answers()) == {"r0", "r1", "r2", "r3"}
+    told = [json.loads(line)["error"]["message"] for line in desk.errors.read_text().splitlines()]
+    assert [each.partition(";")[0] for each in told] == [
+        f"line {n} of in.jsonl: got {n} tokens + 3 generated" for n in (5, 6)
+    ]
+    assert "allowed: what fits in the memory, such as 4 + 3; try: more memory" in told[0]
+    ended = run(desk.arguments("--strict"))
+    assert ended.status == 2 and ended.err.startswith("error: line 5 of in.jsonl: got 5 tokens")

@@ -27,6 +27,7 @@ from executor.cli.run_command import Job
 from executor.cli.run_report import Report, format_report
 from executor.model.sampling import Sampler
 from executor.run.lanes import LaneRequest
+from executor.run.results import BlockResult
 from executor.run.runner import Runner
 from profiles.units import format_figure, format_seconds
 from tests.executor.tiny_machines import change_policy, make_hardware, make_policy
@@ -62,6 +63,7 @@ class Run:
     """A run whose answers end at many tokens, and the files that it left."""
 
     report: Report
+    results: list[BlockResult]
     lanes: LaneFigures
     trace: Path
     page: Path
@@ -91,16 +93,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ):
         # What to buy takes a search.
         patch.setattr(report_page, "purchases_of_policy", lambda *_: Purchases(problem="none"))
-        report = job.run(folder, planned=job.predict(), recorder=recorder)
+        results: list[BlockResult] = []
+        report = job.run(folder, planned=job.predict(), recorder=recorder, on_block=results.append)
     # The page is written behind the block.
     assert report.lanes is not None
-    return Run(report=report, lanes=report.lanes, trace=trace, page=page)
+    return Run(report=report, results=results, lanes=report.lanes, trace=trace, page=page)
 
 
 def test_every_token_is_counted_once(run: Run) -> None:
     lanes, log = run.lanes, run.lanes.log
     generated: dict[int, int] = {}
-    for block in run.report.blocks:
+    for block in run.results:
         stopped = block.stopped
         generated |= {i: len(ids) + (i in stopped) for i, ids in block.output_ids.items()}
     assert lanes.answers.tolist() == [generated[i] for i in range(NUM_PROMPTS)]
@@ -108,7 +111,7 @@ def test_every_token_is_counted_once(run: Run) -> None:
     # A lane makes a token in each of its passes.
     assert sum(log.decoding) + sum(log.newcomers) == sum(generated.values())
     assert sum(log.newcomers) == NUM_PROMPTS
-    assert lanes.num_passes == sum(block.num_tokens for block in run.report.blocks)
+    assert lanes.num_passes == sum(block.num_tokens for block in run.results)
     told = lanes.as_json()
     assert told["prompt_tokens"] == sum(map(len, draw_prompts()))
     assert told["output_tokens"] == sum(generated.values())
@@ -204,6 +207,8 @@ def test_a_wrong_guess_is_told_with_what_it_costs(tmp_path: Path) -> None:
     assert sum(len(result.output_ids) for result in results) == 8
     waiting = np.array(lanes.log.waiting)
     assert lanes.num_waited == waiting.sum() == lanes.predicted.trace.waited > 0
+    tokens = cached_tokens(lanes.predicted.trace, lanes.lengths)
+    assert list(lanes.log.tokens) == tokens.tolist()
     seconds = np.array(lanes.log.end_s) - np.array(lanes.log.start_s)
     at_work = np.array(lanes.log.decoding) + np.array(lanes.log.newcomers)
     assert lanes.waited_s == pytest.approx((seconds * waiting / (waiting + at_work)).sum())

@@ -173,7 +173,7 @@ def test_neighbours_change_no_token(
         lanes = LanePolicy(
             pool_tokens=32 * rng.randint(most, most * policy.block_size),
             pass_rows=max(LENGTHS) + policy.block_size + rng.randint(0, 100),
-            chunk_rows=rng.choice([1, 16, 512]),
+            chunk_rows=rng.choice([11, 48, 512]),
         )
         order = rng.sample(range(len(LENGTHS)), len(LENGTHS))
         assert job.run(replace(policy, lanes=lanes), order) == expected, (policy, lanes)

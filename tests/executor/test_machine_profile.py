@@ -120,6 +120,6 @@ def finished_report(*, prompt_logprobs: int | None = None) -> Report:
     run = MeasuredRun(policy=policy, throughput_tok_per_s=0.8, prefill_s=5.0, decode_s=5.0)
     hardware = make_hardware(gpu=torch.cuda.is_available())
     fake = SimpleNamespace(
-        policy=policy, hardware=hardware, busy_shares={}, measured_run=lambda: run
+        policy=policy, hardware=hardware, busy_shares={}, lanes=None, measured_run=lambda: run
     )
     return cast(Report, fake)

@@ -1,0 +1,243 @@
+"""What prompts begin with in common is computed once, and changes no token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from costmodel.plan.pages import PAGE, pages_of
+from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.prefixes import Prefixes
+from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.run.lane_block import LaneBlock
+from executor.run.lanes import LaneRequest, LaneTable
+from executor.run.pass_plan import PassPlan
+from executor.run.runner import Runner
+from tests.executor.tiny_machines import ON_CPU, change_policy, make_hardware, make_policy
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
+
+MACHINE = make_hardware()
+HALVES = Placement(cpu=0.5, disk=0.5)
+LONGEST, GEN_LEN = 220, 9
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {"family": "llama", "num_kv_heads": 2},
+    "bfloat16": {"family": "llama", "dtype": "bfloat16"},
+    "learned positions": {"family": "opt"},
+    "alibi": {"family": "bloom"},
+    "small window": {"family": "mistral", "sliding_window": 6},
+    "window": {"family": "mistral", "sliding_window": 70},
+    "two windows": {"family": "gemma3_text", "num_layers": 3},
+    "chunks": {"family": "llama4_text"},
+    "sinks": {"family": "gpt_oss"},
+    "latent": {"family": "deepseek_v3"},
+    "latent bfloat16": {"family": "deepseek_v2", "dtype": "bfloat16"},
+    "experts": {"family": "mixtral"},
+    "long rotations": {"family": "phi3"},
+}
+# The last bits of their GELU depend on how many rows there are.
+BY_TOKENS = {"alibi", "two windows"}
+KINDS = ("one", "several", "equal")
+# Of each prompt: the tokens, with their log-probabilities in all bits.
+Answers = list[list[tuple[int, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint, and where a run of it may write."""
+
+    source: WeightSource
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Make each model once."""
+    made: dict[str, Model] = {}
+
+    def make(name: str) -> Model:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            save_tiny_model(folder / "model", seed=3, max_position_embeddings=256, **MODELS[name])
+            (folder / "offload").mkdir()
+            made[name] = Model(Checkpoint.open(folder / "model"), folder / "offload")
+        return made[name]
+
+    return make
+
+
+def _draw_job(rng: random.Random, kind: str) -> list[LaneRequest]:
+    """Draw prompts that begin with none, one or several prefixes, with prefixes of prefixes, or
+    prompts that are equal."""
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(VOCAB_SIZE) for _ in range(count)]
+
+    first, second = tokens(rng.randint(64, 110)), tokens(rng.randint(64, 130))
+    longer = first + tokens(rng.randint(32, 70))
+    kinds: dict[str, list[list[int]]] = {
+        "none": [[]],
+        "one": [first],
+        "several": [first, second, []],
+        "nested": [first, longer, longer],
+        "equal": [first],
+    }
+    prompts = [
+        rng.choice(kinds[kind]) + tokens(0 if kind == "equal" else rng.randint(1, 40))
+        for _ in range(7)
+    ]
+    return [
+        LaneRequest(prompt_ids=prompt, max_tokens=rng.choice([1, 2, 5, GEN_LEN]))
+        for prompt in prompts
+    ]
+
+
+def _policy(model: Model, **changes: Any) -> Policy:
+    base = make_policy(model.source.spec, prompt_len=LONGEST, gen_len=GEN_LEN)
+    lanes = LanePolicy(pool_tokens=4 * PAGE * pages_of(LONGEST + GEN_LEN), pass_rows=2000)
+    work = replace(base.workload, logprobs=0)
+    return change_policy(base, **({"lanes": lanes, "workload": work} | changes))
+
+
+def _run(
+    model: Model, policy: Policy, requests: Sequence[LaneRequest], *, shares: bool = True
+) -> Answers:
+    found: dict[int, list[tuple[int, float]]] = {}
+    none = None if shares else Prefixes.none(len(requests))
+    with Runner(policy, MACHINE, model.source, model.folder) as runner:
+        for result in runner.run_requests(requests, prefixes=none):
+            for index, ids in result.output_ids.items():
+                scores = result.output_scores[index].log_probs.tolist()
+                found[index] = list(zip(ids, scores, strict=True))
+    return [found[i] for i in range(len(requests))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sharing_changes_no_token(
+    models: Callable[[str], Model], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rng = models(name), random.Random(name)
+    jobs = [_draw_job(rng, kind) for kind in ("nested", KINDS[len(name) % 3])]
+    expected = [_run(model, _policy(model), job, shares=False) for job in jobs]
+    _poison_freed_pages(monkeypatch)
+    rows = _count_rows(monkeypatch)
+    for job, answers in zip(jobs, expected, strict=True):
+        most = pages_of(LONGEST + GEN_LEN)
+        sizes = {"gpu_batch_size": rng.randint(1, 4), "num_gpu_batches": rng.randint(1, 3)}
+        policy = _policy(model, prefill_batch_size=1, weights=rng.choice([ON_CPU, HALVES]), **sizes)
+        lanes = LanePolicy(
+            pool_tokens=PAGE * rng.randint(most, most * policy.block_size),
+            pass_rows=LONGEST + policy.block_size + rng.randint(0, 300),
+            chunk_rows=rng.choice([1, 16, 512]),
+        )
+        rows.clear()
+        found = _run(model, replace(policy, lanes=lanes), job)
+        if name in BY_TOKENS:
+            found, answers = _tokens(found), _tokens(answers)
+        assert found == answers, (policy, lanes)
+        whole = sum(len(r.prompt_ids) + r.max_tokens - 1 for r in job)
+        assert sum(rows) <= whole
+
+
+def test_prefixes_are_computed_once(
+    models: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rng = models("plain"), random.Random(5)
+    rows = _count_rows(monkeypatch)
+    for kind in ("none", "one", "equal"):
+        job = _draw_job(rng, kind)
+        whole = sum(len(r.prompt_ids) + r.max_tokens - 1 for r in job)
+        lengths = [len(r.prompt_ids) for r in job]
+        shared = {"none": 0, "one": 64, "equal": (lengths[0] - 1) // PAGE * PAGE}[kind]
+        if kind == "one":
+            # Seven prompts share what is cut to whole pages.
+            common = next(
+                i
+                for i, ids in enumerate(zip(*(r.prompt_ids for r in job), strict=False))
+                if len(set(ids)) > 1
+            )
+            shared = common // PAGE * PAGE
+        for shares in (False, True):
+            rows.clear()
+            _run(model, _policy(model), job, shares=shares)
+            assert sum(rows) == whole - (6 * shared if shares else 0)
+
+
+def test_prompts_share_memory(models: Callable[[str], Model]) -> None:
+    """Four lanes of 104 tokens take 16 pages, or 3 and 4 of their own."""
+    model, rng = models("plain"), random.Random(6)
+    first = [rng.randrange(VOCAB_SIZE) for _ in range(96)]
+    job = [LaneRequest(prompt_ids=[*first, i], max_tokens=8) for i in range(4)]
+    policy = _policy(model, lanes=LanePolicy(pool_tokens=7 * PAGE, pass_rows=200))
+    passes = []
+    for shares in (False, True):
+        with Runner(policy, MACHINE, model.source, model.folder) as runner:
+            none = None if shares else Prefixes.none(len(job))
+            results = list(runner.run_requests(job, prefixes=none))
+        passes.append(sum(result.num_tokens for result in results))
+    # In room for one at a time, and for all of them.
+    assert passes == [4 * 8, 8]
+
+
+@pytest.mark.parametrize("what", ["packed cache", "prompt scores"])
+def test_what_cannot_share_does_not(
+    models: Callable[[str], Model], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rng = models("plain"), random.Random(7)
+    job = _draw_job(rng, "one")
+    policy = _policy(model)
+    if what == "packed cache":
+        policy = _policy(model, cache_bits=4, group_size=32)
+    else:
+        policy = replace(policy, workload=replace(policy.workload, prompt_logprobs=0))
+    rows = _count_rows(monkeypatch)
+    assert _run(model, policy, job) == _run(model, policy, job, shares=False)
+    assert sum(rows) == 2 * sum(len(r.prompt_ids) + r.max_tokens - 1 for r in job)
+
+
+def _tokens(answers: Answers) -> Answers:
+    return [[(token, 0.0) for token, _ in answer] for answer in answers]
+
+
+def _count_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the rows of every pass."""
+    rows: list[int] = []
+    begin = LaneBlock.begin_pass
+
+    def counted(block: LaneBlock, plan: PassPlan) -> None:
+        rows.append(plan.first_rows[-1])
+        begin(block, plan)
+
+    monkeypatch.setattr(LaneBlock, "begin_pass", counted)
+    return rows
+
+
+def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill all pages with NaN at first, and again when a sequence or a prefix has ended."""
+    blocks: dict[int, LaneBlock] = {}
+    init = LaneBlock.__init__
+
+    def begin(block: LaneBlock, *arguments: Any) -> None:
+        init(block, *arguments)
+        blocks[id(block.table)] = block
+        for layer in block.stores.cache.layers:
+            layer.pool.fill_(torch.nan)
+
+    monkeypatch.setattr(LaneBlock, "__init__", begin)
+    for name in ("release", "drop_prefixes"):
+        original = getattr(LaneTable, name)
+
+        def end(
+            table: LaneTable, numbers: Iterable[int], original: Any = original
+        ) -> list[list[int]]:
+            freed: list[list[int]] = original(table, numbers)
+            for layer in blocks[id(table)].stores.cache.layers:
+                layer.pool[freed[layer.ring_number]] = torch.nan
+            return freed
+
+        monkeypatch.setattr(LaneTable, name, end)
