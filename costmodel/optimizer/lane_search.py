@@ -32,12 +32,12 @@ from profiles.hardware import HardwareProfile
 
 # Standard deviations of the tokens of all lanes that the cache has room for beside their mean;
 # infinite: room for the longest sequences together.
-DEVIATIONS = (-1.0, 0.0, 1.0, 2.0, 4.0, math.inf)
+DEVIATIONS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, math.inf)
 # Rows of prompts that begin together, where the longest prompt leaves room for them.
-PROMPT_ROWS = (0, 512, 2048, 8192)
-CHUNK_ROWS = (128, 512, 2048)
+PROMPT_ROWS = (0, 512, 2048, 8192, 32768)
+CHUNK_ROWS = (64, 128, 256, 512, 2048)
 NUM_BATCHES = (1, 2, 4)
-FACTORS = (0.5, 0.75, 0.9, 1.1, 1.33, 2.0)
+FACTORS = (0.75, 0.87, 0.95, 1.0, 1.06, 1.15, 1.33)
 # Rounds of steps near the best choice.
 MOST_ROUNDS = 3
 # A smaller gain is none.
@@ -134,18 +134,19 @@ class LaneSearch:
 
     def _search(self, problem: Problem) -> None:
         """Look for a policy of one precision that is faster than the best so far."""
-        begin = [Choice(n) for n in _numbers_of_lanes(len(self.lengths))]
+        rounds, begin = MOST_ROUNDS, [Choice(n) for n in _numbers_of_lanes(len(self.lengths))]
         if self._begin is not None:
-            begin = [self._begin, *_other_lanes(self._begin, len(self.lengths))]
+            rounds, begin = 0, [self._begin, *_other_lanes(self._begin, len(self.lengths))]
         for choice in begin:
             self._try(problem, choice)
-        for _ in range(MOST_ROUNDS):
+        for _ in range(rounds):
             before = self._best_s
             if self._choice is None or not self._is_of(problem):
                 return
-            for step in (_other_lanes, _other_caches, _other_rows):
-                for choice in step(self._choice, len(self.lengths)):
-                    self._try(problem, choice)
+            for choice in _other_rows(self._choice):
+                self._try(problem, choice)
+            for choice in _other_lanes(self._choice, len(self.lengths)):
+                self._try(problem, choice)
             if self._best_s > before * (1 - LEAST_GAIN):
                 return
 
@@ -230,19 +231,16 @@ def _numbers_of_lanes(num_prompts: int) -> list[int]:
 
 
 def _other_lanes(choice: Choice, num_prompts: int) -> list[Choice]:
+    """Return choices of about as many lanes, each with every size of the cache."""
     most = min(num_prompts, MAX_BLOCK_SIZE)
     counts = {min(most, max(1, round(choice.lanes * factor))) for factor in FACTORS}
-    return [replace(choice, lanes=count) for count in sorted(counts)]
+    return [
+        replace(choice, lanes=count, deviations=deviations)
+        for count, deviations in itertools.product(sorted(counts), DEVIATIONS)
+    ]
 
 
-def _other_caches(choice: Choice, num_prompts: int) -> list[Choice]:
-    """The cache, alone and with fewer or more lanes."""
-    del num_prompts
-    return [replace(choice, deviations=z) for z in DEVIATIONS]
-
-
-def _other_rows(choice: Choice, num_prompts: int) -> list[Choice]:
-    del num_prompts
+def _other_rows(choice: Choice) -> list[Choice]:
     return [
         *(replace(choice, prompt_rows=rows) for rows in PROMPT_ROWS),
         *(replace(choice, chunk_rows=rows) for rows in CHUNK_ROWS),

@@ -37,7 +37,7 @@ from profiles.hardware import HardwareProfile
 DEFAULT_MARGIN = 0.01
 # Lanes are taken where a block in step is faster by less: answers that end sooner than expected
 # make room for others.
-WORTH_OF_LANES = 0.02
+WORTH_OF_LANES = 0.05
 # Shares of a tier's capacity that advice adds to the missing bytes; the first that suffices counts.
 ADVICE_MARGINS = (0.001, 0.02, 0.1, 0.5)
 

@@ -271,7 +271,8 @@ class PassPrice:
         """Return the costs of a stage for one sequence, of all kinds of tasks or of some."""
         work = stage_work(problem, shares, stage)
         alone = work
-        if not stage.is_prefill:
+        # A single batch is all of them.
+        if not stage.is_prefill and problem.num_batches[1] > 1:
             alone = stage_work(problem, shares.of_one_batch(problem.gpu_batch_size), stage)
         kept = [not kinds or w.kind in kinds for w in work]
         seconds = [w.seconds * keep for w, keep in zip(work, kept, strict=True)]

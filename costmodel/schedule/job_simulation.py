@@ -162,14 +162,16 @@ def _trace_policy(
     policy: Policy, lengths: Lengths, answers: IntArray, prompt_tokens: int | None
 ) -> JobTrace:
     assert policy.lanes is not None
-    lanes = policy.lanes
-    pool = PoolSizes.of(policy.model, pool_tokens=lanes.pool_tokens, most_lanes=policy.block_size)
-    room = {"most_lanes": policy.block_size, "pass_rows": lanes.pass_rows}
-    served = np.flatnonzero(runs_alone(lengths, pool, **room))
+    lanes, rows = policy.lanes, policy.lanes.pass_rows
+    # More lanes than requests are never at work, but have rows.
+    most = min(policy.block_size, len(lengths))
+    pool = PoolSizes.of(policy.model, pool_tokens=lanes.pool_tokens, most_lanes=most)
+    runs = runs_alone(lengths, pool, most_lanes=policy.block_size, pass_rows=rows)
+    served = np.flatnonzero(runs)
     if not len(served):
         raise InputError(
             "policy.lanes",
-            got=f"{lanes.pool_tokens} tokens of cache and {lanes.pass_rows} rows",
+            got=f"{lanes.pool_tokens} tokens of cache and {rows} rows",
             allowed="room for at least one prompt and its answer",
         )
     admission = Admission(
@@ -178,7 +180,8 @@ def _trace_policy(
         batch_lanes=policy.gpu_batch_size,
         order=longest_first(lengths, served),
         prompt_tokens=prompt_tokens,
-        **room,
+        most_lanes=most,
+        pass_rows=rows,
     )
     return trace_job(admission, lengths, answers, served)
 

@@ -50,7 +50,9 @@ def read_arguments(
         policy=Policy.load(Path(policy)) if isinstance(policy, str | Path) else policy,
         hardware=str(hardware) if isinstance(hardware, str | Path) else hardware,
         offload_dir=Path(offload_dir),
-        **{name: _bytes(name, planned[name]) for name in _SIZES},
+        gpu_memory=_bytes("gpu_memory", planned["gpu_memory"]),
+        cpu_memory=_bytes("cpu_memory", planned["cpu_memory"]),
+        disk=_bytes("disk", planned["disk"]),
         dtype=planned["dtype"],
         permitted=choose_permitted(
             weight_bits=_bits("weight_bits", planned["weight_bits"]),

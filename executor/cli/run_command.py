@@ -191,7 +191,7 @@ class Job:
             report.finish(runner)
         # The run has given its memory back by now.
         if recorder:
-            recorder.finish(report.blocks, report.record())
+            recorder.finish(report.blocks, report.record(), report.start_s)
 
     def _run_lengths(self) -> Lengths | None:
         """Return the lengths of a run over lanes, with what prompts share."""

@@ -72,13 +72,9 @@ class Report:
         return format_report(self)
 
     def add(self, block: BlockResult) -> None:
-        """Count one block. Over lanes, the first is kept for its time, without its answers: a job
-        may be large."""
+        """Count one block; nothing is kept of what ends over lanes, which may be a large job."""
         if self.policy.lanes is None:
             self.blocks.append(block)
-        elif not self.blocks:
-            nothing: dict[str, Any] = {"output_ids": {}, "output_scores": {}, "prompt_scores": {}}
-            self.blocks.append(replace(block, finished=(), **nothing))
         self.num_prompts += len(block.output_ids)
         self.num_tokens += sum(len(ids) for ids in block.output_ids.values())
 
@@ -110,6 +106,11 @@ class Report:
     def num_blocks(self) -> int:
         """Blocks that ran; lanes make no blocks and count as one."""
         return 1 if self.lanes else len(self.blocks)
+
+    @property
+    def start_s(self) -> float:
+        """Start of the first block or pass, on the run's clock."""
+        return self.lanes.log.start_s[0] if self.lanes else self.blocks[0].start_s
 
     @property
     def phase_s(self) -> dict[str, float]:

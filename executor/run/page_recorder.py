@@ -46,9 +46,9 @@ class PageRecorder:
         """Take no more tasks; passes over lanes have no blocks."""
         self._is_first = self._has_lanes
 
-    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
-        """Count time from the start of the first block, and take the figures."""
-        self.sample = self.sample.counted_from(results[0].start_s)
+    def finish(self, results: Sequence[BlockResult], record: RunRecord, start_s: float) -> None:
+        """Count time from the start of the run, and take the figures."""
+        self.sample = self.sample.counted_from(start_s)
         self._run = record
         self.is_complete = True
 
@@ -91,8 +91,8 @@ class Recorders:
         for recorder in self._recorders:
             recorder.end_block()
 
-    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
+    def finish(self, results: Sequence[BlockResult], record: RunRecord, start_s: float) -> None:
         """See ``Recorder``."""
         for recorder in self._recorders:
-            recorder.finish(results, record)
+            recorder.finish(results, record, start_s)
         self.is_complete = True

@@ -85,8 +85,11 @@ class Recorder(Protocol):
     def end_block(self) -> None:
         """Go on to the next block, after the last task of this one."""
 
-    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
-        """Take the blocks that ran and the record of the run, which has released its memory."""
+    def finish(self, results: Sequence[BlockResult], record: RunRecord, start_s: float) -> None:
+        """Take the blocks that ran and the record of the run, which has released its memory.
+
+        Lanes leave no blocks. ``start_s`` is when the first block or pass began.
+        """
 
 
 class TraceRecorder:
@@ -139,7 +142,7 @@ class TraceRecorder:
             self._file.add(MEASURED, span, zero_s=self._zero_s, **figures)
         self._held.clear()
 
-    def finish(self, results: Sequence[BlockResult], record: RunRecord) -> None:
+    def finish(self, results: Sequence[BlockResult], record: RunRecord, start_s: float) -> None:
         """Simulate the same tokens of each block, and write them at the block's measured start.
 
         Of lanes, the passes are written, measured and simulated.
@@ -153,7 +156,7 @@ class TraceRecorder:
                 (SIMULATED_PASSES, record.lanes.simulated, "passes, simulated"),
             ):
                 self._file.begin_passes(pid, label)
-                series.write_to(self._file, pid, zero_s=results[0].start_s - self._zero_s)
+                series.write_to(self._file, pid, zero_s=start_s - self._zero_s)
             return
         self._file.begin_process(SIMULATED, "simulated")
         for number, (block, result) in enumerate(zip(self._blocks, results, strict=True)):

@@ -125,7 +125,7 @@ def _draw(rng: np.random.Generator, figures: tuple[int, int], most: int, count: 
     median, high = figures
     sigma = math.log(high / median) / NINETY_FIFTH
     drawn = median * np.exp(rng.normal(0.0, sigma, count))
-    return np.clip(drawn, 1, most).astype(int).tolist()
+    return [int(tokens) for tokens in np.clip(drawn, 1, most)]
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -167,9 +167,14 @@ def lockstep_seconds(job: DrawnJob, policy: Path, profile: Path) -> float:
     seconds = 0.0
     for first in range(0, len(order), found.block_size):
         part = job.only(order[first : first + found.block_size])
-        lengths = {"prompt_len": part.longest_prompt, "gen_len": part.longest_answer}
-        block = replace(found, workload=replace(found.workload, **lengths))
-        seconds += block_seconds(block, hardware)
+        workload = replace(
+            found.workload,
+            prompt_len=part.longest_prompt,
+            gen_len=part.longest_answer,
+            num_prompts=len(part.prompts),
+            lengths=None,
+        )
+        seconds += block_seconds(replace(found, workload=workload, lanes=None), hardware)
     return seconds
 
 

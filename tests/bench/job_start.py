@@ -102,7 +102,7 @@ def _line(form: str, number: int, words: list[str], mean: int, draw: random.Rand
     return json.dumps(named)
 
 
-def _figures(path: Path, model: Path, rounds: int) -> dict[str, float]:
+def _figures(path: Path, model: Path, rounds: int) -> dict[str, Any]:
     seconds, cpu_seconds = [], []
     for _ in range(rounds):
         start, cpu_start = time.perf_counter(), time.process_time()

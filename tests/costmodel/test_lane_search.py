@@ -151,7 +151,7 @@ def test_equal_lengths_are_as_fast_as_blocks_in_step() -> None:
     lengths = Lengths([64] * 40, [50] * 40)
     result = found(lengths, hardware, model, DEFAULT_PERMITTED)
     in_step = search(hardware, model, replace(work_of(lengths), lengths=None))
-    assert result.job_tok_per_s == pytest.approx(in_step.job_tok_per_s, rel=0.03)
+    assert result.job_tok_per_s == pytest.approx(in_step.job_tok_per_s, rel=0.05)
     assert result.policy.block_size == pytest.approx(in_step.policy.block_size, rel=0.1)
 
 

@@ -296,9 +296,10 @@ def test_segments_of_decode_add_up(prompt_len: int, gen_len: int, batch: int) ->
     position = 0
     for stage in decode:
         assert stage.first_pass == position + 1
-        steps = read[position : position + stage.passes]
+        passes = int(stage.passes)
+        steps = read[position : position + passes]
         assert stage.context_tokens == pytest.approx(sum(steps))
-        position += stage.passes
+        position += passes
         if len(decode) < MAX_SEGMENTS:
             # Segments are as long as each other, so the first grows most.
             assert steps[-1] / steps[0] <= SEGMENT_GROWTH * (1 + 0.5 / len(decode))

@@ -100,7 +100,7 @@ def test_passes_read_and_store_what_the_window_keeps(
         assert prefill.slots_read(kind.cache) == 0
         assert prefill.slots_stored(kind.cache) == (min(most, prompt_len) if decode else 0)
         for stage in decode:
-            passes = range(stage.first_pass, stage.first_pass + stage.passes)
+            passes = range(stage.first_pass, stage.first_pass + int(stage.passes))
             read = sum(min(most, prompt_len + t - 1) for t in passes)
             assert stage.slots_read(kind.cache) == pytest.approx(read)
             assert stage.slots_stored(kind.cache) == stage.stored_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from transformers import AutoModelForCausalLM
 
 import executor.evaluate as evaluate_module
 from costmodel.optimizer.choices import Permitted
+from costmodel.plan.policy import LanePolicy
 from costmodel.plan.workload import Workload
+from executor.checkpoint.folder import Checkpoint
 from executor.cli.run_command import Job
 from executor.data import MODEL
 from executor.evaluate import main, read_windows
 from executor.text.loading import load_tokenizer
 from profiles.errors import InfeasibleError, InputError
+from tests.executor.tiny_machines import make_hardware, make_policy
 from tests.executor.tokenizer_structures import LINES, STRUCTURES, like, template
 
 TEXT = "And God said, Let there be light: and there was light.\n" * 30
@@ -76,6 +80,20 @@ def test_uncompressed_it_is_the_perplexity_of_transformers(
     assert found["num_tokens"] == len(windows) * (GEN_LEN - 1)
     assert found["perplexity"] == pytest.approx(float(losses.exp()), rel=0.01)
     assert (found["ratio"], found["agreement"]) == (1, 1)
+
+
+def test_a_policy_with_lanes_scores_alike(capsys: pytest.CaptureFixture[str], text: Path) -> None:
+    spec = Checkpoint.open(MODEL, dtype="float32").spec
+    policy = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+    lanes = LanePolicy(pool_tokens=96, pass_rows=PROMPT_LEN + 4)
+    path = text.with_name("policy.json")
+    replace(policy, lanes=lanes, hardware=make_hardware()).save(path)
+    arguments = [f"--model={MODEL}", f"--text={text}", f"--policy={path}", "--num-prompts=7"]
+    main([*arguments, f"--offload-dir={text.parent}", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["num_tokens"] == 7 * (GEN_LEN - 1)
+    # The uncompressed model runs in blocks.
+    assert found["ratio"] == pytest.approx(1, abs=1e-6) and found["agreement"] == 1
 
 
 def test_fewer_bits_are_told(capsys: pytest.CaptureFixture[str], text: Path) -> None:

@@ -29,7 +29,7 @@ from executor.jobs.table import JobTable, ParsedLine
 from profiles.errors import InfeasibleError
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import LANES, Desk, request, save_job_model
-from tests.executor.killed_jobs import run_until
+from tests.executor.killed_jobs import answers_of, run_until
 from tests.executor.tiny_machines import ON_CPU, ON_DISK
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE
 
@@ -142,7 +142,7 @@ def test_killed_jobs_go_on(
     lanes = LanePolicy(pool_tokens=4 * PAGE, pass_rows=PROMPT_LEN + 4)
     desk.write_policy(prompt_len=PROMPT_LEN, gen_len=GEN_LEN, weights=weights, lanes=lanes)
     assert run(desk.arguments()).status == 0
-    expected = sorted(without_times(desk.output))
+    expected = sorted(answers_of(desk.output))
     desk.output.unlink()
     done: list[str] = []
     num_killed = 0
@@ -161,14 +161,7 @@ def test_killed_jobs_go_on(
     if journal_path(desk.output).exists() or not done:
         assert run_until(desk.arguments("--resume"), None) == 0
     assert not journal_path(desk.output).exists()
-    assert sorted(without_times(desk.output)) == expected
-
-
-def without_times(path: Path) -> list[str]:
-    answers = [json.loads(line) for line in path.read_text().splitlines()]
-    for each in answers:
-        del each["response"]["body"]["created"]
-    return [json.dumps(each) for each in answers]
+    assert sorted(answers_of(desk.output)) == expected
 
 
 def test_requests_without_room(
@@ -219,7 +212,7 @@ def test_a_full_disk_loses_nothing(
     desk.write(*(request(line, max_tokens=line + 1) for line in range(5)))
     desk.write_policy(lanes=LANES)
     assert run(desk.arguments()).status == 0
-    expected = sorted(without_times(desk.output))
+    expected = sorted(answers_of(desk.output))
     desk.output.unlink()
     original, calls = os.write, []
 
@@ -240,7 +233,7 @@ def test_a_full_disk_loses_nothing(
     assert kept == f"{count} of 5 prompts were finished{told}"
     ended = run(desk.arguments("--resume", "--expected-len=2"))
     assert (ended.status, ended.err) == (0, f"{count} of 5 prompts are answered already\n")
-    assert sorted(without_times(desk.output)) == expected
+    assert sorted(answers_of(desk.output)) == expected
 
 
 def test_lengths_of_a_job() -> None:
