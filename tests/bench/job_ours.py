@@ -35,6 +35,8 @@ class OurJob:
         Jobs that run one after another in lockstep; ``None``: over lanes.
     policy
         A policy over lanes; default: ``generate`` searches one.
+    shares_prefixes
+        Whether lanes compute once what prompts begin with in common.
     longest_s
         Lockstep that is predicted to take longer is not run.
     """
@@ -44,6 +46,7 @@ class OurJob:
     name: str
     cohorts: int | None = None
     policy: Path | None = None
+    shares_prefixes: bool = True
     longest_s: float = 3600.0
     quick_profile: bool = False
 
@@ -132,6 +135,8 @@ class OurJob:
         for path in (output, output.with_name(f"{output.name}.job")):
             path.unlink(missing_ok=True)
         chosen = ["--policy", str(policy)] if policy else ["--cpu-memory", f"{bench.budget_bytes}B"]
+        if not self.shares_prefixes:
+            chosen.append("--no-shared-prefixes")
         ended = self.runs.limited(
             self.name,
             *(sys.executable, "-m", "executor.generate", "--json"),

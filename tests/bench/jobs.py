@@ -35,7 +35,7 @@ from profiles.command import run
 from profiles.errors import InputError, RunError
 from profiles.files import write_json
 
-OURS = "lanes"
+OURS, UNSHARED = "lanes", "lanes-unshared"
 NAMES = (OURS, "lockstep", "lockstep-cohorts", "llama.cpp-server", "accelerate")
 VERSIONED = ("torch", "transformers", "accelerate", "numpy")
 
@@ -83,7 +83,8 @@ def _parser() -> BenchParser:
     add("--prefix", type=int, default=0, help="tokens in front of all prompts, the same (0)")
     add("--own-prefixes", action="store_true", help="as long, but not the same: nothing is shared")
     add("--rounds", type=int, default=3, help="how often each system runs (3)")
-    add("--only", action="append", choices=NAMES, help="leave others out; may be repeated")
+    only = "leave others out; may be repeated; lanes-unshared shares no prefix"
+    add("--only", action="append", choices=(*NAMES, UNSHARED), help=only)
     keeps = "keeps the model and the tools for the next command; default: a temporary one"
     add("--work-dir", type=Path, metavar="DIR", help=keeps)
     add("--dry-run", action="store_true", help="tell what would run, and run nothing")
@@ -147,6 +148,7 @@ def _systems(runs: Runs, bench: JobBench, flags: argparse.Namespace) -> Sequence
     tool = flags.llama_server.resolve() if flags.llama_server else None
     systems: list[System] = [
         OurJob(**ours, name=OURS, policy=flags.policy),
+        OurJob(**ours, name=UNSHARED, policy=flags.policy, shares_prefixes=False),
         OurJob(**ours, name="lockstep", cohorts=1),
         OurJob(**ours, name="lockstep-cohorts", cohorts=flags.cohorts),
         LlamaServer(**common, tool=tool, chosen=flags.llama_setting),
