@@ -15,10 +15,12 @@ from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.prefixes import Prefixes
 from executor.checkpoint.folder import Checkpoint, WeightSource
+from executor.generate import main
 from executor.run.lane_block import LaneBlock
 from executor.run.lanes import LaneRequest, LaneTable
 from executor.run.pass_plan import PassPlan
 from executor.run.runner import Runner
+from tests.executor.job_desk import Desk, request, save_job_model
 from tests.executor.tiny_machines import ON_CPU, change_policy, make_hardware, make_policy
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
@@ -241,3 +243,21 @@ def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
             return freed
 
         monkeypatch.setattr(LaneTable, name, end)
+
+
+def test_jobs_share_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(save_job_model(tmp_path / "model"), tmp_path)
+    rows, shared = _count_rows(monkeypatch), list(range(70))
+    lanes = LanePolicy(pool_tokens=32 * PAGE, pass_rows=400)
+    desk.write_policy(prompt_len=72, gen_len=4, lanes=lanes)
+    # Two answers of one prompt share all but its last token.
+    desk.write(request(0, [*shared, 7, 8], max_tokens=4, n=2), request(1, [*shared, 9]))
+    found = []
+    for flags in ([], ["--no-shared-prefixes"]):
+        rows.clear()
+        main(desk.arguments("--errors", tmp_path / "errors.jsonl", *flags))
+        answers = {name: body["choices"] for name, body in desk.answers().items()}
+        found.append((sum(rows), answers))
+        desk.output.unlink()
+    assert found[0][1] == found[1][1] and len(found[0][1]) == 2
+    assert found[1][0] - found[0][0] == 2 * 64
