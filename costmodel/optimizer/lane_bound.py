@@ -39,6 +39,8 @@ def least_seconds(problem: Problem, lengths: Lengths) -> float:
 
     They are infinite where nothing fits.
     """
+    # What prompts share takes no less than nothing.
+    lengths = lengths.own if problem.shares_prefixes else lengths
     most = min(len(lengths), MAX_BLOCK_SIZE)
     ends = [1.0]
     while ends[-1] < most:

@@ -171,7 +171,7 @@ class LaneSearch:
             problem,
             gpu_batch_size=batch,
             num_batches=count,
-            lanes=self._lane_policy(replace(choice, lanes=lanes)),
+            lanes=self._lane_policy(problem, replace(choice, lanes=lanes)),
         )
         program = Program(problem, self._table)
         try:
@@ -187,20 +187,24 @@ class LaneSearch:
         seconds = job_seconds(policy, self._machine, self._traces)
         return FoundLanes(seconds=seconds, policy=policy, problem=problem, solution=solution)
 
-    def _lane_policy(self, choice: Choice) -> LanePolicy:
-        lengths, lanes = self.lengths, choice.lanes
-        stored = np.sort(lengths.stored)[::-1]
+    def _lane_policy(self, problem: Problem, choice: Choice) -> LanePolicy:
+        lengths, lanes, shared = self.lengths, choice.lanes, 0
         # The longest sequence must have room, and no more than the longest ones can be used.
-        least = pages_of(int(stored[0])) * PAGE
-        most = sum(pages_of(int(n)) for n in stored[:lanes].tolist()) * PAGE
+        least = pages_of(int(lengths.stored.max())) * PAGE
+        if problem.shares_prefixes:
+            shared = int(lengths.prefixes.tokens.sum())
+            lengths = lengths.own
+        stored = np.sort(lengths.stored)[::-1]
+        most = sum(pages_of(int(n)) for n in stored[:lanes].tolist()) * PAGE + shared
+        most = max(most, least)
         tokens = most
         if math.isfinite(choice.deviations):
             mean, deviation = lengths.mean_context + PAGE / 2, lengths.sd_context
-            needed = lanes * mean + choice.deviations * deviation * math.sqrt(lanes)
+            needed = shared + lanes * mean + choice.deviations * deviation * math.sqrt(lanes)
             tokens = min(most, max(least, pages_of(math.ceil(needed)) * PAGE))
-        longest = int(lengths.prompts.max())
-        total = int(lengths.prompts.sum())
-        prompt_rows = min(total, max(longest, choice.prompt_rows))
+        longest = int(self.lengths.prompts.max())
+        total = int(lengths.prompts.sum()) + shared
+        prompt_rows = max(longest, min(total, choice.prompt_rows))
         rows = prompt_rows + lanes - 1
         return LanePolicy(
             pool_tokens=max(1, tokens), pass_rows=rows, chunk_rows=min(choice.chunk_rows, rows)

@@ -17,6 +17,8 @@ IntArray = NDArray[np.int64]
 
 # Answers that a sketch keeps one by one: the longest ones set when a job ends.
 EXACT_ANSWERS = 8
+# Prefixes that a sketch tells of; prompts with another count as if they had none.
+MOST_PREFIXES = 4
 # More prompts, or tokens of one, are a mistake, and overflow numbers later.
 MOST = 10**9
 
@@ -26,13 +28,16 @@ class Sketch:
     """A job's lengths in few numbers, as a policy's file keeps them.
 
     Entry ``i`` stands for ``weights[i]`` prompts of ``prompts[i]`` tokens, whose answers are
-    expected to have ``outputs[i]`` tokens and may have ``limits[i]``.
+    expected to have ``outputs[i]`` tokens and may have ``limits[i]``. The first tokens of these
+    prompts are the prefix ``prefixes[i]``, of ``prefix_tokens[prefixes[i]]`` tokens; -1 is none.
     """
 
     prompts: tuple[int, ...]
     outputs: tuple[int, ...]
     limits: tuple[int, ...]
     weights: tuple[int, ...]
+    prefixes: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         columns = (self.prompts, self.outputs, self.limits, self.weights)
@@ -42,6 +47,15 @@ class Sketch:
                 "lengths",
                 got=f"{', '.join(str(len(column)) for column in columns)} entries",
                 allowed="as many prompts, outputs, limits and weights, and at least one",
+            )
+        known = range(-1, len(self.prefix_tokens))
+        if self.prefixes and (
+            len(self.prefixes) != len(self.weights) or not set(self.prefixes) <= set(known)
+        ):
+            raise InputError(
+                "lengths.prefixes",
+                got=f"{len(self.prefixes)} of {len(self.prefix_tokens)} prefixes",
+                allowed="none, or for each entry a place in lengths.prefix_tokens or -1",
             )
         for value in (min(map(min, columns)), max(map(max, columns)), self.num_prompts):
             if not 1 <= value <= MOST:
@@ -67,13 +81,22 @@ class Sketch:
         kept = [i for i, weight in enumerate(weights) if weight]
         columns = (self.prompts, self.outputs, self.limits, weights)
         prompts, outputs, limits, counts = (tuple(column[i] for i in kept) for column in columns)
-        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=counts)
+        return Sketch(
+            prompts=prompts,
+            outputs=outputs,
+            limits=limits,
+            weights=counts,
+            prefixes=tuple(self.prefixes[i] for i in kept) if self.prefixes else (),
+            prefix_tokens=self.prefix_tokens,
+        )
 
     def lengths(self) -> Lengths:
         """Return a job of as many prompts with these lengths."""
         columns = (np.repeat(c, self.weights) for c in (self.prompts, self.outputs, self.limits))
         prompts, outputs, limits = columns
-        return Lengths(prompts, outputs, limits)
+        numbers = np.repeat(self.prefixes or [-1] * len(self.weights), self.weights)
+        prefixes = Prefixes(numbers, np.array(self.prefix_tokens, np.int64))
+        return Lengths(prompts, outputs, limits, prefixes=prefixes)
 
 
 class Lengths:
@@ -133,6 +156,12 @@ class Lengths:
         return Lengths(self.prompts, self.outputs, self.limits, prefixes=prefixes)
 
     @property
+    def own(self) -> Lengths:
+        """The same requests without the tokens that their prompts share."""
+        prompts = self.prompts - self.prefixes.of_prompts
+        return Lengths(prompts, self.outputs, self.limits)
+
+    @property
     def stored(self) -> IntArray:
         """Most tokens of each sequence that the cache keeps, int64 [requests]. The last token is
         never attended to, and an answer of one token reads no cache."""
@@ -187,14 +216,36 @@ class Lengths:
         columns = (self.prompts, self.outputs, self.limits)
         prompts, outputs, limits = (means_of(column, groups) for column in columns)
         weights = tuple(len(group) for group in groups)
-        return Sketch(prompts=prompts, outputs=outputs, limits=limits, weights=weights)
+        kept, numbers = self._largest_prefixes()
+        prefixes = tuple(int(numbers[group[0]]) for group in groups) if kept else ()
+        return Sketch(
+            prompts=prompts,
+            outputs=outputs,
+            limits=limits,
+            weights=weights,
+            prefixes=prefixes,
+            prefix_tokens=tuple(int(self.prefixes.tokens[number]) for number in kept),
+        )
+
+    def _largest_prefixes(self) -> tuple[list[int], IntArray]:
+        """Return the prefixes that save the most tokens, and for each request the place of its own
+        among them, -1 for none: int64 [requests]."""
+        numbers = self.prefixes.numbers
+        counts = np.bincount(numbers[numbers >= 0], minlength=len(self.prefixes.tokens))
+        saved = (counts - 1) * self.prefixes.tokens
+        kept = [int(i) for i in np.argsort(-saved, kind="stable")[:MOST_PREFIXES] if saved[i] > 0]
+        places: IntArray = np.full(len(self), -1, np.int64)
+        for place, number in enumerate(kept):
+            places[numbers == number] = place
+        return kept, places
 
     def groups(self, count: int = 48) -> list[IntArray]:
         """Return the requests in at most ``count`` groups of similar lengths.
 
         The longest answers are alone, as are the longest prompt, the largest limit and the most
         tokens that the cache keeps. All others are grouped by their answers, then by their prompts,
-        so that groups have about equal numbers of tokens.
+        so that groups have about equal numbers of tokens. Those that share one of the largest
+        prefixes are apart.
         """
         by_output = np.lexsort((self.prompts, self.outputs))
         longest = by_output[: -EXACT_ANSWERS - 1 : -1].tolist()
@@ -202,10 +253,14 @@ class Lengths:
         exact = np.array(list(dict.fromkeys([*longest, *largest])))
         groups = [exact[i : i + 1] for i in range(len(exact))]
         rest, wanted = by_output[~np.isin(by_output, exact)], count - len(exact)
-        num_bins = max(1, round(wanted**0.5))
-        for part in _parts(rest, self.outputs, num_bins):
-            by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
-            groups += _parts(by_prompt, self.prompts, max(1, wanted // num_bins))
+        prefixes = self._largest_prefixes()[1][rest]
+        for prefix in np.unique(prefixes):
+            alike = rest[prefixes == prefix]
+            share = max(1, wanted * len(alike) // len(rest))
+            num_bins = max(1, round(share**0.5))
+            for part in _parts(alike, self.outputs, num_bins):
+                by_prompt = part[np.argsort(self.prompts[part], kind="stable")]
+                groups += _parts(by_prompt, self.prompts, max(1, share // num_bins))
         return groups
 
 

@@ -230,6 +230,15 @@ class Policy:
         return self.gpu_batch_size * self.num_gpu_batches
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether lanes compute once what their prompts begin with in common.
+
+        Prompts attend to keys as they were before a cache packed them. Scores need all tokens.
+        """
+        is_packed = self.cache_bits < self.model.full_bits
+        return self.lanes is not None and not is_packed and not self.workload.scores_prompts
+
+    @property
     def is_compressed(self) -> bool:
         """Whether the results differ from those of the model in its own dtype."""
         bits = min(self.weight_bits, self.cache_bits)

@@ -7,6 +7,7 @@ tokens, where each prompt has at most one prefix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -40,6 +41,10 @@ class Prefixes:
     def none(cls, num_prompts: int) -> Prefixes:
         """Return that no prompt has a prefix."""
         return cls(np.full(num_prompts, -1, np.int64), np.zeros(0, np.int64))
+
+    def only(self, prompts: Sequence[int] | IntArray) -> Prefixes:
+        """Return those of some prompts, in their order."""
+        return Prefixes(self.numbers[np.asarray(prompts, np.int64)], self.tokens)
 
     @property
     def of_prompts(self) -> IntArray:

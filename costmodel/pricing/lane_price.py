@@ -114,7 +114,8 @@ def job_seconds(
     for count in _sizes(sketch, policy, least):
         lengths = sketch.scaled(count).lengths()
         assert policy.lanes is not None
-        key = count, policy.block_size, policy.lanes.pool_tokens, policy.lanes.pass_rows
+        lanes, shares = policy.lanes, int(policy.shares_prefixes)
+        key = count, policy.block_size, lanes.pool_tokens, lanes.pass_rows, shares
         timeline = simulate_job(policy, hardware, lengths, trace=traces.get(key))
         traces[key] = timeline.trace
         seconds.append(timeline.total_s)

@@ -129,6 +129,12 @@ class Problem:
         """Whether the KV cache is quantized and unpacked for every read."""
         return (self.cache_bits or self.model.full_bits) < self.model.full_bits
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """See ``Policy.shares_prefixes``."""
+        has_lanes = self.lanes is not None
+        return has_lanes and not self.packs_cache and not self.workload.scores_prompts
+
     @cached_property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The different decoder layers: costs are sums over them."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodel.plan.lengths import Lengths
+from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.pricing.lane_memory import num_lanes
 from costmodel.pricing.pass_stages import decode_stage, prompt_stage, reach_of
 from costmodel.pricing.problem import Problem
@@ -40,14 +40,19 @@ def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: 
     batches = max(lengths.mean_output, longest / problem.num_batches[1])
     kinds = problem.layer_kinds
     windows = {kind.cache.window for kind in kinds}
-    kept = np.where(limits > 1, prompts, 0)
+    # What prompts share is computed once for many of them.
+    shared = lengths.prefixes.of_prompts * problem.shares_prefixes
+    kept = np.where(limits > 1, prompts - shared, 0)
 
     def mean_up_to(most: int | None) -> float:
         return float((kept if most is None else np.minimum(kept, most)).mean())
 
     def mean_of(count: Callable[[int], int]) -> float:
-        different, weights = np.unique(prompts, return_counts=True)
-        return float(np.average([count(n) for n in different.tolist()], weights=weights))
+        def mean(tokens: IntArray) -> float:
+            different, weights = np.unique(tokens, return_counts=True)
+            return float(np.average([count(n) for n in different.tolist()], weights=weights))
+
+        return mean(prompts) - (mean(shared) if shared.any() else 0.0)
 
     attentions = {reach_of(kind.spec.attention): kind.spec.attention for kind in kinds}
     decode = replace(
@@ -63,7 +68,7 @@ def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: 
     prompt = replace(
         prompt_stage(problem, tokens=1, rows=prompt_rows),
         passes=0,
-        tokens=lengths.mean_prompt,
+        tokens=float((prompts - shared).mean()),
         scored_tokens=scored,
         stored={window: mean_up_to(window) for window in windows},
         seen={

@@ -13,6 +13,7 @@ import numpy as np
 from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.plan.pages import PoolSizes
 from costmodel.plan.policy import Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.pass_stages import reach_of
 from costmodel.pricing.passes import FloatArray, PassCounts, PassPrice
@@ -142,6 +143,8 @@ def simulate_job(
     """
     policy = round_policy(policy, has_gpu=hardware.has_gpu)
     price = PassPrice(policy, hardware)
+    if not policy.shares_prefixes:
+        lengths = lengths.sharing(Prefixes.none(len(lengths)))
     answers = lengths.outputs if answers is None else np.minimum(answers, lengths.limits)
     if trace is None:
         trace = _trace_policy(policy, lengths, answers, prompt_tokens)

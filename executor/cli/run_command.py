@@ -11,6 +11,7 @@ from pathlib import Path
 from costmodel.cli.flags import DEFAULT_GEN_LEN, add_permitted_flags, read_permitted
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
+from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.folder import WeightSource
@@ -24,7 +25,7 @@ from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
 from executor.run.lane_requests import LaneRequests
 from executor.run.page_recorder import Recorders, open_page
-from executor.run.prefixes import shared_prefixes
+from executor.run.prefixes import prefixes_of
 from executor.run.recorder import Recorder, open_recorder
 from executor.run.results import BlockResult
 from executor.run.runner import Runner, check_runnable
@@ -75,6 +76,8 @@ class Job:
         ``chooser`` knows where each output ends, and ``lengths`` are those of each. ``logprobs``
         and ``prompt_logprobs`` are those of ``Workload``.
         """
+        if options.shares_prefixes:
+            lengths = lengths.sharing(prefixes_of(prompts, lengths.limits, source.spec))
         workload = Workload(
             prompt_len=int(lengths.prompts.max()),
             gen_len=int(lengths.limits.max()),
@@ -198,9 +201,11 @@ class Job:
         if lengths is None:
             counts = [len(ids) for ids in self.prompts]
             lengths = Lengths(counts, [self.policy.workload.gen_len] * len(counts))
-        if not self.shares_prefixes:
+        if not self.shares_prefixes or not self.policy.shares_prefixes:
+            return lengths.sharing(Prefixes.none(len(lengths)))
+        if lengths.prefixes.of_prompts.any():
             return lengths
-        return lengths.sharing(shared_prefixes(LaneRequests(self.prompts, lengths), self.policy))
+        return lengths.sharing(prefixes_of(self.prompts, lengths.limits, self.policy.model))
 
     def _progress(self, report: Report, lengths: Lengths | None, *, is_shown: bool) -> ProgressBar:
         if lengths is None:

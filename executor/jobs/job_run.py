@@ -14,6 +14,7 @@ from typing import Any
 
 from costmodel.cli.flags import DEFAULT_GEN_LEN
 from costmodel.plan.policy import Prediction
+from costmodel.plan.prefixes import Prefixes
 from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
 from executor.cli.job_options import JobOptions
 from executor.cli.run_command import Job
@@ -37,6 +38,7 @@ from executor.jobs.summary import JobSummary, KeptLengths
 from executor.jobs.writing import AnswerMaker, AnswerStream
 from executor.machine.energy import EnergyMeter
 from executor.model.sampling_params import SamplingParams
+from executor.run.prefixes import prefixes_of
 from executor.run.recorder import Recorder
 from executor.run.results import BlockResult
 from executor.text.loading import load_generation_config, load_template, load_tokenizer
@@ -272,6 +274,7 @@ class JobRun:
             old=old,
             expected_len=self.flags.expected_len,
             is_strict=self.flags.is_strict,
+            prefixes=self._prefixes(source),
         )
         planned = planner.plan(array("Q", self._rows_left()))
         self.prompts = planned.prompts
@@ -290,6 +293,15 @@ class JobRun:
             lengths=planned.lengths,
             shares_prefixes=self._options.shares_prefixes,
         )
+
+    def _prefixes(self, source: OpenedCheckpoint) -> Prefixes | None:
+        """Return what all requests of the job share."""
+        table = self.read.table
+        if not self._options.shares_prefixes or not table.num_rows:
+            return None
+        rows = range(table.num_rows)
+        limits = [table.params(row).max_tokens for row in rows]
+        return prefixes_of(map(table.prompt_ids, rows), limits, source.spec)
 
     def _told_sampling(self) -> dict[str, Any]:
         told = self.sampling.as_json() | {"gen_len": self._gen_len}

@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.plan.lengths import IntArray, Lengths
 from costmodel.plan.policy import Policy
+from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import JobOptions
@@ -50,6 +51,8 @@ class RowPlanner:
         Tokens that outputs are expected to have (see ``lengths_of``).
     is_strict
         Whether nothing runs where any line cannot.
+    prefixes
+        What all requests of the job share.
     """
 
     read: ReadJob
@@ -59,6 +62,7 @@ class RowPlanner:
     old: Manifest | None
     expected_len: int | None
     is_strict: bool
+    prefixes: Prefixes | None = None
 
     def plan(self, rows: Sequence[int]) -> RowPlan:
         """Plan the requests for which there is room; the lines of the others become errors.
@@ -103,7 +107,10 @@ class RowPlanner:
 
     def _lengths(self, rows: Sequence[int]) -> Lengths | None:
         model = self.source.spec if self.options.uses_own_profile else None
-        return lengths_of(self.read.table, rows, model, self.expected_len)
+        lengths = lengths_of(self.read.table, rows, model, self.expected_len)
+        if lengths is None or self.prefixes is None:
+            return lengths
+        return lengths.sharing(self.prefixes.only(rows))
 
     def _size(self, row: int) -> tuple[int, int]:
         """Return the tokens of a prompt, and the most of its output."""

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
 from costmodel.plan.prefixes import Prefixes, find_prefixes
 from executor.run.lanes import LaneRequest
 
 
-def shared_prefixes(requests: Sequence[LaneRequest], policy: Policy) -> Prefixes:
-    """Find what the prompts of a job begin with in common.
+def prefixes_of(
+    prompts: Iterable[Sequence[int]], most_tokens: ArrayLike, model: ModelSpec
+) -> Prefixes:
+    """Find what prompts of a job begin with in common.
 
-    Nothing is shared where every token of a prompt is scored. Nor is it in a packed cache: prompts
-    attend to keys and values as they were before they were packed.
+    Parameters
+    ----------
+    prompts
+        The ids of each prompt.
+    most_tokens
+        The most tokens that are generated for each, int64 [prompts].
     """
-    model, workload = policy.model, policy.workload
-    if workload.scores_prompts or policy.cache_bits < model.full_bits:
-        return Prefixes.none(len(requests))
-    prompts = [np.asarray(request.prompt_ids, np.uint32) for request in requests]
-    ends = np.array([len(prompt) for prompt in prompts], np.int64)
-    offsets = np.concatenate([[0], ends.cumsum()])
-    longest = ends + [request.max_tokens for request in requests]
+    arrays = [np.asarray(ids, np.uint32) for ids in prompts]
+    lengths = np.array([len(ids) for ids in arrays], np.int64)
+    longest = lengths + np.asarray(most_tokens, np.int64) - 1
     # Rotations may depend on the length of the whole sequence.
     limits = {
         kind.attention.rotary.original_max_positions
         for kind in model.layer_kinds
         if kind.attention.rotary is not None and kind.attention.rotary.kind == "longrope"
     }
-    groups = sum(((longest - 1 > limit).astype(np.int64) for limit in limits), np.zeros_like(ends))
-    return find_prefixes(np.concatenate(prompts), offsets, groups)
+    groups = np.zeros_like(lengths)
+    for limit in limits:
+        groups += longest > limit
+    return find_prefixes(np.concatenate(arrays), np.append(0, lengths.cumsum()), groups)
+
+
+def shared_prefixes(requests: Sequence[LaneRequest], policy: Policy) -> Prefixes:
+    """Find what a run of some requests shares; nothing where its policy does not."""
+    if not policy.shares_prefixes:
+        return Prefixes.none(len(requests))
+    asked = [(request.prompt_ids, request.max_tokens) for request in requests]
+    prompts, most_tokens = zip(*asked, strict=True)
+    return prefixes_of(prompts, most_tokens, policy.model)

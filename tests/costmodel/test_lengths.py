@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from costmodel.model.cache import CacheSpec
 from costmodel.plan.lengths import EXACT_ANSWERS, Lengths, Sketch
+from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.workload import Workload
 from profiles.errors import InputError
 
@@ -151,3 +152,26 @@ def test_a_smaller_sketch_has_the_same_proportions() -> None:
     assert small.num_prompts == 80
     assert dict(zip(small.prompts, small.weights, strict=True)) == {900: 1, 20: 5, 5: 74}
     assert sketch.scaled(643) == sketch
+
+
+def test_a_sketch_keeps_the_largest_prefixes() -> None:
+    rng = np.random.default_rng(3)
+    tokens = np.array([64, 320, 96, 128, 512, 160])
+    numbers = rng.choice(np.arange(-1, 6), 400, p=[0.1, 0.02, 0.4, 0.02, 0.16, 0.2, 0.1])
+    prefixes = Prefixes(numbers, tokens)
+    own = rng.integers(1, 200, 400)
+    lengths = Lengths(own + prefixes.of_prompts, rng.integers(1, 99, 400), prefixes=prefixes)
+    sketch = lengths.sketch()
+    assert sketch.prefix_tokens == (320, 512, 128, 160)
+    found = sketch.lengths()
+    kept = np.isin(numbers, [1, 3, 4, 5])
+    for place, number in enumerate((1, 4, 3, 5)):
+        assert (found.prefixes.numbers == place).sum() == (numbers == number).sum()
+    assert found.own.mean_prompt == pytest.approx(
+        (lengths.prompts - np.where(kept, prefixes.of_prompts, 0)).mean(), rel=0.02
+    )
+    scaled = sketch.scaled(100).lengths()
+    shares = [np.bincount(x.prefixes.numbers + 1, minlength=5) / len(x) for x in (found, scaled)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.05)
+    with pytest.raises(InputError, match=r"lengths\.prefixes"):
+        replace(sketch, prefix_tokens=(64,))
