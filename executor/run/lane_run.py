@@ -136,6 +136,8 @@ class LaneRun:
                 first_pass, start_s = lanes.number + 1, time.perf_counter()
                 self._block.table.release(ended)
                 yield result
+        # The last lanes of the job have ended, and with them the last prefixes.
+        self._block.table.drop_prefixes(self._block.table.prefixes)
         self._engine.drain()
 
     def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest], prefixes: Prefixes) -> None:

@@ -173,6 +173,11 @@ class LaneTable:
         """Return the pages of a lane, by ring."""
         return self._held[number]
 
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """The prefixes that have pages."""
+        return tuple(self._prefixes)
+
     def prefix_pages(self, prefix: int) -> list[list[int]]:
         """Return the pages of a prefix, by ring."""
         return self._prefixes[prefix]
