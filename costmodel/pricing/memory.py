@@ -12,15 +12,9 @@ from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
-from costmodel.pricing.lane_memory import (
-    TOKEN_BYTES,
-    held_tokens,
-    num_lanes,
-    pool_bytes,
-    request_bytes,
-    table_bytes,
-)
+from costmodel.pricing.lane_memory import pool_bytes, request_bytes, table_bytes
 from costmodel.pricing.linear_form import Quantity, total
+from costmodel.pricing.outputs import ALTERNATIVE_BYTES, held_bytes, output_bytes
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
 from costmodel.pricing.workspace import (
@@ -44,15 +38,6 @@ SUM_BYTES = 4
 PHASES = ("prefill", "decode")
 # Every pass of lanes may have prompts and decode.
 LANE_PHASE = "run"
-# Until the run ends, each generated token takes a Python int, its place in a list, and its text.
-# Each continuation takes a fixed number of bytes besides.
-OUTPUT_TOKEN_BYTES = TOKEN_BYTES
-OUTPUT_BYTES = 512
-# A log-probability and whether the token is the likeliest; and each alternative beside it.
-SCORE_BYTES = 5
-ALTERNATIVE_BYTES = 12
-# The arrays of one sequence's scores.
-SCORED_SEQUENCE_BYTES = 1024
 # While the head is computed, a token's place, the sum and the largest of its logits so far.
 SCORING_TOKEN_BYTES = 48
 
@@ -160,7 +145,7 @@ def _weight_staging(
 def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str, Quantity]]:
     home: dict[str, Quantity] = {
         "runtime": shares.per_block * problem.hardware.cpu.runtime_bytes,
-        "outputs": shares.per_block * _output_bytes(problem),
+        "outputs": shares.per_block * output_bytes(problem),
         "weights": _weight_bytes(problem, {c: s.cpu for c, s in shares.weights.items()}),
         "cache": shares.cache_cpu * problem.cache_sequence_bytes,
         "cache staging": shares.cache_disk_per_block
@@ -205,20 +190,6 @@ def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     }
 
 
-def _output_bytes(problem: Problem) -> int:
-    """Count the bytes of the continuations of all prompts; those of one block are negligible."""
-    workload = problem.workload
-    each = workload.gen_len * OUTPUT_TOKEN_BYTES + OUTPUT_BYTES
-    scored = (
-        (workload.gen_len, workload.logprobs),
-        (workload.prompt_len, workload.prompt_logprobs),
-    )
-    for num_tokens, num_top in scored:
-        if num_top is not None:
-            each += num_tokens * (SCORE_BYTES + num_top * ALTERNATIVE_BYTES) + SCORED_SEQUENCE_BYTES
-    return (workload.num_prompts or 0) * each
-
-
 def _hidden_bytes(problem: Problem) -> int:
     return problem.workload.prompt_len * problem.hidden_token_bytes
 
@@ -228,21 +199,11 @@ def _lane_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
     assert problem.lanes is not None
     rows = problem.lanes.pass_rows
     return {
-        "outputs": shares.per_block * (request_bytes(problem) + _held_bytes(problem)),
+        "outputs": shares.per_block * (request_bytes(problem) + held_bytes(problem)),
         "cache": shares.per_block * pool_bytes(problem),
         "page tables": shares.per_block * table_bytes(problem),
         "hidden states": shares.per_block * (rows * problem.hidden_token_bytes),
     }
-
-
-def _held_bytes(problem: Problem) -> int:
-    """Count the bytes of the answers of lanes at work, with their scores so far."""
-    workload, each = problem.workload, OUTPUT_TOKEN_BYTES
-    if workload.logprobs is not None:
-        each += SCORED_SEQUENCE_BYTES + SCORE_BYTES + workload.logprobs * ALTERNATIVE_BYTES
-    if workload.prompt_logprobs is not None:
-        each += SCORE_BYTES + workload.prompt_logprobs * ALTERNATIVE_BYTES
-    return held_tokens(problem) * each + num_lanes(problem) * SCORED_SEQUENCE_BYTES
 
 
 def num_hidden_buffers(*, has_gpu: bool) -> int:
