@@ -147,6 +147,8 @@ class OurJob:
             return ended, None
         _check_answers(job, output)
         report: dict[str, Any] = json.loads(last_line(self.runs.log(self.name)))
+        # It names files of this machine.
+        del report["sampling"]
         return ended, report
 
     def _search(self, job: DrawnJob, number: int) -> Path:
