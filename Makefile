@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt
+# Tests start hundreds of processes and 60 families of transformers: compiled modules are kept, even
+# where an image says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 # pip uses one core: the two largest wheels are installed beside others that need neither. What
 # fails there is told by the install that follows.
 LARGEST := torch 'triton>=3.3; platform_system == "Linux"'
