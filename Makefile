@@ -13,7 +13,7 @@ OTHERS := bokeh hypothesis ipykernel matplotlib mypy nbclient ruff scipy transfo
 # One work folder, so that the model and llama.cpp are made once.
 OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
-.PHONY: demo test coverage lint docs bench clean
+.PHONY: demo test test-all coverage lint docs bench clean
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,11 @@ demo: $(VENV)/chat-model
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
+
+# Every combination of parameters and all random cases, not only enough of them.
+test-all: export ALL_CASES = 1
+test-all: test
 
 # The floor is in setup.cfg.
 coverage: $(VENV)/installed
