@@ -178,7 +178,7 @@ class Runner:
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
         file = None
-        if any(placement.disk for placement in policy.weights.values()):
+        if any(part.cut.disk_bytes for layer in self.plan.weights for part in layer):
             file = enter(WeightFile(self.offload_dir, self.source, self.plan.layers))
         needed = policy_peaks(policy, self.hardware)["disk"]
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)

@@ -13,7 +13,7 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing import lane_price
 from costmodel.pricing.price import estimate, limits_by_phase, phase_channels, phase_seconds
 from costmodel.schedule.job_simulation import simulate_job
-from tests.costmodel.test_job_simulation import CPU, lane_policy, models
+from tests.costmodel.lane_policies import CPU, lane_policy, models
 
 
 def work_of(lengths: Lengths) -> Workload:

@@ -27,7 +27,7 @@ from costmodel.schedule.job_simulation import simulate_job
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from profiles.units import GIB
-from tests.costmodel.test_job_simulation import models
+from tests.costmodel.lane_policies import models
 from tests.costmodel.test_lane_price import drawn, work_of
 
 ON_CPU = Placement(cpu=1)
