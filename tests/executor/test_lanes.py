@@ -388,12 +388,12 @@ def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(block: LaneBlock, *arguments: Any) -> None:
         init(block, *arguments)
         tables[id(block.table)] = block
-        for layer in block.stores.cache.layers:
+        for (layer,) in block.stores.cache.layers:
             _spoil(layer.pool)
 
     def end(table: LaneTable, numbers: Iterable[int]) -> list[list[int]]:
         freed = release(table, numbers)
-        for layer in tables[id(table)].stores.cache.layers:
+        for (layer,) in tables[id(table)].stores.cache.layers:
             for page in freed[layer.ring_number]:
                 _spoil(layer.pool[page])
         return freed

@@ -230,7 +230,7 @@ def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(block: LaneBlock, *arguments: Any) -> None:
         init(block, *arguments)
         blocks[id(block.table)] = block
-        for layer in block.stores.cache.layers:
+        for (layer,) in block.stores.cache.layers:
             layer.pool.fill_(torch.nan)
 
     monkeypatch.setattr(LaneBlock, "__init__", begin)
@@ -241,7 +241,7 @@ def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
             table: LaneTable, numbers: Iterable[int], original: Any = original
         ) -> list[list[int]]:
             freed: list[list[int]] = original(table, numbers)
-            for layer in blocks[id(table)].stores.cache.layers:
+            for (layer,) in blocks[id(table)].stores.cache.layers:
                 layer.pool[freed[layer.ring_number]] = torch.nan
             return freed
 
