@@ -48,6 +48,8 @@ class Problem:
         is partly filled.
     lanes
         The cache and the rows of lanes; ``None`` runs the sequences of a block in step.
+    stages_cache
+        Whether lanes keep the cache of some layers on disk, and have buffers to stage it in.
     """
 
     hardware: HardwareProfile
@@ -67,6 +69,7 @@ class Problem:
     loads_on_demand: bool = False
     cpu_experts: bool = False
     lanes: LanePolicy | None = None
+    stages_cache: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -163,7 +166,10 @@ class Problem:
 
     @cached_property
     def disk_cache_padding(self) -> float:
-        """Most bytes on disk per byte of cache: a token of a segment takes whole pages."""
+        """Most bytes on disk per byte of cache: a token of a segment takes whole pages. Lanes have
+        pages of many tokens."""
+        if self.lanes is not None:
+            return 1.0
         sizes = []
         for kind in self.layer_kinds:
             batch_bytes = kind.cache.token_bytes * self.gpu_batch_size
@@ -197,4 +203,5 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         loads_on_demand=policy.loads_on_demand,
         cpu_experts=policy.cpu_experts > 0 and hardware.has_gpu,
         lanes=policy.lanes,
+        stages_cache=policy.lanes is not None and policy.cache.disk > 0,
     )

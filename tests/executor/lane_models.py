@@ -73,7 +73,7 @@ def poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(block: LaneBlock, *arguments: Any) -> None:
         init(block, *arguments)
         blocks[id(block.table)] = block
-        for layer in block.stores.cache.layers:
+        for (layer,) in block.stores.cache.layers:
             _spoil(layer.pool)
 
     monkeypatch.setattr(LaneBlock, "__init__", begin)
@@ -84,7 +84,7 @@ def poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
             table: LaneTable, numbers: Iterable[int], original: Any = original
         ) -> list[list[int]]:
             freed: list[list[int]] = original(table, numbers)
-            for layer in blocks[id(table)].stores.cache.layers:
+            for (layer,) in blocks[id(table)].stores.cache.layers:
                 for page in freed[layer.ring_number]:
                     _spoil(layer.pool[page])
             return freed
