@@ -27,7 +27,7 @@ from costmodel.plan.policy import LanePolicy, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.lane_price import job_seconds
 from costmodel.pricing.problem import Problem
-from costmodel.schedule.job_simulation import JobTrace
+from costmodel.schedule.job_trace import JobTrace
 from profiles.hardware import HardwareProfile
 
 # Standard deviations of the tokens of all lanes that the cache has room for beside their mean;
