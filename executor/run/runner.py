@@ -107,14 +107,18 @@ class Runner:
             with out_of_memory_told(self.hardware):
                 self._open()
         except BaseException:
-            self._stack.close()
+            self._close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._stack.close()
         # The trace outlives the run and refers to the runner, so the memory is released here.
-        del self.weights, self.block, self.engine
+        for name in ("weights", "block", "engine"):
+            self.__dict__.pop(name, None)
 
     def run(self, prompts: Sequence[Sequence[int]]) -> Iterator[BlockResult]:
         """Generate for every prompt, given as token ids; yields each block as it ends.
