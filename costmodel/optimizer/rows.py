@@ -171,4 +171,5 @@ def _memory_key(problem: Problem) -> Hashable:
         problem.cpu_experts,
         problem.num_batches[0] if has_experts or problem.lanes else None,
         (problem.lanes, problem.workload) if problem.lanes else None,
+        problem.blocks_in_flight,
     )
