@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stage_spec import StageSpec as StageSpec
+from costmodel.plan.policy import Policy
 from profiles.errors import InputError
 
 
@@ -59,6 +60,27 @@ def stages_of_counts(model: ModelSpec, counts: Iterable[int]) -> tuple[ModelSpec
     firsts = itertools.accumulate(counts, initial=0)
     return tuple(
         stage_model(model, first, count) for first, count in zip(firsts, counts, strict=False)
+    )
+
+
+def policies_of_stages(policy: Policy, num_stages: int) -> tuple[Policy, ...]:
+    """Return a policy of a whole model as policies of the stages of an even cut.
+
+    Each stage has the policy's placements and block; as many blocks are in flight as stages.
+    """
+    num_layers = policy.model.num_layers
+    counts = [num_layers // num_stages + (i < num_layers % num_stages) for i in range(num_stages)]
+    # The first stage of a tied model has a table where the model has only a head.
+    weights = {"embedding": policy.weights["head"], **policy.weights}
+    return tuple(
+        replace(
+            policy,
+            model=stage,
+            weights={name: weights[name] for name in stage.component_names},
+            blocks_in_flight=num_stages,
+            predicted=None,
+        )
+        for stage in stages_of_counts(policy.model, counts)
     )
 
 
