@@ -63,7 +63,8 @@ class Division:
         counts = tuple(len(places) for places in self._members)
         used = [0] * len(counts)
         copies = []
-        for team in best_teams(counts, lambda counts: self._best(counts).rate):
+        largest = self._prices.question.model.num_layers
+        for team in best_teams(counts, lambda c: self._best(c).rate, largest=largest):
             copies.append(self._copy_of(self._best(team), used))
             used = [a + b for a, b in zip(used, team, strict=True)]
         if not copies:

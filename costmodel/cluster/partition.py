@@ -13,7 +13,7 @@ Counts = tuple[int, ...]
 MOST_TEAMS = 70
 
 
-def best_teams(nodes: Counts, worth: Callable[[Counts], float]) -> list[Counts]:
+def best_teams(nodes: Counts, worth: Callable[[Counts], float], *, largest: int) -> list[Counts]:
     """Divide nodes into teams so that the sum of what the teams are worth is the largest.
 
     Each team runs one copy of the model. Nodes may be left out. The result is the best division
@@ -23,8 +23,10 @@ def best_teams(nodes: Counts, worth: Callable[[Counts], float]) -> list[Counts]:
     ----------
     worth
         What a team is worth; zero or less for one that can do nothing.
+    largest
+        Most nodes of a team.
     """
-    teams = [team for team in teams_of(nodes) if worth(team) > 0]
+    teams = [team for team in teams_of(nodes, largest) if worth(team) > 0]
 
     @functools.cache
     def best(left: Counts) -> tuple[float, tuple[Counts, ...]]:
@@ -43,19 +45,21 @@ def best_teams(nodes: Counts, worth: Callable[[Counts], float]) -> list[Counts]:
     return list(best(nodes)[1])
 
 
-def teams_of(nodes: Counts) -> list[Counts]:
+def teams_of(nodes: Counts, largest: int) -> list[Counts]:
     """Return the teams to compare: all, or where they are too many, regular ones.
 
     Regular are few nodes of one kind, an even part of one kind, and an even part of all nodes.
     """
     if math.prod(count + 1 for count in nodes) - 1 <= MOST_TEAMS and sum(nodes) <= 8:
-        return [t for t in itertools.product(*(range(n + 1) for n in nodes)) if any(t)]
+        teams = itertools.product(*(range(n + 1) for n in nodes))
+        return [team for team in teams if 1 <= sum(team) <= largest]
     found: dict[Counts, None] = {}
     for kind, count in enumerate(nodes):
-        for size in _regular(count):
+        for size in _regular(min(count, largest)):
             found[_of_kind(nodes, kind, size)] = None
     for parts in _regular(max(nodes)):
-        if any(team := tuple(count // parts for count in nodes)):
+        team = tuple(count // parts for count in nodes)
+        if 1 <= sum(team) <= largest:
             found[team] = None
     return list(found)
 

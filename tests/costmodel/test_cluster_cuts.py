@@ -71,7 +71,7 @@ def test_teams_are_the_best_of_all(nodes: Counts, seed: int) -> None:
     rng = random.Random(seed)
     teams = itertools.product(*(range(count + 1) for count in nodes))
     worth = {t: rng.choice([-1.0, 0.0, rng.uniform(0, sum(t))]) for t in teams}
-    found = best_teams(nodes, worth.__getitem__)
+    found = best_teams(nodes, worth.__getitem__, largest=9)
     for kind, most in enumerate(nodes):
         assert sum(team[kind] for team in found) <= most
     value = sum(worth[team] for team in found)
@@ -79,15 +79,17 @@ def test_teams_are_the_best_of_all(nodes: Counts, seed: int) -> None:
 
 
 def test_many_nodes_have_few_teams() -> None:
-    teams = teams_of((64,))
+    teams = teams_of((64,), 100)
     assert {(1,), (2,), (3,), (48,), (64,)} <= set(teams) and len(teams) < 16
-    two_kinds = teams_of((32, 16))
+    # No team has more nodes than the model has layers.
+    assert max(teams_of((64,), 61)) == (61,) and max(teams_of((3,), 2)) == (2,)
+    two_kinds = teams_of((32, 16), 100)
     assert {(32, 16), (16, 8), (1, 0), (0, 16)} <= set(two_kinds)
     assert len(two_kinds) < MOST_TEAMS < math.prod((33, 17))
 
 
 def test_many_nodes_are_divided_into_the_best_of_these() -> None:
     """A team of twelve is worth more for each node than any other."""
-    found = best_teams((64,), lambda team: team[0] * (1.5 if team == (12,) else 1.0))
+    found = best_teams((64,), lambda t: t[0] * (1.5 if t == (12,) else 1.0), largest=61)
     assert found.count((12,)) == 5
     assert sum(team[0] for team in found) == 64
