@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt
+# Tests start hundreds of processes and 60 families of transformers: compiled modules are kept, even
+# where an image says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 # pip uses one core: the two largest wheels are installed beside others that need neither. What
 # fails there is told by the install that follows.
 LARGEST := torch 'triton>=3.3; platform_system == "Linux"'
@@ -10,7 +13,7 @@ OTHERS := bokeh hypothesis ipykernel matplotlib mypy nbclient ruff scipy transfo
 # One work folder, so that the model and llama.cpp are made once.
 OFFLOAD := $(RUN) tests/bench/offload.py --work-dir bench-work
 
-.PHONY: demo test coverage lint docs bench clean
+.PHONY: demo test test-all coverage lint docs bench clean
 
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +29,11 @@ demo: $(VENV)/chat-model
 	$(RUN) -m executor.demo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
+
+# Every combination of parameters and all random cases, not only enough of them.
+test-all: export ALL_CASES = 1
+test-all: test
 
 # The floor is in setup.cfg.
 coverage: $(VENV)/installed

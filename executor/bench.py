@@ -19,9 +19,11 @@ from costmodel.cli.flags import (
     read_permitted,
 )
 from costmodel.cli.policy_report import format_prediction
+from costmodel.cli.work_flags import add_lengths, read_lengths_flag, workload_of
 from costmodel.families import preset_names
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
+from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
@@ -48,7 +50,8 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.bench",
-        description="Run random prompts at full length, and print the figures as one line of JSON.",
+        description="Run random prompts, and print the figures as one line of JSON. Outputs have"
+        " their full length: max_tokens where a table of lengths has it.",
         example="python -m executor.bench --hardware profile.json --model llama-3.2-3b"
         " --dummy-weights --cpu-memory 4GB",
     )
@@ -69,6 +72,7 @@ def parser() -> Parser:
         help=f"tokens of each prompt; not with --policy (default: {DEFAULT_PROMPT_LEN})",
     )
     add("--num-prompts", type=int, help="number of prompts (default: one block)")
+    add_lengths(parser)
     add("--seed", type=int, default=0, help="seed of the random prompts (default: 0)")
     add(
         "--runs",
@@ -130,6 +134,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _plan(flags: argparse.Namespace) -> Job:
     # Also refuses a seed that is out of range.
     sampler = Sampler(seed=flags.seed)
+    lengths = read_lengths_flag(flags)
     policy = Policy.load(flags.policy) if flags.policy else None
     hardware = choose_hardware(flags, policy)
     if policy is None:
@@ -139,17 +144,27 @@ def _plan(flags: argparse.Namespace) -> Job:
             gen_len=DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len,
             num_prompts=flags.num_prompts,
         )
+        if lengths is not None:
+            workload = workload_of(lengths)
         policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
-    num_prompts = flags.num_prompts or _one_block(policy)
-    # Every prompt has the full length.
-    workload = replace(policy.workload, num_prompts=num_prompts, lengths=None)
-    policy = replace(policy, workload=workload)
+    work, prompts = policy.workload, flags.num_prompts
+    if lengths is None and prompts is None and policy.lanes and work.lengths:
+        lengths = work.lengths.lengths()
+    if lengths is None:
+        # Every prompt has the full length.
+        count = prompts or _one_block(policy)
+        work = replace(work, num_prompts=count, lengths=None)
+        lengths = Lengths([work.prompt_len] * count, [work.gen_len] * count)
+    else:
+        work = workload_of(lengths)
+    policy = replace(policy, workload=work)
     return Job(
         policy=policy,
         hardware=hardware,
         source=_source(flags, policy.model),
-        prompts=_draw_prompts(policy, num_prompts, flags.seed),
+        prompts=_draw_prompts(policy, lengths, flags.seed),
         sampler=sampler,
+        lengths=lengths,
     )
 
 
@@ -173,11 +188,9 @@ def _one_block(policy: Policy) -> int:
     return min(policy.block_size, policy.workload.num_prompts or policy.block_size)
 
 
-def _draw_prompts(policy: Policy, num_prompts: int, seed: int) -> list[list[int]]:
-    shape = (num_prompts, policy.workload.prompt_len)
-    ids = np.random.default_rng(seed).integers(policy.model.vocab_size, size=shape)
-    prompts: list[list[int]] = ids.tolist()
-    return prompts
+def _draw_prompts(policy: Policy, lengths: Lengths, seed: int) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(policy.model.vocab_size, size=n).tolist() for n in lengths.prompts]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -28,6 +28,9 @@ _MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 _MADV_POPULATE_WRITE = 23
 _HUGE_BYTES = 4 * MIB
 _POPULATED_AT_ONCE_BYTES = 64 * MIB
+
+# Buffers (whole pages, aligned), each with its offset in a file (whole pages).
+Parts = Sequence[tuple[memoryview, int]]
 
 _warned_devices: set[int] = set()
 _warned_lock = threading.Lock()
@@ -188,7 +191,7 @@ class DirectFile:
         RunError
             With path, offset and reason; also when the file ends before the buffer is full.
         """
-        self._spread(self._read, buffer, offset)
+        self.read_parts([(buffer, offset)])
 
     def write_from(self, buffer: memoryview, offset: int) -> None:
         """Write all of ``buffer`` (whole pages, aligned) from ``offset`` (whole pages) on.
@@ -198,29 +201,43 @@ class DirectFile:
         RunError
             With path, offset and reason; a full disk is told as such.
         """
-        self._spread(self._write, buffer, offset)
+        self.write_parts([(buffer, offset)])
+
+    def read_parts(self, parts: Parts) -> None:
+        """Fill several buffers, each from an offset of its own, at once; see ``read_into``."""
+        self._spread(self._read, parts)
+
+    def write_parts(self, parts: Parts) -> None:
+        """Write several buffers, each at an offset of its own, at once; see ``write_from``."""
+        self._spread(self._write, parts)
 
     def sync(self) -> None:
         """Make everything written so far survive a crash."""
         os.fsync(self._fd)
 
-    def _spread(
-        self, move: Callable[[memoryview, int], None], buffer: memoryview, offset: int
-    ) -> None:
-        assert buffer.contiguous and buffer.itemsize == 1
-        assert offset % PAGE_BYTES == 0 and buffer.nbytes % PAGE_BYTES == 0, (offset, buffer.nbytes)
+    def _spread(self, move: Callable[[memoryview, int], None], parts: Parts) -> None:
         size = self._request_bytes
-        if buffer.nbytes <= size:
-            move(buffer, offset)
+        requests = []
+        for buffer, offset in parts:
+            assert buffer.contiguous and buffer.itemsize == 1
+            assert offset % PAGE_BYTES == 0 and buffer.nbytes % PAGE_BYTES == 0, (
+                offset,
+                buffer.nbytes,
+            )
+            starts = range(0, buffer.nbytes, size)
+            requests += [(buffer[start : start + size], offset + start) for start in starts]
+        if len(requests) < 2:
+            for request in requests:
+                move(*request)
             return
         # Threads draw their next request from one iterator, which costs less than a future each.
-        starts = iter(range(0, buffer.nbytes, size))
+        left = iter(requests)
 
         def work_off() -> None:
-            for start in starts:
-                move(buffer[start : start + size], offset + start)
+            for request in left:
+                move(*request)
 
-        num_workers = min(self._num_threads, -(-buffer.nbytes // size))
+        num_workers = min(self._num_threads, len(requests))
         futures = [self._pool.submit(work_off) for _ in range(num_workers)]
         # The caller may use the buffer for something else as soon as this returns or raises.
         wait(futures)

@@ -19,20 +19,20 @@ if not torch.cuda.is_available():
 
 from profiles.kernels import build
 
-# Parts of names: what shares a costly thing is run by one process. These units come first, and
-# the single tests fill up the time of the processes that end early.
-UNITS = (
-    "[portable",
-    "test_expert_placement.py",
-    "test_optimality.py",
-    "test_plots.py",
+# Files whose tests share models, searches or processes that take long: one process runs all of one.
+# These begin, so that what comes last is short.
+LONG = (
+    "test_demo.py",
     "test_notebooks.py",
-    "test_report",
+    "test_optimality.py",
+    "test_expert_placement.py",
+    "test_plots.py",
+    "test_report.py",
 )
-# Files whose tests of one family share its model.
-BY_FAMILY = ("test_config_keys.py", "test_family_policies.py")
-# Single tests that take long: what comes last should be short.
-LONG = ("test_demo.py", "test_examples.py")
+# Tests of the library that is built for any CPU: one process builds it.
+PORTABLE = "[portable"
+# Files whose tests of one family share its model, and what transformers imports for it.
+BY_FAMILY = ("test_config_keys.py", "test_families.py", "test_family_policies.py")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -43,25 +43,31 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share out single tests and ``UNITS``; the marks of ``--dist loadgroup`` need pytest < 9.2."""
+    """Share out the units of ``unit_of`` in the order in which they come."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False
     scheduling = LoadScopeScheduling(config, log)
     scheduling._split_scope = unit_of
     return scheduling
 
 
 def unit_of(name: str) -> str:
-    """Return what a test is shared out with: one of ``UNITS``, its family, or itself."""
+    """Return what a test is shared out with: its family, or its file.
+
+    With single tests as units, the scheduler itself would take half a minute.
+    """
     file, _, case = name.partition("::")
+    if PORTABLE in case:
+        return PORTABLE
     if file.endswith(BY_FAMILY) and "[" in case:
-        return file + case[case.index("[") :]
-    return next((unit for unit in UNITS if unit in name), name)
+        return case[case.index("[") :]
+    return file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with long tests, and skip what needs a GPU on a machine without one."""
-    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONG))
+    """Begin with long units, and skip what needs a GPU on a machine without one."""
+    items.sort(key=lambda item: not unit_of(item.nodeid).endswith((*LONG, PORTABLE)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -42,7 +42,12 @@ def add_work_flags(parser: Parser) -> None:
         help="number of prompts (default: as many as the best block holds)",
     )
     add_expected_len(parser)
-    add(
+    add_lengths(parser)
+
+
+def add_lengths(parser: Parser) -> None:
+    """Add the flag for a table of lengths."""
+    parser.add_argument(
         "--lengths",
         type=Path,
         metavar="FILE",
@@ -70,12 +75,8 @@ def check_expected_len(value: int | None) -> None:
 def read_workload(flags: argparse.Namespace) -> Workload:
     """Return the work that the flags tell of."""
     check_expected_len(flags.expected_len)
-    if flags.lengths is not None:
-        for name in OF_FILE:
-            if getattr(flags, name) is not None:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(flag, got=f"{flag} together with --lengths", allowed="one of them")
-        return workload_of(read_lengths(flags.lengths))
+    if (lengths := read_lengths_flag(flags)) is not None:
+        return workload_of(lengths)
     prompt_len = DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len
     gen_len = DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len
     work = Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=flags.num_prompts)
@@ -84,6 +85,17 @@ def read_workload(flags: argparse.Namespace) -> Workload:
     count = flags.num_prompts or OPEN_NUM_PROMPTS
     columns = (prompt_len, flags.expected_len, gen_len)
     return workload_of(Lengths(*(np.full(count, value) for value in columns)))
+
+
+def read_lengths_flag(flags: argparse.Namespace) -> Lengths | None:
+    """Return the table of ``--lengths``, if there is one; refuses flags that it replaces."""
+    if flags.lengths is None:
+        return None
+    for name in OF_FILE:
+        if getattr(flags, name, None) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(flag, got=f"{flag} together with --lengths", allowed="one of them")
+    return read_lengths(flags.lengths)
 
 
 def workload_of(lengths: Lengths) -> Workload:

@@ -76,8 +76,8 @@ class Columns:
             self._upper[places["experts_in_place"]] = 0.0
         self._scale[[PER_BLOCK, *MULTIPLIED]] = 1 / self._batch
         self._upper[MULTIPLIED] = self._upper[FRACTIONS]
-        if problem.lanes is not None:
-            # They attend to their pages in memory.
+        if problem.lanes is not None and not problem.stages_cache:
+            # They attend to their pages where these are stored.
             self._lower[places["cache_cpu"]] = 1.0
         if problem.hidden_in_place:
             here = "activations_gpu" if problem.hardware.has_gpu else "activations_cpu"

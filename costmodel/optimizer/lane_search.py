@@ -27,7 +27,7 @@ from costmodel.plan.policy import LanePolicy, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.lane_price import job_seconds
 from costmodel.pricing.problem import Problem
-from costmodel.schedule.job_simulation import JobTrace
+from costmodel.schedule.job_trace import JobTrace
 from profiles.hardware import HardwareProfile
 
 # Standard deviations of the tokens of all lanes that the cache has room for beside their mean;
@@ -40,6 +40,11 @@ NUM_BATCHES = (1, 2, 4)
 FACTORS = (0.75, 0.87, 0.95, 1.0, 1.06, 1.15, 1.33)
 # Rounds of steps near the best choice.
 MOST_ROUNDS = 3
+# A cache on disk is taken where a job is faster by more than this: it moves more, in smaller parts,
+# than weights do.
+WORTH_OF_STAGING = 0.1
+# A smaller share of the cache on disk is none.
+LEAST_SHARE = 1e-6
 # A smaller gain is none.
 LEAST_GAIN = 1e-3
 
@@ -99,20 +104,23 @@ class LaneSearch:
             (least_seconds(problem, self.lengths), i, problem)
             for i, problem in enumerate(self.problems(permitted))
         ]
-        for bound_s, _, problem in sorted(problems, key=lambda entry: entry[:2]):
-            self.bound_s = min(self.bound_s, bound_s)
+        self.bound_s = min(self.bound_s, *(bound_s for bound_s, _, _ in problems))
+        ranked = [(_ranked(bound_s, problem), i, problem) for bound_s, i, problem in problems]
+        for bound_s, _, problem in sorted(ranked, key=lambda entry: entry[:2]):
             if bound_s < self._best_s:
                 self._search(problem)
         return self._best
 
     @property
     def _best_s(self) -> float:
-        return self._best.seconds if self._best else math.inf
+        return _ranked(self._best.seconds, self._best.problem) if self._best else math.inf
 
     def problems(self, permitted: Permitted) -> Iterator[Problem]:
-        """Yield a problem for each precision and each way to load experts."""
+        """Yield a problem for each precision and each way to load experts, with all of the cache in
+        memory and with a part on disk."""
         has_experts = "experts" in self._model.component_names
-        for on_demand, weight_bits, cache_bits, sparsity in itertools.product(
+        for stages_cache, on_demand, weight_bits, cache_bits, sparsity in itertools.product(
+            (False, True) if self._machine.disk.free_bytes else (False,),
             (False, True) if has_experts else (False,),
             permitted.bits(self._model, "weight"),
             permitted.bits(self._model, "cache"),
@@ -130,6 +138,7 @@ class LaneSearch:
                 attention_sparsity=sparsity,
                 loads_on_demand=on_demand,
                 lanes=LanePolicy(pool_tokens=1, pass_rows=1),
+                stages_cache=stages_cache,
             )
 
     def _search(self, problem: Problem) -> None:
@@ -160,7 +169,7 @@ class LaneSearch:
         if key in self._tried:
             return
         found = self._tried[key] = self._evaluate(problem, choice)
-        if found is not None and found.seconds < self._best_s:
+        if found is not None and _ranked(found.seconds, found.problem) < self._best_s:
             self._best, self._choice = found, choice
 
     def _evaluate(self, problem: Problem, choice: Choice) -> FoundLanes | None:
@@ -178,7 +187,11 @@ class LaneSearch:
             relaxed = program.solve(Limits(block_sizes=(lanes, lanes)))
         except Infeasible:
             return None
-        if relaxed.bound_per_sequence_s * len(self.lengths) >= self._best_s:
+        bound_s = relaxed.bound_per_sequence_s * len(self.lengths)
+        if _ranked(bound_s, problem) >= self._best_s:
+            return None
+        if problem.stages_cache and not relaxed.shares.cache_disk > LEAST_SHARE:
+            # All of the cache in memory is another problem, without buffers to stage it in.
             return None
         fitted = fit(program, choice.num_batches, max_latency_s=None)
         if fitted is None:
@@ -211,6 +224,11 @@ class LaneSearch:
         )
 
 
+def _ranked(seconds: float, problem: Problem) -> float:
+    """Return the seconds that the policies of a problem are compared by."""
+    return seconds * (1 + WORTH_OF_STAGING * problem.stages_cache)
+
+
 def _precision(problem: Problem) -> Hashable:
     """Return what ``LaneSearch`` chooses before all else."""
     return (
@@ -218,6 +236,7 @@ def _precision(problem: Problem) -> Hashable:
         problem.cache_bits,
         problem.attention_sparsity,
         problem.loads_on_demand,
+        problem.stages_cache,
     )
 
 

@@ -124,7 +124,7 @@ def deal_units(
             cpu_end=_dealt(cpu_end, num_layers, turn) * layout.unit_bytes,
             num_bytes=layout.num_bytes,
         )
-        for turn in _spread(num_layers)
+        for turn in spread(num_layers)
     ]
 
 
@@ -135,7 +135,7 @@ def _dealt(units: int, num_layers: int, turn: int) -> int:
 
 
 @functools.cache
-def _spread(count: int) -> tuple[int, ...]:
+def spread(count: int) -> tuple[int, ...]:
     """Return the turn of each of ``count`` places; places of consecutive turns are far apart."""
     order = sorted(range(count), key=lambda place: place * GOLDEN_RATIO % 1)
     turns = {place: turn for turn, place in enumerate(order)}

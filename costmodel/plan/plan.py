@@ -21,7 +21,7 @@ class Plan:
     weights
         The components of each of these layers, with their cuts.
     segments
-        For each kind of decoder layer, the segments of a full batch's cache.
+        For each kind of decoder layer, the segments of a full batch's cache; none with lanes.
     route
         The moves that the policy needs.
     """
@@ -51,7 +51,7 @@ class Plan:
         batch = policy.gpu_batch_size
         segments = tuple(
             cut_cache(policy, cache_spec(policy, kind), batch, has_gpu=has_gpu)
-            for kind in policy.model.layer_kinds
+            for kind in (policy.model.layer_kinds if policy.lanes is None else ())
         )
         return cls(
             policy=policy,

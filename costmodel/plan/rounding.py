@@ -17,6 +17,7 @@ from costmodel.plan.cuts import (
     deal_units,
     place_weights,
 )
+from costmodel.plan.lane_cache import cache_roundings, round_cache
 from costmodel.plan.policy import Placement, Policy
 
 
@@ -37,6 +38,10 @@ def round_weights(policy: Policy, *, has_gpu: bool) -> Policy:
 def round_rows(policy: Policy, *, has_gpu: bool) -> Policy:
     """Round the fractions of the cache and of the hidden states only."""
     batch = policy.gpu_batch_size
+    disk_end, cpu_end = cut_hidden(policy, batch)
+    hidden = _fractions((batch - cpu_end) / batch, disk_end / batch)
+    if policy.lanes is not None and not has_gpu:
+        return replace(round_cache(policy), activations=hidden)
     rows = {"gpu": 0, "disk": 0}
     attended = total = 0
     for layer, count in policy.model.kinds_and_counts:
@@ -47,11 +52,10 @@ def round_rows(policy: Policy, *, has_gpu: bool) -> Policy:
         attended += count * sum(s.num_rows for s in segments if s.attended == "cpu")
         total += count * batch * cache.rows_per_sequence
     off_gpu = total - rows["gpu"]
-    disk_end, cpu_end = cut_hidden(policy, batch)
     return replace(
         policy,
         cache=_fractions(rows["gpu"] / total, rows["disk"] / total),
-        activations=_fractions((batch - cpu_end) / batch, disk_end / batch),
+        activations=hidden,
         cpu_attention=attended / off_gpu if off_gpu else policy.cpu_attention,
     )
 
@@ -70,6 +74,9 @@ def roundings_of(policy: Policy, *, has_gpu: bool) -> Iterator[Policy]:
 
 
 def _cache_roundings(policy: Policy, *, has_gpu: bool) -> Iterator[tuple[Placement, float]]:
+    if policy.lanes is not None and not has_gpu:
+        yield from ((cache, policy.cpu_attention) for cache in cache_roundings(policy))
+        return
     # Only the first kind of layer is rounded both ways; the others take their nearest rows.
     cache = cache_spec(policy, policy.model.layer_kinds[0])
     rows, unit = policy.gpu_batch_size * cache.rows_per_sequence, cache.rows_per_page

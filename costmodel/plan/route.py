@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from costmodel.model.layout import LayerLayout
+from costmodel.model.layout import LayerLayout, decoder_numbers
 from costmodel.plan.cuts import PlacedLayers, Segment, cut_hidden
+from costmodel.plan.lane_cache import layers_on_disk
 from costmodel.plan.policy import Policy
 
 
@@ -28,6 +29,8 @@ class Route:
     demanding: frozenset[int] = frozenset()
     # Layers with experts that the CPU multiplies in place in decode.
     experts_in_place: frozenset[int] = frozenset()
+    # Layers whose cache of lanes is on disk, in order.
+    staged_caches: tuple[int, ...] = ()
 
     @property
     def compute_channel(self) -> str:
@@ -55,6 +58,8 @@ def route_of(
     cache = [segment for kind in segments for segment in kind]
     fetched = [s for s in cache if s.attended == "gpu" and s.home != "gpu"]
     disk_end, cpu_end = cut_hidden(policy, policy.gpu_batch_size)
+    # The first layer of the schedule that belongs to a decoder layer attends.
+    numbers = decoder_numbers(policy.model)
     return Route(
         has_gpu=has_gpu,
         disk_weights=frozenset(on_disk),
@@ -68,6 +73,7 @@ def route_of(
         experts_in_place=frozenset(c.layer for layer in weights for c in layer if c.bytes_in_place),
         disk_hidden=disk_end > 0,
         sends_hidden=has_gpu and cpu_end > 0,
+        staged_caches=tuple(numbers.index(layer) for layer in layers_on_disk(policy)),
     )
 
 

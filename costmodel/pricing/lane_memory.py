@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from costmodel.model.layout import round_up
 from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
 from costmodel.pricing.problem import Problem
+from profiles.aligned_io import PAGE_BYTES
 
 # A token that was generated is a Python int in a list.
 TOKEN_BYTES = 48
@@ -12,9 +14,10 @@ REQUEST_BYTES = 512
 ID_BYTES = 4
 # Of each row of a pass: its id, its position and that of its sequence, as they are put together.
 ROW_BYTES = 2 * 3 * 8
-# A page's number in the table, in its copy for a pass, and in a list.
+# A page's number in the table, in its copy for a pass, and in a list; and whether it
+# is in use.
 TABLE_BYTES = 2 * 4
-LISTED_BYTES = 40
+LISTED_BYTES = 41
 
 
 def num_lanes(problem: Problem) -> int:
@@ -30,16 +33,22 @@ def pool_of(problem: Problem) -> PoolSizes:
     )
 
 
+def _layer_bytes(problem: Problem) -> list[int]:
+    """Count the bytes of all pages of a layer of each kind."""
+    rings, pages = rings_of(problem.model), pool_of(problem).pages
+    caches = [kind.cache for kind in problem.layer_kinds]
+    return [pages[rings.index(ring_tokens(c.window))] * PAGE * c.token_bytes for c in caches]
+
+
 def pool_bytes(problem: Problem) -> int:
     """Count the bytes of all pages of all layers."""
-    rings, pages = rings_of(problem.model), pool_of(problem).pages
-    return (
-        sum(
-            kind.count * pages[rings.index(ring_tokens(kind.cache.window))] * kind.cache.token_bytes
-            for kind in problem.layer_kinds
-        )
-        * PAGE
-    )
+    sizes = zip(problem.layer_kinds, _layer_bytes(problem), strict=True)
+    return sum(kind.count * size for kind, size in sizes)
+
+
+def staged_pool_bytes(problem: Problem) -> int:
+    """Count the bytes of a buffer for the cache of any layer, where caches are on disk."""
+    return round_up(max(_layer_bytes(problem)), PAGE_BYTES) if problem.stages_cache else 0
 
 
 def table_bytes(problem: Problem) -> int:

@@ -11,7 +11,8 @@ from costmodel.plan.lengths import Lengths, Sketch
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
 from costmodel.pricing.passes import PassCounts, PassPrice
-from costmodel.schedule.job_simulation import JobTimeline, JobTrace, simulate_job
+from costmodel.schedule.job_simulation import JobTimeline, simulate_job
+from costmodel.schedule.job_trace import JobTrace
 from profiles.hardware import CHANNELS, HardwareProfile
 
 # A longer job is priced by a smaller one with the same lengths, and by half of that: what the one

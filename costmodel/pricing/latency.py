@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
+from costmodel.plan.pages import PAGE
 from costmodel.pricing.arithmetic import (
     attended_bytes,
     attention_seconds,
@@ -32,7 +33,7 @@ from costmodel.pricing.matrices import (
 )
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
-from costmodel.pricing.stages import Stage, read_cache_bytes, stored_cache_bytes
+from costmodel.pricing.stages import Stage, disk_cache_bytes, read_cache_bytes, stored_cache_bytes
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
 
@@ -75,12 +76,10 @@ def _disk_work(
     problem: Problem, shares: Shares[Quantity], stage: Stage
 ) -> Iterable[TaskWork[Quantity]]:
     disk = problem.hardware.disk
-    padding = problem.disk_cache_padding
     loaded, stored = (shares.activations_disk * size for size in _hidden_moves(problem, stage))
     on_disk = {name: share.disk for name, share in shares.weights.items()}
     weights, experts = _loaded_bytes(problem, on_disk, stage)
-    read = shares.cache_disk * (padding * read_cache_bytes(problem, stage))
-    written = shares.cache_disk * (padding * stored_cache_bytes(problem, stage))
+    read, written = (shares.cache_disk * size for size in disk_cache_bytes(problem, stage))
     # Small requests have a lower rate.
     read_request, write_request = _cache_requests(problem, stage)
     weight_rate = disk.read.at(_request(problem.sizes.largest_layer_bytes))
@@ -97,9 +96,12 @@ def _disk_work(
 
 
 def _cache_requests(problem: Problem, stage: Stage) -> tuple[float, float]:
-    """Return the mean bytes of cache that a batch reads in a pass, and that it writes, in the
-    layer with the largest cache."""
+    """Return the mean bytes of cache that a batch reads at once, and that it writes, in the layer
+    with the largest cache."""
     caches = [kind.cache for kind in problem.layer_kinds]
+    if problem.lanes is not None:
+        # Pages in use are adjacent. Those with a new token are not.
+        return float(REQUEST_BYTES), float(PAGE * max(cache.token_bytes for cache in caches))
     # Prompts among lanes have no pass of their own.
     passes = stage.passes or 1
     read = max(cache.token_bytes * stage.slots_read(cache) for cache in caches) / passes
@@ -256,8 +258,9 @@ def _cpu_work(
         problem, stage, cpu.compute, shares, shares.cache_cpu
     )
     if not stage.is_prefill:
-        # Rows from disk are stored token by token.
-        moved_s = attention_seconds(problem, stage, problem.cpu_over_tokens)
+        # Rows from disk are stored token by token, pages of lanes as in memory.
+        rates = cpu.compute if problem.lanes is not None else problem.cpu_over_tokens
+        moved_s = attention_seconds(problem, stage, rates)
         seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
     memory_bytes: dict[str, Quantity] = {
         "project": whole * (attended_bytes(problem, stage)),

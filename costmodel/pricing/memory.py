@@ -12,7 +12,12 @@ from collections.abc import Mapping
 
 from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
-from costmodel.pricing.lane_memory import pool_bytes, request_bytes, table_bytes
+from costmodel.pricing.lane_memory import (
+    pool_bytes,
+    request_bytes,
+    staged_pool_bytes,
+    table_bytes,
+)
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.outputs import ALTERNATIVE_BYTES, held_bytes, output_bytes
 from costmodel.pricing.problem import Problem
@@ -183,11 +188,16 @@ def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     num_components = sum(len(layer.components) for layer in problem.sizes.layers)
     # Without a disk there is no padding.
     page_bytes = PAGE_BYTES if problem.hardware.disk.free_bytes else 0
+    cache = shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding)
+    if problem.lanes is not None:
+        cache = shares.cache_disk_per_block * pool_bytes(problem)
+        num_components += problem.model.num_layers
     return {
         "weights": _weight_bytes(problem, {c: s.disk for c, s in shares.weights.items()}),
-        "cache": shares.cache_disk * (problem.cache_sequence_bytes * problem.disk_cache_padding),
+        "cache": cache,
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
-        # Every component and every batch's hidden states start at a page of the file.
+        # Every component, every layer's cache of lanes, and every batch's hidden states start at a
+        # page of the file.
         "page padding": shares.per_block * (page_bytes * num_components)
         + shares.whole * (page_bytes / problem.gpu_batch_size),
     }
@@ -203,7 +213,8 @@ def _lane_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
     rows = problem.lanes.pass_rows
     return {
         "outputs": shares.per_block * (request_bytes(problem) + held_bytes(problem)),
-        "cache": shares.per_block * pool_bytes(problem),
+        "cache": shares.cache_cpu_per_block * pool_bytes(problem),
+        "cache staging": shares.per_block * (NUM_BUFFERS * staged_pool_bytes(problem)),
         "page tables": shares.per_block * table_bytes(problem),
         "hidden states": shares.per_block * (rows * problem.hidden_token_bytes),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.cache import CacheSpec
+from costmodel.plan.pages import PAGE
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
@@ -31,11 +32,14 @@ class PassStage(Stage):
         Slots that are written in a layer, by its window; others are 0.
     seen
         Twice the keys that the queries of a prompt see in a layer, by its ``Reach``; others are 0.
+    held
+        Slots of the pages that are in use in a layer, by its window; others are 0.
     """
 
     slots: Mapping[int | None, float] = field(default_factory=dict)
     stored: Mapping[int | None, float] = field(default_factory=dict)
     seen: Mapping[Reach, float] = field(default_factory=dict)
+    held: Mapping[int | None, float] = field(default_factory=dict)
 
     def slots_read(self, cache: CacheSpec) -> float:
         """Return the slots of a layer's cache that are read."""
@@ -45,6 +49,15 @@ class PassStage(Stage):
         """Return the slots of a layer's cache that are written."""
         # A mean of several sequences may be a fraction.
         return self.stored.get(cache.window, 0.0)  # type: ignore[return-value]
+
+    def slots_loaded(self, cache: CacheSpec) -> float:
+        """Return the slots that a pass reads of a layer on disk: all of its pages in use."""
+        return self.held.get(cache.window, 0.0)
+
+    def slots_returned(self, cache: CacheSpec) -> float:
+        """Return the slots that a pass writes to a layer on disk: the whole page of a new token,
+        and those of prompts."""
+        return self.slots_stored(cache) * (1 if self.is_prefill else PAGE)
 
     def seen_twice(self, attention: AttentionSpec) -> float:
         """Return twice the keys that all queries of a prompt see in a layer."""

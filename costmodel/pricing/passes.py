@@ -7,7 +7,7 @@ They depend on rows of products, and are tabulated over them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,9 @@ class PassCounts:
         Slots of the cache that prompts fill in one layer, by its window.
     seen
         Twice the keys that the queries of all prompts see in one layer, by its ``Reach``.
+    held
+        Slots of the pages in use before each pass in one layer, by its window; without an entry
+        where no layer's cache is on disk.
     """
 
     decoding: FloatArray
@@ -66,6 +69,7 @@ class PassCounts:
     slots: Mapping[int | None, FloatArray]
     stored: Mapping[int | None, FloatArray]
     seen: Mapping[Reach, FloatArray]
+    held: Mapping[int | None, FloatArray] = field(default_factory=dict)
 
     def part(self, which: slice) -> PassCounts:
         """Return the counts of some of the passes."""
@@ -76,6 +80,7 @@ class PassCounts:
             slots={key: value[which] for key, value in self.slots.items()},
             stored={key: value[which] for key, value in self.stored.items()},
             seen={key: value[which] for key, value in self.seen.items()},
+            held={key: value[which] for key, value in self.held.items()},
         )
 
 
@@ -179,6 +184,8 @@ class PassPrice:
         costs += self._ended.at(rows) * newcomers[:, None]
         for window, cost in self._stored.items():
             costs += counts.stored[window][:, None] * cost
+        for window, held in counts.held.items():
+            costs += held[:, None] * self._held[window]
         for reach, cost in self._seen.items():
             costs += counts.seen[reach][:, None] * cost
         unpacks = self._is_direct.at(decoding + newcomers) * (tokens > 0)[:, None]
@@ -246,6 +253,7 @@ class PassPrice:
         windows = {kind.cache.window for kind in problem.layer_kinds}
         reaches = {reach_of(kind.spec.attention) for kind in problem.layer_kinds}
         self._stored = {w: slope(replace(none, stored={w: MANY})) for w in windows}
+        self._held = {w: slope(replace(none, held={w: MANY})) for w in windows}
         self._seen = {r: slope(replace(none, seen={r: MANY})) for r in reaches}
 
     def _of_lanes(self, count: int) -> tuple[Problem, Shares[float]]:

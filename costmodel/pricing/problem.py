@@ -50,6 +50,8 @@ class Problem:
         The cache and the rows of lanes; ``None`` runs the sequences of a block in step.
     blocks_in_flight
         Blocks whose caches are kept at the same time (see ``Policy.blocks_in_flight``).
+    stages_cache
+        Whether lanes keep the cache of some layers on disk, and have buffers to stage it in.
     """
 
     hardware: HardwareProfile
@@ -70,6 +72,7 @@ class Problem:
     cpu_experts: bool = False
     lanes: LanePolicy | None = None
     blocks_in_flight: int = 1
+    stages_cache: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -166,7 +169,10 @@ class Problem:
 
     @cached_property
     def disk_cache_padding(self) -> float:
-        """Most bytes on disk per byte of cache: a token of a segment takes whole pages."""
+        """Most bytes on disk per byte of cache: a token of a segment takes whole pages. Lanes have
+        pages of many tokens."""
+        if self.lanes is not None:
+            return 1.0
         sizes = []
         for kind in self.layer_kinds:
             batch_bytes = kind.cache.token_bytes * self.gpu_batch_size
@@ -201,4 +207,5 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         cpu_experts=policy.cpu_experts > 0 and hardware.has_gpu,
         lanes=policy.lanes,
         blocks_in_flight=policy.blocks_in_flight,
+        stages_cache=policy.lanes is not None and policy.cache.disk > 0,
     )

@@ -94,6 +94,14 @@ class Stage:
         """Return the slots of a layer's cache that are written for later passes."""
         return cache.num_slots(self.stored_tokens) if self.is_prefill else self.stored_tokens
 
+    def slots_loaded(self, cache: CacheSpec) -> float:
+        """Return the slots of a layer's cache that are loaded from other tiers, over the passes."""
+        return self.slots_read(cache)
+
+    def slots_returned(self, cache: CacheSpec) -> float:
+        """Return the slots of a layer's cache that are written to other tiers."""
+        return self.slots_stored(cache)
+
     def seen_twice(self, attention: AttentionSpec) -> float:
         """Return twice the keys that all queries of a sequence's prompt see in a layer."""
         return seen_twice(attention, int(self.tokens))
@@ -123,6 +131,15 @@ def stored_cache_bytes(problem: Problem, stage: Stage) -> int:
         kind.count * kind.cache.token_bytes * stage.slots_stored(kind.cache)
         for kind in problem.layer_kinds
     )
+
+
+def disk_cache_bytes(problem: Problem, stage: Stage) -> tuple[float, float]:
+    """Return the bytes of cache that one sequence reads from disk and writes to it, were all of
+    it there."""
+    padding, kinds = problem.disk_cache_padding, problem.layer_kinds
+    read = sum(k.count * k.cache.token_bytes * stage.slots_loaded(k.cache) for k in kinds)
+    written = sum(k.count * k.cache.token_bytes * stage.slots_returned(k.cache) for k in kinds)
+    return padding * read, padding * written
 
 
 def stages_of(problem: Problem) -> tuple[Stage, ...]:

@@ -42,6 +42,7 @@ def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: 
     windows = {kind.cache.window for kind in kinds}
     # What prompts share is computed once for many of them.
     shared = lengths.prefixes.of_prompts * problem.shares_prefixes
+    own = lengths.own if problem.shares_prefixes else lengths
     kept = np.where(limits > 1, prompts - shared, 0)
 
     def mean_up_to(most: int | None) -> float:
@@ -62,6 +63,8 @@ def steady_stage(problem: Problem, lengths: Lengths, lanes: float, prompt_rows: 
         chosen=lengths.mean_output,
         tokens=lengths.mean_output - 1,
         slots={window: decoded_slots(lengths, window) for window in windows},
+        # At least; pages may be filled in part, and prefixes take some.
+        held={window: decoded_slots(own, window) for window in windows},
         stored=dict.fromkeys(windows, lengths.mean_output - 1),
     )
     scored = (lengths.mean_prompt - 1) * problem.workload.scores_prompts

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from costmodel.plan.lengths import Lengths
 from costmodel.schedule.chrome_trace import TraceFile
-from costmodel.schedule.job_simulation import JobTimeline, cached_tokens
+from costmodel.schedule.job_simulation import JobTimeline
+from costmodel.schedule.pass_counts import cached_tokens
 from profiles.errors import InputError
 
 # Points of one curve; passes between them are averaged.

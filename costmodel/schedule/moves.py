@@ -39,6 +39,7 @@ class MoveMaker(TaskMaker):
             (self.load_weights(here, reads, sends[num_early:]), True),
             (self.load_cache(there), self.route.fetches_from_disk),
             (self.load_hidden(there), self.route.disk_hidden or unmade),
+            (self.load_layer_cache(here), True),
         ]
 
     def load_weights(
@@ -93,6 +94,34 @@ class MoveMaker(TaskMaker):
                     reads=[("cache", "cpu", *home), *staged],
                     writes=[("cache staging", "gpu", target.slot)],
                 )
+
+    def load_layer_cache(self, here: Position) -> Iterator[Task]:
+        """Load the next layer's cache of lanes behind the last batch of a layer on disk, whose
+        buffer is the other one. Nothing is cached before the first pass."""
+        staged = self.route.staged_caches
+        if here.layer not in staged or not self.is_last_batch(here):
+            return
+        turn = here.token * len(staged) + staged.index(here.layer) + 1
+        token, place = divmod(turn, len(staged))
+        target = replace(here, token=token, layer=staged[place], batch=0, batches=range(1))
+        yield self.make(
+            "read_cache",
+            "disk_read",
+            target,
+            reads=[("cache", "disk", target.layer)],
+            writes=[self.cache_staging(target)],
+        )
+
+    def store_layer_cache(self, here: Position) -> Iterator[Task]:
+        """Write what a pass over lanes has cached in a layer on disk."""
+        if here.layer in self.route.staged_caches and self.is_last_batch(here):
+            yield self.make(
+                "write_cache",
+                "disk_write",
+                here,
+                reads=[self.cache_staging(here)],
+                writes=[("cache", "disk", here.layer)],
+            )
 
     def load_hidden(self, targets: Sequence[Position]) -> Iterator[Task]:
         """Load the hidden states of the target positions."""

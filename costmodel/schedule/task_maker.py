@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import num_hidden_buffers
+from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers
 from costmodel.schedule.lookahead import Lookahead
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Hazards, Resource, Task
@@ -54,6 +54,10 @@ class TaskMaker:
         """Whether the layer of a position has attention."""
         return self.kinds[here.layer] in ("decoder", "attention")
 
+    def is_last_batch(self, here: Position) -> bool:
+        """Whether the batches of a position are the last of the block."""
+        return here.batches.stop == self.num_batches
+
     def is_split(self, here: Position) -> bool:
         """Whether the layer is split, because the CPU attends to a part of the cache."""
         return self.decodes(here) and self.attends(here) and self.route.attends_on_cpu
@@ -83,7 +87,7 @@ class TaskMaker:
             token=here.token,
             layer=here.layer,
             batch=here.batch,
-            slot=here.slot,
+            slot=self.cache_slot(here),
             hidden_slot=self.hidden_slot(here),
             read_slot=self.reads.slot(here.token, here.layer),
             sent_slot=self.sends.slot(here.token, here.layer),
@@ -113,9 +117,22 @@ class TaskMaker:
         """Return the buffer that stages the hidden states of a position."""
         return here.step % num_hidden_buffers(has_gpu=self.route.has_gpu)
 
+    def cache_slot(self, here: Position) -> int:
+        """Return the buffer that stages the cache of a position.
+
+        Positions take turns. Where caches of lanes are on disk, those layers do, and -1 stands for
+        a layer whose cache is attended to where it is stored.
+        """
+        staged = self.route.staged_caches
+        if not staged:
+            return here.slot
+        if here.layer not in staged:
+            return -1
+        return (here.token * len(staged) + staged.index(here.layer)) % NUM_BUFFERS
+
     def cache_staging(self, here: Position) -> Resource:
         """Return the buffer that a position's cache is computed in."""
-        return ("cache staging", "gpu" if self.route.has_gpu else "cpu", here.slot)
+        return ("cache staging", "gpu" if self.route.has_gpu else "cpu", self.cache_slot(here))
 
     def hidden_staging(self, here: Position) -> Resource:
         """Return the buffer that a position's hidden states are computed in."""

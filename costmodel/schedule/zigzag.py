@@ -102,6 +102,7 @@ class ZigzagSchedule(MoveMaker):
         )
         yield from self.return_cache(here)
         yield from self.write_cache(here)
+        yield from self.store_layer_cache(here)
 
     def _load_experts(self, here: Position) -> Iterator[Task]:
         """Route the tokens, and load the chosen experts."""

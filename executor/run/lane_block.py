@@ -61,6 +61,7 @@ class LaneBlock:
         self.batches = plan.batches
         self._first_rows = plan.first_rows
         self.stores.hidden.start_pass(plan.first_rows)
+        self.stores.cache.start_pass(plan.number, plan.pages)
         self.attention.start_pass(plan.batches)
         self.head.start_pass(plan.batches)
 
@@ -70,6 +71,8 @@ class LaneBlock:
         return {
             "read_weights": weights.read,
             "read_experts": self.experts.read_experts,
+            "read_cache": self.stores.cache.read,
+            "write_cache": self.stores.cache.write,
             "route": self.route,
             "compute": self.compute,
         }

@@ -33,22 +33,21 @@ from profiles.hardware import HardwareProfile
 # Tasks that are made in advance while the previous pass is computed.
 TASKS_AHEAD = 256
 # Tasks of a pass that run beside the one before it.
-LOADS = frozenset({"read_weights", "send_weights"})
+LOADS = frozenset({"read_weights", "send_weights", "read_cache"})
 
 
 def check_lanes(policy: Policy, hardware: HardwareProfile) -> None:
     """Refuse what lanes cannot run with yet."""
     if policy.lanes is None:
         return
-    placed = {"cache": policy.cache, "activations": policy.activations}
-    elsewhere = [name for name, placement in placed.items() if placement.cpu < 1]
-    if hardware.has_gpu:
-        elsewhere.append("a GPU")
-    if elsewhere:
+    lacks = ["a GPU"] if hardware.has_gpu else []
+    if policy.activations.cpu < 1:
+        lacks.append("activations elsewhere")
+    if lacks:
         raise InputError(
             "policy.lanes",
-            got=", ".join(elsewhere),
-            allowed="a CPU, with cache and activations in its memory",
+            got=" and ".join(lacks),
+            allowed="a CPU, with activations in its memory",
             hint="a policy without lanes",
         )
 

@@ -5,6 +5,7 @@ Everything here is numpy and lists: the thread that plans passes must not start 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -126,7 +127,10 @@ class LaneTable:
     def __init__(self, pool: PoolSizes, *, most_lanes: int, most_tokens: int) -> None:
         self._pool = pool
         self._lanes: dict[int, Lane] = {}
-        self._free = [list(range(count - 1, -1, -1)) for count in pool.pages]
+        # Heaps: the first pages are taken first, so that those in use are near each other.
+        self._free = [list(range(count)) for count in pool.pages]
+        self._in_use = [np.zeros(count, bool) for count in pool.pages]
+        self._new: list[list[int]] = [[] for _ in pool.pages]
         self._held: dict[int, list[list[int]]] = {}
         self._prefixes: dict[int, list[list[int]]] = {}
         # By ring, how many pages of a lane are its prefix's.
@@ -162,12 +166,21 @@ class LaneTable:
             self._add(number, ring, self._take(ring, max(0, lacks)))
 
     def _take(self, ring: int, count: int) -> list[int]:
-        return [self._free[ring].pop() for _ in range(count)]
+        pages = [heapq.heappop(self._free[ring]) for _ in range(count)]
+        self._in_use[ring][pages] = True
+        self._new[ring] += pages
+        return pages
 
     def _add(self, number: int, ring: int, pages: Sequence[int]) -> None:
         held = self._held[number][ring]
         self.tables[ring][number, len(held) : len(held) + len(pages)] = pages
         held += pages
+
+    def pages_in_use(self, ring: int) -> tuple[Integers, Integers]:
+        """Return the pages that hold tokens or will, and those that were taken since the last
+        call; int64 each, in increasing order."""
+        new, self._new[ring] = np.array(sorted(self._new[ring]), np.int64), []
+        return np.flatnonzero(self._in_use[ring]), new
 
     def pages(self, number: int) -> list[list[int]]:
         """Return the pages of a lane, by ring."""
@@ -202,5 +215,7 @@ class LaneTable:
 
     def _freed(self, pages: list[list[int]]) -> list[list[int]]:
         for ring, free in enumerate(pages):
-            self._free[ring] += free
+            self._in_use[ring][free] = False
+            for page in free:
+                heapq.heappush(self._free[ring], page)
         return pages

@@ -18,6 +18,7 @@ from costmodel.plan.pages import PAGE
 from costmodel.schedule.pass_lanes import LaneBatch
 from executor.run.chunks import Chunk, PromptPart, chunks_of
 from executor.run.lanes import Integers, Lane, LaneTable, Table
+from executor.stores.page_runs import PassPages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +86,12 @@ class PassBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassPlan:
     """One pass: its number, and its batches. Their rows are adjacent: the first of each, and one
-    past the last of all, are ``first_rows``."""
+    past the last of all, are ``first_rows``. ``pages`` are those in use, by ring of the model."""
 
     number: int
     batches: tuple[PassBatch, ...]
     first_rows: tuple[int, ...]
+    pages: tuple[PassPages, ...]
 
     @classmethod
     def of(
@@ -98,7 +100,8 @@ class PassPlan:
         """Lay out the rows of a pass. Every lane must be in the table, and get its pages here."""
         made = tuple(_batch(batch, table, chunk_rows) for batch in batches)
         ends = np.cumsum([0, *map(len, made)]).tolist()
-        return cls(number=number, batches=made, first_rows=tuple(ends))
+        pages = tuple(_pages(made, table, ring) for ring in range(len(table.tables)))
+        return cls(number=number, batches=made, first_rows=tuple(ends), pages=pages)
 
 
 def void_slots(batch: PassBatch, attention: AttentionSpec, ring: int | None) -> torch.Tensor | None:
@@ -163,6 +166,17 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
         chunks=tuple(chunks_of(len(decoding), parts, sum(counts), chunk_rows)),
         emit_rows=_tensor(ends - 1),
         emit_lanes=(*batch.decoding, *(number for number, _ in batch.newcomers)),
+    )
+
+
+def _pages(batches: Sequence[PassBatch], table: LaneTable, ring: int) -> PassPages:
+    used, new = table.pages_in_use(ring)
+    decoded = [batch.slots[ring].pages.numpy() for batch in batches]
+    return PassPages(
+        present=np.setdiff1d(used, new, assume_unique=True),
+        used=used,
+        # Prompts are on new pages.
+        written=np.unique(np.concatenate([new, *decoded])),
     )
 
 

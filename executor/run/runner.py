@@ -178,7 +178,7 @@ class Runner:
         remove_orphans(self.offload_dir)
         policy, enter = self.policy, self._stack.enter_context
         file = None
-        if any(placement.disk for placement in policy.weights.values()):
+        if any(part.cut.disk_bytes for layer in self.plan.weights for part in layer):
             file = enter(WeightFile(self.offload_dir, self.source, self.plan.layers))
         needed = policy_peaks(policy, self.hardware)["disk"]
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
@@ -215,7 +215,7 @@ class Runner:
 
     def _block(
         self, machine: Machine, embedding: TokenEmbedding
-    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates]]:
+    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates | PagedCache]]:
         """Return the handlers of sequences in step, and the stores that have parts on disk."""
         cache = KVCache(self.plan, machine)
         hidden = HiddenStates(self.policy, machine, file_offset=cache.disk_bytes())
@@ -225,15 +225,16 @@ class Runner:
 
     def _lane_block(
         self, machine: Machine, embedding: TokenEmbedding
-    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates]]:
-        """Return the handlers of lanes, which keep nothing but weights on disk."""
+    ) -> tuple[Block | LaneBlock, list[KVCache | HiddenStates | PagedCache]]:
+        """Return the handlers of lanes, and the store that may have parts on disk."""
+        cache = PagedCache(self.policy, machine)
         stores = LaneStores(
             weights=self.weights,
             embedding=embedding,
-            cache=PagedCache(self.policy, machine),
+            cache=cache,
             hidden=PassRows(self.policy, machine),
         )
-        return LaneBlock(self.policy, machine, stores), []
+        return LaneBlock(self.policy, machine, stores), [cache]
 
     def _run_block(
         self, block: Block, prompts: Sequence[Sequence[int]], indices: list[int]

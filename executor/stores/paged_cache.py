@@ -5,10 +5,14 @@ sequence. Vectors are keys and values, or of latent attention one that is both. 
 each vector of a token is packed on arrival and stored as ``width`` bytes. A layer with a window
 keeps a ring of whole pages: the token at a position takes the slot of that position modulo the
 ring.
+
+A layer's cache may rest on disk. Its pages in use are then read into one of two buffers, which has
+the same layout, before the layer is computed. The pages with new tokens are written back.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +20,19 @@ from dataclasses import dataclass
 import torch
 
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import decoder_numbers
+from costmodel.model.layout import decoder_numbers, round_up
 from costmodel.model.tensor_layout import row_packing
 from costmodel.plan.cuts import cache_spec
+from costmodel.plan.lane_cache import cache_sizes, layers_on_disk
 from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import SUM_BYTES
+from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_rows import in_stored_form
+from executor.stores.page_runs import READ_THROUGH_BYTES, Integers, PassPages, byte_runs
+from executor.stores.scratch_file import ScratchFile
+from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
 from profiles.kernels import KeyRun
 from profiles.packing import Packing
@@ -66,6 +74,14 @@ class PagedCache:
         Whose ``lanes`` set the number of pages.
     machine
         Its CPU arena has room for the pages.
+
+    Attributes
+    ----------
+    layers
+        The cache of each decoder layer: one entry where it is in memory, and where it is on disk
+        one for each staging buffer.
+    file
+        Must be set before a run where ``disk_bytes`` is above zero.
     """
 
     def __init__(self, policy: Policy, machine: Machine) -> None:
@@ -77,11 +93,58 @@ class PagedCache:
             model, pool_tokens=policy.lanes.pool_tokens, most_lanes=policy.block_size
         )
         self._numbers = decoder_numbers(model)
-        self.layers = [self._pages(model.layer(i)) for i in range(model.num_layers)]
+        on_disk = layers_on_disk(policy)
+        sizes = [round_up(size, PAGE_BYTES) for size in cache_sizes(policy)]
+        starts = itertools.accumulate((sizes[layer] for layer in on_disk), initial=0)
+        *self._starts, self._disk_bytes = starts
+        self._places = {layer: place for place, layer in enumerate(on_disk)}
+        self._staging = [
+            self._arena.allocate("cache staging", max(sizes)) for _ in range(NUM_BUFFERS) if on_disk
+        ]
+        self.layers = [self._pages(layer) for layer in range(model.num_layers)]
+        self.file: ScratchFile | None = None
+        self._pass: tuple[int, Sequence[PassPages]] = (0, ())
+
+    def disk_bytes(self) -> int:
+        """Bytes of the cache in the file."""
+        return self._disk_bytes
 
     def of(self, task: Task) -> LayerPages:
         """Return the cache of a task's layer."""
-        return self.layers[self._numbers[task.layer]]
+        held = self.layers[self._numbers[task.layer]]
+        return held[task.slot] if len(held) > 1 else held[0]
+
+    def start_pass(self, number: int, pages: Sequence[PassPages]) -> None:
+        """Prepare for a pass; ``pages`` are by ring of the model."""
+        # At once: a layer of this pass may be read at any time, see ``read``.
+        self._pass = number, pages
+
+    def read(self, task: Task) -> int:
+        """Read a layer's pages in use from disk; returns the bytes."""
+        number, rings = self._pass
+        pages = rings[self.of(task).ring_number]
+        # The first layer of the next pass is read in this one, and takes what this one adds.
+        wanted = pages.present if task.token == number else pages.used
+        runs = self._runs(task, wanted, gap_bytes=READ_THROUGH_BYTES)
+        assert self.file is not None
+        self.file.read_runs(self._staging[task.slot], runs, self._start(task))
+        return sum(run.stop - run.start for run in runs)
+
+    def write(self, task: Task) -> int:
+        """Write a layer's pages with new tokens to disk; returns the bytes."""
+        _, rings = self._pass
+        runs = self._runs(task, rings[self.of(task).ring_number].written)
+        assert self.file is not None
+        self.file.write_runs(self._staging[task.slot], runs, self._start(task))
+        return sum(run.stop - run.start for run in runs)
+
+    def _runs(self, task: Task, pages: Integers, *, gap_bytes: int = 0) -> list[slice]:
+        pool = self.of(task).pool
+        return byte_runs(pages, pool.nbytes // len(pool), gap_bytes=gap_bytes)
+
+    def _start(self, task: Task) -> int:
+        """Return where a layer's pages begin in the file."""
+        return self._starts[self._places[self._numbers[task.layer]]]
 
     def append(
         self,
@@ -161,22 +224,31 @@ class PagedCache:
         table = torch.tensor(pages, dtype=torch.int32)
         return KeyRun.of_pages(layer.pool, table, len(pages) * PAGE)
 
-    def _pages(self, kind: LayerSpec) -> LayerPages:
-        policy, cache = self._policy, cache_spec(self._policy, kind)
+    def _pages(self, number: int) -> tuple[LayerPages, ...]:
+        """Allocate the cache of a decoder layer."""
+        policy, kind = self._policy, self._policy.model.layer(number)
+        cache = cache_spec(policy, kind)
         packing = row_packing(cache.width, policy.cache_bits, policy.group_size)
         dtype = torch.uint8 if packing else DTYPES[policy.model.dtype]
         ring = ring_tokens(cache.window)
-        number = self._rings.index(ring)
+        ring_number = self._rings.index(ring)
         width = packing.row_bytes if packing else cache.width
-        shape = self.sizes.pages[number], cache.rows_per_sequence, cache.vectors, PAGE, width
-        raw = self._arena.allocate("cache", math.prod(shape) * dtype.itemsize)
-        return LayerPages(
-            pool=raw.view(dtype).view(shape),
-            steps=torch.arange(cache.rows_per_sequence * cache.vectors) * PAGE,
-            ring=ring,
-            ring_number=number,
-            packing=packing,
-            value_sums=self._sums(kind, cache.rows_per_sequence, cache.width),
+        shape = self.sizes.pages[ring_number], cache.rows_per_sequence, cache.vectors, PAGE, width
+        num_bytes = math.prod(shape) * dtype.itemsize
+        buffers = self._staging
+        if number not in self._places:
+            buffers = [self._arena.allocate("cache", num_bytes)]
+        value_sums = self._sums(kind, cache.rows_per_sequence, cache.width)
+        return tuple(
+            LayerPages(
+                pool=buffer[:num_bytes].view(dtype).view(shape),
+                steps=torch.arange(cache.rows_per_sequence * cache.vectors) * PAGE,
+                ring=ring,
+                ring_number=ring_number,
+                packing=packing,
+                value_sums=value_sums,
+            )
+            for buffer in buffers
         )
 
     def _sums(self, kind: LayerSpec, rows: int, width: int) -> torch.Tensor | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from executor.machine.offload_folder import SCRATCH_PREFIX
-from profiles.aligned_io import DirectFile
+from profiles.aligned_io import DirectFile, Parts
 
 
 class ScratchFile:
@@ -31,6 +32,14 @@ class ScratchFile:
         """Write ``buffer`` (uint8, on a page, whole pages long) at ``position``."""
         self._file.write_from(buffer.numpy().data, position)
 
+    def read_runs(self, buffer: torch.Tensor, runs: Sequence[slice], position: int) -> None:
+        """Fill several runs of ``buffer``, whose image in the file begins at ``position``."""
+        self._file.read_parts(_parts(buffer, runs, position))
+
+    def write_runs(self, buffer: torch.Tensor, runs: Sequence[slice], position: int) -> None:
+        """Write several runs of ``buffer``, whose image in the file begins at ``position``."""
+        self._file.write_parts(_parts(buffer, runs, position))
+
     def close(self) -> None:
         """Close the file and free its space."""
         self._file.close()
@@ -40,3 +49,8 @@ class ScratchFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _parts(buffer: torch.Tensor, runs: Sequence[slice], position: int) -> Parts:
+    data = buffer.numpy().data
+    return [(data[run], position + run.start) for run in runs]

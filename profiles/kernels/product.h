@@ -54,27 +54,45 @@ class Tile {
   }
 
  private:
+  // The rows of a few blocks stay in the first-level cache: each weight then meets all of them, while
+  // later weights are fetched. More rows would have to be read again for every weight. One block is
+  // bound by the memory, which the processor asks in time by itself.
   void multiply_rows(const Span& span, long d, long size) {
-    long row = 0;
-    const auto block = [&](auto rows) INLINE {
-      multiply_block<rows.value>(d, size, span.first + row);
-      row += rows.value;
-    };
-    while (span.count - row >= kRows) block(std::integral_constant<long, kRows>());
-    if constexpr (kRows > 4)
-      if (span.count - row >= 4) block(std::integral_constant<long, 4>());
-    if constexpr (kRows > 2)
-      if (span.count - row >= 2) block(std::integral_constant<long, 2>());
-    if constexpr (kRows > 1)
-      if (span.count - row >= 1) block(std::integral_constant<long, 1>());
+    const bool is_few = kRows < span.count && span.count <= kSharedRows;
+    const long step = is_few ? kWeights : count_, parts = (span.count + kRows - 1) / kRows;
+    for (long w = 0; w < count_; w += step) {
+      long row = 0, part = 0;
+      const auto block = [&](auto rows) INLINE {
+        if (is_few) fetch_next(w + 2 * kWeights, size, part++, parts);
+        multiply_block<rows.value>(d, size, span.first + row, w, std::min(count_, w + step));
+        row += rows.value;
+      };
+      while (span.count - row >= kRows) block(std::integral_constant<long, kRows>());
+      if constexpr (kRows > 4)
+        if (span.count - row >= 4) block(std::integral_constant<long, 4>());
+      if constexpr (kRows > 2)
+        if (span.count - row >= 2) block(std::integral_constant<long, 2>());
+      if constexpr (kRows > 1)
+        if (span.count - row >= 1) block(std::integral_constant<long, 1>());
+    }
+  }
+
+  // Fetches one of several parts of the weights from the `w`th on.
+  void fetch_next(long w, long size, long part, long parts) const {
+    if constexpr (Source::kIsInPlace && !kIsPacked) {
+      const long bytes = size * sizeof(Element);
+      const long first = bytes * part / parts & -64, past = bytes * (part + 1) / parts;
+      for (const long end = std::min(count_, w + kWeights); w < end; ++w)
+        fetch(reinterpret_cast<const char*>(weights_[w]) + first, past - first);
+    }
   }
 
   template <long kCount>
-  void multiply_block(long d, long size, long row) {
+  void multiply_block(long d, long size, long row, long w, long past) {
     constexpr long kSums = (kCount + 3) / 4;
     const long first = kIsPacked ? d : 0;
     const Query* x = x_ + row * x_stride_ + d - first;
-    for (long w = 0; w < count_; w += kWeights) {
+    for (; w < past; w += kWeights) {
       Floats sums[kSums];
       products<kCount>(weights_ + w, x, x_stride_, first, first + size, p_.dim, sums);
       repeat<kSums>([&](auto i) INLINE {

@@ -38,6 +38,8 @@ constexpr long kFewRows = 12;
 #else
 constexpr long kFewRows = 0;
 #endif
+// So few rows meet each weight one after the other.
+constexpr long kSharedRows = 4 * kRows;
 // So few elements are converted by one thread.
 constexpr long kFewElements = 1 << 18;
 // Tiles for each thread: who loses its core holds up the rest for a part of one.
@@ -74,6 +76,7 @@ class Matrix {
 template <class T, class E>
 class InPlace {
  public:
+  static constexpr bool kIsInPlace = true;
   InPlace(const Products&, long) {}
   static long most_outputs(long) { return kOutputs; }
   void take(const Matrix<T>& matrix, long first, long count, long d, long, const E** rows) {
@@ -86,6 +89,7 @@ class InPlace {
 template <class T, class E>
 class Converted {
  public:
+  static constexpr bool kIsInPlace = false;
   static long most_outputs(long) { return kOutputs; }
   Converted(const Products& p, long depth)
       : is_packed_(p.bits), stride_(apart<E>(depth)), row_(depth), kept_(kOutputs * stride_) {}

@@ -112,10 +112,8 @@ class OurJob:
             reports.append(report)
             walls += ended.wall_s
             peaks.append(ended.peak_bytes or 0)
-        run_s = sum(report["prefill_s"] + report["decode_s"] for report in reports)
-        predicted_s = predicted_s or sum(
-            report["predicted_prefill_s"] + report["predicted_decode_s"] for report in reports
-        )
+        run_s = sum(_seconds(report) for report in reports)
+        predicted_s = predicted_s or sum(_seconds(report, "predicted_") for report in reports)
         figures = {
             "run_s": run_s,
             "tok_per_s": self.job.num_tokens / run_s,
@@ -149,6 +147,8 @@ class OurJob:
             return ended, None
         _check_answers(job, output)
         report: dict[str, Any] = json.loads(last_line(self.runs.log(self.name)))
+        # It names files of this machine.
+        del report["sampling"]
         return ended, report
 
     def _search(self, job: DrawnJob, number: int) -> Path:
@@ -163,6 +163,12 @@ class OurJob:
                 *("--cpu-memory", f"{bench.budget_bytes}B", "--output", str(path)),
             )
         return path
+
+
+def _seconds(report: Mapping[str, Any], prefix: str = "") -> float:
+    """Add up the phases of a run: one over lanes, prefill and decode in lockstep."""
+    phases = ("run",) if f"{prefix}run_s" in report else ("prefill", "decode")
+    return float(sum(report[f"{prefix}{phase}_s"] for phase in phases))
 
 
 def lockstep_seconds(job: DrawnJob, policy: Path, profile: Path) -> float:

@@ -1,11 +1,14 @@
-"""The commands of ``costmodel`` as whole processes."""
+"""The commands of ``costmodel``: flags, files, what is printed and how it ends."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,42 +19,47 @@ from costmodel.pricing.price import estimate
 from profiles import HardwareProfile, recorded_profile, with_emulated_gpu
 from profiles.files import to_json
 from profiles.units import GIB
+from tests.executor.commands import Ended, end_command
 
 PAPER = Path(__file__).parents[2] / "notebooks" / "data" / "flexgen_paper.csv"
 
 
-def _run(folder: Path, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"costmodel.{command}", *flags],
-        cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+Run = Callable[..., Ended]
 
 
-def _search(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return _run(folder, "search", *flags)
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command by its name and flags, in this process and a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def here(command: str, *flags: str) -> Ended:
+        main = importlib.import_module(f"costmodel.{command}").main
+        return end_command(main, flags, monkeypatch, capfd)
+
+    return here
 
 
-def test_hardware_alone_is_a_complete_command(tmp_path: Path) -> None:
+@pytest.fixture
+def search(run: Run) -> Run:
+    """Run ``costmodel.search`` in the same way."""
+    return functools.partial(run, "search")
+
+
+def test_hardware_alone_is_a_complete_command(tmp_path: Path, search: Run) -> None:
     recorded_profile("t4-flexgen").save(tmp_path / "profile.json")
-    done = _search(tmp_path, "--hardware", "profile.json")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = search("--hardware", "profile.json")
+    assert (done.status, done.err) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     assert policy.model.name == "opt-30b"
     assert (policy.workload.prompt_len, policy.workload.gen_len) == (512, 32)
     assert policy.predicted == estimate(policy, recorded_profile("t4-flexgen"))
     for said in ("opt-30b", "token/s", "limited by", "peak gpu", "peak disk", "policy.json"):
-        assert said in done.stdout
+        assert said in done.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "profile.json"]
 
 
-def test_explanation_and_json_line(tmp_path: Path) -> None:
-    done = _search(
-        tmp_path,
+def test_explanation_and_json_line(tmp_path: Path, search: Run) -> None:
+    done = search(
         "--hardware",
         "t4-flexgen",
         "--model",
@@ -63,10 +71,10 @@ def test_explanation_and_json_line(tmp_path: Path) -> None:
         "--output",
         "other.json",
     )
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
+    assert done.status == 0, done.err
+    last = done.out.splitlines()[-1]
     assert json.loads(last) == to_json(Policy.load(tmp_path / "other.json"))
-    assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1
+    assert sum(line.startswith("{") for line in done.out.splitlines()) == 1
     for said in (
         "bound: no policy exceeds",
         "busy seconds",
@@ -76,22 +84,21 @@ def test_explanation_and_json_line(tmp_path: Path) -> None:
         "8 GiB more GPU memory",
         "twice the disk's rates",
     ):
-        assert said in done.stdout
+        assert said in done.out
 
 
-def test_what_four_bits_would_yield_is_told_and_not_done(tmp_path: Path) -> None:
-    done = _search(tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "64")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_what_four_bits_would_yield_is_told_and_not_done(tmp_path: Path, search: Run) -> None:
+    done = search("--hardware", "t4-flexgen", "--num-prompts", "64")
+    assert (done.status, done.err) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     assert not policy.is_compressed and policy.predicted is not None
-    told = re.search(r"with 4 bits for weights .* token/s \((\S+) x\)", done.stdout)
+    told = re.search(r"with 4 bits for weights .* token/s \((\S+) x\)", done.out)
     assert told is not None and float(told[1]) > 1
-    assert "--cache-bits 16,4" in done.stdout
+    assert "--cache-bits 16,4" in done.out
 
 
-def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> None:
-    done = _search(
-        tmp_path,
+def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path, search: Run) -> None:
+    done = search(
         "--hardware",
         "t4-flexgen",
         "--num-prompts",
@@ -105,20 +112,21 @@ def test_what_is_permitted_reaches_the_policy_and_are_told(tmp_path: Path) -> No
         "--group-size",
         "32",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.status, done.err) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     assert (policy.weight_bits, policy.cache_bits, policy.group_size) == (4, 16, 32)
-    assert "weights in 4 bits" in done.stdout
-    assert (policy.attention_sparsity < 1) == ("10% of the keys" in done.stdout)
+    assert "weights in 4 bits" in done.out
+    assert (policy.attention_sparsity < 1) == ("10% of the keys" in done.out)
     assert policy.predicted is not None and policy.hardware is not None
     for tier, capacity in capacities(policy.hardware).items():
         assert policy.predicted.peak_bytes[tier] <= 0.9 * capacity
 
 
-def test_a_policy_is_simulated_and_drawn_as_a_timeline(tmp_path: Path) -> None:
-    assert _search(tmp_path, "--hardware", "t4-flexgen", "--num-prompts", "9").returncode == 0
-    done = _run(
-        tmp_path,
+def test_a_policy_is_simulated_and_drawn_as_a_timeline(
+    tmp_path: Path, run: Run, search: Run
+) -> None:
+    assert search("--hardware", "t4-flexgen", "--num-prompts", "9").status == 0
+    done = run(
         "simulate",
         "--hardware",
         "t4-flexgen",
@@ -130,40 +138,39 @@ def test_a_policy_is_simulated_and_drawn_as_a_timeline(tmp_path: Path) -> None:
         "timeline.json",
         "--json",
     )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.status == 0, done.err
+    figures = json.loads(done.out.splitlines()[-1])
     assert figures["simulated_s"] == pytest.approx(figures["predicted_s"], rel=0.05)
     assert figures["passes"] == 3 and figures["busy_s"]["h2d"] > 0
     events = json.loads((tmp_path / "timeline.json").read_text(encoding="utf-8"))["traceEvents"]
     assert {event["args"]["token"] for event in events if event["ph"] == "X"} == {0, 1, 2}
 
 
-def test_a_machine_is_calibrated(tmp_path: Path) -> None:
+def test_a_machine_is_calibrated(tmp_path: Path, run: Run, search: Run) -> None:
     rows = PAPER.read_text(encoding="utf-8").splitlines()
     (tmp_path / "runs.csv").write_text("\n".join(rows[:4]) + "\n", encoding="utf-8")
     flags = ("--hardware", "t4-flexgen", "--runs", "runs.csv", "--json")
-    done = _run(tmp_path, "calibrate", *flags)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    done = run("calibrate", *flags)
+    assert done.status == 0, done.err
+    figures = json.loads(done.out.splitlines()[-1])
     assert figures["mean_error_after"] < figures["mean_error_before"]
     loaded = HardwareProfile.load(tmp_path / "calibrated.json")
     assert dict(loaded.calibrations[0].factors) == figures["factors"]
     assert loaded.calibrations[0].source == "runs.csv"
-    found = _search(tmp_path, "--hardware", "calibrated.json", "--num-prompts", "9")
-    assert found.returncode == 0, found.stderr
+    found = search("--hardware", "calibrated.json", "--num-prompts", "9")
+    assert found.status == 0, found.err
 
 
-def test_a_run_of_another_machine_is_named(tmp_path: Path) -> None:
+def test_a_run_of_another_machine_is_named(tmp_path: Path, run: Run) -> None:
     """The paper's first run has weights on a GPU, which this machine lacks."""
-    done = _run(tmp_path, "calibrate", "--hardware", "cpu-2core", "--runs", str(PAPER))
-    assert done.returncode == 2 and not (tmp_path / "calibrated.json").exists()
-    (line,) = done.stderr.splitlines()
+    done = run("calibrate", "--hardware", "cpu-2core", "--runs", str(PAPER))
+    assert done.status == 2 and not (tmp_path / "calibrated.json").exists()
+    (line,) = done.err.splitlines()
     assert f"{PAPER.name}, line 2" in line and "no GPU" in line
 
 
-def test_flags_reach_the_policy(tmp_path: Path) -> None:
-    done = _search(
-        tmp_path,
+def test_flags_reach_the_policy(tmp_path: Path, search: Run) -> None:
+    done = search(
         "--hardware",
         "t4-flexgen",
         "--model",
@@ -185,7 +192,7 @@ def test_flags_reach_the_policy(tmp_path: Path) -> None:
         "--dtype",
         "float32",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.status, done.err) == (0, "")
     policy = Policy.load(tmp_path / "policy.json")
     hardware = policy.hardware
     assert hardware is not None and hardware.gpu is not None
@@ -197,46 +204,50 @@ def test_flags_reach_the_policy(tmp_path: Path) -> None:
     assert hardware.measurements == ()
 
 
-def test_float16_models_compute_in_bfloat16_on_a_cpu_and_say_so(tmp_path: Path) -> None:
+def test_float16_models_compute_in_bfloat16_on_a_cpu_and_say_so(
+    tmp_path: Path, search: Run
+) -> None:
     flags = ("--hardware", "cpu-2core", "--model", "opt-125m", "--gen-len", "4")
-    done = _search(tmp_path, *flags)
-    assert done.returncode == 0 and done.stderr.startswith("note: ")
+    done = search(*flags)
+    assert done.status == 0 and done.err.startswith("note: ")
     assert Policy.load(tmp_path / "policy.json").model.dtype == "bfloat16"
-    done = _search(tmp_path, *flags, "--dtype", "float16")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = search(*flags, "--dtype", "float16")
+    assert (done.status, done.err) == (0, "")
     assert Policy.load(tmp_path / "policy.json").model.dtype == "float16"
 
 
-def test_an_emulated_gpu_is_called_that(tmp_path: Path) -> None:
+def test_an_emulated_gpu_is_called_that(tmp_path: Path, run: Run, search: Run) -> None:
     profile = with_emulated_gpu(
         recorded_profile("cpu-2core"), memory_bytes=GIB, link_bytes_per_s=2e9
     )
     profile.save(tmp_path / "profile.json")
     hardware = ("--hardware", "profile.json")
-    done = _search(tmp_path, *hardware, "--model", "qwen2.5-0.5b")
-    assert done.returncode == 0 and "emulated" in done.stdout
-    done = _run(tmp_path, "estimate", *hardware, "--policy", "policy.json")
-    assert done.returncode == 0 and "emulated" in done.stdout
+    done = search(*hardware, "--model", "qwen2.5-0.5b")
+    assert done.status == 0 and "emulated" in done.out
+    done = run("estimate", *hardware, "--policy", "policy.json")
+    assert done.status == 0 and "emulated" in done.out
 
 
-def test_estimate_says_what_search_said(tmp_path: Path) -> None:
+def test_estimate_says_what_search_said(tmp_path: Path, run: Run, search: Run) -> None:
     flags = ("--hardware", "cpu-2core")
-    _search(tmp_path, *flags, "--model", "llama-3.2-1b", "--num-prompts", "8")
-    done = _run(tmp_path, "estimate", *flags, "--policy", "policy.json", "--json")
-    assert done.returncode == 0, done.stderr
+    search(*flags, "--model", "llama-3.2-1b", "--num-prompts", "8")
+    done = run("estimate", *flags, "--policy", "policy.json", "--json")
+    assert done.status == 0, done.err
     predicted = Policy.load(tmp_path / "policy.json").predicted
-    assert json.loads(done.stdout.splitlines()[-1]) == to_json(predicted)
+    assert json.loads(done.out.splitlines()[-1]) == to_json(predicted)
 
 
-def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path: Path) -> None:
-    _search(tmp_path, "--hardware", "cpu-2core", "--model", "llama-3.2-1b")
+def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(
+    tmp_path: Path, run: Run, search: Run
+) -> None:
+    search("--hardware", "cpu-2core", "--model", "llama-3.2-1b")
     small = recorded_profile("cpu-2core").with_budget(cpu_memory=GIB)
     small.save(tmp_path / "small.json")
-    done = _run(tmp_path, "estimate", "--hardware", "small.json", "--policy", "policy.json")
-    assert done.returncode == 3
-    assert "token/s" in done.stdout
-    assert done.stderr.startswith("error: ") and "cpu is short by" in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = run("estimate", "--hardware", "small.json", "--policy", "policy.json")
+    assert done.status == 3
+    assert "token/s" in done.out
+    assert done.err.startswith("error: ") and "cpu is short by" in done.err
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -267,13 +278,13 @@ def test_estimate_of_what_does_not_fit_prints_the_price_and_ends_with_3(tmp_path
     ],
 )
 def test_mistakes_end_in_one_line(
-    flags: tuple[str, ...], status: int, said: str, tmp_path: Path
+    flags: tuple[str, ...], status: int, said: str, tmp_path: Path, search: Run
 ) -> None:
-    done = _search(tmp_path, *flags)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
-    assert (done.returncode, len(lines)) == (status, 1), done.stderr
+    done = search(*flags)
+    lines = [line for line in done.err.splitlines() if not line.startswith("note: ")]
+    assert (done.status, len(lines)) == (status, 1), done.err
     assert lines[0].startswith("error: ") and said in lines[0]
-    assert done.stdout == ""
+    assert done.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,20 +314,22 @@ def _broken(change: str) -> str:
         ("no compute", "compute"),
     ],
 )
-def test_broken_profiles_end_in_one_line(change: str, said: str, tmp_path: Path) -> None:
+def test_broken_profiles_end_in_one_line(
+    change: str, said: str, tmp_path: Path, search: Run
+) -> None:
     (tmp_path / "profile.json").write_text(_broken(change))
-    done = _search(tmp_path, "--hardware", "profile.json")
-    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
-    assert done.stderr.startswith("error: ") and said in done.stderr
-    assert "profile.json" in done.stderr
+    done = search("--hardware", "profile.json")
+    assert (done.status, done.err.count("\n"), done.out) == (2, 1, ""), done.err
+    assert done.err.startswith("error: ") and said in done.err
+    assert "profile.json" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
 
 
-def test_a_model_of_another_family_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_model_of_another_family_ends_in_one_line(tmp_path: Path, search: Run) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    done = _search(tmp_path, "--hardware", "cpu-2core", "--model", ".")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: ") and "mamba" in done.stderr
+    done = search("--hardware", "cpu-2core", "--model", ".")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: ") and "mamba" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 

@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodel.model.cache import cache_of
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.policy import LanePolicy, Policy
+from costmodel.plan.pages import PAGE, pages_of
+from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing import lane_price
 from costmodel.pricing.price import estimate, limits_by_phase, phase_channels, phase_seconds
 from costmodel.schedule.job_simulation import simulate_job
-from tests.costmodel.test_job_simulation import CPU, lane_policy, models
+from profiles.aligned_io import REQUEST_BYTES
+from tests.costmodel.lane_policies import CPU, lane_policy, models
 
 
 def work_of(lengths: Lengths) -> Workload:
@@ -85,3 +88,31 @@ def test_a_long_job_is_priced_by_a_short_one(monkeypatch: pytest.MonkeyPatch) ->
     found = estimate(policy, CPU)
     assert found.latency_s == pytest.approx(whole.total_s, rel=0.03)
     assert found.throughput_tok_per_s == pytest.approx(whole.throughput_tok_per_s, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["plain", "windows"])
+def test_caches_on_disk_are_moved_in_whole_pages(name: str) -> None:
+    """Eight lanes of 40 tokens, which decode 64 more."""
+    lanes = LanePolicy(pool_tokens=8 * 128, pass_rows=2000, chunk_rows=128)
+    work = work_of(Lengths([40] * 8, [65] * 8))
+    policy = lane_policy(models()[name], workload=work, lanes=lanes)
+    on_disk = replace(policy, cache=Placement(disk=1))
+    found, expected = estimate(on_disk, CPU), estimate(policy, CPU)
+    read = written = 0
+    for kind, count in policy.model.kinds_and_counts:
+        cache = cache_of(kind, 16, 64, 2)
+        ring = pages_of(cache.window) if cache.window else 100
+        pages = [min(ring, pages_of(40 + i)) for i in range(64)]
+        read += count * cache.token_bytes * PAGE * 8 * sum(pages)
+        written += count * cache.token_bytes * (PAGE * 8 * 64 + 8 * min(40, cache.window or 40))
+    caches = [cache_of(kind, 16, 64, 2) for kind in policy.model.layer_kinds]
+    page_bytes = PAGE * max(cache.token_bytes for cache in caches)
+    seconds = {
+        "disk_read": read / CPU.disk.read.at(REQUEST_BYTES),
+        "disk_write": written / CPU.disk.write.at(page_bytes),
+    }
+    for channel, more in seconds.items():
+        grown = found.channel_s[channel] - expected.channel_s[channel]
+        # The last page of a ring that grows is half full in the mean of 32 passes.
+        assert grown == pytest.approx(more, rel=1e-6 if name == "plain" else 0.05)
+    assert found.channel_s["cpu_compute"] == pytest.approx(expected.channel_s["cpu_compute"])

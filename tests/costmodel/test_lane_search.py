@@ -23,11 +23,12 @@ from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
 from costmodel.plan.prefixes import Prefixes
 from costmodel.pricing.memory import capacities
 from costmodel.pricing.price import block_seconds, estimate, policy_peaks
+from costmodel.pricing.problem import Problem
 from costmodel.schedule.job_simulation import simulate_job
 from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 from profiles.units import GIB
-from tests.costmodel.test_job_simulation import models
+from tests.costmodel.lane_policies import models
 from tests.costmodel.test_lane_price import drawn, work_of
 
 ON_CPU = Placement(cpu=1)
@@ -203,3 +204,24 @@ def test_blocks_in_step_are_priced_by_their_own_lengths() -> None:
         )
         expected += block_seconds(block, hardware)
     assert seconds_in_step(policy, hardware, lengths) == pytest.approx(expected)
+
+
+def test_caches_go_to_disk_where_few_lanes_fit() -> None:
+    """Memory has room for a few prompts of 600 tokens, and every pass reads most of the weights."""
+    lengths, hardware = Lengths([600] * 24, [200] * 24), machine(1.6)
+    model = load_model_spec("llama-3.2-3b")
+    result = found(lengths, hardware, model, DEFAULT_PERMITTED)
+    in_memory = MemoryOnly(result.hardware, model, work_of(lengths)).run(DEFAULT_PERMITTED)
+    assert in_memory is not None
+    assert in_memory.policy.cache == ON_CPU
+    assert result.policy.cache.disk > 0
+    assert result.policy.block_size > in_memory.policy.block_size
+    assert result.predicted.latency_s < in_memory.seconds / 1.1
+
+
+class MemoryOnly(LaneSearch):
+    """A search that keeps all of the cache in memory."""
+
+    def problems(self, permitted: Permitted) -> Iterator[Problem]:
+        """Yield the problems without staging."""
+        return (p for p in super().problems(permitted) if not p.stages_cache)

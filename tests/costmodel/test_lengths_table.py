@@ -18,8 +18,8 @@ from costmodel.plan.workload import Workload
 from costmodel.schedule.job_simulation import simulate_job
 from profiles.errors import InputError
 from profiles.recorded import find_profile
+from tests.costmodel.lane_policies import lane_policy
 from tests.costmodel.machines import make_model
-from tests.costmodel.test_job_simulation import lane_policy
 
 TABLE = "prompt_len,gen_len,max_tokens,count,note\n12,30,40,3,x\n7,5,,,\n90,2,2,2,\n"
 

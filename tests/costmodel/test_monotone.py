@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.rates import RATES
+from costmodel.search import main
 from profiles import HardwareProfile, InfeasibleError, recorded_profile
 from profiles.hardware import Contention
 
@@ -137,14 +136,14 @@ def test_what_a_machine_lacks_is_none_of_it() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_gigabyte_is_not_a_gibibyte_on_the_command_line(tmp_path: Path) -> None:
+def test_a_gigabyte_is_not_a_gibibyte_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     budgets = {}
     for size in ("8GB", "8GiB"):
-        done = subprocess.run(
+        main(
             [
-                sys.executable,
-                "-m",
-                "costmodel.search",
                 "--hardware",
                 "cpu-2core",
                 "--model",
@@ -159,16 +158,10 @@ def test_a_gigabyte_is_not_a_gibibyte_on_the_command_line(tmp_path: Path) -> Non
                 size,
                 "--output",
                 f"{size}.json",
-            ],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
+            ]
         )
         policy = Policy.load(tmp_path / f"{size}.json")
-        assert policy.hardware is not None and policy.predicted is not None, done.stdout
+        assert policy.hardware is not None and policy.predicted is not None
         budgets[size] = (policy.hardware.cpu.memory_bytes, policy.predicted)
     assert (budgets["8GB"][0], budgets["8GiB"][0]) == (8 * 10**9, 8 * 2**30)
     small, large = budgets["8GB"][1], budgets["8GiB"][1]
@@ -176,13 +169,13 @@ def test_a_gigabyte_is_not_a_gibibyte_on_the_command_line(tmp_path: Path) -> Non
     assert small.throughput_tok_per_s < large.throughput_tok_per_s
 
 
-def test_zero_gpu_memory_and_zero_disk_are_legal_on_the_command_line(tmp_path: Path) -> None:
+def test_zero_gpu_memory_and_zero_disk_are_legal_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for lacks_gpu, flags in ((True, ("--gpu-memory", "0")), (False, ("--disk", "0GiB"))):
-        subprocess.run(
+        main(
             [
-                sys.executable,
-                "-m",
-                "costmodel.search",
                 "--hardware",
                 "t4-flexgen",
                 "--model",
@@ -190,13 +183,7 @@ def test_zero_gpu_memory_and_zero_disk_are_legal_on_the_command_line(tmp_path: P
                 "--num-prompts",
                 "4",
                 *flags,
-            ],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
+            ]
         )
         policy = Policy.load(tmp_path / "policy.json")
         assert policy.hardware is not None

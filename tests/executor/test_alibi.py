@@ -22,6 +22,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.model import prefill_attention as prefill
 from profiles.errors import InputError
 from profiles.files import from_json, to_json
+from tests.covering import covering
 from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_windows import GEN_LEN, LENGTHS, MACHINES
@@ -77,10 +78,14 @@ def test_random_policies(cases: Cases, name: str, machine: str) -> None:
         assert case.generate(policy, MACHINES[machine]) == case.tokens, policy
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("cache_bits", [None, 4])
-@pytest.mark.parametrize("sparsity", [1.0, 0.4])
-@pytest.mark.parametrize("name", MODELS)
+@covering(
+    {
+        "name": list(MODELS),
+        "machine": list(MACHINES),
+        "cache_bits": [None, 4],
+        "sparsity": [1.0, 0.4],
+    }
+)
 def test_packed_and_sparse_caches(
     cases: Cases, name: str, machine: str, cache_bits: int | None, sparsity: float
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from costmodel.calibration.measured_runs import read_runs
-from costmodel.plan.policy import Placement, Policy
+from costmodel.plan.policy import LanePolicy, Placement, Policy
 from executor import bench
 from executor.model.sampling import Sampler
 from executor.run.results import BlockResult
@@ -178,6 +178,20 @@ def test_searches_by_itself(tmp_path: Path, run_bench: Bench) -> None:
     assert figures["predicted_peak_bytes"]["cpu"] <= 64 * MIB
 
 
+def test_jobs_of_mixed_lengths(tmp_path: Path, run_bench: Bench) -> None:
+    lengths, policy, runs = (tmp_path / name for name in ("lengths.csv", "policy.json", "runs.csv"))
+    lengths.write_text("prompt_len,gen_len,max_tokens\n5,2,7\n3,4,4\n6,1,2\n")
+    lanes = LanePolicy(pool_tokens=3 * 32, pass_rows=16, chunk_rows=16)
+    base = make_policy(SPEC, prompt_len=PROMPT_LEN, gen_len=7)
+    change_policy(base, hardware=make_hardware(), lanes=lanes).save(policy)
+    flags = ["--policy", policy, "--dummy-weights", "--lengths", lengths, "--runs", runs]
+    figures = figures_of(run_bench(*flags))
+    told = figures["lanes"]
+    assert (told["prompt_tokens"], told["output_tokens"]) == (14, 13)
+    assert told["expected_output_tokens"] == 7
+    assert "5:2:7:7*1" in runs.read_text()
+
+
 def test_runs_a_checkpoint_under_another_profile(
     tmp_path: Path, policy_path: Path, run_bench: Bench
 ) -> None:
@@ -197,6 +211,11 @@ REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no such folder": (("--policy", "P", "--model=/nowhere"), ("/nowhere", "no such folder")),
     "no such preset": (("--hardware=cpu-2core", "--model=opt-7", "--dummy-weights"), ("opt-7",)),
     "planned": (("--policy", "P", "--dummy-weights", "--prompt-len=9"), ("--prompt-len",)),
+    "lengths": (("--policy", "P", "--dummy-weights", "--lengths=/nowhere.csv"), ("nowhere.csv",)),
+    "both": (
+        ("--policy", "P", "--dummy-weights", "--lengths=l.csv", "--num-prompts=2"),
+        ("one of",),
+    ),
     "no prompts": (("--policy", "P", "--dummy-weights", "--num-prompts=0"), ("--num-prompts",)),
     "seed": (("--policy", "P", "--dummy-weights", "--seed=-1"), ("seed",)),
     "trace": (("--policy", "P", "--dummy-weights", "--trace=/nowhere/t.json"), ("--trace",)),

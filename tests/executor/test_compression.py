@@ -1,4 +1,4 @@
-"""Few bits and few values, in every combination and wherever the bytes live."""
+"""Few bits and few values, in combinations and wherever the bytes live."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from executor.stores.packed_source import PackedSource
 from executor.stores.weight_file import WeightFile
 from profiles.errors import InputError
 from profiles.kernels.group_twins import unpack_rows_twin
+from tests.covering import covering
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_memory import LLAMA, MODELS, check_terms
 from tests.executor.tiny_machines import (
@@ -112,24 +113,29 @@ def _policy(case: Case, compression: Compression, **changes: Any) -> Policy:
     )
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("weight_bits", BITS)
-def test_every_combination_gives_the_tokens_of_the_plain_loop(
+@covering(
+    {
+        "place": list(PLACES),
+        "sparsity": SPARSITIES,
+        "weight_bits": BITS,
+        "cache_bits": BITS,
+    }
+)
+def test_combinations_give_the_tokens_of_the_plain_loop(
     case: Case,
     expected: Callable[[Compression], list[list[int]]],
     place: str,
     weight_bits: int | None,
+    cache_bits: int | None,
     sparsity: float,
 ) -> None:
     machine, changes = PLACES[place]
-    for cache_bits in BITS:
-        compression = Compression(
-            weight_bits=weight_bits, cache_bits=cache_bits, sparsity=sparsity, group_size=32
-        )
-        policy = _policy(case, compression, **changes)
-        for machines in (MACHINES, DIRECT) if weight_bits == 4 else (MACHINES,):
-            assert case.generate(policy, machines[machine]) == expected(compression), policy
+    compression = Compression(
+        weight_bits=weight_bits, cache_bits=cache_bits, sparsity=sparsity, group_size=32
+    )
+    policy = _policy(case, compression, **changes)
+    for machines in (MACHINES, DIRECT) if weight_bits == 4 else (MACHINES,):
+        assert case.generate(policy, machines[machine]) == expected(compression), policy
 
 
 def test_compressions_differ(expected: Callable[[Compression], list[list[int]]]) -> None:

@@ -13,13 +13,13 @@ import torch
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
 from profiles import kernels
+from tests.covering import at_most, covering
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
     ON_CPU,
     ON_DISK,
     ON_GPU,
     ExpectedCase,
-    change_policy,
     draw_policy,
     make_hardware,
 )
@@ -111,7 +111,7 @@ def test_references_say_something(cases: Cases, name: str, bits: int) -> None:
 def test_random_policies(cases: Cases, name: str, bits: int, machine: str) -> None:
     case = cases(name, bits)
     rng = random.Random(f"{name} in {bits} bits on {machine}")
-    for number in range(13 if name in FIRST else 4):
+    for number in range(at_most(4, 13 if name in FIRST else 4)):
         policy = draw_policy(case.policy(weight_bits=bits), rng, gpu=machine == "gpu")
         # On every second machine, few rows are multiplied with packed weights as they lie.
         hardware = make_hardware(gpu=machine == "gpu", direct=number % 2 == 1)
@@ -129,27 +129,33 @@ def test_packed_groups_on_a_gpu(cases: Cases, name: str, monkeypatch: pytest.Mon
         assert case.generate(policy, make_hardware(gpu=True)) == case.tokens, policy
 
 
-CORNERS: dict[str, dict[str, Any]] = {
-    "all on the GPU": {"weights": ON_GPU},
-    "all in memory": {"weights": ON_CPU},
-    "all on disk": {"weights": ON_DISK},
-    "all in place": {"weights": ON_CPU, "cpu_experts": 1.0},
-    "some in place": {"weights": THIRDS, "cpu_experts": 0.5},
+CORNERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpu: all there": ("gpu", {"weights": ON_GPU}),
+    "gpu: all in memory": ("gpu", {"weights": ON_CPU}),
+    "gpu: all on disk": ("gpu", {"weights": ON_DISK}),
+    "gpu: all in place": ("gpu", {"weights": ON_CPU, "cpu_experts": 1.0}),
+    "gpu: some in place": ("gpu", {"weights": THIRDS, "cpu_experts": 0.5}),
+    "all in memory": ("cpu", {"weights": ON_CPU}),
+    "all on disk": ("cpu", {"weights": ON_DISK}),
 }
 
 
-@pytest.mark.parametrize("bits", [16, 4])
-@pytest.mark.parametrize("name", MIXTURES)
-def test_corners(cases: Cases, name: str, bits: int) -> None:
+@covering(
+    {
+        "name": list(MIXTURES),
+        "bits": [16, 4],
+        "on_demand": [False, True],
+        "activations": [ON_GPU, ON_DISK],
+        "corner": list(CORNERS),
+    }
+)
+def test_corners(
+    cases: Cases, name: str, bits: int, on_demand: bool, activations: Placement, corner: str
+) -> None:
     case = cases(name, bits)
-    base = case.policy(weight_bits=bits, gpu_batch_size=3)
-    gpu, cpu = make_hardware(gpu=True), make_hardware()
-    for on_demand in (False, True):
-        # Each pair of the two occurs at one of the numbers of bits.
-        activations = ON_GPU if on_demand == (bits == 4) else ON_DISK
-        for corner, changes in CORNERS.items():
-            changed = changes | {"loads_on_demand": on_demand, "activations": activations}
-            assert case.generate(change_policy(base, **changed), gpu) == case.tokens, corner
-        for home in (ON_CPU, ON_DISK):
-            policy = change_policy(base, weights=home, loads_on_demand=on_demand)
-            assert case.generate(policy, cpu) == case.tokens, (home, on_demand)
+    machine, changes = CORNERS[corner]
+    changes = changes | {"loads_on_demand": on_demand, "gpu_batch_size": 3}
+    if machine == "gpu":
+        changes["activations"] = activations
+    policy = case.policy(weight_bits=bits, **changes)
+    assert case.generate(policy, make_hardware(gpu=machine == "gpu")) == case.tokens

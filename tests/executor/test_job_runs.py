@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from costmodel.plan.policy import LanePolicy
 from executor import generate
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.journal import journal_path
@@ -248,14 +249,19 @@ def test_a_first_run_may_ask_to_go_on(desk: Desk, run: Run, expected: list[list[
     assert ended.status == 2 and "a pipe or a device" in ended.err
 
 
-def test_killed_processes_go_on(desk: Desk, expected: list[list[int]]) -> None:
-    """Beside an emulated GPU, with cache and weights on disk."""
-    hardware = make_hardware(gpu=True)
-    desk.write_policy(hardware=hardware, **ALONE, weights=ON_DISK, cache=ON_DISK)
+@pytest.mark.parametrize("lanes", [None, LANES], ids=["blocks", "lanes"])
+def test_killed_processes_go_on(
+    desk: Desk, expected: list[list[int]], lanes: LanePolicy | None
+) -> None:
+    """With cache and weights on disk; blocks beside an emulated GPU."""
+    hardware = make_hardware(gpu=lanes is None)
+    desk.write_policy(hardware=hardware, **ALONE, weights=ON_DISK, cache=ON_DISK, lanes=lanes)
     desk.write(*map(line_of, range(len(PROMPTS))))
     draws, done = random.Random(0), ""
+    # A pass over lanes takes fewer tasks, and all of the job is to outlast any of these.
+    most_events = 500 if lanes is None else 250
     for _ in range(5):
-        status = run_until(desk.arguments("--resume"), draws.randint(1, 500))
+        status = run_until(desk.arguments("--resume"), draws.randint(1, most_events))
         assert status in (0, -signal.SIGKILL)
         text = desk.output.read_text() if desk.output.exists() else ""
         # Nothing that was answered is lost.

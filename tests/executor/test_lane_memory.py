@@ -13,7 +13,7 @@ from costmodel.families import spec_from_config
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.pages import PAGE
-from costmodel.plan.policy import LanePolicy, Policy
+from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import peak_buffers, policy_peaks
 from executor.checkpoint.dummy import DummyCheckpoint
@@ -24,6 +24,7 @@ from tests.executor.tiny_machines import ON_CPU, ON_DISK, make_hardware, make_po
 from tests.plain_models import plain_config
 
 MACHINE = make_hardware()
+HALVES = Placement(cpu=0.5, disk=0.5)
 
 
 def _latent() -> ModelSpec:
@@ -45,8 +46,10 @@ def _work(rng: random.Random, **changes: Any) -> Workload:
     )
 
 
-def _draw(model: ModelSpec, rng: random.Random, **changes: Any) -> Policy:
-    """Draw lanes that are attended to in memory, with weights anywhere."""
+def _draw(
+    model: ModelSpec, rng: random.Random, *, cache: Placement = ON_CPU, **changes: Any
+) -> Policy:
+    """Draw lanes, with weights anywhere."""
     work = _work(rng, prompt_logprobs=rng.choice([None, 2]), logprobs=rng.choice([None, 3]))
     base = make_policy(model, prompt_len=work.prompt_len, gen_len=work.gen_len)
     batch, rows = rng.randint(1, 4), rng.randint(1, 40)
@@ -62,7 +65,7 @@ def _draw(model: ModelSpec, rng: random.Random, **changes: Any) -> Policy:
         num_gpu_batches=rng.randint(1, 3),
         prefill_batch_size=1,
         weights=dict.fromkeys(base.weights, rng.choice([ON_CPU, ON_DISK])),
-        cache=ON_CPU,
+        cache=cache,
         activations=ON_CPU,
         lanes=lanes,
         **changes,
@@ -72,15 +75,22 @@ def _draw(model: ModelSpec, rng: random.Random, **changes: Any) -> Policy:
 @pytest.mark.parametrize("name", [*MODELS, "latent"])
 def test_lanes_stay_inside_every_term(name: str, tmp_path: Path) -> None:
     model, rng = MODELS.get(name) or _latent(), random.Random(name)
-    for bits in (model.full_bits, 8, 4):
+    for bits, cache in (
+        (model.full_bits, ON_CPU),
+        (model.full_bits, ON_DISK),
+        (8, HALVES),
+        (4, rng.choice([ON_CPU, ON_DISK])),
+    ):
         sparsity = rng.choice([1.0, 0.25])
         packed = {"cache_bits": bits, "group_size": 32, "attention_sparsity": sparsity}
-        policy = _draw(model, rng, weight_bits=rng.choice([model.full_bits, 8, 4]), **packed)
+        weight_bits = rng.choice([model.full_bits, 8, 4])
+        policy = _draw(model, rng, cache=cache, weight_bits=weight_bits, **packed)
         check_terms(policy, MACHINE, tmp_path)
         with Runner(policy, MACHINE, DummyCheckpoint(spec=model), tmp_path) as runner:
             used = runner.weights.machine.arenas["cpu"].used_bytes
             counted = peak_buffers(policy, MACHINE)["cpu"]
-            assert used["cache"] == round(counted["cache"])
+            for name in ("cache", "cache staging"):
+                assert used.get(name, 0) == round(counted[name])
             assert used["hidden states"] == round(counted["hidden states"])
 
 

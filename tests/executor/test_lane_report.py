@@ -18,7 +18,8 @@ from costmodel.calibration.measured_runs import read_runs
 from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.report import page as report_page
 from costmodel.report.buying import Purchases
-from costmodel.schedule.job_simulation import cached_tokens, simulate_job
+from costmodel.schedule.job_simulation import simulate_job
+from costmodel.schedule.pass_counts import cached_tokens
 from executor import machine_profile
 from executor import report as report_command
 from executor.checkpoint.dummy import DummyCheckpoint

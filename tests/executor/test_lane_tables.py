@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from costmodel.schedule.pass_lanes import LaneBatch
 from executor.model.sampling import Sampler
 from executor.run.lanes import Lane, LaneTable
 from executor.run.pass_plan import PassPlan, void_slots
+from executor.stores.page_runs import byte_runs
 
 POOL = PoolSizes(pages=(40, 16), most_pages=(None, 2))
 
@@ -121,3 +123,42 @@ def test_void_slots_hold_what_a_query_does_not_see(window: int, *, is_chunked: b
         newest = {position % ring: position for position in range(last + 1)}
         seen = last - last % window if is_chunked else last - window + 1
         assert inside == [newest[slot] < seen for slot in range(used)], last
+
+
+def test_pages_of_a_pass_are_those_before_it_and_those_that_it_fills() -> None:
+    table = _table({3: _lane(70, generated=3), 1: _lane(30, generated=3)})
+    PassPlan.of(0, [LaneBatch((3, 1), ())], table, chunk_rows=9)
+    before = [{*table.pages(3)[ring], *table.pages(1)[ring]} for ring in range(2)]
+    # Lane 1 goes on to its second page; its ring has room.
+    table.lanes[1].length = 32
+    table.admit(0, _lane(40))
+    plan = PassPlan.of(1, [LaneBatch((3,), ()), LaneBatch((1,), ((0, 5),))], table, chunk_rows=9)
+    held = [{page for lane in (3, 1, 0) for page in table.pages(lane)[ring]} for ring in range(2)]
+    for ring, pages in enumerate(plan.pages):
+        assert pages.present.tolist() == sorted(before[ring])
+        assert pages.used.tolist() == sorted(held[ring])
+        filled = {table.tables[ring][3, 72 // PAGE % (3, 2)[ring]], table.pages(1)[ring][1]}
+        assert pages.written.tolist() == sorted(filled | {*table.pages(0)[ring]})
+    freed = table.release([3])
+    PassPlan.of(2, [LaneBatch((1,), ())], table, chunk_rows=9)
+    # The pages that were freed are taken again, the first one first.
+    table.make_room(1, 65)
+    assert table.pages(1)[0][2] == min(freed[0])
+
+
+@pytest.mark.parametrize(("page_bytes", "gap"), [(8192, 0), (4608, 0), (1152, 0), (4608, 9000)])
+def test_runs_are_the_disk_pages_of_pages(page_bytes: int, gap: int) -> None:
+    rng = random.Random(page_bytes)
+    for _ in range(30):
+        pages = np.array(sorted(rng.sample(range(60), rng.randint(0, 40))), np.int64)
+        wanted = {
+            block
+            for page in pages.tolist()
+            for block in range(page * page_bytes // 4096, -(-(page + 1) * page_bytes // 4096))
+        }
+        runs = byte_runs(pages, page_bytes, gap_bytes=gap)
+        found = [b for run in runs for b in range(run.start // 4096, run.stop // 4096)]
+        assert len(set(found)) == len(found) and wanted <= set(found)
+        if not gap:
+            assert wanted == set(found)
+        assert all(b.start - a.stop > gap for a, b in pairwise(runs))

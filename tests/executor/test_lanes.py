@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from costmodel.plan.pages import PAGE, pages_of
-from costmodel.plan.policy import LanePolicy, Placement, Policy
+from costmodel.plan.policy import LanePolicy, Policy
 from costmodel.schedule.admission import Admission
 from costmodel.schedule.pass_lanes import PassLanes
 from costmodel.schedule.tasks import Task
@@ -23,37 +23,20 @@ from executor.engine.channels import Handler
 from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.lane_block import LaneBlock
-from executor.run.lanes import LaneRequest, LaneTable
+from executor.run.lanes import LaneRequest
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
+from tests.covering import at_most
+from tests.executor.lane_models import HALVES, MACHINE, MODELS, lane_models, poison_freed_pages
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy, make_hardware, make_policy
-from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy, make_policy
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
-MACHINE = make_hardware()
-HALVES = Placement(cpu=0.5, disk=0.5)
 ALONE = {"gpu_batch_size": 1, "num_gpu_batches": 1, "prefill_batch_size": 1}
 GEN_LEN = 12
 # Some go over the end of a page.
 LENGTHS = (9, 1, 40, 5, 30, 7, 7, 2, 33, 64, 12)
 LIMITS = (12, 3, 6, 1, 9, 2, 12, 5, 1, 4, 11)
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"family": "llama", "num_kv_heads": 2},
-    "llama-tied": {"family": "llama", "num_kv_heads": 1, "tied": True, "vocab_size": 900},
-    "opt": {"family": "opt", "tied": True},
-    "bfloat16": {"family": "llama", "dtype": "bfloat16"},
-    "alibi": {"family": "bloom"},
-    "small window": {"family": "mistral", "sliding_window": 6},
-    "window": {"family": "mistral", "sliding_window": 40},
-    "two windows": {"family": "gemma3_text", "num_layers": 3},
-    "chunks": {"family": "llama4_text"},
-    "sinks": {"family": "gpt_oss"},
-    "latent": {"family": "deepseek_v3"},
-    "latent bfloat16": {"family": "deepseek_v2", "dtype": "bfloat16"},
-    "experts": {"family": "mixtral"},
-    "mixed experts": MIXTURES["qwen2_moe"],
-    "long rotations": {"family": "phi3"},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,26 +107,21 @@ class Job:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Job]:
     """Make each model once."""
-    made: dict[str, Job] = {}
+    models = lane_models(tmp_path_factory)
 
     def make(name: str) -> Job:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            save_tiny_model(folder / "model", seed=3, **MODELS[name])
-            (folder / "offload").mkdir()
-            rng = random.Random(name)
-            made[name] = Job(
-                source=Checkpoint.open(folder / "model"),
-                folder=folder / "offload",
-                prompts=[[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS],
-                limits=list(LIMITS),
-            )
-        return made[name]
+        model, rng = models(name), random.Random(name)
+        return Job(
+            source=model.source,
+            folder=model.folder,
+            prompts=[[rng.randrange(VOCAB_SIZE) for _ in range(n)] for n in LENGTHS],
+            limits=list(LIMITS),
+        )
 
     return make
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "opt"])
+@pytest.mark.parametrize("name", ["plain", "tied", "learned positions"])
 def test_tokens_are_those_of_the_reference(jobs: Callable[[str], Job], name: str) -> None:
     job = jobs(name)
     whole = ReferenceModel(job.source).generate(job.prompts, GEN_LEN)
@@ -151,16 +129,16 @@ def test_tokens_are_those_of_the_reference(jobs: Callable[[str], Job], name: str
     assert job.run(job.policy()) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"wide window"}))
 def test_neighbours_change_no_token(
     jobs: Callable[[str], Job], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = jobs(name)
     expected = job.alone()
     assert len({tuple(row) for row in expected}) > len(LENGTHS) - 3
-    _poison_freed_pages(monkeypatch)
+    poison_freed_pages(monkeypatch)
     rng = random.Random(name)
-    for _ in range(10):
+    for _ in range(at_most(4, 10)):
         size, count = rng.randint(1, 4), rng.randint(1, 3)
         policy = job.policy(
             gpu_batch_size=size,
@@ -204,21 +182,21 @@ def test_many_rows_change_no_token(tmp_path: Path, dtype: str, bits: int) -> Non
 def test_packed_caches_and_weights(
     jobs: Callable[[str], Job], cache_bits: int, weight_bits: int
 ) -> None:
-    job = jobs("llama")
+    job = jobs("plain")
     bits = {"cache_bits": cache_bits, "weight_bits": weight_bits, "group_size": 32}
     assert job.run(job.policy(**bits, weights=HALVES)) == job.alone(**bits)
 
 
 def test_sparse_attention(jobs: Callable[[str], Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    job = jobs("llama")
+    job = jobs("plain")
     expected = job.alone(attention_sparsity=0.3)
-    _poison_freed_pages(monkeypatch)
+    poison_freed_pages(monkeypatch)
     assert job.run(job.policy(attention_sparsity=0.3)) == expected
 
 
 def test_passes_are_as_few_as_lanes_allow(jobs: Callable[[str], Job]) -> None:
     """Four lanes that are always filled: the longest answers begin first."""
-    job = jobs("llama")
+    job = jobs("plain")
     results = job.results(job.policy())
     passes = sum(result.num_tokens for result in results)
     # In step, three blocks of four would take 12 + 12 + 11 passes.
@@ -226,7 +204,7 @@ def test_passes_are_as_few_as_lanes_allow(jobs: Callable[[str], Job]) -> None:
 
 
 def test_sequences_end_with_their_end_token(jobs: Callable[[str], Job]) -> None:
-    job = jobs("llama")
+    job = jobs("plain")
     whole = job.alone()
     eos_ids = frozenset({whole[0][2], whole[4][0], whole[6][-1], whole[3][0]})
     results = job.results(job.policy(), eos_ids=eos_ids)
@@ -240,7 +218,7 @@ def test_sequences_end_with_their_end_token(jobs: Callable[[str], Job]) -> None:
 
 
 def test_sampling_depends_on_the_sequence_alone(jobs: Callable[[str], Job]) -> None:
-    job = jobs("llama")
+    job = jobs("plain")
     processors = LogitsProcessors(
         repetition_penalty=1.3, min_new_tokens=4, eos_token_id=(7, 9), begin_suppress_tokens=(3,)
     )
@@ -253,7 +231,7 @@ def test_sampling_depends_on_the_sequence_alone(jobs: Callable[[str], Job]) -> N
 
 
 def test_requests_have_choices_of_their_own(jobs: Callable[[str], Job]) -> None:
-    job = jobs("llama")
+    job = jobs("plain")
     greedy = job.alone()
     samplers = [None, Sampler(temperature=0.9, seed=3), Sampler(temperature=1.5, top_k=9, seed=4)]
     requests = [replace(r, chooser=samplers[i % 3]) for i, r in enumerate(job.requests)]
@@ -280,10 +258,10 @@ def test_wrong_expectations_change_no_token(
 ) -> None:
     """In a pool that is too small for answers beyond the expected, lanes wait for pages."""
     job = replace(
-        jobs("llama"), limits=[40] * len(LENGTHS), prompts=[p[:25] for p in jobs("llama").prompts]
+        jobs("plain"), limits=[40] * len(LENGTHS), prompts=[p[:25] for p in jobs("plain").prompts]
     )
     expected = job.alone()
-    _poison_freed_pages(monkeypatch)
+    poison_freed_pages(monkeypatch)
     num_waits = 0
     plan = Admission.plan
 
@@ -306,7 +284,7 @@ def test_wrong_expectations_change_no_token(
 
 
 def test_scores_are_those_of_the_model(jobs: Callable[[str], Job]) -> None:
-    job = jobs("llama-tied")
+    job = jobs("tied")
     work = replace(job.policy().workload, logprobs=2, prompt_logprobs=0)
     results = job.results(job.policy(workload=work))
     model = ReferenceModel(job.source)
@@ -326,8 +304,8 @@ def test_scores_are_those_of_the_model(jobs: Callable[[str], Job]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("llama", {"weights": ON_DISK}),
-        ("llama-tied", {"weights": HALVES, "num_gpu_batches": 3}),
+        ("plain", {"weights": ON_DISK}),
+        ("tied", {"weights": HALVES, "num_gpu_batches": 3}),
         ("mixed experts", {"weights": HALVES}),
         ("mixed experts", {"weights": ON_DISK, "loads_on_demand": True}),
         ("experts", {"weights": HALVES, "loads_on_demand": True}),
@@ -343,7 +321,7 @@ def test_delays_change_no_token(
     reader."""
     job = jobs(name)
     expected = job.alone()
-    _poison_freed_pages(monkeypatch)
+    poison_freed_pages(monkeypatch)
     original = LaneBlock.handlers
 
     def handlers(block: LaneBlock) -> Mapping[str, Handler]:
@@ -378,29 +356,3 @@ def _spoil_used_layer(block: LaneBlock, task: Task) -> None:
     parts = store.placed[task.layer]
     if task.layer > 0 and is_last and any(part.cut.disk_bytes for part in parts):
         store.buffers.staging_of("cpu", task).fill_(255)
-
-
-def _poison_freed_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill all pages with NaN at first, and again when their sequence has ended."""
-    tables: dict[int, LaneBlock] = {}
-    init, release = LaneBlock.__init__, LaneTable.release
-
-    def begin(block: LaneBlock, *arguments: Any) -> None:
-        init(block, *arguments)
-        tables[id(block.table)] = block
-        for layer in block.stores.cache.layers:
-            _spoil(layer.pool)
-
-    def end(table: LaneTable, numbers: Iterable[int]) -> list[list[int]]:
-        freed = release(table, numbers)
-        for layer in tables[id(table)].stores.cache.layers:
-            for page in freed[layer.ring_number]:
-                _spoil(layer.pool[page])
-        return freed
-
-    monkeypatch.setattr(LaneBlock, "__init__", begin)
-    monkeypatch.setattr(LaneTable, "release", end)
-
-
-def _spoil(pages: torch.Tensor) -> None:
-    pages.fill_(255 if pages.dtype == torch.uint8 else torch.nan)

@@ -158,6 +158,15 @@ def test_corners(cases: Callable[[str], ExpectedCase], corner: str) -> None:
         assert case.generate(policy, MACHINES[machine]) == case.tokens, cpu_attention
 
 
+def test_a_share_below_a_row_needs_no_file(
+    cases: Callable[[str], ExpectedCase], tmp_path: Path
+) -> None:
+    case = replace(cases("llama"), folder=tmp_path)
+    policy = case.policy(weights=Placement(cpu=1 - 1e-9, disk=1e-9))
+    assert case.generate(policy, MACHINES["cpu"]) == case.tokens
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(
     ("gpu_batch_size", "num_gpu_batches", "prefill_batch_size"),

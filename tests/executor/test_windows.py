@@ -16,6 +16,7 @@ from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
 from executor.model import prefill_attention as prefill
 from executor.stores.cache_layout import CacheLayout
+from tests.covering import covering
 from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
@@ -93,10 +94,14 @@ def test_prompts_may_be_shorter_than_planned(
     assert few.generate(policy, MACHINES[machine]) == few.tokens
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("cache_bits", [None, 4])
-@pytest.mark.parametrize("sparsity", [1.0, 0.4])
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@covering(
+    {
+        "name": ["qwen3", "gemma2"],
+        "machine": list(MACHINES),
+        "cache_bits": [None, 4],
+        "sparsity": [1.0, 0.4],
+    }
+)
 def test_packed_and_sparse_rings(
     cases: Callable[[str], ExpectedCase],
     name: str,
@@ -117,13 +122,15 @@ def test_packed_and_sparse_rings(
         assert case.generate(policy, MACHINES[machine]) == expected, policy
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
-@pytest.mark.parametrize(
-    ("soft_cap", "has_sinks"), [(None, False), (2.0, False), (None, True), (2.0, True)]
+@covering(
+    {
+        "window": [None, 1, 3, 8, 40],
+        "soft_cap, has_sinks": [(None, False), (2.0, False), (None, True), (2.0, True)],
+        "tokens": [1, 7, 33],
+        "dtype": [torch.float32, torch.bfloat16],
+        "attend": [prefill.prefill_attention, prefill.attend_on_gpu],
+    }
 )
-@pytest.mark.parametrize("tokens", [1, 7, 33])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("attend", [prefill.prefill_attention, prefill.attend_on_gpu])
 def test_prefill_attention_matches_explicit_softmax(
     window: int | None,
     soft_cap: float | None,

@@ -10,6 +10,7 @@ import torch
 from profiles import kernels
 from profiles.kernels import twins
 from profiles.packing import UNPACKED_AT_ONCE_BYTES, Packing
+from tests.covering import covering
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = list(TOLERANCE)
@@ -49,12 +50,16 @@ def _attend_slowly(
     return out
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("sparsity", [1.0, 0.3])
-@pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": SHAPES,
+        "bits": [None, 4, 8],
+        "sparsity": [1.0, 0.3],
+        "is_padded": [False, True],
+        "soft_cap": [None, 3.0],
+    }
+)
 def test_scores_fall_with_the_distance(
     library: str,
     shape: tuple[int, ...],

@@ -18,6 +18,7 @@ from profiles.compute_plan import DTYPES
 from profiles.encodings import BLOCK_ENCODINGS, BNB_INT8, Encoding, four_bit_floats, fp8, integers
 from profiles.kernels import EncodedMatrix, grouped_encoded, multiply_encoded, unpack_encoded
 from profiles.kernels.encoded_twins import unpack_encoded_twin
+from tests.covering import covering
 from tests.profiles.encoded_matrices import OTHERS, all_matrices, sound_matrix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,9 +118,7 @@ def test_products_are_those_of_the_values(public: None, encoding: Encoding, widt
     assert around.isnan().sum() == 9
 
 
-@pytest.mark.parametrize("dtype", MULTIPLIED)
-@pytest.mark.parametrize(("encoding", "width"), FORMS)
-@pytest.mark.parametrize("num_rows", [1, 17, 65])
+@covering({"dtype": MULTIPLIED, "encoding, width": FORMS, "num_rows": [1, 17, 65]})
 def test_products_are_biased_and_added(
     public: None, encoding: Encoding, width: int, dtype: torch.dtype, num_rows: int
 ) -> None:
@@ -135,11 +134,13 @@ def test_products_are_biased_and_added(
     torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("dtype", MULTIPLIED)
-@pytest.mark.parametrize(
-    ("encoding", "width"), [*FORMS[:2], (four_bit_floats(64, is_nested=True), 128)]
+@covering(
+    {
+        "dtype": MULTIPLIED,
+        "encoding, width": [*FORMS[:2], (four_bit_floats(64, is_nested=True), 128)],
+        "counts": [[3, 0, 1, 17, 0], [0, 70]],
+    }
 )
-@pytest.mark.parametrize("counts", [[3, 0, 1, 17, 0], [0, 70]])
 def test_groups_are_multiplied_by_their_own_matrices(
     public: None, encoding: Encoding, width: int, dtype: torch.dtype, counts: list[int]
 ) -> None:

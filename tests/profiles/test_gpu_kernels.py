@@ -13,6 +13,7 @@ from profiles.compute_plan import DTYPES
 from profiles.kernels import twins
 from profiles.kernels.group_twins import pack_rows_twin, unpack_rows_twin
 from profiles.packing import BITS, GROUP_SIZES, Packing
+from tests.covering import covering
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter multiplies bfloat16 as if its bits were whole numbers.
@@ -35,9 +36,7 @@ def _rows(num_elements: int) -> torch.Tensor:
     return noise.to(DEVICE)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("num_elements", [1, 64, 77, 128, 200])
+@covering({"bits": BITS, "group_size": GROUP_SIZES, "num_elements": [1, 64, 77, 128, 200]})
 def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) -> None:
     packing = Packing(num_elements=num_elements, bits=bits, group_size=group_size)
     x = _rows(num_elements)
@@ -137,10 +136,14 @@ def test_rms_norm(gpu: ModuleType, dtype: torch.dtype, heads: int, dim: int) -> 
     assert torch.equal(x[:, heads], untouched)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values())
-@pytest.mark.parametrize(("heads", "dim"), [(1, 16), (40, 64), (3, 20)])
-@pytest.mark.parametrize("positions", [6, 2])
-@pytest.mark.parametrize(("share", "interleaved"), [(2, False), (2, True), (4, False), (4, True)])
+@covering(
+    {
+        "dtype": list(DTYPES.values()),
+        "heads, dim": [(1, 16), (40, 64), (3, 20)],
+        "positions": [6, 2],
+        "share, interleaved": [(2, False), (2, True), (4, False), (4, True)],
+    }
+)
 def test_rotate(
     gpu: ModuleType,
     dtype: torch.dtype,
@@ -167,12 +170,13 @@ def test_rows_whose_groups_differ_are_attended_otherwise(gpu: ModuleType) -> Non
         assert not gpu.attends_packed(Packing(num_elements=dim, bits=4, group_size=64))
 
 
-@pytest.mark.parametrize("dtype", MULTIPLIED)
-@pytest.mark.parametrize(("bits", "group_size"), [(0, 32), (4, 32), (4, 128), (8, 128)])
-@pytest.mark.parametrize(
-    # Groups of few rows, one of more than a tile, and inputs that no tile divides.
-    ("counts", "outputs", "inputs"),
-    [([3, 0, 1, 17, 0], 67, 77), ([0, 70], 130, 256)],
+@covering(
+    {
+        "dtype": MULTIPLIED,
+        "bits, group_size": [(0, 32), (4, 32), (4, 128), (8, 128)],
+        # Groups of few rows, one of more than a tile, and inputs that no tile divides.
+        "counts, outputs, inputs": [([3, 0, 1, 17, 0], 67, 77), ([0, 70], 130, 256)],
+    }
 )
 def test_grouped_products(
     gpu: ModuleType,

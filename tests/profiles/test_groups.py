@@ -11,6 +11,7 @@ import torch
 from costmodel.model.tensor_layout import packed_bytes
 from profiles.kernels import multiply_rows, pack_rows, unpack_rows
 from profiles.packing import BITS, GROUP_SIZES, Packing
+from tests.covering import covering
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 7
@@ -45,12 +46,22 @@ def _scales(packed: torch.Tensor, packing: Packing) -> torch.Tensor:
     return scales.repeat_interleave(packing.group_size, dim=1)[:, : packing.num_elements]
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("num_elements", [1, 31, 64, 128, 200, 333])
-@pytest.mark.parametrize(
-    "kind",
-    ["random", "constant", "zero", "tiny", "huge", "negative", "far from zero", "one outlier"],
+@covering(
+    {
+        "bits": BITS,
+        "group_size": GROUP_SIZES,
+        "num_elements": [1, 31, 64, 128, 200, 333],
+        "kind": [
+            "random",
+            "constant",
+            "zero",
+            "tiny",
+            "huge",
+            "negative",
+            "far from zero",
+            "one outlier",
+        ],
+    }
 )
 def test_nothing_is_further_than_half_a_step(
     library: str, bits: int, group_size: int, num_elements: int, kind: str
@@ -134,13 +145,22 @@ def test_rows_may_lie_apart(library: str) -> None:
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", [32, 64])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "outputs", "num_elements"),
-    [(1, 1, 64), (2, 7, 128), (3, 33, 77), (3, 10, 192), (4, 9, 64), (7, 16, 200), (64, 5, 96)],
+@covering(
+    {
+        "dtype": DTYPES,
+        "bits": BITS,
+        "group_size": [32, 64],
+        "has_bias": [False, True],
+        "rows, outputs, num_elements": [
+            (1, 1, 64),
+            (2, 7, 128),
+            (3, 33, 77),
+            (3, 10, 192),
+            (4, 9, 64),
+            (7, 16, 200),
+            (64, 5, 96),
+        ],
+    }
 )
 def test_products_are_those_of_the_unpacked_matrix(
     library: str,

@@ -10,6 +10,7 @@ import torch
 from profiles import kernels
 from profiles.kernels import attention
 from profiles.packing import Packing
+from tests.covering import covering
 from tests.profiles.test_kernels import TOLERANCE
 
 # Batch, heads, elements of a row and of its value, tokens: heads in one part and in several, whole
@@ -24,11 +25,15 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", [None, 8, 4])
-@pytest.mark.parametrize("sparsity", [1.0, 0.3])
-@pytest.mark.parametrize("by_row", [False, True])
+@covering(
+    {
+        "dtype": list(TOLERANCE),
+        "shape": SHAPES,
+        "bits": [None, 8, 4],
+        "sparsity": [1.0, 0.3],
+        "by_row": [False, True],
+    }
+)
 def test_decode_attention(
     library: str,
     shape: tuple[int, int, int, int, int],

@@ -11,6 +11,7 @@ import torch
 from profiles import kernels
 from profiles.kernels import twins
 from profiles.packing import BITS, GROUP_SIZES, Packing
+from tests.covering import covering
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = list(TOLERANCE)
@@ -56,12 +57,16 @@ def _sinks(q: torch.Tensor, has_sinks: bool) -> torch.Tensor | None:
     return torch.randn(q.shape[1]) if has_sinks else None
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("sparsity", [1.0, 0.3])
-@pytest.mark.parametrize(("soft_cap", "has_sinks"), [(None, False), (5.0, True)])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": SHAPES,
+        "bits": BITS,
+        "group_size": GROUP_SIZES,
+        "sparsity": [1.0, 0.3],
+        "soft_cap, has_sinks": [(None, False), (5.0, True)],
+    }
+)
 def test_a_packed_cache_is_attended_as_if_it_had_been_unpacked(
     library: str,
     shape: tuple[int, ...],
@@ -157,10 +162,14 @@ def _attend_sparsely(
     return out
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("sparsity", [0.01, 0.1, 0.5, 0.999])
-@pytest.mark.parametrize("has_sinks", [False, True])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": SHAPES,
+        "sparsity": [0.01, 0.1, 0.5, 0.999],
+        "has_sinks": [False, True],
+    }
+)
 def test_sparse_attention_takes_the_keys_with_the_largest_scores(
     library: str, shape: tuple[int, ...], dtype: torch.dtype, sparsity: float, has_sinks: bool
 ) -> None:

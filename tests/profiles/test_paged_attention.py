@@ -10,6 +10,7 @@ import torch
 
 from profiles import kernels
 from profiles.packing import Packing
+from tests.covering import covering
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = list(TOLERANCE)
@@ -118,10 +119,14 @@ def _assert_equal_alone(lanes: Lanes, *, voids: bool = False, **how: Any) -> Non
         assert torch.equal(together[lane], alone)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, *LATENT_SHAPES])
-@pytest.mark.parametrize("bits", [None, 8, 4])
-@pytest.mark.parametrize("voids", [False, True])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": [*SHAPES, *LATENT_SHAPES],
+        "bits": [None, 8, 4],
+        "voids": [False, True],
+    }
+)
 def test_a_lane_is_attended_as_if_alone(
     library: str,
     shape: tuple[int, int, int, int],
@@ -133,11 +138,15 @@ def test_a_lane_is_attended_as_if_alone(
     _assert_equal_alone(lanes, voids=voids, scale=0.07)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], LATENT_SHAPES[2]])
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("sparsity", [1.0, 0.3])
-@pytest.mark.parametrize("kind", ["soft_cap", "sinks", "slopes", "all"])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": [SHAPES[0], SHAPES[2], LATENT_SHAPES[2]],
+        "bits": [None, 4],
+        "sparsity": [1.0, 0.3],
+        "kind": ["soft_cap", "sinks", "slopes", "all"],
+    }
+)
 def test_with_soft_caps_sinks_and_slopes(
     library: str,
     shape: tuple[int, int, int, int],

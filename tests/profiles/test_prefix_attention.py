@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from profiles import kernels
+from tests.covering import covering
 from tests.profiles.test_paged_attention import (
     DTYPES,
     LATENT_SHAPES,
@@ -23,10 +23,14 @@ LENGTHS = [129, 65, 135, 3, 160, 200, 97, 128 + 16, 40, 129, 222]
 PREFIX_TOKENS = [128, 64]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, *LATENT_SHAPES])
-@pytest.mark.parametrize("bits", [None, 8, 4])
-@pytest.mark.parametrize("kind", ["plain", "sinks", "soft_cap"])
+@covering(
+    {
+        "dtype": DTYPES,
+        "shape": [*SHAPES, *LATENT_SHAPES],
+        "bits": [None, 8, 4],
+        "kind": ["plain", "sinks", "soft_cap"],
+    }
+)
 def test_a_cut_changes_nothing(
     library: str,
     shape: tuple[int, int, int, int],
