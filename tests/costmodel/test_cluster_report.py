@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from costmodel.cli.cluster_plots import plot_scaling
@@ -54,4 +55,4 @@ def test_a_model_without_room_has_no_costs_and_no_point() -> None:
     case = {"model": "small", "machine": "by hand", "points": [to_json(found), to_json(room)]}
     rates, _ = plot_scaling([case]).axes
     (line,) = rates.lines
-    assert list(line.get_xydata()) == [pytest.approx([2, room.throughput_tok_per_s])]
+    assert np.array(line.get_xydata()) == pytest.approx(np.array([[2, room.throughput_tok_per_s]]))
