@@ -1,4 +1,4 @@
-"""Pictures of policies and of what they could be. The only module here that needs matplotlib."""
+"""Pictures of policies and of what they could be."""
 
 from __future__ import annotations
 

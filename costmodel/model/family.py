@@ -91,8 +91,10 @@ class Family:
         name
             A name of ``costmodel.model.shapes``, such as ``qkv.weight``.
         layer, expert
-            Numbers from zero; ignored for tensors outside of layers or experts.
+            Numbers from zero; ignored for tensors outside of layers or experts. The layers of a
+            stage of a pipeline are numbered from the stage's first.
         """
+        layer += spec.stage.first if spec.stage is not None else 0
         module, _, kind = name.rpartition(".")
         if module == "head":
             if not spec.head.is_tied or kind == "bias":

@@ -175,18 +175,28 @@ def model_layers(
         kind="embed",
         components=(pack("embedding", embedding, encoded=outside),) if embedding else (),
     )
-    row_bytes = _head_row_bytes(spec, outside) or packed_bytes(spec.head_width, bits, group_size)
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
-    num_chunks = max(1, round(spec.vocab_size * row_bytes / chunk_bytes))
-    chunk_rows = round_up(-(-spec.vocab_size // num_chunks), CUT_ROWS)
-    head = []
-    for first in range(0, spec.vocab_size, chunk_rows):
-        num_rows = min(chunk_rows, spec.vocab_size - first)
-        shapes = head_shapes(spec, num_rows, is_first=first == 0)
-        chunk = pack("head", shapes, encoded=_of_chunk(outside, num_rows), first_row=first)
-        head.append(LayerLayout(kind="head", components=(chunk,)))
+    # A stage without the head hands over hidden states in a layer without weights.
+    head = [LayerLayout(kind="head", components=())]
+    if spec.has_head:
+        row_bytes = _head_row_bytes(spec, outside)
+        row_bytes = row_bytes or packed_bytes(spec.head_width, bits, group_size)
+        chunk_rows = _head_chunk_rows(spec.vocab_size, row_bytes, chunk_bytes)
+        head = []
+        for first in range(0, spec.vocab_size, chunk_rows):
+            num_rows = min(chunk_rows, spec.vocab_size - first)
+            shapes = head_shapes(spec, num_rows, is_first=first == 0)
+            rows = _of_chunk(outside, num_rows)
+            chunk = pack("head", shapes, encoded=rows, first_row=first)
+            head.append(LayerLayout(kind="head", components=(chunk,)))
     visited = (part for kind in spec.layer_order for part in decoders[kind])
     return (embed, *visited, *head)
+
+
+def _head_chunk_rows(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:
+    """Return the rows of each chunk of the head, for chunks of about ``chunk_bytes``."""
+    num_chunks = max(1, round(num_rows * row_bytes / chunk_bytes))
+    return round_up(-(-num_rows // num_chunks), CUT_ROWS)
 
 
 @functools.lru_cache(maxsize=64)

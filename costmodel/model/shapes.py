@@ -119,13 +119,18 @@ def _mlp_shapes(hidden: int, mlp: MlpSpec, prefix: str) -> Shapes:
 
 
 def embedding_shapes(spec: ModelSpec) -> Shapes:
-    """Return the tensors of the embedding; a tied table of tokens is part of the head instead."""
+    """Return the tensors of the embedding; a tied table of tokens is part of the head instead.
+
+    A stage of a pipeline without the embedding has none; one without the head has the table.
+    """
     norm = spec.embedding.norm
+    if not spec.has_embedding:
+        return {}
     shapes: Shapes = _norm_shapes(spec.hidden_size, norm, "embedding_norm") if norm else {}
     if spec.embedding.has_positions:
         rows = spec.max_positions + spec.embedding.position_offset
         shapes["positions.weight"] = (rows, spec.hidden_size)
-    if not spec.head.is_tied:
+    if not spec.shares_table:
         shapes["tokens.weight"] = (spec.vocab_size, spec.head_width)
     if spec.embedding.width is not None:
         shapes["input_projection.weight"] = (spec.hidden_size, spec.embedding.width)

@@ -13,6 +13,7 @@ from costmodel.model.checks import check_choice, check_least
 from costmodel.model.encoded_rows import EncodedRows
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.norm_spec import NormSpec
+from costmodel.model.stage_spec import StageSpec
 from profiles.errors import InputError
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -102,6 +103,9 @@ class ModelSpec:
         The dtype that the model computes in.
     encoded
         The matrices outside of layers that are encoded: all rows of each, in order.
+    stage
+        Where these layers are one stage of a larger model (see ``costmodel.cluster``), which ones;
+        ``None`` is a whole model.
     """
 
     name: str
@@ -116,6 +120,7 @@ class ModelSpec:
     head: HeadSpec = HeadSpec()
     dtype: str = "bfloat16"
     encoded: tuple[EncodedRows, ...] = ()
+    stage: StageSpec | None = None
 
     def __post_init__(self) -> None:
         check_choice("model dtype", self.dtype, tuple(DTYPE_BYTES))
@@ -129,6 +134,12 @@ class ModelSpec:
                 "model layer_order",
                 got="numbers of other kinds",
                 allowed=f"each of the {len(self.layer_kinds)} kinds of layer_kinds",
+            )
+        if self.stage is not None and self.stage.count != self.num_layers:
+            raise InputError(
+                "model stage",
+                got=f"a stage of {self.stage.count} layers",
+                allowed=f"the {self.num_layers} layers of layer_order",
             )
         experts = sum(self.layer(i).num_experts for i in range(self.num_layers))
         if experts > MAX_EXPERTS:
@@ -151,9 +162,28 @@ class ModelSpec:
     @property
     def component_names(self) -> tuple[str, ...]:
         """The classes of components; components of one name are one class."""
-        is_stored = self.embedding.has_tensors or not self.head.is_tied
+        is_stored = self.embedding.has_tensors or not self.shares_table
         names = [name for kind in self.layer_kinds for name in kind.component_names]
-        return tuple(dict.fromkeys((*["embedding"] * is_stored, *names, "head")))
+        first, last = ["embedding"] * (self.has_embedding and is_stored), ["head"] * self.has_head
+        return tuple(dict.fromkeys((*first, *names, *last)))
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether these layers begin with tokens; a later stage begins with hidden states."""
+        return self.stage is None or self.stage.has_embedding
+
+    @property
+    def has_head(self) -> bool:
+        """Whether these layers end with the choice of tokens; an earlier stage ends before it."""
+        return self.stage is None or self.stage.has_head
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether the head's matrix is the table of tokens, and both are here.
+
+        The first and the last stage of a tied model have a copy each.
+        """
+        return self.head.is_tied and self.has_embedding and self.has_head
 
     @property
     def head_width(self) -> int:

@@ -73,6 +73,22 @@ class Permitted:
 DEFAULT_PERMITTED = Permitted()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What the stages of a pipeline share.
+
+    Parameters
+    ----------
+    num_stages
+        Stages, and blocks whose caches each stage keeps.
+    block_size
+        Sequences of a block.
+    """
+
+    num_stages: int
+    block_size: int
+
+
 def check_permitted(permitted: Permitted, hardware: HardwareProfile, model: ModelSpec) -> None:
     """Refuse quantization on a machine without a rate of unpacking, and a second one unasked."""
     fewest = min(permitted.weight_bits)
@@ -93,14 +109,21 @@ def check_permitted(permitted: Permitted, hardware: HardwareProfile, model: Mode
 
 
 def open_problems(
-    hardware: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    workload: Workload,
+    permitted: Permitted,
+    *,
+    pipeline: Pipeline | None = None,
 ) -> Iterator[Problem]:
     """Yield problems with open choices, which together stand for all that the search compares.
 
     ``decide`` closes the choices.
     """
+    # The batches of a stage are even parts of the block that all stages share.
+    block = replace(workload, num_prompts=pipeline.block_size) if pipeline else workload
     for batch, on_demand, on_cpu, weight_bits, cache_bits, sparsity in itertools.product(
-        batch_sizes(workload),
+        batch_sizes(block),
         (False, True),
         (False, True) if hardware.has_gpu else (False,),
         permitted.bits(model, "weight"),
@@ -126,6 +149,7 @@ def open_problems(
             attention_sparsity=sparsity,
             loads_on_demand=on_demand,
             cpu_experts=on_cpu,
+            blocks_in_flight=pipeline.num_stages if pipeline else 1,
         )
 
 

@@ -125,6 +125,7 @@ def _policy_of(problem: Problem, num_gpu_batches: int, shares: Shares[float]) ->
         loads_on_demand=problem.loads_on_demand,
         cpu_experts=_experts_share(problem, shares),
         lanes=problem.lanes,
+        blocks_in_flight=problem.blocks_in_flight,
     )
 
 

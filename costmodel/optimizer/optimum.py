@@ -12,6 +12,7 @@ from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import (
     DEFAULT_PERMITTED,
     Permitted,
+    Pipeline,
     check_permitted,
     open_problems,
     problems_of,
@@ -100,6 +101,9 @@ class Search:
         Limit on the latency of one block.
     margin
         Share of every capacity that is left free.
+    pipeline
+        Of a stage of a pipeline, the number of its stages and the sequences of a block, which all
+        stages share; ``None`` searches the block size.
     """
 
     def __init__(
@@ -110,8 +114,10 @@ class Search:
         *,
         max_latency_s: float | None = None,
         margin: float = DEFAULT_MARGIN,
+        pipeline: Pipeline | None = None,
     ) -> None:
         check_work(model, workload, hardware)
+        self._pipeline = pipeline
         self.hardware, self._model = hardware, model
         self._lengths = workload.lengths
         # Sequences in step are padded, and none is shorter than the longest.
@@ -194,24 +200,33 @@ class Search:
             solution=lanes.solution,
         )
 
-    def _run_in_step(self, permitted: Permitted) -> SearchResult:
-        """Return the best policy that runs a block in step."""
-        hardware, machine, tree = self.hardware, self._machine, self._tree
-        check_work(self._model, self._workload, hardware)
-        tree.plant(self._new_problems(machine, permitted), self._table(machine))
+    def run_in_step(self, permitted: Permitted = DEFAULT_PERMITTED) -> SearchResult | None:
+        """Return the best policy that runs a block in step, or ``None`` where nothing fits."""
+        machine, tree = self._machine, self._tree
+        check_work(self._model, self._workload, self.hardware)
+        size = self._pipeline.block_size if self._pipeline else None
+        tree.plant(self._new_problems(machine, permitted), self._table(machine), size)
         if machine.has_gpu and not machine.is_emulated:
             # A GPU with little memory can be slower than none, if only rarely.
             alone = self._without_gpu
             if _least_seconds(alone, self._model, self._workload) < tree.best_s:
-                tree.plant(self._new_problems(alone, permitted), self._table(alone))
-        if not tree.found:
-            question = (self._model, self._workload, permitted)
-            raise _reason_of(
-                smallest_problem(hardware, *question),
-                problems_of(machine, *question),
-                tree.max_latency_s,
-                self._margin,
-            )
+                tree.plant(self._new_problems(alone, permitted), self._table(alone), size)
+        return self._best_in_step() if tree.found else None
+
+    def _run_in_step(self, permitted: Permitted) -> SearchResult:
+        """Return the best policy that runs a block in step, or say why nothing fits."""
+        if (found := self.run_in_step(permitted)) is not None:
+            return found
+        question = (self._model, self._workload, permitted)
+        raise _reason_of(
+            smallest_problem(self.hardware, *question),
+            problems_of(self._machine, *question),
+            self._tree.max_latency_s,
+            self._margin,
+        )
+
+    def _best_in_step(self) -> SearchResult:
+        hardware, tree = self.hardware, self._tree
         best = tree.choose()
         used = hardware if best.problem.hardware.has_gpu else with_capacities(hardware, {"gpu": 0})
         return SearchResult(
@@ -239,7 +254,8 @@ class Search:
 
     def _new_problems(self, machine: HardwareProfile, permitted: Permitted) -> Iterator[Problem]:
         """Yield the problems that no earlier run has added."""
-        for problem in open_problems(machine, self._model, self._workload, permitted):
+        question = (machine, self._model, self._workload, permitted)
+        for problem in open_problems(*question, pipeline=self._pipeline):
             key = (
                 machine.has_gpu,
                 problem.gpu_batch_size,

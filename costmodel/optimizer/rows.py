@@ -170,5 +170,6 @@ def _memory_key(problem: Problem) -> Hashable:
         problem.hidden_in_place,
         problem.cpu_experts,
         problem.num_batches[0] if has_experts or problem.lanes else None,
+        problem.blocks_in_flight,
         (problem.lanes, problem.stages_cache, problem.workload) if problem.lanes else None,
     )

@@ -101,10 +101,20 @@ class Tree:
         problem = of_blocks(problem, (num_gpu_batches, num_gpu_batches))
         self._round(Program(problem, table), num_gpu_batches)
 
-    def plant(self, problems: Iterable[Problem], table: RowTable) -> None:
-        """Add problems, and search them until none can beat the best policy."""
+    def plant(
+        self, problems: Iterable[Problem], table: RowTable, block_size: int | None = None
+    ) -> None:
+        """Add problems, and search them until none can beat the best policy.
+
+        With ``block_size``, blocks have that many sequences. Problems whose batches do not divide
+        it are left out.
+        """
         for problem in problems:
-            self.add(problem, table, 1, _most_batches(problem))
+            if block_size is None:
+                self.add(problem, table, 1, _most_batches(problem))
+            elif block_size % problem.gpu_batch_size == 0:
+                num_batches = block_size // problem.gpu_batch_size
+                self.add(problem, table, num_batches, num_batches)
         self.grow()
 
     def add(self, problem: Problem, table: RowTable, fewest: int, most: int) -> None:

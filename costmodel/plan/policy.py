@@ -149,6 +149,9 @@ class Policy:
     lanes
         Sequences begin as others end, each with its own number of tokens; ``None`` runs the
         sequences of a block in step. The block size is then the most sequences at work.
+    blocks_in_flight
+        Blocks whose caches are kept at the same time: 1, or the stages of the pipeline that
+        ``model.stage`` is one of. The stages work on a block each.
     """
 
     model: ModelSpec
@@ -171,6 +174,7 @@ class Policy:
     predicted: Prediction | None = None
     schema_version: int = SCHEMA_VERSION
     lanes: LanePolicy | None = None
+    blocks_in_flight: int = 1
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -190,6 +194,12 @@ class Policy:
                 raise InputError(
                     f"policy.{name}", got=getattr(self, name), allowed=f"1 to {MAX_SEQUENCES}"
                 )
+        if self.blocks_in_flight < 1 or (self.blocks_in_flight > 1 and self.model.stage is None):
+            raise InputError(
+                "policy.blocks_in_flight",
+                got=self.blocks_in_flight,
+                allowed="1 for a whole model, or the number of stages",
+            )
         if self.prefill_batch_size > self.gpu_batch_size:
             raise InputError(
                 "policy.prefill_batch_size",

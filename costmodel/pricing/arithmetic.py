@@ -42,8 +42,9 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
         tokens = kind.count * stage.tokens
         # In prefill, the head needs each prompt's last token only, so the last layer finishes no
         # other, unless prompts are scored.
-        skipped = stage.tokens - 1 if stage.is_prefill and number == last else 0
-        skipped -= stage.scored_tokens if number == last else 0
+        is_last = number == last and problem.model.has_head
+        skipped = stage.tokens - 1 if stage.is_prefill and is_last else 0
+        skipped -= stage.scored_tokens if is_last else 0
         experts = kind.spec.experts
         for component in kind.components:
             for tensor in component.tensors:
@@ -182,13 +183,15 @@ def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> flo
 
 def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
     """Seconds of the output head and the choice of a token, one token of each sequence a pass; and
-    of scoring prompts."""
+    of scoring prompts. A stage without the head has the fixed cost of handing over only."""
     model, batch = problem.model, problem.gpu_batch_size
     flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch
     overhead_s *= stage.fullness
     matrix = problem.sizes.head_matrix
+    if matrix is None:
+        return overhead_s
     rate = matmul_rate(problem, stage, rates, (batch,), matrix)
     chosen_s = flop / rate + SAMPLING_PASSES * logits_bytes / memory_rate
     rate = matmul_rate(problem, stage, rates, (SCORED_ROWS,), matrix)

@@ -134,8 +134,8 @@ def _loaded_bytes(
     if problem.loads_on_demand and not stage.is_prefill:
         # Of passes with few lanes, the lanes count.
         late = ahead.pop("experts") * demanded_share(problem) * stage.fullness
-    # Every model has a head, so that a model without experts has a zero of the right type.
-    of_late = shares["experts" if late else "head"]
+    # Every model has attention, so that a model without experts has a zero of the right type.
+    of_late = shares["experts" if late else "attention"]
     return total(shares[name] * size for name, size in ahead.items()), of_late * late
 
 

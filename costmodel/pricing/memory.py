@@ -162,6 +162,9 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     }
     if problem.lanes is not None:
         home |= _lane_terms(problem, shares)
+    if problem.model.stage is not None:
+        # A block arrives, and another one leaves, while a third is computed.
+        home["hand-over"] = shares.whole * (NUM_BUFFERS * _hidden_bytes(problem))
     # A buffer for bytes from disk starts and ends at a page.
     on_disk = {component: s.disk for component, s in shares.weights.items()}
     staging = _weight_staging(problem, shares, on_disk, 2 * PAGE_BYTES)
@@ -248,7 +251,8 @@ def _value_sum_bytes(problem: Problem) -> int:
         return 0
     attentions = [(kind.spec.attention, kind.count) for kind in problem.layer_kinds]
     # Latent attention reads all rows in any case, and adds them up anew.
-    return sum(count * a.kv_size for a, count in attentions if a.latent is None) * SUM_BYTES
+    size = sum(count * a.kv_size for a, count in attentions if a.latent is None)
+    return problem.blocks_in_flight * size * SUM_BYTES
 
 
 def _attention_token_bytes(problem: Problem) -> int:
@@ -270,7 +274,8 @@ def _expert_staging_bytes(problem: Problem) -> int:
 def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     """Return the terms of the compute device that last for a pass: the input of the output head,
     the logits of its chunks, and the cosines and sines of rotary positions."""
-    logits = problem.model.vocab_size * LOGIT_BYTES
+    has_head = problem.model.has_head
+    logits = problem.model.vocab_size * LOGIT_BYTES * has_head
     # With a head of one chunk, the token of a batch is chosen before the next batch's logits.
     kept = (
         shares.whole * logits
@@ -283,9 +288,9 @@ def _kept_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         # Every row of a pass has a rotation of its own, and no prompt is more than its rows.
         rotated = scores = shares.per_block * problem.lanes.pass_rows
     return {
-        "head input": shares.whole * problem.hidden_token_bytes,
+        "head input": shares.whole * (problem.hidden_token_bytes * has_head),
         "logits": kept,
-        "scores": scores * _scoring_bytes(problem),
+        "scores": scores * (_scoring_bytes(problem) * has_head),
         "scored logits": shares.per_block * _scored_tile_bytes(problem),
         "rotations": rotated * _rotation_bytes(problem),
     }
@@ -311,7 +316,8 @@ def _scoring_bytes(problem: Problem) -> int:
 
 
 def _scored_tile_bytes(problem: Problem) -> int:
-    return scored_tile_bytes(problem.model) if problem.workload.scores_prompts else 0
+    is_scored = problem.workload.scores_prompts and problem.model.has_head
+    return scored_tile_bytes(problem.model) if is_scored else 0
 
 
 def _unpacked_weight_bytes(problem: Problem) -> int:

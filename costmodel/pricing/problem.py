@@ -48,6 +48,8 @@ class Problem:
         is partly filled.
     lanes
         The cache and the rows of lanes; ``None`` runs the sequences of a block in step.
+    blocks_in_flight
+        Blocks whose caches are kept at the same time (see ``Policy.blocks_in_flight``).
     stages_cache
         Whether lanes keep the cache of some layers on disk, and have buffers to stage it in.
     """
@@ -69,6 +71,7 @@ class Problem:
     loads_on_demand: bool = False
     cpu_experts: bool = False
     lanes: LanePolicy | None = None
+    blocks_in_flight: int = 1
     stages_cache: bool = False
 
     @property
@@ -157,9 +160,9 @@ class Problem:
 
     @cached_property
     def cache_sequence_bytes(self) -> int:
-        """Bytes of KV cache of one sequence at full context, all layers."""
+        """Bytes of KV cache of a sequence of each block in flight, at full context, all layers."""
         context_len = self.workload.context_len
-        return sum(
+        return self.blocks_in_flight * sum(
             kind.count * kind.cache.token_bytes * kind.cache.num_slots(context_len)
             for kind in self.layer_kinds
         )
@@ -203,5 +206,6 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         loads_on_demand=policy.loads_on_demand,
         cpu_experts=policy.cpu_experts > 0 and hardware.has_gpu,
         lanes=policy.lanes,
+        blocks_in_flight=policy.blocks_in_flight,
         stages_cache=policy.lanes is not None and policy.cache.disk > 0,
     )

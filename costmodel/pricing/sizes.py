@@ -65,11 +65,11 @@ class ModelSizes:
 
         Of layers with the same components, the largest of each counts: the encodings of one layer
         may have more bits in its attention, those of another in its MLP. The embedding is never
-        staged.
+        staged, nor is a layer without weights.
         """
         largest: dict[str, LayerLayout] = {}
         for layer in self.distinct_layers:
-            if layer.kind == "embed":
+            if layer.kind == "embed" or not layer.components:
                 continue
             name = " and ".join(sorted(component.name for component in layer.components))
             other = largest.get(name, layer)
@@ -104,8 +104,10 @@ class ModelSizes:
         return dict(counts)
 
     @property
-    def head_matrix(self) -> TensorLayout:
-        """The matrix of a chunk of the head."""
+    def head_matrix(self) -> TensorLayout | None:
+        """The matrix of a chunk of the head; ``None`` for a stage without the head."""
+        if not self.model.has_head:
+            return None
         (head,) = self.staged_layers["head"].components
         return head.tensors[-1]
 

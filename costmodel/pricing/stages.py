@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.cache import CacheSpec
+from costmodel.plan.workload import Workload
 from costmodel.pricing.problem import Problem
 
 # The busiest channel can change while the context grows. Within a segment, the context grows by
@@ -159,13 +160,18 @@ def stages_of(problem: Problem) -> tuple[Stage, ...]:
         # Nothing predicts a prompt's first token.
         scored_tokens=workload.prompt_len - 1 if workload.scores_prompts else 0,
     )
+    decode = (_segment(problem, first, end) for first, end in decode_segments(workload))
+    return (prefill, *decode)
+
+
+def decode_segments(workload: Workload) -> list[tuple[int, int]]:
+    """Return the first pass of each context segment of decode, and the one just behind its last."""
     steps = workload.gen_len - 1
     growth = (workload.prompt_len + steps) / workload.prompt_len
     wanted = math.ceil(math.log(growth) / math.log(SEGMENT_GROWTH)) if steps else 0
     num_segments = min(max(1, wanted), MAX_SEGMENTS, steps)
     bounds = [1 + round(i * steps / num_segments) for i in range(num_segments)] + [steps + 1]
-    decode = (_segment(problem, first, end) for first, end in itertools.pairwise(bounds))
-    return (prefill, *decode)
+    return list(itertools.pairwise(bounds))
 
 
 def _segment(problem: Problem, first: int, end: int) -> Stage:

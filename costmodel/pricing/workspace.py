@@ -94,14 +94,8 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
     layer_bytes = max(layer_bytes, expert_bytes(problem, _routed_rows(problem, phase, tokens)))
-    # A chunk of the head makes its logits in the model's dtype, then copies them to all others.
-    (head,) = problem.sizes.staged_layers["head"].components
-    head_rows = head.tensors[-1].num_rows
-    head_bytes = problem.gpu_batch_size * head_rows * model.dtype_bytes
-    if problem.workload.logprobs is not None:
-        # Processors change the logits that the chosen tokens are scored by.
-        head_bytes += problem.gpu_batch_size * model.vocab_size * LOGIT_BYTES
-    if phase == "prefill" and problem.workload.scores_prompts:
+    head_bytes = _head_bytes(problem)
+    if phase == "prefill" and problem.workload.scores_prompts and model.has_head:
         # The hidden states of one tile, and their norm.
         hidden_bytes = SCORED_ROWS * model.hidden_size * (2 * model.dtype_bytes + LOGIT_BYTES)
         head_bytes = max(head_bytes, hidden_bytes)
@@ -114,6 +108,19 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
         beside += DECODED_AT_ONCE_BYTES
         needed += _sorted_bytes(problem, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
+
+
+def _head_bytes(problem: Problem) -> int:
+    """Count the bytes of a batch in a chunk of the head, which makes its logits in the model's
+    dtype, then copies them to all others."""
+    if (matrix := problem.sizes.head_matrix) is None:
+        return 0
+    model, batch = problem.model, problem.gpu_batch_size
+    count = batch * matrix.num_rows * model.dtype_bytes
+    if problem.workload.logprobs is not None:
+        # Processors change the logits that the chosen tokens are scored by.
+        count += batch * model.vocab_size * LOGIT_BYTES
+    return count
 
 
 def _routed_rows(problem: Problem, phase: str, tokens: int) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from costmodel.cli.cluster_plots import plot_scaling
 from costmodel.cli.palette import BUFFER_COLORS, TASK_COLORS, TIER_COLORS, content_of_task
 from costmodel.cli.palette import CURVE_COLORS as COLORS
 from costmodel.cli.plots import draw_channels, draw_memory
@@ -25,6 +28,7 @@ from profiles.units import GIB
 
 FOLDER = "img"
 PALE = "#eeeeee"
+CLUSTERS = Path(__file__).parents[2] / "tests/bench/results/cluster-scaling.json"
 # The timeline shows these layers of the second pass.
 SHOWN_LAYERS = range(10, 13)
 # Small enough that all channels work, in batches that a reader can count.
@@ -200,6 +204,12 @@ def draw_tier_memory() -> Figure:
     return figure
 
 
+def draw_clusters() -> Figure:
+    """Draw what clusters of many machines are predicted to reach."""
+    found = json.loads(CLUSTERS.read_text(encoding="utf-8"))
+    return plot_scaling(found["cases"])
+
+
 def _blank(inches: float, high: float, *, width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(inches, high), layout="constrained")
     axes = figure.subplots()
@@ -243,4 +253,5 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "timeline": draw_timeline,
     "stages": draw_stages,
     "memory": draw_tier_memory,
+    "clusters": draw_clusters,
 }

@@ -32,6 +32,7 @@ from profiles.table import format_profile
 
 MACHINES = (
     "cpu-2core",
+    "epyc-server",
     "t4-flexgen",
     "rtx3090-pc",
     "rtx4090-pc",

@@ -1,0 +1,1 @@
+"""Several machines: copies of a model, stages of a pipeline, and copies of pipelines."""

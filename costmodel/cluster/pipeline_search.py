@@ -1,0 +1,204 @@
+"""The best pipeline of some nodes in a given order: its cuts, its block size, its policies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from costmodel.cluster.cuts import MOST_CUTS, Cut, best_cut, even_cut, num_cuts
+from costmodel.cluster.estimate import limit_of, round_of
+from costmodel.cluster.nodes import Links, Node
+from costmodel.cluster.pipeline import Round
+from costmodel.cluster.plan import CopyPlan, CopyPrediction, StagePlan
+from costmodel.cluster.stage_prices import PricedStage, StagePrices, segment_passes
+from costmodel.optimizer.choices import Pipeline, batch_sizes
+from costmodel.plan.workload import Workload
+
+# Up to so many block sizes are tried with all cuts; of more, those around the best of a grid.
+MOST_SIZES = 8
+# Sizes of the coarse grid are so many places apart: two places are about twice the size.
+COARSE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A pipeline at one block size with one cut."""
+
+    block_size: int
+    cut: Cut
+    seconds_per_sequence: float
+
+
+class PipelineSearch:
+    """Searches the pipeline of nodes in the order of their layers.
+
+    Parameters
+    ----------
+    nodes
+        Two or more.
+    kinds
+        A number for each node: nodes of one kind are machines that are equal.
+    workload
+        The prompts that the pipeline is to answer.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        kinds: Sequence[int],
+        links: Links,
+        prices: StagePrices,
+        workload: Workload,
+    ) -> None:
+        self._nodes, self._kinds, self._links, self._prices = nodes, kinds, links, prices
+        self._model, self._workload = prices.model, workload
+        self._passes = segment_passes(prices.workload)
+
+    def estimate(self) -> Option | None:
+        """Return the best block size and cut; ``None`` where nothing fits.
+
+        With few block sizes and few cuts, all are tried. Otherwise this is an estimate with a cut
+        by the speeds of the nodes, for the best block size of a coarse grid and those around it.
+        """
+        num_layers, num_stages = self._model.num_layers, len(self._nodes)
+        if num_stages > num_layers:
+            return None
+        sizes = block_sizes(self._workload, num_stages)
+        if self._is_small(sizes):
+            best = min((self._cut(size) for size in sizes), key=_seconds)
+        else:
+            estimate = self._even if len(set(self._kinds)) > 1 else self._alike
+            best = min_near(sizes, estimate)
+        return None if math.isinf(best.seconds_per_sequence) else best
+
+    def plan(self, option: Option) -> CopyPlan | None:
+        """Return the pipeline of an estimate, also one for similar nodes, with its best cut.
+
+        Its share of the prompts is 1. ``None`` where the block does not fit.
+        """
+        best = self._cut(option.block_size)
+        return None if math.isinf(best.seconds_per_sequence) else self._plan_of(best)
+
+    def _is_small(self, sizes: Sequence[int]) -> bool:
+        cuts = num_cuts(self._model.num_layers, len(self._nodes))
+        return len(sizes) <= MOST_SIZES and cuts <= MOST_CUTS
+
+    def _alike(self, block_size: int) -> Option:
+        """Return the price of equal nodes as if each had a stage in the middle of the model."""
+        num_layers, num_stages = self._model.num_layers, len(self._nodes)
+        cut = even_cut(num_layers, [1.0] * num_stages)
+        pipeline = Pipeline(num_stages=num_stages, block_size=block_size)
+        count = max(cut)
+        first = min((num_layers - count) // 2, num_layers - count - 1)
+        hardware, kind = self._nodes[0].hardware, self._kinds[0]
+        stage = self._prices.price(hardware, kind, (first, count), pipeline)
+        seconds = self._job_seconds(block_size, [stage] * num_stages if stage else None)
+        return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
+
+    def _cut(self, block_size: int) -> Option:
+        start = self._even(block_size).cut
+        cut = best_cut(start, lambda cut: self._seconds(block_size, cut))
+        return Option(
+            block_size=block_size, cut=cut, seconds_per_sequence=self._seconds(block_size, cut)
+        )
+
+    def _even(self, block_size: int) -> Option:
+        """Return the cut that gives each node layers by its speed in an even cut."""
+        num_layers, num_stages = self._model.num_layers, len(self._nodes)
+        cut = even_cut(num_layers, [1.0] * num_stages)
+        if len(set(self._kinds)) > 1:
+            cut = even_cut(num_layers, self._speeds(block_size, cut))
+        return Option(
+            block_size=block_size, cut=cut, seconds_per_sequence=self._seconds(block_size, cut)
+        )
+
+    def _speeds(self, block_size: int, cut: Cut) -> list[float]:
+        """Return the layers that each node computes in a second."""
+        # Of the middle of the model, so that no node has the embedding or the head.
+        first, count = self._model.num_layers // 2 - 1, max(1, min(cut) - 1)
+        pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
+        speeds = []
+        for node, kind in zip(self._nodes, self._kinds, strict=True):
+            stage = self._prices.price(node.hardware, kind, (first, count), pipeline)
+            if stage is None:
+                # It has room for few layers, or for none.
+                speeds.append(0.0)
+                continue
+            of_pass = zip(self._passes, stage.seconds.decode, strict=True)
+            seconds = stage.seconds.prefill + sum(n * s for n, s in of_pass)
+            speeds.append(count / seconds)
+        least = min((speed for speed in speeds if speed), default=1.0)
+        return [speed or least / count for speed in speeds]
+
+    def _seconds(self, block_size: int, cut: Cut) -> float:
+        return self._job_seconds(block_size, self._stages(block_size, cut))
+
+    def _job_seconds(self, block_size: int, stages: Sequence[PricedStage] | None) -> float:
+        """Return the seconds of the job for each of its prompts; infinity where nothing fits."""
+        if stages is None:
+            return math.inf
+        in_round = block_size * len(stages)
+        num_prompts = self._workload.num_prompts or in_round
+        num_rounds = -(-num_prompts // in_round)
+        return self._round(stages).seconds * num_rounds / num_prompts
+
+    def _round(self, stages: Sequence[PricedStage]) -> Round:
+        names = [node.name for node in self._nodes]
+        return round_of(stages, names, self._links, self._workload)
+
+    def _stages(self, block_size: int, cut: Cut) -> list[PricedStage] | None:
+        pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
+        stages, first = [], 0
+        for node, kind, count in zip(self._nodes, self._kinds, cut, strict=True):
+            stage = self._prices.price(node.hardware, kind, (first, count), pipeline)
+            if stage is None:
+                return None
+            stages.append(stage)
+            first += count
+        return stages
+
+    def _plan_of(self, option: Option) -> CopyPlan:
+        stages = self._stages(option.block_size, option.cut)
+        assert stages is not None
+        found = self._round(stages)
+        tokens = self._workload.mean_output
+        layers = zip(accumulate(option.cut, initial=0), option.cut, strict=False)
+        return CopyPlan(
+            stages=tuple(
+                StagePlan(node=node.name, policy=self._prices.policy_of(stage, of_stage))
+                for node, stage, of_stage in zip(self._nodes, stages, layers, strict=True)
+            ),
+            share=1.0,
+            predicted=CopyPrediction(
+                throughput_tok_per_s=tokens / option.seconds_per_sequence,
+                prefill_s=found.prefill_s,
+                decode_s=found.decode_s,
+                limit=limit_of(found, stages, self._nodes),
+            ),
+        )
+
+
+def block_sizes(workload: Workload, num_stages: int) -> list[int]:
+    """Return the block sizes to try: those of ``batch_sizes``, no more than the prompts fill."""
+    if workload.num_prompts is None:
+        return batch_sizes(workload)
+    return batch_sizes(replace(workload, num_prompts=-(-workload.num_prompts // num_stages)))
+
+
+def min_near(sizes: Sequence[int], estimate: Callable[[int], Option]) -> Option:
+    """Return the best option of a coarse grid of sizes, refined around it."""
+    found: dict[int, Option] = {}
+    tried: Iterable[int] = {0, *range(len(sizes) - 1, -1, -COARSE)}
+    step = COARSE
+    while step:
+        found |= {place: estimate(sizes[place]) for place in tried if place not in found}
+        best = min(found, key=lambda place: found[place].seconds_per_sequence)
+        step //= 2
+        tried = range(max(0, best - step), min(len(sizes), best + step + 1), step or 1)
+    return found[best]
+
+
+def _seconds(option: Option) -> float:
+    return option.seconds_per_sequence
