@@ -16,11 +16,16 @@ from costmodel.cluster.nodes import Cluster, Links, Node, NodeLink, PairLink, eq
 from costmodel.cluster.pipeline import price_round
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.cluster.search import ClusterSearch, search_cluster
-from costmodel.cluster.stage_prices import price_stage, segment_passes
+from costmodel.cluster.stage_prices import (
+    Question,
+    StagePrices,
+    price_stage,
+    segment_passes,
+)
 from costmodel.cluster.stages import stage_model
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Pipeline, batch_sizes
+from costmodel.optimizer.choices import DEFAULT_PERMITTED, Pipeline, batch_sizes
 from costmodel.optimizer.optimum import Search, search
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.workload import Workload
@@ -268,3 +273,20 @@ def test_many_nodes_are_searched_in_teams() -> None:
     for copy in plan.copies:
         counts = [stage.policy.model.num_layers for stage in copy.stages]
         assert sum(counts) == 24 and max(counts) - min(counts) <= 1
+
+
+def test_stages_that_cannot_run_are_left_out_where_asked() -> None:
+    """Those with a GPU, and those whose cache has no room in memory."""
+    gpu = make_machine(gpu_memory=10**9).gpu
+    pipeline = Pipeline(num_stages=2, block_size=8)
+    fields = {"model": MODEL, "workload": WORK, "permitted": DEFAULT_PERMITTED, "margin": 0.0}
+    free = StagePrices(Question(**fields))  # type: ignore[arg-type]  # plain keyword table
+    held = StagePrices(Question(**fields, only_runnable=True))  # type: ignore[arg-type]
+    found = [p.price(replace(_machine(), gpu=gpu), 0, (0, 2), pipeline) for p in (free, held)]
+    has_gpu = [stage and stage.policy.hardware and stage.policy.hardware.has_gpu for stage in found]
+    assert has_gpu == [True, False]
+    # So little memory that the cache is on disk.
+    small = _machine(cpu_memory=40 * 10**6)
+    stage = free.price(small, 1, (0, 2), Pipeline(num_stages=2, block_size=64))
+    assert stage is not None and stage.policy.cache.disk > 0
+    assert held.price(small, 1, (0, 2), Pipeline(num_stages=2, block_size=64)) is None
