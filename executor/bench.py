@@ -50,8 +50,8 @@ def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.bench",
-        description="Run random prompts, and print the figures as one line of JSON. Outputs have"
-        " their full length: max_tokens where a table of lengths has it.",
+        description="Run random prompts, and print the figures as one line of JSON. Each output has"
+        " its full length. With a table of lengths, that is max_tokens.",
         example="python -m executor.bench --hardware profile.json --model llama-3.2-3b"
         " --dummy-weights --cpu-memory 4GB",
     )
@@ -71,7 +71,11 @@ def parser() -> Parser:
         type=int,
         help=f"tokens of each prompt; not with --policy (default: {DEFAULT_PROMPT_LEN})",
     )
-    add("--num-prompts", type=int, help="number of prompts (default: one block)")
+    add(
+        "--num-prompts",
+        type=int,
+        help="number of prompts (default: those of a policy over lanes, or one block)",
+    )
     add_lengths(parser)
     add("--seed", type=int, default=0, help="seed of the random prompts (default: 0)")
     add(
@@ -139,13 +143,7 @@ def _plan(flags: argparse.Namespace) -> Job:
     hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(_source(flags, None).spec, hardware, flags.dtype)
-        workload = Workload(
-            prompt_len=DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len,
-            gen_len=DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len,
-            num_prompts=flags.num_prompts,
-        )
-        if lengths is not None:
-            workload = workload_of(lengths)
+        workload = workload_of(lengths) if lengths is not None else _equal_lengths(flags)
         policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
     work, prompts = policy.workload, flags.num_prompts
     if lengths is None and prompts is None and policy.lanes and work.lengths:
@@ -165,6 +163,14 @@ def _plan(flags: argparse.Namespace) -> Job:
         prompts=_draw_prompts(policy, lengths, flags.seed),
         sampler=sampler,
         lengths=lengths,
+    )
+
+
+def _equal_lengths(flags: argparse.Namespace) -> Workload:
+    return Workload(
+        prompt_len=DEFAULT_PROMPT_LEN if flags.prompt_len is None else flags.prompt_len,
+        gen_len=DEFAULT_GEN_LEN if flags.gen_len is None else flags.gen_len,
+        num_prompts=flags.num_prompts,
     )
 
 

@@ -1,4 +1,4 @@
-"""What each node of a cluster runs, with its prediction. And the JSON file of it."""
+"""What each node of a cluster runs, its prediction, and the JSON file of both."""
 
 from __future__ import annotations
 

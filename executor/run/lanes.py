@@ -176,7 +176,7 @@ class LaneTable:
         self.tables[ring][number, len(held) : len(held) + len(pages)] = pages
         held += pages
 
-    def pages_in_use(self, ring: int) -> tuple[Integers, Integers]:
+    def take_pages_in_use(self, ring: int) -> tuple[Integers, Integers]:
         """Return the pages that hold tokens or will, and those that were taken since the last
         call; int64 each, in increasing order."""
         new, self._new[ring] = np.array(sorted(self._new[ring]), np.int64), []

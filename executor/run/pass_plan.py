@@ -170,7 +170,7 @@ def _batch(batch: LaneBatch, table: LaneTable, chunk_rows: int) -> PassBatch:
 
 
 def _pages(batches: Sequence[PassBatch], table: LaneTable, ring: int) -> PassPages:
-    used, new = table.pages_in_use(ring)
+    used, new = table.take_pages_in_use(ring)
     decoded = [batch.slots[ring].pages.numpy() for batch in batches]
     return PassPages(
         present=np.setdiff1d(used, new, assume_unique=True),

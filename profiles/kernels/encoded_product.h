@@ -81,8 +81,8 @@ void unpack_encoded(const Encoding& how, const uint8_t* from, long rows, long st
 template <class T>
 class Decoded {
  public:
-  // Decoded weights of so many outputs stay in the first-level cache, where few rows use them.
   static constexpr bool kIsInPlace = false;
+  // Decoded weights of so many outputs stay in the first-level cache, where few rows use them.
   static long most_outputs(long rows) { return rows <= 2 * kRows ? kWeights : kOutputs; }
   Decoded(const Products& p, long depth)
       : p_(reinterpret_cast<const EncodedProducts&>(p)), decode_(decode_of<T>(p_.how.kind)),

@@ -54,9 +54,9 @@ class Tile {
   }
 
  private:
-  // The rows of a few blocks stay in the first-level cache: each weight then meets all of them, while
-  // later weights are fetched. More rows would have to be read again for every weight. One block is
-  // bound by the memory, which the processor asks in time by itself.
+  // With few blocks of rows, each weight is multiplied with all of them while later weights are
+  // fetched. The rows then stay in the first-level cache. More rows would be read again for every
+  // weight. A single block needs no fetch: the processor's own is early enough.
   void multiply_rows(const Span& span, long d, long size) {
     const bool is_few = kRows < span.count && span.count <= kSharedRows;
     const long step = is_few ? kWeights : count_, parts = (span.count + kRows - 1) / kRows;

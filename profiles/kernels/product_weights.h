@@ -38,7 +38,7 @@ constexpr long kFewRows = 12;
 #else
 constexpr long kFewRows = 0;
 #endif
-// So few rows meet each weight one after the other.
+// Up to so many rows, each weight is multiplied with all rows before the next one.
 constexpr long kSharedRows = 4 * kRows;
 // So few elements are converted by one thread.
 constexpr long kFewElements = 1 << 18;
@@ -76,6 +76,7 @@ class Matrix {
 template <class T, class E>
 class InPlace {
  public:
+  // Whether rows are read where the matrix is stored, so that they can be fetched early.
   static constexpr bool kIsInPlace = true;
   InPlace(const Products&, long) {}
   static long most_outputs(long) { return kOutputs; }

@@ -1,4 +1,4 @@
-"""Predictions of jobs over lanes proved: jobs drawn at random, predicted, run, held against that.
+"""Compare predictions of jobs over lanes with measurements, over jobs drawn at random.
 
 Lengths are lognormal, as in chat logs, with medians of their own for each job. Half of the policies
 are made for answers that are half or twice as long as those that the job gets. Policies are
@@ -53,8 +53,10 @@ GUESSES = (0.5, 2.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCase:
-    """A policy over lanes, and the lengths that it is run with: ``outputs`` are expected,
-    ``limits`` are generated."""
+    """A policy over lanes, and the lengths that it is run with.
+
+    ``outputs`` are expected, ``limits`` are generated. ``guess`` is expected over real lengths.
+    """
 
     policy: Policy
     lengths: Lengths

@@ -268,7 +268,7 @@ def test_native_and_twin_round_alike(dtype: torch.dtype) -> None:
 
 def test_is_built_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "quick"
-    # What is compiled does not matter here, and takes long.
+    # This test needs no kernels, and to compile them takes long.
     compiler.write_text(EMPTY_COMPILER, encoding="utf-8")
     compiler.chmod(0o755)
     monkeypatch.setenv("ZIGZAG_COMPILER", str(compiler))
