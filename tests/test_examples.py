@@ -12,7 +12,8 @@ import pytest
 from executor.data import MODEL
 
 FOLDER = Path(__file__).parents[1] / "examples"
-CHECKED = {"continue_prompts", "keep_blocks", "rank_answers", "compare_machines"}
+# ``ray_data`` is checked with the tests that have a Ray cluster.
+CHECKED = {"continue_prompts", "keep_blocks", "rank_answers", "compare_machines", "ray_data"}
 
 
 def _load(name: str) -> dict[str, Any]:
