@@ -31,7 +31,8 @@ from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE
 NUM_PROMPTS = 24
 HALVES = Placement(cpu=0.5, disk=0.5)
 # Of the nodes by name: all but the last have the placements of ``PLACEMENTS``.
-ENVS: dict[str, dict[str, str]] = {"a": {}, "b": {}, "c": {DISK_RATE: "3e7"}, "odd": {VERSION: "0"}}
+SLOW = {DISK_RATE: "3e6"}
+ENVS: dict[str, dict[str, str]] = {"a": SLOW, "b": {}, "c": SLOW, "odd": {VERSION: "0"}}
 PLACEMENTS = {"a": ON_CPU, "b": HALVES, "c": ON_DISK}
 Run = Callable[..., Ended]
 
