@@ -37,6 +37,10 @@ class InputError(ZigzagError):
         line = f"{clipped(what)}: got {clipped(str(got))}; allowed: {allowed}"
         super().__init__(one_line(f"{line}; try: {hint}" if hint else line))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let it pass to other processes: an exception with keywords does not by itself."""
+        return _input_error, (self.what, str(self.got), self.allowed, self.hint)
+
     def inside(self, where: str) -> InputError:
         """Return the same error told with the file and key that the value came from."""
         return InputError(
@@ -54,6 +58,10 @@ class RunError(ZigzagError):
     """A failure while running that is not the user's input: a full disk, a read error."""
 
     exit_status = 1
+
+
+def _input_error(what: str, got: str, allowed: str, hint: str) -> InputError:
+    return InputError(what, got=got, allowed=allowed, hint=hint)
 
 
 def clipped(text: str) -> str:

@@ -59,6 +59,7 @@ COMMANDS = {
         ),
         Command("executor.bench", "run random prompts and print figures"),
         Command("executor.lm_eval", "run tasks of lm-evaluation-harness"),
+        Command("executor.cluster", "run a job on the machines of a Ray cluster"),
         Command("executor.report", "write a report of a run or of a policy"),
         Command("costmodel.estimate", "predict the time and memory of any policy"),
         Command("costmodel.simulate", "simulate the schedule of a policy, task by task"),

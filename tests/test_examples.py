@@ -14,7 +14,8 @@ from executor.data import MODEL
 from profiles import recorded_profile
 
 FOLDER = Path(__file__).parents[1] / "examples"
-CHECKED = {"continue_prompts", "keep_blocks", "rank_answers", "compare_machines"}
+# ``ray_data`` is checked with the tests that have a Ray cluster.
+CHECKED = {"continue_prompts", "keep_blocks", "rank_answers", "compare_machines", "ray_data"}
 
 
 @pytest.fixture(autouse=True)

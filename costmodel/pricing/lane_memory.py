@@ -22,7 +22,7 @@ LISTED_BYTES = 41
 
 def num_lanes(problem: Problem) -> int:
     """Return the most sequences at work."""
-    return problem.gpu_batch_size * problem.num_batches[1]
+    return problem.gpu_batch_size * problem.num_batches[1] * problem.blocks_in_flight
 
 
 def pool_of(problem: Problem) -> PoolSizes:

@@ -5,7 +5,7 @@ The executor and the simulation of a job admit with this same code. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,9 @@ class Admission:
     prompt_tokens
         Tokens of prompts, at least 1, after which a pass admits nobody else; ``None`` admits all
         that fit.
+    is_handed_out
+        Whether requests are handed out while the job runs: none waits before ``hand_out``. Those
+        that cannot run alone are then never handed out.
 
     Raises
     ------
@@ -86,10 +89,13 @@ class Admission:
         pass_rows: int,
         order: IntArray | None = None,
         prompt_tokens: int | None = None,
+        is_handed_out: bool = False,
     ) -> None:
         order = longest_first(lengths) if order is None else order
         runs = runs_alone(lengths, pool, most_lanes=most_lanes, pass_rows=pass_rows)[order]
-        if not runs.all():
+        if is_handed_out:
+            order = order[runs]
+        elif not runs.all():
             raise InputError(
                 "requests of the job",
                 got=f"{int((~runs).sum())} that do not fit in the cache or in a pass",
@@ -103,7 +109,7 @@ class Admission:
         self._most_lanes, self._batch_lanes, self._pass_rows = most_lanes, batch_lanes, pass_rows
         self._prompt_tokens = pass_rows if prompt_tokens is None else max(1, prompt_tokens)
         # What comes first is at the end of a list, where it is taken.
-        self._queue: list[int] = order[::-1].tolist()
+        self._queue: list[int] = [] if is_handed_out else order[::-1].tolist()
         self._free_lanes = list(range(most_lanes))[::-1]
         self._prefixes = PrefixPages(lengths, pool, order)
         # An answer of one token stores nothing.
@@ -121,6 +127,16 @@ class Admission:
         # Who does not fit now is not tried again before a lane ends.
         self._may_admit = True
         self._waits = False
+
+    def hand_out(self, requests: Sequence[int]) -> None:
+        """Let requests wait behind those that do."""
+        self._queue[:0] = reversed(requests)
+        self._may_admit = self._may_admit or len(requests) > 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a lane."""
+        return len(self._queue)
 
     def plan(self) -> PassLanes | None:
         """Begin a pass and return its lanes; ``None`` where no request is left."""

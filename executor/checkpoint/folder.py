@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from costmodel.cluster.stages import stage_model
 from costmodel.families import (
     CHECKPOINT_FOLDER,
     family_named,
@@ -147,6 +148,13 @@ class Checkpoint:
     def in_dtype(self, dtype: str) -> Checkpoint:
         """Return the same weights with another compute dtype."""
         return replace(self, spec=self.spec.with_dtype(dtype))
+
+    def of_stage(self, model: ModelSpec) -> Checkpoint:
+        """Return the weights of one stage of a pipeline, as ``model`` describes it."""
+        stage = model.stage
+        if stage is None:
+            return self
+        return replace(self, spec=stage_model(self.spec, stage.first, stage.count))
 
     @property
     def fingerprint(self) -> str:

@@ -66,6 +66,11 @@ class JobOptions:
     shares_prefixes: bool = True
 
     @property
+    def runs_here(self) -> bool:
+        """Whether this machine runs the job."""
+        return True
+
+    @property
     def uses_own_profile(self) -> bool:
         """Whether a policy is priced with the profile that this machine keeps of itself."""
         return self.hardware is None and (self.policy is None or self.policy.hardware is None)

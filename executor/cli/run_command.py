@@ -43,7 +43,8 @@ class Job:
     ``lengths`` are those of each prompt and its output, where prompts differ in them: what a policy
     with lanes is run for. Without them, every output has the length of the policy's workload.
     ``finish`` cuts a block's outputs where its requests have ended. What prompts begin with in
-    common is computed once with lanes, unless ``shares_prefixes`` is false.
+    common is computed once with lanes, unless ``shares_prefixes`` is false. Unless ``runs_here``,
+    other machines run it.
     """
 
     policy: Policy
@@ -55,9 +56,11 @@ class Job:
     finish: Callable[[BlockResult], BlockResult] = lambda block: block
     lengths: Lengths | None = None
     shares_prefixes: bool = True
+    runs_here: bool = True
 
     def __post_init__(self) -> None:
-        check_runnable(self.policy, self.hardware, self.source)
+        if self.runs_here:
+            check_runnable(self.policy, self.hardware, self.source)
 
     @classmethod
     def plan(
@@ -194,9 +197,10 @@ class Job:
             recorder.finish(report.blocks, report.record(), report.start_s)
 
     def _run_lengths(self) -> Lengths | None:
-        """Return the lengths of a run over lanes, with what prompts share."""
-        if self.policy.lanes is None:
-            return None
+        return None if self.policy.lanes is None else self.run_lengths()
+
+    def run_lengths(self) -> Lengths:
+        """Return the lengths of all requests, with what their prompts share."""
         lengths = self.lengths
         if lengths is None:
             counts = [len(ids) for ids in self.prompts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,7 +35,7 @@ class RowChooser:
     Parameters
     ----------
     params
-        Of each request of the run.
+        Of each request of the run, by number; a mapping may get them while the run goes on.
     identities
         Of each request, what its draws depend on beside the step: 64 bits.
     decode
@@ -44,8 +44,8 @@ class RowChooser:
 
     def __init__(
         self,
-        params: Sequence[RowParams],
-        identities: Sequence[int],
+        params: Sequence[RowParams] | Mapping[int, RowParams],
+        identities: Sequence[int] | Mapping[int, int],
         decode: Decode | None = None,
     ) -> None:
         self._params, self._identities = params, identities

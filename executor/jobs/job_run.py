@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -38,9 +38,9 @@ from executor.jobs.summary import JobSummary, KeptLengths
 from executor.jobs.writing import AnswerMaker, AnswerStream
 from executor.machine.energy import EnergyMeter
 from executor.model.sampling_params import SamplingParams
+from executor.run.finished import Finished
 from executor.run.prefixes import prefixes_of
 from executor.run.recorder import Recorder
-from executor.run.results import BlockResult
 from executor.text.loading import load_generation_config, load_template, load_tokenizer
 from profiles.errors import InputError
 from profiles.outputs import is_stream, write_output
@@ -147,31 +147,42 @@ class JobRun:
 
     def run(self, planned: Prediction, recorder: Recorder | None = None) -> Report:
         """Run what is left, and write each answer as its requests end."""
+        with self.answering() as take, EnergyMeter(has_gpu=self.job.hardware.uses_cuda) as meter:
+            report = self.job.run(
+                self._options.offload_dir,
+                planned=planned,
+                recorder=recorder,
+                on_block=lambda block: take(block.finished),
+            )
+        self.summary.energy_j = meter.joules
+        return report
+
+    @contextmanager
+    def answering(self) -> Iterator[Callable[[Sequence[Finished]], None]]:
+        """Write the answers of requests that have ended; yields what takes them.
+
+        At the end of the block, the outputs are finished. After an error they are kept as they are.
+        """
         maker = AnswerMaker(self.read, self._file, self.prompts, self.answers)
         self.answers.begin(self.manifest)
         before = self.answers.num_done
 
         kept = KeptLengths()
 
-        def take(block: BlockResult) -> None:
-            maker.take(block.finished)
-            for done in block.finished:
+        def take(finished: Sequence[Finished]) -> None:
+            maker.take(finished)
+            for done in finished:
                 row = self.prompts.rows[done.request]
                 if self.read.table.params(row).may_end_early:
                     kept.add(self.read.table.prompt_len(row), done)
                 self.summary.prompt_tokens += len(self.prompts[done.request])
                 self.summary.output_tokens += done.num_generated
 
-        with EnergyMeter(has_gpu=self.job.hardware.uses_cuda) as meter:
-            report = self.job.run(
-                self._options.offload_dir, planned=planned, recorder=recorder, on_block=take
-            )
+        yield take
         if self._options.uses_own_profile:
             kept.keep(self.job.policy.model)
-        self.summary.energy_j = meter.joules
         self.complete()
         self.summary.answered = self.answers.num_done - before
-        return report
 
     def complete(self) -> None:
         """Finish the outputs of a job of which nothing is left."""
@@ -292,6 +303,7 @@ class JobRun:
             finish=chooser.finish,
             lengths=planned.lengths,
             shares_prefixes=self._options.shares_prefixes,
+            runs_here=self._options.runs_here,
         )
 
     def _prefixes(self, source: OpenedCheckpoint) -> Prefixes | None:

@@ -42,12 +42,12 @@ class LogitHead(ABC):
         # Allocated once: logits that are allocated for every token would fragment the heap. With a
         # head of one chunk, batches take turns in one buffer.
         count = policy.num_gpu_batches if self._kinds.count("head") > 1 else 1
-        shape = count, policy.gpu_batch_size, self._spec.vocab_size
+        shape = count, policy.gpu_batch_size, self._spec.vocab_size * self._spec.has_head
         raw = machine.compute.allocate("logits", math.prod(shape) * LOGIT_BYTES)
         self._logits = raw.view(torch.float32).view(shape)
         self._prompt_scorer: PromptScorer | None = None
         num_top = policy.workload.prompt_logprobs
-        if num_top is not None:
+        if num_top is not None and self._spec.has_head:
             tile = machine.compute.allocate("scored logits", scored_tile_bytes(self._spec))
             self._prompt_scorer = PromptScorer(self._spec, num_top, tile)
 

@@ -45,7 +45,7 @@ class LaneBlock:
         self.kinds = [layer.kind for layer in stores.weights.layers]
         self.table = LaneTable(
             stores.cache.sizes,
-            most_lanes=policy.block_size,
+            most_lanes=policy.block_size * policy.blocks_in_flight,
             most_tokens=policy.workload.num_positions,
         )
         self.attention = LaneAttention(policy, stores.cache, self.table)
@@ -54,6 +54,8 @@ class LaneBlock:
         self.batches: tuple[PassBatch, ...] = ()
         self._first_rows: tuple[int, ...] = ()
         self._numbers = decoder_numbers(policy.model)
+        # A later stage of a pipeline is given hidden states, and an earlier one hands them over.
+        self._has_embedding, self._has_head = policy.model.has_embedding, policy.model.has_head
         stores.weights.has_prompts = self._has_prompts
 
     def begin_pass(self, plan: PassPlan) -> None:
@@ -85,19 +87,20 @@ class LaneBlock:
             return 0
         kind, hidden = self.kinds[task.layer], self.stores.hidden.of(group)
         if kind == "head":
-            self.head.compute(task)
+            if self._has_head:
+                self.head.compute(task)
         elif kind == "experts":
             rows = self._rows_that_go_on(task, group)
             whole = hidden if rows is None else hidden[rows]
             self.experts.compute(task, whole)
             if rows is not None:
                 hidden[rows] = whole
-        elif kind == "embed":
+        elif kind == "embed" and self._has_embedding:
             batch = self.batches[task.batch]
             for chunk in batch.chunks:
                 ids, positions = (x[chunk.rows, None] for x in (batch.ids, batch.positions))
                 self.stores.embedding.fill(hidden[chunk.rows], ids, positions)
-        else:
+        elif kind != "embed":
             self._attend(task, hidden)
         return 0
 
@@ -127,7 +130,8 @@ class LaneBlock:
             x[rows] = picked
 
     def _finishes_all(self, task: Task) -> bool:
-        return finishes_all(self.kinds, task.layer, scores_prompts=self.head.scores_prompts)
+        scores_prompts = self.head.scores_prompts or not self._has_head
+        return finishes_all(self.kinds, task.layer, scores_prompts=scores_prompts)
 
     def _rows_that_go_on(self, task: Task, group: range) -> torch.Tensor | None:
         """Return the rows of a group that go through a layer, counted from the group's first, or

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.prefixes import Prefixes
 from costmodel.schedule.admission import Admission
-from costmodel.schedule.pass_lanes import PassLanes
+from costmodel.schedule.pass_lanes import LaneBatch, PassLanes
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.engine.channels import Ending, Engine
@@ -26,6 +27,7 @@ from executor.run.pass_log import PassLog
 from executor.run.pass_plan import PassPlan
 from executor.run.prefixes import shared_prefixes
 from executor.run.results import BlockResult, Progress
+from executor.stores.pass_rows import RowBytes
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
@@ -50,6 +52,31 @@ def check_lanes(policy: Policy, hardware: HardwareProfile) -> None:
             allowed="a CPU, with activations in its memory",
             hint="a policy without lanes",
         )
+
+
+class Requests(Protocol):
+    """The requests of a job, by number."""
+
+    def __getitem__(self, index: int, /) -> LaneRequest: ...
+
+
+class HandOuts(Requests, Protocol):
+    """Requests that are handed out while the job runs.
+
+    Attributes
+    ----------
+    lengths
+        Those of every request that may be handed out.
+    """
+
+    lengths: Lengths
+
+    def take(self, num_at_work: int, num_waiting: int) -> Sequence[int]:
+        """Return the numbers of requests that were handed out since the last call.
+
+        Where no sequence is at work and none waits for a lane, the call waits for a request. It
+        then returns none if no more will come.
+        """
 
 
 class LaneRun:
@@ -106,23 +133,41 @@ class LaneRun:
         )
         longest = int((lengths.prompts + lengths.limits).max()) - 1
         assert longest <= self._policy.workload.num_positions
-        admission = Admission(
+        yield from self._run(requests, lengths, self._admission(lengths))
+
+    def run_handed_out(self, hand_outs: HandOuts) -> Iterator[BlockResult]:
+        """Generate for requests that come while the job runs, until no more will come."""
+        lengths = hand_outs.lengths
+        admission = self._admission(lengths, is_handed_out=True)
+        yield from self._run(hand_outs, lengths, admission, hand_outs)
+
+    def _admission(self, lengths: Lengths, *, is_handed_out: bool = False) -> Admission:
+        return Admission(
             lengths,
             self._block.stores.cache.sizes,
             most_lanes=self._policy.block_size,
             batch_lanes=self._policy.gpu_batch_size,
             pass_rows=self._lanes.pass_rows,
+            is_handed_out=is_handed_out,
         )
+
+    def _run(
+        self,
+        requests: Requests,
+        lengths: Lengths,
+        admission: Admission,
+        hand_outs: HandOuts | None = None,
+    ) -> Iterator[BlockResult]:
         # This thread computes nothing from here on; its OpenMP threads would slow the workers down.
         kernels.end_idle_threads()
         first_pass, start_s = 0, time.perf_counter()
         self._log.begin(lengths, self._block.stores.cache.sizes)
-        while (lanes := admission.plan()) is not None:
+        while (lanes := self._next_pass(admission, hand_outs)) is not None:
             pass_s = time.perf_counter()
             self._admit(lanes, requests, lengths.prefixes)
             num_tokens = len(lanes.decoding) + len(lanes.newcomers)
             self._progress.begin_pass(num_tokens)
-            self._run_pass(lanes)
+            self._run_pass(lanes.number, lanes.batches)
             ended = self._take()
             at_work = self._block.table.lanes
             self._log.add(lanes, at_work, admission.used_pages, pass_s, time.perf_counter())
@@ -139,7 +184,14 @@ class LaneRun:
         self._block.table.drop_prefixes(self._block.table.prefixes)
         self._engine.drain()
 
-    def _admit(self, lanes: PassLanes, requests: Sequence[LaneRequest], prefixes: Prefixes) -> None:
+    def _next_pass(self, admission: Admission, hand_outs: HandOuts | None) -> PassLanes | None:
+        """Begin the next pass, with what was handed out for it; ``None`` at the end of the job."""
+        if hand_outs is not None:
+            at_work, waiting = len(admission.lanes), admission.num_waiting
+            admission.hand_out(hand_outs.take(at_work, waiting))
+        return admission.plan()
+
+    def _admit(self, lanes: PassLanes, requests: Requests, prefixes: Prefixes) -> None:
         self._block.table.drop_prefixes(lanes.dropped)
         columns = lanes.newcomers, lanes.requests, lanes.prefixes, lanes.skipped
         for number, index, prefix, skipped in zip(*(x.tolist() for x in columns), strict=True):
@@ -156,23 +208,22 @@ class LaneRun:
             )
             self._block.table.admit(number, lane)
 
-    def _run_pass(self, lanes: PassLanes) -> None:
+    def _run_pass(
+        self, number: int, batches: Sequence[LaneBatch], rows: RowBytes | None = None
+    ) -> None:
         """Run the tasks of one pass, and with them the first loads of the next.
 
         The next pass gives lanes other batches and pages other lanes, which no task is to see: all
-        tasks of this pass must have ended.
+        tasks of this pass must have ended. ``rows`` are hidden states that an earlier stage of a
+        pipeline has made.
         """
-        self._block.begin_pass(
-            PassPlan.of(
-                lanes.number,
-                lanes.batches,
-                self._block.table,
-                chunk_rows=self._lanes.chunk_rows,
-            )
-        )
+        plan = PassPlan.of(number, batches, self._block.table, chunk_rows=self._lanes.chunk_rows)
+        self._block.begin_pass(plan)
+        if rows is not None:
+            self._block.stores.hidden.put(rows)
         # A channel works in order, so that its last task ends last.
         last: dict[str, Ending] = {}
-        while (task := self._next()).token == lanes.number or task.kind in LOADS:
+        while (task := self._next()).token == number or task.kind in LOADS:
             ending = self._engine.submit(task)
             if task.kind not in LOADS:
                 last[task.channel] = ending

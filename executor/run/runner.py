@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -30,11 +31,12 @@ from executor.model.sampling import Chooser, Sampler
 from executor.run.batch import Batch
 from executor.run.block import Block, Stores
 from executor.run.lane_block import LaneBlock, LaneStores
-from executor.run.lane_run import LaneRun, check_lanes
+from executor.run.lane_run import HandOuts, LaneRun, check_lanes
 from executor.run.lanes import LaneRequest
 from executor.run.pass_log import PassLog
 from executor.run.results import BlockResult, Progress, collect
 from executor.run.same_model import check_same_model
+from executor.run.stage_run import StageRun
 from executor.run.token_embedding import TokenEmbedding
 from executor.run.warm_up import compile_kernels
 from executor.stores.activations import HiddenStates
@@ -48,6 +50,8 @@ from executor.stores.weights import WeightStore
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.hardware import HardwareProfile
+
+Kind = TypeVar("Kind", bound=LaneRun)
 
 # Tasks that are made in advance while the previous token is computed.
 TASKS_AHEAD = 256
@@ -149,9 +153,27 @@ class Runner:
         None may be longer than the policy's workload says. ``prefixes`` is what prompts
         begin with in common, which is computed once; ``None`` finds it here.
         """
+        lane_run = self._lane_run(LaneRun)
+        with out_of_memory_told(self.hardware):
+            yield from lane_run.run(requests, prefixes)
+
+    def run_handed_out(self, hand_outs: HandOuts) -> Iterator[BlockResult]:
+        """Generate for requests that come while the run goes on; needs a policy with lanes.
+
+        Ends when no more will come. Yields as ``run_requests`` does.
+        """
+        lane_run = self._lane_run(LaneRun)
+        with out_of_memory_told(self.hardware):
+            yield from lane_run.run_handed_out(hand_outs)
+
+    def stage_run(self) -> StageRun:
+        """Return what runs the passes of a stage of a pipeline."""
+        return self._lane_run(StageRun)
+
+    def _lane_run(self, kind: type[Kind]) -> Kind:
         assert isinstance(self.block, LaneBlock)
         self.passes = PassLog()
-        lane_run = LaneRun(
+        return kind(
             self.plan,
             self.block,
             self.engine,
@@ -160,8 +182,6 @@ class Runner:
             self.passes,
             self.progress,
         )
-        with out_of_memory_told(self.hardware):
-            yield from lane_run.run(requests, prefixes)
 
     @property
     def disk_bytes(self) -> int:

@@ -26,10 +26,10 @@ class TokenEmbedding:
     def __init__(self, model: ModelSpec, weights: WeightStore, file: WeightFile | None) -> None:
         self._spec = model.embedding
         names = dict.fromkeys(embedding_shapes(model))
-        if model.head.is_tied:
+        if model.shares_table:
             names["head.weight"] = None
         self._tables = {name: EmbeddingTable(weights, file, name) for name in names}
-        self._tokens = self._tables["head.weight" if model.head.is_tied else "tokens.weight"]
+        self._tokens = self._tables.get("head.weight" if model.shares_table else "tokens.weight")
 
     def fill(self, out: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor) -> None:
         """Embed tokens.
@@ -44,6 +44,7 @@ class TokenEmbedding:
             int64 [batch, tokens], or [1, tokens] where all sequences have the same.
         """
         spec = self._spec
+        assert self._tokens is not None, "a later stage has no embedding"
         out.copy_(self._projected(self._tokens.gather(ids)))
         layers.scale_embedding(out, spec)
         if spec.has_positions:

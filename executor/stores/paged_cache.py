@@ -90,7 +90,9 @@ class PagedCache:
         self._policy, self._arena = policy, machine.arenas["cpu"]
         self._rings = rings_of(model)
         self.sizes = PoolSizes.of(
-            model, pool_tokens=policy.lanes.pool_tokens, most_lanes=policy.block_size
+            model,
+            pool_tokens=policy.lanes.pool_tokens,
+            most_lanes=policy.block_size * policy.blocks_in_flight,
         )
         self._numbers = decoder_numbers(model)
         on_disk = layers_on_disk(policy)
@@ -260,7 +262,7 @@ class PagedCache:
         is_dense = self._policy.attention_sparsity == 1
         if is_dense or attention.latent is not None or attention.window is not None:
             return None
-        shape = self._policy.block_size, rows, width
+        shape = self._policy.block_size * self._policy.blocks_in_flight, rows, width
         raw = self._arena.allocate("value sums", math.prod(shape) * SUM_BYTES)
         return raw.view(torch.float32).view(shape)
 

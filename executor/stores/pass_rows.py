@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from costmodel.plan.policy import Policy
 from executor.machine.tiers import Machine
 from profiles.compute_plan import DTYPES
+
+RowBytes = npt.NDArray[np.uint8]
 
 
 class PassRows:
@@ -34,6 +38,20 @@ class PassRows:
         """Prepare for a pass; batch ``i`` has the rows from ``ends[i]`` to ``ends[i + 1]``."""
         assert ends[-1] <= len(self._rows)
         self._ends = ends
+
+    @property
+    def _used(self) -> torch.Tensor:
+        """The bytes of all rows of the pass, uint8."""
+        return self._rows[: self._ends[-1]].flatten().view(torch.uint8)
+
+    def put(self, rows: RowBytes) -> None:
+        """Fill all rows of the pass with those that ``taken`` returned on another machine."""
+        # Torch warns of memory that is read-only, numpy does not.
+        np.copyto(self._used.numpy(), rows)
+
+    def taken(self) -> RowBytes:
+        """Return a copy of all rows of the pass, as bytes of the model's dtype, uint8 [bytes]."""
+        return self._used.numpy().copy()
 
     def of(self, batches: range) -> torch.Tensor:
         """Return the hidden states of adjacent batches, [rows, 1, hidden_size]."""

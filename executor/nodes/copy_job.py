@@ -1,0 +1,211 @@
+"""A job of copies: every node has the whole model, and takes prompts as fast as it can."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from costmodel.cluster.plan import ClusterPlan
+from costmodel.plan.prefixes import Prefixes
+from costmodel.schedule.admission import longest_first
+from executor.cli.cluster_bar import ClusterBar
+from executor.cli.job_options import JobOptions
+from executor.jobs.job_run import JobRun
+from executor.nodes.copy_plan import (
+    CopyPlanner,
+    PlannedOnNodes,
+    lacks_of,
+    name_of,
+)
+from executor.nodes.copy_run import CopyNode, CopyRun
+from executor.nodes.facts import check_alike, own_facts
+from executor.nodes.node import with_workload
+from executor.nodes.pipeline_actors import PipelineActors
+from executor.nodes.pipeline_plan import stage_policy
+from executor.nodes.ray_nodes import NodeActor, ask_all, folder_on, ray_nodes
+from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
+from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
+from profiles.units import format_count, format_figure
+
+
+class CopyJob:
+    """The nodes of a job and their processes. A context manager.
+
+    Parameters
+    ----------
+    model
+        The checkpoint, by its path on every node: a shared folder, or a copy on each.
+    only
+        Names of the nodes to use; all where there is none.
+    timeout_s
+        A node with work that makes no step for so long has failed.
+    profiles
+        Those of nodes, by name, where they are known.
+    plan
+        What each node runs; ``None`` lets every node search a policy for the whole model.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        only: Sequence[str] = (),
+        timeout_s: float,
+        profiles: Mapping[str, HardwareProfile] | None = None,
+        plan: ClusterPlan | None = None,
+    ) -> None:
+        # A node's process has a working folder of its own.
+        self._model, self._timeout_s = Path(model).absolute(), timeout_s
+        found = ray_nodes(only)
+        if not found:
+            raise InputError("nodes", got="none that runs anything", allowed="one or more")
+        self._actors = [NodeActor(node) for node in found]
+        self._spares = [node for node in ray_nodes() if node not in found]
+        copies = plan.copies if plan else ()
+        self._pipelines = [copy for copy in copies if len(copy.stages) > 1]
+        policies = {c.stages[0].node: c.stages[0].policy for c in copies if len(c.stages) == 1}
+        staged = {stage.node for copy in self._pipelines for stage in copy.stages}
+        alone = [actor for actor in self._actors if actor.name not in staged]
+        self._planner = CopyPlanner(alone, self._model, profiles or {}, policies, self._pipelines)
+        self._nodes: list[CopyNode] = []
+        self._run: CopyRun | None = None
+        self._seconds = 0.0
+
+    def __enter__(self) -> CopyJob:
+        try:
+            calls = [actor.handle.facts.remote(self._model) for actor in self._actors]
+            found = ask_all(self._actors, calls)
+            named = zip((actor.name for actor in self._actors), found, strict=True)
+            check_alike([("this machine", own_facts(self._model)), *named], self._model)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes of all nodes."""
+        for actor in self._actors:
+            actor.end()
+
+    def options(self, options: JobOptions) -> JobOptions:
+        """Return options by which the nodes plan a job."""
+        told: dict[str, Any] = {
+            field.name: getattr(options, field.name) for field in fields(options)
+        }
+        told["offload_dir"] = options.offload_dir.absolute()
+        self._options = PlannedOnNodes(**told, planner=self._planner)
+        return self._options
+
+    def begin(self, job: JobRun) -> None:
+        """Prepare a job that was planned with these options."""
+        lengths = job.job.run_lengths()
+        self._lengths, workload = lengths, job.job.policy.workload
+        actors: list[NodeActor | PipelineActors] = [*self._actors, *self._pipeline_actors()]
+        for actor in actors:
+            plan = self._planner.plans.get(actor.name)
+            if plan is None:
+                continue
+            plan = with_workload(plan, workload)
+            shares = self._options.shares_prefixes and plan.policy.shares_prefixes
+            node_job = NodeJob(
+                model=self._model,
+                plan=plan,
+                offload_dir=folder_on(self._options.offload_dir, actor.name),
+                lengths=lengths if shares else lengths.sharing(Prefixes.none(len(lengths))),
+            )
+            self._nodes.append(CopyNode(actor=actor, job=node_job, lacks=lacks_of(plan, lengths)))
+
+    def _pipeline_actors(self) -> Iterator[PipelineActors]:
+        by_name = {actor.name: actor for actor in self._actors}
+        for copy in self._pipelines:
+            jobs = []
+            # Nodes are planned for the same work as the pipeline is.
+            workload = self._planner.plans[name_of(copy)].policy.workload
+            for place, stage in enumerate(copy.stages):
+                policy = stage_policy(copy, place, workload)
+                assert policy.hardware is not None
+                jobs.append(
+                    StageJob(
+                        model=self._model,
+                        policy=policy,
+                        hardware=policy.hardware,
+                        offload_dir=folder_on(self._options.offload_dir, stage.node),
+                    )
+                )
+            stages = [by_name[stage.node] for stage in copy.stages]
+            yield PipelineActors(stages, jobs, self._spares)
+
+    def run(self, job: JobRun) -> None:
+        """Run it, and write each answer as its requests end."""
+        table, prompts = job.read.table, job.prompts
+
+        def handed(number: int) -> Handed:
+            row = prompts.rows[number]
+            return Handed(
+                request=number,
+                prompt_ids=tuple(prompts[number]),
+                params=table.params(row),
+                identity=table.identities[row],
+            )
+
+        order = longest_first(self._lengths).tolist()
+        running = CopyRun(self._nodes, handed, order, self._timeout_s)
+        start_s = time.perf_counter()
+        bar = ClusterBar(self._lengths, len(self._nodes))
+        with closing(running), bar, job.answering() as take:
+            bar.begin()
+            for finished in running.run():
+                take(finished)
+                bar.ended(finished)
+        self._seconds = time.perf_counter() - start_s
+
+    def describe_plan(self) -> str:
+        """Return what each node is predicted to do."""
+        lines = [f"copies on {format_count(len(self._nodes), 'node')}:"]
+        lines += [f"  {node.name}: {_told(node.job.plan)}" for node in self._nodes]
+        total = sum(node.predicted for node in self._nodes)
+        return "\n".join([*lines, f"  together {format_figure(total)} token/s predicted"])
+
+    def describe_run(self) -> str:
+        """Return what each node has done."""
+        lines = []
+        for node in self._nodes:
+            told = f"  {node.name}: {format_count(node.num_answered, 'prompt')} answered"
+            told += f", {format_figure(node.num_tokens / self._seconds)} token/s"
+            if node.num_failures:
+                told += f", failed {format_count(node.num_failures, 'time')}"
+            lines.append(told)
+        total = sum(node.num_tokens for node in self._nodes) / self._seconds
+        told = f"  together {format_figure(total)} token/s, loading included"
+        return "\n".join([f"measured in {format_figure(self._seconds)} s:", *lines, told])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures of the run."""
+        return {
+            "seconds": self._seconds,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "answered": node.num_answered,
+                    "output_tokens": node.num_tokens,
+                    "failures": node.num_failures,
+                    "predicted_tok_per_s": node.predicted,
+                }
+                for node in self._nodes
+            ],
+        }
+
+
+def _told(plan: NodePlan) -> str:
+    policy = plan.policy
+    kind = "blocks of" if policy.lanes is None else "lanes"
+    rate = format_figure(plan.predicted.throughput_tok_per_s)
+    return f"{kind} {policy.block_size}, {rate} token/s predicted"

@@ -1,0 +1,106 @@
+"""What the process of a node does when it is asked. Ray makes an actor of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodel.plan.workload import Workload
+from costmodel.pricing.price import check_fits, estimate
+from executor.checkpoint.opening import open_checkpoint
+from executor.cli.job_options import JobOptions
+from executor.machine_profile import machine_profile
+from executor.nodes.copy_engine import CopyEngine
+from executor.nodes.facts import NodeFacts, own_facts
+from executor.nodes.share import Handed, NodeJob, NodeNews, NodePlan, StageJob
+from executor.nodes.stage_engine import StageEngine
+from executor.run.stage_run import StagePass, StageResult
+from executor.stores.pass_rows import RowBytes
+from profiles.hardware import HardwareProfile
+
+Message = npt.NDArray[np.uint8]
+
+
+class Node:
+    """One node of a cluster."""
+
+    def __init__(self) -> None:
+        self._engine: CopyEngine | None = None
+        self._stage: StageEngine | None = None
+
+    def facts(self, model: Path | None) -> NodeFacts:
+        """Return what this machine is."""
+        return own_facts(model)
+
+    def profile(self, offload_dir: Path) -> HardwareProfile:
+        """Return this machine's profile, measured once and kept here."""
+        offload_dir.mkdir(parents=True, exist_ok=True)
+        return machine_profile(offload_dir)
+
+    def message(self, num_bytes: int) -> Message:
+        """Return so many bytes, to measure a link with."""
+        return np.zeros(num_bytes, np.uint8)
+
+    def receive(self, message: Sequence[Any]) -> float:
+        """Return the seconds until a message is here, given a list of a reference to it."""
+        import ray
+
+        start_s = time.perf_counter()
+        ray.get(message[0])
+        return time.perf_counter() - start_s
+
+    def plan(self, model: Path, options: JobOptions, workload: Workload) -> NodePlan:
+        """Plan the whole job on this node alone; raises ``InfeasibleError`` where it cannot run."""
+        options.offload_dir.mkdir(parents=True, exist_ok=True)
+        dtype = options.policy.model.dtype if options.policy else options.dtype
+        source = open_checkpoint(model, dtype=dtype)
+        policy, hardware, _ = options.choose_policy(source, workload)
+        predicted = estimate(policy, hardware)
+        check_fits(predicted, hardware)
+        return NodePlan(policy=policy, hardware=hardware, predicted=predicted)
+
+    def start(self, job: NodeJob) -> NodeNews:
+        """Begin to load the weights, and then to answer requests."""
+        self._engine = CopyEngine(job)
+        self._engine.start()
+        return NodeNews()
+
+    def start_pipeline(
+        self, job: NodeJob, stages: Sequence[Any], stage_jobs: Sequence[StageJob]
+    ) -> NodeNews:
+        """Begin to direct the stages of a pipeline."""
+        from executor.nodes.pipeline_engine import PipelineEngine
+
+        self._engine = PipelineEngine(job, stages, stage_jobs)
+        self._engine.start()
+        return NodeNews()
+
+    def open_stage(self, job: StageJob) -> None:
+        """Load the weights of a stage."""
+        job.offload_dir.mkdir(parents=True, exist_ok=True)
+        self._stage = StageEngine(job)
+
+    def stage_pass(
+        self, told: StagePass, rows: RowBytes | None, chosen: Sequence[Handed] = ()
+    ) -> RowBytes | StageResult:
+        """Run a pass of the stage; ``chosen`` are requests whose tokens it will choose."""
+        assert self._stage is not None
+        return self._stage.run_pass(told, rows, chosen)
+
+    def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
+        """Take requests, and return what has happened since the last call, or after ``seconds``."""
+        assert self._engine is not None
+        return self._engine.exchange(handed, seconds)
+
+
+def with_workload(plan: NodePlan, workload: Workload) -> NodePlan:
+    """Return a plan for the requests that run; a policy without lanes has made room for them."""
+    if plan.policy.lanes is None:
+        return plan
+    return replace(plan, policy=replace(plan.policy, workload=workload))

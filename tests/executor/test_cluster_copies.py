@@ -1,0 +1,236 @@
+"""Jobs of copies on a real Ray cluster: the answers of one machine, whoever fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+pytest.importorskip("ray")
+
+from costmodel.cluster.plan import ClusterPlan, CopyPlan, StagePlan
+from costmodel.plan.policy import Placement, Policy
+from executor import LLM, SamplingParams, cluster, generate
+from executor.cli.cluster_bar import ClusterBar
+from executor.nodes import ray_nodes
+from tests.executor.cluster_nodes import DISK_RATE, ROOT, VERSION, add_node, nodes_at_work, pid_on
+from tests.executor.commands import Ended, end_command
+from tests.executor.job_desk import LANES, Desk, request, save_job_model
+from tests.executor.killed_jobs import CONTEXT, answers_of
+from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy
+from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE
+
+NUM_PROMPTS = 24
+HALVES = Placement(cpu=0.5, disk=0.5)
+# Of the nodes by name: all but the last have the placements of ``PLACEMENTS``.
+SLOW = {DISK_RATE: "3e6"}
+ENVS: dict[str, dict[str, str]] = {"a": SLOW, "b": {}, "c": SLOW, "odd": {VERSION: "0"}}
+PLACEMENTS = {"a": ON_CPU, "b": HALVES, "c": ON_DISK}
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    with nodes_at_work(ENVS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    options: dict[str, dict[str, Any]] = {"dense": {}, "mixture": MIXTURES["mixtral"]}
+    return {
+        name: save_job_model(tmp_path_factory.mktemp(name), **each)
+        for name, each in options.items()
+    }
+
+
+@pytest.fixture
+def desk(models: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Desk:
+    made = Desk(models[getattr(request, "param", "dense")], tmp_path)
+    made.write_policy(lanes=LANES)
+    made.write(*map(line_of, range(NUM_PROMPTS)))
+    return made
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    return lambda main, arguments: end_command(main, arguments, monkeypatch, capfd)
+
+
+def line_of(number: int) -> dict[str, Any]:
+    prompt = [(7 * number + i * i) % VOCAB_SIZE for i in range(1 + number % 8)]
+    body: dict[str, Any] = {"max_tokens": 1 + number % 6}
+    if number % 3 == 0:
+        body |= {"temperature": 0.8, "seed": number}
+    if number % 5 == 0:
+        body |= {"stop": ["w1"]}
+    return request(number, prompt, **body)
+
+
+def on_nodes(desk: Desk, *more: object) -> list[str]:
+    """Return the arguments of a job on nodes, each with an offload folder of its own."""
+    flags = desk.arguments("--node-timeout=60s", *more)
+    return ["generate", *(f"{x}/{{node}}" if "offload-dir" in x else x for x in flags)]
+
+
+def answers_alone(desk: Desk, run: Run) -> list[str]:
+    """Return the answers of one machine."""
+    assert run(generate.main, desk.arguments()).status == 0
+    answers = sorted(answers_of(desk.output))
+    desk.output.unlink()
+    return answers
+
+
+def write_uneven(desk: Desk) -> None:
+    """Give every node a policy of its own: another placement, and fewer lanes."""
+    base = Policy.load(desk.policy)
+    policies = {
+        name: change_policy(base, weights=placement, num_gpu_batches=count)
+        for count, (name, placement) in zip((2, 1, 2), PLACEMENTS.items(), strict=True)
+    }
+    copies = (
+        CopyPlan(stages=(StagePlan(node=name, policy=policy),), share=1 / len(policies))
+        for name, policy in policies.items()
+    )
+    plan = ClusterPlan(model=base.model, workload=base.workload, copies=tuple(copies))
+    plan.save(desk.policy)
+
+
+@pytest.mark.parametrize("desk", ["dense", "mixture"], indirect=True)
+def test_uneven_copies_give_the_answers_of_one_machine(nodes: Any, desk: Desk, run: Run) -> None:
+    expected = answers_alone(desk, run)
+    write_uneven(desk)
+    ended = run(cluster.main, on_nodes(desk, "--json"))
+    assert (ended.status, ended.err) == (0, "")
+    assert sorted(answers_of(desk.output)) == expected
+    told = json.loads(ended.out.splitlines()[-1])
+    assert sum(node["answered"] for node in told["nodes"]) == NUM_PROMPTS
+    # Half of a share is handed out at first, so that none is without work.
+    assert all(node["answered"] > 0 for node in told["nodes"])
+
+
+def at_first_answer(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Do something when the first answers are written."""
+    ended, acted = ClusterBar.ended, []
+
+    def told(self: ClusterBar, finished: Any) -> None:
+        ended(self, finished)
+        if not acted:
+            acted.append(True)
+            act()
+
+    monkeypatch.setattr(ClusterBar, "ended", told)
+
+
+def test_others_go_on_when_a_process_is_killed_and_another_one_hangs(
+    nodes: Any, desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers_alone(desk, run)
+    desk.write_policy(lanes=LANES, weights=ON_DISK)
+
+    def strike() -> None:
+        os.kill(pid_on(nodes, "a"), signal.SIGKILL)
+        os.kill(pid_on(nodes, "c"), signal.SIGSTOP)
+
+    at_first_answer(monkeypatch, strike)
+    ended = run(cluster.main, [*on_nodes(desk, "--nodes=a,b,c"), "--node-timeout=3s"])
+    assert ended.status == 0
+    assert sorted(answers_of(desk.output)) == expected
+    assert "node a: " in ended.err and "its " in ended.err
+
+
+def test_a_node_that_is_killed_is_left_out(
+    nodes: Any, desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers_alone(desk, run)
+    desk.write_policy(lanes=LANES, weights=ON_DISK)
+    lost = add_node(nodes, "lost", {DISK_RATE: "1e6"})
+    at_first_answer(monkeypatch, lambda: nodes.remove_node(lost, allow_graceful=False))
+    ended = run(cluster.main, on_nodes(desk, "--nodes=a,lost"))
+    assert ended.status == 0
+    assert sorted(answers_of(desk.output)) == expected
+
+
+def _drive(address: str, arguments: list[str], num_answers: int) -> None:
+    """Run a job in a process that kills itself after some answers."""
+    left = num_answers
+    ended = ClusterBar.ended
+
+    def told(self: ClusterBar, finished: Any) -> None:
+        nonlocal left
+        ended(self, finished)
+        left -= len(finished)
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ClusterBar.ended = told  # type: ignore[method-assign]
+    cluster.main([*arguments, f"--ray={address}"])
+
+
+def test_a_killed_driver_goes_on_with_resume(nodes: Any, desk: Desk, run: Run) -> None:
+    expected = answers_alone(desk, run)
+    arguments = on_nodes(desk, "--nodes=a,b", "--resume")
+    process = CONTEXT.Process(target=_drive, args=(nodes.address, arguments, 5))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    before = desk.output.read_bytes().count(b"\n")
+    assert 5 <= before < NUM_PROMPTS
+    ended = run(cluster.main, arguments)
+    assert ended.status == 0
+    assert f"{before} of {NUM_PROMPTS} prompts are answered already" in ended.err
+    assert sorted(answers_of(desk.output)) == expected
+
+
+def test_mixed_versions_and_unknown_nodes_are_refused_by_name(
+    nodes: Any, desk: Desk, run: Run
+) -> None:
+    ended = run(cluster.main, on_nodes(desk, "--nodes=odd"))
+    assert ended.status == 2
+    assert "node odd: got zigzag 0; allowed: zigzag" in ended.err
+    ended = run(cluster.main, on_nodes(desk, "--nodes=a,none"))
+    assert ended.status == 2
+    assert "got none; allowed: a, b, c, odd" in ended.err
+
+
+def test_without_memory_a_job_is_refused_before_it_runs(nodes: Any, desk: Desk, run: Run) -> None:
+    policy = Policy.load(desk.policy)
+    assert policy.hardware is not None
+    cpu = replace(policy.hardware.cpu, memory_bytes=2**20)
+    replace(policy, hardware=replace(policy.hardware, cpu=cpu)).save(desk.policy)
+    ended = run(cluster.main, on_nodes(desk, "--nodes=b"))
+    assert ended.status == 3
+    assert "node b: the policy does not fit: cpu is short by" in ended.err
+
+
+def test_without_ray_the_command_says_what_to_install(
+    desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    ended = run(cluster.main, on_nodes(desk))
+    assert ended.status == 2
+    assert f"try: {ray_nodes.INSTALL}" in ended.err
+
+
+def test_the_example_reads_and_writes_parquet(
+    nodes: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    prompts = ["w5 w9 w3", "w12", "w8 w8"]
+    (tmp_path / "prompts").mkdir()
+    pandas.DataFrame({"prompt": prompts}).to_parquet(tmp_path / "prompts" / "part.parquet")
+    example = runpy.run_path(str(ROOT / "examples" / "ray_data.py"))
+    example["main"](tmp_path / "prompts", tmp_path / "answers", models["dense"])
+    found = pandas.read_parquet(tmp_path / "answers")
+    with LLM(models["dense"], cpu_memory="1GiB", offload_dir=tmp_path, progress=False) as llm:
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=24))
+    expected = {output.prompt: output.outputs[0].text for output in outputs}
+    assert dict(zip(found["prompt"], found["answer"], strict=True)) == expected

@@ -1,0 +1,200 @@
+"""The engines of nodes in one process, without Ray: the tokens of one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from costmodel.cluster.plan import CopyPlan, StagePlan
+from costmodel.cluster.stages import stages_of_counts
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.policy import Placement, Prediction, placed_alike
+from executor.checkpoint.folder import Checkpoint
+from executor.jobs.params import RowParams
+from executor.nodes import pipeline_engine
+from executor.nodes.copy_engine import CopyEngine
+from executor.nodes.hand_out import HandOut
+from executor.nodes.node import Node
+from executor.nodes.pipeline_engine import PipelineEngine
+from executor.nodes.pipeline_plan import stage_policy, whole_policy
+from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
+from tests.executor.job_desk import LANES
+from tests.executor.reference import ReferenceModel
+from tests.executor.tiny_machines import (
+    ON_CPU,
+    ON_DISK,
+    change_policy,
+    make_hardware,
+    make_policy,
+)
+from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
+
+PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 8, 5, 14
+HALVES = Placement(cpu=0.5, disk=0.5)
+MODELS: dict[str, dict[str, Any]] = {
+    # Windows, so that stages have other rings; a tied table is in both ends.
+    "dense": {"family": "gemma3_text", "num_layers": 5, "tied": True},
+    "mixture": {**MIXTURES["qwen3_moe"], "num_layers": 4},
+}
+PROMPTS = [
+    [(7 * n + i * i) % VOCAB_SIZE for i in range(1 + n % PROMPT_LEN)] for n in range(NUM_PROMPTS)
+]
+LIMITS = [1 + n % GEN_LEN for n in range(NUM_PROMPTS)]
+NO_PREDICTION = Prediction(
+    throughput_tok_per_s=1.0,
+    latency_s=0.0,
+    prefill_s=0.0,
+    decode_s=0.0,
+    lower_bound_s=0.0,
+    bottleneck="",
+    channel_s={},
+    peak_bytes={},
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in MODELS}
+    for name, options in MODELS.items():
+        save_tiny_model(folders[name], **options)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def expected(models: dict[str, Path]) -> dict[str, list[list[int]]]:
+    """The likeliest tokens of each prompt alone, up to its limit."""
+    found = {}
+    for name, folder in models.items():
+        whole = ReferenceModel(Checkpoint.open(folder)).generate(PROMPTS, GEN_LEN)
+        found[name] = [ids[:limit] for ids, limit in zip(whole, LIMITS, strict=True)]
+    return found
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let calls of actors return their results at once."""
+
+    class Failure(Exception):
+        pass
+
+    fake = SimpleNamespace(
+        get=lambda call: [each.value for each in call] if isinstance(call, list) else call.value,
+        wait=lambda calls, num_returns, timeout=None: (calls[:num_returns], calls[num_returns:]),
+        exceptions=SimpleNamespace(RayError=Failure),
+    )
+    monkeypatch.setattr(pipeline_engine, "load_ray", lambda: fake)
+
+
+class Call:
+    """A call that has returned; each is another key."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def actor_of(node: Node) -> Any:
+    """Return what looks like an actor's handle."""
+
+    def method(name: str) -> Any:
+        def call(*given: Any) -> Call:
+            values = [each.value if isinstance(each, Call) else each for each in given]
+            return Call(getattr(node, name)(*values))
+
+        return SimpleNamespace(remote=call)
+
+    return SimpleNamespace(open_stage=method("open_stage"), stage_pass=method("stage_pass"))
+
+
+def answers(engine: CopyEngine) -> list[list[int]]:
+    """Hand all requests out as the engine has room, and return their tokens."""
+    hand_out, found = HandOut(range(NUM_PROMPTS)), {}
+    engine.start()
+    handed: list[Handed] = []
+    while hand_out.num_left:
+        news = engine.exchange(handed, 60)
+        assert news.error is None
+        for done in news.finished:
+            assert hand_out.answered("a", done.request)
+            found[done.request] = list(done.ids)
+        handed = [
+            Handed(
+                request=request,
+                prompt_ids=tuple(PROMPTS[request]),
+                params=RowParams(max_tokens=LIMITS[request]),
+                identity=request,
+            )
+            for request in hand_out.take("a", min(3, news.wanted))
+        ]
+    engine.close()
+    return [found[request] for request in range(NUM_PROMPTS)]
+
+
+def job_of(folder: Path, model: Path, policy: Any) -> NodeJob:
+    return NodeJob(
+        model=model,
+        plan=NodePlan(policy=policy, hardware=make_hardware(), predicted=NO_PREDICTION),
+        offload_dir=folder,
+        lengths=Lengths(np.array([len(p) for p in PROMPTS]), LIMITS),
+    )
+
+
+@pytest.mark.parametrize("lanes", [LANES, None])
+def test_a_copy_answers_what_is_handed_out(
+    models: dict[str, Path], expected: dict[str, list[list[int]]], tmp_path: Path, lanes: Any
+) -> None:
+    spec = Checkpoint.open(models["dense"]).spec
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN, weights=HALVES)
+    policy = change_policy(base, lanes=lanes, hardware=make_hardware())
+    assert answers(CopyEngine(job_of(tmp_path, models["dense"], policy))) == expected["dense"]
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("model", "counts", "placements"),
+    [
+        ("dense", (2, 3), (ON_CPU, ON_DISK)),
+        ("dense", (2, 1, 2), (HALVES, ON_CPU, ON_DISK)),
+        ("mixture", (3, 1), (HALVES, HALVES)),
+        ("mixture", (1, 2, 1), (ON_DISK, HALVES, ON_CPU)),
+    ],
+)
+def test_stages_make_the_tokens_of_one_machine(
+    models: dict[str, Path],
+    expected: dict[str, list[list[int]]],
+    tmp_path: Path,
+    model: str,
+    counts: Sequence[int],
+    placements: Sequence[Placement],
+) -> None:
+    spec = Checkpoint.open(models[model]).spec
+    plans = []
+    for place, part in enumerate(stages_of_counts(spec, counts)):
+        base = make_policy(part, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+        policy = change_policy(
+            base,
+            hardware=make_hardware(),
+            weights=placed_alike(part, placements[place]),
+            gpu_batch_size=4 if place % 2 else 2,
+            num_gpu_batches=1 if place % 2 else 2,
+            blocks_in_flight=len(counts),
+        )
+        plans.append(StagePlan(node=str(place), policy=policy))
+    copy = CopyPlan(stages=tuple(plans), share=1.0)
+    workload = plans[0].policy.workload
+    jobs = []
+    for place in range(len(counts)):
+        policy = stage_policy(copy, place, workload)
+        folder = tmp_path / str(place)
+        hardware = make_hardware()
+        jobs.append(
+            StageJob(model=models[model], policy=policy, hardware=hardware, offload_dir=folder)
+        )
+    whole = job_of(tmp_path, models[model], whole_policy(copy, spec, workload))
+    nodes = [Node() for _ in counts]
+    engine = PipelineEngine(whole, [actor_of(node) for node in nodes], jobs)
+    assert answers(engine) == expected[model]
