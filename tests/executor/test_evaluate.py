@@ -101,7 +101,8 @@ def test_fewer_bits_are_told(capsys: pytest.CaptureFixture[str], text: Path) -> 
     four = _figures(capsys, text, "--weight-bits", "4", "--cache-bits", "4", "--sparsity", "0.5")
     assert (four["weight_bits"], four["cache_bits"], four["sparsity"]) == (4, 4, 0.5)
     assert abs(eight["ratio"] - 1) < abs(four["ratio"] - 1) < 0.5
-    assert four["agreement"] < eight["agreement"] < 1
+    # With some processors, the sums of 8 bits choose every token as those of 16 do.
+    assert four["agreement"] < eight["agreement"] <= 1
 
 
 def test_the_text_is_scored_as_it_stands(tmp_path: Path) -> None:

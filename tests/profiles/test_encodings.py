@@ -140,7 +140,9 @@ def test_a_part_has_the_values_that_the_whole_has(
     whole, out = torch.empty(2, 300), torch.empty(2, 159)
     multiply_encoded(x, matrix, whole)
     multiply_encoded(x, part, out)
-    torch.testing.assert_close(out, whole[:, 131:290])
+    # Sums may be in another order; the largest term sets how much that changes.
+    atol = 2e-6 * whole.abs().max().item()
+    torch.testing.assert_close(out, whole[:, 131:290], rtol=1.3e-6, atol=atol)
 
 
 def test_slices_are_views_and_clones_are_not(library: str) -> None:
