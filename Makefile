@@ -31,9 +31,13 @@ demo: $(VENV)/chat-model
 test: $(VENV)/installed
 	$(RUN) -m pytest --numprocesses logical --maxprocesses 4
 
-# Every combination of parameters and all random cases, not only enough of them.
+# Every combination of parameters, all random cases, and clusters of several Ray nodes.
 test-all: export ALL_CASES = 1
-test-all: test
+test-all: $(VENV)/with-ray test
+
+$(VENV)/with-ray: $(VENV)/installed
+	$(PIP) --editable '.[ray]'
+	touch $@
 
 # The floor is in setup.cfg.
 coverage: $(VENV)/installed
