@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,11 @@ def load_ray() -> ModuleType:
     # Ray reports the use of its libraries otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError:
         raise InputError(
             "zigzag cluster", got="no Ray", allowed="Ray on every node", hint=INSTALL
         ) from None
-    return ray
 
 
 @contextmanager

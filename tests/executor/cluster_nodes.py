@@ -69,15 +69,14 @@ def nodes_at_work(env_of: Mapping[str, Mapping[str, str]]) -> Iterator[Cluster]:
             "include_dashboard": False,
         },
     )
-    kept = ray_nodes.Node
     try:
         for name, env in env_of.items():
             add_node(cluster, name, env)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        ray_nodes.Node = HeldNode  # type: ignore[misc]
+        vars(ray_nodes)["Node"] = HeldNode
         yield cluster
     finally:
-        ray_nodes.Node = kept  # type: ignore[misc]
+        vars(ray_nodes)["Node"] = Node
         ray.shutdown()
         cluster.shutdown()
 

@@ -119,7 +119,8 @@ def test_uneven_copies_give_the_answers_of_one_machine(nodes: Any, desk: Desk, r
 
 def at_first_answer(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Do something when the first answers are written."""
-    ended, acted = ClusterBar.ended, []
+    ended = ClusterBar.ended
+    acted: list[bool] = []
 
     def told(self: ClusterBar, finished: Any) -> None:
         ended(self, finished)

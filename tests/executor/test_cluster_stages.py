@@ -126,7 +126,8 @@ def test_a_stage_that_is_killed_starts_again(
 ) -> None:
     desk, expected = make_desk(models["dense"], tmp_path, run)
     write_plan(desk, (2, 3), (ON_DISK, ON_DISK))
-    ended_of, struck = ClusterBar.ended, []
+    ended_of = ClusterBar.ended
+    struck: list[bool] = []
 
     def told(self: ClusterBar, finished: Any) -> None:
         ended_of(self, finished)
