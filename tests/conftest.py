@@ -31,6 +31,8 @@ LONG = (
 )
 # Tests of the library that is built for any CPU: one process builds it.
 PORTABLE = "[portable"
+# Files that start a Ray cluster: two at once would starve each other.
+RAY_CLUSTER = ("executor/test_cluster_copies.py", "executor/test_cluster_stages.py")
 # Files whose tests of one family share its model, and what transformers imports for it.
 BY_FAMILY = ("test_config_keys.py", "test_families.py", "test_family_policies.py")
 
@@ -62,12 +64,12 @@ def unit_of(name: str) -> str:
         return PORTABLE
     if file.endswith(BY_FAMILY) and "[" in case:
         return case[case.index("[") :]
-    return file
+    return "ray" if file.endswith(RAY_CLUSTER) else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with long units, and skip what needs a GPU on a machine without one."""
-    items.sort(key=lambda item: not unit_of(item.nodeid).endswith((*LONG, PORTABLE)))
+    items.sort(key=lambda item: not unit_of(item.nodeid).endswith((*LONG, PORTABLE, "ray")))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

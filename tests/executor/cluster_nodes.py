@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
@@ -16,7 +18,11 @@ from executor.engine.channels import Channel, Throttle
 from executor.machine import tiers
 from executor.nodes import ray_nodes
 from executor.nodes.facts import NodeFacts
+from executor.nodes.hand_out import HandOut
 from executor.nodes.node import Node
+from executor.nodes.share import Handed, NodeNews
+from executor.run.stage_run import StagePass, StageResult
+from executor.stores.pass_rows import RowBytes
 
 # Every node's store of objects.
 STORE_BYTES = 80 * 2**20
@@ -24,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 # What a node's process reads of its environment.
 DISK_RATE, VERSION = "ZIGZAG_TEST_DISK_RATE", "ZIGZAG_TEST_VERSION"
 PID_FILE = "ZIGZAG_TEST_PID_FILE"
+FAULT_FILE = "ZIGZAG_TEST_FAULT_FILE"
 
 
 class HeldNode(Node):
@@ -40,6 +47,71 @@ class HeldNode(Node):
         found = super().facts(model)
         told = os.environ.get(VERSION)
         return replace(found, versions=found.versions | {"zigzag": told}) if told else found
+
+    def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
+        """Take requests, unless a fault strikes first."""
+        if handed:
+            _fail_if_told()
+        return super().exchange(handed, seconds)
+
+    def stage_pass(
+        self, told: StagePass, rows: RowBytes | None, chosen: Sequence[Handed] = ()
+    ) -> RowBytes | StageResult:
+        """Run a pass of the stage, unless a fault strikes first."""
+        _fail_if_told()
+        return super().stage_pass(told, rows, chosen)
+
+
+def _fail_if_told() -> None:
+    """Send this process the signal of its node's fault, once."""
+    told = Path(os.environ[FAULT_FILE])
+    if not told.exists():
+        return
+    signal_number, num_before = map(int, told.read_text().split())
+    if num_before:
+        told.write_text(f"{signal_number} {num_before - 1}")
+        return
+    told.unlink()
+    os.kill(os.getpid(), signal_number)
+
+
+class FairHandOut(HandOut):
+    """A hand-out in which no node is so quick, or so slow, that another one gets no requests.
+
+    A node gets requests a second time when each of ``awaited`` has answered one or has failed.
+    """
+
+    awaited: Collection[str] = ()
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__(order)
+        self._awaited = set(self.awaited)
+        self._served: set[str] = set()
+
+    def take(self, node: str, count: int, without: Collection[int] = ()) -> list[int]:
+        """Return requests, if it is the node's turn."""
+        if self._awaited and node in self._served:
+            return []
+        taken = super().take(node, count, without)
+        if taken:
+            self._served.add(node)
+        return taken
+
+    def answered(self, node: str, request: int) -> bool:
+        """Take note of an answer."""
+        self._awaited.discard(node)
+        return super().answered(node, request)
+
+    def give_back(self, node: str) -> int:
+        """Take note of a node that has failed."""
+        self._awaited.discard(node)
+        return super().give_back(node)
+
+
+def wait_for(names: Collection[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand requests out as ``FairHandOut`` does."""
+    monkeypatch.setattr(FairHandOut, "awaited", names)
+    monkeypatch.setattr("executor.nodes.copy_run.HandOut", FairHandOut)
 
 
 def hold_disk(bytes_per_s: float) -> None:
@@ -87,6 +159,7 @@ def add_node(cluster: Cluster, name: str, env: Mapping[str, str] | None = None) 
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(ROOT),
         PID_FILE: str(_pids(cluster) / name),
+        FAULT_FILE: str(_fault_file(cluster, name)),
     }
     return cluster.add_node(
         num_cpus=1,
@@ -103,3 +176,13 @@ def pid_on(cluster: Cluster, name: str) -> int:
 
 def _pids(cluster: Cluster) -> Path:
     return Path(cluster.head_node.get_session_dir_path())
+
+
+def strike(cluster: Cluster, name: str, told: signal.Signals, *, num_before: int = 0) -> None:
+    """Let the process of a node send itself a signal when it gets work for the next time, or so
+    many times later."""
+    _fault_file(cluster, name).write_text(f"{int(told)} {num_before}")
+
+
+def _fault_file(cluster: Cluster, name: str) -> Path:
+    return Path(cluster.head_node.get_session_dir_path()) / f"{name}.fault"

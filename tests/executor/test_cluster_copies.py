@@ -21,7 +21,15 @@ from costmodel.plan.policy import Placement, Policy
 from executor import LLM, SamplingParams, cluster, generate
 from executor.cli.cluster_bar import ClusterBar
 from executor.nodes import ray_nodes
-from tests.executor.cluster_nodes import DISK_RATE, ROOT, VERSION, add_node, nodes_at_work, pid_on
+from tests.executor.cluster_nodes import (
+    DISK_RATE,
+    ROOT,
+    VERSION,
+    add_node,
+    nodes_at_work,
+    strike,
+    wait_for,
+)
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import LANES, Desk, request, save_job_model
 from tests.executor.killed_jobs import CONTEXT, answers_of
@@ -105,15 +113,18 @@ def write_uneven(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("desk", ["dense", "mixture"], indirect=True)
-def test_uneven_copies_give_the_answers_of_one_machine(nodes: Any, desk: Desk, run: Run) -> None:
+def test_uneven_copies_give_the_answers_of_one_machine(
+    nodes: Any, desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = answers_alone(desk, run)
     write_uneven(desk)
+    wait_for("abc", monkeypatch)
     ended = run(cluster.main, on_nodes(desk, "--json"))
     assert (ended.status, ended.err) == (0, "")
     assert sorted(answers_of(desk.output)) == expected
     told = json.loads(ended.out.splitlines()[-1])
     assert sum(node["answered"] for node in told["nodes"]) == NUM_PROMPTS
-    # Half of a share is handed out at first, so that none is without work.
+    # None gets requests a second time before all have answered.
     assert all(node["answered"] > 0 for node in told["nodes"])
 
 
@@ -132,20 +143,21 @@ def at_first_answer(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) ->
 
 
 def test_others_go_on_when_a_process_is_killed_and_another_one_hangs(
-    nodes: Any, desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch
+    nodes: Any,
+    desk: Desk,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     expected = answers_alone(desk, run)
-    desk.write_policy(lanes=LANES, weights=ON_DISK)
-
-    def strike() -> None:
-        os.kill(pid_on(nodes, "a"), signal.SIGKILL)
-        os.kill(pid_on(nodes, "c"), signal.SIGSTOP)
-
-    at_first_answer(monkeypatch, strike)
-    ended = run(cluster.main, [*on_nodes(desk, "--nodes=a,b,c"), "--node-timeout=3s"])
+    strike(nodes, "a", signal.SIGKILL)
+    strike(nodes, "c", signal.SIGSTOP)
+    wait_for("ac", monkeypatch)
+    ended = run(cluster.main, [*on_nodes(desk, "--nodes=a,b,c"), "--node-timeout=8s"])
     assert ended.status == 0
     assert sorted(answers_of(desk.output)) == expected
-    assert "node a: " in ended.err and "its " in ended.err
+    assert "node a: The actor died" in caplog.text
+    assert "node c: no step for 8 s; its 5 unfinished prompts go to others" in caplog.text
 
 
 def test_a_node_that_is_killed_is_left_out(

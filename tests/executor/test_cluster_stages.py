@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from costmodel.cluster.stages import stages_of_counts
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from executor import cluster, generate
 from executor.checkpoint.folder import Checkpoint
-from executor.cli.cluster_bar import ClusterBar
-from tests.executor.cluster_nodes import DISK_RATE, nodes_at_work, pid_on
+from tests.executor.cluster_nodes import DISK_RATE, nodes_at_work, strike
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import GEN_LEN, PROMPT_LEN, Desk, save_job_model
 from tests.executor.killed_jobs import answers_of
@@ -122,23 +120,14 @@ def test_a_stage_that_is_killed_starts_again(
     models: dict[str, Path],
     tmp_path: Path,
     run: Run,
-    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     desk, expected = make_desk(models["dense"], tmp_path, run)
     write_plan(desk, (2, 3), (ON_DISK, ON_DISK))
-    ended_of = ClusterBar.ended
-    struck: list[bool] = []
-
-    def told(self: ClusterBar, finished: Any) -> None:
-        ended_of(self, finished)
-        if not struck:
-            struck.append(True)
-            os.kill(pid_on(nodes, "b"), signal.SIGKILL)
-
-    monkeypatch.setattr(ClusterBar, "ended", told)
+    strike(nodes, "b", signal.SIGKILL, num_before=3)
     ended = run(cluster.main, on_nodes(desk))
     assert ended.status == 0
-    assert "it starts again" in ended.err
+    assert "it starts again" in caplog.text
     assert sorted(answers_of(desk.output)) == expected
 
 
