@@ -15,7 +15,6 @@ from costmodel.plan.workload import Workload
 from profiles.errors import InputError
 from profiles.files import dump_json, from_json, read_json, to_json
 from profiles.outputs import write_output
-from profiles.start import called
 
 SCHEMA_VERSION = 1
 # Shares of prompts are rounded in files that people edit.
@@ -184,7 +183,6 @@ class ClusterPlan:
                 "cluster policy schema_version",
                 got=self.schema_version,
                 allowed=f"{SCHEMA_VERSION}; another version of this program wrote it",
-                hint=f"{called('executor.cluster')} search",
             )
         if not self.copies:
             raise InputError("cluster policy copies", got="none", allowed="one copy or more")
@@ -226,6 +224,6 @@ class ClusterPlan:
             raise InputError(
                 f"cluster policy {path}",
                 got="no key 'copies'",
-                allowed=f"a file that {called('executor.cluster')} search wrote",
+                allowed="a file that ClusterPlan.save wrote",
             )
         return from_json(cls, raw, f"cluster policy {path}")
