@@ -32,7 +32,7 @@ LONG = (
 # Tests of the library that is built for any CPU: one process builds it.
 PORTABLE = "[portable"
 # Files that start a Ray cluster: two at once would starve each other.
-RAY_CLUSTER = ("executor/test_cluster_copies.py", "executor/test_cluster_stages.py")
+RAY_CLUSTER = ("executor/test_ray_copies.py", "executor/test_ray_stages.py")
 # Files whose tests of one family share its model, and what transformers imports for it.
 BY_FAMILY = ("test_config_keys.py", "test_families.py", "test_family_policies.py")
 

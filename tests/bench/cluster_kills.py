@@ -22,7 +22,7 @@ from executor import generate
 from tests.executor.cluster_nodes import DISK_RATE, add_node, nodes_at_work, pid_on
 from tests.executor.job_desk import LANES, Desk, save_job_model
 from tests.executor.killed_jobs import answers_of
-from tests.executor.test_cluster_copies import line_of
+from tests.executor.test_ray_copies import line_of
 from tests.executor.tiny_machines import ON_DISK
 
 NUM_PROMPTS = 120

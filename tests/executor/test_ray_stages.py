@@ -20,7 +20,7 @@ from tests.executor.cluster_nodes import DISK_RATE, nodes_at_work, strike
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import GEN_LEN, PROMPT_LEN, Desk, save_job_model
 from tests.executor.killed_jobs import answers_of
-from tests.executor.test_cluster_copies import line_of, on_nodes
+from tests.executor.test_ray_copies import line_of, on_nodes
 from tests.executor.tiny_machines import (
     ON_CPU,
     ON_DISK,
