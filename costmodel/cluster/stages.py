@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from costmodel.model.spec import ModelSpec
-from costmodel.model.stage_spec import StageSpec as StageSpec
+from costmodel.model.stage_spec import StageSpec
 from costmodel.plan.policy import Policy
 from profiles.errors import InputError
 

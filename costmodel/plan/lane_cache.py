@@ -11,19 +11,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from costmodel.plan.cuts import cache_spec, spread
-from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
+from costmodel.plan.pages import PoolSizes, layer_bytes
 from costmodel.plan.policy import Placement, Policy
 
 
 def cache_sizes(policy: Policy) -> list[int]:
     """Return the bytes of the pages of each decoder layer under a policy with lanes."""
     assert policy.lanes is not None
-    model, rings = policy.model, rings_of(policy.model)
-    pages = PoolSizes.of(
-        model, pool_tokens=policy.lanes.pool_tokens, most_lanes=policy.block_size
-    ).pages
-    caches = [cache_spec(policy, kind) for kind in model.layer_kinds]
-    sizes = [pages[rings.index(ring_tokens(c.window))] * PAGE * c.token_bytes for c in caches]
+    model = policy.model
+    pool = PoolSizes.of(model, pool_tokens=policy.lanes.pool_tokens, most_lanes=policy.block_size)
+    sizes = layer_bytes(model, pool, (cache_spec(policy, kind) for kind in model.layer_kinds))
     return [sizes[kind] for kind in model.layer_order]
 
 

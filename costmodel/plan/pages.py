@@ -6,8 +6,10 @@ every layer whose cache has the same ring, so that a sequence has one page table
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from costmodel.model.cache import CacheSpec
 from costmodel.model.spec import ModelSpec
 
 # Tokens of a page: whole tiles of the attention kernels, and little waste at a sequence's end.
@@ -62,3 +64,12 @@ def rings_of(model: ModelSpec) -> tuple[int | None, ...]:
     """Return the different rings of a model's layers, in the order of ``layer_kinds``."""
     rings = (ring_tokens(kind.attention.window) for kind in model.layer_kinds)
     return tuple(dict.fromkeys(rings))
+
+
+def layer_bytes(model: ModelSpec, pool: PoolSizes, caches: Iterable[CacheSpec]) -> list[int]:
+    """Return the bytes of all pages of a layer with each of the ``caches``."""
+    rings = rings_of(model)
+    return [
+        pool.pages[rings.index(ring_tokens(cache.window))] * PAGE * cache.token_bytes
+        for cache in caches
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from costmodel.model.layout import round_up
-from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
+from costmodel.plan.pages import PAGE, PoolSizes, layer_bytes, rings_of
 from costmodel.pricing.problem import Problem
 from profiles.aligned_io import PAGE_BYTES
 
@@ -35,9 +35,8 @@ def pool_of(problem: Problem) -> PoolSizes:
 
 def _layer_bytes(problem: Problem) -> list[int]:
     """Count the bytes of all pages of a layer of each kind."""
-    rings, pages = rings_of(problem.model), pool_of(problem).pages
-    caches = [kind.cache for kind in problem.layer_kinds]
-    return [pages[rings.index(ring_tokens(c.window))] * PAGE * c.token_bytes for c in caches]
+    caches = (kind.cache for kind in problem.layer_kinds)
+    return layer_bytes(problem.model, pool_of(problem), caches)
 
 
 def pool_bytes(problem: Problem) -> int:
