@@ -115,7 +115,7 @@ def test_works_in_lockstep_have_rates_like_their_amounts() -> None:
         BackgroundWork(channel=channel, unit="bytes_per_s", amount=amount, call=meet)
         for channel, amount in (("disk_read", 3.0), ("cpu_compute", 1.0))
     ]
-    first, second = rates_together(works, 0.02)
+    first, second = rates_together(works, 0.5)
     assert first / second == pytest.approx(3, rel=0.3)
 
 
