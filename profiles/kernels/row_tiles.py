@@ -19,7 +19,8 @@ from profiles.packing import Packing
 # are unpacked at once.
 TILE_ROWS, TILE_OUTPUTS = 64, 1024
 
-_is_fixed = False
+# One entry for each open context. Contexts of two models may close in the order they opened.
+_open_contexts: set[object] = set()
 
 
 @contextmanager
@@ -29,17 +30,17 @@ def fixed_rows() -> Iterator[None]:
     On a CPU no result then depends on the number of rows in a product. Native kernels always sum
     so. Where torch multiplies many rows faster, it does so in tiles. On a GPU this changes nothing.
     """
-    global _is_fixed
-    before, _is_fixed = _is_fixed, True
+    context = object()
+    _open_contexts.add(context)
     try:
         yield
     finally:
-        _is_fixed = before
+        _open_contexts.discard(context)
 
 
 def rows_are_fixed() -> bool:
     """Whether a ``fixed_rows`` is open."""
-    return _is_fixed
+    return bool(_open_contexts)
 
 
 def multiply_tiles(
