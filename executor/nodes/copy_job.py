@@ -71,7 +71,10 @@ class CopyJob:
         policies = {c.stages[0].node: c.stages[0].policy for c in copies if len(c.stages) == 1}
         staged = {stage.node for copy in self._pipelines for stage in copy.stages}
         alone = [actor for actor in self._actors if actor.name not in staged]
-        self._planner = CopyPlanner(alone, self._model, profiles or {}, policies, self._pipelines)
+        links = plan.links if plan else None
+        self._planner = CopyPlanner(
+            alone, self._model, profiles or {}, policies, self._pipelines, links
+        )
         self._nodes: list[CopyNode] = []
         self._run: CopyRun | None = None
         self._seconds = 0.0
