@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from profiles.files import dump_json, from_json, read_json, to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
 from profiles.rate_curve import require_not_negative, require_positive
+from profiles.recorded import find_profile
 
 SCHEMA_VERSION = 1
 
@@ -56,6 +58,10 @@ class NodeLink:
     def seconds(self, num_bytes: float) -> float:
         """Return the seconds of one message."""
         return self.latency_s + num_bytes / self.bytes_per_s
+
+
+# A link that costs nothing, where no network is known.
+FREE_LINK = NodeLink(bytes_per_s=1e12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +133,20 @@ class Cluster:
         names = ", ".join(node.name for node in self.nodes)
         raise InputError("node", got=repr(name), allowed=names)
 
+    def only(self, names: Collection[str]) -> Cluster:
+        """Return the cluster of the nodes with these names, all nodes where there are none.
+
+        Raises
+        ------
+        InputError
+            For a name that no node has.
+        """
+        if not names:
+            return self
+        nodes = tuple(self.node(name) for name in dict.fromkeys(names))
+        pairs = [pair for pair in self.links.pairs if {pair.source, pair.target} <= set(names)]
+        return replace(self, nodes=nodes, links=replace(self.links, pairs=tuple(pairs)))
+
     def save(self, path: Path) -> None:
         """Write the cluster as JSON, whole or not at all, without raw measurements."""
         plain = [replace(n, hardware=replace(n.hardware, measurements=())) for n in self.nodes]
@@ -135,8 +155,17 @@ class Cluster:
 
     @classmethod
     def load(cls, path: Path) -> Cluster:
-        """Read a cluster; raises ``InputError`` with file and key on anything out of place."""
-        return from_json(cls, read_json(path, "cluster"), f"cluster {path}")
+        """Read a cluster; raises ``InputError`` with file and key on anything out of place.
+
+        A node's hardware may also be what ``find_profile`` takes: the name of a recorded machine,
+        or a profile file.
+        """
+        raw = read_json(path, "cluster")
+        nodes = raw.get("nodes")
+        for node in nodes if isinstance(nodes, list) else ():
+            if isinstance(node, dict) and isinstance(node.get("hardware"), str):
+                node["hardware"] = to_json(find_profile(node["hardware"]))
+        return from_json(cls, raw, f"cluster {path}")
 
 
 def equal_nodes(hardware: HardwareProfile, count: int, link: NodeLink) -> Cluster:

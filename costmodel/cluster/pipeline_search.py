@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from costmodel.cluster.block_passes import BlockPasses
 from costmodel.cluster.cuts import MOST_CUTS, Cut, best_cut, even_cut, num_cuts
-from costmodel.cluster.estimate import limit_of, round_of
+from costmodel.cluster.estimate import prediction_of, round_of
 from costmodel.cluster.nodes import Links, Node
 from costmodel.cluster.pipeline import Round
-from costmodel.cluster.plan import CopyPlan, CopyPrediction, StagePlan
-from costmodel.cluster.stage_prices import PricedStage, StagePrices, segment_passes
+from costmodel.cluster.plan import CopyPlan, StagePlan
+from costmodel.cluster.stage_prices import PricedStage, StagePrices
 from costmodel.optimizer.choices import Pipeline, batch_sizes
 from costmodel.plan.workload import Workload
 
@@ -54,7 +55,6 @@ class PipelineSearch:
     ) -> None:
         self._nodes, self._kinds, self._links, self._prices = nodes, kinds, links, prices
         self._model, self._workload = prices.model, workload
-        self._passes = segment_passes(prices.workload)
 
     def estimate(self) -> Option | None:
         """Return the best block size and cut; ``None`` where nothing fits.
@@ -93,7 +93,7 @@ class PipelineSearch:
         count = max(cut)
         first = min((num_layers - count) // 2, num_layers - count - 1)
         hardware, kind = self._nodes[0].hardware, self._kinds[0]
-        stage = self._prices.price(hardware, kind, (first, count), pipeline)
+        stage = self._prices.price(hardware, kind, (first, count), pipeline, self._workload)
         seconds = self._job_seconds(block_size, [stage] * num_stages if stage else None)
         return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
 
@@ -121,14 +121,14 @@ class PipelineSearch:
         pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
         speeds = []
         for node, kind in zip(self._nodes, self._kinds, strict=True):
-            stage = self._prices.price(node.hardware, kind, (first, count), pipeline)
+            stage = self._prices.price(
+                node.hardware, kind, (first, count), pipeline, self._workload
+            )
             if stage is None:
                 # It has room for few layers, or for none.
                 speeds.append(0.0)
                 continue
-            of_pass = zip(self._passes, stage.seconds.decode, strict=True)
-            seconds = stage.seconds.prefill + sum(n * s for n, s in of_pass)
-            speeds.append(count / seconds)
+            speeds.append(count / float(stage.seconds @ self._passes(block_size).counts))
         least = min((speed for speed in speeds if speed), default=1.0)
         return [speed or least / count for speed in speeds]
 
@@ -139,20 +139,27 @@ class PipelineSearch:
         """Return the seconds of the job for each of its prompts; infinity where nothing fits."""
         if stages is None:
             return math.inf
-        in_round = block_size * len(stages)
+        in_round = self._passes(block_size).num_prompts
         num_prompts = self._workload.num_prompts or in_round
         num_rounds = -(-num_prompts // in_round)
         return self._round(stages).seconds * num_rounds / num_prompts
 
     def _round(self, stages: Sequence[PricedStage]) -> Round:
         names = [node.name for node in self._nodes]
-        return round_of(stages, names, self._links, self._workload)
+        passes = self._passes(stages[0].policy.block_size)
+        return round_of(stages, names, self._links, passes)
+
+    def _passes(self, block_size: int) -> BlockPasses:
+        pipeline = Pipeline(num_stages=len(self._nodes), block_size=block_size)
+        return self._prices.passes(self._nodes[0].hardware, pipeline, self._workload)
 
     def _stages(self, block_size: int, cut: Cut) -> list[PricedStage] | None:
         pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
         stages, first = [], 0
         for node, kind, count in zip(self._nodes, self._kinds, cut, strict=True):
-            stage = self._prices.price(node.hardware, kind, (first, count), pipeline)
+            stage = self._prices.price(
+                node.hardware, kind, (first, count), pipeline, self._workload
+            )
             if stage is None:
                 return None
             stages.append(stage)
@@ -171,11 +178,11 @@ class PipelineSearch:
                 for node, stage, of_stage in zip(self._nodes, stages, layers, strict=True)
             ),
             share=1.0,
-            predicted=CopyPrediction(
+            predicted=prediction_of(
+                found,
+                stages,
+                self._nodes,
                 throughput_tok_per_s=tokens / option.seconds_per_sequence,
-                prefill_s=found.prefill_s,
-                decode_s=found.decode_s,
-                limit=limit_of(found, stages, self._nodes),
             ),
         )
 
@@ -184,7 +191,8 @@ def block_sizes(workload: Workload, num_stages: int) -> list[int]:
     """Return the block sizes to try: those of ``batch_sizes``, no more than the prompts fill."""
     if workload.num_prompts is None:
         return batch_sizes(workload)
-    return batch_sizes(replace(workload, num_prompts=-(-workload.num_prompts // num_stages)))
+    in_block = -(-workload.num_prompts // num_stages)
+    return batch_sizes(replace(workload, num_prompts=in_block, lengths=None))
 
 
 def min_near(sizes: Sequence[int], estimate: Callable[[int], Option]) -> Option:

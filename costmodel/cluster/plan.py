@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from costmodel.cluster.nodes import Links
 from costmodel.cluster.stages import stage_of
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy
@@ -48,7 +49,7 @@ class CopyPrediction:
     prefill_s, decode_s
         Of a copy of several stages, seconds from the start of a round until the last block has left
         prefill, and the seconds after that. A round answers each block in flight. Of a copy of one
-        stage, those of a block.
+        stage, those of a block. Lanes have one phase of a whole job, which counts as decode.
     limit
         What most of the time is waited for: a limit of a stage's node, a link, or the path of one
         block through all stages.
@@ -67,7 +68,8 @@ class CopyPlan:
     Parameters
     ----------
     stages
-        All of them take blocks of the same number of sequences.
+        All of them take blocks of the same number of sequences. With lanes, all have the same
+        cache and rows, with room for every block in flight.
     share
         Fraction of the prompts that this copy is expected to answer. Prompts are handed out as
         copies become free, so that it is no promise.
@@ -100,16 +102,12 @@ class CopyPlan:
 
     def _check_policy(self, place: int, policy: Policy) -> None:
         """Refuse a stage that does not fit those before it."""
-        wanted = {"block size": self.block_size, "blocks_in_flight": self.blocks_in_flight}
-        found = {"block size": policy.block_size, "blocks_in_flight": policy.blocks_in_flight}
+        wanted = _shared(self.stages[0].policy) | {"blocks_in_flight": self.blocks_in_flight}
+        found = _shared(policy)
         for name, value in wanted.items():
             if found[name] != value:
                 what = f"copy.stages[{place}].policy"
                 raise InputError(what, got=f"{name} {found[name]}", allowed=f"{name} {value}")
-        if policy.lanes is not None and self.blocks_in_flight > 1:
-            raise InputError(
-                f"copy.stages[{place}].policy", got="lanes", allowed="sequences in step"
-            )
 
     @property
     def block_size(self) -> int:
@@ -120,6 +118,17 @@ class CopyPlan:
     def blocks_in_flight(self) -> int:
         """Blocks that the stages work on at the same time: as many as there are stages."""
         return len(self.stages)
+
+
+def _shared(policy: Policy) -> dict[str, int | None]:
+    """Return what all stages of a copy have alike."""
+    lanes = policy.lanes
+    return {
+        "block size": policy.block_size,
+        "blocks_in_flight": policy.blocks_in_flight,
+        "lanes.pool_tokens": lanes.pool_tokens if lanes else None,
+        "lanes.pass_rows": lanes.pass_rows if lanes else None,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +178,15 @@ class ClusterPlan:
         All prompts of the job.
     copies
         No node is in two of them. A node in none has nothing to do.
+    links
+        The network that the plan was made for; ``None`` where nobody has told.
     """
 
     model: ModelSpec
     workload: Workload
     copies: tuple[CopyPlan, ...]
     predicted: ClusterPrediction | None = None
+    links: Links | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

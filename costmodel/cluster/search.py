@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from costmodel.cluster.division import Division
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan, OneMore
+from costmodel.cluster.plan_search import PlanSearch
 from costmodel.cluster.stage_prices import Question
 from costmodel.cluster.team_prices import TeamPrices
 from costmodel.model.spec import ModelSpec
@@ -30,8 +30,8 @@ class ClusterSearch:
         Approximations that change outputs.
     margin
         Share of every capacity that is left free.
-    only_runnable
-        Whether to leave out pipelines that can be priced but not run (see ``Question``).
+    only_runnable, only_copies, on_searched
+        See ``Question``.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class ClusterSearch:
         permitted: Permitted = DEFAULT_PERMITTED,
         margin: float = DEFAULT_MARGIN,
         only_runnable: bool = False,
+        only_copies: bool = False,
+        on_searched: Callable[[], object] = lambda: None,
     ) -> None:
         self._question = Question(
             model=model,
@@ -49,6 +51,8 @@ class ClusterSearch:
             permitted=permitted,
             margin=margin,
             only_runnable=only_runnable,
+            only_copies=only_copies,
+            on_searched=on_searched,
         )
         self._prices = TeamPrices(self._question)
 
@@ -71,7 +75,7 @@ class ClusterSearch:
         for node in cluster.nodes:
             check_permitted(question.permitted, node.hardware, question.model)
             check_work(question.model, question.workload, node.hardware)
-        plan = Division(self._prices, cluster).plan()
+        plan = PlanSearch(self._prices, cluster).plan()
         if not asks_one_more:
             return plan
         assert plan.predicted is not None
@@ -86,7 +90,7 @@ class ClusterSearch:
             seen.add(kind)
             twin = replace(node, name=f"another {node.name}")
             larger = replace(cluster, nodes=(*cluster.nodes, twin))
-            predicted = Division(self._prices, larger).plan().predicted
+            predicted = PlanSearch(self._prices, larger).plan().predicted
             assert predicted is not None
             yield OneMore(like=node.name, throughput_tok_per_s=predicted.throughput_tok_per_s)
 
@@ -100,9 +104,17 @@ def search_cluster(
     margin: float = DEFAULT_MARGIN,
     asks_one_more: bool = False,
     only_runnable: bool = False,
+    only_copies: bool = False,
+    on_searched: Callable[[], object] = lambda: None,
 ) -> ClusterPlan:
     """Search once, see ``ClusterSearch``."""
     search = ClusterSearch(
-        model, workload, permitted=permitted, margin=margin, only_runnable=only_runnable
+        model,
+        workload,
+        permitted=permitted,
+        margin=margin,
+        only_runnable=only_runnable,
+        only_copies=only_copies,
+        on_searched=on_searched,
     )
     return search.run(cluster, asks_one_more=asks_one_more)

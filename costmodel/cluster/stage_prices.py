@@ -1,28 +1,41 @@
-"""The best policy of each stage of a pipeline, with its seconds; each different stage once."""
+"""The best policy of each stage of a pipeline, with the seconds of its passes."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
-from costmodel.cluster.pipeline import StageSeconds
+import numpy as np
+
+from costmodel.cluster.block_passes import BlockPasses, passes_in_step, passes_of_lanes
+from costmodel.cluster.stage_search import first_lanes, stage_policies
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted, Pipeline
 from costmodel.optimizer.optimum import Search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.passes import FloatArray
 from costmodel.pricing.price import stage_seconds
-from costmodel.pricing.stages import decode_segments
+from costmodel.schedule.job_simulation import JobTimeline, simulate_job
 from profiles.hardware import HardwareProfile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PricedStage:
-    """The best policy of a stage at one block size, and the seconds of its passes."""
+    """A policy of a stage.
+
+    Parameters
+    ----------
+    seconds
+        Of each pass over a block, float64 [passes].
+    timeline
+        Of lanes, the job of the first of ``BlockPasses.jobs`` on this stage.
+    """
 
     policy: Policy
-    seconds: StageSeconds
+    seconds: FloatArray
+    timeline: JobTimeline | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +49,12 @@ class Question:
     margin
         Share of every capacity that is left free.
     only_runnable
-        Whether to leave out stages that can be priced but not run: those with a GPU, or with cache
-        or hidden states on disk.
+        Whether stages are those that the executor runs: over lanes, on CPUs, with cache and hidden
+        states in memory. Otherwise they run in step, on any machine and with any placement.
+    only_copies
+        Whether no layers may be cut over nodes.
+    on_searched
+        Called after each search for a policy.
     """
 
     model: ModelSpec
@@ -45,22 +62,46 @@ class Question:
     permitted: Permitted
     margin: float
     only_runnable: bool = False
+    only_copies: bool = False
+    on_searched: Callable[[], object] = lambda: None
 
 
 class StagePrices:
-    """Searches for the policies of stages; equal stages on equal machines are searched once."""
+    """Remembers the stages that were priced: equal ones on equal machines are searched once."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.model = question.model
-        # Sequences run in step, so that each counts as the longest.
-        self.workload = replace(question.workload, num_prompts=None, lengths=None)
+        # In step, each sequence counts as the longest.
+        self._in_step = replace(question.workload, num_prompts=None, lengths=None)
         self._found: dict[Hashable, PricedStage | None] = {}
+        self._passes: dict[Hashable, BlockPasses] = {}
         self._stages: dict[tuple[int, int], tuple[ModelSpec, int]] = {}
         self._alike: dict[Hashable, int] = {}
 
+    def passes(
+        self, hardware: HardwareProfile, pipeline: Pipeline, workload: Workload
+    ) -> BlockPasses:
+        """Return the passes of a block of a pipeline that answers ``workload``.
+
+        ``hardware`` is any machine of it.
+        """
+        key = pipeline, workload.num_prompts
+        if key not in self._passes:
+            if self.question.only_runnable:
+                policy = first_lanes(self.model, pipeline, self.question.workload)
+                self._passes[key] = passes_of_lanes(policy, hardware, workload)
+            else:
+                self._passes[key] = passes_in_step(self._in_step, pipeline)
+        return self._passes[key]
+
     def price(
-        self, hardware: HardwareProfile, kind: int, layers: tuple[int, int], pipeline: Pipeline
+        self,
+        hardware: HardwareProfile,
+        kind: int,
+        layers: tuple[int, int],
+        pipeline: Pipeline,
+        workload: Workload,
     ) -> PricedStage | None:
         """Return the best policy of a stage; ``None`` where nothing fits.
 
@@ -70,11 +111,17 @@ class StagePrices:
             A number that stands for the machine.
         layers
             The stage's first layer and the number of its layers.
+        workload
+            The prompts that the pipeline answers.
         """
         model, number = self._stage(layers)
-        key = (kind, number, pipeline)
+        # A round in step is the same for any number of prompts.
+        answered = workload.num_prompts if self.question.only_runnable else None
+        key = (kind, number, pipeline, answered)
         if key not in self._found:
-            self._found[key] = self._search(hardware, model, pipeline)
+            search = self._search_lanes if self.question.only_runnable else self._search_in_step
+            self._found[key] = search(hardware, model, pipeline, workload)
+            self.question.on_searched()
         return self._found[key]
 
     def policy_of(self, found: PricedStage, layers: tuple[int, int]) -> Policy:
@@ -93,31 +140,35 @@ class StagePrices:
             self._stages[layers] = model, number
         return self._stages[layers]
 
-    def _search(
-        self, hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline
+    def _search_in_step(
+        self, hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, workload: Workload
     ) -> PricedStage | None:
-        question = self.question
-        if question.only_runnable:
-            hardware = hardware.with_budget(gpu_memory=0)
-        search = Search(hardware, model, self.workload, margin=question.margin, pipeline=pipeline)
-        result = search.run_in_step(question.permitted)
-        if result is None:
-            return None
-        in_memory = result.policy.cache.cpu == result.policy.activations.cpu == 1
-        if question.only_runnable and not in_memory:
-            return None
-        return price_stage(result.policy, result.hardware)
+        margin = self.question.margin
+        search = Search(hardware, model, self._in_step, margin=margin, pipeline=pipeline)
+        result = search.run_in_step(self.question.permitted)
+        return None if result is None else price_stage(result.policy, result.hardware)
+
+    def _search_lanes(
+        self, hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, workload: Workload
+    ) -> PricedStage | None:
+        question, passes = self.question, self.passes(hardware, pipeline, workload)
+        policies = stage_policies(
+            hardware, model, question.workload, pipeline, question.permitted, question.margin
+        )
+        priced = [price_lanes(policy, hardware, passes) for policy in policies]
+        return min(priced, key=lambda stage: stage.seconds @ passes.counts, default=None)
 
 
 def price_stage(policy: Policy, hardware: HardwareProfile) -> PricedStage:
-    """Return the seconds of the passes of a stage with any policy."""
-    prefill, *decode = stage_seconds(policy, hardware)
-    seconds = StageSeconds(
-        prefill=prefill[1], decode=tuple(seconds / stage.passes for stage, seconds in decode)
-    )
-    return PricedStage(policy=policy, seconds=seconds)
+    """Return the seconds of the passes of a stage in step, with any policy."""
+    seconds = [found / stage.passes for stage, found in stage_seconds(policy, hardware)]
+    return PricedStage(policy=policy, seconds=np.array(seconds))
 
 
-def segment_passes(workload: Workload) -> tuple[float, ...]:
-    """Return the passes of each segment of decode, which are those of every stage."""
-    return tuple(float(end - first) for first, end in decode_segments(workload))
+def price_lanes(policy: Policy, hardware: HardwareProfile, passes: BlockPasses) -> PricedStage:
+    """Return the seconds of the passes of a stage over lanes, with any policy."""
+    timelines = [
+        simulate_job(policy, hardware, lengths, trace=trace) for lengths, trace in passes.jobs
+    ]
+    seconds = np.concatenate([timeline.seconds for timeline in timelines])
+    return PricedStage(policy=policy, seconds=seconds, timeline=timelines[0])

@@ -47,6 +47,7 @@ class TeamPrices:
                 self._alone[key] = search.run(question.permitted)
             except InfeasibleError as error:
                 self._alone[key] = error
+            question.on_searched()
         return self._alone[key]
 
 

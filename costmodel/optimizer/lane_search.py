@@ -116,30 +116,8 @@ class LaneSearch:
         return _ranked(self._best.seconds, self._best.problem) if self._best else math.inf
 
     def problems(self, permitted: Permitted) -> Iterator[Problem]:
-        """Yield a problem for each precision and each way to load experts, with all of the cache in
-        memory and with a part on disk."""
-        has_experts = "experts" in self._model.component_names
-        for stages_cache, on_demand, weight_bits, cache_bits, sparsity in itertools.product(
-            (False, True) if self._machine.disk.free_bytes else (False,),
-            (False, True) if has_experts else (False,),
-            permitted.bits(self._model, "weight"),
-            permitted.bits(self._model, "cache"),
-            sorted({1.0, permitted.sparsity}, reverse=True),
-        ):
-            yield Problem(
-                hardware=self._machine,
-                model=self._model,
-                workload=self._workload,
-                gpu_batch_size=1,
-                prefill_batch_size=1,
-                weight_bits=weight_bits,
-                cache_bits=cache_bits,
-                group_size=permitted.group_size,
-                attention_sparsity=sparsity,
-                loads_on_demand=on_demand,
-                lanes=LanePolicy(pool_tokens=1, pass_rows=1),
-                stages_cache=stages_cache,
-            )
+        """Yield what ``lane_problems`` does."""
+        return lane_problems(self._machine, self._model, self._workload, permitted)
 
     def _search(self, problem: Problem) -> None:
         """Look for a policy of one precision that is faster than the best so far."""
@@ -221,6 +199,35 @@ class LaneSearch:
         rows = prompt_rows + lanes - 1
         return LanePolicy(
             pool_tokens=max(1, tokens), pass_rows=rows, chunk_rows=min(choice.chunk_rows, rows)
+        )
+
+
+def lane_problems(
+    machine: HardwareProfile, model: ModelSpec, workload: Workload, permitted: Permitted
+) -> Iterator[Problem]:
+    """Yield a problem for each precision and each way to load experts, with all of the cache in
+    memory and with a part on disk. Batches and lanes are open."""
+    has_experts = "experts" in model.component_names
+    for stages_cache, on_demand, weight_bits, cache_bits, sparsity in itertools.product(
+        (False, True) if machine.disk.free_bytes else (False,),
+        (False, True) if has_experts else (False,),
+        permitted.bits(model, "weight"),
+        permitted.bits(model, "cache"),
+        sorted({1.0, permitted.sparsity}, reverse=True),
+    ):
+        yield Problem(
+            hardware=machine,
+            model=model,
+            workload=workload,
+            gpu_batch_size=1,
+            prefill_batch_size=1,
+            weight_bits=weight_bits,
+            cache_bits=cache_bits,
+            group_size=permitted.group_size,
+            attention_sparsity=sparsity,
+            loads_on_demand=on_demand,
+            lanes=LanePolicy(pool_tokens=1, pass_rows=1),
+            stages_cache=stages_cache,
         )
 
 

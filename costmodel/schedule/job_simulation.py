@@ -96,7 +96,7 @@ def simulate_job(
         lengths = lengths.sharing(Prefixes.none(len(lengths)))
     answers = lengths.outputs if answers is None else np.minimum(answers, lengths.limits)
     if trace is None:
-        trace = _trace_policy(policy, lengths, answers, prompt_tokens)
+        trace = trace_policy(policy, lengths, answers=answers, prompt_tokens=prompt_tokens)
     counts = count_passes(trace, lengths, policy, hardware)
     return JobTimeline(
         trace=trace,
@@ -107,10 +107,16 @@ def simulate_job(
     )
 
 
-def _trace_policy(
-    policy: Policy, lengths: Lengths, answers: IntArray, prompt_tokens: int | None
+def trace_policy(
+    policy: Policy,
+    lengths: Lengths,
+    *,
+    answers: IntArray | None = None,
+    prompt_tokens: int | None = None,
 ) -> JobTrace:
+    """Return who runs in each pass of a job; takes and raises what ``simulate_job`` does."""
     assert policy.lanes is not None
+    answers = lengths.outputs if answers is None else answers
     lanes, rows = policy.lanes, policy.lanes.pass_rows
     # More lanes than requests are never at work, but have rows.
     most = min(policy.block_size, len(lengths))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +12,7 @@ import torch
 
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.opening import open_checkpoint
+from executor.engine.trace import Span
 from executor.jobs.endings import RowChooser
 from executor.jobs.params import RowParams
 from executor.model.logits_processors import History, Steps
@@ -37,9 +38,12 @@ class CopyEngine(Progress):
     ----------
     job
         The job, and how this node runs it.
+    on_span
+        Called with each ended task.
     """
 
-    def __init__(self, job: NodeJob) -> None:
+    def __init__(self, job: NodeJob, on_span: Callable[[Span], None] | None = None) -> None:
+        self._on_span = on_span
         self.lengths, self._job = job.lengths, job
         self._policy = job.plan.policy
         self._changed = threading.Condition()
@@ -171,6 +175,7 @@ class CopyEngine(Progress):
             job.offload_dir,
             sampler=self._chooser if has_lanes else renumbered,
             progress=self,
+            on_span=self._on_span,
         ) as runner:
             blocks = runner.run_handed_out(self) if has_lanes else self._blocks(runner, renumbered)
             for block in blocks:

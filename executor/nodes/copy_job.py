@@ -15,6 +15,7 @@ from costmodel.schedule.admission import longest_first
 from executor.cli.cluster_bar import ClusterBar
 from executor.cli.job_options import JobOptions
 from executor.jobs.job_run import JobRun
+from executor.nodes.cluster_trace import ClusterTrace
 from executor.nodes.copy_plan import (
     CopyPlanner,
     PlannedOnNodes,
@@ -48,6 +49,8 @@ class CopyJob:
         Those of nodes, by name, where they are known.
     plan
         What each node runs; ``None`` lets every node search a policy for the whole model.
+    trace
+        The file of a timeline to write.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class CopyJob:
         timeout_s: float,
         profiles: Mapping[str, HardwareProfile] | None = None,
         plan: ClusterPlan | None = None,
+        trace: Path | None = None,
     ) -> None:
         # A node's process has a working folder of its own.
         self._model, self._timeout_s = Path(model).absolute(), timeout_s
@@ -71,9 +75,12 @@ class CopyJob:
         policies = {c.stages[0].node: c.stages[0].policy for c in copies if len(c.stages) == 1}
         staged = {stage.node for copy in self._pipelines for stage in copy.stages}
         alone = [actor for actor in self._actors if actor.name not in staged]
-        self._planner = CopyPlanner(alone, self._model, profiles or {}, policies, self._pipelines)
+        links = plan.links if plan else None
+        self._planner = CopyPlanner(
+            alone, self._model, profiles or {}, policies, self._pipelines, links
+        )
         self._nodes: list[CopyNode] = []
-        self._run: CopyRun | None = None
+        self._trace = ClusterTrace(trace, len(self._actors)) if trace else None
         self._seconds = 0.0
 
     def __enter__(self) -> CopyJob:
@@ -120,8 +127,13 @@ class CopyJob:
                 plan=plan,
                 offload_dir=folder_on(self._options.offload_dir, actor.name),
                 lengths=lengths if shares else lengths.sharing(Prefixes.none(len(lengths))),
+                num_spans=self._num_spans,
             )
             self._nodes.append(CopyNode(actor=actor, job=node_job, lacks=lacks_of(plan, lengths)))
+
+    @property
+    def _num_spans(self) -> int:
+        return self._trace.num_spans if self._trace else 0
 
     def _pipeline_actors(self) -> Iterator[PipelineActors]:
         by_name = {actor.name: actor for actor in self._actors}
@@ -138,6 +150,7 @@ class CopyJob:
                         policy=policy,
                         hardware=policy.hardware,
                         offload_dir=folder_on(self._options.offload_dir, stage.node),
+                        num_spans=self._num_spans,
                     )
                 )
             stages = [by_name[stage.node] for stage in copy.stages]
@@ -158,6 +171,8 @@ class CopyJob:
 
         order = longest_first(self._lengths).tolist()
         running = CopyRun(self._nodes, handed, order, self._timeout_s)
+        if self._trace:
+            self._trace.begin(self._actors)
         start_s = time.perf_counter()
         bar = ClusterBar(self._lengths, len(self._nodes))
         with closing(running), bar, job.answering() as take:
@@ -165,11 +180,16 @@ class CopyJob:
             for finished in running.run():
                 take(finished)
                 bar.ended(finished)
-        self._seconds = time.perf_counter() - start_s
+            self._seconds = time.perf_counter() - start_s
+            if self._trace:
+                self._trace.take(running.actors)
+        if self._trace:
+            self._trace.write()
 
     def describe_plan(self) -> str:
         """Return what each node is predicted to do."""
-        lines = [f"copies on {format_count(len(self._nodes), 'node')}:"]
+        count = len(self._nodes)
+        lines = ["one copy of the model:" if count == 1 else f"{count} copies of the model:"]
         lines += [f"  {node.name}: {_told(node.job.plan)}" for node in self._nodes]
         total = sum(node.predicted for node in self._nodes)
         return "\n".join([*lines, f"  together {format_figure(total)} token/s predicted"])

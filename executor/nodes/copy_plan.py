@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from costmodel.cluster.estimate import estimate_pipeline
+from costmodel.cluster.nodes import FREE_LINK, Links
+from costmodel.cluster.nodes import Node as ClusterNode
 from costmodel.cluster.plan import CopyPlan
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.lengths import Lengths
@@ -16,7 +19,7 @@ from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import JobOptions
 from executor.jobs.lane_room import room_lacks
 from executor.jobs.planning import CHOSEN, chosen_before
-from executor.nodes.pipeline_plan import whole_policy
+from executor.nodes.pipeline_plan import stage_policy, whole_policy
 from executor.nodes.ray_nodes import NodeActor, ask, folder_on
 from executor.nodes.share import NodePlan
 from profiles.errors import InfeasibleError, InputError
@@ -38,6 +41,8 @@ class CopyPlanner:
         Those of nodes, by name, where they are known; others measure themselves and search.
     pipelines
         Copies whose layers are cut over several nodes.
+    links
+        The network between these; ``None`` costs nothing.
 
     Attributes
     ----------
@@ -52,10 +57,11 @@ class CopyPlanner:
         profiles: Mapping[str, HardwareProfile],
         policies: Mapping[str, Policy],
         pipelines: Sequence[CopyPlan] = (),
+        links: Links | None = None,
     ) -> None:
         self._actors, self._model = actors, model
         self._profiles, self._policies = profiles, policies
-        self._pipelines = pipelines
+        self._pipelines, self._links = pipelines, links or Links(default=FREE_LINK)
         self.plans: dict[str, NodePlan] = {}
 
     def plan(self, options: JobOptions, model: ModelSpec, workload: Workload) -> NodePlan:
@@ -67,7 +73,8 @@ class CopyPlanner:
             Where no node can run the job: that of the last node.
         """
         plans, refused = self._ask(self._actors, options, workload)
-        plans |= {name_of(copy): _pipeline(copy, model, workload) for copy in self._pipelines}
+        for copy in self._pipelines:
+            plans[name_of(copy)] = _pipeline(copy, model, workload, self._links)
         if not plans:
             raise refused[-1]
         for error in refused:
@@ -145,24 +152,27 @@ def name_of(copy: CopyPlan) -> str:
     return "+".join(stage.node for stage in copy.stages)
 
 
-def _pipeline(copy: CopyPlan, model: ModelSpec, workload: Workload) -> NodePlan:
-    hardware = copy.stages[0].policy.hardware
-    assert hardware is not None
-    policy = whole_policy(copy, model, workload)
-    return NodePlan(policy=policy, hardware=hardware, predicted=_prediction(copy))
-
-
-def _prediction(copy: CopyPlan) -> Prediction:
-    found = copy.predicted
-    return Prediction(
-        throughput_tok_per_s=found.throughput_tok_per_s if found else copy.share,
-        latency_s=0.0,
-        prefill_s=found.prefill_s if found else 0.0,
-        decode_s=found.decode_s if found else 0.0,
-        lower_bound_s=0.0,
-        bottleneck=found.limit if found else "",
-        channel_s={},
-        peak_bytes={},
+def _pipeline(copy: CopyPlan, model: ModelSpec, workload: Workload, links: Links) -> NodePlan:
+    """Plan a pipeline, and price it for the job at hand, as nodes price their own policies."""
+    policies = [stage_policy(copy, place, workload) for place in range(len(copy.stages))]
+    nodes = []
+    for stage in copy.stages:
+        assert stage.policy.hardware is not None
+        nodes.append(ClusterNode(name=stage.node, hardware=stage.policy.hardware))
+    found = estimate_pipeline(policies, nodes, links)
+    return NodePlan(
+        policy=whole_policy(copy, model, workload),
+        hardware=nodes[0].hardware,
+        predicted=Prediction(
+            throughput_tok_per_s=found.throughput_tok_per_s,
+            latency_s=found.prefill_s + found.decode_s,
+            prefill_s=found.prefill_s,
+            decode_s=found.decode_s,
+            lower_bound_s=0.0,
+            bottleneck=found.limit,
+            channel_s={},
+            peak_bytes={},
+        ),
     )
 
 

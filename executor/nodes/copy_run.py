@@ -120,6 +120,11 @@ class CopyRun:
                 self._go_on(node, news)
             self._find_hanging()
 
+    @property
+    def actors(self) -> list[NodeActor]:
+        """The actors at work that compute."""
+        return [actor for node in self._at_work.values() for actor in node.actor.members]
+
     def close(self) -> None:
         """End the processes of all nodes."""
         for node in self._at_work.values():

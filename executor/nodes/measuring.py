@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 
-from costmodel.cluster.nodes import Cluster, Links, NodeLink, PairLink
+from costmodel.cluster.nodes import FREE_LINK, Cluster, Links, NodeLink, PairLink
 from costmodel.cluster.nodes import Node as ClusterNode
 from executor.nodes.ray_nodes import NodeActor, ask, ask_all
 from profiles.hardware import HardwareProfile
@@ -70,7 +70,7 @@ def _seconds(source: NodeActor, target: NodeActor, num_bytes: int) -> float:
 def _typical(pairs: Sequence[PairLink]) -> NodeLink:
     """Return a link of median rate and latency; one node alone has a link that costs nothing."""
     if not pairs:
-        return NodeLink(bytes_per_s=1e12)
+        return FREE_LINK
     return NodeLink(
         bytes_per_s=statistics.median(pair.link.bytes_per_s for pair in pairs),
         latency_s=statistics.median(pair.link.latency_s for pair in pairs),

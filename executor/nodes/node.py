@@ -15,6 +15,7 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.job_options import JobOptions
+from executor.engine.trace import Span
 from executor.machine_profile import machine_profile
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.facts import NodeFacts, own_facts
@@ -33,6 +34,7 @@ class Node:
     def __init__(self) -> None:
         self._engine: CopyEngine | None = None
         self._stage: StageEngine | None = None
+        self._spans = SpanLog(0)
 
     def facts(self, model: Path | None) -> NodeFacts:
         """Return what this machine is."""
@@ -55,6 +57,14 @@ class Node:
         ray.get(message[0])
         return time.perf_counter() - start_s
 
+    def clock(self) -> float:
+        """Return the seconds of the clock that tasks are noted by."""
+        return time.perf_counter()
+
+    def spans(self) -> list[Span]:
+        """Return the first tasks of the run, as many as the job asks for."""
+        return self._spans.spans
+
     def plan(self, model: Path, options: JobOptions, workload: Workload) -> NodePlan:
         """Plan the whole job on this node alone; raises ``InfeasibleError`` where it cannot run."""
         options.offload_dir.mkdir(parents=True, exist_ok=True)
@@ -67,7 +77,8 @@ class Node:
 
     def start(self, job: NodeJob) -> NodeNews:
         """Begin to load the weights, and then to answer requests."""
-        self._engine = CopyEngine(job)
+        self._spans = SpanLog(job.num_spans)
+        self._engine = CopyEngine(job, self._spans.record)
         self._engine.start()
         return NodeNews()
 
@@ -84,7 +95,8 @@ class Node:
     def open_stage(self, job: StageJob) -> None:
         """Load the weights of a stage."""
         job.offload_dir.mkdir(parents=True, exist_ok=True)
-        self._stage = StageEngine(job)
+        self._spans = SpanLog(job.num_spans)
+        self._stage = StageEngine(job, self._spans.record)
 
     def stage_pass(
         self, told: StagePass, rows: RowBytes | None, chosen: Sequence[Handed] = ()
@@ -97,6 +109,19 @@ class Node:
         """Take requests, and return what has happened since the last call, or after ``seconds``."""
         assert self._engine is not None
         return self._engine.exchange(handed, seconds)
+
+
+class SpanLog:
+    """Notes the first tasks of a run, up to a number of them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.spans: list[Span] = []
+
+    def record(self, span: Span) -> None:
+        """Take a task; workers call this, and several of them may note one too many."""
+        if len(self.spans) < self._most:
+            self.spans.append(span)
 
 
 def with_workload(plan: NodePlan, workload: Workload) -> NodePlan:

@@ -34,6 +34,11 @@ class PipelineActors:
         return "+".join(stage.name for stage in self._stages)
 
     @property
+    def members(self) -> Sequence[NodeActor]:
+        """The actors that compute: those of the stages."""
+        return self._stages
+
+    @property
     def handle(self) -> Any:
         """The actor that takes requests."""
         assert self._director is not None

@@ -5,29 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.cluster.plan import CopyPlan
+from costmodel.cluster.stage_search import IN_MEMORY, stage_lanes
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.pages import PAGE, pages_of
-from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
+from costmodel.optimizer.choices import Pipeline
+from costmodel.plan.policy import LanePolicy, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from profiles.errors import InputError
 
-IN_MEMORY = Placement(cpu=1)
 
-
-def lanes_of(copy: CopyPlan, prefill_batch_size: int) -> LanePolicy:
-    """Return lanes with room for every block in flight, whatever its requests are.
-
-    Lanes let a block take a new sequence for each that ends. The cache of a block has room for as
-    many tokens as a block in step would.
-    """
-    size, count, workload = copy.block_size, len(copy.stages), copy.stages[0].policy.workload
-    pages = pages_of(workload.prompt_len + workload.gen_len - 1)
-    return LanePolicy(
-        pool_tokens=count * size * pages * PAGE,
-        # The hidden states of a whole block of prompts, and what admission asks for beside one.
-        pass_rows=max(size * workload.prompt_len, workload.prompt_len + count * size),
-        chunk_rows=max(1, prefill_batch_size * workload.prompt_len),
-    )
+def lanes_of(copy: CopyPlan, place: int) -> LanePolicy:
+    """Return the lanes of a stage. Those of a plan in step have room for all of its blocks."""
+    policy = copy.stages[place].policy
+    if policy.lanes is not None:
+        return policy.lanes
+    pipeline = Pipeline(num_stages=len(copy.stages), block_size=copy.block_size)
+    # All stages have the lengths of the first one.
+    workload = copy.stages[0].policy.workload
+    chunk_rows = policy.prefill_batch_size * workload.prompt_len
+    return stage_lanes(workload, pipeline, chunk_rows=chunk_rows)
 
 
 def stage_policy(copy: CopyPlan, place: int, workload: Workload) -> Policy:
@@ -47,8 +42,7 @@ def stage_policy(copy: CopyPlan, place: int, workload: Workload) -> Policy:
             allowed="cpu 1 for both, in a stage of a pipeline",
             hint="a smaller block, or copies",
         )
-    lanes = lanes_of(copy, policy.prefill_batch_size)
-    return replace(policy, workload=workload, lanes=lanes)
+    return replace(policy, workload=workload, lanes=lanes_of(copy, place))
 
 
 def whole_policy(copy: CopyPlan, model: ModelSpec, workload: Workload) -> Policy:
@@ -70,6 +64,6 @@ def whole_policy(copy: CopyPlan, model: ModelSpec, workload: Workload) -> Policy
         cache_bits=first.cache_bits,
         group_size=first.group_size,
         attention_sparsity=first.attention_sparsity,
-        lanes=lanes_of(copy, 1),
+        lanes=lanes_of(copy, 0),
         hardware=first.hardware,
     )

@@ -139,6 +139,11 @@ class NodeActor:
         """The name of its node."""
         return self.node.name
 
+    @property
+    def members(self) -> Sequence[NodeActor]:
+        """The actors that compute: itself."""
+        return [self]
+
     def begin(self) -> None:
         """Start the process."""
         ray = load_ray()

@@ -36,12 +36,15 @@ class NodeJob:
         Folder for what the policy puts on disk.
     lengths
         Of all requests of the job.
+    num_spans
+        The first tasks that are noted for a timeline.
     """
 
     model: Path
     plan: NodePlan
     offload_dir: Path
     lengths: Lengths
+    num_spans: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +61,15 @@ class StageJob:
         The node's profile with its budgets.
     offload_dir
         Folder for what the policy puts on disk.
+    num_spans
+        As in ``NodeJob``.
     """
 
     model: Path
     policy: Policy
     hardware: HardwareProfile
     offload_dir: Path
+    num_spans: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

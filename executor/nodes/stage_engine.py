@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from executor.checkpoint.folder import Checkpoint
 from executor.checkpoint.opening import open_checkpoint
+from executor.engine.trace import Span
 from executor.jobs.endings import RowChooser
 from executor.jobs.params import RowParams
 from executor.nodes.share import Handed, StageJob
@@ -25,9 +26,11 @@ class StageEngine:
     ----------
     job
         What it runs.
+    on_span
+        Called with each ended task.
     """
 
-    def __init__(self, job: StageJob) -> None:
+    def __init__(self, job: StageJob, on_span: Callable[[Span], None] | None = None) -> None:
         source = open_checkpoint(job.model, dtype=job.policy.model.dtype)
         if not isinstance(source, Checkpoint):
             raise InputError(
@@ -48,6 +51,7 @@ class StageEngine:
             source.of_stage(job.policy.model),
             job.offload_dir,
             sampler=self._chooser,
+            on_span=on_span,
         )
         self._runner.__enter__()
         self._run = self._runner.stage_run()

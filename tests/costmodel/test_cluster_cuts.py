@@ -9,7 +9,7 @@ import random
 import pytest
 
 from costmodel.cluster.cuts import MOST_CUTS, all_cuts, best_cut, even_cut, num_cuts
-from costmodel.cluster.partition import MOST_TEAMS, Counts, best_teams, teams_of
+from costmodel.cluster.teams import MOST_TEAMS, Counts, best_teams, teams_of
 
 
 def test_all_cuts_of_a_few_layers() -> None:

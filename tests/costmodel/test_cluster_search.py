@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from costmodel.cluster.block_passes import passes_in_step
 from costmodel.cluster.cuts import all_cuts
 from costmodel.cluster.estimate import link_seconds
 from costmodel.cluster.nodes import Cluster, Links, Node, NodeLink, PairLink, equal_nodes
@@ -20,7 +21,6 @@ from costmodel.cluster.stage_prices import (
     Question,
     StagePrices,
     price_stage,
-    segment_passes,
 )
 from costmodel.cluster.stages import stage_model
 from costmodel.model.loading import load_model_spec
@@ -73,7 +73,6 @@ def _brute_force(cluster: Cluster, model: ModelSpec, workload: Workload) -> floa
     Nodes are divided in all ways into teams or left out; each team is tried in all orders, with all
     cuts and block sizes; each stage has its own best policy.
     """
-    passes = segment_passes(workload)
     nodes = {node.name: node for node in cluster.nodes}
     in_step = replace(workload, num_prompts=None)
 
@@ -93,10 +92,11 @@ def _brute_force(cluster: Cluster, model: ModelSpec, workload: Workload) -> floa
             firsts = itertools.accumulate(cut, initial=0)
             parts = zip(order, firsts, cut, strict=False)
             stages = [stage(*part, size, len(order)) for part in parts]
-            if None in stages:
+            if any(found is None for found in stages):
                 continue
-            links = link_seconds(order, cluster.links, model, workload, block_size=size)
-            seconds = price_round(stages, links, passes).seconds  # type: ignore[arg-type]
+            passes = passes_in_step(workload, Pipeline(num_stages=len(order), block_size=size))
+            links = link_seconds(order, cluster.links, model, passes)
+            seconds = price_round(stages, links, passes.counts).seconds  # type: ignore[arg-type]
             rounds = -(-num_prompts // (size * len(order)))
             best = max(best, num_prompts * workload.gen_len / (rounds * seconds))
         return best
@@ -282,11 +282,13 @@ def test_stages_that_cannot_run_are_left_out_where_asked() -> None:
     fields = {"model": MODEL, "workload": WORK, "permitted": DEFAULT_PERMITTED, "margin": 0.0}
     free = StagePrices(Question(**fields))  # type: ignore[arg-type]  # plain keyword table
     held = StagePrices(Question(**fields, only_runnable=True))  # type: ignore[arg-type]
-    found = [p.price(replace(_machine(), gpu=gpu), 0, (0, 2), pipeline) for p in (free, held)]
+    machine = replace(_machine(), gpu=gpu)
+    found = [prices.price(machine, 0, (0, 2), pipeline, WORK) for prices in (free, held)]
     has_gpu = [stage and stage.policy.hardware and stage.policy.hardware.has_gpu for stage in found]
     assert has_gpu == [True, False]
     # So little memory that the cache is on disk.
     small = _machine(cpu_memory=40 * 10**6)
-    stage = free.price(small, 1, (0, 2), Pipeline(num_stages=2, block_size=64))
+    large = Pipeline(num_stages=2, block_size=64)
+    stage = free.price(small, 1, (0, 2), large, WORK)
     assert stage is not None and stage.policy.cache.disk > 0
-    assert held.price(small, 1, (0, 2), Pipeline(num_stages=2, block_size=64)) is None
+    assert held.price(small, 1, (0, 2), large, WORK) is None

@@ -1,4 +1,4 @@
-"""Which nodes make a copy of the model together: the best way to divide nodes of few kinds."""
+"""Teams of nodes, each of which runs a copy of the model: the best ones of nodes of few kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the nodes of one cluster are divided into teams, and in which order a team computes."""
+"""The plan of one cluster: which nodes are teams, and in which order each of them computes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from costmodel.cluster.cuts import MOST_CUTS, num_cuts
 from costmodel.cluster.nodes import Cluster, Links, Node
-from costmodel.cluster.partition import Counts, best_teams
 from costmodel.cluster.pipeline_search import MOST_SIZES, Option, block_sizes
 from costmodel.cluster.plan import ClusterPlan, ClusterPrediction, CopyPlan
 from costmodel.cluster.team_prices import TeamPrices, copy_alone, useful_rate
+from costmodel.cluster.teams import Counts, best_teams
 from costmodel.plan.workload import Workload
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
@@ -42,7 +42,7 @@ class Team:
     option: Option | None = None
 
 
-class Division:
+class PlanSearch:
     """The search for the plan of one cluster."""
 
     def __init__(self, prices: TeamPrices, cluster: Cluster) -> None:
@@ -63,7 +63,8 @@ class Division:
         counts = tuple(len(places) for places in self._members)
         used = [0] * len(counts)
         copies = []
-        largest = self._prices.question.model.num_layers
+        question = self._prices.question
+        largest = 1 if question.only_copies else question.model.num_layers
         for team in best_teams(counts, lambda c: self._best(c).rate, largest=largest):
             copies.append(self._copy_of(self._best(team), used))
             used = [a + b for a, b in zip(used, team, strict=True)]
@@ -177,6 +178,7 @@ class Division:
             workload=question.workload,
             copies=tuple(replace(copy, share=rate / total) for copy, rate in shared),
             predicted=ClusterPrediction(throughput_tok_per_s=total, limit=fastest.limit),
+            links=self._cluster.links,
         )
 
     def _reason(self) -> InfeasibleError:
@@ -186,9 +188,12 @@ class Division:
             result = self._prices.alone(nodes[0], self._workload(1))
             assert isinstance(result, InfeasibleError)
             return result
+        where = "neither on one of them nor in stages"
+        if self._prices.question.only_copies:
+            where = "not on one of them, and is not cut into stages"
         return InfeasibleError(
-            f"{model.name} does not fit on the {len(nodes)} nodes, neither on one of them nor in"
-            " stages; try more nodes, or more memory or disk on each"
+            f"{model.name} does not fit on the {len(nodes)} nodes, {where}; try more nodes, or more"
+            " memory or disk on each"
         )
 
 

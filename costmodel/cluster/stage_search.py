@@ -1,0 +1,104 @@
+"""The policies of a stage as the executor runs it: over lanes, on a CPU, its cache in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from costmodel.cluster.stages import stage_model
+from costmodel.model.spec import ModelSpec
+from costmodel.optimizer.choices import Permitted, Pipeline
+from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.lane_search import NUM_BATCHES, lane_problems
+from costmodel.optimizer.program import Program
+from costmodel.optimizer.rows import RowTable
+from costmodel.plan.pages import PAGE, pages_of
+from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
+from costmodel.plan.workload import Workload
+from costmodel.pricing.memory import capacities, with_capacities
+from profiles.hardware import HardwareProfile
+
+# Tokens of prompts that a stage multiplies at once.
+CHUNK_ROWS = 512
+IN_MEMORY = Placement(cpu=1.0)
+
+
+def stage_lanes(
+    workload: Workload, pipeline: Pipeline, *, chunk_rows: int = CHUNK_ROWS
+) -> LanePolicy:
+    """Return lanes with room for every block in flight, whatever its requests are.
+
+    The cache has room for as many of the longest sequences as there are lanes. The hidden states
+    have room for a block of the longest prompts, and for what admission asks for beside one.
+    """
+    size, count, prompt_len = pipeline.block_size, pipeline.num_stages, workload.prompt_len
+    rows = max(size * prompt_len, prompt_len + count * size)
+    return LanePolicy(
+        pool_tokens=count * size * pages_of(prompt_len + workload.gen_len - 1) * PAGE,
+        pass_rows=rows,
+        chunk_rows=max(1, min(chunk_rows, rows)),
+    )
+
+
+def first_lanes(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Policy:
+    """Return any policy of a stage, by which requests get lanes: all stages have the same lanes."""
+    stage = stage_model(model, 0, 1)
+    return Policy(
+        model=stage,
+        workload=workload,
+        gpu_batch_size=pipeline.block_size,
+        num_gpu_batches=1,
+        prefill_batch_size=1,
+        weights=placed_alike(stage, IN_MEMORY),
+        cache=IN_MEMORY,
+        activations=IN_MEMORY,
+        weight_bits=model.full_bits,
+        cache_bits=model.full_bits,
+        lanes=stage_lanes(workload, pipeline),
+        blocks_in_flight=pipeline.num_stages,
+    )
+
+
+def stage_policies(
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    workload: Workload,
+    pipeline: Pipeline,
+    permitted: Permitted,
+    margin: float,
+) -> Iterator[Policy]:
+    """Yield the best placement of a stage for each precision, each way to load experts, and each
+    number of batches; nothing where none fits.
+
+    Parameters
+    ----------
+    model
+        The stage.
+    workload
+        All prompts of the job, which a node keeps the numbers of.
+    margin
+        Share of every capacity that is left free.
+    """
+    hardware = hardware.with_budget(gpu_memory=0)
+    usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
+    machine = with_capacities(hardware, usable)
+    table, lanes = RowTable(machine), stage_lanes(workload, pipeline)
+    for problem in lane_problems(machine, model, workload, permitted):
+        for count in NUM_BATCHES:
+            # The stages take blocks of one size.
+            size, rest = divmod(pipeline.block_size, count)
+            if problem.stages_cache or rest:
+                continue
+            program = Program(
+                replace(
+                    problem,
+                    gpu_batch_size=size,
+                    num_batches=(count, count),
+                    lanes=lanes,
+                    blocks_in_flight=pipeline.num_stages,
+                ),
+                table,
+            )
+            if (fitted := fit(program, count, max_latency_s=None)) is not None:
+                yield replace(fitted[0], hardware=replace(hardware, measurements=()))
