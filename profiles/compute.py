@@ -22,7 +22,7 @@ from profiles.compute_plan import (
 )
 from profiles.compute_rates import NARROW_WIDTH, ComputeRates
 from profiles.encoded_rates import measure_encoded_matmul, measure_encoded_unpacking
-from profiles.packing import DIRECT_ROWS, Packing
+from profiles.packing import DIRECT_ROWS, GPU_DIRECT_ROWS, Packing
 from profiles.rate_curve import RateCurve
 from profiles.repeats import Repeater
 from profiles.task_overhead import measure_task_overhead
@@ -157,15 +157,15 @@ def _measure_packed_matmul(
     device: str, plan: ComputePlan, repeater: Repeater, *, name: str = "packed_matmul"
 ) -> dict[str, RateCurve]:
     """Measure products of few rows with 4-bit weights, where a kernel does them."""
-    dtype = "bfloat16"
-    sizes = [size for size in plan.rows if size <= DIRECT_ROWS]
-    if not sizes or not kernels.is_native(noise(device, dtype, 1, 1)):
+    dtype, most = "bfloat16", DIRECT_ROWS if device == "cpu" else GPU_DIRECT_ROWS
+    sizes = [size for size in plan.rows if size <= most]
+    if not sizes or not kernels.has_packed_products(noise(device, dtype, 1, 1)):
         return {}
     rows, width = plan.out_features, plan.in_features
     packing = Packing(num_elements=width, bits=4)
     count = max(2, -(-COLD_BYTES // (rows * packing.row_bytes)))
     turns = itertools.cycle(
-        [torch.randint(0, 256, (rows, packing.row_bytes), dtype=torch.uint8) for _ in range(count)]
+        torch.randint(0, 256, (count, rows, packing.row_bytes), dtype=torch.uint8, device=device)
     )
     rates = []
     for size in sizes:
@@ -175,7 +175,9 @@ def _measure_packed_matmul(
         figure = f"{name}.{dtype}.rows{size}"
         flop = 2.0 * size * rows * width
         rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, repeater))
-    return {dtype: RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))}
+    curve = RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))
+    # A GPU multiplies all floats of 16 bits alike.
+    return dict.fromkeys((dtype,) if device == "cpu" else (dtype, "float16"), curve)
 
 
 def _multiply_packed(

@@ -14,6 +14,8 @@ DEFAULT_GROUP_SIZE = 64
 SHARED_BYTES = 4
 # Up to so many rows are multiplied by packed weights directly. With more, unpacking once is faster.
 DIRECT_ROWS = 64
+# The same for one matrix on a GPU: a tile of so many rows takes as long as one row.
+GPU_DIRECT_ROWS = 16
 # Without a kernel that reads a packed cache directly, so much of it is unpacked at once.
 UNPACKED_AT_ONCE_BYTES = 64 * MIB
 # Where a library multiplies many rows faster, so much of an encoded matrix is unpacked at once.

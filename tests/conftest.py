@@ -33,6 +33,8 @@ LONG = (
 PORTABLE = "[portable"
 # Files that start a Ray cluster: two at once would starve each other.
 RAY_CLUSTER = ("executor/test_ray_copies.py", "executor/test_ray_stages.py")
+# Files of tests that compile kernels, each its own, where there is a GPU.
+BY_KERNEL = ("test_gpu_encodings.py", "test_gpu_kernels.py")
 # Files whose tests of one family share its model, and what transformers imports for it.
 BY_FAMILY = ("test_config_keys.py", "test_families.py", "test_family_policies.py")
 
@@ -55,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def unit_of(name: str) -> str:
-    """Return what a test is shared out with: its family, or its file.
+    """Return what a test is shared out with: its family or its file, or nothing.
 
     With single tests as units, the scheduler itself would take half a minute.
     """
@@ -64,6 +66,8 @@ def unit_of(name: str) -> str:
         return PORTABLE
     if file.endswith(BY_FAMILY) and "[" in case:
         return case[case.index("[") :]
+    if file.endswith(BY_KERNEL) and torch.cuda.is_available():
+        return name
     return "ray" if file.endswith(RAY_CLUSTER) else file
 
 
@@ -74,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(skip)
 
 

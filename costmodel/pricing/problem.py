@@ -13,7 +13,7 @@ from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
-from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS
+from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS, GPU_DIRECT_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,10 @@ class Problem:
 
     def multiplies_packed(self, rates: ComputeRates) -> bool:
         """Whether decode on a device with these rates multiplies weights without unpacking them."""
-        few = self.weight_bits == 4 and self.gpu_batch_size <= DIRECT_ROWS
+        gpu = self.hardware.gpu
+        is_real_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
+        most = GPU_DIRECT_ROWS if is_real_gpu else DIRECT_ROWS
+        few = self.weight_bits == 4 and self.gpu_batch_size <= most
         return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
 
     @property

@@ -14,7 +14,7 @@ from costmodel.plan.policy import Policy
 from executor.model.alibi import slopes_of
 from profiles import kernels
 from profiles.compute_plan import DTYPES
-from profiles.packing import DIRECT_ROWS, Packing
+from profiles.packing import DIRECT_ROWS, GPU_DIRECT_ROWS, Packing
 
 # Packed rows start at multiples of four bytes.
 UNALIGNED = 4
@@ -40,6 +40,8 @@ def compile_kernels(
                 _compile_encoded(tensor, component, DTYPES[policy.model.dtype], device)
             elif component.is_experts:
                 _compile_groups(tensor, DTYPES[policy.model.dtype], device)
+            elif tensor.packing is not None and policy.gpu_batch_size <= GPU_DIRECT_ROWS:
+                _compile_direct(tensor.packing, component, DTYPES[policy.model.dtype], device)
     for layer in policy.model.layer_kinds:
         packing = row_packing(layer.attention.head_dim, policy.cache_bits, policy.group_size)
         if packing is not None:
@@ -107,6 +109,22 @@ def _compile_groups(tensor: TensorLayout, dtype: torch.dtype, device: torch.devi
     for num_rows in (1, DIRECT_ROWS):
         x = torch.zeros(num_rows, tensor.shape[1], dtype=dtype, device=device)
         kernels.grouped_linear(x, [num_rows], [weight], packing=tensor.packing)
+
+
+def _compile_direct(
+    packing: Packing, component: ComponentLayout, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Compile products with packed weights: with and without a bias, where there is any, and a sum
+    that they are added to; for rows at a multiple of 16 bytes, and for other rows."""
+    x = torch.zeros(1, packing.num_elements, dtype=dtype, device=device)
+    raw = torch.zeros(UNALIGNED + packing.row_bytes, dtype=torch.uint8, device=device)
+    out = torch.zeros(1, 1, dtype=dtype, device=device)
+    has_bias = any(tensor.name.endswith("bias") for tensor in component.tensors)
+    for start in (0, UNALIGNED):
+        matrix = raw[start : start + packing.row_bytes].view(1, -1)
+        for bias in (out[0], None) if has_bias else (None,):
+            for adds in (False, True):
+                kernels.multiply_rows(x, matrix, packing, out, bias, adds=adds)
 
 
 def _compile_attention(

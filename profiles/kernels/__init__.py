@@ -14,7 +14,13 @@ from profiles.kernels.encoded_matrix import EncodedMatrix
 from profiles.kernels.groups import pack_rows, unpack_rows
 from profiles.kernels.layer import activate, clamped_swiglu, rms_norm, rotate, swiglu
 from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
-from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
+from profiles.kernels.products import (
+    grouped_linear,
+    groups_packed,
+    has_packed_products,
+    linear,
+    multiply_rows,
+)
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
 from profiles.kernels.row_tiles import fixed_rows
 from profiles.kernels.xielu import xielu
@@ -31,6 +37,7 @@ __all__ = [
     "grouped_encoded",
     "grouped_linear",
     "groups_packed",
+    "has_packed_products",
     "is_native",
     "linear",
     "load_library",

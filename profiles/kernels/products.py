@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from profiles.kernels import twins
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native
 from profiles.kernels.row_tiles import multiply_packed_tiles, multiply_tiles, rows_are_fixed
 from profiles.mounts import read_lines
-from profiles.packing import DIRECT_ROWS, Packing
+from profiles.packing import DIRECT_ROWS, GPU_DIRECT_ROWS, Packing
 
 # With more rows torch is faster where the processor has matrix instructions for bfloat16: Intel's
 # AMX, Arm's BF16.
@@ -104,6 +105,8 @@ def multiply_rows(
         multiply_packed_tiles(x, packed, packing, bias, out, adds=adds)
     elif is_native(x):
         _multiply(x, [len(x)], [packed], packing, out, biases=_one(bias), adds=adds)
+    elif len(x) <= GPU_DIRECT_ROWS and (fused := _fused(x)):
+        fused.multiply_rows(x, packed, packing, out, bias, adds=adds)
     else:
         _whole(x, twins.unpacked(packed, packing, x.dtype), bias, out, adds)
 
@@ -142,8 +145,7 @@ def grouped_linear(
     elif is_native(x):
         _multiply(x, counts, weights, packing, out, biases=biases)
     else:
-        is_few = x.is_cuda and len(x) <= MOST_GROUP_ROWS * len(counts)
-        fused = gpu_kernels() if is_few else None
+        fused = _fused(x) if len(x) <= MOST_GROUP_ROWS * len(counts) else None
         (fused or twins).grouped_linear(x, counts, weights, packing, out)
         for rows, bias in zip(out.split(list(counts)), biases or (), strict=bool(biases)):
             rows.add_(bias)
@@ -153,8 +155,12 @@ def grouped_linear(
 def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
     """Whether a GPU multiplies the rows of ``x`` in ``num_groups`` groups by packed weights
     directly, without unpacking each group's matrix first."""
-    is_few = x.is_cuda and len(x) <= DIRECT_ROWS * num_groups
-    return is_few and gpu_kernels() is not None
+    return len(x) <= DIRECT_ROWS * num_groups and _fused(x) is not None
+
+
+def has_packed_products(x: torch.Tensor) -> bool:
+    """Whether a kernel on the device of ``x`` multiplies few rows by packed weights directly."""
+    return is_native(x) or _fused(x) is not None
 
 
 def most_native_rows(dtype: torch.dtype) -> float:
@@ -234,6 +240,11 @@ def _multiply(
         adds=adds,
     )
     call_kernel("multiply", x.dtype, ctypes.byref(arguments))
+
+
+def _fused(tensor: torch.Tensor) -> ModuleType | None:
+    """Return the kernels for a tensor on a GPU, where there are any."""
+    return gpu_kernels() if tensor.is_cuda else None
 
 
 def _one(bias: torch.Tensor | None) -> list[torch.Tensor] | None:

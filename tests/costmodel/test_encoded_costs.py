@@ -168,6 +168,20 @@ def test_an_unknown_kind_is_no_faster_than_its_bytes_are_read() -> None:
         assert rate == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("batch", "is_direct"), [(16, True), (17, False)])
+def test_a_gpu_multiplies_few_rows_by_packed_weights(batch: int, is_direct: bool) -> None:
+    """Unpacking takes time, if it is done."""
+    cpu = replace(make_compute(), unpack_bytes_per_s=1e6)
+    machine = make_machine(
+        gpu_memory=10**12, gpu=replace(cpu, packed_matmul={"bfloat16": _curve(FAST)}), cpu=cpu
+    )
+    everything = {"weights": ON_GPU, "cache": ON_GPU, "activations": ON_GPU}
+    policy = make_policy(weight_bits=4, gpu_batch_size=batch, num_gpu_batches=1, **everything)
+    unpacked = DECODER_BYTES - 2 * NORM
+    seconds = 0 if is_direct else STEPS * (8 * unpacked + HEAD_BYTES - NORM) / 1e6
+    assert estimate(policy, machine).decode_s == pytest.approx(seconds, abs=1e-3)
+
+
 def test_latent_attention_unpacks_its_encoded_matrix_for_each_batch() -> None:
     plain = without_encodings(load_model_spec("deepseek-v3"))
     encoded = encoded_alike(plain, "Q8_0", "kv_b.weight")

@@ -20,6 +20,7 @@ from executor.model.matrices import CompressedMatrix, decode
 from executor.stores.packed_source import PackedSource
 from executor.stores.weight_file import WeightFile
 from profiles.errors import InputError
+from profiles.hardware import HardwareProfile
 from profiles.kernels.group_twins import unpack_rows_twin
 from tests.covering import covering
 from tests.executor.reference import Compression, ReferenceModel
@@ -33,6 +34,7 @@ from tests.executor.tiny_machines import (
     draw_policy,
     make_hardware,
     make_policy,
+    on_cuda,
 )
 from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
@@ -305,11 +307,10 @@ def test_a_matrix_is_unpacked_once_for_all_batches(
 
 
 @pytest.mark.gpu
-def test_cuda_placements_agree(case: Case) -> None:
+@pytest.mark.parametrize("machines", [MACHINES, DIRECT], ids=["unpacked", "direct"])
+def test_cuda_placements_agree(case: Case, machines: dict[str, HardwareProfile]) -> None:
     """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
-    emulated = MACHINES["gpu"]
-    assert emulated.gpu is not None
-    hardware = replace(emulated, gpu=replace(emulated.gpu, name="cuda", emulated=False))
+    hardware = on_cuda(machines["gpu"])
     rng = random.Random(4)
     for weight_bits, cache_bits, sparsity in itertools.product(
         (None, 4), (None, 8, 4), (1.0, 0.25)

@@ -15,7 +15,14 @@ from tests.covering import at_most
 from tests.executor.model_cases import make_case
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.test_families import CASES
-from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
+from tests.executor.tiny_machines import (
+    ON_GPU,
+    ExpectedCase,
+    change_policy,
+    draw_policy,
+    make_hardware,
+    on_cuda,
+)
 
 # Some prompts are longer than the windows, the original context and the chunks of the cases.
 LENGTHS = (23, 2, 9, 1)
@@ -108,3 +115,17 @@ def test_compressed_policies(cases: Callable[[str], ExpectedCase], name: str) ->
             attention_sparsity=lost.sparsity,
         )
         assert case.generate(policy, MACHINES[has_gpu]) == expected, policy
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ATTENTION_KINDS)
+def test_cuda_placements_agree(cases: Callable[[str], ExpectedCase], name: str) -> None:
+    """Kernels differ between devices, so CUDA is compared with itself, all on the GPU: windows,
+    soft caps, sinks, ALiBi, chunks and latent rows."""
+    case, hardware = cases(name), on_cuda(MACHINES[True])
+    everything = change_policy(case.policy(), weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    expected = case.generate(everything, hardware)
+    rng = random.Random(name)
+    for _ in range(3):
+        policy = draw_policy(case.policy(), rng, gpu=True)
+        assert case.generate(policy, hardware) == expected, policy

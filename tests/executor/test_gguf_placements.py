@@ -24,7 +24,16 @@ from tests.covering import at_most
 from tests.executor.gguf_files import gguf_bytes
 from tests.executor.model_cases import draw_prompts, greedy
 from tests.executor.tiny_gguf import load_theirs, write_tiny_gguf
-from tests.executor.tiny_machines import ExpectedCase, draw_policy, make_hardware
+from tests.executor.tiny_machines import (
+    ON_GPU,
+    Case,
+    ExpectedCase,
+    change_policy,
+    draw_policy,
+    make_hardware,
+    make_policy,
+    on_cuda,
+)
 
 LENGTHS, GEN_LEN = (9, 5, 7), 4
 MACHINES = {has_gpu: make_hardware(gpu=has_gpu) for has_gpu in (False, True)}
@@ -106,6 +115,25 @@ def test_logits_and_tokens_equal_those_of_unpacked_weights(tmp_path: Path, name:
             expected = made[len(prompt) - 1 : -1]
             bound = 1e-4 * float(expected.abs().max())
             torch.testing.assert_close(seen.of(index), expected, rtol=1e-4, atol=bound)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_placements_agree(tmp_path: Path, name: str) -> None:
+    """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
+    arch, encoding_of = CASES[name]
+    path = tmp_path / "model.gguf"
+    write_tiny_gguf(path, arch, encoding_of)
+    (tmp_path / "offload").mkdir()
+    source, folder = GgufCheckpoint.open(path, "float32"), tmp_path / "offload"
+    case = Case(source=source, prompts=draw_prompts(LENGTHS), folder=folder)
+    base = make_policy(source.spec, prompt_len=max(LENGTHS), gen_len=GEN_LEN)
+    hardware, rng = on_cuda(MACHINES[True]), random.Random(name)
+    everything = change_policy(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
+    expected = case.generate(everything, hardware)
+    for _ in range(2):
+        policy = draw_policy(base, rng, gpu=True)
+        assert case.generate(policy, hardware) == expected, policy
 
 
 class Logits:

@@ -33,6 +33,7 @@ from tests.executor.tiny_machines import (
     draw_policy,
     make_hardware,
     make_policy,
+    on_cuda,
 )
 from tests.plain_models import plain_config, plain_model
 
@@ -174,9 +175,7 @@ def test_what_a_job_has_generated_is_counted() -> None:
 
 @pytest.mark.gpu
 def test_cuda_peak_is_inside_the_prediction(tmp_path: Path) -> None:
-    emulated = make_hardware(gpu=True)
-    assert emulated.gpu is not None
-    hardware = replace(emulated, gpu=replace(emulated.gpu, emulated=False))
+    hardware = on_cuda(make_hardware(gpu=True))
     wide = {"hidden_size": 512, "ffn_size": 1536, "num_heads": 8, "head_dim": 64}
     model = plain_model(**(SHAPES | wide))
     base = make_policy(model, prompt_len=60, gen_len=6)

@@ -23,7 +23,6 @@ from executor.model.logits_processors import LogitsProcessors
 from executor.model.sampling import Sampler
 from executor.run.block import Block
 from profiles.aligned_io import PAGE_BYTES
-from profiles.hardware import HardwareProfile
 from tests.executor.reference import ReferenceModel
 from tests.executor.tiny_machines import (
     ON_CPU,
@@ -33,6 +32,7 @@ from tests.executor.tiny_machines import (
     change_policy,
     draw_policy,
     make_hardware,
+    on_cuda,
 )
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
 
@@ -415,7 +415,7 @@ def _poison_used_layer(block: Block, task: Task) -> None:
 def test_cuda_placements_agree(cases: Callable[[str], ExpectedCase], name: str, bits: int) -> None:
     """Kernels differ between devices, so CUDA is compared with itself, all on the GPU."""
     case = cases(name)
-    hardware = _cuda_hardware()
+    hardware = on_cuda(make_hardware(gpu=True))
     base = case.policy(weight_bits=bits)
     everything = change_policy(base, weights=ON_GPU, cache=ON_GPU, activations=ON_GPU)
     expected = case.generate(everything, hardware)
@@ -430,14 +430,8 @@ def test_cuda_survives_delays_and_stale_buffers(
     cases: Callable[[str], ExpectedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = cases("llama")
-    hardware = _cuda_hardware()
+    hardware = on_cuda(make_hardware(gpu=True))
     thirds = case.policy(weights=THIRDS, cache=THIRDS, activations=THIRDS, cpu_attention=0.5)
     expected = case.generate(thirds, hardware)
     _disturb(monkeypatch, 1)
     assert case.generate(thirds, hardware) == expected
-
-
-def _cuda_hardware() -> HardwareProfile:
-    emulated = make_hardware(gpu=True)
-    assert emulated.gpu is not None
-    return replace(emulated, gpu=replace(emulated.gpu, name="cuda", emulated=False))

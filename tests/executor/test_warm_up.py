@@ -30,6 +30,7 @@ from tests.executor.tiny_models import save_tiny_model
 PLACES = {
     "decode_attention": [kernels],
     "grouped_linear": [kernels],
+    "multiply_rows": [kernels],
     "pack_rows": [kernels, cache_rows],
     "rms_norm": [kernels],
     "rotate": [kernels],
@@ -55,8 +56,11 @@ def _noted() -> Iterator[set[tuple[object, ...]]]:
                 is_padded = named.get("lengths") is not None
                 begins = [first] if name == "unpack_rows" else []
                 begins = rest[1] if name == "grouped_linear" else begins
+                forms: tuple[object, ...] = ()
+                if name == "multiply_rows":
+                    begins, forms = [rest[0]], (named["adds"], rest[3] is not None)
                 is_aligned = not any(tensor.data_ptr() % 16 for tensor in begins)
-                key = name, first.shape[-1], first.dtype, packing, is_padded, is_aligned
+                key = name, first.shape[-1], first.dtype, packing, is_padded, is_aligned, *forms
                 calls.add(key)
             return kernel(first, *rest, **named)
 
@@ -71,11 +75,12 @@ def _noted() -> Iterator[set[tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("family", ["opt", "llama", "qwen3", "qwen3_moe"])
-@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize(("bits", "is_direct"), [(32, False), (4, False), (4, True)])
 @pytest.mark.parametrize("prompts", [[[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4]]])
 def test_a_run_calls_what_was_compiled(
     family: str,
     bits: int,
+    is_direct: bool,
     prompts: list[list[int]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,7 +91,7 @@ def test_a_run_calls_what_was_compiled(
     source = Checkpoint.open(tmp_path / "model")
     policy = make_policy(source.spec, prompt_len=3, gen_len=3)
     policy = replace(policy, weight_bits=bits, cache_bits=bits)
-    hardware = make_hardware()
+    hardware = make_hardware(direct=is_direct)
     with Machine(hardware) as machine, _noted() as compiled:
         layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
         compile_kernels(policy, layers, machine.compute.device)

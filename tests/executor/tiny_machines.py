@@ -55,6 +55,12 @@ def make_hardware(
     return with_emulated_gpu(profile, memory_bytes=GIB, link_bytes_per_s=1e10)
 
 
+def on_cuda(emulated: HardwareProfile) -> HardwareProfile:
+    """Return the machine with its emulated GPU taken for a real one."""
+    assert emulated.gpu is not None
+    return replace(emulated, gpu=replace(emulated.gpu, name="cuda", emulated=False))
+
+
 def make_policy(
     model: ModelSpec,
     *,

@@ -34,7 +34,10 @@ FORMS = [
     (integers(4, 64, "bfloat16", has_zeros=True), 120),
 ]
 # The interpreter's arithmetic is numpy's, which warns of what is not finite.
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+pytestmark = [
+    pytest.mark.gpu_kernels,
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +203,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from profiles.encodings import find_encoding
-from profiles.kernels.gpu import encoded, encoded_products
+from profiles.kernels.gpu import encoded, encoded_products, products, shared_attention
 
-POINTERS = {"rows": "*u8", "matrix": "*u8", "table": "*fp32", "tiles": "*i64"}
-FLOATS = {"x": "*bf16", "bias": "*bf16", "out": "*bf16"}
+POINTERS = {"rows": "*u8", "matrix": "*u8", "table": "*fp32", "tiles": "*i64", "context": "*u8"}
+FLOATS = {"x": "*bf16", "bias": "*bf16", "out": "*bf16", "q": "*bf16"}
+NUMBERS = {"scale": "fp32", "soft_cap": "fp32"}
 
 
 def compile_for(capability, kernel, constants, **options):
-    types = POINTERS | FLOATS
+    types = POINTERS | FLOATS | NUMBERS
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     source = ASTSource(kernel, signature, constants)
@@ -224,6 +228,16 @@ for name in ("Q4_K", "E4M3_128X128", "MAP4_G64_NESTED"):
     assert "fma.rn.f32" not in found.asm["ptx"] and "ftz" not in found.asm["ptx"], name
 tiles = {"HAS_BIAS": True, "HAS_TILES": True, "ADDS": False, "TILE_ROWS": 16, "TILE_OUTPUTS": 32}
 found = compile_for(80, encoded_products._multiply, constants | tiles | {"UNITS": 4}, num_stages=1)
+assert "mma" in found.asm["ptx"] and found.metadata.shared <= 48 * 1024
+packed = {"BITS": 4, "GROUP": 64, "IS_WHOLE": True, "ALIGNMENT": 16, "DEPTH": 64, "ADDS": True}
+packed |= {"HAS_TILES": False, "HAS_BIAS": True, "TILE_ROWS": 16, "TILE_OUTPUTS": 32}
+found = compile_for(90, products._multiply, packed | {"tiles": None}, num_stages=4)
+assert "mma" in found.asm["ptx"]
+names = ["HAS_VOID_SLOTS", "HAS_SOFT_CAP", "HAS_SINKS", "HAS_SLOPES"]
+shape = {"KV_HEADS": 8, "QUERIES": 4, "DIM": 128, "GROUP": 64, "BITS": 4, "CODE_BYTES": 64}
+shape |= {"CODES": 64, "COLS": 64, "TOKENS": 32, "TILE_QUERIES": 16, **dict.fromkeys(names, False)}
+shape |= dict.fromkeys(["void_slots", "sinks", "slopes"])
+found = compile_for(90, shared_attention.attend_shared, shape, num_stages=1)
 assert "mma" in found.asm["ptx"] and found.metadata.shared <= 48 * 1024
 """
 

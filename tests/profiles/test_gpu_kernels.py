@@ -16,6 +16,7 @@ from profiles.packing import BITS, GROUP_SIZES, Packing
 from tests.covering import covering
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu_kernels
 # The interpreter multiplies bfloat16 as if its bits were whole numbers.
 MULTIPLIED = [d for d in DTYPES.values() if DEVICE == "cuda" or d != torch.bfloat16]
 
@@ -62,6 +63,9 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
         (8, 27, 2, 4, 128, 64),
         (4, 27, 1, 7, 96, 32),
         (4, 75, 2, 3, 32, 64),
+        # More query heads than a tile has, and rows too short for tiles.
+        (8, 27, 1, 17, 32, 32),
+        (4, 75, 2, 2, 16, 64),
     ],
 )
 @pytest.mark.parametrize(
@@ -76,6 +80,7 @@ def test_groups(gpu: ModuleType, bits: int, group_size: int, num_elements: int) 
 )
 def test_attention(
     gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
     bits: int,
     tokens: int,
     kv_heads: int,
@@ -91,6 +96,7 @@ def test_attention(
     """Of some rows of a padded batch, token by token or row by row; its last prompt lets nothing
     of the first tokens be seen."""
     batch, prompt_len = 3, tokens - 5
+    monkeypatch.setattr("profiles.kernels.gpu.attention.SHARED_CODES", 1024)
     packing = Packing(num_elements=dim, bits=bits, group_size=group_size)
     assert gpu.attends_packed(packing)
     q = torch.randn(batch, kv_heads * group, dim, device=DEVICE).to(dtype)
@@ -206,6 +212,47 @@ def test_grouped_products(
         around[:, 1:-1], expected, rtol=tolerance, atol=tolerance * inputs**0.5
     )
     assert around.isnan().sum() == 2 * len(x)
+
+
+@covering(
+    {
+        "dtype": MULTIPLIED,
+        "bits, group_size": [(4, 32), (4, 128), (8, 64)],
+        "num_rows": [1, 7, 16],
+        "outputs, inputs": [(67, 77), (130, 256)],
+        "is_biased": [False, True],
+        "adds": [False, True],
+    }
+)
+def test_few_rows_are_multiplied_by_packed_weights(
+    gpu: ModuleType,
+    dtype: torch.dtype,
+    bits: int,
+    group_size: int,
+    num_rows: int,
+    outputs: int,
+    inputs: int,
+    is_biased: bool,
+    adds: bool,
+) -> None:
+    """Of rows that are apart, with a matrix at an odd place; nothing else is written."""
+    packing = Packing(num_elements=inputs, bits=bits, group_size=group_size)
+    plain = torch.randn(1, outputs + 1, inputs, device=DEVICE)
+    packed = torch.empty(*plain.shape[:2], packing.row_bytes, dtype=torch.uint8, device=DEVICE)
+    pack_rows_twin(plain, packing, packed)
+    matrix = packed[0, 1:]
+    x = torch.randn(num_rows, inputs + 3, device=DEVICE).to(dtype)[:, :inputs]
+    bias = torch.randn(outputs, device=DEVICE).to(dtype) if is_biased else None
+    before = torch.randn(num_rows, outputs, device=DEVICE).to(dtype)
+    around = torch.full((num_rows, outputs + 2), torch.nan, device=DEVICE).to(dtype)
+    out = around[:, 1:-1].copy_(before)
+    gpu.multiply_rows(x, matrix, packing, out, bias, adds=adds)
+    expected = x.double() @ twins.unpacked(matrix, packing, dtype).double().T
+    expected += 0 if bias is None else bias.double()
+    expected += before.double() if adds else 0
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance * inputs**0.5)
+    assert around.isnan().sum() == 2 * num_rows
 
 
 def test_groups_without_rows_are_no_product(gpu: ModuleType) -> None:

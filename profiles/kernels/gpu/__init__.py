@@ -5,7 +5,7 @@ from profiles.kernels.gpu.encoded import unpack_encoded
 from profiles.kernels.gpu.encoded_products import grouped_encoded, multiply_encoded
 from profiles.kernels.gpu.groups import pack_rows, unpack_rows
 from profiles.kernels.gpu.layer import rms_norm, rotate
-from profiles.kernels.gpu.products import grouped_linear
+from profiles.kernels.gpu.products import grouped_linear, multiply_rows
 
 __all__ = [
     "attends_packed",
@@ -13,6 +13,7 @@ __all__ = [
     "grouped_encoded",
     "grouped_linear",
     "multiply_encoded",
+    "multiply_rows",
     "pack_rows",
     "rms_norm",
     "rotate",

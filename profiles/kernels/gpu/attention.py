@@ -6,10 +6,24 @@ import torch
 import triton
 import triton.language as tl
 
+from profiles.kernels.gpu.attention_tiles import (
+    NUMBERS,
+    POINTERS,
+    capped,
+    negative_ages,
+    packed_tile,
+    seen,
+    unpacked,
+)
+from profiles.kernels.gpu.shared_attention import attend_shared
 from profiles.packing import Packing
 
-# Bytes of codes that are unpacked at once, and the warps that do it.
+# Bytes of codes that are unpacked at once, and the warps that do it: for one query head of a row,
+# and for all that share it. Larger tiles of the latter do not fit in the registers.
 TILE_CODES, NUM_WARPS = 1024, 1
+SHARED_CODES, SHARED_WARPS = 2048, 4
+# Each dimension of a product of tiles is at least so large.
+LEAST_TILE = 16
 
 
 def attends_packed(packing: Packing) -> bool:
@@ -33,14 +47,24 @@ def decode_attention(
 ) -> None:
     """See ``profiles.kernels.decode_attention``, for a packed context and dense attention.
 
-    The context is unpacked in registers, a few tokens at a time.
+    The context is unpacked in registers, a few tokens at a time. Query heads that share a row share
+    what is unpacked; they are multiplied in tiles.
     """
     tokens, _, rows, _ = context.shape
     group, dim = out.shape[1:]
     codes = dim * packing.bits // 8
     cols = triton.next_power_of_2(codes)
+    is_shared = group > 1 and cols >= LEAST_TILE
+    queries = LEAST_TILE if is_shared else 1
+    how: dict[str, int] = {"TOKENS": max(1, TILE_CODES // cols), "num_warps": NUM_WARPS}
+    if is_shared:
+        most = max(LEAST_TILE, SHARED_CODES // cols)
+        how = {"TOKENS": most, "TILE_QUERIES": queries, "num_warps": SHARED_WARPS}
+        # Bytes cannot be fetched ahead.
+        how["num_stages"] = 1
     # Programs of one row are adjacent, so that the row is read from memory once.
-    _attend[(rows * group,)](
+    attend = attend_shared if is_shared else _attend
+    attend[(rows * triton.cdiv(group, queries),)](
         q,
         context,
         out,
@@ -67,22 +91,11 @@ def decode_attention(
         HAS_SOFT_CAP=soft_cap is not None,
         HAS_SINKS=sinks is not None,
         HAS_SLOPES=slopes is not None,
-        TOKENS=max(1, TILE_CODES // cols),
-        num_warps=NUM_WARPS,
+        **how,
     )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "tokens",
-        "first_row",
-        "q_stride",
-        "token_stride",
-        "value_stride",
-        "row_stride",
-    ],
-    do_not_specialize_on_alignment=["q", "context", "out", "void_slots", "sinks", "slopes"],
-)
+@triton.jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=POINTERS)
 def _attend(
     q,
     context,
@@ -112,8 +125,7 @@ def _attend(
     HAS_SLOPES: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) // QUERIES
-    query = tl.program_id(0) % QUERIES
+    row, query = tl.program_id(0).to(tl.int64) // QUERIES, tl.program_id(0) % QUERIES
     sequence, head = (first_row + row) // KV_HEADS, (first_row + row) % KV_HEADS
     void_from, void_end = 0, 0
     if HAS_VOID_SLOTS:
@@ -141,36 +153,32 @@ def _attend(
     cols, groups = col[None, :], g[None, :]
     for first in range(0, tokens, TOKENS):
         slot = first + tl.arange(0, TOKENS)
-        before, behind = slot < void_from, slot >= void_end
-        is_seen = tl.where(void_from > void_end, before & behind, before | behind)
-        is_seen = is_seen & (slot < tokens)
+        is_seen = seen(slot, tokens, void_from, void_end)
         mask = is_seen[:, None] & is_code[None, :]
         keys = context + row * row_stride + slot.to(tl.int64)[:, None] * token_stride
-        codes, step, base = _group_of(keys, cols, groups, mask, CODE_BYTES)
+        codes, step, base = packed_tile(keys, cols, groups, mask, CODE_BYTES)
         if BITS == 4:
-            found = _value(codes & 15, step, base, q) * asked_first[None, :]
-            found += _value(codes >> 4, step, base, q) * asked_second[None, :]
+            found = _wide(codes & 15, step, base, q) * asked_first[None, :]
+            found += _wide(codes >> 4, step, base, q) * asked_second[None, :]
         else:
-            found = _value(codes, step, base, q) * asked_first[None, :]
+            found = _wide(codes, step, base, q) * asked_first[None, :]
         scores = tl.sum(found, 1)
         if HAS_SOFT_CAP:
-            # tanh by the exponential, which every version of Triton has.
-            scores = soft_cap * (1 - 2 / (tl.exp(scores * (2 / soft_cap)) + 1))
+            scores = capped(scores, soft_cap)
         if HAS_SLOPES:
-            # Tokens from the newest back to each: slots before the void ones are that much nearer.
-            nearer = tl.where(slot < void_from, void_end - void_from, 0)
-            scores += slope * (slot - (tokens - 1) + nearer).to(tl.float32)
+            scores += slope * negative_ages(slot, tokens, void_from, void_end)
         scores = tl.where(is_seen, scores, -float("inf"))
         now = tl.maximum(largest, tl.max(scores, 0))
         # The largest score is minus infinity until the first visible slot.
         origin = tl.where(now == -float("inf"), 0.0, now)
         shares, kept = tl.exp(scores - origin), tl.exp(largest - origin)
-        codes, step, base = _group_of(keys + value_stride, cols, groups, mask, CODE_BYTES)
+        codes, step, base = packed_tile(keys + value_stride, cols, groups, mask, CODE_BYTES)
         if BITS == 4:
-            second = _value(codes >> 4, step, base, q) * shares[:, None]
+            second = _wide(codes >> 4, step, base, q) * shares[:, None]
             sums_second = sums_second * kept + tl.sum(second, 0)
             codes = codes & 15
-        sums_first = sums_first * kept + tl.sum(_value(codes, step, base, q) * shares[:, None], 0)
+        first_values = _wide(codes, step, base, q) * shares[:, None]
+        sums_first = sums_first * kept + tl.sum(first_values, 0)
         total = total * kept + tl.sum(shares, 0)
         largest = now
     target = out + (row * QUERIES + query) * DIM + first_half
@@ -181,22 +189,6 @@ def _attend(
 
 
 @triton.jit
-def _group_of(rows, cols, groups, mask, CODE_BYTES: tl.constexpr):
-    """Read bytes of codes of packed rows, with the scale and the minimum of each byte's group."""
-    codes = tl.load(rows + cols, mask=mask, other=0)
-    # Both in one word of 4 bytes, bfloat16 each: the upper halves of a float32.
-    shared = (rows + CODE_BYTES + 4 * groups).to(tl.pointer_type(tl.int32))
-    both = tl.load(shared, mask=mask, other=0)
-    return (
-        codes,
-        (both << 16).to(tl.float32, bitcast=True),
-        (both & -65536).to(tl.float32, bitcast=True),
-    )
-
-
-@triton.jit
-def _value(codes, step, base, like):
+def _wide(codes, step, base, like):
     """Unpack codes, round them to the dtype that ``like`` points to, and return float32."""
-    # Halved in between, because a group may span more than the largest float.
-    wide = (codes.to(tl.float32) * (step * 0.5) + base * 0.5) * 2
-    return wide.to(like.dtype.element_ty).to(tl.float32)
+    return unpacked(codes, step, base, like).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Products of groups of rows, each with its own matrix, in one launch."""
+"""Products with plain or packed matrices: a group of them in one launch, or few rows with one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import triton
 import triton.language as tl
 
 from profiles.kernels.gpu.groups import unpack_codes
-from profiles.packing import Packing
+from profiles.packing import GPU_DIRECT_ROWS, Packing
 
 # Rows, outputs and warps of a tile, for groups of few rows and for larger ones; its bytes of
 # inputs.
-FEW_ROWS, FEW_OUTPUTS, FEW_WARPS = 16, 64, 4
+FEW_ROWS, FEW_OUTPUTS, FEW_WARPS = GPU_DIRECT_ROWS, 64, 4
 MANY_ROWS, MANY_OUTPUTS, MANY_WARPS = 64, 128, 8
+# Outputs of a tile of one matrix: there must be work for many processors.
+LONE_OUTPUTS = 32
 DEPTH_BYTES, NUM_STAGES = 128, 4
 # Matrices at a multiple of this address are read in whole vectors.
 VECTOR_BYTES = 16
@@ -31,19 +33,73 @@ def grouped_linear(
 
     Groups without rows have no tile.
     """
-    matrix, (num_rows, dim) = weights[0], x.shape
-    assert x.stride(1) == out.stride(1) == matrix.stride(1) == 1 and x.dtype == out.dtype
-    is_few = num_rows <= FEW_ROWS * sum(count > 0 for count in counts)
-    rows, outputs = (FEW_ROWS, FEW_OUTPUTS) if is_few else (MANY_ROWS, MANY_OUTPUTS)
-    tiles = _tiles(counts, weights, rows)
+    is_few = len(x) <= FEW_ROWS * sum(count > 0 for count in counts)
+    tiles = _tiles(counts, weights, FEW_ROWS if is_few else MANY_ROWS)
     if not tiles:
         return
     # From pinned memory, because a copy from pageable memory waits for the GPU.
     table = torch.tensor(tiles, dtype=torch.int64, pin_memory=x.is_cuda)
-    _multiply[(triton.cdiv(len(matrix), outputs), len(tiles))](
+    _launch(
         x,
-        table.to(x.device, non_blocking=True),
+        weights[0],
+        packing,
         out,
+        tiles=table.to(x.device, non_blocking=True),
+        num_tiles=len(tiles),
+        is_aligned=not any(address % VECTOR_BYTES for address, _, _ in tiles),
+        is_few=is_few,
+    )
+
+
+def multiply_rows(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    packing: Packing,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    adds: bool = False,
+) -> None:
+    """See ``profiles.kernels.multiply_rows``, for few rows. This allocates nothing."""
+    assert bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
+    _launch(
+        x if x.stride(1) == 1 else x.contiguous(),
+        packed,
+        packing,
+        out,
+        bias=bias,
+        num_tiles=triton.cdiv(len(x), FEW_ROWS),
+        is_aligned=packed.data_ptr() % VECTOR_BYTES == 0,
+        is_few=True,
+        adds=adds,
+    )
+
+
+def _launch(
+    x: torch.Tensor,
+    matrix: torch.Tensor,
+    packing: Packing | None,
+    out: torch.Tensor,
+    *,
+    num_tiles: int,
+    is_aligned: bool,
+    is_few: bool,
+    tiles: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    adds: bool = False,
+) -> None:
+    """Multiply each tile of rows: by one matrix, or by that which ``tiles`` names."""
+    dim = x.shape[1]
+    assert x.stride(1) == out.stride(1) == matrix.stride(1) == 1 and x.dtype == out.dtype
+    outputs = FEW_OUTPUTS if is_few else MANY_OUTPUTS
+    outputs = LONE_OUTPUTS if tiles is None else outputs
+    _multiply[(triton.cdiv(len(matrix), outputs), num_tiles)](
+        x,
+        matrix,
+        tiles,
+        bias,
+        out,
+        len(x),
         len(matrix),
         dim,
         x.stride(0),
@@ -53,8 +109,11 @@ def grouped_linear(
         BITS=packing.bits if packing else 0,
         GROUP=packing.group_size if packing else 1,
         IS_WHOLE=packing is None or dim % packing.group_size == 0,
-        ALIGNMENT=1 if any(address % VECTOR_BYTES for address, _, _ in tiles) else VECTOR_BYTES,
-        TILE_ROWS=rows,
+        ALIGNMENT=VECTOR_BYTES if is_aligned else 1,
+        HAS_TILES=tiles is not None,
+        HAS_BIAS=bias is not None,
+        ADDS=adds,
+        TILE_ROWS=FEW_ROWS if is_few else MANY_ROWS,
         TILE_OUTPUTS=outputs,
         DEPTH=DEPTH_BYTES // x.element_size(),
         num_warps=FEW_WARPS if is_few else MANY_WARPS,
@@ -75,11 +134,18 @@ def _tiles(
     return tiles
 
 
-@triton.jit(do_not_specialize=["num_outputs", "out_stride"])
+# Arguments that change from call to call must not trigger a new compilation.
+@triton.jit(
+    do_not_specialize=["num_rows", "num_outputs", "out_stride"],
+    do_not_specialize_on_alignment=["matrix", "tiles", "bias"],
+)
 def _multiply(
     x,
+    matrix,
     tiles,
+    bias,
     out,
+    num_rows,
     num_outputs,
     dim,
     x_stride,
@@ -90,12 +156,18 @@ def _multiply(
     GROUP: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    HAS_TILES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ADDS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_OUTPUTS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    tile = tiles + 3 * tl.program_id(1)
-    address, first, end = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+    first, end = tl.program_id(1) * TILE_ROWS, num_rows
+    if HAS_TILES:
+        tile = tiles + 3 * tl.program_id(1)
+        matrix = tl.load(tile).to(matrix.dtype)
+        first, end = tl.load(tile + 1), tl.load(tile + 2)
     row = first + tl.arange(0, TILE_ROWS)
     output = tl.program_id(0) * TILE_OUTPUTS + tl.arange(0, TILE_OUTPUTS)
     is_row, is_output = (row < end)[:, None], (output < num_outputs)[None, :]
@@ -103,7 +175,6 @@ def _multiply(
     offsets = output.to(tl.int64)[None, :] * weight_stride
     total = tl.zeros([TILE_ROWS, TILE_OUTPUTS], tl.float32)
     if BITS == 0:
-        matrix = address.to(tl.pointer_type(x.dtype.element_ty))
         matrix = tl.multiple_of(matrix, ALIGNMENT) + offsets
         for start in range(0, dim, DEPTH):
             i = start + tl.arange(0, DEPTH)
@@ -111,7 +182,7 @@ def _multiply(
             weights = tl.load(matrix + i[:, None], mask=is_output & (i < dim)[:, None], other=0.0)
             total = tl.dot(values, weights, total, input_precision="ieee")
     else:
-        matrix = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), ALIGNMENT) + offsets
+        matrix = tl.multiple_of(matrix, ALIGNMENT) + offsets
         # A byte of codes is one element, or two: one of each half of a group. A large group is
         # multiplied in pieces.
         GROUP_CODES: tl.constexpr = GROUP * BITS // 8
@@ -139,5 +210,12 @@ def _multiply(
                 codes = codes >> 4
             weights = unpack_codes(codes, both).to(values.dtype)
             total = tl.dot(values, weights, total, input_precision="ieee")
+    if HAS_BIAS:
+        total += tl.load(bias + output, mask=output < num_outputs, other=0.0).to(tl.float32)[
+            None, :
+        ]
+    result = total.to(out.dtype.element_ty)
     target = out + row[:, None] * out_stride + output[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=is_row & is_output)
+    if ADDS:
+        result += tl.load(target, mask=is_row & is_output, other=0.0)
+    tl.store(target, result, mask=is_row & is_output)
