@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.checks import check_choice, check_least, check_positive
+from costmodel.model.expert_use import needed_of_rarest
 from profiles.errors import InputError
 
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "relu2", "xielu")
@@ -175,10 +176,21 @@ class ExpertsSpec:
         """
         return min(num_tokens * self.experts_per_token, max(num_tokens, EXPERT_ROWS_AT_ONCE))
 
-    def touched(self, num_tokens: float) -> float:
+    def touched(self, num_tokens: float, skew: float = 0.0, rarest: float = 1.0) -> float:
         """Return the number of experts that ``num_tokens`` tokens need on average, at most.
 
         Uniform routing needs the most: ``E (1 - (1 - k/E)^n)``.
+
+        Parameters
+        ----------
+        skew
+            The exponent of Zipf's law that describes how often experts are chosen.
+        rarest
+            Counts only this share of all experts, those that are chosen the least.
         """
-        missed = 1 - self.experts_per_token / self.num_experts
-        return float(self.num_experts * (1 - missed**num_tokens))
+        if not skew:
+            missed = 1 - self.experts_per_token / self.num_experts
+            return float(rarest * self.num_experts * (1 - missed**num_tokens))
+        return needed_of_rarest(
+            self.num_experts, self.experts_per_token, skew, float(num_tokens), rarest
+        )

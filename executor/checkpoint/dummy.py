@@ -24,6 +24,7 @@ from costmodel.model.layout import ComponentLayout, model_layers
 from costmodel.model.safetensors_header import LENGTH_BYTES
 from costmodel.model.spec import ModelSpec
 from costmodel.model.stacked import Strides
+from executor.checkpoint.dummy_routers import router_scales
 from executor.checkpoint.dummy_rows import dummy_rows
 from executor.checkpoint.row_reader import fill_component
 from executor.checkpoint.stored_tensors import INDEX_NAME
@@ -43,15 +44,20 @@ SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DummyCheckpoint:
-    """A ``WeightSource`` of random weights."""
+    """A ``WeightSource`` of random weights.
+
+    ``router_skew`` is the exponent of Zipf's law that routing follows (see ``router_scales``).
+    """
 
     spec: ModelSpec
     seed: int = 0
+    router_skew: float = 0.0
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the shapes and the seed."""
-        return hashlib.sha256(f"dummy {self.spec} {self.seed}".encode()).hexdigest()
+        """A hash of the shapes, the seed and the skew."""
+        skew = f" {self.router_skew}" if self.router_skew else ""
+        return hashlib.sha256(f"dummy {self.spec} {self.seed}{skew}".encode()).hexdigest()
 
     def check_unchanged(self) -> None:
         """Do nothing: there are no files."""
@@ -70,8 +76,9 @@ class DummyCheckpoint:
             DTYPES[self.spec.dtype],
         )
         plain = replace(layout, tensors=tuple(t for t in layout.tensors if t not in encoded))
+        scales = router_scales(self.spec, self.seed, self.router_skew)
         for part, first, target in overlaps(self.spec, index, plain, start, out):
-            _fill(target, part, self.seed, first)
+            _fill(target, part, self.seed, first, scales.get(part.name))
 
     def _fill_bytes(self, name: str, first: int, target: torch.Tensor) -> None:
         """Fill uint8 ``target`` with the bytes of a tensor's pattern from ``first`` on."""
@@ -80,13 +87,19 @@ class DummyCheckpoint:
 
 
 def write_random_checkpoint(
-    folder: Path, config: Mapping[str, Any], *, seed: int = 0, shard_bytes: int = GIB
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    router_skew: float = 0.0,
+    shard_bytes: int = GIB,
 ) -> None:
     """Write a checkpoint of random weights for a ``config.json``, in shards of at most
     ``shard_bytes`` where possible.
 
-    Only one piece of a tensor is in memory, so the model may be larger than memory. Written pages
-    are dropped from the page cache, so the next read is a read of the disk.
+    ``router_skew`` is that of ``DummyCheckpoint``. Only one piece of a tensor is in memory, so the
+    model may be larger than memory. Written pages are dropped from the page cache, so the next read
+    is a read of the disk.
     """
     spec = spec_from_config(config, name=folder.name)
     if spec.is_encoded:
@@ -96,10 +109,11 @@ def write_random_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     shards = list(_shards(spec, shard_bytes))
+    scales = router_scales(spec, seed, router_skew)
     weight_map: dict[str, str] = {}
     for number, parts in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / name, parts, seed)
+        _write_shard(folder / name, parts, seed, scales)
         weight_map |= {part.name: name for part in parts}
     total = sum(p.num_elements * p.dtype.itemsize for parts in shards for p in parts)
     write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -141,7 +155,9 @@ def _all_parts(spec: ModelSpec) -> Iterator[TensorPart]:
                 )
 
 
-def _write_shard(path: Path, parts: list[TensorPart], seed: int) -> None:
+def _write_shard(
+    path: Path, parts: list[TensorPart], seed: int, scales: Mapping[str, torch.Tensor]
+) -> None:
     header, offset = {}, 0
     for part in parts:
         end = offset + part.num_elements * part.dtype.itemsize
@@ -159,15 +175,24 @@ def _write_shard(path: Path, parts: list[TensorPart], seed: int) -> None:
             for first in range(0, part.num_elements, PATTERN_LENGTH):
                 count = min(PATTERN_LENGTH, part.num_elements - first)
                 values = torch.empty(count, dtype=part.dtype)
-                _fill(values, part, seed, first)
+                _fill(values, part, seed, first, scales.get(part.name))
                 handle.write(values.view(torch.uint8).numpy().data)
         handle.flush()
         os.fsync(handle.fileno())
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int = 0) -> None:
-    """Fill ``target`` with the elements of a part from ``first_element`` on."""
+def _fill(
+    target: torch.Tensor,
+    part: TensorPart,
+    seed: int,
+    first_element: int = 0,
+    scales: torch.Tensor | None = None,
+) -> None:
+    """Fill ``target`` with the elements of a part from ``first_element`` on.
+
+    ``scales`` are factors of the rows of the stored tensor.
+    """
     if len(part.shape) == 1 and part.name.endswith(".weight"):
         target.fill_(1.0)
         return
@@ -177,6 +202,10 @@ def _fill(target: torch.Tensor, part: TensorPart, seed: int, first_element: int 
         _fill_strided(target, pattern, place, part.strides, first_element)
         return
     _repeat(target, pattern, place + first_element)
+    if scales is not None:
+        first = part.first_element + first_element
+        rows = torch.arange(first, first + len(target)) // part.shape[1]
+        target *= scales[rows].to(target.dtype)
 
 
 def _place_of(seed: int, name: str) -> int:
