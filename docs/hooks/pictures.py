@@ -28,7 +28,9 @@ from profiles.units import GIB
 
 FOLDER = "img"
 PALE = "#eeeeee"
-CLUSTERS = Path(__file__).parents[2] / "tests/bench/results/cluster-scaling.json"
+RESULTS = Path(__file__).parents[2] / "tests/bench/results"
+CLUSTERS = RESULTS / "cluster-scaling.json"
+MIXTURES = RESULTS / "mixtures-paper.json"
 # The timeline shows these layers of the second pass.
 SHOWN_LAYERS = range(10, 13)
 # Small enough that all channels work, in batches that a reader can count.
@@ -210,6 +212,27 @@ def draw_clusters() -> Figure:
     return plot_scaling(found["cases"])
 
 
+def draw_mixtures() -> Figure:
+    """Draw predicted over published throughput of mixtures of experts."""
+    found = json.loads(MIXTURES.read_text(encoding="utf-8"))["published"]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    systems = dict.fromkeys(run["system"] for run in found)
+    for color, system in zip(COLORS, systems, strict=False):
+        runs = [run for run in found if run["system"] == system]
+        rates = ([run[f"{name}_tok_per_s"] for run in runs] for name in ("published", "predicted"))
+        axes.loglog(*rates, "o", color=color, label=system)
+    ends = (1, 10_000)
+    axes.loglog(ends, ends, color="0.4", lw=1)
+    axes.fill_between(ends, [0.8 * x for x in ends], [1.2 * x for x in ends], color=PALE, zorder=0)
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    axes.set_xlabel("published, token/s")
+    axes.set_ylabel("predicted, token/s")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _blank(inches: float, high: float, *, width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(inches, high), layout="constrained")
     axes = figure.subplots()
@@ -254,4 +277,5 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "stages": draw_stages,
     "memory": draw_tier_memory,
     "clusters": draw_clusters,
+    "mixtures": draw_mixtures,
 }

@@ -50,22 +50,23 @@ class Machine:
         """The arenas by tier."""
         return {"cpu": self.cpu, "gpu": self.compute} if self.has_gpu else {"cpu": self.cpu}
 
-    def make_channels(self, *, attends_on_cpu: bool) -> list[Channel]:
+    def make_channels(self, *, shares_cores: bool) -> list[Channel]:
         """Make one channel for each that the schedule may use.
 
-        An emulated GPU computes on the CPU's cores. Where the CPU attends beside it, they take
-        turns: two teams of threads on the same cores wait for each other in the middle of their
-        work. Beside a real one, its attention leaves some to the threads that feed the GPU. Links
-        are copies, which want no team of threads: every team beyond the cores slows down all (see
-        ``kernels.end_idle_threads``).
+        ``shares_cores`` says whether the CPU computes beside a GPU: it attends, or multiplies
+        experts in place. An emulated GPU computes on the CPU's cores. There they take turns, unless
+        the profile says that both at once compute more: two teams of threads on the same cores wait
+        for each other in the middle of their work. Beside a real one, the CPU leaves some to the
+        threads that feed the GPU. Links are copies, which want no team of threads: every team
+        beyond the cores slows down all (see ``kernels.end_idle_threads``).
         """
         gpu = self.hardware.gpu
         cores = cpu_threads = gpu_threads = None
-        if attends_on_cpu and self.uses_cuda:
+        if shares_cores and self.uses_cuda:
             num_threads = torch.get_num_threads()
             gpu_threads = feeding_threads(num_threads)
             cpu_threads = attending_threads(num_threads)
-        elif attends_on_cpu and self.has_gpu:
+        elif shares_cores and self._takes_turns:
             cores = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cores"))
         channels = [
             Channel("disk_read"),
@@ -87,6 +88,16 @@ class Machine:
             for name, link in (("h2d", gpu.h2d), ("d2h", gpu.d2h))
         ]
         return [*channels, *links, compute]
+
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether an emulated GPU and the CPU compute no more at once than in turns."""
+        computing = {"gpu_compute", "cpu_compute"}
+        return self.hardware.is_emulated and not any(
+            pair.first_keeps + pair.second_keeps > 1
+            for pair in self.hardware.contention
+            if {pair.first, pair.second} == computing
+        )
 
     def _stream(self, channel: str) -> torch.cuda.Stream | None:
         return _stream_of(channel) if self.uses_cuda else None

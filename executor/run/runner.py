@@ -234,7 +234,8 @@ class Runner:
         if self.hardware.uses_cuda:
             device = machine.compute.device
             compile_kernels(policy, self.plan.layers, device)
-        channels = machine.make_channels(attends_on_cpu=self.route.attends_on_cpu)
+        shares_cores = self.route.attends_on_cpu or bool(self.route.experts_in_place)
+        channels = machine.make_channels(shares_cores=shares_cores)
         self.engine = enter(Engine(channels, self.block.handlers(), self.trace))
 
     def _block(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 
 from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
+from executor.model.experts import add_routed
 from profiles import kernels
+from profiles.hardware import Contention
 from tests.covering import at_most, covering
 from tests.executor.reference import Compression, ReferenceModel
 from tests.executor.tiny_machines import (
@@ -159,3 +163,24 @@ def test_corners(
         changes["activations"] = activations
     policy = case.policy(weight_bits=bits, **changes)
     assert case.generate(policy, make_hardware(gpu=machine == "gpu")) == case.tokens
+
+
+@pytest.mark.parametrize(("kept", "num_threads"), [(0.5, 1), (0.9, 2)])
+def test_an_emulated_gpu_and_experts_in_place_share_cores(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch, kept: float, num_threads: int
+) -> None:
+    """They take turns in one thread, unless the profile says that each has cores of its own."""
+    threads = set()
+
+    def note_thread(*values: Any) -> None:
+        threads.add(threading.get_ident())
+        add_routed(*values)
+
+    monkeypatch.setattr("executor.run.expert_steps.add_routed", note_thread)
+    case, hardware = cases("mixtral", 16), make_hardware(gpu=True)
+    cores = Contention(
+        first="gpu_compute", second="cpu_compute", first_keeps=kept, second_keeps=kept
+    )
+    policy = case.policy(weights=THIRDS, cache=ON_GPU, activations=ON_GPU, cpu_experts=0.5)
+    assert case.generate(policy, replace(hardware, contention=(cores,))) == case.tokens
+    assert len(threads) == num_threads
