@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from drawn_policies import DENSE
+from validation_cases import BITS, DRAWN_FOR
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
 from costmodel.calibration.factors import calibrate, errors_of, mean_error
@@ -37,9 +39,6 @@ from profiles.hardware import HardwareProfile
 from profiles.recorded import recorded_profile
 from profiles.units import MIB
 
-MODELS = ("opt-125m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "opt-1.3b")
-BITS = (16, 16, 8, 4)
-DRAWN_FOR = "cpu-2core"
 # On the recorded machine.
 SHORTEST_S, LONGEST_S = 8.0, 60.0
 SPREADS = (0.4, 1.4)
@@ -102,7 +101,7 @@ def draw_jobs(rng: random.Random) -> Iterator[JobCase]:
     """Draw jobs without end that search runs over lanes and that take neither too long nor too
     little."""
     while True:
-        spec = load_model_spec(rng.choice(MODELS)).with_dtype("bfloat16")
+        spec = load_model_spec(rng.choice(DENSE.models)).with_dtype("bfloat16")
         count = round(_between(rng, 12, 200))
         seed = np.random.default_rng(rng.randrange(2**32))
         prompts, answers = (_lognormal(rng, seed, count) for _ in range(2))
