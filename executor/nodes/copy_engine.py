@@ -87,11 +87,13 @@ class CopyEngine(Progress):
     def take(self, num_at_work: int, num_waiting: int) -> Sequence[int]:
         """Return the requests that came since the last call (see ``HandOuts``)."""
         with self._changed:
-            is_idle = not num_at_work and not num_waiting
-            if is_idle:
+            self._is_full, self._num_waiting = num_waiting > 0, num_waiting
+            if not num_at_work and not num_waiting:
+                # Nobody hands anything out before it knows that there is room.
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._new or self._is_closed)
             taken, self._new = self._new, []
-            self._is_full, self._num_waiting = num_waiting > 0, num_waiting + len(taken)
+            self._num_waiting += len(taken)
             self._changed.notify_all()
             return taken
 

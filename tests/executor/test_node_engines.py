@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +152,32 @@ def test_a_copy_answers_what_is_handed_out(
     base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN, weights=HALVES)
     policy = change_policy(base, lanes=lanes, hardware=make_hardware())
     assert answers(CopyEngine(job_of(tmp_path, models["dense"], policy))) == expected["dense"]
+
+
+def test_a_copy_that_was_full_wants_more_when_all_have_ended(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    spec = Checkpoint.open(models["dense"]).spec
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+    policy = change_policy(base, lanes=LANES, hardware=make_hardware())
+    count = policy.block_size + 1
+    lengths = Lengths([1] * count, [1] * count)
+    engine = CopyEngine(replace(job_of(tmp_path, models["dense"], policy), lengths=lengths))
+    engine.start()
+    handed = [
+        Handed(request=i, prompt_ids=(i,), params=RowParams(max_tokens=1), identity=i)
+        for i in range(count)
+    ]
+    # One waits while all others end, and then ends alone.
+    news = engine.exchange(handed, 60)
+    num_ended = len(news.finished)
+    while num_ended < count:
+        news = engine.exchange([], 60)
+        num_ended += len(news.finished)
+    if not news.wanted:
+        news = engine.exchange([], 20)
+    engine.close()
+    assert news.wanted
 
 
 @pytest.mark.usefixtures("without_ray")
