@@ -8,6 +8,7 @@ from pathlib import Path
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
 from executor.jobs.params import RowParams
+from executor.nodes.facts import NodeFacts
 from executor.run.finished import Finished
 from profiles.hardware import HardwareProfile
 
@@ -58,12 +59,15 @@ class StageJob:
         The node's profile with its budgets.
     offload_dir
         Folder for what the policy puts on disk.
+    facts
+        What the node must have like the machine that runs the command.
     """
 
     model: Path
     policy: Policy
     hardware: HardwareProfile
     offload_dir: Path
+    facts: NodeFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

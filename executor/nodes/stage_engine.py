@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from executor.checkpoint.folder import Checkpoint
-from executor.checkpoint.opening import open_checkpoint
 from executor.nodes.handed_chooser import handed_chooser
 from executor.nodes.share import Handed, StageJob
 from executor.run.results import BlockResult
 from executor.run.runner import Runner
 from executor.run.stage_run import StagePass, StageResult
 from executor.stores.pass_rows import RowBytes
-from profiles.errors import InputError
 
 
 class StageEngine:
@@ -25,14 +23,7 @@ class StageEngine:
     """
 
     def __init__(self, job: StageJob) -> None:
-        source = open_checkpoint(job.model, dtype=job.policy.model.dtype)
-        if not isinstance(source, Checkpoint):
-            raise InputError(
-                f"model {job.model}",
-                got="a GGUF file over several stages",
-                allowed="a Hugging Face folder",
-                hint="copies, one on each node",
-            )
+        source = Checkpoint.open(job.model, dtype=job.policy.model.dtype)
         self._held: dict[int, Handed] = {}
         self._chooser = handed_chooser(job.model, self._held)
         self._runner = Runner(
