@@ -117,7 +117,7 @@ class JobMaker:
             RowParams(max_tokens=gen_len, sampler=sampler, end_ids=eos_ids, stops=tuple(strings))
             for strings in stops
         ]
-        chooser = RowChooser(rules, range(len(rules)), decode)
+        chooser = RowChooser(rules.__getitem__, lambda request: request, decode)
         for prompt in prompts:
             self._check_ids(prompt)
         cut = [list(prompt[-room:]) for prompt in prompts]

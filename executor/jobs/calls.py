@@ -95,7 +95,11 @@ class CallPlanner:
             self._options,
             self._source,
             prompts,
-            RowChooser(rules, identities, lambda ids: self._load_tokenizer().decode(ids)),
+            RowChooser(
+                rules.__getitem__,
+                identities.__getitem__,
+                lambda ids: self._load_tokenizer().decode(ids),
+            ),
             Lengths([len(ids) for ids in prompts], [rule.max_tokens for rule in rules]),
             logprobs=_largest(params.logprobs for params in asked),
             prompt_logprobs=_largest(params.prompt_logprobs for params in asked),

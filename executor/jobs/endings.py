@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,20 +35,20 @@ class RowChooser:
     Parameters
     ----------
     params
-        Of each request of the run, by number; a mapping may get them while the run goes on.
-    identities
-        Of each request, what its draws depend on beside the step: 64 bits.
+        Returns those of a request, by its number.
+    identity
+        Returns what the draws of a request depend on beside the step: 64 bits.
     decode
         Returns the text of tokens; called for requests with stop strings only.
     """
 
     def __init__(
         self,
-        params: Sequence[RowParams] | Mapping[int, RowParams],
-        identities: Sequence[int] | Mapping[int, int],
+        params: Callable[[int], RowParams],
+        identity: Callable[[int], int],
         decode: Decode | None = None,
     ) -> None:
-        self._params, self._identities = params, identities
+        self._params, self._identity = params, identity
         self._decode = decode or (lambda ids: "")
         # Of each request that goes on, its tokens so far; and those that have ended.
         self._ids: dict[int, list[int]] = {}
@@ -66,13 +66,13 @@ class RowChooser:
         rows_by_sampler = defaultdict(list)
         for row, request in enumerate(requests):
             if request not in self._ended:
-                rows_by_sampler[self._params[request].sampler].append(row)
+                rows_by_sampler[self._params(request).sampler].append(row)
         chosen = torch.zeros(len(requests), dtype=torch.int64, device=logits.device)
         for sampler, rows in rows_by_sampler.items():
             places = torch.tensor(rows, device=logits.device)
             # A copy: processors change logits in place.
             part = logits if len(rows) == len(requests) else logits[places]
-            identities = [self._identities[requests[row]] for row in rows]
+            identities = [self._identity(requests[row]) for row in rows]
             steps = step if isinstance(step, int) else step[rows]
             chosen[places] = sampler.sample(part, identities, steps, _rows_of(history, rows))
         for request, token in zip(requests, chosen.tolist(), strict=True):
@@ -110,7 +110,7 @@ class RowChooser:
         )
 
     def _take(self, request: int, token: int) -> None:
-        params, ids = self._params[request], self._ids.setdefault(request, [])
+        params, ids = self._params(request), self._ids.setdefault(request, [])
         ids.append(token)
         if token in params.end_ids:
             self._ended[request] = token

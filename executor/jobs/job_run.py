@@ -288,10 +288,10 @@ class JobRun:
             prefixes=self._prefixes(source),
         )
         planned = planner.plan(array("Q", self._rows_left()))
-        self.prompts = planned.prompts
+        self.prompts, rows = planned.prompts, planned.prompts.rows
         chooser = RowChooser(
-            [table.params(row) for row in self.prompts.rows],
-            [table.identities[row] for row in self.prompts.rows],
+            lambda request: table.params(rows[request]),
+            lambda request: table.identities[rows[request]],
             lambda ids: self._tokenizer().decode(ids),
         )
         return Job(

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 
 import torch
 
@@ -14,15 +13,14 @@ from costmodel.schedule.tasks import Task
 from executor.checkpoint.opening import open_checkpoint
 from executor.engine.trace import Span
 from executor.jobs.endings import RowChooser
-from executor.jobs.params import RowParams
 from executor.model.logits_processors import History, Steps
 from executor.model.sampling import no_history
+from executor.nodes.handed_chooser import handed_chooser
 from executor.nodes.share import Handed, NodeJob, NodeNews
 from executor.run.finished import Finished
 from executor.run.lanes import LaneRequest
 from executor.run.results import BlockResult, Progress
 from executor.run.runner import Runner
-from executor.text.loading import load_tokenizer
 from profiles.errors import ZigzagError, one_line
 
 logger = logging.getLogger(__name__)
@@ -58,11 +56,7 @@ class CopyEngine(Progress):
         self._beats = self._num_tokens = 0
         self._error: str | None = None
         self._wanted_told = -1
-        params: dict[int, RowParams] = {}
-        identities: dict[int, int] = {}
-        self._params, self._identities = params, identities
-        tokenizer = cache(lambda: load_tokenizer(job.model))
-        self._chooser = RowChooser(params, identities, lambda ids: tokenizer().decode(ids))
+        self._chooser = handed_chooser(job.model, self._held)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -72,11 +66,8 @@ class CopyEngine(Progress):
     def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
         """Take requests, and return what has happened since the last call, or after ``seconds``."""
         with self._changed:
-            for each in handed:
-                self._held[each.request] = each
-                self._params[each.request] = each.params
-                self._identities[each.request] = each.identity
-                self._new.append(each.request)
+            self._held.update((each.request, each) for each in handed)
+            self._new += [each.request for each in handed]
             self._changed.notify_all()
             self._changed.wait_for(self._has_news, seconds)
             finished, self._finished = tuple(self._finished), []
@@ -100,11 +91,13 @@ class CopyEngine(Progress):
     def take(self, num_at_work: int, num_waiting: int) -> Sequence[int]:
         """Return the requests that came since the last call (see ``HandOuts``)."""
         with self._changed:
-            is_idle = not num_at_work and not num_waiting
-            if is_idle:
+            self._is_full, self._num_waiting = num_waiting > 0, num_waiting
+            if not num_at_work and not num_waiting:
+                # Nobody hands anything out before it knows that there is room.
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._new or self._is_closed)
             taken, self._new = self._new, []
-            self._is_full, self._num_waiting = num_waiting > 0, num_waiting + len(taken)
+            self._num_waiting += len(taken)
             self._changed.notify_all()
             return taken
 
@@ -184,8 +177,7 @@ class CopyEngine(Progress):
     def _take_finished(self, finished: Sequence[Finished]) -> None:
         with self._changed:
             for each in finished:
-                del self._held[each.request], self._params[each.request]
-                del self._identities[each.request]
+                del self._held[each.request]
             self._finished += finished
             self._changed.notify_all()
 

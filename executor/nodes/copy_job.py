@@ -26,7 +26,7 @@ from executor.nodes.copy_run import CopyNode, CopyRun
 from executor.nodes.facts import check_alike, own_facts
 from executor.nodes.node import with_workload
 from executor.nodes.pipeline_actors import PipelineActors
-from executor.nodes.pipeline_plan import stage_policy
+from executor.nodes.pipeline_plan import check_pipeline, stage_policy
 from executor.nodes.ray_nodes import NodeActor, ask_all, folder_on, ray_nodes
 from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
 from profiles.errors import InputError
@@ -65,13 +65,14 @@ class CopyJob:
     ) -> None:
         # A node's process has a working folder of its own.
         self._model, self._timeout_s = Path(model).absolute(), timeout_s
+        copies = plan.copies if plan else ()
+        self._pipelines = [copy for copy in copies if len(copy.stages) > 1]
+        for copy in self._pipelines:
+            check_pipeline(copy, self._model)
         found = ray_nodes(only)
         if not found:
             raise InputError("nodes", got="none that runs anything", allowed="one or more")
         self._actors = [NodeActor(node) for node in found]
-        self._spares = [node for node in ray_nodes() if node not in found]
-        copies = plan.copies if plan else ()
-        self._pipelines = [copy for copy in copies if len(copy.stages) > 1]
         policies = {c.stages[0].node: c.stages[0].policy for c in copies if len(c.stages) == 1}
         staged = {stage.node for copy in self._pipelines for stage in copy.stages}
         alone = [actor for actor in self._actors if actor.name not in staged]
@@ -88,7 +89,8 @@ class CopyJob:
             calls = [actor.handle.facts.remote(self._model) for actor in self._actors]
             found = ask_all(self._actors, calls)
             named = zip((actor.name for actor in self._actors), found, strict=True)
-            check_alike([("this machine", own_facts(self._model)), *named], self._model)
+            self._facts = own_facts(self._model)
+            check_alike([("this machine", self._facts), *named], self._model)
         except BaseException:
             self.close()
             raise
@@ -151,10 +153,11 @@ class CopyJob:
                         hardware=policy.hardware,
                         offload_dir=folder_on(self._options.offload_dir, stage.node),
                         num_spans=self._num_spans,
+                        facts=self._facts,
                     )
                 )
             stages = [by_name[stage.node] for stage in copy.stages]
-            yield PipelineActors(stages, jobs, self._spares)
+            yield PipelineActors(stages, jobs, self._actors)
 
     def run(self, job: JobRun) -> None:
         """Run it, and write each answer as its requests end."""

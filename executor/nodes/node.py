@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from executor.cli.job_options import JobOptions
 from executor.engine.trace import Span
 from executor.machine_profile import machine_profile
 from executor.nodes.copy_engine import CopyEngine
-from executor.nodes.facts import NodeFacts, own_facts
+from executor.nodes.facts import NodeFacts, check_alike, own_facts
 from executor.nodes.share import Handed, NodeJob, NodeNews, NodePlan, StageJob
 from executor.nodes.stage_engine import StageEngine
 from executor.run.stage_run import StagePass, StageResult
@@ -93,7 +94,12 @@ class Node:
         return NodeNews()
 
     def open_stage(self, job: StageJob) -> None:
-        """Load the weights of a stage."""
+        """Load the weights of a stage; raises ``InputError`` where this node has other ones."""
+        # It may have taken the place of a node that was asked for its facts.
+        check_alike(
+            [("the command's machine", job.facts), (platform.node(), self.facts(job.model))],
+            job.model,
+        )
         job.offload_dir.mkdir(parents=True, exist_ok=True)
         self._spans = SpanLog(job.num_spans)
         self._stage = StageEngine(job, self._spans.record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from executor.nodes.ray_nodes import NodeActor, RayNode
+from executor.nodes.ray_nodes import NodeActor, ray_nodes
 from executor.nodes.share import NodeJob, StageJob
 
 
@@ -18,14 +18,14 @@ class PipelineActors:
         The actors of the stages, in the order of their layers.
     jobs
         What each of them runs.
-    spares
-        Nodes without work; one of them takes the place of a node that is lost.
+    in_use
+        All actors of the job. A node without one may take the place of a node that is lost.
     """
 
     def __init__(
-        self, stages: Sequence[NodeActor], jobs: Sequence[StageJob], spares: list[RayNode]
+        self, stages: Sequence[NodeActor], jobs: Sequence[StageJob], in_use: Sequence[NodeActor]
     ) -> None:
-        self._stages, self._jobs, self._spares = list(stages), jobs, spares
+        self._stages, self._jobs, self._in_use = list(stages), jobs, in_use
         self._director: NodeActor | None = None
 
     @property
@@ -66,8 +66,11 @@ class PipelineActors:
     def is_node_alive(self) -> bool:
         """Whether all stages have a node: one without work replaces one that is lost."""
         for stage in self._stages:
-            if not stage.is_node_alive():
-                if not self._spares:
-                    return False
-                stage.node = self._spares.pop()
+            if stage.is_node_alive():
+                continue
+            taken = {actor.node.node_id for actor in self._in_use}
+            spare = next((node for node in ray_nodes() if node.node_id not in taken), None)
+            if spare is None:
+                return False
+            stage.node = spare
         return True

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from costmodel.cluster.plan import CopyPlan
 from costmodel.cluster.stage_search import IN_MEMORY, stage_lanes
+from costmodel.gguf.paths import is_gguf
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Pipeline
 from costmodel.plan.policy import LanePolicy, Policy, placed_alike
@@ -25,24 +27,42 @@ def lanes_of(copy: CopyPlan, place: int) -> LanePolicy:
     return stage_lanes(workload, pipeline, chunk_rows=chunk_rows)
 
 
-def stage_policy(copy: CopyPlan, place: int, workload: Workload) -> Policy:
-    """Return what the node of a stage runs.
+def check_pipeline(copy: CopyPlan, model: Path) -> None:
+    """Refuse what stages cannot run.
 
     Raises
     ------
     InputError
-        For a policy that keeps its cache or its hidden states elsewhere than in CPU memory.
+        For a GGUF file, for a node with a GPU, and for a policy that keeps its cache or its hidden
+        states elsewhere than in CPU memory.
     """
-    plan = copy.stages[place]
-    policy = plan.policy
-    if policy.cache.cpu < 1 or policy.activations.cpu < 1:
+    if is_gguf(model):
         raise InputError(
-            f"policy of node {plan.node}",
-            got="a cache or hidden states outside of CPU memory",
-            allowed="cpu 1 for both, in a stage of a pipeline",
-            hint="a smaller block, or copies",
+            f"model {model}",
+            got="a GGUF file over several stages",
+            allowed="a Hugging Face folder",
+            hint="copies, one on each node",
         )
-    return replace(policy, workload=workload, lanes=lanes_of(copy, place))
+    for plan in copy.stages:
+        if plan.policy.hardware is not None and plan.policy.hardware.has_gpu:
+            raise InputError(
+                f"policy of node {plan.node}",
+                got="a GPU",
+                allowed="CPU memory and disk, in a stage of a pipeline",
+                hint="copies, one on each node",
+            )
+        if plan.policy.cache.cpu < 1 or plan.policy.activations.cpu < 1:
+            raise InputError(
+                f"policy of node {plan.node}",
+                got="a cache or hidden states outside of CPU memory",
+                allowed="cpu 1 for both, in a stage of a pipeline",
+                hint="a smaller block, or copies",
+            )
+
+
+def stage_policy(copy: CopyPlan, place: int, workload: Workload) -> Policy:
+    """Return what the node of a stage runs."""
+    return replace(copy.stages[place].policy, workload=workload, lanes=lanes_of(copy, place))
 
 
 def whole_policy(copy: CopyPlan, model: ModelSpec, workload: Workload) -> Policy:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,17 +105,11 @@ def ray_nodes(only: Sequence[str] = ()) -> list[RayNode]:
             found.append(node)
     found.sort(key=lambda node: (node.name, node.node_id))
     # Several nodes on one machine have one address.
-    names = [node.name for node in found]
-    if len(set(names)) < len(names):
-        found = [
-            RayNode(
-                name=f"{node.name}-{i}",
-                node_id=node.node_id,
-                num_cpus=node.num_cpus,
-                num_gpus=node.num_gpus,
-            )
-            for i, node in enumerate(found)
-        ]
+    counts = Counter(node.name for node in found)
+    found = [
+        replace(node, name=f"{node.name}-{i}") if counts[node.name] > 1 else node
+        for i, node in enumerate(found)
+    ]
     missing = set(only) - {node.name for node in found}
     if missing:
         told = ", ".join(node.name for node in found)

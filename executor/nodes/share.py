@@ -8,6 +8,7 @@ from pathlib import Path
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
 from executor.jobs.params import RowParams
+from executor.nodes.facts import NodeFacts
 from executor.run.finished import Finished
 from profiles.hardware import HardwareProfile
 
@@ -61,6 +62,8 @@ class StageJob:
         The node's profile with its budgets.
     offload_dir
         Folder for what the policy puts on disk.
+    facts
+        What the node must have like the machine that runs the command.
     num_spans
         As in ``NodeJob``.
     """
@@ -69,6 +72,7 @@ class StageJob:
     policy: Policy
     hardware: HardwareProfile
     offload_dir: Path
+    facts: NodeFacts
     num_spans: int = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,37 +11,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from costmodel.cluster.plan import CopyPlan, StagePlan
-from costmodel.cluster.stages import stages_of_counts
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.policy import Placement, Prediction, placed_alike
+from costmodel.plan.policy import Placement, Prediction
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.params import RowParams
-from executor.nodes import pipeline_engine
+from executor.nodes import pipeline_actors, pipeline_engine
 from executor.nodes.copy_engine import CopyEngine
+from executor.nodes.facts import own_facts
 from executor.nodes.hand_out import HandOut
 from executor.nodes.node import Node
+from executor.nodes.pipeline_actors import PipelineActors
 from executor.nodes.pipeline_engine import PipelineEngine
-from executor.nodes.pipeline_plan import stage_policy, whole_policy
+from executor.nodes.pipeline_plan import check_pipeline, stage_policy, whole_policy
+from executor.nodes.ray_nodes import RayNode
 from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
+from profiles.errors import InputError
 from tests.executor.job_desk import LANES
 from tests.executor.reference import ReferenceModel
-from tests.executor.tiny_machines import (
-    ON_CPU,
-    ON_DISK,
-    change_policy,
-    make_hardware,
-    make_policy,
+from tests.executor.stage_plans import (
+    HALVES,
+    MODELS,
+    THREE_DENSE,
+    THREE_MIXTURE,
+    TWO_DENSE,
+    TWO_MIXTURE,
+    staged_copy,
 )
-from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE, save_tiny_model
+from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 8, 5, 14
-HALVES = Placement(cpu=0.5, disk=0.5)
-MODELS: dict[str, dict[str, Any]] = {
-    # Windows, so that stages have other rings; a tied table is in both ends.
-    "dense": {"family": "gemma3_text", "num_layers": 5, "tied": True},
-    "mixture": {**MIXTURES["qwen3_moe"], "num_layers": 4},
-}
 PROMPTS = [
     [(7 * n + i * i) % VOCAB_SIZE for i in range(1 + n % PROMPT_LEN)] for n in range(NUM_PROMPTS)
 ]
@@ -153,15 +153,36 @@ def test_a_copy_answers_what_is_handed_out(
     assert answers(CopyEngine(job_of(tmp_path, models["dense"], policy))) == expected["dense"]
 
 
+def test_a_copy_that_was_full_wants_more_when_all_have_ended(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    spec = Checkpoint.open(models["dense"]).spec
+    base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+    policy = change_policy(base, lanes=LANES, hardware=make_hardware())
+    count = policy.block_size + 1
+    lengths = Lengths([1] * count, [1] * count)
+    engine = CopyEngine(replace(job_of(tmp_path, models["dense"], policy), lengths=lengths))
+    engine.start()
+    handed = [
+        Handed(request=i, prompt_ids=(i,), params=RowParams(max_tokens=1), identity=i)
+        for i in range(count)
+    ]
+    # One waits while all others end, and then ends alone.
+    news = engine.exchange(handed, 60)
+    num_ended = len(news.finished)
+    while num_ended < count:
+        news = engine.exchange([], 60)
+        num_ended += len(news.finished)
+    if not news.wanted:
+        news = engine.exchange([], 20)
+    engine.close()
+    assert news.wanted
+
+
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("model", "counts", "placements"),
-    [
-        ("dense", (2, 3), (ON_CPU, ON_DISK)),
-        ("dense", (2, 1, 2), (HALVES, ON_CPU, ON_DISK)),
-        ("mixture", (3, 1), (HALVES, HALVES)),
-        ("mixture", (1, 2, 1), (ON_DISK, HALVES, ON_CPU)),
-    ],
+    [TWO_DENSE, THREE_DENSE, TWO_MIXTURE, THREE_MIXTURE],
 )
 def test_stages_make_the_tokens_of_one_machine(
     models: dict[str, Path],
@@ -172,29 +193,62 @@ def test_stages_make_the_tokens_of_one_machine(
     placements: Sequence[Placement],
 ) -> None:
     spec = Checkpoint.open(models[model]).spec
-    plans = []
-    for place, part in enumerate(stages_of_counts(spec, counts)):
-        base = make_policy(part, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
-        policy = change_policy(
-            base,
-            hardware=make_hardware(),
-            weights=placed_alike(part, placements[place]),
-            gpu_batch_size=4 if place % 2 else 2,
-            num_gpu_batches=1 if place % 2 else 2,
-            blocks_in_flight=len(counts),
+    hardware = make_hardware()
+    copy = staged_copy(
+        spec, counts, placements, hardware=hardware, prompt_len=PROMPT_LEN, gen_len=GEN_LEN
+    )
+    workload = copy.stages[0].policy.workload
+    jobs = [
+        StageJob(
+            model=models[model],
+            policy=stage_policy(copy, place, workload),
+            hardware=hardware,
+            offload_dir=tmp_path / str(place),
+            facts=own_facts(models[model]),
         )
-        plans.append(StagePlan(node=str(place), policy=policy))
-    copy = CopyPlan(stages=tuple(plans), share=1.0)
-    workload = plans[0].policy.workload
-    jobs = []
-    for place in range(len(counts)):
-        policy = stage_policy(copy, place, workload)
-        folder = tmp_path / str(place)
-        hardware = make_hardware()
-        jobs.append(
-            StageJob(model=models[model], policy=policy, hardware=hardware, offload_dir=folder)
-        )
+        for place in range(len(counts))
+    ]
     whole = job_of(tmp_path, models[model], whole_policy(copy, spec, workload))
     nodes = [Node() for _ in counts]
     engine = PipelineEngine(whole, [actor_of(node) for node in nodes], jobs)
     assert answers(engine) == expected[model]
+
+
+def test_pipelines_are_refused_what_stages_cannot_run(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    _, counts, placements = TWO_DENSE
+    spec = Checkpoint.open(models["dense"]).spec
+    copy = staged_copy(
+        spec, counts, placements, hardware=make_hardware(), prompt_len=PROMPT_LEN, gen_len=GEN_LEN
+    )
+    check_pipeline(copy, models["dense"])
+    with pytest.raises(InputError, match="got a GGUF file over several stages; allowed: a Hugging"):
+        check_pipeline(copy, tmp_path / "model.gguf")
+    first, last = copy.stages
+    faster = replace(last, policy=change_policy(last.policy, hardware=make_hardware(gpu=True)))
+    with pytest.raises(InputError, match="policy of node b: got a GPU; allowed: CPU memory and"):
+        check_pipeline(replace(copy, stages=(first, faster)), models["dense"])
+    spilled = replace(last, policy=change_policy(last.policy, cache=ON_DISK))
+    with pytest.raises(InputError, match="policy of node b: got a cache or hidden states outside"):
+        check_pipeline(replace(copy, stages=(first, spilled)), models["dense"])
+
+
+def test_a_node_without_work_replaces_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {name: RayNode(name=name, node_id=name, num_cpus=1, num_gpus=0) for name in "abcd"}
+    alive = {"b", "c", "d"}
+
+    class Actor:
+        def __init__(self, name: str) -> None:
+            self.node, self.name = nodes[name], name
+
+        def is_node_alive(self) -> bool:
+            return self.node.name in alive
+
+    actors: Any = [Actor("a"), Actor("b"), Actor("c")]
+    monkeypatch.setattr(pipeline_actors, "ray_nodes", lambda: [nodes[x] for x in sorted(alive)])
+    pipeline = PipelineActors(actors[:2], [], actors)
+    assert pipeline.is_node_alive()
+    assert [actor.node.name for actor in actors] == ["d", "b", "c"]
+    alive.remove("b")
+    assert not pipeline.is_node_alive()
