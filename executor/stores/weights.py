@@ -7,6 +7,7 @@ most two runs, a resident one and a staged one, which meet between two rows or t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,10 +146,10 @@ class WeightStore:
         here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
         low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
         moved = 0
-        for first in (expert * size for expert in here[low:high]):
-            source = home[first - cut.gpu_end : first + size - cut.gpu_end]
-            self._queue_copy(target[start + first : start + first + size], source)
-            moved += size
+        for first, end in _adjacent(here[low:high], size):
+            source = home[first - cut.gpu_end : end - cut.gpu_end]
+            self._queue_copy(target[start + first : start + end], source)
+            moved += end - first
         for _, first, end in self._needed_on_disk(task, experts):
             window = self.buffers.window(task, component, first, end)
             self._queue_copy(target[start + first : start + end], window)
@@ -165,8 +166,8 @@ class WeightStore:
         component, size = self._experts(task)
         low, high = component.window_part(*self._disk_piece(task))
         low = max(low, component.placed.cut.cpu_end)
-        for start in (expert * size for expert in experts):
-            first, end = max(start, low), min(start + size, high)
+        for start, stop in _adjacent(experts, size):
+            first, end = max(start, low), min(stop, high)
             if first < end:
                 yield component, first, end
 
@@ -271,6 +272,13 @@ class WeightStore:
         if self._unpacked is None:
             return direct, direct
         return direct, UnpackedLayer(tensors, self._unpacked, layer)
+
+
+def _adjacent(experts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of experts of ``size`` each; those of neighbours are one run."""
+    for _, run in itertools.groupby(enumerate(experts), lambda pair: pair[1] - pair[0]):
+        numbers = [expert for _, expert in run]
+        yield numbers[0] * size, (numbers[-1] + 1) * size
 
 
 def _is_prefill(task: Task) -> bool:

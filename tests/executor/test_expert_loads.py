@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.schedule.tasks import Task
@@ -32,17 +34,14 @@ def _task(kind: str, layer: int, piece: int) -> Task:
     )
 
 
-def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None:
-    save_tiny_model(tmp_path / "model", "olmoe", num_layers=1, intermediate_size=48)
-    source = Checkpoint.open(tmp_path / "model")
-    split = Placement(cpu=0.3, disk=0.7)
-    policy = Policy(
-        model=source.spec,
+def _policy(model: ModelSpec, experts: Placement, *, num_gpu_batches: int) -> Policy:
+    return Policy(
+        model=model,
         workload=Workload(prompt_len=4, gen_len=2),
         gpu_batch_size=1,
-        num_gpu_batches=3,
+        num_gpu_batches=num_gpu_batches,
         prefill_batch_size=1,
-        weights=dict.fromkeys(source.spec.component_names, ON_CPU) | {"experts": split},
+        weights=dict.fromkeys(model.component_names, ON_CPU) | {"experts": experts},
         cache=ON_GPU,
         activations=ON_GPU,
         cpu_attention=0.0,
@@ -50,6 +49,13 @@ def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None
         cache_bits=32,
         loads_on_demand=True,
     )
+
+
+def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", "olmoe", num_layers=1, intermediate_size=48)
+    source = Checkpoint.open(tmp_path / "model")
+    split = Placement(cpu=0.3, disk=0.7)
+    policy = _policy(source.spec, split, num_gpu_batches=3)
     with Runner(policy, make_hardware(gpu=True), source, tmp_path) as runner:
         store = runner.weights
         layer = next(i for i, kind in enumerate(runner.plan.layers) if kind.kind == "experts")
@@ -66,3 +72,36 @@ def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None
                 kept = torch.cat([staging[:low], staging[high:]])
                 assert (kept == 0xAB).all()
         assert moved > 0
+
+
+def test_neighbours_are_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arrives in its own place, and what is not needed stays as it was."""
+    save_tiny_model(tmp_path / "model", "olmoe", num_layers=1, intermediate_size=48)
+    source = Checkpoint.open(tmp_path / "model")
+    policy = _policy(source.spec, ON_CPU, num_gpu_batches=1)
+    copies: list[int] = []
+    with Runner(policy, make_hardware(gpu=True), source, tmp_path) as runner:
+        store = runner.weights
+        layer = next(i for i, kind in enumerate(runner.plan.layers) if kind.kind == "experts")
+        queue_copy = store._queue_copy
+
+        def counted(target: torch.Tensor, source: torch.Tensor) -> None:
+            copies.append(len(source))
+            queue_copy(target, source)
+
+        monkeypatch.setattr(store, "_queue_copy", counted)
+        store.num_pieces = 1
+        task = _task("send_experts", layer, 0)
+        staging = store.buffers.staging_of("gpu", task).fill_(0xAB)
+        moved = store.send_experts(task, [1, 2, 3, 6])
+        (component,) = (
+            c for c in store.buffers.staged[layer].components if c.placed.layout.is_experts
+        )
+        size, home = component.placed.layout.unit_bytes, store.buffers.home("cpu", component.placed)
+        assert copies == [3 * size, size] and moved == 4 * size
+        for expert in range(8):
+            sent, stored = (
+                part[expert * size :][:size] for part in (staging[component.gpu_offset :], home)
+            )
+            is_sent = expert in (1, 2, 3, 6)
+            assert torch.equal(sent, stored if is_sent else torch.full_like(sent, 0xAB))
