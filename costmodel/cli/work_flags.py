@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def add_work_flags(parser: Parser) -> None:
         help="number of prompts (default: as many as the best block holds)",
     )
     add_expected_len(parser)
+    add(
+        "--expert-skew",
+        type=float,
+        default=0.0,
+        metavar="EXPONENT",
+        help="exponent of Zipf's law of how often routers choose each expert (default: 0, all"
+        " alike)",
+    )
     add_lengths(parser)
 
 
@@ -74,6 +83,10 @@ def check_expected_len(value: int | None) -> None:
 
 def read_workload(flags: argparse.Namespace) -> Workload:
     """Return the work that the flags tell of."""
+    return replace(_read_lengths(flags), expert_skew=flags.expert_skew)
+
+
+def _read_lengths(flags: argparse.Namespace) -> Workload:
     check_expected_len(flags.expected_len)
     if (lengths := read_lengths_flag(flags)) is not None:
         return workload_of(lengths)
