@@ -38,6 +38,7 @@ from executor.cli.run_command import (
     uses_own_profile,
 )
 from executor.cli.run_report import format_report
+from executor.expert_counts import kept_skew
 from executor.machine_profile import keep_run
 from executor.model.sampling import Sampler
 from executor.run.recorder import Recorder
@@ -78,6 +79,12 @@ def parser() -> Parser:
     )
     add_lengths(parser)
     add("--seed", type=int, default=0, help="seed of the random prompts (default: 0)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="of sampling (default: 0, the likeliest token)",
+    )
     add(
         "--runs",
         type=output_path,
@@ -137,13 +144,14 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 def _plan(flags: argparse.Namespace) -> Job:
     # Also refuses a seed that is out of range.
-    sampler = Sampler(seed=flags.seed)
+    sampler = Sampler(temperature=flags.temperature, seed=flags.seed)
     lengths = read_lengths_flag(flags)
     policy = Policy.load(flags.policy) if flags.policy else None
     hardware = choose_hardware(flags, policy)
     if policy is None:
         spec = choose_dtype(_source(flags, None).spec, hardware, flags.dtype)
         workload = workload_of(lengths) if lengths is not None else _equal_lengths(flags)
+        workload = replace(workload, expert_skew=kept_skew(_source(flags, spec)))
         policy, hardware = search_policy(hardware, spec, workload, read_permitted(flags))
     work, prompts = policy.workload, flags.num_prompts
     if lengths is None and prompts is None and policy.lanes and work.lengths:
@@ -154,7 +162,7 @@ def _plan(flags: argparse.Namespace) -> Job:
         work = replace(work, num_prompts=count, lengths=None)
         lengths = Lengths([work.prompt_len] * count, [work.gen_len] * count)
     else:
-        work = workload_of(lengths)
+        work = replace(workload_of(lengths), expert_skew=work.expert_skew)
     policy = replace(policy, workload=work)
     return Job(
         policy=policy,

@@ -126,7 +126,8 @@ def read_runs(
     - ``attention_sparsity``: else 1.
     - ``prefill_s`` and ``decode_s``: else both phases count as one.
     - ``emulated_gpu_bytes`` and ``emulated_link_bytes_per_s``: else no GPU was emulated.
-    - ``cpu_experts``, ``loads_on_demand``: as in the policy; 0 where they are absent.
+    - ``cpu_experts``, ``loads_on_demand``, ``expert_skew``: as in the policy and its workload; 0
+      where they are absent.
     - ``weights_NAME_gpu``, ``weights_NAME_cpu``: the placement of one component, where it is not
       that of all weights.
     - ``pool_tokens``, ``pass_rows``, ``chunk_rows``, ``lengths``: of a run over lanes, see
@@ -239,6 +240,7 @@ def row_of(run: MeasuredRun, *, model: str | None = None) -> dict[str, object]:
         "cpu_attention": policy.cpu_attention,
         "cpu_experts": policy.cpu_experts,
         "loads_on_demand": int(policy.loads_on_demand),
+        "expert_skew": policy.workload.expert_skew,
         "pool_tokens": policy.lanes and policy.lanes.pool_tokens,
         "pass_rows": policy.lanes and policy.lanes.pass_rows,
         "chunk_rows": policy.lanes and policy.lanes.chunk_rows,

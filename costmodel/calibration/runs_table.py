@@ -86,7 +86,11 @@ class Row:
         batch = self._count("gpu_batch_size")
         return Policy(
             model=model,
-            workload=Workload(prompt_len=self._count("prompt_len"), gen_len=self._count("gen_len")),
+            workload=Workload(
+                prompt_len=self._count("prompt_len"),
+                gen_len=self._count("gen_len"),
+                expert_skew=self.number("expert_skew", default=0.0),
+            ),
             gpu_batch_size=batch,
             num_gpu_batches=self._count("num_gpu_batches"),
             prefill_batch_size=self._count("prefill_batch_size", default=batch),

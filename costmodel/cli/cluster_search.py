@@ -10,7 +10,12 @@ from tqdm import tqdm
 
 from costmodel.cli.cluster_report import format_cluster_plan
 from costmodel.cli.flags import check_margin, choose_dtype, read_permitted
-from costmodel.cli.work_flags import add_lengths, add_prompts, read_workload
+from costmodel.cli.work_flags import (
+    add_expert_skew,
+    add_lengths,
+    add_prompts,
+    read_workload,
+)
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.cluster.search import search_cluster
@@ -21,13 +26,14 @@ from profiles.command import Parser
 from profiles.files import to_json
 
 # The flags that only this command reads.
-OWN_FLAGS = ("prompt_len", "num_prompts", "lengths", "margin")
+OWN_FLAGS = ("prompt_len", "num_prompts", "lengths", "expert_skew", "margin")
 
 
 def add_cluster_search_flags(parser: Parser) -> None:
     """Add the flags in ``OWN_FLAGS``; others are those of a job."""
     add_prompts(parser)
     add_lengths(parser)
+    add_expert_skew(parser)
     parser.add_argument(
         "--margin",
         type=float,

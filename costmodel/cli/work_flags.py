@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def add_work_flags(parser: Parser) -> None:
         help=f"tokens to generate for each prompt (default: {DEFAULT_GEN_LEN})",
     )
     add_expected_len(parser)
+    add_expert_skew(parser)
     add_lengths(parser)
 
 
@@ -47,6 +49,18 @@ def add_prompts(parser: Parser) -> None:
         "--num-prompts",
         type=int,
         help="number of prompts (default: as many as the best block holds)",
+    )
+
+
+def add_expert_skew(parser: Parser) -> None:
+    """Add the flag for the skew of routing."""
+    parser.add_argument(
+        "--expert-skew",
+        type=float,
+        default=0.0,
+        metavar="EXPONENT",
+        help="exponent of Zipf's law of how often routers choose each expert (default: 0, all"
+        " alike)",
     )
 
 
@@ -79,6 +93,10 @@ def check_expected_len(value: int | None) -> None:
 
 def read_workload(flags: argparse.Namespace) -> Workload:
     """Return the work that the flags tell of."""
+    return replace(_read_lengths(flags), expert_skew=flags.expert_skew)
+
+
+def _read_lengths(flags: argparse.Namespace) -> Workload:
     check_expected_len(flags.expected_len)
     if (lengths := read_lengths_flag(flags)) is not None:
         return workload_of(lengths)

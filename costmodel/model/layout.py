@@ -24,14 +24,17 @@ from costmodel.model.tensor_layout import (
     packed_bytes,
     plain_or_packed,
 )
+from profiles.aligned_io import PAGE_BYTES
 from profiles.errors import InputError
 from profiles.packing import DEFAULT_GROUP_SIZE
 
-# Tensors start on a cache line. (In the weight file, components start on a disk page.)
+# Tensors start on a cache line. (In the weight file, components start on a disk page. Experts do
+# everywhere, so that each can be read by itself.)
 TENSOR_ALIGNMENT = 64
 # A matrix is cut at a multiple of so many rows. With other numbers of rows the results are not
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
+EXPERTS = "experts"
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -66,7 +69,7 @@ class ComponentLayout:
     @property
     def is_experts(self) -> bool:
         """Whether the units are experts, which are never cut, even where there is only one."""
-        return self.name == "experts"
+        return self.name == EXPERTS
 
     @property
     def num_bytes(self) -> int:
@@ -257,6 +260,8 @@ def _lay_out(
         tensor = replace(unplaced, offset_bytes=offset)
         tensors.append(tensor)
         offset = round_up(tensor.end_bytes, TENSOR_ALIGNMENT)
+    if name == EXPERTS:
+        offset = round_up(offset, PAGE_BYTES)
     return ComponentLayout(
         name=name,
         tensors=tuple(tensors),

@@ -130,7 +130,7 @@ def open_problems(
         permitted.bits(model, "cache"),
         sorted({1.0, permitted.sparsity}, reverse=True),
     ):
-        if on_demand and not _may_demand(model, batch):
+        if on_demand and not _may_demand(model, workload.expert_skew, batch):
             continue
         if on_cpu and "experts" not in model.component_names:
             continue
@@ -153,10 +153,10 @@ def open_problems(
         )
 
 
-def _may_demand(model: ModelSpec, batch: int) -> bool:
+def _may_demand(model: ModelSpec, skew: float, batch: int) -> bool:
     """Whether a batch needs so few experts that loads on demand may be worth their waits."""
     mixtures = [kind.experts for kind in model.layer_kinds if kind.experts]
-    return any(e.touched(batch) < MOST_DEMANDED * e.num_experts for e in mixtures)
+    return any(e.touched(batch, skew) < MOST_DEMANDED * e.num_experts for e in mixtures)
 
 
 def decide(problem: Problem) -> Iterator[Problem]:

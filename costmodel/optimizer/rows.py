@@ -148,12 +148,14 @@ def _precision(problem: Problem) -> Hashable:
 
 def _stage_key(problem: Problem, stage: Stage) -> Hashable:
     if stage.is_prefill:
-        return stage, _precision(problem)
+        return stage, _precision(problem), problem.loads_on_demand
     # Where experts are loaded ahead, only the stage depends on the number of batches.
     num_batches = (
         (problem.num_batches, problem.hidden_in_place) if problem.loads_on_demand else None
     )
-    return stage, _precision(problem), problem.cpu_experts, problem.loads_on_demand, num_batches
+    rarest = problem.rarest_on_disk, problem.rarest_off_gpu
+    demand = problem.loads_on_demand and (*rarest, *(num_batches or ()))
+    return stage, _precision(problem), problem.cpu_experts, demand
 
 
 def _memory_key(problem: Problem) -> Hashable:
@@ -169,6 +171,7 @@ def _memory_key(problem: Problem) -> Hashable:
         problem.prefill_batch_sizes,
         problem.hidden_in_place,
         problem.cpu_experts,
+        problem.loads_on_demand,
         problem.num_batches[0] if has_experts or problem.lanes else None,
         problem.blocks_in_flight,
         (problem.lanes, problem.stages_cache, problem.workload) if problem.lanes else None,

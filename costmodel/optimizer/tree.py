@@ -20,6 +20,7 @@ from costmodel.optimizer.program import Limits, Program, Solution, of_blocks
 from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
 from costmodel.plan.policy import Policy
+from costmodel.pricing.experts import experts_of
 from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import Problem
 
@@ -256,6 +257,10 @@ def _of_job(problem: Problem, num_gpu_batches: int) -> tuple[float, float]:
     # Fewer tokens need fewer experts.
     of_last = 1.0
     if problem.loads_on_demand:
-        mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]
-        of_last = min(e.touched(last) / e.touched(block_size) for e in mixtures)
+        skew = problem.workload.expert_skew
+        of_last = min(
+            e.touched(last, skew, rarest) / e.touched(block_size, skew, rarest)
+            for e, _, _ in experts_of(problem)
+            for rarest in (problem.rarest_on_disk, problem.rarest_off_gpu)
+        )
     return places / num_prompts, (num_full + of_last) * block_size / places

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.model.cache import CacheSpec, cache_of
@@ -22,6 +22,8 @@ from costmodel.model.layout import ComponentLayout, model_layers, round_up
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
+# For each layer with experts, all of their numbers, the most used first.
+ExpertOrder = Sequence[tuple[int, ...]]
 # The fractional parts of its multiples spread evenly over [0, 1), for any number of multiples.
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -61,6 +63,40 @@ class PlacedComponent:
     # Bytes of experts in CPU memory that the CPU multiplies in place in decode. They are the last
     # bytes there.
     bytes_in_place: int = 0
+    # The experts in the order in which they are stored here; ``None`` stores them by number. The
+    # weight file and the checkpoint have them by number in any case.
+    order: tuple[int, ...] | None = None
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The place of each expert among those stored here."""
+        return places_in(self.order or tuple(range(self.layout.num_units)))
+
+    def places_of(self, experts: Sequence[int]) -> list[int]:
+        """Return the places of some experts, in increasing order."""
+        places = self.places
+        return sorted(places[expert] for expert in experts)
+
+    @property
+    def first_disk_byte(self) -> int:
+        """The first byte of the weight file that the part on disk is read from."""
+        if self.order is None:
+            return self.cut.cpu_end
+        on_disk = self.order[self.cut.cpu_end // self.layout.unit_bytes :]
+        return min(on_disk, default=self.layout.num_units) * self.layout.unit_bytes
+
+    def stored_ranges(self, first: int, end: int) -> Iterator[tuple[int, slice]]:
+        """Yield the parts of bytes [first, end) that are adjacent in the weight file.
+
+        Each is its first byte there, and its place in the range.
+        """
+        if self.order is None:
+            yield first, slice(0, end - first)
+            return
+        size = self.layout.unit_bytes
+        for place in self.layout.units_between(first, end):
+            low, high = max(first, place * size), min(end, (place + 1) * size)
+            yield low + (self.order[place] - place) * size, slice(low - first, high - first)
 
     @property
     def units_in_place(self) -> range:
@@ -68,6 +104,12 @@ class PlacedComponent:
         size = self.layout.unit_bytes
         end = self.cut.cpu_end // size if self.bytes_in_place else 0
         return range(end - self.bytes_in_place // size, end)
+
+
+@functools.lru_cache(maxsize=1024)
+def places_in(order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the place of each expert in an order of all experts."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 # For each layer, its components.
@@ -142,8 +184,15 @@ def spread(count: int) -> tuple[int, ...]:
     return tuple(turns[place] for place in range(count))
 
 
-def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
-    """Cut every component of every layer by a policy."""
+def place_weights(
+    policy: Policy, *, has_gpu: bool, expert_order: ExpertOrder | None = None
+) -> PlacedLayers:
+    """Cut every component of every layer by a policy.
+
+    ``expert_order`` is the order of the experts in each layer that has any: the first are stored on
+    the fastest tier. ``None`` stores them by number.
+    """
+    orders = iter(expert_order or ())
     layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
     # Equal layers are the same object.
     counts = Counter(id(layout) for layer in layers for layout in layer.components)
@@ -153,13 +202,13 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
     for index, layer in enumerate(layers):
         components = []
         for layout in layer.components:
-            placement, in_place = policy.weights[layout.name], 0
+            placement, in_place, order = policy.weights[layout.name], 0, None
             if not layout.is_experts:
                 cut = cut_component(layout, placement)
             else:
                 if id(layout) not in dealt:
                     dealt[id(layout)] = iter(deal_units(layout, placement, counts[id(layout)]))
-                cut = next(dealt[id(layout)])
+                cut, order = next(dealt[id(layout)]), next(orders, None)
                 # Of the experts in CPU memory so far, the number that is nearest to the fraction.
                 cpu_units += cut.cpu_bytes // layout.unit_bytes
                 if has_gpu:
@@ -172,6 +221,7 @@ def place_weights(policy: Policy, *, has_gpu: bool) -> PlacedLayers:
                     layout=layout,
                     cut=cut,
                     bytes_in_place=in_place * layout.unit_bytes,
+                    order=order,
                 )
             )
         placed.append(tuple(components))

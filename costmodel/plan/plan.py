@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout, model_layers
-from costmodel.plan.cuts import PlacedLayers, Segment, cache_spec, cut_cache, place_weights
+from costmodel.plan.cuts import (
+    ExpertOrder,
+    PlacedLayers,
+    Segment,
+    cache_spec,
+    cut_cache,
+    place_weights,
+)
 from costmodel.plan.policy import Policy
 from costmodel.plan.route import Route, route_of
 
@@ -43,11 +50,17 @@ class Plan:
         is_in_place = (placement.gpu if self.has_gpu else placement.cpu) >= 1
         return self.policy.num_gpu_batches if is_in_place else 1
 
+    @property
+    def demands_on_cpu(self) -> bool:
+        """Whether a CPU computes, and loads experts on demand into one buffer, beside those that it
+        runs in memory."""
+        return self.policy.loads_on_demand and not self.has_gpu
+
     @classmethod
-    def of(cls, policy: Policy, *, has_gpu: bool) -> Plan:
-        """Derive the plan of a policy."""
+    def of(cls, policy: Policy, *, has_gpu: bool, expert_order: ExpertOrder | None = None) -> Plan:
+        """Derive the plan of a policy; ``expert_order`` is that of ``place_weights``."""
         layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
-        weights = place_weights(policy, has_gpu=has_gpu)
+        weights = place_weights(policy, has_gpu=has_gpu, expert_order=expert_order)
         batch = policy.gpu_batch_size
         segments = tuple(
             cut_cache(policy, cache_spec(policy, kind), batch, has_gpu=has_gpu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.model.expert_use import MOST_SKEW
 from costmodel.plan.lengths import Sketch
 from profiles.errors import InputError
 
@@ -27,6 +28,9 @@ class Workload:
     lengths
         The length of every prompt and answer, where they differ; ``None``: all are as long as the
         longest. ``prompt_len`` is then the longest prompt, and ``gen_len`` the largest limit.
+    expert_skew
+        The exponent of Zipf's law that describes how often routers choose each expert. With 0, they
+        choose all alike, which needs the most loads.
     """
 
     prompt_len: int
@@ -35,6 +39,7 @@ class Workload:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     lengths: Sketch | None = None
+    expert_skew: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("prompt_len", "gen_len", "num_prompts"):
@@ -45,6 +50,10 @@ class Workload:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"workload.{name}", got=value, allowed="0 or more")
+        if not 0 <= self.expert_skew <= MOST_SKEW:
+            raise InputError(
+                "workload.expert_skew", got=self.expert_skew, allowed=f"0 to {MOST_SKEW:g}"
+            )
         if self.lengths is not None:
             self._check_lengths(self.lengths)
 

@@ -59,7 +59,7 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                     part, rows = "experts", stage.expert_tokens
                 if experts is not None and component.is_experts:
                     flop *= experts.experts_per_token
-                    rows = tuple(expert_rows(experts, n) for n in rows)
+                    rows = tuple(expert_rows(problem, experts, n) for n in rows)
                 rate = matmul_rate(problem, stage, rates, rows, tensor)
                 first = _share_before_attention(tensor.name, kind.spec.attention, stage)
                 sums["project"] += first * flop * tokens / rate
@@ -108,7 +108,7 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
     """Seconds of the products of all routed experts, without routers and shared experts."""
     seconds = 0.0
     for experts, component, count in experts_of(problem):
-        rows = tuple(expert_rows(experts, n) for n in stage.expert_tokens)
+        rows = tuple(expert_rows(problem, experts, n) for n in stage.expert_tokens)
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
         matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
         for tensor in matrices:

@@ -1,7 +1,9 @@
 """The experts that a stage needs, the rows of their products, and their bytes.
 
 The routing of a run is not known in advance. Uniform routing needs the most experts
-(``ExpertsSpec.touched``), so that a run never loads more bytes than predicted.
+(``ExpertsSpec.touched``), so that a run never loads more bytes than predicted. Where earlier runs
+have shown how often each expert is chosen (``Workload.expert_skew``), the most used experts are
+those in memory, and the rarest are loaded.
 """
 
 from __future__ import annotations
@@ -23,39 +25,61 @@ def experts_of(problem: Problem) -> Iterator[tuple[ExpertsSpec, ComponentLayout,
                 yield kind.spec.experts, component, kind.count
 
 
-def expert_rows(experts: ExpertsSpec, num_tokens: float) -> float:
+def expert_rows(problem: Problem, experts: ExpertsSpec, num_tokens: float) -> float:
     """Return the average rows of a needed expert when ``num_tokens`` tokens are routed."""
-    return num_tokens * experts.experts_per_token / experts.touched(num_tokens)
+    needed = experts.touched(num_tokens, problem.workload.expert_skew)
+    return num_tokens * experts.experts_per_token / needed
 
 
 def touched_elements(problem: Problem, stage: Stage) -> float:
     """Return the elements of the experts that one visit of all layers needs."""
-    tokens = max(stage.expert_tokens)
+    tokens, skew = max(stage.expert_tokens), problem.workload.expert_skew
     return sum(
-        count * experts.touched(tokens) * component.unit_elements
+        count * experts.touched(tokens, skew) * component.unit_elements
         for experts, component, count in experts_of(problem)
     )
 
 
 def touched_bytes(problem: Problem, stage: Stage) -> float:
     """Return the stored bytes of the experts that one visit of all layers needs."""
-    tokens = max(stage.expert_tokens)
+    tokens, skew = max(stage.expert_tokens), problem.workload.expert_skew
     return sum(
-        count * experts.touched(tokens) * component.unit_bytes
+        count * experts.touched(tokens, skew) * component.unit_bytes
         for experts, component, count in experts_of(problem)
     )
 
 
-def demanded_share(problem: Problem) -> float:
-    """Return the bytes that a pass of decode loads on demand, as a multiple of all experts' bytes.
+def demanded_share(problem: Problem, rarest: float) -> float:
+    """Return the bytes that a pass of decode loads on demand, as a multiple of the bytes of all
+    experts that are not on the tier that they are loaded to.
 
     The smallest block of the range counts, so that no block loads less. Batches that do not pass
     through experts together load them one after another.
+
+    Parameters
+    ----------
+    rarest
+        The share of the experts that are not on that tier. The fewer they are, the more rarely each
+        of them is needed, so that a program counts the least share.
     """
-    at_once = problem.batches_at_once[0]
+    at_once, skew = problem.batches_at_once[0], problem.workload.expert_skew
     tokens, visits = at_once * problem.gpu_batch_size, problem.num_batches[0] / at_once
+    rarest = rarest if problem.orders_experts and rarest > 0 else 1.0
     parts = [
-        (visits * e.touched(tokens) / e.num_experts, c.num_bytes * n)
+        (visits * e.touched(tokens, skew, rarest) / (rarest * e.num_experts), c.num_bytes * n)
+        for e, c, n in experts_of(problem)
+    ]
+    return sum(share * size for share, size in parts) / sum(size for _, size in parts)
+
+
+def missed_share(problem: Problem, rarest: float) -> float:
+    """Return the share of the needed experts that are loaded on demand, as a multiple of the share
+    of all experts that is not on the tier that they are loaded to (see ``demanded_share``)."""
+    tokens, skew = problem.batches_at_once[0] * problem.gpu_batch_size, problem.workload.expert_skew
+    if not problem.orders_experts or rarest <= 0:
+        return 1.0
+    parts = [
+        (e.touched(tokens, skew, rarest) / (rarest * e.touched(tokens, skew)), c.num_bytes * n)
         for e, c, n in experts_of(problem)
     ]
     return sum(share * size for share, size in parts) / sum(size for _, size in parts)

@@ -21,7 +21,7 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     routed_seconds,
 )
-from costmodel.pricing.experts import demanded_share, touched_bytes
+from costmodel.pricing.experts import demanded_share, missed_share, touched_bytes
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.matrices import (
     multiplied_bytes,
@@ -78,7 +78,7 @@ def _disk_work(
     disk = problem.hardware.disk
     loaded, stored = (shares.activations_disk * size for size in _hidden_moves(problem, stage))
     on_disk = {name: share.disk for name, share in shares.weights.items()}
-    weights, experts = _loaded_bytes(problem, on_disk, stage)
+    weights, experts = _loaded_bytes(problem, on_disk, stage, problem.rarest_on_disk)
     read, written = (shares.cache_disk * size for size in disk_cache_bytes(problem, stage))
     # Small requests have a lower rate.
     read_request, write_request = _cache_requests(problem, stage)
@@ -119,11 +119,12 @@ def _request(num_bytes: float) -> float:
 
 
 def _loaded_bytes(
-    problem: Problem, shares: Mapping[str, Quantity], stage: Stage
+    problem: Problem, shares: Mapping[str, Quantity], stage: Stage, rarest: float
 ) -> tuple[Quantity, Quantity]:
     """Return the bytes that all passes of the stage load ahead and on demand.
 
-    ``shares`` are the fractions of each class of components that must be loaded.
+    ``shares`` are the fractions of each class of components that must be loaded, ``rarest`` that of
+    the experts (see ``demanded_share``).
     """
     loads = stage.passes * problem.loads_per_block
     ahead = {
@@ -133,7 +134,7 @@ def _loaded_bytes(
     late = 0.0
     if problem.loads_on_demand and not stage.is_prefill:
         # Of passes with few lanes, the lanes count.
-        late = ahead.pop("experts") * demanded_share(problem) * stage.fullness
+        late = ahead.pop("experts") * demanded_share(problem, rarest) * stage.fullness
     # Every model has attention, so that a model without experts has a zero of the right type.
     of_late = shares["experts" if late else "attention"]
     return total(shares[name] * size for name, size in ahead.items()), of_late * late
@@ -169,7 +170,7 @@ def _link_work(
     below = {name: share.off_gpu for name, share in shares.weights.items()}
     if problem.cpu_experts and not stage.is_prefill:
         below["experts"] = below["experts"] - shares.experts_in_place_per_block
-    streamed, experts = _loaded_bytes(problem, below, stage)
+    streamed, experts = _loaded_bytes(problem, below, stage, problem.rarest_off_gpu)
     # Where the CPU attends, queries, keys and values go down and the result comes up.
     attentions = [(kind.spec.attention, kind.count) for kind in problem.layer_kinds]
     element_bytes = model.dtype_bytes * stage.tokens
@@ -301,14 +302,33 @@ def _layer_seconds(
     # The embedding is a task of its own; the head's chunks are counted with the head.
     num_tasks = stage.passes * (problem.model.num_layers + 1)
     overhead = whole * (num_tasks * rates.task_overhead_s / stage.sequences_at_once)
-    num_mixtures = problem.sizes.num_visits - problem.model.num_layers
-    visit_s = unpack_experts_seconds(problem, stage, rates) + num_mixtures * rates.task_overhead_s
-    experts_s = products.experts + visit_s * expert_visits(stage)
     attention = attended * attention_seconds(problem, stage, rates)
     if stage.is_prefill:
         attention = whole * attention_seconds(problem, stage, rates)
     return {
         "project": whole * products.project + unpack * share + attention,
         "finish": whole * products.finish + unpack * (1 - share) + overhead,
-        "experts": whole * experts_s,
+        "experts": whole * _expert_seconds(problem, stage, rates, products.experts),
     }
+
+
+def _expert_seconds(
+    problem: Problem, stage: Stage, rates: ComputeRates, products_s: float
+) -> float:
+    """Return the seconds of all mixtures of experts, whose products take ``products_s``."""
+    num_mixtures = problem.sizes.num_visits - problem.model.num_layers
+    visit_s = unpack_experts_seconds(problem, stage, rates) + num_mixtures * rates.task_overhead_s
+    return products_s + visit_s * expert_visits(stage)
+
+
+def resident_seconds(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
+    """Return the seconds of decode in which a CPU runs experts in memory, while it loads others.
+
+    The smallest block of the range has the fewest experts to load.
+    """
+    rates = problem.hardware.cpu.compute
+    products_s = matmul_seconds(problem, stage, rates).experts
+    seconds = _expert_seconds(problem, stage, rates, products_s)
+    sequences = problem.gpu_batch_size * problem.num_batches[0]
+    missed = missed_share(problem, problem.rarest_on_disk) * sequences * seconds
+    return shares.whole * seconds - shares.weights["experts"].disk * missed

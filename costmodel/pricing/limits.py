@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from costmodel.pricing.latency import TaskWork, stage_work
+from costmodel.pricing.latency import TaskWork, resident_seconds, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.problem import Problem
@@ -20,6 +20,7 @@ CPU_MEMORY = "cpu_memory"
 GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
+ONE_BUFFER = "experts in one buffer"
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
@@ -71,9 +72,14 @@ def _in_series(work: Sequence[TaskWork[Quantity]]) -> Quantity:
 def _limits(
     problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
 ) -> dict[str, Quantity]:
-    if stage.is_prefill:
-        return work_limits(problem, work, fill=fill_seconds(problem, shares), is_decode=False)
-    return work_limits(problem, work)
+    if not stage.is_prefill:
+        demands = problem.demands_on_cpu
+        beside = resident_seconds(problem, shares, stage) if demands else None
+        return work_limits(problem, work, beside=beside)
+    limits = work_limits(problem, work, fill=fill_seconds(problem, shares), is_decode=False)
+    if problem.demands_on_cpu:
+        limits[ONE_BUFFER] = _seconds_in_one_buffer(problem, shares, work)
+    return limits
 
 
 def work_limits(
@@ -81,12 +87,13 @@ def work_limits(
     work: Sequence[TaskWork[Quantity]],
     *,
     fill: Quantity | None = None,
+    beside: Quantity | None = None,
     is_decode: bool = True,
 ) -> dict[str, Quantity]:
     """Return all limits of some work but that of one batch in series.
 
     ``fill`` are seconds of a load before computing starts. In decode, computing may also wait for
-    experts.
+    experts, but for ``beside``, the seconds that are computed while they are loaded.
     """
     busy = channel_seconds(work)
     limits = dict(busy)
@@ -113,6 +120,7 @@ def work_limits(
         for i, name in enumerate(ON_DEMAND[: len(late)]):
             waited: list[Quantity] = [busy[_compute_channel(problem)], late[i]]
             waited += [seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :]]
+            waited += [beside * -1.0] if beside is not None else []
             limits[name] = total(waited)
     if problem.cpu_experts and is_decode:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
@@ -140,6 +148,18 @@ def fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
         return read
     rate = hardware.gpu.h2d.pinned_bytes_per_s
     return read + total(share.off_gpu * (size / rate) for share, size in parts)
+
+
+def _seconds_in_one_buffer(
+    problem: Problem, shares: Shares[Quantity], work: Sequence[TaskWork[Quantity]]
+) -> Quantity:
+    """Return the seconds in which all experts pass through one buffer: none are loaded into it
+    while those in it are computed."""
+    rate = problem.hardware.disk.read.peak
+    size = problem.sizes.component_bytes["experts"]
+    load = shares.weights["experts"].disk * (size / rate)
+    (computed,) = (piece.seconds for piece in work if piece.kind == "experts")
+    return load + computed
 
 
 def contentions(hardware: HardwareProfile) -> Iterator[Contention]:

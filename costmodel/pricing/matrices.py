@@ -68,9 +68,12 @@ def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) 
 def unpack_experts_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
     """Seconds of unpacking the experts that one visit of all layers needs, where it is done."""
     if problem.keeps_encodings and is_real_gpu(problem, rates):
-        tokens = max(stage.expert_tokens)
+        tokens, skew = max(stage.expert_tokens), problem.workload.expert_skew
         return UNPACKED_BYTES * sum(
-            count * experts.touched(tokens) * t.num_elements / rates.encoded_unpack_rate(how.kind)
+            count
+            * experts.touched(tokens, skew)
+            * t.num_elements
+            / rates.encoded_unpack_rate(how.kind)
             for experts, component, count in experts_of(problem)
             for t in component.tensors
             if (how := t.encoding) is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from costmodel.model.layout import round_up
+from costmodel.model.layout import LayerLayout, round_up
 from costmodel.plan.policy import Policy
 from costmodel.pricing.lane_memory import (
     pool_bytes,
@@ -35,6 +35,8 @@ from profiles.hardware import HardwareProfile
 # A layer's weights are read into one buffer while the previous layer is computed from the other.
 # The cache and the hidden states of a batch are double-buffered in the same way.
 NUM_BUFFERS = 2
+# Experts on demand are loaded when the router has chosen them, and the ones before are computed.
+DEMANDED = "experts on demand"
 # While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
 # states of the next one arrive.
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
@@ -136,11 +138,13 @@ def _weight_staging(
     """
     kinds: dict[str, dict[str, Quantity]] = {}
     for name, layer in problem.sizes.staged_layers.items():
+        kind = staging_kind(layer, on_demand=problem.demands_on_cpu)
+        count = num_weight_buffers(kind)
         edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
-        size = shares.per_block * (NUM_BUFFERS * edges)
+        size = shares.per_block * (count * edges)
         for component in layer.components:
-            size = size + staged[component.name] * (NUM_BUFFERS * component.num_bytes)
-        kinds.setdefault(layer.staging, {})[name] = size
+            size = size + staged[component.name] * (count * component.num_bytes)
+        kinds.setdefault(kind, {})[name] = size
     return {
         ", ".join(names): total(kinds[kind][name] for kind, name in zip(kinds, names, strict=True))
         for names in itertools.product(*kinds.values())
@@ -192,8 +196,13 @@ def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
     if problem.lanes is not None:
         cache = shares.cache_disk_per_block * pool_bytes(problem)
         num_components += problem.model.num_layers
+    on_disk = {component: share.disk for component, share in shares.weights.items()}
+    if problem.orders_experts and page_bytes:
+        # The file has experts by number, and any of them may be on disk.
+        whole = shares.weights["experts"]
+        on_disk["experts"] = whole.gpu + whole.off_gpu
     return {
-        "weights": _weight_bytes(problem, {c: s.disk for c, s in shares.weights.items()}),
+        "weights": _weight_bytes(problem, on_disk),
         "cache": cache,
         "hidden states": shares.activations_disk * _hidden_bytes(problem),
         # Every component, every layer's cache of lanes, and every batch's hidden states start at a
@@ -223,6 +232,19 @@ def _lane_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
 def num_hidden_buffers(*, has_gpu: bool) -> int:
     """Return the number of batches whose hidden states are staged at once."""
     return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
+
+
+def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
+    """Return the kind of the staging buffers in which a layer takes turns with others.
+
+    ``on_demand`` is ``Plan.demands_on_cpu``.
+    """
+    return DEMANDED if on_demand and layer.kind == "experts" else layer.staging
+
+
+def num_weight_buffers(kind: str) -> int:
+    """Return the number of staging buffers of a kind."""
+    return 1 if kind == DEMANDED else NUM_BUFFERS
 
 
 def num_weight_pieces(num_batches: int) -> int:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from costmodel.model.layout import round_up
 from costmodel.model.spec import ModelSpec
-from costmodel.plan.policy import LanePolicy, Policy
+from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes_of
 from profiles.aligned_io import PAGE_BYTES
@@ -50,6 +50,8 @@ class Problem:
         The cache and the rows of lanes; ``None`` runs the sequences of a block in step.
     blocks_in_flight
         Blocks whose caches are kept at the same time (see ``Policy.blocks_in_flight``).
+    experts
+        Where the experts of a policy are; ``None`` in a search, which may put them anywhere.
     stages_cache
         Whether lanes keep the cache of some layers on disk, and have buffers to stage it in.
     """
@@ -73,6 +75,7 @@ class Problem:
     lanes: LanePolicy | None = None
     blocks_in_flight: int = 1
     stages_cache: bool = False
+    experts: Placement | None = None
 
     @property
     def is_open(self) -> bool:
@@ -96,6 +99,36 @@ class Problem:
     def sizes(self) -> ModelSizes:
         """The sizes of the weights with the bits of this problem."""
         return sizes_of(self.model, self.weight_bits, self.group_size)
+
+    @property
+    def demands_on_cpu(self) -> bool:
+        """See ``Plan.demands_on_cpu``."""
+        return self.loads_on_demand and not self.hardware.has_gpu
+
+    @property
+    def orders_experts(self) -> bool:
+        """Whether it counts that the most used experts are on the fastest tiers."""
+        return self.loads_on_demand and not self.cpu_experts and self.workload.expert_skew > 0
+
+    @property
+    def rarest_on_disk(self) -> float:
+        """Share of the experts that are on disk, those that are chosen the least. In a search, the
+        least share that the machine's memory leaves there."""
+        gpu = self.hardware.gpu
+        memory = self.hardware.cpu.memory_bytes + (gpu.memory_bytes if gpu else 0)
+        return self._least_outside(memory) if self.experts is None else self.experts.disk
+
+    @property
+    def rarest_off_gpu(self) -> float:
+        """The same for the share of the experts that are off the GPU."""
+        gpu = self.hardware.gpu
+        memory = gpu.memory_bytes if gpu else 0
+        return self._least_outside(memory) if self.experts is None else 1 - self.experts.gpu
+
+    def _least_outside(self, memory_bytes: int) -> float:
+        size = self.sizes.component_bytes.get("experts", 0)
+        # One expert in a thousand stands for the rarest of all.
+        return max(1e-3, 1 - memory_bytes / size) if size else 1.0
 
     @cached_property
     def components(self) -> tuple[str, ...]:
@@ -211,4 +244,5 @@ def problem_of(policy: Policy, hardware: HardwareProfile) -> Problem:
         lanes=policy.lanes,
         blocks_in_flight=policy.blocks_in_flight,
         stages_cache=policy.lanes is not None and policy.cache.disk > 0,
+        experts=policy.weights.get("experts"),
     )

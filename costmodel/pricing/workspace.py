@@ -193,7 +193,11 @@ def expert_bytes(problem: Problem, num_tokens: int) -> int:
 def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> int:
     hidden, shared, expert = problem.model.hidden_size, experts.shared, experts.expert
     # Rows, sorted by expert, pass through the experts in parts.
-    routed = experts.rows_at_once(num_tokens) * (hidden + expert.inner_rows)
+    at_once = experts.rows_at_once(num_tokens)
+    routed = at_once * (hidden + expert.inner_rows)
+    if problem.demands_on_cpu:
+        # The outputs of the experts in memory wait for the others', and then all are put in order.
+        routed += 2 * at_once * hidden
     beside = num_tokens * (hidden + shared.inner_rows + shared.size) if shared else 0
     # All tokens, their normalised copy, and the output.
     elements = 3 * num_tokens * hidden + max(routed, beside)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_weight_pieces
+from costmodel.pricing.memory import num_weight_buffers, num_weight_pieces, staging_kind
 from costmodel.schedule.positions import Position
 from profiles.units import MIB
 
@@ -49,20 +49,22 @@ class Lookahead:
                 num_batches=num_batches,
                 num_pieces=self.num_pieces,
                 num_tokens=num_tokens,
+                num_buffers=num_weight_buffers(kind),
             )
-            for layers in _rings(plan, loaded)
+            for kind, layers in _rings(plan, loaded).items()
         ]
-        # Of each layer, its place in its ring and the layers of that ring: every task asks for it.
+        # Of each layer, its place in its ring, the layers of that ring and its buffers: every task
+        # asks for it.
         self._places = {
-            layer: (place, len(ring.layers))
+            layer: (place, len(ring.layers), ring.num_buffers)
             for ring in self._rings
             for place, layer in enumerate(ring.layers)
         }
 
     def slot(self, token: int, layer: int) -> int:
         """Return the buffer of a layer in a pass; 0 for a layer that is not loaded."""
-        place, count = self._places.get(layer, (0, 0))
-        return (token * count + place) % NUM_BUFFERS
+        place, count, num_buffers = self._places.get(layer, (0, 0, 1))
+        return (token * count + place) % num_buffers
 
     def first(self) -> Iterator[Piece]:
         """Yield the pieces of layer 1, which are loaded before the first position."""
@@ -76,7 +78,7 @@ class Lookahead:
 
 
 class _Ring:
-    """Layers that take turns in ``NUM_BUFFERS`` staging buffers.
+    """Layers that take turns in ``num_buffers`` staging buffers.
 
     A buffer is free when its layer is computed. From then on, the next layer of that buffer is
     loaded, in pieces that are spread evenly over all positions until it is computed. For example,
@@ -91,8 +93,10 @@ class _Ring:
         num_batches: int,
         num_pieces: int,
         num_tokens: int | None,
+        num_buffers: int,
     ) -> None:
         self.layers = layers
+        self.num_buffers = num_buffers
         self._visits_per_token = visits_per_token
         self._num_batches = num_batches
         self._num_pieces = num_pieces
@@ -102,7 +106,8 @@ class _Ring:
         behind = bisect.bisect_right(self.layers, here.layer)
         turn = here.token * len(self.layers) + behind
         yield from self._pieces(turn, here)
-        if behind == 0 or self.layers[behind - 1] != here.layer:
+        is_free = behind == 0 or self.layers[behind - 1] != here.layer
+        if is_free and self.num_buffers > 1:
             # This layer takes no buffer, so that both are free or being filled.
             yield from self._pieces(turn + 1, here)
 
@@ -110,7 +115,9 @@ class _Ring:
         token, index = divmod(turn, len(self.layers))
         if self._num_tokens is not None and token >= self._num_tokens:
             return
-        first = self._visit(turn - NUM_BUFFERS) + 1 if turn >= NUM_BUFFERS else 0
+        first = self._visit(turn - self.num_buffers) + 1 if turn >= self.num_buffers else 0
+        if here.visit < first:
+            return
         num_steps = (self._visit(turn) - first) * self._num_batches
         before = (here.visit - first) * self._num_batches
         low, high = (
@@ -134,7 +141,7 @@ def num_load_pieces(plan: Plan, num_batches: int) -> int:
     """
     fewest = num_weight_pieces(num_batches)
     tiers = (plan.route.disk_weights, plan.route.sent_weights)
-    rings = [layers for loaded in tiers for layers in _rings(plan, loaded)]
+    rings = [layers for loaded in tiers for layers in _rings(plan, loaded).values()]
     if not rings or plan.policy.loads_on_demand:
         return fewest
     visits = min((len(plan.layers) - 1) // len(layers) for layers in rings)
@@ -146,9 +153,10 @@ def num_load_pieces(plan: Plan, num_batches: int) -> int:
     return max(fewest, min(visits * num_batches, largest // LEAST_PIECE_BYTES))
 
 
-def _rings(plan: Plan, loaded: Collection[int]) -> list[list[int]]:
+def _rings(plan: Plan, loaded: Collection[int]) -> dict[str, list[int]]:
     """Return the loaded layers of each kind of staging buffers, in the order of the schedule."""
     rings: dict[str, list[int]] = {}
     for layer in sorted(loaded):
-        rings.setdefault(plan.layers[layer].staging, []).append(layer)
-    return list(rings.values())
+        kind = staging_kind(plan.layers[layer], on_demand=plan.demands_on_cpu)
+        rings.setdefault(kind, []).append(layer)
+    return rings

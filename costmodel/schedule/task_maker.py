@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers
+from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers, staging_kind
 from costmodel.schedule.lookahead import Lookahead
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Hazards, Resource, Task
@@ -25,7 +25,7 @@ class TaskMaker:
 
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int | None) -> None:
         self.route = plan.route
-        self.layers = plan.layers
+        self.staging = [staging_kind(layer, on_demand=plan.demands_on_cpu) for layer in plan.layers]
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
@@ -65,6 +65,11 @@ class TaskMaker:
     def is_in_place(self, here: Position) -> bool:
         """Whether the CPU multiplies some of the layer's experts in place."""
         return self.decodes(here) and here.layer in self.route.experts_in_place
+
+    def runs_resident(self, here: Position) -> bool:
+        """Whether experts in memory run while others are loaded. Lanes run all of them at once."""
+        is_demanding = here.layer in self.route.demanding
+        return is_demanding and self.num_tokens is not None and not self.route.has_gpu
 
     def make(
         self,
@@ -106,12 +111,12 @@ class TaskMaker:
     def piece_on_cpu(self, here: Position, number: int) -> Resource:
         """Return the CPU staging of one piece of a layer's weights on disk."""
         slot = self.reads.slot(here.token, here.layer)
-        return ("weights", "cpu", self.layers[here.layer].staging, slot, number)
+        return ("weights", "cpu", self.staging[here.layer], slot, number)
 
     def piece_sent(self, here: Position, number: int) -> Resource:
         """Return the GPU staging of one piece of a layer's weights off the GPU."""
         slot = self.sends.slot(here.token, here.layer)
-        return ("weights", "gpu", self.layers[here.layer].staging, slot, number)
+        return ("weights", "gpu", self.staging[here.layer], slot, number)
 
     def hidden_slot(self, here: Position) -> int:
         """Return the buffer that stages the hidden states of a position."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from costmodel.model.layout import decoder_numbers, token_elements
 from costmodel.plan.plan import Plan
+from costmodel.pricing.experts import missed_share
 from costmodel.pricing.latency import TaskWork, hidden_visits, stage_work
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import shares_of
@@ -49,6 +50,11 @@ class TaskSeconds:
         # The cache of each layer but the embedding.
         self._caches = [kind.cache for kind in kept]
         self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
+        # Of the needed experts, the share that runs when the others are loaded.
+        self._loaded, self._in_parts = 1.0, plan.route.demanding
+        if plan.demands_on_cpu:
+            rarest = problem.rarest_on_disk
+            self._loaded = rarest * missed_share(problem, rarest)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
             i for i, stage in enumerate(self._stages) for _ in range(int(stage.passes))
@@ -87,7 +93,12 @@ class TaskSeconds:
             visits = stage.passes * (
                 self._num_groups if not stage.is_prefill else self._num_batches
             )
-            return kinds["experts"] / visits * self._routed[task.layer]
+            part = self._loaded if task.layer in self._in_parts and not task.is_prefill else 1.0
+            return part * kinds["experts"] / visits * self._routed[task.layer]
+        if task.kind == "run_resident":
+            visits = stage.passes * self._num_groups
+            part = 1 - self._loaded
+            return part * kinds["experts"] / visits * self._routed[task.layer]
         if task.kind == "compute":
             total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
             return total / per_pass * self._computed[task.layer]

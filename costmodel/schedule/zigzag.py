@@ -128,6 +128,8 @@ class ZigzagSchedule(MoveMaker):
                     reads=[routing, *[read] * is_read],
                     writes=[self.piece_sent(there, number)],
                 )
+        if self.runs_resident(here):
+            yield self.make("run_resident", self.route.compute_channel, here, reads=[routing])
 
     def _run_experts(self, here: Position) -> Iterator[Task]:
         """Run experts on the CPU, in place."""

@@ -12,6 +12,7 @@ from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import OpenedCheckpoint
+from executor.expert_counts import kept_skew
 from executor.machine.memory_budget import within_free_memory
 from executor.machine.offload_folder import check_offload_folder
 from executor.machine_profile import machine_profile
@@ -113,10 +114,12 @@ class JobOptions:
                     num_prompts=made_for.num_prompts,
                     lengths=None,
                 )
+            workload = replace(workload, expert_skew=made_for.expert_skew)
             policy = replace(self.policy, workload=workload)
             return policy, hardware, source.in_dtype(policy.model.dtype)
         spec = choose_dtype(source.spec, hardware, self.dtype)
         source = source.in_dtype(spec.dtype)
+        workload = replace(workload, expert_skew=kept_skew(source))
         policy, hardware = search_policy(hardware, source.spec, workload, self.permitted)
         return policy, hardware, source
 

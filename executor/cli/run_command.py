@@ -20,6 +20,7 @@ from executor.cli.job_options import PLANNED, JobOptions
 from executor.cli.lane_bar import LaneBar
 from executor.cli.progress_bar import BlockBar, ProgressBar
 from executor.cli.run_report import Report, policies_of_blocks
+from executor.expert_counts import kept_counts, record_counts
 from executor.jobs.endings import RowChooser
 from executor.machine.memory_peak import reset_peaks
 from executor.model.sampling import Chooser
@@ -173,6 +174,7 @@ class Job:
         lengths = self._run_lengths()
         bar = self._progress(report, lengths, is_shown=shows_progress)
         reset_peaks()
+        counts = kept_counts(self.source)
         runner = Runner(
             self.policy,
             self.hardware,
@@ -182,6 +184,7 @@ class Job:
             eos_ids=self.eos_ids,
             progress=bar,
             on_span=recorder.record if recorder else None,
+            expert_order=counts.order if counts else None,
         )
         with bar, runner:
             if recorder:
@@ -192,6 +195,7 @@ class Job:
                     recorder.end_block()
                 yield block
             report.finish(runner)
+            record_counts(self.source, runner.block.routing_counts.by_layer())
         # The run has given its memory back by now.
         if recorder:
             recorder.finish(report.blocks, report.record(), report.start_s)

@@ -87,7 +87,9 @@ class RowPlanner:
     def _of(self, rows: Sequence[int], planned: Planned) -> RowPlan:
         policy, hardware, source = planned
         if policy.lanes is not None and rows:
-            policy = replace(policy, workload=self._workload(rows))
+            skew = policy.workload.expert_skew
+            workload = replace(self._workload(rows), expert_skew=skew)
+            policy = replace(policy, workload=workload)
         return RowPlan(
             prompts=Prompts(self.read.table, rows),
             lengths=self._lengths(rows),

@@ -15,6 +15,7 @@ token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
   16 rows, which is too little to count. Where the factors are float32 and the model is not, there
   are two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden``.
 - ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
+- ``make_rows`` and ``add_rows``: those of ``add_routed`` for few rows, and ``2 k * hidden``.
 - ``experts_output``: ``hidden`` (its result), and the larger of the last two.
 """
 
@@ -189,6 +190,59 @@ def add_routed(
         _add_part(out, x, tokens[part], factors[part], groups, weights, spec)
 
 
+@dataclass(frozen=True, slots=True)
+class MadeRows:
+    """Weighted outputs of some experts.
+
+    Parameters
+    ----------
+    places
+        Their places among the outputs of all experts, sorted by expert, int64 [rows].
+    rows
+        [rows, hidden].
+    """
+
+    places: torch.Tensor
+    rows: torch.Tensor
+
+
+def make_rows(
+    x: torch.Tensor,
+    routing: Routing,
+    weights: LayerWeights,
+    spec: ExpertsSpec,
+    chosen: torch.Tensor,
+) -> MadeRows:
+    """Return the weighted outputs of some experts for their tokens in ``x`` [tokens, hidden].
+
+    ``add_rows`` adds those of all experts, with the same bits as ``add_routed``.
+
+    Parameters
+    ----------
+    chosen
+        Which experts run, bool [num_experts]. They have ``spec.rows_at_once`` rows or fewer.
+    """
+    order = routing.experts.flatten().argsort(stable=True)
+    places = chosen[routing.experts.flatten()[order]].nonzero()[:, 0]
+    order = order[places]
+    counts = routing.counts(spec.num_experts).where(chosen, 0)
+    ends = [0, *counts.cumsum(0).tolist()]
+    if not ends[-1]:
+        return MadeRows(places, x[:0])
+    tokens, factors = order // spec.experts_per_token, routing.weights.flatten()[order, None]
+    groups = _groups(ends, range(spec.num_experts), slice(0, ends[-1]))
+    return MadeRows(places, _make_rows(x, tokens, factors, groups, weights, spec))
+
+
+def add_rows(out: torch.Tensor, routing: Routing, made: Sequence[MadeRows]) -> None:
+    """Add the weighted outputs of all experts to ``out`` [tokens, hidden]."""
+    rows = out.new_empty(routing.experts.numel(), out.shape[1])
+    for part in made:
+        rows[part.places] = part.rows
+    order = routing.experts.flatten().argsort(stable=True)
+    _add_rows(out, order // routing.experts.shape[1], rows)
+
+
 def _add_part(
     out: torch.Tensor,
     x: torch.Tensor,
@@ -202,6 +256,18 @@ def _add_part(
 
     A function of its own, so that the temporaries of one part are freed before the next.
     """
+    _add_rows(out, tokens, _make_rows(x, tokens, factors, groups, weights, spec))
+
+
+def _make_rows(
+    x: torch.Tensor,
+    tokens: torch.Tensor,
+    factors: torch.Tensor,
+    groups: Sequence[Group],
+    weights: LayerWeights,
+    spec: ExpertsSpec,
+) -> torch.Tensor:
+    """Return the weighted outputs of experts for the rows ``tokens`` of ``x``."""
     mlp, rows = spec.expert, x[tokens]
     if spec.router.scales_input:
         _weigh(rows, factors)
@@ -213,7 +279,7 @@ def _add_part(
     _multiply_experts(gate, "expert_down", weights, groups, rows)
     if not spec.router.scales_input:
         _weigh(rows, factors)
-    _add_rows(out, tokens, rows)
+    return rows
 
 
 def _multiply_experts(

@@ -7,6 +7,8 @@ logits are equal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from costmodel.model.layer_spec import LayerSpec
@@ -58,13 +60,20 @@ def finish_parallel(
     _add_half(x, made, weights, "mlp", layer)
 
 
-def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> None:
+def feed_forward(
+    x: torch.Tensor,
+    weights: LayerWeights,
+    layer: LayerSpec,
+    on_routing: Callable[[Routing], None] = lambda routing: None,
+) -> None:
     """Run the second half of a layer: its MLP or its mixture of experts.
 
     Parameters
     ----------
     x
         Hidden states [batch, tokens, hidden]; the output is added to them in place.
+    on_routing
+        Called with the experts of all tokens, in a layer that has experts.
 
     Notes
     -----
@@ -75,6 +84,7 @@ def feed_forward(x: torch.Tensor, weights: LayerWeights, layer: LayerSpec) -> No
     normed = normed_input(x, weights, "mlp", layer)
     if layer.experts is not None:
         routing = route(normed, weights, layer.experts)
+        on_routing(routing)
         made = experts_output(normed, routing, weights, layer.experts)
     else:
         assert layer.mlp is not None

@@ -12,6 +12,7 @@ import torch
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.opening import open_checkpoint
 from executor.engine.trace import Span
+from executor.expert_counts import kept_counts, record_counts
 from executor.jobs.endings import RowChooser
 from executor.model.logits_processors import History, Steps
 from executor.model.sampling import no_history
@@ -161,6 +162,7 @@ class CopyEngine(Progress):
         source = open_checkpoint(job.model, dtype=plan.policy.model.dtype)
         renumbered = _Renumbered(self._chooser)
         has_lanes = plan.policy.lanes is not None
+        counts = kept_counts(source)
         with Runner(
             plan.policy,
             plan.hardware,
@@ -169,10 +171,12 @@ class CopyEngine(Progress):
             sampler=self._chooser if has_lanes else renumbered,
             progress=self,
             on_span=self._on_span,
+            expert_order=counts.order if counts else None,
         ) as runner:
             blocks = runner.run_handed_out(self) if has_lanes else self._blocks(runner, renumbered)
             for block in blocks:
                 self._take_finished(self._chooser.finish(block).finished)
+            record_counts(source, runner.block.routing_counts.by_layer())
 
     def _take_finished(self, finished: Sequence[Finished]) -> None:
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,6 +23,7 @@ from executor.run.cache_attention import DecodeAttention
 from executor.run.expert_steps import ExpertSteps
 from executor.run.head import Head
 from executor.run.layer_steps import finish_layer, finishes_all
+from executor.run.routing_counts import RoutingCounts
 from executor.run.token_embedding import TokenEmbedding
 from executor.stores.activations import HiddenStates
 from executor.stores.kv_cache import KVCache
@@ -58,7 +60,8 @@ class Block:
         self.stores = stores
         self.batches: list[Batch] = []
         self.attention = DecodeAttention(policy, machine, stores.cache)
-        self.experts = ExpertSteps(policy, stores.weights, stores.hidden)
+        self.routing_counts = RoutingCounts(policy.model)
+        self.experts = ExpertSteps(policy, stores.weights, stores.hidden, self.routing_counts)
         self.rotations = Rotations(policy.model, policy.workload.num_positions)
         # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
@@ -100,6 +103,7 @@ class Block:
             "return_hidden": stores.hidden.bring_back,
             "write_hidden": stores.hidden.write,
             "route": self.experts.route,
+            "run_resident": self.experts.run_resident,
             "read_experts": self.experts.read_experts,
             "send_experts": self.experts.send_experts,
             "return_tokens": self.experts.return_tokens,
@@ -205,12 +209,16 @@ class Block:
         self.stores.hidden.hand_back(task)
 
     def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
+        # Padding is routed too, and says nothing.
+        is_counted = not self.batches[task.batch].is_padded
+        add = self.routing_counts.add
+        count = partial(add, task.layer) if is_counted else lambda routing: None
         if self._finishes_all(task):
-            layers.feed_forward(hidden, self._weights(task), self._layer(task))
+            layers.feed_forward(hidden, self._weights(task), self._layer(task), count)
             return
         rows, last = self._last_tokens(task, part)
         picked = hidden[rows, last][:, None]
-        layers.feed_forward(picked, self._weights(task), self._layer(task))
+        layers.feed_forward(picked, self._weights(task), self._layer(task), count)
         hidden[rows, last] = picked[:, 0]
 
     def _finishes_all(self, task: Task) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,8 +14,17 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
-from executor.model.experts import Routing, add_routed, add_shared, routed_ranges
+from executor.model.experts import (
+    MadeRows,
+    Routing,
+    add_routed,
+    add_rows,
+    add_shared,
+    make_rows,
+    routed_ranges,
+)
 from executor.run.batch import Batch
+from executor.run.routing_counts import RoutingCounts
 from executor.stores.activations import HiddenStates
 from executor.stores.weights import WeightStore
 
@@ -26,6 +36,8 @@ class _Visit:
     normed: torch.Tensor
     routing: Routing
     made: torch.Tensor | None = None
+    # The outputs of the experts in memory, made while others are loaded.
+    made_here: MadeRows | None = None
     tokens_on_cpu: tuple[torch.Tensor, Routing] | None = None
     made_on_cpu: torch.Tensor | None = None
     made_there: torch.Tensor | None = None
@@ -39,8 +51,11 @@ class ExpertSteps:
     and ``run_experts`` beside ``compute``, then ``send_made`` and ``combine``.
     """
 
-    def __init__(self, policy: Policy, weights: WeightStore, hidden: HiddenStates) -> None:
+    def __init__(
+        self, policy: Policy, weights: WeightStore, hidden: HiddenStates, counts: RoutingCounts
+    ) -> None:
         self.policy = policy
+        self._counts = counts
         self.weights = weights
         self.hidden = hidden
         self._numbers = decoder_numbers(policy.model)
@@ -61,9 +76,13 @@ class ExpertSteps:
         if task.layer in self.weights.plan.route.experts_in_place:
             self._compute_beside_cpu(task)
             return
+        if (task.layer, task.batch) in self._visits:
+            self._compute_loaded(task)
+            return
         parts = self._parts(task)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        layers.feed_forward(whole, self.weights.layer(task), self._layer(task))
+        count = partial(self._counts.add, task.layer)
+        layers.feed_forward(whole, self.weights.layer(task), self._layer(task), count)
         self._hand_back(task, parts, whole)
 
     def route(self, task: Task) -> int:
@@ -75,8 +94,17 @@ class ExpertSteps:
         needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
         in_place = self.weights.experts_in_place(task)
         self._needed[task.layer] = [expert for expert in needed if expert not in in_place]
-        if task.layer in self.weights.plan.route.experts_in_place:
+        in_parts = self._runs_in_parts(task, normed)
+        if task.layer in self.weights.plan.route.experts_in_place or in_parts:
             self._visits[task.layer, task.batch] = _Visit(normed=normed, routing=routing)
+        return 0
+
+    def run_resident(self, task: Task) -> int:
+        """Run the experts in memory while the others are loaded."""
+        visit = self._visits.get((task.layer, task.batch))
+        if visit is not None:
+            is_here = self.weights.resident_experts(task)
+            visit.made_here = self._make_rows(task, visit, is_here)
         return 0
 
     def read_experts(self, task: Task) -> int:
@@ -127,8 +155,36 @@ class ExpertSteps:
         self._hand_back(task, parts, whole)
         return 0
 
+    def _runs_in_parts(self, task: Task, normed: torch.Tensor) -> bool:
+        """Whether the experts in memory run before the others, which needs the outputs of all."""
+        experts, tokens = self._experts(task), normed.shape[:-1].numel()
+        rows = tokens * experts.experts_per_token
+        return self.weights.plan.demands_on_cpu and rows <= experts.rows_at_once(tokens)
+
+    def _make_rows(self, task: Task, visit: _Visit, chosen: torch.Tensor) -> MadeRows:
+        rows, spec = visit.normed.flatten(0, 1), self._experts(task)
+        return make_rows(rows, visit.routing, self.weights.layer(task), spec, chosen)
+
+    def _compute_loaded(self, task: Task) -> None:
+        """Run the experts that were loaded, and add the outputs of all."""
+        visit, spec = self._visits[task.layer, task.batch], self._experts(task)
+        assert visit.made_here is not None
+        self._counts.add(task.layer, visit.routing)
+        weights = self.weights.layer(task)
+        loaded = self._make_rows(task, visit, ~self.weights.resident_experts(task))
+        rows = visit.normed.flatten(0, 1)
+        made = torch.zeros_like(rows)
+        add_rows(made, visit.routing, [visit.made_here, loaded])
+        if spec.shared is not None:
+            add_shared(made, rows, weights, spec)
+        parts = self._parts(task)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        layers.add_feed_forward(whole, made.view(whole.shape), weights, self._layer(task))
+        self._hand_back(task, parts, whole)
+
     def _compute_beside_cpu(self, task: Task) -> None:
         visit, spec = self._visits[task.layer, task.batch], self._experts(task)
+        self._counts.add(task.layer, visit.routing)
         rows = visit.normed.flatten(0, 1)
         made, weights = torch.zeros_like(rows), self.weights.layer(task)
         for experts in routed_ranges(spec, self.weights.experts_in_place(task)):

@@ -18,6 +18,7 @@ from executor.run.lane_head import LaneHead
 from executor.run.lanes import LaneTable
 from executor.run.layer_steps import finish_layer, finishes_all
 from executor.run.pass_plan import PassBatch, PassPlan
+from executor.run.routing_counts import RoutingCounts
 from executor.run.token_embedding import TokenEmbedding
 from executor.stores.paged_cache import PagedCache
 from executor.stores.pass_rows import PassRows
@@ -49,7 +50,8 @@ class LaneBlock:
             most_tokens=policy.workload.num_positions,
         )
         self.attention = LaneAttention(policy, stores.cache, self.table)
-        self.experts = LaneExperts(policy, stores.weights)
+        self.routing_counts = RoutingCounts(policy.model)
+        self.experts = LaneExperts(policy, stores.weights, self.routing_counts)
         self.head = LaneHead(policy, machine, stores.weights, stores.hidden, self.table.lanes)
         self.batches: tuple[PassBatch, ...] = ()
         self._first_rows: tuple[int, ...] = ()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
+from executor.run.routing_counts import RoutingCounts
 from executor.stores.weights import WeightStore
 
 
@@ -17,8 +20,9 @@ class LaneExperts:
     The rows of several batches pass through experts together, so many at a time as the policy says.
     """
 
-    def __init__(self, policy: Policy, weights: WeightStore) -> None:
+    def __init__(self, policy: Policy, weights: WeightStore, counts: RoutingCounts) -> None:
         assert policy.lanes is not None
+        self._counts = counts
         self._model, self._weights = policy.model, weights
         self._numbers = decoder_numbers(policy.model)
         self._chunk_rows = policy.lanes.chunk_rows
@@ -28,8 +32,9 @@ class LaneExperts:
     def compute(self, task: Task, rows: torch.Tensor) -> None:
         """Add the experts' output to ``rows`` [rows, 1, hidden_size] in place."""
         weights, layer = self._weights.layer(task), self._model.layer(self._numbers[task.layer])
+        count = partial(self._counts.add, task.layer)
         for part in rows.split(self._chunk_rows):
-            layers.feed_forward(part, weights, layer)
+            layers.feed_forward(part, weights, layer, count)
 
     def route(self, task: Task, rows: torch.Tensor) -> None:
         """Find the experts that ``rows`` need, which are then loaded."""

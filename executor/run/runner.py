@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import torch
 
+from costmodel.plan.cuts import ExpertOrder
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.prefixes import Prefixes
 from costmodel.pricing.memory import phases_of
 from costmodel.pricing.price import check_executable, check_machine, policy_peaks
+from costmodel.pricing.problem import problem_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.folder import WeightSource
@@ -74,6 +76,9 @@ class Runner:
         The choice of tokens, and the tokens that end a sequence.
     on_span
         Called with each ended task, by the worker of its channel.
+    expert_order
+        For each layer with experts, all of them, the most used first. Those stay in memory where
+        experts are loaded on demand. ``None`` takes them by number. No token depends on it.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Runner:
         eos_ids: frozenset[int] = frozenset(),
         progress: Progress | None = None,
         on_span: Callable[[Span], None] | None = None,
+        expert_order: ExpertOrder | None = None,
     ) -> None:
         check_runnable(policy, hardware, source)
         self.policy = policy
@@ -97,7 +103,11 @@ class Runner:
         self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids
         self.progress = progress or Progress()
-        self.plan = Plan.of(policy, has_gpu=hardware.has_gpu)
+        self.plan = Plan.of(
+            policy,
+            has_gpu=hardware.has_gpu,
+            expert_order=expert_order if _may_order_experts(policy, hardware) else None,
+        )
         self.route = self.plan.route
         listeners = [self._tell, on_span] if on_span else [self._tell]
         self.trace = Trace(listeners, phases=phases_of(policy))
@@ -309,6 +319,19 @@ class Runner:
             ends_s.append(time.perf_counter())
         self.engine.drain()
         return ends_s
+
+
+def _may_order_experts(policy: Policy, hardware: HardwareProfile) -> bool:
+    """Whether experts may be stored in another order than that of their numbers.
+
+    Only loads on demand gain by it. The weight file then has all experts from the first on disk on,
+    for which there must be room. Experts in place are adjacent by number.
+    """
+    if not policy.loads_on_demand or policy.cpu_experts:
+        return False
+    problem = problem_of(policy, hardware)
+    more = 0 if problem.orders_experts else problem.sizes.component_bytes["experts"]
+    return policy_peaks(policy, hardware)["disk"] + more <= hardware.disk.free_bytes
 
 
 def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:

@@ -39,12 +39,16 @@ class TensorView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentRuns:
-    """The two runs of a component's bytes: the resident one up to ``border``, then the staged."""
+    """The two runs of a component's bytes: the resident one up to ``border``, then the staged.
+
+    ``places`` are those of the experts in them, by number.
+    """
 
     layout: ComponentLayout
     border: int
     resident: torch.Tensor
     staged: torch.Tensor
+    places: Sequence[int]
 
 
 def tensor_views(runs: ComponentRuns, dtype: torch.dtype) -> Iterator[TensorView]:
@@ -52,9 +56,7 @@ def tensor_views(runs: ComponentRuns, dtype: torch.dtype) -> Iterator[TensorView
     layout = runs.layout
     for tensor in layout.tensors:
         chunks = tuple(
-            chunk
-            for unit in range(layout.num_units)
-            for chunk in _chunks(runs, tensor, unit, dtype)
+            chunk for place in runs.places for chunk in _chunks(runs, tensor, place, dtype)
         )
         yield TensorView(layout=tensor, chunks=chunks, is_expert=layout.is_experts)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from costmodel.model.layout import LayerLayout
 from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS
+from costmodel.pricing.memory import num_weight_buffers, staging_kind
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.staging import StagedComponent, StagedLayer
@@ -26,6 +27,7 @@ class WeightBuffers:
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self._layers = plan.layers
+        self._on_demand = plan.demands_on_cpu
         self._placed = plan.weights
         self._machine = machine
         # The places of each layer's components in staging.
@@ -50,10 +52,11 @@ class WeightBuffers:
         # The embedding is gathered, never staged.
         for layout, staged in zip(self._layers[1:], self.staged[1:], strict=True):
             size = staged.gpu_bytes if tier == "gpu" else staged.cpu_bytes
-            sizes[layout.staging] = max(sizes.get(layout.staging, 0), size)
+            kind = self._kind(layout)
+            sizes[kind] = max(sizes.get(kind, 0), size)
         arena = self._machine.arenas[tier]
         return {
-            kind: [arena.allocate("weight staging", size) for _ in range(NUM_BUFFERS)]
+            kind: [arena.allocate("weight staging", size) for _ in range(num_weight_buffers(kind))]
             for kind, size in sizes.items()
         }
 
@@ -63,7 +66,10 @@ class WeightBuffers:
         return self._buffer(tier, task.layer, slot)
 
     def _buffer(self, tier: str, layer: int, slot: int) -> torch.Tensor:
-        return self._staging[tier][self._layers[layer].staging][slot]
+        return self._staging[tier][self._kind(self._layers[layer])][slot]
+
+    def _kind(self, layout: LayerLayout) -> str:
+        return staging_kind(layout, on_demand=self._on_demand)
 
     def home(self, tier: str, placed: PlacedComponent) -> torch.Tensor:
         """Return the resident bytes of a component on a tier."""
@@ -94,5 +100,9 @@ class WeightBuffers:
             first = component.window_offset + cut.cpu_end - component.window_start
             staged = self._buffer("cpu", layer, slot)[first:]
         return ComponentRuns(
-            layout=component.placed.layout, border=border, resident=resident, staged=staged
+            layout=component.placed.layout,
+            border=border,
+            resident=resident,
+            staged=staged,
+            places=component.placed.places,
         )

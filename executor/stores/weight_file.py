@@ -116,8 +116,10 @@ class WeightFile:
         except OSError as error:
             raise RunError(f"weight file {self.path}: {error.strerror}") from error
 
-    def read_into(self, buffer: torch.Tensor, component: PlacedComponent, start: int) -> None:
-        """Fill ``buffer`` (uint8, whole pages) with a component's bytes from ``start`` (a page) on.
+    def read_into(
+        self, component: PlacedComponent, parts: Sequence[tuple[torch.Tensor, int]]
+    ) -> None:
+        """Fill buffers (uint8, whole pages), each with a component's bytes from a page on, at once.
 
         Raises
         ------
@@ -125,10 +127,17 @@ class WeightFile:
             When the bytes cannot be read, or do not have their checksums.
         """
         assert self._file is not None
-        data, position = buffer.numpy().data, self.position(component, start)
-        self._file.read_into(data, position)
-        if not self._checksums.were_checked(position, len(data)):
-            self._check(data, position)
+        requests = [
+            (buffer[place].numpy().data, self.position(component, stored))
+            for buffer, start in parts
+            for stored, place in component.stored_ranges(start, start + len(buffer))
+        ]
+        # In the order of the file.
+        requests.sort(key=lambda request: request[1])
+        self._file.read_parts(requests)
+        for data, position in requests:
+            if not self._checksums.were_checked(position, len(data)):
+                self._check(data, position)
 
     def read_row(self, row: memoryview, position: int) -> None:
         """Fill ``row`` from any ``position`` in the file, through the page cache.
@@ -191,7 +200,7 @@ class WeightFile:
         ranges = []
         for place, component in enumerate(c for layer in placed for c in layer):
             cut = component.cut
-            start = page_floor(cut.cpu_end)
+            start = page_floor(component.first_disk_byte)
             end = round_up(cut.num_bytes, PAGE_BYTES)
             if self._first_bytes[place] < cut.num_bytes:
                 end = page_floor(self._first_bytes[place])

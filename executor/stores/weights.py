@@ -81,11 +81,13 @@ class WeightStore:
         While one piece is read, another one is checked and copied.
         """
         pieces = [
-            (component, first + start, home[start : start + LOAD_PIECE_BYTES])
+            (component, stored + start, part[start : start + LOAD_PIECE_BYTES])
             for layer in self.placed
             for component in layer
             for first, home in self.buffers.resident_runs(component)
-            for start in range(0, len(home), LOAD_PIECE_BYTES)
+            for stored, place in component.stored_ranges(first, first + len(home))
+            for part in [home[place]]
+            for start in range(0, len(part), LOAD_PIECE_BYTES)
         ]
 
         def read(piece: tuple[PlacedComponent, int, torch.Tensor]) -> int:
@@ -123,27 +125,28 @@ class WeightStore:
             first, end = component.window_part(low, high)
             if first < end:
                 buffer = self.buffers.window(task, component, first, end)
-                self.file.read_into(buffer, component.placed, first)
+                self.file.read_into(component.placed, [(buffer, first)])
                 moved += end - first
         return moved
 
     def read_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Read one piece of the needed experts on disk into CPU staging."""
         assert self.file is not None
-        moved = 0
-        for component, first, end in self._needed_on_disk(task, experts):
+        component, parts = self._experts(task)[0], []
+        for _, first, end in self._needed_on_disk(task, experts):
             first = page_floor(first)
             buffer = self.buffers.window(task, component, first, round_up(end, PAGE_BYTES))
-            self.file.read_into(buffer, component.placed, first)
-            moved += len(buffer)
-        return moved
+            parts.append((buffer, first))
+        self.file.read_into(component.placed, parts)
+        return sum(len(buffer) for buffer, _ in parts)
 
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Copy one piece of the needed experts off the GPU into GPU staging."""
         component, size = self._experts(task)
         cut, target = component.placed.cut, self.buffers.staging_of("gpu", task)
         start, home = component.gpu_offset - cut.gpu_end, self.buffers.home("cpu", component.placed)
-        here = [e for e in experts if cut.gpu_end <= e * size < cut.cpu_end]
+        places = component.placed.places_of(experts)
+        here = [place for place in places if cut.gpu_end <= place * size < cut.cpu_end]
         low, high = (len(here) * (task.batch + i) // self.num_pieces for i in (0, 1))
         moved = 0
         for first, end in _adjacent(here[low:high], size):
@@ -166,10 +169,17 @@ class WeightStore:
         component, size = self._experts(task)
         low, high = component.window_part(*self._disk_piece(task))
         low = max(low, component.placed.cut.cpu_end)
-        for start, stop in _adjacent(experts, size):
+        for start, stop in _adjacent(component.placed.places_of(experts), size):
             first, end = max(start, low), min(stop, high)
             if first < end:
                 yield component, first, end
+
+    def resident_experts(self, task: Task) -> torch.Tensor:
+        """Return which experts of a layer are on the device that computes, bool [experts]."""
+        component, size = self._experts(task)
+        cut = component.placed.cut
+        end = cut.gpu_end if self.machine.has_gpu else cut.cpu_end
+        return torch.tensor(component.placed.places) < end // size
 
     def experts_in_place(self, task: Task) -> range:
         """Return the experts of a layer that the CPU multiplies in place."""
@@ -274,10 +284,11 @@ class WeightStore:
         return direct, UnpackedLayer(tensors, self._unpacked, layer)
 
 
-def _adjacent(experts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
-    """Yield the bytes of experts of ``size`` each; those of neighbours are one run."""
-    for _, run in itertools.groupby(enumerate(experts), lambda pair: pair[1] - pair[0]):
-        numbers = [expert for _, expert in run]
+def _adjacent(places: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of experts of ``size`` each at places in increasing order; those of
+    neighbours are one run."""
+    for _, run in itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
+        numbers = [place for _, place in run]
         yield numbers[0] * size, (numbers[-1] + 1) * size
 
 

@@ -83,6 +83,8 @@ def _parser() -> BenchParser:
     add("--num-prompts", type=int, default=64, help="(64)")
     add("--prompt-len", type=int, default=128, help="(128)")
     add("--gen-len", type=int, default=32, help="tokens for each prompt, the first included (32)")
+    skewed = "Zipf's exponent of how often random routers choose each expert (0: all alike)"
+    add("--router-skew", type=float, default=0.0, metavar="EXPONENT", help=skewed)
     add("--rounds", type=int, default=3, help="how often each system runs (3)")
     chosen = f"leave others out; may be repeated (all but {', '.join(IN_FOUR_BITS)})"
     add("--only", action="append", choices=NAMES + IN_FOUR_BITS, help=chosen)
@@ -157,6 +159,7 @@ def _result(
             "prompt_len": bench.prompt_len,
             "gen_len": bench.gen_len,
             "seed": bench.seed,
+            "router_skew": bench.router_skew,
         },
         "limit_bytes": bench.limit_bytes,
         "budget_of_ours_bytes": bench.budget_bytes,

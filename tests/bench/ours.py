@@ -15,6 +15,8 @@ from contest import Attempt
 from memory_cgroup import last_line
 from workload_run import Runs, say
 
+from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
+from executor.expert_counts import counts_path, kept_skew
 from profiles.hardware import HardwareProfile
 
 
@@ -52,6 +54,7 @@ class Ours:
         shutil.rmtree(self._offload, ignore_errors=True)
         self._offload.mkdir()
         self._policy.unlink(missing_ok=True)
+        self._counts.unlink(missing_ok=True)
 
     def settings(self) -> Sequence[Mapping[str, Any]]:
         """The search chooses."""
@@ -62,7 +65,11 @@ class Ours:
         bench = self.runs.bench
         profile = self._measure()
         if not self._policy.exists():
+            self._count(profile)
             self._search(profile)
+        if self._counts.exists():
+            # Not what the rounds before have counted: they had the same prompts.
+            shutil.copy(self._counts, self._kept_counts())
         ended = self.runs.limited(
             self.name,
             sys.executable,
@@ -80,6 +87,8 @@ class Ours:
             str(bench.seed),
             "--offload-dir",
             str(self._offload),
+            # Greedy decoding of random weights repeats itself, and its experts with it.
+            *(["--temperature", "1"] if self._has_experts else []),
             timeout_s=timeout_s,
         )
         if not ended.is_good:
@@ -101,6 +110,53 @@ class Ours:
             return self.runs.bench.folder / "profile.json"
         return measure(self.runs, self._offload, is_quick=self.quick_profile)
 
+    @property
+    def _has_experts(self) -> bool:
+        return "experts" in self.runs.bench.model.component_names
+
+    @property
+    def _counts(self) -> Path:
+        return self.runs.bench.folder / f"counts-{self.name}.json"
+
+    def _source(self) -> OpenedCheckpoint:
+        return open_checkpoint(self.model or self.runs.bench.checkpoint)
+
+    def _kept_counts(self) -> Path:
+        path = counts_path(self._source())
+        assert path is not None
+        return path
+
+    def _count(self, profile: Path) -> None:
+        """Count how often each expert is chosen, in two jobs with other prompts."""
+        bench = self.runs.bench
+        if not self._has_experts:
+            return
+        self._kept_counts().unlink(missing_ok=True)
+        for number in (1, 2):
+            say(f"counting experts, {number} of 2")
+            self.runs.free(
+                "count",
+                "-m",
+                "executor.bench",
+                "--hardware",
+                str(profile),
+                "--model",
+                str(self.model or bench.checkpoint),
+                "--num-prompts",
+                "64",
+                "--prompt-len",
+                "64",
+                "--gen-len",
+                "2",
+                "--seed",
+                str(bench.seed + number),
+                "--offload-dir",
+                str(self._offload),
+                "--cpu-memory",
+                f"{bench.budget_bytes}B",
+            )
+        shutil.copy(self._kept_counts(), self._counts)
+
     def _search(self, profile: Path) -> None:
         bench = self.runs.bench
         say("searching")
@@ -118,6 +174,8 @@ class Ours:
             str(bench.prompt_len),
             "--gen-len",
             str(bench.gen_len),
+            "--expert-skew",
+            str(kept_skew(self._source())),
             "--cpu-memory",
             f"{bench.budget_bytes}B",
             "--output",

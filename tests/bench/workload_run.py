@@ -53,6 +53,7 @@ class Bench:
     limit_bytes: int
     seed: int
     folder: Path
+    router_skew: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -63,7 +64,8 @@ class Bench:
     @property
     def checkpoint(self) -> Path:
         """Folder of the model that all read."""
-        return self.folder / f"{self.model.name}-seed-{self.seed}"
+        skew = f"-skew-{self.router_skew:g}" if self.router_skew else ""
+        return self.folder / f"{self.model.name}-seed-{self.seed}{skew}"
 
     @property
     def prompts(self) -> Path:
@@ -103,12 +105,14 @@ class Bench:
 
     def make_model(self) -> None:
         """Write the model, unless it is there already."""
-        made_from = {"config": self.config, "seed": self.seed}
+        made_from = {"config": self.config, "seed": self.seed, "router_skew": self.router_skew}
         stamp = self.checkpoint / "made_from.json"
         if not stamp.exists() or read_json(stamp, "stamp") != made_from:
             say(f"making random weights of {self.model.name}")
             shutil.rmtree(self.checkpoint, ignore_errors=True)
-            write_random_checkpoint(self.checkpoint, self.config, seed=self.seed)
+            write_random_checkpoint(
+                self.checkpoint, self.config, seed=self.seed, router_skew=self.router_skew
+            )
             write_json(stamp, made_from)
 
     @contextlib.contextmanager
@@ -137,6 +141,7 @@ def open_bench(flags: argparse.Namespace) -> Iterator[Bench]:
             limit_bytes=flags.memory,
             seed=flags.seed,
             folder=folder,
+            router_skew=getattr(flags, "router_skew", 0.0),
         )
 
 

@@ -56,6 +56,7 @@ class BlockMemory:
         self.num_pieces = max(2, policy.num_gpu_batches)
         self.first_head = [layer.kind for layer in layers].index("head")
         self.kinds = [layer.kind for layer in layers]
+        self.on_demand = policy.loads_on_demand and not has_gpu
         placed = place_weights(policy, has_gpu=has_gpu)
         parts = [(i, part.layout.name, part.cut) for i, of in enumerate(placed) for part in of]
         # The embedding is gathered, never loaded.
@@ -120,22 +121,27 @@ class BlockMemory:
                 yield buffer, content, None
 
     def _read_piece(self, task: Task) -> Hashable:
-        slot = self._turn(task, self.disk_layers) % 2
+        slot = self._slot(task, self.disk_layers)
         assert task.read_slot == slot
-        return ("weights", "cpu", self.kinds[task.layer] == "attention", slot, task.batch)
+        return ("weights", "cpu", self._staging(task.layer), slot, task.batch)
 
     def _device_piece(self, task: Task, piece: int) -> Hashable:
-        """Loaded layers take turns in the two buffers of the device that computes."""
-        slot = self._turn(task, self.moved_layers) % 2
+        """Loaded layers take turns in the buffers of the device that computes."""
+        slot = self._slot(task, self.moved_layers)
         assert (task.sent_slot if self.has_gpu else task.read_slot) == slot
-        is_attention = self.kinds[task.layer] == "attention"
-        return ("weights", self.compute_tier, is_attention, slot, piece)
+        return ("weights", self.compute_tier, self._staging(task.layer), slot, piece)
 
-    def _turn(self, task: Task, loaded: set[int]) -> int:
-        """Number the loads of layers over all passes; attention and all else take turns apart."""
-        is_attention = self.kinds[task.layer] == "attention"
-        turns = [i for i in sorted(loaded) if (self.kinds[i] == "attention") == is_attention]
-        return task.token * len(turns) + turns.index(task.layer)
+    def _staging(self, layer: int) -> str:
+        """Attention and experts on demand have buffers of their own."""
+        kind = self.kinds[layer]
+        return kind if kind == "attention" or (kind == "experts" and self.on_demand) else "layers"
+
+    def _slot(self, task: Task, loaded: set[int]) -> int:
+        """Number the loads of layers over all passes: they take turns in two buffers, or in one."""
+        kind = self._staging(task.layer)
+        turns = [i for i in sorted(loaded) if self._staging(i) == kind]
+        turn = task.token * len(turns) + turns.index(task.layer)
+        return turn % (1 if kind == "experts" else 2)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -232,6 +238,9 @@ class BlockMemory:
         yield from self._weights(task, before_experts=True)
         yield from self._hidden(task, ends=False)
         yield ("routing", task.layer), None, (task.token, task.layer)
+
+    def _run_resident(self, task: Task) -> Iterator[Access]:
+        yield ("routing", task.layer), (task.token, task.layer), None
 
     def _return_tokens(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None

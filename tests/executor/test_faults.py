@@ -353,7 +353,7 @@ KINDS = {
     ),
 }
 EXPERT_KINDS = {
-    "cpu": ("route", "read_experts"),
+    "cpu": ("route", "run_resident", "read_experts"),
     "gpu": (
         "route",
         "read_experts",
@@ -372,7 +372,7 @@ def _by_machine(kinds: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
 
 def test_every_kind_of_task_is_made_to_throw(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = Block.handlers(_Anything())  # type: ignore[arg-type]  # only names are wanted
-    assert {*KINDS["gpu"], *EXPERT_KINDS["gpu"]} == set(handlers)
+    assert {*KINDS["gpu"], *EXPERT_KINDS["cpu"], *EXPERT_KINDS["gpu"]} == set(handlers)
 
 
 class _Anything:
