@@ -96,7 +96,8 @@ def main(arguments: list[str]) -> None:
     if flags.policies < 1:
         raise InputError("--policies", got=flags.policies, allowed="1 or more")
     cases = []
-    for cores in flags.cores or CORES:
+    # Shared cores first: for the others, the environment is changed.
+    for cores in [name for name in CORES if name in (flags.cores or CORES)]:
         folder = flags.work_dir.resolve() / cores
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         hardware = profile_in(flags.work_dir.resolve())
