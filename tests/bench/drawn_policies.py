@@ -91,13 +91,17 @@ def _draw_work(rng: random.Random, shapes: Shapes) -> tuple[ModelSpec, Workload]
     spec = spec.with_dtype(rng.choice(("bfloat16", "float32")))
     if shapes.is_encoded:
         spec = _draw_encodings(rng, spec)
-    num_layers = rng.randint(2, min(spec.num_layers, shapes.num_layers))
-    layers = [spec.layer(i) for i in range(num_layers)]
-    kinds = tuple(dict.fromkeys(layers))
-    spec = replace(spec, layer_kinds=kinds, layer_order=tuple(map(kinds.index, layers)))
+    spec = first_layers(spec, rng.randint(2, min(spec.num_layers, shapes.num_layers)))
     return spec, Workload(
         prompt_len=rng.randint(16, 512), gen_len=rng.randint(2, 16), num_prompts=rng.randint(4, 64)
     )
+
+
+def first_layers(spec: ModelSpec, count: int) -> ModelSpec:
+    """Cut a model to its first layers."""
+    layers = [spec.layer(i) for i in range(count)]
+    kinds = tuple(dict.fromkeys(layers))
+    return replace(spec, layer_kinds=kinds, layer_order=tuple(map(kinds.index, layers)))
 
 
 def _draw_encodings(rng: random.Random, spec: ModelSpec) -> ModelSpec:

@@ -13,14 +13,17 @@ import hashlib
 import json
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from drawn_policies import first_layers
 from workload_run import BenchParser, circumstances, keep_result, profile_in, run_module, say
 
 from costmodel.model.loading import load_model_spec
+from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy, placed_alike
@@ -43,7 +46,7 @@ ATTEMPTS = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triple:
-    """A model, a workload and a budget."""
+    """A model, cut to its first ``num_layers`` if that is not 0, a workload and a budget."""
 
     model: str
     num_prompts: int
@@ -51,6 +54,13 @@ class Triple:
     gen_len: int
     cpu_memory: int
     emulated: EmulatedGpu | None = None
+    num_layers: int = 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, in 16 bits."""
+        spec = load_model_spec(self.model).with_dtype("bfloat16")
+        return first_layers(spec, self.num_layers) if self.num_layers else spec
 
     def machine(self, hardware: HardwareProfile) -> HardwareProfile:
         """Return the machine with the budget."""
@@ -105,7 +115,10 @@ def main(arguments: list[str]) -> None:
     folder = flags.work_dir.resolve()
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     hardware = profile_in(folder)
-    cases = [measure(name, hardware, flags.policies, folder) for name in flags.only or TRIPLES]
+    cases = [
+        measure(name, TRIPLES[name], hardware, folder, partial(_others, count=flags.policies))
+        for name in flags.only or TRIPLES
+    ]
     regrets = [case["regret"] for case in cases]
     result = {
         "benchmark": "regret of the searched policy",
@@ -117,20 +130,35 @@ def main(arguments: list[str]) -> None:
     keep_result(flags, result)
 
 
-def measure(name: str, hardware: HardwareProfile, count: int, folder: Path) -> dict[str, Any]:
-    """Run the policies of one triple, the best of them again."""
-    triple = TRIPLES[name]
+# The searched policy and its machine; what else is to be run.
+Others = Callable[[Policy, HardwareProfile, random.Random], Sequence[Policy]]
+
+
+def measure(
+    name: str,
+    triple: Triple,
+    hardware: HardwareProfile,
+    folder: Path,
+    others: Others,
+    chosen: Callable[[Sequence[Policy], Sequence[float]], Collection[int]] = lambda *_: (),
+) -> dict[str, Any]:
+    """Run the policies of one triple, the best of them again.
+
+    ``chosen`` gives the numbers of others that are run again, by the policies and their predicted
+    rates.
+    """
     machine = replace(triple.machine(hardware), measurements=())
-    spec = load_model_spec(triple.model).with_dtype("bfloat16")
+    spec = triple.spec
     work = Workload(
         prompt_len=triple.prompt_len, gen_len=triple.gen_len, num_prompts=triple.num_prompts
     )
     searched = replace(search(machine, spec, work).policy, hardware=None, predicted=None)
-    policies = [searched, *_others(searched, machine, count, random.Random(name))]
+    policies = [searched, *others(searched, machine, random.Random(name))]
+    predicted = [job_throughput(policy, machine) for policy in policies]
     runner = _Runner(machine=machine, folder=folder)
     rates = [[runner.tok_per_s(policy, 0)] for policy in policies]
     order = sorted(range(len(policies)), key=lambda i: -rates[i][0])
-    finalists = sorted({0, *order[:FINALISTS]})
+    finalists = sorted({0, *order[:FINALISTS], *chosen(policies, predicted)})
     for turn in range(1, FINALS + 1):
         for i in finalists:
             rates[i].append(runner.tok_per_s(policies[i], turn))
@@ -155,10 +183,10 @@ def measure(name: str, hardware: HardwareProfile, count: int, folder: Path) -> d
         "policies": [
             {
                 "policy": to_json(replace(policy, model=spec)) | {"model": spec.name},
-                "predicted_tok_per_s": job_throughput(policy, machine),
+                "predicted_tok_per_s": rate,
                 "tok_per_s": found,
             }
-            for policy, found in zip(policies, rates, strict=True)
+            for policy, rate, found in zip(policies, predicted, rates, strict=True)
         ],
     }
 
@@ -202,7 +230,7 @@ class _Runner:
 
 
 def _others(
-    searched: Policy, machine: HardwareProfile, count: int, rng: random.Random
+    searched: Policy, machine: HardwareProfile, rng: random.Random, *, count: int
 ) -> list[Policy]:
     """Return policies that fit: shapes of other systems, and the searched one with changes."""
     best = job_throughput(searched, machine)
@@ -212,14 +240,15 @@ def _others(
         if len(found) == count:
             break
         rounded = round_policy(policy, has_gpu=machine.has_gpu)
-        if rounded in (searched, *found) or not _fits(rounded, machine):
+        if rounded in (searched, *found) or not fits(rounded, machine):
             continue
         if job_throughput(rounded, machine) * PATIENCE >= best:
             found.append(rounded)
     return found
 
 
-def _fits(policy: Policy, machine: HardwareProfile) -> bool:
+def fits(policy: Policy, machine: HardwareProfile) -> bool:
+    """Whether a policy keeps to the machine's budgets."""
     peaks = estimate(policy, machine).peak_bytes
     return all(peaks[tier] <= limit for tier, limit in capacities(machine).items())
 
@@ -244,7 +273,7 @@ def _shapes(searched: Policy, machine: HardwareProfile) -> Iterator[Policy]:
                 activations=home,
                 cpu_attention=1.0,
             )
-            if _fits(round_policy(policy, has_gpu=machine.has_gpu), machine):
+            if fits(round_policy(policy, has_gpu=machine.has_gpu), machine):
                 yield policy
                 break
 

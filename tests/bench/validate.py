@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     (folder / "cases").mkdir(parents=True, exist_ok=True)
     hardware = profile_in(folder)
     outcomes = []
-    for case in draw_cases(flags.seed, flags.cases):
+    for case in draw_cases(flags.seed, flags.cases, mixtures=flags.mixtures):
         outcomes.append(Outcome(case=case, figures=_figures(case, hardware, folder)))
         say(f"{case.number + 1:>3} of {flags.cases}: {outcomes[-1].describe(hardware)}")
     again = profile_in(folder, "profile-again") if flags.again else None
@@ -90,6 +90,7 @@ def _parser() -> BenchParser:
     add("--work-dir", type=Path, required=True, metavar="DIR", help="keeps profile and cases")
     add("--cases", type=int, default=48, help="policies to draw (48)")
     add("--seed", type=int, default=0, help="of the policies (0)")
+    add("--mixtures", action="store_true", help="draw mixtures of experts instead of dense models")
     add("--table", type=Path, metavar="FILE", help="keep the cases as CSV")
     add("--again", action="store_true", help="predict with a second profile, too")
     return parser
@@ -98,7 +99,8 @@ def _parser() -> BenchParser:
 def _figures(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, Any]:
     """Return what is kept of a case; run it where nothing is, or it did not end, or its policy was
     another, because what draws them has changed."""
-    path = folder / "cases" / f"{case.seed}-{case.number:03}.json"
+    what = "mixture-" if "experts" in case.policy.model.component_names else ""
+    path = folder / "cases" / f"{what}{case.seed}-{case.number:03}.json"
     drawn = {"policy": to_json(case.policy), "emulated": to_json(case.emulated)}
     figures = read_json(path, "case") if path.exists() else {}
     if "report" not in figures or figures["drawn"] != drawn:
