@@ -1,4 +1,4 @@
-"""The command ``zigzag cluster``: run a job on the machines of a Ray cluster."""
+"""The command ``zigzag cluster``: choose what the machines of a Ray cluster run, and run it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+from costmodel.cli.cluster_search import OWN_FLAGS, add_cluster_search_flags, search_nodes
 from costmodel.cli.flags import check_outputs
+from costmodel.cli.work_flags import check_expected_len
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.plan.policy import Policy
@@ -33,19 +36,35 @@ from profiles.output_checks import output_path
 from profiles.units import format_figure, format_rate
 
 DEFAULT_TIMEOUT_S = 300.0
+# By action: the default of --output, and what else must be given.
+OUTPUTS = {"search": Path("plan.json"), "generate": Path("outputs.jsonl")}
+NEEDED = {"measure": ("cluster",), "search": ("model",), "generate": ("model", "prompts")}
+OF_NODES = {"action", "ray", "nodes", "cluster", "offload_dir"}
+# What searching reads beside those and its own flags.
+OF_SEARCH = {
+    *("model", "output", "gen_len", "expected_len", "dtype", "json"),
+    *("gpu_memory", "cpu_memory", "disk"),
+    *("weight_bits", "cache_bits", "group_size", "requantize", "sparsity"),
+}
 
 
 def parser() -> Parser:
     """Return the parser of the command's flags."""
     parser = Parser(
         prog="executor.cluster",
-        description="Run a job on the machines of a Ray cluster, or measure them.",
+        description="Choose what each machine of a Ray cluster runs, and run a job on them.",
         example="python -m executor.cluster measure --cluster cluster.json\n"
-        "  python -m executor.cluster generate --cluster cluster.json --model DIR"
+        "  python -m executor.cluster search --cluster cluster.json --model DIR"
+        " --output plan.json\n"
+        "  python -m executor.cluster generate --policy plan.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
     add = parser.add_argument
-    add("action", choices=("measure", "generate"), help="what to do")
+    add(
+        "action",
+        choices=tuple(NEEDED),
+        help="measure the nodes, search a plan for them, or generate with a plan or without",
+    )
     add(
         "--ray",
         default="auto",
@@ -58,49 +77,96 @@ def parser() -> Parser:
         "--cluster",
         type=output_path,
         metavar="FILE",
-        help="profiles of the nodes and links between them: measure writes it, generate reads it"
-        " (default: each node keeps its own profile)",
+        help="profiles of the nodes and links between them: measure writes it, search and generate"
+        " read it (default: each node keeps its own profile)",
     )
     parser.add_seconds(
         "--node-timeout",
         default=DEFAULT_TIMEOUT_S,
         help="time without a step after which a node has failed (default: 300s)",
     )
-    add_generate_flags(parser, needs_job=False)
+    add_generate_flags(
+        parser,
+        needs_job=False,
+        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
+        " plan.json)",
+    )
+    add_cluster_search_flags(parser)
+    parser.set_defaults(output=None)
     return parser
 
 
 def main(arguments: list[str]) -> None:
     """Do what is asked for."""
-    flags = parser().parse_args(arguments)
-    needed = ("cluster",) if flags.action == "measure" else ("model", "prompts")
-    for name in needed:
-        if getattr(flags, name) is None:
-            told = f"a file or folder for zigzag cluster {flags.action}"
-            raise InputError(f"--{name}", got="nothing", allowed=told)
+    read = parser()
+    flags = read.parse_args(arguments)
+    _check_flags(read, flags)
+    if flags.action == "search":
+        check_expected_len(flags.expected_len)
+        with check_outputs(flags, "output"):
+            search_nodes(flags, _known_nodes(flags))
+        return
     load_ray()
     if flags.action == "measure":
         with check_outputs(flags, "cluster"), connected(flags.ray):
             _measure(flags)
         return
     check_generate_flags(flags)
-    _refuse_recordings(flags)
-    with check_outputs(flags, "output", "errors"), connected(flags.ray):
+    if flags.report is not None:
+        raise InputError("--report", got="a job on several nodes", allowed="with zigzag generate")
+    with check_outputs(flags, "output", "errors", "trace"), connected(flags.ray):
         _generate(flags)
+
+
+def _check_flags(read: Parser, flags: argparse.Namespace) -> None:
+    """Refuse a job without its files, and flags that the action has no use for."""
+    action = flags.action
+    for name in NEEDED[action]:
+        if getattr(flags, name) is None:
+            told = f"a file or folder for zigzag cluster {action}"
+            raise InputError(f"--{name}", got="nothing", allowed=told)
+    used = OF_NODES
+    if action == "search":
+        used = OF_NODES | OF_SEARCH | set(OWN_FLAGS)
+    elif action == "generate":
+        used = set(vars(flags)) - set(OWN_FLAGS)
+    for name, value in vars(flags).items():
+        if name not in used and value != read.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            other = "search" if name in OWN_FLAGS else "generate"
+            raise InputError(
+                flag, got=f"{flag} of {action}", allowed=f"with zigzag cluster {other}"
+            )
+    if flags.output is None:
+        flags.output = OUTPUTS.get(action)
 
 
 def _names(flags: argparse.Namespace) -> tuple[str, ...]:
     return tuple(flags.nodes.split(",")) if flags.nodes else ()
 
 
-def _measure(flags: argparse.Namespace) -> None:
+def _known_nodes(flags: argparse.Namespace) -> Cluster:
+    """Return the nodes of ``--cluster``, or else those that Ray knows."""
+    if flags.cluster is not None:
+        return Cluster.load(flags.cluster).only(_names(flags))
+    load_ray()
+    with connected(flags.ray):
+        return _ask_nodes(flags)
+
+
+def _ask_nodes(flags: argparse.Namespace) -> Cluster:
+    """Ask each node for the profile that it keeps, and measure the links."""
     actors = [NodeActor(node) for node in ray_nodes(_names(flags))]
     try:
         folder = flags.offload_dir.absolute()
-        cluster = measure_cluster(actors, [folder_on(folder, actor.name) for actor in actors])
+        return measure_cluster(actors, [folder_on(folder, actor.name) for actor in actors])
     finally:
         for actor in actors:
             actor.end()
+
+
+def _measure(flags: argparse.Namespace) -> None:
+    cluster = _ask_nodes(flags)
     cluster.save(flags.cluster)
     for node in cluster.nodes:
         print(f"{node.name}: {node.hardware.name}")
@@ -135,6 +201,7 @@ def _generate(flags: argparse.Namespace) -> None:
             timeout_s=flags.node_timeout,
             plan=plan,
             profiles={node.name: node.hardware for node in known},
+            trace=flags.trace,
         ) as nodes,
         JobRun(read_job_flags(flags), nodes.options(options)) as job,
     ):
@@ -154,14 +221,6 @@ def _generate(flags: argparse.Namespace) -> None:
             told = {"sampling": job.sampling.as_json(), "job": job.summary.as_json()}
             print(json.dumps(nodes.as_json() | told), flush=True)
         sys.stdout.flush()
-
-
-def _refuse_recordings(flags: argparse.Namespace) -> None:
-    for name in ("trace", "report"):
-        if getattr(flags, name) is not None:
-            raise InputError(
-                f"--{name}", got="a job on several nodes", allowed="with zigzag generate"
-            )
 
 
 if __name__ == "__main__":

@@ -44,8 +44,13 @@ def parser() -> Parser:
     return parser
 
 
-def add_generate_flags(parser: Parser, *, needs_job: bool) -> None:
-    """Add the flags of a job from file to file; with ``needs_job``, its files are required."""
+def add_generate_flags(
+    parser: Parser, *, needs_job: bool, output: str = "JSON lines to write (default: outputs.jsonl)"
+) -> None:
+    """Add the flags of a job from file to file; with ``needs_job``, its files are required.
+
+    ``output`` is what the help says of ``--output``.
+    """
     add = parser.add_argument
     add(
         "--model",
@@ -65,7 +70,7 @@ def add_generate_flags(parser: Parser, *, needs_job: bool) -> None:
         "--output",
         type=output_path,
         default=Path("outputs.jsonl"),
-        help="JSON lines to write (default: outputs.jsonl)",
+        help=output,
     )
     add(
         "--errors",

@@ -35,7 +35,7 @@ from profiles.recorded import find_profile
 DEFAULT_MODEL = "opt-30b"
 PICTURES = (".png", ".svg", ".pdf")
 # Flags that name input files.
-INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs", "lengths")
+INPUTS = ("hardware", "model", "policy", "prompts", "text", "runs", "lengths", "cluster")
 CHECKPOINT_FILES = (
     "*config.json",
     "*.index.json",
@@ -166,8 +166,7 @@ def read_question(flags: argparse.Namespace) -> Question:
     hardware = find_profile(flags.hardware).with_budget(
         gpu_memory=flags.gpu_memory, cpu_memory=flags.cpu_memory, disk=flags.disk
     )
-    if not 0 <= flags.margin < 1:
-        raise InputError("--margin", got=flags.margin, allowed="a share in [0, 1), such as 0.02")
+    check_margin(flags.margin)
     return Question(
         hardware=hardware,
         model=choose_dtype(load_model_spec(flags.model), hardware, flags.dtype),
@@ -175,6 +174,12 @@ def read_question(flags: argparse.Namespace) -> Question:
         margin=flags.margin,
         permitted=read_permitted(flags),
     )
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that leaves nothing to use, or less than nothing free."""
+    if not 0 <= margin < 1:
+        raise InputError("--margin", got=margin, allowed="a share in [0, 1), such as 0.02")
 
 
 def check_outputs(flags: argparse.Namespace, *names: str) -> AbstractContextManager[None]:

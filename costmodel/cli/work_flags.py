@@ -23,6 +23,19 @@ OF_FILE = ("prompt_len", "gen_len", "num_prompts", "expected_len")
 
 def add_work_flags(parser: Parser) -> None:
     """Add the flags that ``read_workload`` reads."""
+    add_prompts(parser)
+    parser.add_argument(
+        "--gen-len",
+        type=int,
+        metavar="TOKENS",
+        help=f"tokens to generate for each prompt (default: {DEFAULT_GEN_LEN})",
+    )
+    add_expected_len(parser)
+    add_lengths(parser)
+
+
+def add_prompts(parser: Parser) -> None:
+    """Add the flags for the number and the length of prompts."""
     add = parser.add_argument
     add(
         "--prompt-len",
@@ -31,18 +44,10 @@ def add_work_flags(parser: Parser) -> None:
         help=f"length of the longest prompt (default: {DEFAULT_PROMPT_LEN})",
     )
     add(
-        "--gen-len",
-        type=int,
-        metavar="TOKENS",
-        help=f"tokens to generate for each prompt (default: {DEFAULT_GEN_LEN})",
-    )
-    add(
         "--num-prompts",
         type=int,
         help="number of prompts (default: as many as the best block holds)",
     )
-    add_expected_len(parser)
-    add_lengths(parser)
 
 
 def add_lengths(parser: Parser) -> None:

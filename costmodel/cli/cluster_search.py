@@ -1,0 +1,81 @@
+"""What ``zigzag cluster search`` does with the profiles of the nodes. No torch, no Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from costmodel.cli.cluster_report import format_cluster_plan
+from costmodel.cli.flags import check_margin, choose_dtype, read_permitted
+from costmodel.cli.work_flags import add_lengths, add_prompts, read_workload
+from costmodel.cluster.nodes import Cluster
+from costmodel.cluster.plan import ClusterPlan
+from costmodel.cluster.search import search_cluster
+from costmodel.gguf.paths import is_gguf
+from costmodel.model.loading import load_model_spec
+from costmodel.optimizer.optimum import DEFAULT_MARGIN
+from profiles.command import Parser
+from profiles.files import to_json
+
+# The flags that only this command reads.
+OWN_FLAGS = ("prompt_len", "num_prompts", "lengths", "margin")
+
+
+def add_cluster_search_flags(parser: Parser) -> None:
+    """Add the flags in ``OWN_FLAGS``; others are those of a job."""
+    add_prompts(parser)
+    add_lengths(parser)
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=DEFAULT_MARGIN,
+        metavar="SHARE",
+        help=f"share of every budget that search leaves free (default: {DEFAULT_MARGIN})",
+    )
+
+
+def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
+    """Search the plan of a cluster, write it to ``flags.output`` and print it.
+
+    Raises
+    ------
+    InfeasibleError
+        Where the model fits nowhere.
+    """
+    check_margin(flags.margin)
+    cluster = _with_budgets(cluster, flags)
+    on_cpu = (n.hardware for n in cluster.nodes if n.hardware.gpu is None or n.hardware.is_emulated)
+    # All nodes compute in one dtype, which the slowest of them must be good at.
+    first = next(on_cpu, cluster.nodes[0].hardware)
+    model = choose_dtype(load_model_spec(str(flags.model)), first, flags.dtype)
+    with tqdm(desc="searching", unit=" policies", leave=False, disable=None, delay=1) as bar:
+        plan = search_cluster(
+            cluster,
+            model,
+            read_workload(flags),
+            permitted=read_permitted(flags),
+            margin=flags.margin,
+            asks_one_more=True,
+            only_runnable=True,
+            # The executor cuts the layers of Hugging Face folders only.
+            only_copies=is_gguf(flags.model),
+            on_searched=lambda: bar.update(),
+        )
+    plan.save(flags.output)
+    print(format_cluster_plan(plan))
+    if idle := [node.name for node in cluster.nodes if node.name not in plan.nodes]:
+        print(f"without work: {', '.join(idle)}")
+    print(f"\nplan written to {flags.output}")
+    if flags.json:
+        print(json.dumps(to_json(plan)))
+    return plan
+
+
+def _with_budgets(cluster: Cluster, flags: argparse.Namespace) -> Cluster:
+    """Return the nodes with the budgets of the flags, which every node has."""
+    budgets = {"gpu_memory": flags.gpu_memory, "cpu_memory": flags.cpu_memory, "disk": flags.disk}
+    nodes = (replace(n, hardware=n.hardware.with_budget(**budgets)) for n in cluster.nodes)
+    return replace(cluster, nodes=tuple(nodes))
