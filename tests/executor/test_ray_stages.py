@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ pytest.importorskip("ray")
 
 from costmodel.cluster.plan import ClusterPlan, CopyPlan, StagePlan
 from costmodel.cluster.stages import stages_of_counts
+from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from executor import cluster, generate
 from executor.checkpoint.folder import Checkpoint
@@ -110,9 +112,26 @@ def test_stages_give_the_answers_of_one_machine(
 ) -> None:
     desk, expected = make_desk(models[model], tmp_path, run)
     write_plan(desk, counts, placements)
-    ended = run(cluster.main, on_nodes(desk))
+    trace = tmp_path / "trace.json"
+    ended = run(cluster.main, on_nodes(desk, f"--trace={trace}"))
     assert (ended.status, ended.err) == (0, "")
     assert sorted(answers_of(desk.output)) == expected
+    stages = stages_of_counts(Checkpoint.open(desk.model).spec, counts)
+    layers = [len(model_layers(stage)) for stage in stages]
+    assert computed_layers(trace) == dict(zip("abc", layers, strict=False))
+
+
+def computed_layers(trace: Path) -> dict[str, int]:
+    """Return the number of layers that each node of a timeline has computed in its first pass,
+    after the job began."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    found: dict[str, set[int]] = {name: set() for name in names.values()}
+    for event in events:
+        told = event.get("args", {})
+        if event["name"].startswith("compute") and told["token"] == 0 and event["ts"] > 0:
+            found[names[event["pid"]]].add(told["layer"])
+    return {name: len(layers) for name, layers in found.items()}
 
 
 def test_a_stage_that_is_killed_starts_again(
