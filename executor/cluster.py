@@ -188,6 +188,10 @@ def _read_policy(flags: argparse.Namespace) -> Policy | ClusterPlan | None:
 def _generate(flags: argparse.Namespace) -> None:
     given = _read_policy(flags)
     plan = given if isinstance(given, ClusterPlan) else None
+    if plan is not None and flags.nodes is not None:
+        raise InputError(
+            "--nodes", got="--nodes together with a plan", allowed="the nodes of the plan"
+        )
     if isinstance(given, ClusterPlan):
         # What every copy has made room for.
         given = whole_policy(given.copies[0], given.model, given.workload)

@@ -162,9 +162,12 @@ class Cluster:
         """
         raw = read_json(path, "cluster")
         nodes = raw.get("nodes")
-        for node in nodes if isinstance(nodes, list) else ():
+        for place, node in enumerate(nodes if isinstance(nodes, list) else ()):
             if isinstance(node, dict) and isinstance(node.get("hardware"), str):
-                node["hardware"] = to_json(find_profile(node["hardware"]))
+                try:
+                    node["hardware"] = to_json(find_profile(node["hardware"]))
+                except InputError as error:
+                    raise error.inside(f"cluster {path}.nodes[{place}]") from None
         return from_json(cls, raw, f"cluster {path}")
 
 

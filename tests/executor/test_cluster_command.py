@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.price import policy_peaks
 from executor import cluster
 from executor.checkpoint.folder import Checkpoint
+from executor.cli.job_options import JobOptions
+from executor.nodes.copy_plan import CopyPlanner
 from executor.nodes.node import Node
 from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import stage_policy, whole_policy
@@ -94,6 +97,13 @@ def test_the_stages_of_a_plan_make_the_tokens_of_one_machine(
     plan = ClusterPlan.load(output)
     (copy,) = plan.copies
     assert [stage.policy.model.num_layers for stage in copy.stages] == [3, 3]
+    told = copy.predicted
+    assert told is not None
+    # A plan without a prediction is priced for the job, and never by its share.
+    bare = replace(copy, predicted=None)
+    planner = CopyPlanner([], model, {}, {}, [bare], plan.links)
+    planned = planner.plan(JobOptions(), spec, plan.workload).predicted
+    assert planned.throughput_tok_per_s == pytest.approx(told.throughput_tok_per_s)
     jobs = [
         StageJob(
             model=model,
@@ -121,6 +131,13 @@ def _room_for_half(spec: ModelSpec) -> int:
         for half in halves
     )
     return max(policy_peaks(policy, hardware)["cpu"] for policy in policies) + 2**20
+
+
+def test_a_node_of_an_unknown_machine_is_named(run: Run, model: Path, described: Path) -> None:
+    described.write_text(described.read_text().replace("cpu-2core", "cpu-3core"))
+    ended = run(*_search(described, model))
+    assert ended.status == 2
+    assert f"cluster {described}.nodes[0]: profile cpu-3core: got no such file" in ended.err
 
 
 def test_budgets_are_those_of_every_node(run: Run, model: Path, described: Path) -> None:
