@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan, OneMore
-from costmodel.cluster.plan_search import PlanSearch
+from costmodel.cluster.plan_search import PlanSearch, similar
 from costmodel.cluster.stage_prices import Question
 from costmodel.cluster.team_prices import TeamPrices
 from costmodel.model.spec import ModelSpec
@@ -15,14 +16,14 @@ from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted, check_perm
 from costmodel.optimizer.optimum import DEFAULT_MARGIN
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_work
+from profiles.hardware import HardwareProfile
 
 
 class ClusterSearch:
-    """The search for what a cluster runs. It remembers what it has priced, for similar clusters.
+    """Searches plans of clusters, and remembers what it has priced for the next one.
 
-    A team of nodes runs one copy of the model: one node with its own policy, or a pipeline. All
-    ways to divide few nodes into teams are compared, with all orders, cuts and block sizes where
-    these are few. Of many, regular teams are compared, by estimates.
+    All ways to divide few nodes into teams are compared, with all orders, cuts and block sizes
+    where these are few. Of many, regular teams are compared, by estimates.
 
     Parameters
     ----------
@@ -83,9 +84,9 @@ class ClusterSearch:
         return replace(plan, predicted=replace(plan.predicted, one_more=more))
 
     def _one_more(self, cluster: Cluster) -> Iterator[OneMore]:
-        seen: set[int] = set()
+        seen: set[Hashable] = set()
         for node in cluster.nodes:
-            if (kind := self._prices.kind_of(node.hardware)) in seen:
+            if (kind := self._alike(node.hardware)) in seen:
                 continue
             seen.add(kind)
             twin = replace(node, name=f"another {node.name}")
@@ -93,6 +94,11 @@ class ClusterSearch:
             predicted = PlanSearch(self._prices, larger).plan().predicted
             assert predicted is not None
             yield OneMore(like=node.name, throughput_tok_per_s=predicted.throughput_tok_per_s)
+
+    def _alike(self, hardware: HardwareProfile) -> Hashable:
+        """Return what twins have in common, whose measurements differ by noise."""
+        rates = (hardware.compute.matmul[self._question.model.dtype], hardware.disk.read)
+        return similar(hardware), *(round(math.log2(rate.peak)) for rate in rates)
 
 
 def search_cluster(

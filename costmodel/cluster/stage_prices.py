@@ -1,4 +1,4 @@
-"""The best policy of each stage of a pipeline, with the seconds of its passes."""
+"""Stages of pipelines with their best policies, and the seconds of their passes."""
 
 from __future__ import annotations
 

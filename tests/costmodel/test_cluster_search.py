@@ -250,6 +250,13 @@ def test_another_node_brings_what_a_larger_cluster_has() -> None:
     assert more["b"] > _rate(plan)
 
 
+def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
+    cluster = _cluster(_machine(1.0), _machine(1.03))
+    plan = search_cluster(cluster, MODEL, WORK, asks_one_more=True)
+    assert plan.predicted is not None
+    assert [found.like for found in plan.predicted.one_more] == ["a"]
+
+
 def test_a_model_that_fits_nowhere_is_said() -> None:
     machine = make_machine(cpu_memory=DECODER_BYTES, disk=0)
     with pytest.raises(InfeasibleError, match="does not fit on the 2 nodes"):
