@@ -22,7 +22,7 @@ from profiles.kernels import twins
 from profiles.kernels.call import call_kernel, gpu_kernels, is_native
 from profiles.kernels.row_tiles import multiply_packed_tiles, multiply_tiles, rows_are_fixed
 from profiles.mounts import read_lines
-from profiles.packing import DIRECT_ROWS, GPU_DIRECT_ROWS, Packing
+from profiles.packing import DIRECT_ROWS, Packing
 
 # With more rows torch is faster where the processor has matrix instructions for bfloat16: Intel's
 # AMX, Arm's BF16.
@@ -105,7 +105,7 @@ def multiply_rows(
         multiply_packed_tiles(x, packed, packing, bias, out, adds=adds)
     elif is_native(x):
         _multiply(x, [len(x)], [packed], packing, out, biases=_one(bias), adds=adds)
-    elif len(x) <= GPU_DIRECT_ROWS and (fused := _fused(x)):
+    elif fused := _fused(x):
         fused.multiply_rows(x, packed, packing, out, bias, adds=adds)
     else:
         _whole(x, twins.unpacked(packed, packing, x.dtype), bias, out, adds)

@@ -60,7 +60,10 @@ def multiply_rows(
     *,
     adds: bool = False,
 ) -> None:
-    """See ``profiles.kernels.multiply_rows``, for few rows. This allocates nothing."""
+    """See ``profiles.kernels.multiply_rows``: each tile of few rows unpacks the matrix for itself.
+
+    This allocates nothing, where rows are adjacent in their last dimension.
+    """
     assert bias is None or (bias.dtype == x.dtype and bias.stride(0) == 1)
     _launch(
         x if x.stride(1) == 1 else x.contiguous(),
