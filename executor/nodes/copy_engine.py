@@ -173,7 +173,7 @@ class CopyEngine(Progress):
             job.offload_dir,
             sampler=self._chooser if has_lanes else renumbered,
             progress=self,
-            expert_order=counts.order if counts else None,
+            expert_shares=counts.shares(source.spec) if counts else None,
         ) as runner:
             blocks = runner.run_handed_out(self) if has_lanes else self._blocks(runner, renumbered)
             for block in blocks:
