@@ -45,10 +45,14 @@ class ExpertCounts:
 
     halves: tuple[Counts, Counts]
 
-    @property
-    def order(self) -> list[tuple[int, ...]]:
-        """The experts of each layer, the most used first."""
-        return [_ranked(first + second) for first, second in zip(*self.halves, strict=True)]
+    def shares(self, model: ModelSpec) -> list[NDArray[np.float64]]:
+        """Return the share of all tokens that chose each expert, float64 [experts], for each layer
+        that has experts."""
+        sums = [first + second for first, second in zip(*self.halves, strict=True)]
+        return [
+            counts * experts.experts_per_token / max(1, counts.sum())
+            for experts, counts in zip(mixtures_of(model), sums, strict=True)
+        ]
 
     def skew(self, model: ModelSpec) -> float:
         """Return the skew of Zipf's law that describes the routing (see ``skew_of``).

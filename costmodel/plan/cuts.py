@@ -53,6 +53,24 @@ class ComponentCut:
         return self.num_bytes - self.cpu_end
 
 
+class ExpertPlaces:
+    """Where each expert of a layer is among those stored: the first are on the fastest tier.
+
+    A cache changes it as a run goes on.
+    """
+
+    def __init__(self, order: Sequence[int]) -> None:
+        # By place, and by number.
+        self.experts = list(order)
+        self.places = sorted(range(len(order)), key=self.experts.__getitem__)
+
+    def exchange(self, expert: int, other: int) -> None:
+        """Let two experts change places."""
+        place, there = self.places[expert], self.places[other]
+        self.places[expert], self.places[other] = there, place
+        self.experts[place], self.experts[there] = other, expert
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedComponent:
     """A component of a layer and its cuts."""
@@ -63,14 +81,14 @@ class PlacedComponent:
     # Bytes of experts in CPU memory that the CPU multiplies in place in decode. They are the last
     # bytes there.
     bytes_in_place: int = 0
-    # The experts in the order in which they are stored here; ``None`` stores them by number. The
-    # weight file and the checkpoint have them by number in any case.
-    order: tuple[int, ...] | None = None
+    # Where each expert is among those stored here; ``None``: by number. The weight file and the
+    # checkpoint have them by number in any case.
+    order: ExpertPlaces | None = None
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def places(self) -> Sequence[int]:
         """The place of each expert among those stored here."""
-        return places_in(self.order or tuple(range(self.layout.num_units)))
+        return self.order.places if self.order else range(self.layout.num_units)
 
     def places_of(self, experts: Sequence[int]) -> list[int]:
         """Return the places of some experts, in increasing order."""
@@ -79,11 +97,8 @@ class PlacedComponent:
 
     @property
     def first_disk_byte(self) -> int:
-        """The first byte of the weight file that the part on disk is read from."""
-        if self.order is None:
-            return self.cut.cpu_end
-        on_disk = self.order[self.cut.cpu_end // self.layout.unit_bytes :]
-        return min(on_disk, default=self.layout.num_units) * self.layout.unit_bytes
+        """The first byte of the weight file that may be read: any expert, where places change."""
+        return 0 if self.order else self.cut.cpu_end
 
     def stored_ranges(self, first: int, end: int) -> Iterator[tuple[int, slice]]:
         """Yield the parts of bytes [first, end) that are adjacent in the weight file.
@@ -96,7 +111,8 @@ class PlacedComponent:
         size = self.layout.unit_bytes
         for place in self.layout.units_between(first, end):
             low, high = max(first, place * size), min(end, (place + 1) * size)
-            yield low + (self.order[place] - place) * size, slice(low - first, high - first)
+            expert = self.order.experts[place]
+            yield low + (expert - place) * size, slice(low - first, high - first)
 
     @property
     def units_in_place(self) -> range:
@@ -104,12 +120,6 @@ class PlacedComponent:
         size = self.layout.unit_bytes
         end = self.cut.cpu_end // size if self.bytes_in_place else 0
         return range(end - self.bytes_in_place // size, end)
-
-
-@functools.lru_cache(maxsize=1024)
-def places_in(order: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the place of each expert in an order of all experts."""
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 # For each layer, its components.
@@ -221,7 +231,7 @@ def place_weights(
                     layout=layout,
                     cut=cut,
                     bytes_in_place=in_place * layout.unit_bytes,
-                    order=order,
+                    order=ExpertPlaces(order) if order else None,
                 )
             )
         placed.append(tuple(components))

@@ -184,7 +184,7 @@ class Job:
             eos_ids=self.eos_ids,
             progress=bar,
             on_span=recorder.record if recorder else None,
-            expert_order=counts.order if counts else None,
+            expert_shares=counts.shares(self.source.spec) if counts else None,
         )
         with bar, runner:
             if recorder:

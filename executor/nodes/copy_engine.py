@@ -171,7 +171,7 @@ class CopyEngine(Progress):
             sampler=self._chooser if has_lanes else renumbered,
             progress=self,
             on_span=self._on_span,
-            expert_order=counts.order if counts else None,
+            expert_shares=counts.shares(source.spec) if counts else None,
         ) as runner:
             blocks = runner.run_handed_out(self) if has_lanes else self._blocks(runner, renumbered)
             for block in blocks:

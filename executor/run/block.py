@@ -206,13 +206,14 @@ class Block:
         for first in range(0, len(hidden), self.policy.prefill_batch_size):
             part = slice(first, first + self.policy.prefill_batch_size)
             self._prefill_experts(task, hidden[part], part)
+        self.experts.end_prompts(task)
         self.stores.hidden.hand_back(task)
 
     def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
         # Padding is routed too, and says nothing.
         is_counted = not self.batches[task.batch].is_padded
-        add = self.routing_counts.add
-        count = partial(add, task.layer) if is_counted else lambda routing: None
+        add = partial(self.experts.count_prompts, task)
+        count = add if is_counted else lambda routing: None
         if self._finishes_all(task):
             layers.feed_forward(hidden, self._weights(task), self._layer(task), count)
             return

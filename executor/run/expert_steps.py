@@ -24,6 +24,7 @@ from executor.model.experts import (
     routed_ranges,
 )
 from executor.run.batch import Batch
+from executor.run.expert_cache import ExpertCache
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.activations import HiddenStates
 from executor.stores.weights import WeightStore
@@ -54,6 +55,8 @@ class ExpertSteps:
     def __init__(
         self, policy: Policy, weights: WeightStore, hidden: HiddenStates, counts: RoutingCounts
     ) -> None:
+        # Set where experts may change places.
+        self.cache: ExpertCache | None = None
         self.policy = policy
         self._counts = counts
         self.weights = weights
@@ -70,6 +73,8 @@ class ExpertSteps:
         """Prepare for a block."""
         self._batches = batches
         self._visits.clear()
+        if self.cache is not None:
+            self.cache.start_block()
 
     def compute(self, task: Task) -> None:
         """Pass the tokens of one decode step through the experts."""
@@ -180,7 +185,21 @@ class ExpertSteps:
         parts = self._parts(task)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         layers.add_feed_forward(whole, made.view(whole.shape), weights, self._layer(task))
+        routing = visit.routing
         self._hand_back(task, parts, whole)
+        if self.cache is not None:
+            self.cache.after_pass(task, routing)
+
+    def count_prompts(self, task: Task, routing: Routing) -> None:
+        """Count the experts of some tokens of the prompts, without padding."""
+        self._counts.add(task.layer, routing)
+        if self.cache is not None:
+            self.cache.count_prompts(task.layer, routing)
+
+    def end_prompts(self, task: Task) -> None:
+        """Choose the experts to keep, behind the last batch of the prompts."""
+        if self.cache is not None and task.batch == len(self._batches) - 1:
+            self.cache.after_prompts(task, sum(map(len, self._batches)))
 
     def _compute_beside_cpu(self, task: Task) -> None:
         visit, spec = self._visits[task.layer, task.batch], self._experts(task)

@@ -32,6 +32,11 @@ class RoutingCounts:
             counts = self._counts[layer]
             counts += routing.counts(len(counts)).numpy()
 
+    @property
+    def layers(self) -> list[int]:
+        """The layers of the schedule that have experts."""
+        return list(self._counts)
+
     def by_layer(self) -> list[IntArray]:
         """Return the choices of each expert, int64 [experts], for each layer that has experts."""
         return list(self._counts.values())

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from costmodel.plan.cuts import ExpertOrder
@@ -24,6 +25,7 @@ from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.folder import WeightSource
 from executor.engine.channels import Ending, Engine
 from executor.engine.trace import Span, Trace
+from executor.expert_counts import mixtures_of
 from executor.machine.allocator import keep_freed_memory
 from executor.machine.memory_budget import check_available
 from executor.machine.memory_watch import MemoryWatch, out_of_memory_told
@@ -32,6 +34,7 @@ from executor.machine.tiers import Machine
 from executor.model.sampling import Chooser, Sampler
 from executor.run.batch import Batch
 from executor.run.block import Block, Stores
+from executor.run.expert_cache import ExpertCache, FloatArray
 from executor.run.lane_block import LaneBlock, LaneStores
 from executor.run.lane_run import HandOuts, LaneRun, check_lanes
 from executor.run.lanes import LaneRequest
@@ -76,9 +79,10 @@ class Runner:
         The choice of tokens, and the tokens that end a sequence.
     on_span
         Called with each ended task, by the worker of its channel.
-    expert_order
-        For each layer with experts, all of them, the most used first. Those stay in memory where
-        experts are loaded on demand. ``None`` takes them by number. No token depends on it.
+    expert_shares
+        For each layer with experts, the share of all tokens that chose each of them before. The
+        most used ones stay in memory where experts are loaded on demand; ``None`` begins with all
+        alike. No token depends on it.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Runner:
         eos_ids: frozenset[int] = frozenset(),
         progress: Progress | None = None,
         on_span: Callable[[Span], None] | None = None,
-        expert_order: ExpertOrder | None = None,
+        expert_shares: Sequence[FloatArray] | None = None,
     ) -> None:
         check_runnable(policy, hardware, source)
         self.policy = policy
@@ -103,10 +107,11 @@ class Runner:
         self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids
         self.progress = progress or Progress()
+        self._expert_shares: list[FloatArray] = []
         self.plan = Plan.of(
             policy,
             has_gpu=hardware.has_gpu,
-            expert_order=expert_order if _may_order_experts(policy, hardware) else None,
+            expert_order=self._order_of_experts(expert_shares),
         )
         self.route = self.plan.route
         listeners = [self._tell, on_span] if on_span else [self._tell]
@@ -115,6 +120,16 @@ class Runner:
         self.passes = PassLog()
         self._stack = ExitStack()
         self._disk_bytes = 0
+
+    def _order_of_experts(self, shares: Sequence[FloatArray] | None) -> ExpertOrder | None:
+        if not _may_order_experts(self.policy, self.hardware):
+            return None
+        self._expert_shares = list(shares) if shares is not None else []
+        if shares is None:
+            mixtures = mixtures_of(self.policy.model)
+            counts = [(e.num_experts, e.experts_per_token) for e in mixtures]
+            self._expert_shares = [np.full(count, chosen / count) for count, chosen in counts]
+        return [tuple(np.argsort(-s, kind="stable").tolist()) for s in self._expert_shares]
 
     def __enter__(self) -> Runner:
         try:
@@ -256,6 +271,9 @@ class Runner:
         hidden = HiddenStates(self.policy, machine, file_offset=cache.disk_bytes())
         stores = Stores(weights=self.weights, embedding=embedding, cache=cache, hidden=hidden)
         block = Block(self.policy, machine, stores, self.sampler, self.eos_ids)
+        if self.plan.demands_on_cpu and self._expert_shares:
+            shares = dict(zip(block.routing_counts.layers, self._expert_shares, strict=True))
+            block.experts.cache = ExpertCache(self.weights, shares)
         return block, [cache, hidden]
 
     def _lane_block(

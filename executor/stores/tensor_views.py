@@ -22,7 +22,7 @@ class TensorView:
     """
 
     layout: TensorLayout
-    chunks: tuple[Matrix, ...]
+    chunks: Sequence[Matrix]
     is_expert: bool
 
     @property
@@ -55,9 +55,13 @@ def tensor_views(runs: ComponentRuns, dtype: torch.dtype) -> Iterator[TensorView
     """Yield the tensors of a component; ``dtype`` is the model's."""
     layout = runs.layout
     for tensor in layout.tensors:
-        chunks = tuple(
-            chunk for place in runs.places for chunk in _chunks(runs, tensor, place, dtype)
+        chunks: Sequence[Matrix] = tuple(
+            chunk
+            for unit in range(layout.num_units)
+            for chunk in _chunks(runs, tensor, unit, dtype)
         )
+        if layout.is_experts:
+            chunks = ByNumber(chunks, runs.places)
         yield TensorView(layout=tensor, chunks=chunks, is_expert=layout.is_experts)
 
 
@@ -117,6 +121,23 @@ def matrix_view(
         first_row=first_row,
         columns=order,
     )
+
+
+class ByNumber(Sequence[Matrix]):
+    """Matrices of experts by the number of the expert, which are stored by place.
+
+    The places may change.
+    """
+
+    def __init__(self, stored: Sequence[Matrix], places: Sequence[int]) -> None:
+        self._stored = stored
+        self._places = places
+
+    def __getitem__(self, expert: int) -> Matrix:  # type: ignore[override]  # no slices
+        return self._stored[self._places[expert]]
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 class CpuExperts(Sequence[Matrix]):

@@ -181,6 +181,25 @@ class WeightStore:
         end = cut.gpu_end if self.machine.has_gpu else cut.cpu_end
         return torch.tensor(component.placed.places) < end // size
 
+    def keep_expert(self, task: Task, expert: int, other: int) -> None:
+        """Let an expert in CPU staging take the place of ``other``, which is in memory.
+
+        Without a GPU. Staging has ``other`` no longer.
+        """
+        component, size = self._experts(task)
+        order, cut = component.placed.order, component.placed.cut
+        assert order is not None
+        start, end = (order.places[number] * size for number in (expert, other))
+        home = self.buffers.home("cpu", component.placed)
+        source = self.buffers.window(task, component, start, start + size)
+        home[end - cut.gpu_end : end - cut.gpu_end + size].copy_(source)
+        order.exchange(expert, other)
+
+    def has_cache(self, task: Task) -> bool:
+        """Whether experts of a layer may change places: some are in memory, and some on disk."""
+        placed = self._experts(task)[0].placed
+        return placed.order is not None and 0 < placed.cut.cpu_end < placed.cut.num_bytes
+
     def experts_in_place(self, task: Task) -> range:
         """Return the experts of a layer that the CPU multiplies in place."""
         component, _ = self._experts(task)
@@ -276,9 +295,12 @@ class WeightStore:
             for component in self.buffers.staged[layer].components
             for tensor in tensor_views(self.buffers.runs(component, slot), self.dtype)
         ]
-        direct: dict[str, tuple[Matrix, ...]] = {}
+        direct: dict[str, Sequence[Matrix]] = {}
         for tensor in tensors:
-            direct[tensor.name] = (*direct.get(tensor.name, ()), *tensor.chunks)
+            if tensor.is_expert:
+                direct[tensor.name] = tensor.chunks
+            else:
+                direct[tensor.name] = (*direct.get(tensor.name, ()), *tensor.chunks)
         if self._unpacked is None:
             return direct, direct
         return direct, UnpackedLayer(tensors, self._unpacked, layer)

@@ -8,7 +8,7 @@ and with a cache of the latest used. One JSON line goes to stdout.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ import numpy as np
 from workload_run import BenchParser, circumstances, config_of, keep_result, say
 
 from costmodel.families import spec_from_config
+from costmodel.model.expert_use import chances
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
@@ -31,6 +32,8 @@ from profiles.hardware import HardwareProfile
 from profiles.recorded import find_profile
 
 SMALL = {"hidden_size": 512, "moe_intermediate_size": 64, "vocab_size": 8192}
+# Of the uses that a cache counts, the share that counts a pass later.
+DECAYS = (0.8, 0.9, 0.97, 0.99)
 # Shares of a layer's experts that are in memory.
 SHARES = (0.125, 0.25, 0.5, 0.75)
 Trace = list[list[list[int]]]
@@ -43,7 +46,14 @@ def main(arguments: list[str]) -> None:
     spec = spec_from_config(config, name="small")
     hardware = find_profile(flags.hardware)
     found: dict[str, Any] = {}
+    experts = spec.layer(0).experts
+    assert experts is not None
     for skew in flags.router_skew:
+        first, second = (
+            _drawn(experts.num_experts, experts.experts_per_token, skew, 4096, seed)
+            for seed in (0, 1)
+        )
+        found[f"skew {skew:g}, independent"] = _compare(spec, first, second)
         for temperature in flags.temperature:
             say(f"skew {skew:g}, temperature {temperature:g}")
             first, second = (
@@ -122,11 +132,14 @@ def _compare(spec: ModelSpec, first: Trace, second: Trace) -> dict[str, dict[str
     found = {}
     for share in SHARES:
         room = round(share * experts.num_experts)
-        loads = {"by_frequency": 0.0, "latest_used": 0.0, "by_this_run": 0.0}
+        loads = Counter[str]()
         for before, passes in zip(first, second, strict=True):
             loads["by_frequency"] += _loaded(passes, _most_used(before, room))
             loads["by_this_run"] += _loaded(passes, _most_used(passes, room))
             loads["latest_used"] += _loaded_by_cache(passes, room, _most_used(before, room))
+            for kept in DECAYS:
+                count = _loaded_by_score(passes, room, _shares(before, experts.num_experts), kept)
+                loads[f"recent_{kept:g}"] += count
         num_passes = sum(map(len, second))
         found[f"{share:g}"] = {name: round(n / num_passes, 3) for name, n in loads.items()}
     return found
@@ -141,6 +154,41 @@ def _most_used(passes: Sequence[Sequence[int]], room: int) -> list[int]:
 def _loaded(passes: Sequence[Sequence[int]], resident: Sequence[int]) -> int:
     here = set(resident)
     return sum(expert not in here for needed in passes for expert in needed)
+
+
+def _shares(passes: Sequence[Sequence[int]], num_experts: int) -> list[float]:
+    """Return the share of the passes that need each expert."""
+    used = np.bincount([e for needed in passes for e in needed], minlength=num_experts)
+    shares: list[float] = (used / len(passes)).tolist()
+    return shares
+
+
+def _loaded_by_score(
+    passes: Sequence[Sequence[int]], room: int, shares: Sequence[float], kept: float
+) -> int:
+    """Count the loads of a cache that keeps the experts with the most uses, of which a pass later a
+    share ``kept`` counts. It begins with the shares of an earlier run."""
+    scores = np.array(shares)
+    here = set(np.argsort(-scores, kind="stable")[:room].tolist())
+    count = 0
+    for needed in passes:
+        scores *= kept
+        scores[needed] += 1 - kept
+        for expert in [e for e in needed if e not in here]:
+            count += 1
+            last = min(here, key=scores.__getitem__)
+            if scores[last] < scores[expert]:
+                here.remove(last)
+                here.add(expert)
+    return count
+
+
+def _drawn(num_experts: int, per_token: int, skew: float, num_passes: int, seed: int) -> Trace:
+    """Return choices that do not depend on each other, as the law has them."""
+    rng = np.random.default_rng(seed)
+    weights = np.log(chances(num_experts, per_token, skew))
+    keys = weights + rng.gumbel(size=(num_passes, num_experts))
+    return [np.argsort(-keys, axis=1)[:, :per_token].tolist()]
 
 
 def _loaded_by_cache(passes: Sequence[Sequence[int]], room: int, resident: Sequence[int]) -> int:

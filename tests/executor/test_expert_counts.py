@@ -19,6 +19,7 @@ from executor.checkpoint.dummy import DummyCheckpoint
 from executor.engine.trace import Span
 from executor.expert_counts import counts_path, kept_counts, kept_skew, record_counts
 from executor.model.sampling import Sampler
+from executor.run.expert_cache import ExpertCache
 from executor.run.runner import Runner
 from tests.executor.tiny_machines import ON_CPU, ON_DISK, ON_GPU, make_hardware, make_policy
 from tests.plain_models import plain_config
@@ -42,13 +43,14 @@ def _counts(*first: int) -> list[Any]:
     return [np.array([*first] + [1] * (16 - len(first))) for _ in range(NUM_MIXTURES)]
 
 
-def test_the_most_used_experts_come_first_and_by_number_where_equal() -> None:
+def test_shares_are_of_the_tokens_of_all_runs() -> None:
     source = DummyCheckpoint(spec=SPEC)
     assert kept_counts(source) is None
     record_counts(source, _counts(1, 5, 3))
     counts = kept_counts(source)
     assert counts is not None
-    assert counts.order == [(1, 2, 0, *range(3, 16))] * NUM_MIXTURES
+    for shares in counts.shares(SPEC):
+        assert shares == pytest.approx(np.array([1, 5, 3] + [1] * 13) * 2 / 22)
     assert kept_counts(DummyCheckpoint(spec=SPEC, seed=1)) is None
 
 
@@ -88,7 +90,7 @@ def _policy(**changes: Any) -> Policy:
 
 
 def _run(
-    policy: Policy, folder: Path, order: Any, *, gpu: bool = False
+    policy: Policy, folder: Path, shares: Any, *, gpu: bool = False, greedy: bool = False
 ) -> tuple[dict[int, list[int]], Counter[str], Any]:
     moved = Counter[str]()
 
@@ -96,10 +98,10 @@ def _run(
         moved[span.task.kind] += span.num_bytes
 
     source = DummyCheckpoint(spec=SPEC, router_skew=1.5)
-    sampler = Sampler(temperature=100.0, seed=3)
+    sampler = Sampler(temperature=0.0 if greedy else 100.0, seed=3)
     hardware = make_hardware(gpu=gpu)
     with Runner(
-        policy, hardware, source, folder, sampler=sampler, on_span=note, expert_order=order
+        policy, hardware, source, folder, sampler=sampler, on_span=note, expert_shares=shares
     ) as runner:
         blocks = list(runner.run(PROMPTS))
         counts = runner.block.routing_counts.by_layer()
@@ -132,9 +134,9 @@ def test_no_token_depends_on_the_order_and_fewer_bytes_are_loaded(
         num_gpu_batches=3,
     )
     tokens, moved, counts = _run(policy, tmp_path, None, gpu=gpu)
-    orders = [tuple(np.argsort(-each, kind="stable").tolist()) for each in counts]
-    backward = [order[::-1] for order in orders]
-    best, fewest, again = _run(policy, tmp_path, orders, gpu=gpu)
+    shares = [each * 2 / each.sum() for each in counts]
+    backward = [each.max() - each for each in shares]
+    best, fewest, again = _run(policy, tmp_path, shares, gpu=gpu)
     worst, most, _ = _run(policy, tmp_path, backward, gpu=gpu)
     assert best == worst == tokens
     assert all(map(np.array_equal, counts, again))
@@ -142,3 +144,24 @@ def test_no_token_depends_on_the_order_and_fewer_bytes_are_loaded(
     for kind in kinds:
         is_whole = experts.disk == 1 or (experts.cpu == 0 and not gpu)
         assert fewest[kind] == most[kind] if is_whole else fewest[kind] < most[kind]
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("num_batches", [1, 3])
+def test_experts_that_are_used_again_are_loaded_once(
+    bits: int, num_batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = _policy(weight_bits=bits if bits == 4 else 8 * SPEC.dtype_bytes)
+    policy = replace(
+        policy,
+        workload=replace(policy.workload, gen_len=24),
+        weights={**policy.weights, "experts": Placement(cpu=0.5, disk=0.5)},
+        gpu_batch_size=1,
+        prefill_batch_size=1,
+        num_gpu_batches=num_batches,
+    )
+    tokens, moved, _ = _run(policy, tmp_path, None, greedy=True)
+    monkeypatch.setattr(ExpertCache, "_keep", lambda *_: None)
+    same, more, _ = _run(policy, tmp_path, None, greedy=True)
+    assert tokens == same
+    assert 2 * moved["read_experts"] < more["read_experts"]
