@@ -30,8 +30,6 @@ from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, row_parts, vector
 from profiles import kernels
 
-# Rows are converted in parts of so many, where their factors have another dtype.
-WEIGHED_AT_ONCE = 256
 # Prevents a division by zero where all weights are zero; changes no other sum.
 LEAST_SUM = 1e-20
 
@@ -202,18 +200,18 @@ def _add_part(
 
     A function of its own, so that the temporaries of one part are freed before the next.
     """
-    mlp, rows = spec.expert, x[tokens]
+    mlp, rows = spec.expert, x.index_select(0, tokens)
+    added_factors: torch.Tensor | None = factors
     if spec.router.scales_input:
-        _weigh(rows, factors)
+        kernels.weigh_rows(rows, factors)
+        added_factors = None
     inner = rows.new_empty(len(rows), mlp.inner_rows)
     _multiply_experts(rows, "expert_gate_up", weights, groups, inner)
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
     # The input is no longer needed: the output takes its place.
     _multiply_experts(gate, "expert_down", weights, groups, rows)
-    if not spec.router.scales_input:
-        _weigh(rows, factors)
-    _add_rows(out, tokens, rows)
+    kernels.add_routed_rows(out, tokens, rows, added_factors)
 
 
 def _multiply_experts(
@@ -244,19 +242,3 @@ def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
         if first < last:
             found.append((expert, slice(first - part.start, last - part.start)))
     return found
-
-
-def _weigh(rows: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiply rows [rows, hidden] by their factors [rows, 1], with one rounding."""
-    step = len(rows) if rows.dtype == factors.dtype else WEIGHED_AT_ONCE
-    for first in range(0, len(rows), step):
-        rows[first : first + step].mul_(factors[first : first + step])
-
-
-def _add_rows(out: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add each of ``rows`` to its token's row of ``out``, in order."""
-    if out.is_cuda:
-        # The faster ``index_add_`` has no fixed order on a GPU.
-        out.index_put_((tokens,), rows, accumulate=True)
-    else:
-        out.index_add_(0, tokens, rows)

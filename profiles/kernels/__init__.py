@@ -16,6 +16,7 @@ from profiles.kernels.layer import activate, clamped_swiglu, rms_norm, rotate, s
 from profiles.kernels.paged_attention import carry_width, paged_attention, prefix_attention
 from profiles.kernels.products import grouped_linear, groups_packed, linear, multiply_rows
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
+from profiles.kernels.routed_rows import add_routed_rows, weigh_rows
 from profiles.kernels.row_tiles import fixed_rows
 from profiles.kernels.xielu import xielu
 
@@ -23,6 +24,7 @@ __all__ = [
     "EncodedMatrix",
     "KeyRun",
     "activate",
+    "add_routed_rows",
     "carry_width",
     "clamped_swiglu",
     "decode_attention",
@@ -45,6 +47,7 @@ __all__ = [
     "swiglu",
     "unpack_encoded",
     "unpack_rows",
+    "weigh_rows",
     "without_cudnn_attention",
     "xielu",
 ]
