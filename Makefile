@@ -59,6 +59,7 @@ bench: $(VENV)/installed
 	$(RUN) tests/bench/decode_attention.py
 	$(RUN) tests/bench/packed.py
 	$(RUN) tests/bench/encoded.py
+	$(RUN) tests/bench/experts.py
 	$(RUN) tests/bench/quality.py
 	$(OFFLOAD) --prompt-len 128 --gen-len 32
 	$(OFFLOAD) --prompt-len 32 --gen-len 128

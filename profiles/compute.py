@@ -22,6 +22,7 @@ from profiles.compute_plan import (
 )
 from profiles.compute_rates import NARROW_WIDTH, ComputeRates
 from profiles.encoded_rates import measure_encoded_matmul, measure_encoded_unpacking
+from profiles.grouping import measure_grouping
 from profiles.packing import DIRECT_ROWS, GPU_DIRECT_ROWS, Packing
 from profiles.rate_curve import RateCurve
 from profiles.repeats import Repeater
@@ -67,6 +68,7 @@ def measure_compute(
             attention_by_token=decode.by_token,
             encoded_matmul=measure_encoded_matmul(device, plan, repeater),
             encoded_unpack_bytes_per_s=measure_encoded_unpacking(device, plan, repeater),
+            grouping_bytes_per_s=measure_grouping(device, repeater),
         )
 
 

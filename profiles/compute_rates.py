@@ -66,6 +66,10 @@ class ComputeRates:
     encoded_unpack_bytes_per_s
         Bytes of 16-bit output per second when encoded matrices are unpacked, by the name of their
         ``Kind``. What is not there is priced as groups of 4 bits.
+    grouping_bytes_per_s
+        Bytes of tokens per second, one row for each token and expert, that are sorted by expert
+        before the experts' products and added up behind them. 0 where it is not known: it costs
+        nothing.
     """
 
     matmul: Mapping[str, RateCurve]
@@ -85,6 +89,7 @@ class ComputeRates:
     attention_by_token: Mapping[str, float] = field(default_factory=dict)
     encoded_matmul: Mapping[str, RateCurve] = field(default_factory=dict)
     encoded_unpack_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    grouping_bytes_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.matmul:
@@ -106,6 +111,7 @@ class ComputeRates:
             "sparse_attention_bytes_per_s",
             "unpack_8bit_bytes_per_s",
             "packed_attention_8bit_bytes_per_s",
+            "grouping_bytes_per_s",
         ):
             require_not_negative(name, getattr(self, name))
         for name in ("attention_many_queries", "attention_by_token"):

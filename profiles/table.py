@@ -121,6 +121,7 @@ class _ProfileTable:
             ("attention, 4 bits", "attention_decode.4bit", rates.packed_attention_bytes_per_s),
             ("attention, 8 bits", "attention_decode.8bit", rates.packed_attention_8bit_bytes_per_s),
             ("attention, a tenth", "attention_decode.sparse", rates.sparse_attention_bytes_per_s),
+            ("group by expert", "grouping", rates.grouping_bytes_per_s),
         ):
             if rate > 0:
                 cell = self._with_spread(format_rate(rate), f"{prefix}.{figure}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from costmodel.model.attention_spec import AttentionSpec
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.pricing.experts import expert_rows, experts_of
 from costmodel.pricing.matrices import UNPACKED_BYTES, is_direct, is_real_gpu, matmul_rate
@@ -34,7 +35,7 @@ class LayerSeconds:
 
 
 def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> LayerSeconds:
-    """Seconds of the matrix products of all decoder layers."""
+    """Seconds of the matrix products of all decoder layers, and of grouping tokens by expert."""
     last = problem.model.layer_order[-1]
     sums = {"project": 0.0, "finish": 0.0, "experts": 0.0}
     for number, kind in enumerate(problem.layer_kinds):
@@ -64,7 +65,19 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                 first = _share_before_attention(tensor.name, kind.spec.attention, stage)
                 sums["project"] += first * flop * tokens / rate
                 sums[part] += (1 - first) * flop * count / rate
+        if experts is not None:
+            sums["experts"] += _grouping_seconds(problem, experts, tokens - skipped, rates)
     return LayerSeconds(**sums)
+
+
+def _grouping_seconds(
+    problem: Problem, experts: ExpertsSpec, num_tokens: float, rates: ComputeRates
+) -> float:
+    """Seconds of sorting tokens by their experts and adding the experts' outputs up."""
+    if not rates.grouping_bytes_per_s:
+        return 0.0
+    row_bytes = problem.model.hidden_size * problem.model.dtype_bytes
+    return num_tokens * experts.experts_per_token * row_bytes / rates.grouping_bytes_per_s
 
 
 def _share_before_attention(name: str, attention: AttentionSpec, stage: Stage) -> float:
@@ -105,11 +118,12 @@ def _reordering_seconds(
 
 
 def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
-    """Seconds of the products of all routed experts, without routers and shared experts."""
+    """Seconds of all routed experts, without routers and shared experts."""
     seconds = 0.0
     for experts, component, count in experts_of(problem):
         rows = tuple(expert_rows(problem, experts, n) for n in stage.expert_tokens)
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
+        seconds += _grouping_seconds(problem, experts, count * stage.tokens, rates)
         matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
         for tensor in matrices:
             rate = matmul_rate(problem, stage, rates, rows, tensor)

@@ -57,6 +57,7 @@ def _matmul(rates: ComputeRates, factor: float) -> ComputeRates:
         narrow_matmul={d: _curve(c, factor) for d, c in rates.narrow_matmul.items()},
         narrow_packed_matmul={d: _curve(c, factor) for d, c in rates.narrow_packed_matmul.items()},
         encoded_matmul={kind: _curve(c, factor) for kind, c in rates.encoded_matmul.items()},
+        grouping_bytes_per_s=rates.grouping_bytes_per_s * factor,
     )
 
 

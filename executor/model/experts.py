@@ -31,8 +31,6 @@ from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, row_parts, vector
 from profiles import kernels
 
-# Rows are converted in parts of so many, where their factors have another dtype.
-WEIGHED_AT_ONCE = 256
 # Prevents a division by zero where all weights are zero; changes no other sum.
 LEAST_SUM = 1e-20
 
@@ -192,7 +190,7 @@ def add_routed(
 
 @dataclass(frozen=True, slots=True)
 class MadeRows:
-    """Weighted outputs of some experts.
+    """Outputs of some experts, weighted where the router scales inputs.
 
     Parameters
     ----------
@@ -213,7 +211,7 @@ def make_rows(
     spec: ExpertsSpec,
     chosen: torch.Tensor,
 ) -> MadeRows:
-    """Return the weighted outputs of some experts for their tokens in ``x`` [tokens, hidden].
+    """Return the outputs of some experts for their tokens in ``x`` [tokens, hidden].
 
     ``add_rows`` adds those of all experts, with the same bits as ``add_routed``.
 
@@ -234,13 +232,16 @@ def make_rows(
     return MadeRows(places, _make_rows(x, tokens, factors, groups, weights, spec))
 
 
-def add_rows(out: torch.Tensor, routing: Routing, made: Sequence[MadeRows]) -> None:
+def add_rows(
+    out: torch.Tensor, routing: Routing, made: Sequence[MadeRows], spec: ExpertsSpec
+) -> None:
     """Add the weighted outputs of all experts to ``out`` [tokens, hidden]."""
     rows = out.new_empty(routing.experts.numel(), out.shape[1])
     for part in made:
         rows[part.places] = part.rows
     order = routing.experts.flatten().argsort(stable=True)
-    _add_rows(out, order // routing.experts.shape[1], rows)
+    factors = _added_factors(routing.weights.flatten()[order, None], spec)
+    kernels.add_routed_rows(out, order // spec.experts_per_token, rows, factors)
 
 
 def _add_part(
@@ -256,7 +257,8 @@ def _add_part(
 
     A function of its own, so that the temporaries of one part are freed before the next.
     """
-    _add_rows(out, tokens, _make_rows(x, tokens, factors, groups, weights, spec))
+    rows = _make_rows(x, tokens, factors, groups, weights, spec)
+    kernels.add_routed_rows(out, tokens, rows, _added_factors(factors, spec))
 
 
 def _make_rows(
@@ -267,19 +269,23 @@ def _make_rows(
     weights: LayerWeights,
     spec: ExpertsSpec,
 ) -> torch.Tensor:
-    """Return the weighted outputs of experts for the rows ``tokens`` of ``x``."""
-    mlp, rows = spec.expert, x[tokens]
+    """Return the outputs of experts for the rows ``tokens`` of ``x``, weighted where the router
+    scales inputs."""
+    mlp, rows = spec.expert, x.index_select(0, tokens)
     if spec.router.scales_input:
-        _weigh(rows, factors)
+        kernels.weigh_rows(rows, factors)
     inner = rows.new_empty(len(rows), mlp.inner_rows)
     _multiply_experts(rows, "expert_gate_up", weights, groups, inner)
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)
     # The input is no longer needed: the output takes its place.
     _multiply_experts(gate, "expert_down", weights, groups, rows)
-    if not spec.router.scales_input:
-        _weigh(rows, factors)
     return rows
+
+
+def _added_factors(factors: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor | None:
+    """Return what outputs are multiplied by; ``None`` where the router has scaled the inputs."""
+    return None if spec.router.scales_input else factors
 
 
 def _multiply_experts(
@@ -310,19 +316,3 @@ def _groups(ends: Sequence[int], experts: range, part: slice) -> list[Group]:
         if first < last:
             found.append((expert, slice(first - part.start, last - part.start)))
     return found
-
-
-def _weigh(rows: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiply rows [rows, hidden] by their factors [rows, 1], with one rounding."""
-    step = len(rows) if rows.dtype == factors.dtype else WEIGHED_AT_ONCE
-    for first in range(0, len(rows), step):
-        rows[first : first + step].mul_(factors[first : first + step])
-
-
-def _add_rows(out: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add each of ``rows`` to its token's row of ``out``, in order."""
-    if out.is_cuda:
-        # The faster ``index_add_`` has no fixed order on a GPU.
-        out.index_put_((tokens,), rows, accumulate=True)
-    else:
-        out.index_add_(0, tokens, rows)

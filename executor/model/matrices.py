@@ -114,8 +114,8 @@ def multiply_groups(
     Parameters
     ----------
     matrices
-        Matrices that are unpacked one at a time (``OneByOne``) are multiplied one by one, unless a
-        kernel multiplies the packed ones.
+        Matrices that are unpacked one at a time (``OneByOne``) are multiplied one by one, unless
+        kernels multiply the packed ones.
     groups
         The number of each group's matrix and its rows; groups are adjacent and in order.
     biases

@@ -179,7 +179,7 @@ class ExpertSteps:
         loaded = self._make_rows(task, visit, ~self.weights.resident_experts(task))
         rows = visit.normed.flatten(0, 1)
         made = torch.zeros_like(rows)
-        add_rows(made, visit.routing, [visit.made_here, loaded])
+        add_rows(made, visit.routing, [visit.made_here, loaded], spec)
         if spec.shared is not None:
             add_shared(made, rows, weights, spec)
         parts = self._parts(task)

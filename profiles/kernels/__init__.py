@@ -22,6 +22,7 @@ from profiles.kernels.products import (
     multiply_rows,
 )
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
+from profiles.kernels.routed_rows import add_routed_rows, weigh_rows
 from profiles.kernels.row_tiles import fixed_rows
 from profiles.kernels.xielu import xielu
 
@@ -29,6 +30,7 @@ __all__ = [
     "EncodedMatrix",
     "KeyRun",
     "activate",
+    "add_routed_rows",
     "carry_width",
     "clamped_swiglu",
     "decode_attention",
@@ -52,6 +54,7 @@ __all__ = [
     "swiglu",
     "unpack_encoded",
     "unpack_rows",
+    "weigh_rows",
     "without_cudnn_attention",
     "xielu",
 ]

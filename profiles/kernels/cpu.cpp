@@ -1,5 +1,5 @@
 // CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding,
-// SwiGLU, and groups of few bits, for every dtype; products are in products.cpp. Every function has a
+// SwiGLU, sums of experts, and groups of few bits, for every dtype; products are in products.cpp. Every function has a
 // plain-torch twin, in twins.py or group_twins.py. Arithmetic is in float32.
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "groups.h"
 #include "packed_pairs.h"
+#include "routed_rows.h"
 #include "sparse_attention.h"
 #include "vectors.h"
 
@@ -170,6 +171,9 @@ void xielu(T* x, long rows, long dim, float above, float below, int threads) {
                                         long gate_stride, long up_stride, float limit,         \
                                         float alpha, int threads) {                            \
     clamped_swiglu(gate, up, rows, dim, gate_stride, up_stride, limit, alpha, threads);        \
+  }                                                                                            \
+  extern "C" void add_routed_##NAME(const RoutedRows* r, int threads) {                        \
+    add_routed<T>(*r, threads);                                                                \
   }                                                                                            \
   extern "C" void pack_rows_##NAME(const T* from, long outer, long inner, long outer_stride,   \
                                    long inner_stride, long dim, long group, int bits,          \

@@ -82,8 +82,6 @@ template <class T>
 class Decoded {
  public:
   static constexpr bool kIsInPlace = false;
-  // Decoded weights of so many outputs stay in the first-level cache, where few rows use them.
-  static long most_outputs(long rows) { return rows <= 2 * kRows ? kWeights : kOutputs; }
   Decoded(const Products& p, long depth)
       : p_(reinterpret_cast<const EncodedProducts&>(p)), decode_(decode_of<T>(p_.how.kind)),
         stride_(apart<float>(depth)), kept_(kOutputs * stride_) {}
@@ -95,7 +93,7 @@ class Decoded {
       float* to = kept_.data() + w * stride_;
       rows[w] = to;
       const auto* bytes = reinterpret_cast<const uint8_t*>(matrix.row(first + w, 0));
-      const long ahead = count * p_.products.weight_stride;
+      const long ahead = kAhead * p_.products.weight_stride;
       decode_({p_.how, bytes, table, p_.first_rows[group] + first + w}, d, size, ahead, to);
     }
   }
@@ -107,12 +105,8 @@ class Decoded {
   LineAligned<float> kept_;
 };
 
-// Rows of weights that are fetched before their turn. Three times as fast as the memory, decoding
-// would wait for it at the end of each row.
-constexpr long kAhead = kWeights;
-
 // Sums the products of a row of inputs, from dimension d on, with kWeights rows of weights as they
-// are decoded.
+// are decoded. Three times as fast as the memory, decoding would wait for it at the end of each row.
 template <class D>
 void add_products(const EncodedRow* weights, const float* x, long d, long size, Floats* sums) {
   Floats dots[kWeights] = {};
@@ -143,25 +137,24 @@ AddProducts add_products_of(int kind) {
 template <class T>
 class SingleRows {
  public:
-  SingleRows(const EncodedProducts& p, const std::vector<Span>& spans)
-      : encoded_(p), p_(p.products), spans_(spans), add_(add_products_of<T>(p.how.kind)),
+  SingleRows(const EncodedProducts& p, const Spans& spans)
+      : encoded_(p), p_(p.products), add_(add_products_of<T>(p.how.kind)),
         stride_((p_.dim + kBlock - 1) / kBlock * kBlock), x_(long(spans.size()) * stride_) {
-    for (size_t s = 0; s < spans.size(); ++s) {
-      const T* from = static_cast<const T*>(p_.x) + spans[s].first * p_.x_stride;
+    for (const Span& span : spans) {
+      const T* from = static_cast<const T*>(p_.x) + span.first * p_.x_stride;
       // Zeros fill the last unit up.
       for (long d = 0; d < stride_; d += kLanes)
-        store(x_.data() + long(s) * stride_ + d,
+        store(x_.data() + span.at * stride_ + d,
               d < p_.dim ? load_part(from + d, p_.dim - d) : Floats{});
     }
   }
 
-  // Multiplies a span's row with the weights of some outputs.
-  void multiply(long span, long first, long count) const {
-    const long group = spans_[span].group, past = first + count;
+  void multiply(const Part& part) const {
+    const long group = part.span.group, first = part.first, past = first + part.count;
     const Matrix<T> matrix(p_, group);
     const float* table = encoded_.tables ? encoded_.tables[group] : nullptr;
     const T* bias = p_.biases ? static_cast<const T*>(p_.biases[group]) : nullptr;
-    T* out = static_cast<T*>(p_.out) + spans_[span].first * p_.out_stride;
+    T* out = static_cast<T*>(p_.out) + part.span.first * p_.out_stride;
     for (long w = first; w < past; w += kWeights) {
       const auto row = [&](long i) -> EncodedRow {
         const long at = std::min(w + i, past - 1);
@@ -173,7 +166,7 @@ class SingleRows {
       const long depth = depth_of(p_.dim);
       for (long d = 0; d < p_.dim; d += depth) {
         Floats dots[kWeights];
-        add_(rows, x_.data() + span * stride_, d, std::min(depth, p_.dim - d), dots);
+        add_(rows, x_.data() + part.span.at * stride_, d, std::min(depth, p_.dim - d), dots);
         sums = four_sums_of(dots) + sums;
       }
       finish(sums, bias ? bias + w : nullptr, out + w, std::min(kWeights, past - w));
@@ -189,7 +182,6 @@ class SingleRows {
 
   const EncodedProducts& encoded_;
   const Products& p_;
-  const std::vector<Span>& spans_;
   const AddProducts add_;
   const long stride_;  // Between rows of inputs.
   LineAligned<float> x_;
@@ -197,17 +189,11 @@ class SingleRows {
 
 template <class T>
 void multiply_single_rows(const EncodedProducts& p, int threads) {
-  const long* starts = p.products.starts;
-  const std::vector<Span> spans = spans_of(p.products, starts[0], starts[p.products.groups]);
-  const long outputs = p.products.outputs;
-  // Wide, because what is fetched beyond the end of a tile may be another thread's.
-  const long width = tile_width(p.products, long(spans.size()), threads, 4 * kOutputs);
-  const long columns = (outputs + width - 1) / width, tiles = columns * long(spans.size());
-  const SingleRows<T> rows(p, spans);
+  for (const Spans& spans : windows_of(p.products, 1, 1, true)) {
+    const std::vector<Part> parts = parts_of(p.products, spans, threads);
+    const SingleRows<T> rows(p, spans);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long i = 0; i < tiles; ++i) {
-    const long first = i % columns * width;
-    rows.multiply(i / columns, first, std::min(width, outputs - first));
+    for (size_t i = 0; i < parts.size(); ++i) rows.multiply(parts[i]);
   }
 }
 
@@ -217,10 +203,12 @@ void multiply_encoded(const EncodedProducts& p, int threads) {
   if constexpr (std::is_same_v<T, Bfloat16>)
     if (const auto multiply = integer_products_of(p.how.kind)) return multiply(p, threads);
 #endif
+  long least = 1;
 #if defined(__AVX512F__)
-  if (most_rows(p.products) <= 1) return multiply_single_rows<T>(p, threads);
+  multiply_single_rows<T>(p, threads);
+  least = 2;
 #endif
-  multiply_all<T, WideInputs<T>, Decoded<T>>(p.products, threads);
+  multiply_all<T, WideInputs<T>, Decoded<T>>(p.products, threads, least);
 }
 
 }  // namespace

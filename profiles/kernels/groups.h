@@ -130,8 +130,9 @@ INLINE inline __m512i values_of(const uint8_t* shared) {
   const __m512 step = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
   const __m512 base = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(-65536)));
   const __m512 code = _mm512_cvtepi32_ps((__m512i)kIota);
+  const __m512 values = _mm512_fmadd_ps(code, step, base);
   // They stand there twice, so that the fifth bit of an index may be anything.
-  return _mm512_broadcast_i64x4((__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(code, step, base)));
+  return (__m512i)_mm512_cvtne2ps_pbh(values, values);
 }
 
 void unpack_by_table(const uint8_t* codes, long count, const uint8_t* shared, Bfloat16* to) {

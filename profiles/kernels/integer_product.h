@@ -14,18 +14,22 @@ constexpr long kTileOutputs = 2 * kPanelRows;
 template <class D>
 class IntegerTile {
  public:
-  // The inputs of row r are at x[b * rows + r] for its b-th block.
-  IntegerTile(const EncodedProducts& p, const IntegerInputs* x, long begin, long rows, long most)
-      : p_(p.products), x_(x), begin_(begin), rows_(rows), weights_(kPanels),
-        sums_(kTileOutputs * most) {}
+  // The inputs of the r-th row held are at x[b * rows + r] for its b-th block.
+  IntegerTile(const EncodedProducts& p, const IntegerInputs* x, long rows, long most)
+      : p_(p.products), x_(x), rows_(rows), weights_(kPanels), sums_(kTileOutputs * most) {}
 
-  // Multiplies the rows of a span with the weights of some outputs.
+  void multiply(const Part& part) {
+    for (long done = 0; done < part.count; done += kTileOutputs)
+      multiply(part.span, part.first + done, std::min(kTileOutputs, part.count - done));
+  }
+
+ private:
   void multiply(const Span& span, long first, long count) {
     const Matrix<Bfloat16> matrix(p_, span.group);
     std::fill_n(sums_.data(), kTileOutputs * span.count, 0.0f);
     for (long b = 0; b < p_.dim / kBlock; ++b)
       for (long panel = 0; panel < count; panel += kPanelRows) {
-        const IntegerInputs* x = x_ + b * rows_ + span.first - begin_;
+        const IntegerInputs* x = x_ + b * rows_ + span.at;
         add(matrix, first, panel, count, b, x, span.count, sums_.data() + panel * span.count);
       }
     for (long panel = 0; panel < count; panel += kPanelRows)
@@ -34,11 +38,14 @@ class IntegerTile {
                sums_.data() + panel * span.count + r * kPanelRows);
   }
 
- private:
   // Adds the products of a block with the weights of a panel. Beyond the last row of weights its
   // values are taken again.
   void add(const Matrix<Bfloat16>& matrix, long first, long panel, long count, long b,
            const IntegerInputs* x, long rows, float* sums) {
+    // Behind its last block, a row is followed by that of the next tile.
+    const bool is_last = (b + 1) * kBlock == p_.dim;
+    const long ahead = is_last ? kTileOutputs * p_.weight_stride - b * kBlockBytes<D>
+                               : kBlockBytes<D>;
     for (long part = 0; part < kPanels; ++part) {
       const uint8_t* blocks[kLanes];
       for (long i = 0; i < kLanes; ++i) {
@@ -46,9 +53,9 @@ class IntegerTile {
         blocks[i] = reinterpret_cast<const uint8_t*>(matrix.row(row, 0)) + b * kBlockBytes<D>;
       }
       if (rows == 1)
-        add_single<D>(blocks, kBlockBytes<D>, *x, sums + part * kLanes);
+        add_single<D>(blocks, ahead, *x, sums + part * kLanes);
       else
-        take_weights<D>(blocks, kBlockBytes<D>, weights_.data() + part);
+        take_weights<D>(blocks, ahead, weights_.data() + part);
     }
     if (rows > 1) add_rows(x, rows, sums);
   }
@@ -76,44 +83,35 @@ class IntegerTile {
 
   const Products& p_;
   const IntegerInputs* x_;
-  const long begin_, rows_;
+  const long rows_;
   LineAligned<IntegerWeights> weights_;
   LineAligned<float> sums_;
 };
 
 template <class D>
-void multiply_integer_window(const EncodedProducts& p, long begin, long end, int threads) {
+void multiply_integer_window(const EncodedProducts& p, const Spans& spans, int threads) {
   const Products& products = p.products;
-  const std::vector<Span> spans = spans_of(products, begin, end);
-  const long rows = end - begin, blocks = products.dim / kBlock;
+  const std::vector<long> numbers = numbers_of(spans);
+  const long rows = long(numbers.size()), blocks = products.dim / kBlock;
   LineAligned<IntegerInputs> x(rows * blocks);
 #pragma omp parallel for num_threads(threads) if (rows * products.dim > kFewElements)
   for (long r = 0; r < rows; ++r) {
-    const auto* from = static_cast<const Bfloat16*>(products.x) + (begin + r) * products.x_stride;
+    const auto* from = static_cast<const Bfloat16*>(products.x) + numbers[r] * products.x_stride;
     for (long b = 0; b < blocks; ++b) take_inputs(from + b * kBlock, x.data() + b * rows + r);
   }
-  long most = 0;
-  for (const Span& span : spans) most = std::max(most, span.count);
-  const long width =
-      std::max(kPanelRows, tile_width(products, long(spans.size()), threads, kTileOutputs));
-  const long columns = (products.outputs + width - 1) / width;
+  const std::vector<Part> parts = parts_of(products, spans, threads, kPanelRows);
 #pragma omp parallel num_threads(threads)
   {
-    IntegerTile<D> tile(p, x.data(), begin, rows, most);
+    IntegerTile<D> tile(p, x.data(), rows, most_rows(spans));
 #pragma omp for schedule(dynamic)
-    for (long i = 0; i < columns * long(spans.size()); ++i) {
-      const long first = i % columns * width;
-      tile.multiply(spans[i / columns], first, std::min(width, products.outputs - first));
-    }
+    for (size_t i = 0; i < parts.size(); ++i) tile.multiply(parts[i]);
   }
 }
 
 template <class D>
 void multiply_integers(const EncodedProducts& p, int threads) {
-  const long* starts = p.products.starts;
-  const long past = starts[p.products.groups];
-  for (long begin = starts[0]; begin < past; begin += kWindow)
-    multiply_integer_window<D>(p, begin, std::min(past, begin + kWindow), threads);
+  for (const Spans& spans : windows_of(p.products, 1, kAnyRows, true))
+    multiply_integer_window<D>(p, spans, threads);
 }
 using MultiplyIntegers = void (*)(const EncodedProducts&, int);
 template <class D>

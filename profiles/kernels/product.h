@@ -4,26 +4,12 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "narrow.h"
 #include "packed_pairs.h"
-#include "product_weights.h"
+#include "product_parts.h"
 
 namespace {
-
-// The rows of a group within a window.
-struct Span {
-  long group, first, count;
-};
-inline std::vector<Span> spans_of(const Products& p, long begin, long end) {
-  std::vector<Span> spans;
-  for (long g = 0; g < p.groups; ++g) {
-    const long first = std::max(begin, p.starts[g]), past = std::min(end, p.starts[g + 1]);
-    if (first < past) spans.push_back({g, first, past - first});
-  }
-  return spans;
-}
 
 template <class T, class Ops, class Source>
 class Tile {
@@ -33,72 +19,89 @@ class Tile {
   static constexpr bool kIsPacked = std::is_same_v<Element, uint8_t>;
 
  public:
-  // Row r's inputs are at `x` + r * `x_stride`.
+  // The inputs of row r of those held are at `x` + r * `x_stride`.
   Tile(const Products& p, const Query* x, long x_stride, long most_rows)
       : p_(p), x_(x), x_stride_(x_stride), depth_(depth_of(p.dim)), source_(p, depth_),
         sums_(depth_ < p.dim ? (most_rows / kRows + kRows) * 2 * kOutputs / kWeights : 0) {}
 
   // Multiplies the rows of a span with the weights of some outputs.
-  void multiply(const Span& span, long first, long count) {
+  void multiply(const Part& part) {
+    const Span& span = part.span;
     const Matrix<T> matrix(p_, span.group);
-    first_ = first, count_ = count;
-    bias_ = p_.biases ? static_cast<const T*>(p_.biases[span.group]) + first : nullptr;
-    for (long d = 0; d < p_.dim; d += depth_) {
-      const long size = std::min(depth_, p_.dim - d);
-      source_.take(matrix, first, count, kIsPacked ? 0 : d, size, weights_);
-      for (long w = count_; w % kWeights; ++w) weights_[w] = weights_[count_ - 1];
-      is_first_ = d == 0, is_last_ = d + size == p_.dim;
-      sum_ = sums_.data();
-      multiply_rows(span, d, size);
+    const bool is_small = span.count * p_.dim * long(sizeof(Query)) <= kKeptInputs;
+    // Few rows of inputs stay in the caches: whole rows of weights pass by, as they are in memory.
+    const long step = is_few(span) && is_small ? kWeights : kOutputs;
+    for (long from = 0; from < part.count; from += step) {
+      first_ = part.first + from, count_ = std::min(step, part.count - from);
+      bias_ = p_.biases ? static_cast<const T*>(p_.biases[span.group]) + first_ : nullptr;
+      for (long d = 0; d < p_.dim; d += depth_) {
+        const long size = std::min(depth_, p_.dim - d);
+        source_.take(matrix, first_, count_, d, size, weights_);
+        for (long w = count_; w % kWeights; ++w) weights_[w] = weights_[count_ - 1];
+        is_first_ = d == 0, is_last_ = d + size == p_.dim;
+        sum_ = sums_.data();
+        multiply_rows(matrix, span, d, size);
+      }
     }
   }
 
  private:
-  // With few blocks of rows, each weight is multiplied with all of them while later weights are
-  // fetched. The rows then stay in the first-level cache. More rows would be read again for every
-  // weight. A single block needs no fetch: the processor's own is early enough.
-  void multiply_rows(const Span& span, long d, long size) {
-    const bool is_few = kRows < span.count && span.count <= kSharedRows;
-    const long step = is_few ? kWeights : count_, parts = (span.count + kRows - 1) / kRows;
-    for (long w = 0; w < count_; w += step) {
-      long row = 0, part = 0;
-      const auto block = [&](auto rows) INLINE {
-        if (is_few) fetch_next(w + 2 * kWeights, size, part++, parts);
-        multiply_block<rows.value>(d, size, span.first + row, w, std::min(count_, w + step));
-        row += rows.value;
-      };
-      while (span.count - row >= kRows) block(std::integral_constant<long, kRows>());
-      if constexpr (kRows > 4)
-        if (span.count - row >= 4) block(std::integral_constant<long, 4>());
-      if constexpr (kRows > 2)
-        if (span.count - row >= 2) block(std::integral_constant<long, 2>());
-      if constexpr (kRows > 1)
-        if (span.count - row >= 1) block(std::integral_constant<long, 1>());
-    }
+  // For a single row, the processor itself fetches weights in time, unless they are unpacked.
+  static bool fetches(const Span& span) {
+    return Source::kIsInPlace && (kIsPacked || span.count > 1);
+  }
+  static bool is_few(const Span& span) {
+    return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
   }
 
-  // Fetches one of several parts of the weights from the `w`th on.
-  void fetch_next(long w, long size, long part, long parts) const {
-    if constexpr (Source::kIsInPlace && !kIsPacked) {
-      const long bytes = size * sizeof(Element);
-      const long first = bytes * part / parts & -64, past = bytes * (part + 1) / parts;
-      for (const long end = std::min(count_, w + kWeights); w < end; ++w)
-        fetch(reinterpret_cast<const char*>(weights_[w]) + first, past - first);
+  // The first rows are multiplied with each weight while later weights are fetched. The others find all
+  // weights in the second-level cache.
+  void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
+    const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
+    const long parts = (shared + kRows - 1) / kRows;
+    for (long w = 0; shared && w < count_; w += kWeights) {
+      long part = 0;
+      multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
+        const long first = size * part / parts, past = size * (part + 1) / parts;
+        for (long i = 0; i < kWeights; ++i)
+          matrix.fetch(first_ + w + kAhead + i, d + first, past - first);
+        ++part;
+        multiply_block<rows.value>(span, row, d, size, w, w + kWeights);
+      });
     }
+    multiply_blocks(span.count, shared, [&](auto rows, long row) INLINE {
+      multiply_block<rows.value>(span, row, d, size, 0, count_);
+    });
+  }
+
+  template <class F>
+  INLINE static void multiply_blocks(long past, long row, F multiply) {
+    const auto block = [&](auto rows) INLINE {
+      multiply(rows, row);
+      row += rows.value;
+    };
+    while (past - row >= kRows) block(std::integral_constant<long, kRows>());
+    if constexpr (kRows > 4)
+      if (past - row >= 4) block(std::integral_constant<long, 4>());
+    if constexpr (kRows > 2)
+      if (past - row >= 2) block(std::integral_constant<long, 2>());
+    if constexpr (kRows > 1)
+      if (past - row >= 1) block(std::integral_constant<long, 1>());
   }
 
   template <long kCount>
-  void multiply_block(long d, long size, long row, long w, long past) {
+  void multiply_block(const Span& span, long row, long d, long size, long w, long past) {
     constexpr long kSums = (kCount + 3) / 4;
     const long first = kIsPacked ? d : 0;
-    const Query* x = x_ + row * x_stride_ + d - first;
+    const Query* x = x_ + (span.at + row) * x_stride_ + d - first;
     for (; w < past; w += kWeights) {
       Floats sums[kSums];
       products<kCount>(weights_ + w, x, x_stride_, first, first + size, p_.dim, sums);
       repeat<kSums>([&](auto i) INLINE {
         if (!is_first_) sums[i] += *sum_;
         if (is_last_)
-          finish<std::min(4L, kCount - 4 * long(decltype(i)::value))>(sums[i], w, row + 4 * i);
+          finish<std::min(4L, kCount - 4 * long(decltype(i)::value))>(sums[i], w,
+                                                                      span.first + row + 4 * i);
         else
           *sum_ = sums[i];
         ++sum_;
@@ -177,81 +180,66 @@ class Tile {
   const Element* weights_[kOutputs];
 };
 
-// Outputs of a tile, fewer than `width` where there are not enough tiles for all threads.
-inline long tile_width(const Products& p, long spans, int threads, long width = kOutputs) {
-  while (width > kWeights && (p.outputs + width - 1) / width * spans < kTiles * threads) width /= 2;
-  return width;
-}
-
 template <class T, class Ops, class Source>
-void multiply_window(const Products& p, long begin, long end, int threads) {
+void multiply_window(const Products& p, const Spans& spans, bool holds_inputs, int threads) {
   using Query = typename Ops::Query;
-  const std::vector<Span> spans = spans_of(p, begin, end);
-  long most = 0;
-  for (const Span& span : spans) most = std::max(most, span.count);
   const T* from = static_cast<const T*>(p.x);
-  const bool is_in_place = std::is_same_v<T, Query> && p.dim % Ops::kKeyDims == 0;
-  const long stride = is_in_place ? p.x_stride : apart<Query>(Ops::padded(p.dim));
-  LineAligned<Query> kept(is_in_place ? 0 : (end - begin) * stride);
-  const Query* x = is_in_place ? reinterpret_cast<const Query*>(from) : kept.data() - begin * stride;
-  if (!is_in_place) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 4) \
-    if ((end - begin) * p.dim > kFewElements)
-    for (long r = begin; r < end; ++r)
-      Ops::queries(from + r * p.x_stride, 1, p.dim, kept.data() + (r - begin) * stride);
+  const long stride = holds_inputs ? apart<Query>(Ops::padded(p.dim)) : p.x_stride;
+  const std::vector<long> numbers = numbers_of(spans);
+  const long rows = long(numbers.size());
+  LineAligned<Query> kept(holds_inputs ? rows * stride : 0);
+  const Query* x = holds_inputs ? kept.data() : reinterpret_cast<const Query*>(from);
+  if (holds_inputs) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4) if (rows * p.dim > kFewElements)
+    for (long r = 0; r < rows; ++r)
+      Ops::queries(from + numbers[r] * p.x_stride, 1, p.dim, kept.data() + r * stride);
   }
-  const long width =
-      std::min(Source::most_outputs(most), tile_width(p, long(spans.size()), threads));
-  const long columns = (p.outputs + width - 1) / width, tiles = columns * long(spans.size());
+  const std::vector<Part> parts = parts_of(p, spans, threads);
 #pragma omp parallel num_threads(threads)
   {
-    Tile<T, Ops, Source> tile(p, x, stride, most);
+    Tile<T, Ops, Source> tile(p, x, stride, most_rows(spans));
 #pragma omp for schedule(dynamic)
-    for (long i = 0; i < tiles; ++i) {
-      const long first = i % columns * width;
-      tile.multiply(spans[i / columns], first, std::min(width, p.outputs - first));
-    }
+    for (size_t i = 0; i < parts.size(); ++i) tile.multiply(parts[i]);
   }
 }
 
+// Multiplies the groups with `least` to `most` rows.
 template <class T, class Ops, class Source>
-void multiply_all(const Products& p, int threads) {
-  const long rows = p.starts[p.groups];
-  for (long begin = p.starts[0]; begin < rows; begin += kWindow)
-    multiply_window<T, Ops, Source>(p, begin, std::min(rows, begin + kWindow), threads);
-}
-
-// The most rows of a group.
-inline long most_rows(const Products& p) {
-  long most = 0;
-  for (long g = 0; g < p.groups; ++g) most = std::max(most, p.starts[g + 1] - p.starts[g]);
-  return most;
+void multiply_all(const Products& p, int threads, long least = 1, long most = kAnyRows) {
+  const bool holds_inputs = !std::is_same_v<T, typename Ops::Query> || p.dim % Ops::kKeyDims != 0;
+  for (const Spans& spans : windows_of(p, least, most, holds_inputs))
+    multiply_window<T, Ops, Source>(p, spans, holds_inputs, threads);
 }
 
 // Few rows take weights as they are; for more, these are converted first.
 template <class T>
-void multiply_wide(const Products& p, int threads) {
+void multiply_wide(const Products& p, int threads, long least = 1) {
   if constexpr (std::is_same_v<T, float>) {
     if (!p.bits) return multiply_all<T, Wide<T>, InPlace<T, T>>(p, threads);
   } else if constexpr (kFewRows > 0) {
-    if (!p.bits && most_rows(p) <= kFewRows)
-      return multiply_all<T, Wide<T>, InPlace<T, T>>(p, threads);
+    if (!p.bits) {
+      multiply_all<T, Wide<T>, InPlace<T, T>>(p, threads, least, kFewRows);
+      least = kFewRows + 1;
+    }
   }
-  multiply_all<T, WideInputs<T>, Converted<T, float>>(p, threads);
+  multiply_all<T, WideInputs<T>, Converted<T, float>>(p, threads, least);
 }
 
 void multiply_pairs(const Products& p, int threads) {
+  long least = 1;
 #if defined(HAS_TABLE)
-  if (p.bits && PackedPairs::takes({p.dim, p.group_size, p.bits}) && most_rows(p) <= kFewRows)
-    return multiply_all<Bfloat16, PackedPairs, InPlace<Bfloat16, uint8_t>>(p, threads);
+  if (p.bits && PackedPairs::takes({p.dim, p.group_size, p.bits})) {
+    multiply_all<Bfloat16, PackedPairs, InPlace<Bfloat16, uint8_t>>(p, threads, least, kRows);
+    least = kRows + 1;
+  }
 #endif
 #if defined(__AVX512BF16__)
   if (p.dim % 32 == 0 && !p.bits)
-    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16, Bfloat16>>(p, threads);
+    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16, Bfloat16>>(p, threads, least);
   if (p.dim % 32 == 0)
-    return multiply_all<Bfloat16, Pairs, Converted<Bfloat16, Bfloat16>>(p, threads);
+    return multiply_all<Bfloat16, Pairs, Converted<Bfloat16, Bfloat16>>(p, threads, least);
 #endif
-  multiply_wide<Bfloat16>(p, threads);
+  multiply_wide<Bfloat16>(p, threads, least);
 }
 
 }  // namespace

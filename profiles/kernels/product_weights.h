@@ -38,8 +38,12 @@ constexpr long kFewRows = 12;
 #else
 constexpr long kFewRows = 0;
 #endif
-// Up to so many rows, each weight is multiplied with all rows before the next one.
-constexpr long kSharedRows = 4 * kRows;
+// Up to so many rows, each weight is multiplied with all rows before the next one, if the inputs of
+// these rows have at most so many bytes.
+constexpr long kSharedRows = 4 * kRows, kKeptInputs = 1 << 18;
+constexpr long kAnyRows = 1L << 62;
+// Rows of weights that are fetched before their turn.
+constexpr long kAhead = 2 * kWeights;
 // So few elements are converted by one thread.
 constexpr long kFewElements = 1 << 18;
 // Tiles for each thread: who loses its core holds up the rest for a part of one.
@@ -55,7 +59,8 @@ class Matrix {
  public:
   Matrix(const Products& p, long group)
       : packing_{p.dim, p.group_size, p.bits}, group_(group),
-        from_(static_cast<const char*>(p.weights[group])), stride_(p.weight_stride) {}
+        from_(static_cast<const char*>(p.weights[group])), stride_(p.weight_stride),
+        outputs_(p.outputs) {}
   long group() const { return group_; }
   // The row of an output; of plain elements, from one on.
   const char* row(long output, long d) const {
@@ -64,12 +69,26 @@ class Matrix {
   void unpack(long output, long d, long size, T* to) const {
     unpack_part(packing_, reinterpret_cast<const uint8_t*>(row(output, 0)), d, size, to);
   }
+  // Fetches elements from one on of an output, if there is such an output.
+  void fetch(long output, long d, long size) const {
+    if (output >= outputs_) return;
+    const char* from = row(output, 0);
+    if (!packing_.bits) return fetch_lines(from + d * sizeof(T), size * sizeof(T));
+    fetch_lines(from + d * packing_.bits / 8, size * packing_.bits / 8);
+    fetch_lines(from + packing_.shared_at(d / packing_.group), size / packing_.group * 4);
+  }
 
  private:
   const Packing packing_;
   const long group_;
+  // All lines of a run, which may begin within one.
+  static void fetch_lines(const char* from, long num_bytes) {
+    const long skipped = reinterpret_cast<uintptr_t>(from) % 64;
+    ::fetch(from - skipped, num_bytes + skipped);
+  }
+
   const char* from_;
-  const long stride_;
+  const long stride_, outputs_;
 };
 
 // Weights that are multiplied where they are.
@@ -79,7 +98,6 @@ class InPlace {
   // Whether rows are read where the matrix is stored, so that they can be fetched early.
   static constexpr bool kIsInPlace = true;
   InPlace(const Products&, long) {}
-  static long most_outputs(long) { return kOutputs; }
   void take(const Matrix<T>& matrix, long first, long count, long d, long, const E** rows) {
     for (long w = 0; w < count; ++w)
       rows[w] = reinterpret_cast<const E*>(matrix.row(first + w, d));
@@ -91,13 +109,13 @@ template <class T, class E>
 class Converted {
  public:
   static constexpr bool kIsInPlace = false;
-  static long most_outputs(long) { return kOutputs; }
   Converted(const Products& p, long depth)
       : is_packed_(p.bits), stride_(apart<E>(depth)), row_(depth), kept_(kOutputs * stride_) {}
   void take(const Matrix<T>& matrix, long first, long count, long d, long size, const E** rows) {
     for (long w = 0; w < count; ++w) {
       E* to = kept_.data() + w * stride_;
       rows[w] = to;
+      matrix.fetch(first + w + kAhead, d, size);
       if constexpr (std::is_same_v<T, E>) {
         matrix.unpack(first + w, d, size, to);
       } else if (is_packed_) {

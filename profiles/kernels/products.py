@@ -153,8 +153,14 @@ def grouped_linear(
 
 
 def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
-    """Whether a GPU multiplies the rows of ``x`` in ``num_groups`` groups by packed weights
-    directly, without unpacking each group's matrix first."""
+    """Whether the rows of ``x`` in ``num_groups`` groups are multiplied by packed weights directly,
+    without unpacking each group's matrix first.
+
+    A CPU unpacks a tile of weights for all rows of a group, unless torch multiplies many rows
+    faster.
+    """
+    if is_native(x):
+        return most_native_rows(x.dtype) == torch.inf
     return len(x) <= DIRECT_ROWS * num_groups and _fused(x) is not None
 
 

@@ -24,6 +24,7 @@ from tests.costmodel.machines import (
     SMALL_BYTES,
     make_compute,
     make_machine,
+    make_mixture,
     make_model,
     make_policy,
 )
@@ -196,6 +197,16 @@ def test_every_task_costs_its_overhead() -> None:
     # embedding and of a layer for each; the head, in one chunk, takes a batch at once.
     assert predicted.prefill_s == pytest.approx(2 * (2 * (1 + LAYERS) + 1))
     assert predicted.decode_s == pytest.approx(STEPS * 2 * (1 + LAYERS + 1))
+
+
+def test_a_mixture_copies_a_row_for_each_token_and_expert() -> None:
+    """In both phases, two experts of each token in four layers, rows of 256 elements."""
+    rates = replace(make_compute(), grouping_bytes_per_s=1e5)
+    predicted = _price(make_machine(cpu=rates), model=make_mixture())
+    row_s = 2 * 2 * 256 / 1e5
+    # The last layer of prefill passes on each prompt's last token only.
+    assert predicted.prefill_s == pytest.approx(SEQUENCES * (3 * PROMPT + 1) * row_s)
+    assert predicted.decode_s == pytest.approx(SEQUENCES * 4 * STEPS * row_s)
 
 
 def test_a_layer_that_hands_attention_down_is_two_tasks() -> None:

@@ -21,6 +21,7 @@ from executor import cluster
 from executor.checkpoint.folder import Checkpoint
 from executor.cli.job_options import JobOptions
 from executor.nodes.copy_plan import CopyPlanner
+from executor.nodes.facts import own_facts
 from executor.nodes.node import Node
 from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import stage_policy, whole_policy
@@ -110,6 +111,7 @@ def test_the_stages_of_a_plan_make_the_tokens_of_one_machine(
             policy=stage_policy(copy, place, plan.workload),
             hardware=make_hardware(),
             offload_dir=tmp_path / stage.node,
+            facts=own_facts(model),
         )
         for place, stage in enumerate(copy.stages)
     ]

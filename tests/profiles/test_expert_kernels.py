@@ -42,6 +42,32 @@ def test_nan_stays_in_a_clamped_gate(library: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_tokens", "dim", "count"), [(3, 40, 11), (700, 100, 2000)])
+@pytest.mark.parametrize("factors_as", ["rows", "float32", "none"])
+def test_rows_are_added_to_those_of_their_tokens(
+    library: str, dtype: torch.dtype, num_tokens: int, dim: int, count: int, factors_as: str
+) -> None:
+    torch.manual_seed(3)
+    out = torch.randn(num_tokens, dim + 3).to(dtype)[:, :dim]
+    rows = torch.randn(count, dim + 5).to(dtype)[:, :dim]
+    tokens = torch.randint(num_tokens, (count,))
+    factors = torch.rand(count, 1).to(torch.float32 if factors_as == "float32" else dtype)
+    added, expected = rows.clone(), out.clone()
+    if factors_as != "none":
+        added.mul_(factors)
+    # One after the other, so that each sum is rounded.
+    for token, row in zip(tokens.tolist(), added, strict=True):
+        expected[token] += row
+    kernels.add_routed_rows(out, tokens, rows, None if factors_as == "none" else factors)
+    if library != "twin" and dtype != torch.float32:
+        assert torch.equal(out, expected)
+        return
+    # In float32, a product and its sum may be rounded at once. torch may sum in float32.
+    tolerance = 10 * TOLERANCE[dtype]
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", [0, 4])
 def test_groups_have_biases_of_their_own(library: str, dtype: torch.dtype, bits: int) -> None:
     torch.manual_seed(2)

@@ -116,6 +116,32 @@ def test_rows_do_not_change_a_result(name: str, dtype: torch.dtype, rows: int, d
 
 @pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["plain", "4 bits", "8 bits", "Q4_K", "MXFP4"])
+def test_groups_of_all_sizes_are_multiplied_as_each_row_alone(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Groups of one call are multiplied in several ways, by their numbers of rows."""
+    counts, dim = [1, 13, 0, 5, 27, 1, 520, 12, 70], 1280
+    x = _noise(sum(counts), dim, dtype=dtype)
+    out = x.new_empty(len(x), OUTPUTS)
+    if name in ENCODINGS:
+        encoded = sound_matrix(ENCODINGS[name][0], OUTPUTS, dim)
+        kernels.grouped_encoded(x, counts, [encoded] * len(counts), out)
+        alone = x.new_empty(len(x), OUTPUTS)
+        for row, made in zip(x.split(1), alone.split(1), strict=True):
+            kernels.multiply_encoded(row, encoded, made)
+    else:
+        bits, matrix = _bits_of(name), _noise(OUTPUTS, dim, dtype=dtype, seed=1)
+        packing = Packing(num_elements=dim, bits=bits) if bits else None
+        matrix = _packed(matrix, packing) if packing else matrix
+        kernels.grouped_linear(x, counts, [matrix] * len(counts), out, packing=packing)
+        product = next(iter(_products(name, dim, dtype)))
+        alone = torch.cat([product(row) for row in x.split(1)])
+    assert torch.equal(out, alone)
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(ENCODINGS))
 def test_rows_do_not_change_a_result_of_encoded_weights(dtype: torch.dtype, name: str) -> None:
     encoding, dim = ENCODINGS[name]
