@@ -30,13 +30,14 @@ class Answerer:
 
 def main(source: Path, target: Path, model: Path) -> None:
     """Read the files of a folder, and write those of another."""
-    num_nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+    num_nodes = sum("CPU" in node["Resources"] for node in ray.nodes() if node["Alive"])
     prompts = ray.data.read_parquet(str(source))
     answers = prompts.map_batches(
         Answerer,
         fn_constructor_args=[model],
         batch_size=PROMPTS_A_RUN,
-        compute=ActorPoolStrategy(size=num_nodes),
+        # The first one leaves cores to those that read.
+        compute=ActorPoolStrategy(min_size=1, max_size=num_nodes),
         num_cpus=1,
     )
     answers.write_parquet(str(target))

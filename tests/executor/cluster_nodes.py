@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -23,30 +25,53 @@ from executor.nodes.node import Node
 from executor.nodes.share import Handed, NodeNews
 from executor.run.stage_run import StagePass, StageResult
 from executor.stores.pass_rows import RowBytes
+from profiles.hardware import HardwareProfile
+from profiles.rate_curve import RateCurve
+from tests.executor.tiny_machines import make_hardware
+
+logger = logging.getLogger(__name__)
 
 # Every node's store of objects.
 STORE_BYTES = 80 * 2**20
+# Of a slow disk, in bytes/s: jobs of tiny models take seconds.
+SLOW_RATE = 3e6
+START_S = 60.0
 ROOT = Path(__file__).parents[2]
 # What a node's process reads of its environment.
-DISK_RATE, VERSION = "ZIGZAG_TEST_DISK_RATE", "ZIGZAG_TEST_VERSION"
-PID_FILE = "ZIGZAG_TEST_PID_FILE"
-FAULT_FILE = "ZIGZAG_TEST_FAULT_FILE"
+DISK_RATE, MEASURED = "ZIGZAG_TEST_DISK_RATE", "ZIGZAG_TEST_MEASURED"
+# The files of a node begin so: ``.pid``, and what tests tell it in ``.fault`` and ``.version``.
+FILES = "ZIGZAG_TEST_FILES"
 
 
 class HeldNode(Node):
-    """A node whose disk has the rate, and whose program the version, of its environment."""
+    """A node whose disk has the rate of its environment, and which tests may tell what to do."""
 
     def __init__(self) -> None:
         super().__init__()
-        Path(os.environ[PID_FILE]).write_text(str(os.getpid()))
+        Path(os.environ[FILES] + ".pid").write_text(str(os.getpid()))
         if rate := os.environ.get(DISK_RATE):
             hold_disk(float(rate))
+
+    def profile(self, offload_dir: Path) -> HardwareProfile:
+        """Return made-up rates, or measured ones where the environment asks for them, but the disk
+        has the rate that it is held to."""
+        is_measured = MEASURED in os.environ
+        found = super().profile(offload_dir) if is_measured else make_hardware()
+        rate = os.environ.get(DISK_RATE)
+        if rate is None:
+            return found
+        disk = replace(found.disk, read=RateCurve.constant(float(rate)))
+        return replace(found, disk=disk)
 
     def facts(self, model: Path | None) -> NodeFacts:
         """Return what the node is."""
         found = super().facts(model)
-        told = os.environ.get(VERSION)
-        return replace(found, versions=found.versions | {"zigzag": told}) if told else found
+        told = Path(os.environ[FILES] + ".version")
+        if not told.exists():
+            return found
+        version = told.read_text()
+        told.unlink()
+        return replace(found, versions=found.versions | {"zigzag": version})
 
     def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
         """Take requests, unless a fault strikes first."""
@@ -64,7 +89,7 @@ class HeldNode(Node):
 
 def _fail_if_told() -> None:
     """Send this process the signal of its node's fault, once."""
-    told = Path(os.environ[FAULT_FILE])
+    told = Path(os.environ[FILES] + ".fault")
     if not told.exists():
         return
     signal_number, num_before = map(int, told.read_text().split())
@@ -132,36 +157,60 @@ def hold_disk(bytes_per_s: float) -> None:
 def nodes_at_work(env_of: Mapping[str, Mapping[str, str]]) -> Iterator[Cluster]:
     """Start nodes with these names, each with variables of its environment, and connect to them."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "node_name": "head",
-            "object_store_memory": STORE_BYTES,
-            "include_dashboard": False,
-        },
-    )
     try:
-        for name, env in env_of.items():
-            add_node(cluster, name, env)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        vars(ray_nodes)["Node"] = HeldNode
+        cluster = _start(env_of)
+    except Exception:
+        # Ray ends a raylet whose processes get too little of a busy machine.
+        logger.exception("the cluster has not started, and is tried once more")
+        cluster = _start(env_of)
+    vars(ray_nodes)["Node"] = HeldNode
+    try:
         yield cluster
     finally:
         vars(ray_nodes)["Node"] = Node
-        ray.shutdown()
-        cluster.shutdown()
+        _end(cluster)
 
 
-def add_node(cluster: Cluster, name: str, env: Mapping[str, str] | None = None) -> Any:
+def _start(env_of: Mapping[str, Mapping[str, str]]) -> Cluster:
+    cluster = Cluster()
+    try:
+        cluster.add_node(
+            num_cpus=0,
+            node_name="head",
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            include_log_monitor=False,
+            no_monitor=True,
+        )
+        for name, env in env_of.items():
+            add_node(cluster, name, env, wait=False)
+        cluster.wait_for_nodes(START_S)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    except BaseException:
+        _end(cluster)
+        raise
+    return cluster
+
+
+def _end(cluster: Cluster) -> None:
+    ray.shutdown()
+    for node in list(cluster.worker_nodes):
+        # The grace that ``shutdown`` grants takes a second a node.
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.shutdown()
+
+
+def add_node(
+    cluster: Cluster, name: str, env: Mapping[str, str] | None = None, *, wait: bool = True
+) -> Any:
     """Add a node to a cluster; returns what ``Cluster.remove_node`` takes."""
     own = {
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(ROOT),
-        PID_FILE: str(_pids(cluster) / name),
-        FAULT_FILE: str(_fault_file(cluster, name)),
+        FILES: _files(cluster, name),
     }
     return cluster.add_node(
+        wait,
         num_cpus=1,
         node_name=name,
         object_store_memory=STORE_BYTES,
@@ -169,20 +218,27 @@ def add_node(cluster: Cluster, name: str, env: Mapping[str, str] | None = None) 
     )
 
 
-def pid_on(cluster: Cluster, name: str) -> int:
-    """Return the process that began last on a node."""
-    return int((_pids(cluster) / name).read_text())
+def process_on(cluster: Cluster, name: str) -> psutil.Process | None:
+    """Return the process that began last on a node; ``None`` where it has ended."""
+    files = _files(cluster, name)
+    try:
+        process = psutil.Process(int(Path(files + ".pid").read_text()))
+        # Another program may have the number by now.
+        return process if process.environ().get(FILES) == files else None
+    except (OSError, ValueError, psutil.Error):
+        return None
 
 
-def _pids(cluster: Cluster) -> Path:
-    return Path(cluster.head_node.get_session_dir_path())
+def _files(cluster: Cluster, name: str) -> str:
+    return str(Path(cluster.head_node.get_session_dir_path()) / name)
+
+
+def tell_version(cluster: Cluster, name: str, version: str) -> None:
+    """Let a node say once that it has another version of the program."""
+    Path(_files(cluster, name) + ".version").write_text(version)
 
 
 def strike(cluster: Cluster, name: str, told: signal.Signals, *, num_before: int = 0) -> None:
     """Let the process of a node send itself a signal when it gets work for the next time, or so
     many times later."""
-    _fault_file(cluster, name).write_text(f"{int(told)} {num_before}")
-
-
-def _fault_file(cluster: Cluster, name: str) -> Path:
-    return Path(cluster.head_node.get_session_dir_path()) / f"{name}.fault"
+    Path(_files(cluster, name) + ".fault").write_text(f"{int(told)} {num_before}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,22 @@ import pytest
 
 pytest.importorskip("ray")
 
-from costmodel.cluster.plan import ClusterPlan, CopyPlan, StagePlan
+from costmodel.cluster.plan import ClusterPlan
 from costmodel.cluster.stages import stages_of_counts
 from costmodel.model.layout import model_layers
-from costmodel.plan.policy import Placement, Policy, placed_alike
+from costmodel.plan.policy import Placement
 from executor import cluster, generate
 from executor.checkpoint.folder import Checkpoint
-from tests.executor.cluster_nodes import DISK_RATE, nodes_at_work, strike
+from tests.executor.cluster_nodes import strike
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import GEN_LEN, PROMPT_LEN, Desk, save_job_model
 from tests.executor.killed_jobs import answers_of
+from tests.executor.stage_plans import MODELS, THREE_MIXTURE, TWO_DENSE, staged_copy
 from tests.executor.test_ray_copies import line_of, on_nodes
-from tests.executor.tiny_machines import (
-    ON_CPU,
-    ON_DISK,
-    change_policy,
-    make_hardware,
-    make_policy,
-)
-from tests.executor.tiny_models import MIXTURES
+from tests.executor.tiny_machines import make_hardware
 
 NUM_PROMPTS = 20
-HALVES = Placement(cpu=0.5, disk=0.5)
-MODELS: dict[str, dict[str, Any]] = {
-    # A window, so that the stages have other rings; a tied table is in both ends.
-    "dense": {"family": "gemma3_text", "num_layers": 5, "tied": True},
-    "mixture": {**MIXTURES["qwen3_moe"], "num_layers": 4},
-}
 Run = Callable[..., Ended]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    with nodes_at_work({"a": {}, "b": {DISK_RATE: "1e8"}, "c": {}, "spare": {}}) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -74,42 +56,23 @@ def make_desk(model: Path, folder: Path, run: Run) -> tuple[Desk, list[str]]:
 def write_plan(desk: Desk, counts: Sequence[int], placements: Sequence[Placement]) -> None:
     """Cut the layers over nodes a, b, c; each has its own placement and batches."""
     spec = Checkpoint.open(desk.model).spec
-    stages = []
-    for place, model in enumerate(stages_of_counts(spec, counts)):
-        base = make_policy(model, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
-        batches = (2, 2) if place % 2 else (4, 1)
-        policy = change_policy(
-            base,
-            hardware=make_hardware(),
-            weights=placed_alike(model, placements[place]),
-            gpu_batch_size=batches[0],
-            num_gpu_batches=batches[1],
-            blocks_in_flight=len(counts),
-        )
-        stages.append(StagePlan(node="abc"[place], policy=policy))
-    workload = stages[0].policy.workload
-    copies = (CopyPlan(stages=tuple(stages), share=1.0),)
-    ClusterPlan(model=spec, workload=workload, copies=copies).save(desk.policy)
+    copy = staged_copy(
+        spec,
+        counts,
+        placements,
+        hardware=make_hardware(),
+        prompt_len=PROMPT_LEN,
+        gen_len=GEN_LEN,
+    )
+    workload = copy.stages[0].policy.workload
+    ClusterPlan(model=spec, workload=workload, copies=(copy,)).save(desk.policy)
 
 
-@pytest.mark.parametrize(
-    ("model", "counts", "placements"),
-    [
-        ("dense", (2, 3), (ON_CPU, ON_DISK)),
-        ("dense", (2, 1, 2), (HALVES, ON_CPU, ON_DISK)),
-        ("mixture", (3, 1), (HALVES, HALVES)),
-        ("mixture", (1, 2, 1), (ON_DISK, HALVES, ON_CPU)),
-    ],
-)
+# More of them run without Ray, in ``test_node_engines``.
 def test_stages_give_the_answers_of_one_machine(
-    nodes: Any,
-    models: dict[str, Path],
-    tmp_path: Path,
-    run: Run,
-    model: str,
-    counts: Sequence[int],
-    placements: Sequence[Placement],
+    nodes: Any, models: dict[str, Path], tmp_path: Path, run: Run
 ) -> None:
+    model, counts, placements = THREE_MIXTURE
     desk, expected = make_desk(models[model], tmp_path, run)
     write_plan(desk, counts, placements)
     trace = tmp_path / "trace.json"
@@ -141,25 +104,11 @@ def test_a_stage_that_is_killed_starts_again(
     run: Run,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    desk, expected = make_desk(models["dense"], tmp_path, run)
-    write_plan(desk, (2, 3), (ON_DISK, ON_DISK))
+    model, counts, placements = TWO_DENSE
+    desk, expected = make_desk(models[model], tmp_path, run)
+    write_plan(desk, counts, placements)
     strike(nodes, "b", signal.SIGKILL, num_before=3)
     ended = run(cluster.main, on_nodes(desk))
     assert ended.status == 0
     assert "it starts again" in caplog.text
     assert sorted(answers_of(desk.output)) == expected
-
-
-def test_a_stage_keeps_its_cache_in_memory(
-    nodes: Any, models: dict[str, Path], tmp_path: Path, run: Run
-) -> None:
-    desk, _ = make_desk(models["dense"], tmp_path, run)
-    write_plan(desk, (2, 3), (ON_CPU, ON_CPU))
-    plan = ClusterPlan.load(desk.policy)
-    first, last = plan.copies[0].stages
-    policy: Policy = change_policy(last.policy, cache=ON_DISK)
-    copies = (CopyPlan(stages=(first, StagePlan(node="b", policy=policy)), share=1.0),)
-    ClusterPlan(model=plan.model, workload=plan.workload, copies=copies).save(desk.policy)
-    ended = run(cluster.main, on_nodes(desk))
-    assert ended.status == 2
-    assert "policy of node b: got a cache or hidden states outside of CPU memory" in ended.err
