@@ -64,7 +64,7 @@ class ExpertCounts:
             if not first.sum() or not second.sum():
                 return 0.0
             for ranked, counted in ((first, second), (second, first)):
-                shares = counted[list(_ranked(ranked))] / counted.sum()
+                shares = counted[np.argsort(-ranked, kind="stable")] / counted.sum()
                 kinds.setdefault(experts, []).append(shares * experts.experts_per_token)
         means = {experts: np.mean(shares, axis=0) for experts, shares in kinds.items()}
         skews = (skew_of(mean, e.experts_per_token) for e, mean in means.items())
@@ -129,12 +129,6 @@ def counts_path(source: WeightSource) -> Path | None:
     key = hashlib.sha256(f"{source.fingerprint} {source.spec.stage}".encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.+-]+", "-", source.spec.name)[:LONGEST_NAME]
     return folder / f"experts-{name}-{key}.json"
-
-
-def _ranked(counts: IntArray) -> tuple[int, ...]:
-    """Return the experts, the most used first; of equals, the one with the lower number."""
-    order: list[int] = np.argsort(-counts, kind="stable").tolist()
-    return tuple(order)
 
 
 def _bounded(counts: IntArray) -> IntArray:

@@ -1,8 +1,8 @@
 """Which experts stay in memory where a CPU loads others on demand.
 
-The uses of each expert are counted, and older ones count less with every pass. The counts begin
-with those of earlier runs and of the prompts. A loaded expert takes the place of the least used one
-in memory, if it is used more.
+The least frequently used expert is evicted, by counts that decay: older uses count less with every
+pass. The counts begin with those of earlier runs and of the prompts. A loaded expert takes the
+place of the least used one in memory, if it is used more.
 """
 
 from __future__ import annotations

@@ -176,19 +176,21 @@ class ExpertSteps:
         assert visit.made_here is not None
         self._counts.add(task.layer, visit.routing)
         weights = self.weights.layer(task)
-        loaded = self._make_rows(task, visit, ~self.weights.resident_experts(task))
+        made_loaded = self._make_rows(task, visit, ~self.weights.resident_experts(task))
         rows = visit.normed.flatten(0, 1)
         made = torch.zeros_like(rows)
-        add_rows(made, visit.routing, [visit.made_here, loaded], spec)
+        add_rows(made, visit.routing, [visit.made_here, made_loaded], spec)
+        # The shared expert takes their memory.
+        visit.made_here = None
+        del made_loaded
         if spec.shared is not None:
             add_shared(made, rows, weights, spec)
         parts = self._parts(task)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         layers.add_feed_forward(whole, made.view(whole.shape), weights, self._layer(task))
-        routing = visit.routing
         self._hand_back(task, parts, whole)
         if self.cache is not None:
-            self.cache.after_pass(task, routing)
+            self.cache.after_pass(task, visit.routing)
 
     def count_prompts(self, task: Task, routing: Routing) -> None:
         """Count the experts of some tokens of the prompts, without padding."""

@@ -10,22 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
-from costmodel.plan.cuts import ExpertOrder
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.prefixes import Prefixes
 from costmodel.pricing.memory import phases_of
 from costmodel.pricing.price import check_executable, check_machine, policy_peaks
-from costmodel.pricing.problem import problem_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.folder import WeightSource
 from executor.engine.channels import Ending, Engine
 from executor.engine.trace import Span, Trace
-from executor.expert_counts import mixtures_of
 from executor.machine.allocator import keep_freed_memory
 from executor.machine.memory_budget import check_available
 from executor.machine.memory_watch import MemoryWatch, out_of_memory_told
@@ -34,7 +30,8 @@ from executor.machine.tiers import Machine
 from executor.model.sampling import Chooser, Sampler
 from executor.run.batch import Batch
 from executor.run.block import Block, Stores
-from executor.run.expert_cache import ExpertCache, FloatArray
+from executor.run.expert_cache import ExpertCache
+from executor.run.expert_order import FloatArray, bytes_of_order, order_of, shares_to_order
 from executor.run.lane_block import LaneBlock, LaneStores
 from executor.run.lane_run import HandOuts, LaneRun, check_lanes
 from executor.run.lanes import LaneRequest
@@ -107,12 +104,9 @@ class Runner:
         self.sampler: Chooser = sampler or Sampler()
         self.eos_ids = eos_ids
         self.progress = progress or Progress()
-        self._expert_shares: list[FloatArray] = []
-        self.plan = Plan.of(
-            policy,
-            has_gpu=hardware.has_gpu,
-            expert_order=self._order_of_experts(expert_shares),
-        )
+        self._expert_shares = shares_to_order(policy, hardware, expert_shares)
+        order = order_of(self._expert_shares)
+        self.plan = Plan.of(policy, has_gpu=hardware.has_gpu, expert_order=order)
         self.route = self.plan.route
         listeners = [self._tell, on_span] if on_span else [self._tell]
         self.trace = Trace(listeners, phases=phases_of(policy))
@@ -120,16 +114,6 @@ class Runner:
         self.passes = PassLog()
         self._stack = ExitStack()
         self._disk_bytes = 0
-
-    def _order_of_experts(self, shares: Sequence[FloatArray] | None) -> ExpertOrder | None:
-        if not _may_order_experts(self.policy, self.hardware):
-            return None
-        self._expert_shares = list(shares) if shares is not None else []
-        if shares is None:
-            mixtures = mixtures_of(self.policy.model)
-            counts = [(e.num_experts, e.experts_per_token) for e in mixtures]
-            self._expert_shares = [np.full(count, chosen / count) for count, chosen in counts]
-        return [tuple(np.argsort(-s, kind="stable").tolist()) for s in self._expert_shares]
 
     def __enter__(self) -> Runner:
         try:
@@ -230,6 +214,8 @@ class Runner:
         if any(part.cut.disk_bytes for layer in self.plan.weights for part in layer):
             file = enter(WeightFile(self.offload_dir, self.source, self.plan.layers))
         needed = policy_peaks(policy, self.hardware)["disk"]
+        if self._expert_shares:
+            needed += bytes_of_order(policy, self.hardware)
         file_bytes = bytes_in_memory(self.offload_dir, needed, file.path if file else None)
         check_available(policy, self.hardware, file_bytes=file_bytes)
         # A first build of the kernels takes memory, so it comes before the weights.
@@ -337,19 +323,6 @@ class Runner:
             ends_s.append(time.perf_counter())
         self.engine.drain()
         return ends_s
-
-
-def _may_order_experts(policy: Policy, hardware: HardwareProfile) -> bool:
-    """Whether experts may be stored in another order than that of their numbers.
-
-    Only loads on demand gain by it. The weight file then has all experts from the first on disk on,
-    for which there must be room. Experts in place are adjacent by number.
-    """
-    if not policy.loads_on_demand or policy.cpu_experts:
-        return False
-    problem = problem_of(policy, hardware)
-    more = 0 if problem.orders_experts else problem.sizes.component_bytes["experts"]
-    return policy_peaks(policy, hardware)["disk"] + more <= hardware.disk.free_bytes
 
 
 def check_runnable(policy: Policy, hardware: HardwareProfile, source: WeightSource) -> None:

@@ -1,6 +1,7 @@
 // CPU kernels for what torch leaves slow: attention of one decode step, RMSNorm, rotary embedding,
-// SwiGLU, sums of experts, and groups of few bits, for every dtype; products are in products.cpp. Every function has a
-// plain-torch twin, in twins.py or group_twins.py. Arithmetic is in float32.
+// SwiGLU, sums of experts, and groups of few bits, for every dtype; products are in products.cpp.
+// Every function has a twin in plain torch, in twins.py, group_twins.py or routed_rows.py. Arithmetic
+// is in float32.
 
 #include <algorithm>
 

@@ -54,8 +54,8 @@ class Tile {
     return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
   }
 
-  // The first rows are multiplied with each weight while later weights are fetched. The others find all
-  // weights in the second-level cache.
+  // The first rows are multiplied with each weight while later weights are fetched. The others find
+  // all weights in the second-level cache.
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
     const long parts = (shared + kRows - 1) / kRows;

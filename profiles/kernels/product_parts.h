@@ -14,15 +14,15 @@ struct Span {
 };
 using Spans = std::vector<Span>;
 
-// The rows of all groups with `least` to `most` of them, in windows. Where inputs are held in another
-// form, those of a window are held at once. No group is cut that a window could hold: its weights would
-// be read twice.
+// The rows of all groups with `least` (at least one) to `most` of them, in windows. Where inputs are
+// held in another form, those of a window are held at once. No group is cut that a window could hold:
+// its weights would be read twice.
 inline std::vector<Spans> windows_of(const Products& p, long least, long most, bool holds_inputs) {
   std::vector<Spans> windows;
   long held = 0;
   for (long g = 0; g < p.groups; ++g) {
     const long begin = p.starts[g], rows = p.starts[g + 1] - begin;
-    if (rows < std::max(1L, least) || rows > most) continue;
+    if (rows < least || rows > most) continue;
     const long parts = (rows + kWindow - 1) / kWindow;
     for (long i = 0; i < parts; ++i) {
       const long first = rows * i / parts, count = rows * (i + 1) / parts - first;
@@ -53,7 +53,7 @@ struct Part {
   long first, count;
 };
 // Cuts all outputs of spans into parts, smaller ones where there would not be enough for all threads.
-// Few rows take wide parts: what follows a part may be another thread's, and is not fetched.
+// Few rows take wide parts: weights behind a part may be another thread's, and are fetched in vain.
 inline std::vector<Part> parts_of(const Products& p, const Spans& spans, int threads,
                                   long least = kWeights) {
   long width = 4 * kOutputs;

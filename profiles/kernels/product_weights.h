@@ -79,14 +79,14 @@ class Matrix {
   }
 
  private:
-  const Packing packing_;
-  const long group_;
   // All lines of a run, which may begin within one.
   static void fetch_lines(const char* from, long num_bytes) {
     const long skipped = reinterpret_cast<uintptr_t>(from) % 64;
     ::fetch(from - skipped, num_bytes + skipped);
   }
 
+  const Packing packing_;
+  const long group_;
   const char* from_;
   const long stride_, outputs_;
 };

@@ -20,8 +20,8 @@ struct RoutedRows {
 // So few elements are added by one thread, and by each thread at least.
 constexpr long kAddedAlone = 1 << 15;
 
-// Each row times its factor is rounded, and added in the order of the rows. Threads take tokens as they
-// come free, and look at all rows for those of these tokens.
+// Each row times its factor is rounded, and added in the order of the rows. A thread takes a range of
+// tokens, and scans all rows for those of its tokens.
 template <class T>
 void add_routed(const RoutedRows& r, int threads) {
   const long most = std::max(1L, r.count * r.dim / kAddedAlone);

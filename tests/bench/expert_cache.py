@@ -25,7 +25,6 @@ from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.model.experts import Routing
 from executor.model.sampling import Sampler
-from executor.run.routing_counts import RoutingCounts
 from executor.run.runner import Runner
 from profiles.command import run
 from profiles.hardware import HardwareProfile
@@ -95,10 +94,9 @@ def _trace(
     """Return the experts that each pass of decode needs, by layer."""
     trace: dict[int, list[list[int]]] = {}
 
-    class Kept(RoutingCounts):
-        def add(self, layer: int, routing: Routing) -> None:
-            if len(routing.experts) == num_prompts:
-                trace.setdefault(layer, []).append(routing.experts.unique().tolist())
+    def note(layer: int, routing: Routing) -> None:
+        if len(routing.experts) == num_prompts:
+            trace.setdefault(layer, []).append(routing.experts.unique().tolist())
 
     policy = Policy(
         model=spec,
@@ -118,9 +116,7 @@ def _trace(
         TemporaryDirectory() as folder,
         Runner(policy, hardware, source, Path(folder), sampler=sampler) as runner,
     ):
-        counts = Kept(spec)
-        block: Any = runner.block
-        block.routing_counts = block.experts._counts = counts
+        vars(runner.block.routing_counts)["add"] = note
         for _ in runner.run(prompts):
             pass
     return [trace[layer] for layer in sorted(trace)]

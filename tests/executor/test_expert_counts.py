@@ -15,11 +15,13 @@ import pytest
 from costmodel.families import spec_from_config
 from costmodel.model.layout import model_layers
 from costmodel.plan.policy import Placement, Policy
+from costmodel.pricing.price import policy_peaks
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.engine.trace import Span
 from executor.expert_counts import counts_path, kept_counts, kept_skew, record_counts
 from executor.model.sampling import Sampler
 from executor.run.expert_cache import ExpertCache
+from executor.run.expert_order import bytes_of_order, shares_to_order
 from executor.run.runner import Runner
 from tests.executor.tiny_machines import ON_CPU, ON_DISK, ON_GPU, make_hardware, make_policy
 from tests.plain_models import plain_config
@@ -87,6 +89,26 @@ def test_a_broken_file_is_told_and_counts_as_none(caplog: pytest.LogCaptureFixtu
 def _policy(**changes: Any) -> Policy:
     base = make_policy(SPEC, prompt_len=3, gen_len=6)
     return replace(base, loads_on_demand=True, activations=ON_CPU, **changes)
+
+
+def test_experts_are_ordered_where_that_gains_and_the_disk_has_room() -> None:
+    base = _policy()
+    policy = replace(base, weights={**base.weights, "experts": Placement(cpu=0.5, disk=0.5)})
+    shares = [each / each.sum() for each in _counts(3)]
+    components = [c for layer in model_layers(SPEC) for c in layer.components]
+    size = sum(c.num_bytes for c in components if c.is_experts)
+    hardware = make_hardware()
+    assert bytes_of_order(policy, hardware) == size
+    least = policy_peaks(policy, hardware)["disk"] + size
+    for given in (shares, None):
+        assert len(shares_to_order(policy, make_hardware(disk_bytes=least), given)) == NUM_MIXTURES
+        assert not shares_to_order(policy, make_hardware(disk_bytes=least - 1), given)
+    # Beside a GPU there is no cache, so that nothing tells experts apart.
+    assert not shares_to_order(policy, make_hardware(gpu=True), None)
+    assert shares_to_order(policy, make_hardware(gpu=True), shares)
+    # Experts in memory need no file.
+    on_cpu = replace(base, weights={**base.weights, "experts": ON_CPU})
+    assert bytes_of_order(on_cpu, hardware) == 0
 
 
 def _run(
