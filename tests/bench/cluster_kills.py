@@ -8,9 +8,7 @@ machine. Each time it kills the process of a node, a raylet, or the command, whi
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from executor import generate
-from tests.executor.cluster_nodes import DISK_RATE, add_node, nodes_at_work, pid_on
+from tests.executor.cluster_nodes import DISK_RATE, add_node, nodes_at_work, process_on
 from tests.executor.job_desk import LANES, Desk, save_job_model
 from tests.executor.killed_jobs import answers_of
 from tests.executor.test_ray_copies import line_of
@@ -94,10 +92,11 @@ def _kill(
         process.kill()
         process.wait()
     elif what == "process":
-        try:
-            os.kill(pid_on(cluster, node), signal.SIGKILL)
-        except (OSError, ValueError):
+        found = process_on(cluster, node)
+        if found is None:
             print(f"node {node} has no process now")
+        else:
+            found.kill()
     else:
         cluster.remove_node(raylets[node], allow_graceful=False)
         raylets[node] = add_node(cluster, node, SLOW)
