@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from costmodel.optimizer.rows import RowTable
 from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
-from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.memory import with_margin
 from profiles.hardware import HardwareProfile
 
 # Tokens of prompts that a stage multiplies at once.
@@ -81,8 +80,7 @@ def stage_policies(
         Share of every capacity that is left free.
     """
     hardware = hardware.with_budget(gpu_memory=0)
-    usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
-    machine = with_capacities(hardware, usable)
+    machine = with_margin(hardware, margin)
     table, lanes = RowTable(machine), stage_lanes(workload, pipeline)
     for problem in lane_problems(machine, model, workload, permitted):
         for count in NUM_BATCHES:
