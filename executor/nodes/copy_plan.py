@@ -176,6 +176,13 @@ def _pipeline(copy: CopyPlan, model: ModelSpec, workload: Workload, links: Links
     )
 
 
+def with_workload(plan: NodePlan, workload: Workload) -> NodePlan:
+    """Return a plan for the requests that run; a policy without lanes has made room for them."""
+    if plan.policy.lanes is None:
+        return plan
+    return replace(plan, policy=replace(plan.policy, workload=workload))
+
+
 def lacks_of(plan: NodePlan, lengths: Lengths) -> frozenset[int]:
     """Return the requests that have no room on a node."""
     return frozenset(room_lacks(plan.policy, lengths))

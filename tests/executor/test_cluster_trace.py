@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from costmodel.schedule.tasks import Task
-from executor.engine.trace import Span
+from executor.engine.trace import Span, SpanLog
 from executor.nodes import cluster_trace
 from executor.nodes.cluster_trace import ClusterTrace, clock_of
-from executor.nodes.node import SpanLog
 from profiles.errors import RunError
 
 AHEAD_S = {"a": 1000.0, "b": -250.0}
