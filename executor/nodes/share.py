@@ -109,8 +109,6 @@ class NodeNews:
     beats
         Steps of the run so far: pieces of weights that were loaded, and layers of batches that were
         computed. A node whose beats stand still hangs.
-    num_tokens
-        Tokens that were generated so far.
     error
         What has ended the run, in one line; ``None`` as long as it goes on.
     """
@@ -118,5 +116,4 @@ class NodeNews:
     finished: tuple[Finished, ...] = ()
     wanted: int = 0
     beats: int = 0
-    num_tokens: int = 0
     error: str | None = None
