@@ -18,7 +18,8 @@ from costmodel.cli.work_flags import (
 )
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
-from costmodel.cluster.search import search_cluster
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
 from costmodel.gguf.paths import is_gguf
 from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import DEFAULT_MARGIN
@@ -58,18 +59,17 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     first = next(on_cpu, cluster.nodes[0].hardware)
     model = choose_dtype(load_model_spec(str(flags.model)), first, flags.dtype)
     with tqdm(desc="searching", unit=" policies", leave=False, disable=None, delay=1) as bar:
-        plan = search_cluster(
-            cluster,
-            model,
-            read_workload(flags),
+        question = ClusterQuestion(
+            model=model,
+            workload=read_workload(flags),
             permitted=read_permitted(flags),
             margin=flags.margin,
-            asks_one_more=True,
             only_runnable=True,
             # The executor cuts the layers of Hugging Face folders only.
             only_copies=is_gguf(flags.model),
-            on_searched=lambda: bar.update(),
+            on_searched=bar.update,
         )
+        plan = ClusterSearch(question).run(cluster, asks_one_more=True)
     plan.save(flags.output)
     print(format_cluster_plan(plan))
     if idle := [node.name for node in cluster.nodes if node.name not in plan.nodes]:

@@ -16,16 +16,13 @@ from costmodel.cluster.estimate import link_seconds
 from costmodel.cluster.nodes import Cluster, Links, Node, NodeLink, PairLink, equal_nodes
 from costmodel.cluster.pipeline import price_round
 from costmodel.cluster.plan import ClusterPlan
-from costmodel.cluster.search import ClusterSearch, search_cluster
-from costmodel.cluster.stage_prices import (
-    Question,
-    StagePrices,
-    price_stage,
-)
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
+from costmodel.cluster.stage_prices import StagePrices, price_stage
 from costmodel.cluster.stages import stage_model
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import DEFAULT_PERMITTED, Pipeline, batch_sizes
+from costmodel.optimizer.choices import Pipeline, batch_sizes
 from costmodel.optimizer.optimum import Search, search
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.workload import Workload
@@ -131,6 +128,10 @@ def _divisions(names: tuple[str, ...]) -> Iterator[list[frozenset[str]]]:
                 yield [frozenset((first, *others)), *teams]
 
 
+def _plan(cluster: Cluster, model: ModelSpec, workload: Workload) -> ClusterPlan:
+    return ClusterSearch(ClusterQuestion(model=model, workload=workload)).run(cluster)
+
+
 def _rate(plan: ClusterPlan) -> float:
     assert plan.predicted is not None
     return plan.predicted.throughput_tok_per_s
@@ -166,7 +167,7 @@ CASES: dict[str, tuple[Callable[[], Cluster], ModelSpec]] = {
 def test_the_plan_is_the_best_of_all(name: str) -> None:
     make, model = CASES[name]
     cluster = make()
-    plan = search_cluster(cluster, model, WORK)
+    plan = _plan(cluster, model, WORK)
     assert _rate(plan) == pytest.approx(_brute_force(cluster, model, WORK), rel=1e-9)
     for copy in plan.copies:
         for stage in copy.stages:
@@ -178,13 +179,13 @@ def test_the_plan_is_the_best_of_all(name: str) -> None:
 def test_stages_that_fit_in_memory_are_more_than_twice_as_fast() -> None:
     """Alone, a machine reads a third of the weights from a slow disk in every pass."""
     one = search(_short(), MODEL, WORK).job_tok_per_s
-    plan = search_cluster(_cluster(_short(), _short()), MODEL, WORK)
+    plan = _plan(_cluster(_short(), _short()), MODEL, WORK)
     assert [len(copy.stages) for copy in plan.copies] == [2]
     assert _rate(plan) > 2.5 * one
 
 
 def test_machines_with_room_for_the_model_run_copies() -> None:
-    plan = search_cluster(_cluster(*[_machine()] * 3), MODEL, WORK)
+    plan = _plan(_cluster(*[_machine()] * 3), MODEL, WORK)
     assert [len(copy.stages) for copy in plan.copies] == [1, 1, 1]
     assert [copy.share for copy in plan.copies] == pytest.approx([1 / 3] * 3)
 
@@ -193,7 +194,7 @@ def test_a_slow_network_is_named() -> None:
     """Neither machine has room for the whole model, disk included."""
     machine = _short().with_budget(disk=0)
     links = Links(default=NodeLink(bytes_per_s=1e4))
-    plan = search_cluster(_cluster(machine, machine, links=links), MODEL, WORK)
+    plan = _plan(_cluster(machine, machine, links=links), MODEL, WORK)
     assert plan.predicted is not None
     assert plan.predicted.limit == "the link from a to b"
 
@@ -207,7 +208,7 @@ def test_a_slow_network_is_named() -> None:
 )
 def test_one_node_is_the_plain_search(machine: str, model: str, workload: Workload) -> None:
     hardware, spec = recorded_profile(machine), load_model_spec(model)
-    plan = search_cluster(equal_nodes(hardware, 1, LAN), spec, workload)
+    plan = _plan(equal_nodes(hardware, 1, LAN), spec, workload)
     alone = search(hardware, spec, workload)
     ((stage,),) = (copy.stages for copy in plan.copies)
     assert stage.policy == alone.policy
@@ -225,7 +226,7 @@ def test_one_node_with_lanes_is_the_plain_search() -> None:
     )
     hardware = recorded_profile("cpu-2core").with_budget(cpu_memory=4 * GIB)
     spec = load_model_spec("qwen2.5-0.5b")
-    plan = search_cluster(equal_nodes(hardware, 1, LAN), spec, workload)
+    plan = _plan(equal_nodes(hardware, 1, LAN), spec, workload)
     alone = search(hardware, spec, workload)
     assert alone.policy.lanes is not None
     assert plan.copies[0].stages[0].policy == alone.policy
@@ -233,26 +234,27 @@ def test_one_node_with_lanes_is_the_plain_search() -> None:
 
 def test_copies_have_the_prompts_that_their_part_of_the_nodes_has() -> None:
     work = replace(WORK, num_prompts=30)
-    plan = search_cluster(_cluster(*[_machine()] * 3), MODEL, work)
+    plan = _plan(_cluster(*[_machine()] * 3), MODEL, work)
     assert [c.stages[0].policy.workload.num_prompts for c in plan.copies] == [10, 10, 10]
     assert plan.workload == work
 
 
 def test_another_node_brings_what_a_larger_cluster_has() -> None:
-    seek = ClusterSearch(MODEL, WORK)
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
     cluster = _cluster(_short(), _short(3.0))
     plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
     more = {found.like: found.throughput_tok_per_s for found in plan.predicted.one_more}
     larger = _cluster(_short(), _short(3.0), _short(3.0))
     assert list(more) == ["a", "b"]
-    assert more["b"] == pytest.approx(_rate(search_cluster(larger, MODEL, WORK)))
+    assert more["b"] == pytest.approx(_rate(_plan(larger, MODEL, WORK)))
     assert more["b"] > _rate(plan)
 
 
 def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
     cluster = _cluster(_machine(1.0), _machine(1.03))
-    plan = search_cluster(cluster, MODEL, WORK, asks_one_more=True)
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
+    plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
     assert [found.like for found in plan.predicted.one_more] == ["a"]
 
@@ -260,11 +262,11 @@ def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
 def test_a_model_that_fits_nowhere_is_said() -> None:
     machine = make_machine(cpu_memory=DECODER_BYTES, disk=0)
     with pytest.raises(InfeasibleError, match="does not fit on the 2 nodes"):
-        search_cluster(_cluster(machine, machine), MODEL, WORK)
+        _plan(_cluster(machine, machine), MODEL, WORK)
     with pytest.raises(InfeasibleError, match="is short by"):
-        search_cluster(_cluster(machine), MODEL, WORK)
+        _plan(_cluster(machine), MODEL, WORK)
     with pytest.raises(InputError, match="positions"):
-        search_cluster(_cluster(_machine()), make_model(max_positions=10), WORK)
+        _plan(_cluster(_machine()), make_model(max_positions=10), WORK)
 
 
 def test_many_nodes_are_searched_in_teams() -> None:
@@ -273,7 +275,7 @@ def test_many_nodes_are_searched_in_teams() -> None:
     machine = _short(1.0, model)
     cluster = equal_nodes(machine, 12, LAN)
     work = replace(WORK, num_prompts=None)
-    plan = search_cluster(cluster, model, work)
+    plan = _plan(cluster, model, work)
     sizes = {len(copy.stages) for copy in plan.copies}
     assert sum(len(copy.stages) for copy in plan.copies) == 12 and min(sizes) > 1
     assert len(set(plan.nodes)) == 12
@@ -286,9 +288,8 @@ def test_stages_that_cannot_run_are_left_out_where_asked() -> None:
     """Those with a GPU, and those whose cache has no room in memory."""
     gpu = make_machine(gpu_memory=10**9).gpu
     pipeline = Pipeline(num_stages=2, block_size=8)
-    fields = {"model": MODEL, "workload": WORK, "permitted": DEFAULT_PERMITTED, "margin": 0.0}
-    free = StagePrices(Question(**fields))  # type: ignore[arg-type]  # plain keyword table
-    held = StagePrices(Question(**fields, only_runnable=True))  # type: ignore[arg-type]
+    question = ClusterQuestion(model=MODEL, workload=WORK, margin=0.0)
+    free, held = StagePrices(question), StagePrices(replace(question, only_runnable=True))
     machine = replace(_machine(), gpu=gpu)
     found = [prices.price(machine, 0, (0, 2), pipeline, WORK) for prices in (free, held)]
     has_gpu = [stage and stage.policy.hardware and stage.policy.hardware.has_gpu for stage in found]
