@@ -28,8 +28,8 @@ from profiles.hardware import HardwareProfile
 Message = npt.NDArray[np.uint8]
 
 
-class Node:
-    """One node of a cluster."""
+class NodeProcess:
+    """The process of one node of a cluster."""
 
     def __init__(self) -> None:
         self._engine: CopyEngine | None = None

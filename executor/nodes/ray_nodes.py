@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from executor.nodes.node import Node
+from executor.nodes.node import NodeProcess
 from executor.nodes.share import NodeJob
 from profiles.errors import InputError, RunError, ZigzagError, one_line
 
@@ -146,7 +146,7 @@ class NodeActor:
 
         # Without its GPUs, Ray would hide them. It also sets the threads of OpenMP by the CPUs.
         self.handle = (
-            ray.remote(Node)
+            ray.remote(NodeProcess)
             .options(
                 num_cpus=0 if self.is_director else self.node.num_cpus,
                 num_gpus=0 if self.is_director else self.node.num_gpus,

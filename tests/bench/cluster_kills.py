@@ -32,7 +32,7 @@ import sys
 from executor import cluster
 from executor.nodes import ray_nodes
 from tests.executor.cluster_nodes import HeldNode
-ray_nodes.Node = HeldNode
+ray_nodes.NodeProcess = HeldNode
 cluster.main(sys.argv[1:])
 """
 

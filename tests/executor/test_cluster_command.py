@@ -22,7 +22,7 @@ from executor.checkpoint.folder import Checkpoint
 from executor.cli.job_options import JobOptions
 from executor.nodes.copy_plan import CopyPlanner
 from executor.nodes.facts import own_facts
-from executor.nodes.node import Node
+from executor.nodes.node import NodeProcess
 from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import stage_policy, whole_policy
 from executor.nodes.share import StageJob
@@ -116,7 +116,7 @@ def test_the_stages_of_a_plan_make_the_tokens_of_one_machine(
         for place, stage in enumerate(copy.stages)
     ]
     whole = job_of(tmp_path, model, whole_policy(copy, spec, plan.workload))
-    engine = PipelineEngine(whole, [actor_of(Node()) for _ in jobs], jobs)
+    engine = PipelineEngine(whole, [actor_of(NodeProcess()) for _ in jobs], jobs)
     expected = ReferenceModel(Checkpoint.open(model)).generate(PROMPTS, GEN_LEN)
     limited = [ids[:limit] for ids, limit in zip(expected, LIMITS, strict=True)]
     assert answers(engine) == limited

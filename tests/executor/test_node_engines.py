@@ -19,7 +19,7 @@ from executor.nodes import pipeline_actors, pipeline_engine
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.facts import own_facts
 from executor.nodes.hand_out import HandOut
-from executor.nodes.node import Node
+from executor.nodes.node import NodeProcess
 from executor.nodes.pipeline_actors import PipelineActors
 from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import check_pipeline, stage_policy, whole_policy
@@ -97,7 +97,7 @@ class Call:
         self.value = value
 
 
-def actor_of(node: Node) -> Any:
+def actor_of(node: NodeProcess) -> Any:
     """Return what looks like an actor's handle."""
 
     def method(name: str) -> Any:
@@ -209,7 +209,7 @@ def test_stages_make_the_tokens_of_one_machine(
         for place in range(len(counts))
     ]
     whole = job_of(tmp_path, models[model], whole_policy(copy, spec, workload))
-    nodes = [Node() for _ in counts]
+    nodes = [NodeProcess() for _ in counts]
     engine = PipelineEngine(whole, [actor_of(node) for node in nodes], jobs)
     assert answers(engine) == expected[model]
 
