@@ -176,26 +176,24 @@ def _measure(flags: argparse.Namespace) -> None:
         print(f"{pair.source} to {pair.target}: {rate}, {latency} ms")
 
 
-def _read_policy(flags: argparse.Namespace) -> Policy | ClusterPlan | None:
-    """Return what ``--policy`` holds: the policy of a machine, or the plan of a cluster."""
+def _read_policy(flags: argparse.Namespace) -> tuple[Policy | None, ClusterPlan | None]:
+    """Return the policy of a job, and the plan of a cluster where ``--policy`` holds one."""
     if flags.policy is None:
-        return None
-    if "copies" in read_json(flags.policy, "policy"):
-        return ClusterPlan.load(flags.policy)
-    return Policy.load(flags.policy)
-
-
-def _generate(flags: argparse.Namespace) -> None:
-    given = _read_policy(flags)
-    plan = given if isinstance(given, ClusterPlan) else None
-    if plan is not None and flags.nodes is not None:
+        return None, None
+    if "copies" not in read_json(flags.policy, "policy"):
+        return Policy.load(flags.policy), None
+    plan = ClusterPlan.load(flags.policy)
+    if flags.nodes is not None:
         raise InputError(
             "--nodes", got="--nodes together with a plan", allowed="the nodes of the plan"
         )
-    if isinstance(given, ClusterPlan):
-        # What every copy has made room for.
-        given = whole_policy(given.copies[0], given.model, given.workload)
-    options = replace(read_job_options(flags, given), shares_prefixes=not flags.no_shared_prefixes)
+    # What every copy has made room for.
+    return whole_policy(plan.copies[0], plan.model, plan.workload), plan
+
+
+def _generate(flags: argparse.Namespace) -> None:
+    policy, plan = _read_policy(flags)
+    options = replace(read_job_options(flags, policy), shares_prefixes=not flags.no_shared_prefixes)
     known = Cluster.load(flags.cluster).nodes if flags.cluster else ()
     only = _names(flags) or (plan.nodes if plan else ())
     with (
