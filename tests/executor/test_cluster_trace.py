@@ -37,10 +37,10 @@ def _span(start_s: float, layer: int) -> Span:
 
 
 class Call:
-    """A call that has returned; each is another key."""
+    """A call that has returned, or is late; each is another key."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, *, is_late: bool = False) -> None:
+        self.value, self.is_late = value, is_late
 
 
 class FakeActor:
@@ -49,14 +49,14 @@ class FakeActor:
     def __init__(self, name: str) -> None:
         self.name, self._ahead_s = name, AHEAD_S[name]
         self.noted: list[Span] = []
-        self.is_gone = False
+        self.is_gone = self.is_late = False
 
     @property
     def handle(self) -> Any:
         """What the trace calls."""
         return SimpleNamespace(
             clock=SimpleNamespace(remote=lambda: Call(time.perf_counter() + self._ahead_s)),
-            spans=SimpleNamespace(remote=lambda: Call(self.noted)),
+            spans=SimpleNamespace(remote=lambda: Call(self.noted, is_late=self.is_late)),
         )
 
     def run(self, layer: int) -> float:
@@ -75,8 +75,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RunError(f"node {actor.name}: gone")
         return call.value
 
-    fake = SimpleNamespace(wait=lambda calls, num_returns, timeout: (calls, []))
-    monkeypatch.setattr(cluster_trace, "load_ray", lambda: fake)
+    def wait(calls: list[Call], *, num_returns: int, timeout: float) -> tuple[list[Call], ...]:
+        return [call for call in calls if not call.is_late], [c for c in calls if c.is_late]
+
+    monkeypatch.setattr(cluster_trace, "load_ray", lambda: SimpleNamespace(wait=wait))
     monkeypatch.setattr(cluster_trace, "ask", ask)
 
 
@@ -120,16 +122,21 @@ def test_a_clock_is_read_as_well_as_the_call_is_short() -> None:
     assert clock.ahead_s == pytest.approx(1000, abs=clock.error_s + 1e-9)
 
 
-def test_a_node_that_is_gone_has_no_track(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("state", "told"), [("is_gone", "gone"), ("is_late", "no answer within 30 s")]
+)
+def test_a_node_that_does_not_answer_has_no_track(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, state: str, told: str
+) -> None:
     nodes = [FakeActor(name) for name in AHEAD_S]
     trace = ClusterTrace(tmp_path / "trace.json", len(nodes))
     trace.begin(nodes)  # type: ignore[arg-type]
     nodes[0].run(0)
-    nodes[1].is_gone = True
+    setattr(nodes[1], state, True)
     trace.take(nodes)  # type: ignore[arg-type]
     trace.write()
     assert list(_events(tmp_path / "trace.json")[0]) == ["a"]
-    assert "node b: gone; the trace has none of its tasks" in caplog.text
+    assert f"node b: {told}; the trace has none of its tasks" in caplog.text
 
 
 def test_a_node_notes_its_first_tasks() -> None:
