@@ -8,9 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from costmodel.cli.cluster_search import OWN_FLAGS, add_cluster_search_flags, search_nodes
+from costmodel.cli.cluster_search import (
+    OWN_FLAGS,
+    add_cluster_search_flags,
+    check_cluster_search_flags,
+    search_nodes,
+)
 from costmodel.cli.flags import check_outputs
-from costmodel.cli.work_flags import check_expected_len
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.plan.policy import Policy
@@ -102,7 +106,7 @@ def main(arguments: list[str]) -> None:
     flags = read.parse_args(arguments)
     _check_flags(read, flags)
     if flags.action == "search":
-        check_expected_len(flags.expected_len)
+        check_cluster_search_flags(flags)
         with check_outputs(flags, "output"):
             search_nodes(flags, _known_nodes(flags))
         return

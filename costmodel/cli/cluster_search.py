@@ -14,6 +14,7 @@ from costmodel.cli.work_flags import (
     add_expert_skew,
     add_lengths,
     add_prompts,
+    check_expected_len,
     read_workload,
 )
 from costmodel.cluster.nodes import Cluster
@@ -44,6 +45,12 @@ def add_cluster_search_flags(parser: Parser) -> None:
     )
 
 
+def check_cluster_search_flags(flags: argparse.Namespace) -> None:
+    """Refuse numbers out of range, before any node is asked."""
+    check_expected_len(flags.expected_len)
+    check_margin(flags.margin)
+
+
 def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     """Search the plan of a cluster, write it to ``flags.output`` and print it.
 
@@ -52,7 +59,6 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     InfeasibleError
         Where the model fits nowhere.
     """
-    check_margin(flags.margin)
     cluster = _with_budgets(cluster, flags)
     on_cpu = (n.hardware for n in cluster.nodes if n.hardware.gpu is None or n.hardware.is_emulated)
     # All nodes compute in one dtype, which the slowest of them must be good at.
