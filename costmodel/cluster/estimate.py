@@ -1,4 +1,4 @@
-"""The price of one copy of a model, also of a pipeline written by hand."""
+"""The price of a pipeline, also of one that was written by hand."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def link_seconds(
     names: Sequence[str], links: Links, model: ModelSpec, passes: BlockPasses
 ) -> list[FloatArray]:
     """Return the seconds of each link in each pass of a block, float64 [passes]: hidden states to
-    the next stage, and last ids of tokens back to the first."""
+    the next stage. The last link takes the ids of tokens back to the first stage."""
     row_bytes = model.hidden_size * model.dtype_bytes
     found = [links.between(*pair).seconds(passes.rows * row_bytes) for pair in pairwise(names)]
     back = links.between(names[-1], names[0]).seconds(passes.chosen * ID_BYTES)

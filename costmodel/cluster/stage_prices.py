@@ -9,7 +9,7 @@ import numpy as np
 
 from costmodel.cluster.block_passes import BlockPasses, passes_in_step, passes_of_lanes
 from costmodel.cluster.question import ClusterQuestion
-from costmodel.cluster.stage_search import first_lanes, stage_policies
+from costmodel.cluster.stage_search import admission_policy, stage_policies
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Pipeline
@@ -24,7 +24,7 @@ from profiles.hardware import HardwareProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PricedStage:
-    """A policy of a stage.
+    """A stage by its policy, with the seconds of its passes.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class StagePrices:
         key = pipeline, workload.num_prompts
         if key not in self._passes:
             if self.question.only_runnable:
-                policy = first_lanes(self.model, pipeline, self.question.workload)
+                policy = admission_policy(self.model, pipeline, self.question.workload)
                 self._passes[key] = passes_of_lanes(policy, hardware, workload)
             else:
                 self._passes[key] = passes_in_step(self._in_step, pipeline)

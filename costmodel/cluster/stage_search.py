@@ -40,8 +40,11 @@ def stage_lanes(
     )
 
 
-def first_lanes(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Policy:
-    """Return any policy of a stage, by which requests get lanes: all stages have the same lanes."""
+def admission_policy(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Policy:
+    """Return a policy of the first layer with the lanes of all stages.
+
+    It says which requests get lanes in each pass. Nobody runs it.
+    """
     stage = stage_model(model, 0, 1)
     return Policy(
         model=stage,

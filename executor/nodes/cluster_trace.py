@@ -39,9 +39,9 @@ class Clock:
     Parameters
     ----------
     ahead_s
-        What it shows more.
+        Seconds by which it is ahead of the driver's.
     error_s
-        The most by which this may be wrong.
+        Most seconds by which this may be wrong.
     """
 
     ahead_s: float

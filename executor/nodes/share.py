@@ -32,13 +32,13 @@ class NodeJob:
     model
         The checkpoint, by its path on the node.
     plan
-        From ``plan``, with the workload of the whole job.
+        What the node has planned, with the workload of the whole job.
     offload_dir
         Folder for what the policy puts on disk.
     lengths
         Of all requests of the job.
     num_spans
-        The first tasks that are noted for a timeline.
+        Most tasks that are noted for a timeline: the first ones.
     """
 
     model: Path
