@@ -124,10 +124,8 @@ class StagePrices:
     def _search_lanes(
         self, hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, workload: Workload
     ) -> PricedStage | None:
-        question, passes = self.question, self.passes(hardware, pipeline, workload)
-        policies = stage_policies(
-            hardware, model, question.workload, pipeline, question.permitted, question.margin
-        )
+        passes = self.passes(hardware, pipeline, workload)
+        policies = stage_policies(hardware, model, pipeline, self.question)
         priced = [price_lanes(policy, hardware, passes) for policy in policies]
         return min(priced, key=lambda stage: stage.seconds @ passes.counts, default=None)
 

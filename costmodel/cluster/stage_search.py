@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Permitted, Pipeline
+from costmodel.optimizer.choices import Pipeline
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.lane_search import NUM_BATCHES, lane_problems
 from costmodel.optimizer.program import Program
@@ -63,12 +64,7 @@ def admission_policy(model: ModelSpec, pipeline: Pipeline, workload: Workload) -
 
 
 def stage_policies(
-    hardware: HardwareProfile,
-    model: ModelSpec,
-    workload: Workload,
-    pipeline: Pipeline,
-    permitted: Permitted,
-    margin: float,
+    hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, question: ClusterQuestion
 ) -> Iterator[Policy]:
     """Yield the best placement of a stage for each precision, each way to load experts, and each
     number of batches; nothing where none fits.
@@ -77,15 +73,11 @@ def stage_policies(
     ----------
     model
         The stage.
-    workload
-        All prompts of the job, which a node keeps the numbers of.
-    margin
-        Share of every capacity that is left free.
     """
     hardware = hardware.with_budget(gpu_memory=0)
-    machine = with_margin(hardware, margin)
-    table, lanes = RowTable(machine), stage_lanes(workload, pipeline)
-    for problem in lane_problems(machine, model, workload, permitted):
+    machine = with_margin(hardware, question.margin)
+    table, lanes = RowTable(machine), stage_lanes(question.workload, pipeline)
+    for problem in lane_problems(machine, model, question.workload, question.permitted):
         for count in NUM_BATCHES:
             # The stages take blocks of one size.
             size, rest = divmod(pipeline.block_size, count)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from costmodel.cluster.plan import ClusterPlan
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.stage_search import stage_policies
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import DEFAULT_PERMITTED, Pipeline
+from costmodel.optimizer.choices import Pipeline
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import policy_peaks
 from executor import cluster
@@ -128,10 +129,8 @@ def _room_for_half(spec: ModelSpec) -> int:
     work = Workload(prompt_len=8, gen_len=5, num_prompts=6)
     pipeline = Pipeline(num_stages=2, block_size=2)
     halves = (stage_model(spec, first, 3) for first in (0, 3))
-    policies = (
-        next(stage_policies(hardware, half, work, pipeline, DEFAULT_PERMITTED, 0.0))
-        for half in halves
-    )
+    question = ClusterQuestion(model=spec, workload=work, margin=0.0)
+    policies = (next(stage_policies(hardware, half, pipeline, question)) for half in halves)
     return max(policy_peaks(policy, hardware)["cpu"] for policy in policies) + 2**20
 
 
