@@ -165,8 +165,8 @@ class NodeActor:
         """End the process."""
         load_ray().kill(self.handle)
 
-    def is_node_alive(self) -> bool:
-        """Whether Ray still sees the node."""
+    def find_node(self) -> bool:
+        """Return whether the node is still there to begin on."""
         nodes = load_ray().nodes()
         return any(n["NodeID"] == self.node.node_id and n["Alive"] for n in nodes)
 

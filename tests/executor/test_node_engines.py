@@ -242,13 +242,13 @@ def test_a_node_without_work_replaces_a_lost_one(monkeypatch: pytest.MonkeyPatch
         def __init__(self, name: str) -> None:
             self.node, self.name = nodes[name], name
 
-        def is_node_alive(self) -> bool:
+        def find_node(self) -> bool:
             return self.node.name in alive
 
     actors: Any = [Actor("a"), Actor("b"), Actor("c")]
     monkeypatch.setattr(pipeline_actors, "ray_nodes", lambda: [nodes[x] for x in sorted(alive)])
     pipeline = PipelineActors(actors[:2], [], actors)
-    assert pipeline.is_node_alive()
+    assert pipeline.find_node()
     assert [actor.node.name for actor in actors] == ["d", "b", "c"]
     alive.remove("b")
-    assert not pipeline.is_node_alive()
+    assert not pipeline.find_node()
