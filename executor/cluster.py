@@ -63,12 +63,25 @@ def parser() -> Parser:
         "  python -m executor.cluster generate --policy plan.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "action",
         choices=tuple(NEEDED),
         help="measure the nodes, search a plan for them, or generate with a plan or without",
     )
+    _add_node_flags(parser)
+    add_generate_flags(
+        parser,
+        needs_job=False,
+        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
+        " plan.json)",
+    )
+    add_cluster_search_flags(parser)
+    parser.set_defaults(output=None)
+    return parser
+
+
+def _add_node_flags(parser: Parser) -> None:
+    add = parser.add_argument
     add(
         "--ray",
         default="auto",
@@ -89,15 +102,6 @@ def parser() -> Parser:
         default=DEFAULT_TIMEOUT_S,
         help="time without a step after which a node has failed (default: 300s)",
     )
-    add_generate_flags(
-        parser,
-        needs_job=False,
-        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
-        " plan.json)",
-    )
-    add_cluster_search_flags(parser)
-    parser.set_defaults(output=None)
-    return parser
 
 
 def main(arguments: list[str]) -> None:

@@ -18,7 +18,6 @@ from costmodel.cli.work_flags import (
     read_workload,
 )
 from costmodel.cluster.nodes import Cluster
-from costmodel.cluster.plan import ClusterPlan
 from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.search import ClusterSearch
 from costmodel.gguf.paths import is_gguf
@@ -51,7 +50,7 @@ def check_cluster_search_flags(flags: argparse.Namespace) -> None:
     check_margin(flags.margin)
 
 
-def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
+def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> None:
     """Search the plan of a cluster, write it to ``flags.output`` and print it.
 
     Raises
@@ -83,7 +82,6 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     print(f"\nplan written to {flags.output}")
     if flags.json:
         print(json.dumps(to_json(plan)))
-    return plan
 
 
 def _with_budgets(cluster: Cluster, flags: argparse.Namespace) -> Cluster:
