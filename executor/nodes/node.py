@@ -110,6 +110,12 @@ class NodeProcess:
         assert self._stage is not None
         return self._stage.run_pass(told, rows, chosen)
 
+    def close_stage(self) -> None:
+        """Give back what the stage holds; its tasks stay noted."""
+        assert self._stage is not None
+        self._stage.close()
+        self._stage = None
+
     def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
         """Take requests, and return what has happened since the last call, or after ``seconds``."""
         assert self._engine is not None

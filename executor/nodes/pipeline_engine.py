@@ -73,6 +73,8 @@ class PipelineEngine(CopyEngine):
         try:
             self._open()
             self._run_passes()
+            # Where a stage has failed, all of their processes are ended instead.
+            ray.get([stage.close_stage.remote() for stage in self._stages])
         except ray.exceptions.RayError as error:
             raise told_failure("of a stage", error) from error
 

@@ -49,6 +49,10 @@ class StageEngine:
         self._held.update((each.request, each) for each in chosen)
         return self._run.run_pass(told, rows)
 
+    def close(self) -> None:
+        """Give back the memory and the threads of the stage."""
+        self._runner.__exit__(None, None, None)
+
     def _finish(self, block: BlockResult) -> BlockResult:
         block = self._chooser.finish(block)
         for done in block.finished:

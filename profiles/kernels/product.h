@@ -229,8 +229,8 @@ void multiply_pairs(const Products& p, int threads) {
   long least = 1;
 #if defined(HAS_TABLE)
   if (p.bits && PackedPairs::takes({p.dim, p.group_size, p.bits})) {
-    multiply_all<Bfloat16, PackedPairs, InPlace<Bfloat16, uint8_t>>(p, threads, least, kRows);
-    least = kRows + 1;
+    multiply_all<Bfloat16, PackedPairs, InPlace<Bfloat16, uint8_t>>(p, threads, least, kFewRows);
+    least = kFewRows + 1;
   }
 #endif
 #if defined(__AVX512BF16__)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from decode_attention import STREAM_BYTES, measure_rate
+from decode_attention import STREAM_BYTES, WINDOW_S
 from workload_run import BenchParser, circumstances, keep_result
 
 from costmodel.families import preset_config, spec_from_config
@@ -42,7 +43,7 @@ SKEW = 0.7
 # Rows and experts of the product that is held against one matrix.
 MANY_ROWS, FEW_EXPERTS = 256, 8
 # Tokens of a layer: a pass of decode, and of prefill.
-TOKENS = (8, 64, 8192)
+TOKENS = (8, 64, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def main(arguments: list[str]) -> None:
     if flags.rounds < 3:
         raise InputError("--rounds", got=flags.rounds, allowed="3 or more")
     spec, hidden = _shape()
+    if flags.one_thread:
+        torch.set_num_threads(1)
     names = flags.encoding or [PLAIN, OWN, *ENCODINGS]
     with torch.inference_mode():
         cases = [case for name in names for case in _cases_of(name, spec, hidden, flags.rounds)]
@@ -85,6 +88,11 @@ def _parser() -> BenchParser:
         example="--result tests/bench/results/experts.json",
     )
     parser.add_argument("--rounds", type=int, default=9, help="of which the median counts (9)")
+    parser.add_argument(
+        "--one-thread",
+        action="store_true",
+        help="measure one thread by its CPU time, which programs beside it change less",
+    )
     parser.add_argument(
         "--encoding", action="append", help="one form of the weights only; may be repeated"
     )
@@ -120,13 +128,24 @@ def _cases_of(name: str, spec: ExpertsSpec, hidden: int, rounds: int) -> list[di
     found: dict[str, list[float]] = {case: [] for case in works}
     for _ in range(rounds):
         for case, work in works.items():
-            found[case].append(measure_rate(work, amounts[case]))
+            found[case].append(_rate(work, amounts[case]))
     cases = [_beside(name, case, found, "memory") for case in counts]
     cases.append(_beside(name, many, found, "one matrix"))
     for case in layers:
         if case.startswith("layer"):
             cases.append(_beside(name, case, found, case.replace("layer", "products")))
     return cases
+
+
+def _rate(work: Callable[[], object], amount: int) -> float:
+    """Repeat for a window, and return amounts per second: of CPU time where one thread works."""
+    clock = time.perf_counter if torch.get_num_threads() > 1 else time.process_time
+    work()
+    start, count = clock(), 0
+    while (passed := clock() - start) < WINDOW_S:
+        work()
+        count += 1
+    return count * amount / passed
 
 
 def _beside(

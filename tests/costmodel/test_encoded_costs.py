@@ -10,6 +10,7 @@ from costmodel.cli.flags import choose_permitted
 from costmodel.cli.policy_report import format_prediction
 from costmodel.cli.stored_weights import stored_weights
 from costmodel.model.encoded_model import without_encodings
+from costmodel.model.layout import round_up
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import Permitted
@@ -25,6 +26,7 @@ from costmodel.pricing.shares import shares_of
 from costmodel.pricing.stages import Stage, stages_of
 from costmodel.pricing.workspace import workspace_bytes
 from profiles import ComputeRates, HardwareProfile, InputError, RateCurve, recorded_profile
+from profiles.aligned_io import PAGE_BYTES
 from profiles.units import MIB
 from tests.costmodel.encoded_models import as_q4_k_m, encoded_alike
 from tests.costmodel.machines import (
@@ -204,7 +206,8 @@ def test_a_cpu_reads_the_bytes_of_each_component() -> None:
     problem = _problem(encoded_alike(make_mixture(), "MXFP4", *names), make_machine())
     stage = _decode(problem)
     # Gate and up are 256 rows of 256, down 256 rows of 128: blocks of 32 have 17 bytes.
-    expert = 256 * 8 * 17 + 256 * 4 * 17
+    # An expert begins on a page.
+    expert = round_up(256 * 8 * 17 + 256 * 4 * 17, PAGE_BYTES)
     attention = NORM + 2 * 64 * 2 + 2 * 256 * (512 + 256)
     router = NORM + 2 * 8 * 256
     assert multiplied_bytes(problem, stage) == 4 * (attention + router) + HEAD_BYTES

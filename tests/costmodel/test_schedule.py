@@ -215,6 +215,7 @@ def test_weights_move_once_for_each_visit_of_a_layer(
         )
 
 
+@settings(deadline=None)
 @given(st.booleans().flatmap(lambda gpu: st.tuples(mixtures(has_gpu=gpu), st.just(gpu))))
 def test_experts_are_routed_loaded_and_combined_once_for_each_visit(
     block: tuple[Policy, bool],

@@ -75,7 +75,8 @@ def actor_of(node: NodeProcess) -> Any:
 
         return SimpleNamespace(remote=call)
 
-    return SimpleNamespace(open_stage=method("open_stage"), stage_pass=method("stage_pass"))
+    names = ("open_stage", "stage_pass", "close_stage")
+    return SimpleNamespace(**{name: method(name) for name in names})
 
 
 def answers(engine: CopyEngine) -> list[list[int]]:

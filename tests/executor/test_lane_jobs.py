@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from executor.jobs.planning import lengths_of
 from executor.jobs.row_plan import plan_within_memory
 from executor.jobs.table import JobTable, ParsedLine
 from profiles.errors import InfeasibleError
+from profiles.recorded import recorded_profile
 from tests.covering import at_most
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import LANES, Desk, request, save_job_model
@@ -264,7 +266,11 @@ def test_a_search_gives_lanes(models: list[Path], tmp_path: Path, run: Run) -> N
     desk = Desk(models[0], tmp_path)
     desk.write(*(request(n, [n + 1] * (n + 1), max_tokens=40 if n == 1 else 2) for n in range(12)))
     searched = [each for each in desk.arguments() if not each.startswith("--policy")]
-    ended = run([*searched, "--hardware=cpu-2core", "--cpu-memory=1GiB", "--json"])
+    # The planning of passes would be all that a job of so small a model takes.
+    machine, hardware = recorded_profile("cpu-2core"), tmp_path / "machine.json"
+    compute = replace(machine.cpu.compute, task_overhead_s=0.0)
+    replace(machine, cpu=replace(machine.cpu, compute=compute)).save(hardware)
+    ended = run([*searched, f"--hardware={hardware}", "--cpu-memory=1GiB", "--json"])
     assert (ended.status, ended.err) == (0, "")
     assert "12 lanes, filled again as sequences end" in ended.out
     found = {name: body["choices"] for name, body in desk.answers().items()}
