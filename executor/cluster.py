@@ -8,9 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from costmodel.cli.cluster_search import OWN_FLAGS, add_cluster_search_flags, search_nodes
+from costmodel.cli.cluster_search import (
+    OWN_FLAGS,
+    add_cluster_search_flags,
+    check_cluster_search_flags,
+    search_nodes,
+)
 from costmodel.cli.flags import check_outputs
-from costmodel.cli.work_flags import check_expected_len
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.plan.policy import Policy
@@ -59,12 +63,25 @@ def parser() -> Parser:
         "  python -m executor.cluster generate --policy plan.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "action",
         choices=tuple(NEEDED),
         help="measure the nodes, search a plan for them, or generate with a plan or without",
     )
+    _add_node_flags(parser)
+    add_generate_flags(
+        parser,
+        needs_job=False,
+        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
+        " plan.json)",
+    )
+    add_cluster_search_flags(parser)
+    parser.set_defaults(output=None)
+    return parser
+
+
+def _add_node_flags(parser: Parser) -> None:
+    add = parser.add_argument
     add(
         "--ray",
         default="auto",
@@ -85,15 +102,6 @@ def parser() -> Parser:
         default=DEFAULT_TIMEOUT_S,
         help="time without a step after which a node has failed (default: 300s)",
     )
-    add_generate_flags(
-        parser,
-        needs_job=False,
-        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
-        " plan.json)",
-    )
-    add_cluster_search_flags(parser)
-    parser.set_defaults(output=None)
-    return parser
 
 
 def main(arguments: list[str]) -> None:
@@ -102,7 +110,7 @@ def main(arguments: list[str]) -> None:
     flags = read.parse_args(arguments)
     _check_flags(read, flags)
     if flags.action == "search":
-        check_expected_len(flags.expected_len)
+        check_cluster_search_flags(flags)
         with check_outputs(flags, "output"):
             search_nodes(flags, _known_nodes(flags))
         return
@@ -176,26 +184,24 @@ def _measure(flags: argparse.Namespace) -> None:
         print(f"{pair.source} to {pair.target}: {rate}, {latency} ms")
 
 
-def _read_policy(flags: argparse.Namespace) -> Policy | ClusterPlan | None:
-    """Return what ``--policy`` holds: the policy of a machine, or the plan of a cluster."""
+def _read_policy(flags: argparse.Namespace) -> tuple[Policy | None, ClusterPlan | None]:
+    """Return the policy of a job, and the plan of a cluster where ``--policy`` holds one."""
     if flags.policy is None:
-        return None
-    if "copies" in read_json(flags.policy, "policy"):
-        return ClusterPlan.load(flags.policy)
-    return Policy.load(flags.policy)
-
-
-def _generate(flags: argparse.Namespace) -> None:
-    given = _read_policy(flags)
-    plan = given if isinstance(given, ClusterPlan) else None
-    if plan is not None and flags.nodes is not None:
+        return None, None
+    if "copies" not in read_json(flags.policy, "policy"):
+        return Policy.load(flags.policy), None
+    plan = ClusterPlan.load(flags.policy)
+    if flags.nodes is not None:
         raise InputError(
             "--nodes", got="--nodes together with a plan", allowed="the nodes of the plan"
         )
-    if isinstance(given, ClusterPlan):
-        # What every copy has made room for.
-        given = whole_policy(given.copies[0], given.model, given.workload)
-    options = replace(read_job_options(flags, given), shares_prefixes=not flags.no_shared_prefixes)
+    # What every copy has made room for.
+    return whole_policy(plan.copies[0], plan.model, plan.workload), plan
+
+
+def _generate(flags: argparse.Namespace) -> None:
+    policy, plan = _read_policy(flags)
+    options = replace(read_job_options(flags, policy), shares_prefixes=not flags.no_shared_prefixes)
     known = Cluster.load(flags.cluster).nodes if flags.cluster else ()
     only = _names(flags) or (plan.nodes if plan else ())
     with (

@@ -14,11 +14,12 @@ from costmodel.cli.work_flags import (
     add_expert_skew,
     add_lengths,
     add_prompts,
+    check_expected_len,
     read_workload,
 )
 from costmodel.cluster.nodes import Cluster
-from costmodel.cluster.plan import ClusterPlan
-from costmodel.cluster.search import search_cluster
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
 from costmodel.gguf.paths import is_gguf
 from costmodel.model.loading import load_model_spec
 from costmodel.optimizer.optimum import DEFAULT_MARGIN
@@ -43,7 +44,13 @@ def add_cluster_search_flags(parser: Parser) -> None:
     )
 
 
-def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
+def check_cluster_search_flags(flags: argparse.Namespace) -> None:
+    """Refuse numbers out of range, before any node is asked."""
+    check_expected_len(flags.expected_len)
+    check_margin(flags.margin)
+
+
+def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> None:
     """Search the plan of a cluster, write it to ``flags.output`` and print it.
 
     Raises
@@ -51,25 +58,23 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     InfeasibleError
         Where the model fits nowhere.
     """
-    check_margin(flags.margin)
     cluster = _with_budgets(cluster, flags)
     on_cpu = (n.hardware for n in cluster.nodes if n.hardware.gpu is None or n.hardware.is_emulated)
     # All nodes compute in one dtype, which the slowest of them must be good at.
     first = next(on_cpu, cluster.nodes[0].hardware)
     model = choose_dtype(load_model_spec(str(flags.model)), first, flags.dtype)
     with tqdm(desc="searching", unit=" policies", leave=False, disable=None, delay=1) as bar:
-        plan = search_cluster(
-            cluster,
-            model,
-            read_workload(flags),
+        question = ClusterQuestion(
+            model=model,
+            workload=read_workload(flags),
             permitted=read_permitted(flags),
             margin=flags.margin,
-            asks_one_more=True,
             only_runnable=True,
             # The executor cuts the layers of Hugging Face folders only.
             only_copies=is_gguf(flags.model),
-            on_searched=lambda: bar.update(),
+            on_searched=bar.update,
         )
+        plan = ClusterSearch(question).run(cluster, asks_one_more=True)
     plan.save(flags.output)
     print(format_cluster_plan(plan))
     if idle := [node.name for node in cluster.nodes if node.name not in plan.nodes]:
@@ -77,7 +82,6 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> ClusterPlan:
     print(f"\nplan written to {flags.output}")
     if flags.json:
         print(json.dumps(to_json(plan)))
-    return plan
 
 
 def _with_budgets(cluster: Cluster, flags: argparse.Namespace) -> Cluster:

@@ -1,9 +1,11 @@
-"""The price of one copy of a model, also of a pipeline written by hand."""
+"""The price of a pipeline, also of one that was written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+
+import numpy as np
 
 from costmodel.cluster.block_passes import BlockPasses, passes_in_step, passes_of_lanes
 from costmodel.cluster.nodes import Links, Node
@@ -76,15 +78,12 @@ def link_seconds(
     names: Sequence[str], links: Links, model: ModelSpec, passes: BlockPasses
 ) -> list[FloatArray]:
     """Return the seconds of each link in each pass of a block, float64 [passes]: hidden states to
-    the next stage, and last ids of tokens back to the first."""
+    the next stage. The last link takes the ids of tokens back to the first stage."""
     row_bytes = model.hidden_size * model.dtype_bytes
-    found: list[FloatArray] = []
-    for source, target in pairwise(names):
-        link = links.between(source, target)
-        found.append(link.latency_s + passes.rows * row_bytes / link.bytes_per_s)
-    back = links.between(names[-1], names[0])
-    sends = passes.chosen > 0
-    return [*found, sends * back.latency_s + passes.chosen * ID_BYTES / back.bytes_per_s]
+    found = [links.between(*pair).seconds(passes.rows * row_bytes) for pair in pairwise(names)]
+    back = links.between(names[-1], names[0]).seconds(passes.chosen * ID_BYTES)
+    # Without ids, there is no message.
+    return [*found, np.where(passes.chosen > 0, back, 0.0)]
 
 
 def limit_of(found: Round, stages: Sequence[PricedStage], nodes: Sequence[Node]) -> str:

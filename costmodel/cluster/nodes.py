@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from costmodel.pricing.passes import FloatArray
 from profiles.errors import InputError
 from profiles.files import dump_json, from_json, read_json, to_json
 from profiles.hardware import HardwareProfile
@@ -55,8 +56,8 @@ class NodeLink:
         require_positive("link.bytes_per_s", self.bytes_per_s)
         require_not_negative("link.latency_s", self.latency_s)
 
-    def seconds(self, num_bytes: float) -> float:
-        """Return the seconds of one message."""
+    def seconds(self, num_bytes: FloatArray) -> FloatArray:
+        """Return the seconds of messages of these sizes, float64 [messages]."""
         return self.latency_s + num_bytes / self.bytes_per_s
 
 

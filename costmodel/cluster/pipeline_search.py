@@ -89,20 +89,15 @@ class PipelineSearch:
         """Return the price of equal nodes as if each had a stage in the middle of the model."""
         num_layers, num_stages = self._model.num_layers, len(self._nodes)
         cut = even_cut(num_layers, [1.0] * num_stages)
-        pipeline = Pipeline(num_stages=num_stages, block_size=block_size)
         count = max(cut)
         first = min((num_layers - count) // 2, num_layers - count - 1)
-        hardware, kind = self._nodes[0].hardware, self._kinds[0]
-        stage = self._prices.price(hardware, kind, (first, count), pipeline, self._workload)
+        stage = self._stage(0, (first, count), block_size)
         seconds = self._job_seconds(block_size, [stage] * num_stages if stage else None)
         return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
 
     def _cut(self, block_size: int) -> Option:
         start = self._even(block_size).cut
-        cut = best_cut(start, lambda cut: self._seconds(block_size, cut))
-        return Option(
-            block_size=block_size, cut=cut, seconds_per_sequence=self._seconds(block_size, cut)
-        )
+        return self._option(block_size, best_cut(start, lambda cut: self._seconds(block_size, cut)))
 
     def _even(self, block_size: int) -> Option:
         """Return the cut that gives each node layers by its speed in an even cut."""
@@ -110,20 +105,19 @@ class PipelineSearch:
         cut = even_cut(num_layers, [1.0] * num_stages)
         if len(set(self._kinds)) > 1:
             cut = even_cut(num_layers, self._speeds(block_size, cut))
-        return Option(
-            block_size=block_size, cut=cut, seconds_per_sequence=self._seconds(block_size, cut)
-        )
+        return self._option(block_size, cut)
+
+    def _option(self, block_size: int, cut: Cut) -> Option:
+        seconds = self._seconds(block_size, cut)
+        return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
 
     def _speeds(self, block_size: int, cut: Cut) -> list[float]:
         """Return the layers that each node computes in a second."""
         # Of the middle of the model, so that no node has the embedding or the head.
         first, count = self._model.num_layers // 2 - 1, max(1, min(cut) - 1)
-        pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
         speeds = []
-        for node, kind in zip(self._nodes, self._kinds, strict=True):
-            stage = self._prices.price(
-                node.hardware, kind, (first, count), pipeline, self._workload
-            )
+        for place in range(len(self._nodes)):
+            stage = self._stage(place, (first, count), block_size)
             if stage is None:
                 # It has room for few layers, or for none.
                 speeds.append(0.0)
@@ -150,21 +144,27 @@ class PipelineSearch:
         return round_of(stages, names, self._links, passes)
 
     def _passes(self, block_size: int) -> BlockPasses:
-        pipeline = Pipeline(num_stages=len(self._nodes), block_size=block_size)
+        pipeline = self._pipeline(block_size)
         return self._prices.passes(self._nodes[0].hardware, pipeline, self._workload)
 
     def _stages(self, block_size: int, cut: Cut) -> list[PricedStage] | None:
-        pipeline = Pipeline(num_stages=len(cut), block_size=block_size)
         stages, first = [], 0
-        for node, kind, count in zip(self._nodes, self._kinds, cut, strict=True):
-            stage = self._prices.price(
-                node.hardware, kind, (first, count), pipeline, self._workload
-            )
+        for place, count in enumerate(cut):
+            stage = self._stage(place, (first, count), block_size)
             if stage is None:
                 return None
             stages.append(stage)
             first += count
         return stages
+
+    def _stage(self, place: int, layers: tuple[int, int], block_size: int) -> PricedStage | None:
+        """Return the best stage of these layers on a node; ``None`` where nothing fits."""
+        hardware, kind = self._nodes[place].hardware, self._kinds[place]
+        pipeline = self._pipeline(block_size)
+        return self._prices.price(hardware, kind, layers, pipeline, self._workload)
+
+    def _pipeline(self, block_size: int) -> Pipeline:
+        return Pipeline(num_stages=len(self._nodes), block_size=block_size)
 
     def _plan_of(self, option: Option) -> CopyPlan:
         stages = self._stages(option.block_size, option.cut)

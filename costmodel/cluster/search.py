@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan, OneMore
 from costmodel.cluster.plan_search import PlanSearch, similar
-from costmodel.cluster.stage_prices import Question
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.team_prices import TeamPrices
-from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted, check_permitted
-from costmodel.optimizer.optimum import DEFAULT_MARGIN
-from costmodel.plan.workload import Workload
+from costmodel.optimizer.choices import check_permitted
 from costmodel.pricing.price import check_work
 from profiles.hardware import HardwareProfile
 
@@ -24,38 +21,11 @@ class ClusterSearch:
 
     All ways to divide few nodes into teams are compared, with all orders, cuts and block sizes
     where these are few. Of many, regular teams are compared, by estimates.
-
-    Parameters
-    ----------
-    permitted
-        Approximations that change outputs.
-    margin
-        Share of every capacity that is left free.
-    only_runnable, only_copies, on_searched
-        See ``Question``.
     """
 
-    def __init__(
-        self,
-        model: ModelSpec,
-        workload: Workload,
-        *,
-        permitted: Permitted = DEFAULT_PERMITTED,
-        margin: float = DEFAULT_MARGIN,
-        only_runnable: bool = False,
-        only_copies: bool = False,
-        on_searched: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._question = Question(
-            model=model,
-            workload=workload,
-            permitted=permitted,
-            margin=margin,
-            only_runnable=only_runnable,
-            only_copies=only_copies,
-            on_searched=on_searched,
-        )
-        self._prices = TeamPrices(self._question)
+    def __init__(self, question: ClusterQuestion) -> None:
+        self._question = question
+        self._prices = TeamPrices(question)
 
     def run(self, cluster: Cluster, *, asks_one_more: bool = False) -> ClusterPlan:
         """Return the plan with the highest predicted throughput.
@@ -99,28 +69,3 @@ class ClusterSearch:
         """Return what twins have in common, whose measurements differ by noise."""
         rates = (hardware.compute.matmul[self._question.model.dtype], hardware.disk.read)
         return similar(hardware), *(round(math.log2(rate.peak)) for rate in rates)
-
-
-def search_cluster(
-    cluster: Cluster,
-    model: ModelSpec,
-    workload: Workload,
-    *,
-    permitted: Permitted = DEFAULT_PERMITTED,
-    margin: float = DEFAULT_MARGIN,
-    asks_one_more: bool = False,
-    only_runnable: bool = False,
-    only_copies: bool = False,
-    on_searched: Callable[[], object] = lambda: None,
-) -> ClusterPlan:
-    """Search once, see ``ClusterSearch``."""
-    search = ClusterSearch(
-        model,
-        workload,
-        permitted=permitted,
-        margin=margin,
-        only_runnable=only_runnable,
-        only_copies=only_copies,
-        on_searched=on_searched,
-    )
-    return search.run(cluster, asks_one_more=asks_one_more)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from costmodel.cluster.block_passes import BlockPasses, passes_in_step, passes_of_lanes
-from costmodel.cluster.stage_search import first_lanes, stage_policies
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.stage_search import admission_policy, stage_policies
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Permitted, Pipeline
+from costmodel.optimizer.choices import Pipeline
 from costmodel.optimizer.optimum import Search
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
@@ -23,7 +24,7 @@ from profiles.hardware import HardwareProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PricedStage:
-    """A policy of a stage.
+    """A stage by its policy, with the seconds of its passes.
 
     Parameters
     ----------
@@ -38,38 +39,10 @@ class PricedStage:
     timeline: JobTimeline | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What all searches for a cluster share.
-
-    Parameters
-    ----------
-    permitted
-        Approximations that change outputs.
-    margin
-        Share of every capacity that is left free.
-    only_runnable
-        Whether stages are those that the executor runs: over lanes, on CPUs, with cache and hidden
-        states in memory. Otherwise they run in step, on any machine and with any placement.
-    only_copies
-        Whether no layers may be cut over nodes.
-    on_searched
-        Called after each search for a policy.
-    """
-
-    model: ModelSpec
-    workload: Workload
-    permitted: Permitted
-    margin: float
-    only_runnable: bool = False
-    only_copies: bool = False
-    on_searched: Callable[[], object] = lambda: None
-
-
 class StagePrices:
     """Remembers the stages that were priced: equal ones on equal machines are searched once."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: ClusterQuestion) -> None:
         self.question = question
         self.model = question.model
         # In step, each sequence counts as the longest.
@@ -89,7 +62,7 @@ class StagePrices:
         key = pipeline, workload.num_prompts
         if key not in self._passes:
             if self.question.only_runnable:
-                policy = first_lanes(self.model, pipeline, self.question.workload)
+                policy = admission_policy(self.model, pipeline, self.question.workload)
                 self._passes[key] = passes_of_lanes(policy, hardware, workload)
             else:
                 self._passes[key] = passes_in_step(self._in_step, pipeline)
@@ -151,10 +124,8 @@ class StagePrices:
     def _search_lanes(
         self, hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, workload: Workload
     ) -> PricedStage | None:
-        question, passes = self.question, self.passes(hardware, pipeline, workload)
-        policies = stage_policies(
-            hardware, model, question.workload, pipeline, question.permitted, question.margin
-        )
+        passes = self.passes(hardware, pipeline, workload)
+        policies = stage_policies(hardware, model, pipeline, self.question)
         priced = [price_lanes(policy, hardware, passes) for policy in policies]
         return min(priced, key=lambda stage: stage.seconds @ passes.counts, default=None)
 

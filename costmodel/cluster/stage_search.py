@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import Permitted, Pipeline
+from costmodel.optimizer.choices import Pipeline
 from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.lane_search import NUM_BATCHES, lane_problems
 from costmodel.optimizer.program import Program
@@ -16,7 +16,7 @@ from costmodel.optimizer.rows import RowTable
 from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
-from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.memory import with_margin
 from profiles.hardware import HardwareProfile
 
 # Tokens of prompts that a stage multiplies at once.
@@ -41,8 +41,11 @@ def stage_lanes(
     )
 
 
-def first_lanes(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Policy:
-    """Return any policy of a stage, by which requests get lanes: all stages have the same lanes."""
+def admission_policy(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Policy:
+    """Return a policy of the first layer with the lanes of all stages.
+
+    It says which requests get lanes in each pass. Nobody runs it.
+    """
     stage = stage_model(model, 0, 1)
     return Policy(
         model=stage,
@@ -61,12 +64,7 @@ def first_lanes(model: ModelSpec, pipeline: Pipeline, workload: Workload) -> Pol
 
 
 def stage_policies(
-    hardware: HardwareProfile,
-    model: ModelSpec,
-    workload: Workload,
-    pipeline: Pipeline,
-    permitted: Permitted,
-    margin: float,
+    hardware: HardwareProfile, model: ModelSpec, pipeline: Pipeline, question: ClusterQuestion
 ) -> Iterator[Policy]:
     """Yield the best placement of a stage for each precision, each way to load experts, and each
     number of batches; nothing where none fits.
@@ -75,16 +73,11 @@ def stage_policies(
     ----------
     model
         The stage.
-    workload
-        All prompts of the job, which a node keeps the numbers of.
-    margin
-        Share of every capacity that is left free.
     """
     hardware = hardware.with_budget(gpu_memory=0)
-    usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
-    machine = with_capacities(hardware, usable)
-    table, lanes = RowTable(machine), stage_lanes(workload, pipeline)
-    for problem in lane_problems(machine, model, workload, permitted):
+    machine = with_margin(hardware, question.margin)
+    table, lanes = RowTable(machine), stage_lanes(question.workload, pipeline)
+    for problem in lane_problems(machine, model, question.workload, question.permitted):
         for count in NUM_BATCHES:
             # The stages take blocks of one size.
             size, rest = divmod(pipeline.block_size, count)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from costmodel.cluster.nodes import Links, Node
 from costmodel.cluster.pipeline_search import PipelineSearch
 from costmodel.cluster.plan import CopyPlan, CopyPrediction, StagePlan
-from costmodel.cluster.stage_prices import Question, StagePrices
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.stage_prices import StagePrices
 from costmodel.optimizer.optimum import Search, SearchResult
 from costmodel.plan.workload import Workload
 from profiles.errors import InfeasibleError
@@ -18,7 +19,7 @@ from profiles.hardware import HardwareProfile
 class TeamPrices:
     """Searches for the policies of teams. A team of nodes runs one copy of the model together."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: ClusterQuestion) -> None:
         self.question = question
         self._stages = StagePrices(question)
         # Machines that are equal are of one kind, by the place in this list.

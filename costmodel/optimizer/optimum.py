@@ -28,7 +28,7 @@ from costmodel.optimizer.solver import Infeasible
 from costmodel.optimizer.tree import Tree
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
-from costmodel.pricing.memory import capacities, with_capacities
+from costmodel.pricing.memory import with_capacities, with_margin
 from costmodel.pricing.price import check_work, estimate
 from costmodel.pricing.problem import Problem
 from profiles.errors import InfeasibleError, InputError
@@ -123,8 +123,7 @@ class Search:
         # Sequences in step are padded, and none is shorter than the longest.
         self._workload = replace(workload, lengths=None)
         self._margin = margin
-        usable = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
-        self._machine = with_capacities(hardware, usable)
+        self._machine = with_margin(hardware, margin)
         self._tree = Tree(max_latency_s)
         # With a GPU, and without.
         self._tables: dict[bool, RowTable] = {}
@@ -316,8 +315,7 @@ def _reason_of(
     for share in ADVICE_MARGINS:
         shortage = shortage_of(smallest, margin=share + margin)
         roomier = with_capacities(hardware, shortage.budget_bytes)
-        usable = {t: math.floor(c * (1 - margin)) for t, c in capacities(roomier).items()}
-        enough = replace(smallest, hardware=with_capacities(roomier, usable))
+        enough = replace(smallest, hardware=with_margin(roomier, margin))
         if fit(Program(enough), 1, max_latency_s=max_latency_s) is not None:
             break
     return InfeasibleError(str(shortage))

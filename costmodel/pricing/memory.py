@@ -8,6 +8,7 @@ each row.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 from costmodel.model.layout import LayerLayout, round_up
@@ -79,6 +80,12 @@ def with_capacities(hardware: HardwareProfile, budgets: Mapping[str, int]) -> Ha
     return hardware.with_budget(
         gpu_memory=budgets.get("gpu"), cpu_memory=budgets.get("cpu"), disk=budgets.get("disk")
     )
+
+
+def with_margin(hardware: HardwareProfile, margin: float) -> HardwareProfile:
+    """Return the machine without the share ``margin`` of each capacity."""
+    left = {tier: math.floor(c * (1 - margin)) for tier, c in capacities(hardware).items()}
+    return with_capacities(hardware, left)
 
 
 def peak_bytes(problem: Problem, shares: Shares[float]) -> dict[str, int]:

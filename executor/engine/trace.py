@@ -58,3 +58,16 @@ class Trace:
         self.moved_bytes[channel] += span.num_bytes
         for listen in self._listeners:
             listen(span)
+
+
+class SpanLog:
+    """Notes the first tasks of a run, up to a number of them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.spans: list[Span] = []
+
+    def record(self, span: Span) -> None:
+        """Take a task; workers call this, and several of them may note one too many."""
+        if len(self.spans) < self._most:
+            self.spans.append(span)

@@ -39,9 +39,9 @@ class Clock:
     Parameters
     ----------
     ahead_s
-        What it shows more.
+        Seconds by which it is ahead of the driver's.
     error_s
-        The most by which this may be wrong.
+        Most seconds by which this may be wrong.
     """
 
     ahead_s: float
@@ -76,7 +76,13 @@ class ClusterTrace:
     def take(self, actors: Sequence[NodeActor]) -> None:
         """Take what these nodes have noted."""
         calls = {actor.handle.spans.remote(): actor for actor in actors}
-        ready, _ = load_ray().wait(list(calls), num_returns=len(calls), timeout=TIMEOUT_S)
+        ready, late = load_ray().wait(list(calls), num_returns=len(calls), timeout=TIMEOUT_S)
+        for call in late:
+            logger.warning(
+                "node %s: no answer within %.0f s; the trace has none of its tasks",
+                calls[call].name,
+                TIMEOUT_S,
+            )
         for call in ready:
             actor = calls[call]
             try:

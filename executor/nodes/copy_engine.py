@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,7 +54,7 @@ class CopyEngine(Progress):
         # Whether the last pass has left requests without a lane.
         self._is_full = False
         self._is_closed = False
-        self._beats = self._num_tokens = 0
+        self._beats = 0
         self._error: str | None = None
         self._wanted_told = -1
         self._chooser = handed_chooser(job.model, self._held)
@@ -77,7 +77,6 @@ class CopyEngine(Progress):
                 finished=finished,
                 wanted=self._wanted_told,
                 beats=self._beats,
-                num_tokens=self._num_tokens,
                 error=self._error,
             )
 
@@ -120,10 +119,6 @@ class CopyEngine(Progress):
         """Count a layer of a batch as a step."""
         self._beat()
 
-    def end_pass(self, num_tokens: int, ended: Mapping[int, int]) -> None:
-        """Count the tokens of a pass."""
-        self._num_tokens += num_tokens
-
     def _beat(self) -> None:
         # Several workers may lose one of two beats, which changes nothing.
         self._beats += 1
@@ -136,7 +131,7 @@ class CopyEngine(Progress):
     def _wanted(self) -> int:
         """Requests that there is room for."""
         if self._policy.lanes is None:
-            return self._policy.block_size - len(self._held) if not self._held else 0
+            return 0 if self._held else self._policy.block_size
         lanes = self._policy.block_size
         reserve = 1 + lanes // LANES_A_RESERVE
         if self._is_full:
@@ -190,7 +185,6 @@ class CopyEngine(Progress):
         while requests := self.take(0, 0):
             renumbered.requests = requests
             for block in runner.run([self._held[request].prompt_ids for request in requests]):
-                self._num_tokens += sum(map(len, block.output_ids.values()))
                 yield _of_requests(block, requests)
 
 

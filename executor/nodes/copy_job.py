@@ -1,4 +1,4 @@
-"""A job of copies: every node has the whole model, and takes prompts as fast as it can."""
+"""A job of copies, each on one node or on those of a pipeline, which take prompts as they can."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from executor.nodes.copy_plan import (
     PlannedOnNodes,
     lacks_of,
     name_of,
+    with_workload,
 )
 from executor.nodes.copy_run import CopyNode, CopyRun
 from executor.nodes.facts import check_alike, own_facts
-from executor.nodes.node import with_workload
 from executor.nodes.pipeline_actors import PipelineActors
 from executor.nodes.pipeline_plan import check_pipeline, stage_policy
 from executor.nodes.ray_nodes import NodeActor, ask_all, folder_on, ray_nodes

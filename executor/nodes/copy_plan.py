@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodel.cluster.estimate import estimate_pipeline
-from costmodel.cluster.nodes import FREE_LINK, Links
-from costmodel.cluster.nodes import Node as ClusterNode
+from costmodel.cluster.nodes import FREE_LINK, Links, Node
 from costmodel.cluster.plan import CopyPlan
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.lengths import Lengths
@@ -158,7 +157,7 @@ def _pipeline(copy: CopyPlan, model: ModelSpec, workload: Workload, links: Links
     nodes = []
     for stage in copy.stages:
         assert stage.policy.hardware is not None
-        nodes.append(ClusterNode(name=stage.node, hardware=stage.policy.hardware))
+        nodes.append(Node(name=stage.node, hardware=stage.policy.hardware))
     found = estimate_pipeline(policies, nodes, links)
     return NodePlan(
         policy=whole_policy(copy, model, workload),
@@ -174,6 +173,13 @@ def _pipeline(copy: CopyPlan, model: ModelSpec, workload: Workload, links: Links
             peak_bytes={},
         ),
     )
+
+
+def with_workload(plan: NodePlan, workload: Workload) -> NodePlan:
+    """Return a plan for the requests that run; a policy without lanes has made room for them."""
+    if plan.policy.lanes is None:
+        return plan
+    return replace(plan, policy=replace(plan.policy, workload=workload))
 
 
 def lacks_of(plan: NodePlan, lengths: Lengths) -> frozenset[int]:

@@ -172,7 +172,7 @@ class CopyRun:
         node.actor.end()
         lost = self._hand_out.give_back(node.name)
         node.num_failures += 1
-        again = node.num_failures < MOST_FAILURES and node.actor.is_node_alive()
+        again = node.num_failures < MOST_FAILURES and node.actor.find_node()
         what_next = "it starts again" if again else "it is left out"
         logger.warning("%s; its %d unfinished prompts go to others; %s", told, lost, what_next)
         if again:

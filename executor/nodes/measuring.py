@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 
-from costmodel.cluster.nodes import FREE_LINK, Cluster, Links, NodeLink, PairLink
-from costmodel.cluster.nodes import Node as ClusterNode
+from costmodel.cluster.nodes import FREE_LINK, Cluster, Links, Node, NodeLink, PairLink
 from executor.nodes.ray_nodes import NodeActor, ask, ask_all
 from profiles.hardware import HardwareProfile
 from profiles.units import MIB
@@ -36,7 +35,7 @@ def measure_cluster(
     ]
     profiles: list[HardwareProfile] = ask_all(actors, calls)
     named = zip(actors, profiles, strict=True)
-    nodes = tuple(ClusterNode(name=actor.name, hardware=found) for actor, found in named)
+    nodes = tuple(Node(name=actor.name, hardware=found) for actor, found in named)
     pairs = [
         PairLink(source=source.name, target=target.name, link=_link(source, target, large_bytes))
         for source, target in _pairs(actors)

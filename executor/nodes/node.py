@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.job_options import JobOptions
-from executor.engine.trace import Span
+from executor.engine.trace import Span, SpanLog
 from executor.machine_profile import machine_profile
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.facts import NodeFacts, check_alike, own_facts
@@ -29,8 +28,8 @@ from profiles.hardware import HardwareProfile
 Message = npt.NDArray[np.uint8]
 
 
-class Node:
-    """One node of a cluster."""
+class NodeProcess:
+    """The process of one node of a cluster."""
 
     def __init__(self) -> None:
         self._engine: CopyEngine | None = None
@@ -121,23 +120,3 @@ class Node:
         """Take requests, and return what has happened since the last call, or after ``seconds``."""
         assert self._engine is not None
         return self._engine.exchange(handed, seconds)
-
-
-class SpanLog:
-    """Notes the first tasks of a run, up to a number of them."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.spans: list[Span] = []
-
-    def record(self, span: Span) -> None:
-        """Take a task; workers call this, and several of them may note one too many."""
-        if len(self.spans) < self._most:
-            self.spans.append(span)
-
-
-def with_workload(plan: NodePlan, workload: Workload) -> NodePlan:
-    """Return a plan for the requests that run; a policy without lanes has made room for them."""
-    if plan.policy.lanes is None:
-        return plan
-    return replace(plan, policy=replace(plan.policy, workload=workload))

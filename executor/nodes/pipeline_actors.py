@@ -63,10 +63,10 @@ class PipelineActors:
         for stage in self._stages:
             stage.end()
 
-    def is_node_alive(self) -> bool:
-        """Whether all stages have a node: one without work replaces one that is lost."""
+    def find_node(self) -> bool:
+        """Replace lost nodes by ones without work; returns whether each stage has a node."""
         for stage in self._stages:
-            if stage.is_node_alive():
+            if stage.find_node():
                 continue
             taken = {actor.node.node_id for actor in self._in_use}
             spare = next((node for node in ray_nodes() if node.node_id not in taken), None)

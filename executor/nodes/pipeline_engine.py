@@ -158,7 +158,6 @@ class PipelineEngine(CopyEngine):
 
     def _end_pass(self, block: BlockInFlight, result: StageResult) -> None:
         self._beat()
-        self.end_pass(len(result.tokens), {})
         block.last = result
         block.admission.ended([lane - block.first_lane for lane in result.ended])
         self._take_finished(result.finished)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from executor.nodes.node import Node
+from executor.nodes.node import NodeProcess
 from executor.nodes.share import NodeJob
 from profiles.errors import InputError, RunError, ZigzagError, one_line
 
@@ -146,7 +146,7 @@ class NodeActor:
 
         # Without its GPUs, Ray would hide them. It also sets the threads of OpenMP by the CPUs.
         self.handle = (
-            ray.remote(Node)
+            ray.remote(NodeProcess)
             .options(
                 num_cpus=0 if self.is_director else self.node.num_cpus,
                 num_gpus=0 if self.is_director else self.node.num_gpus,
@@ -165,8 +165,8 @@ class NodeActor:
         """End the process."""
         load_ray().kill(self.handle)
 
-    def is_node_alive(self) -> bool:
-        """Whether Ray still sees the node."""
+    def find_node(self) -> bool:
+        """Return whether the node is still there to begin on."""
         nodes = load_ray().nodes()
         return any(n["NodeID"] == self.node.node_id and n["Alive"] for n in nodes)
 

@@ -32,13 +32,13 @@ class NodeJob:
     model
         The checkpoint, by its path on the node.
     plan
-        From ``plan``, with the workload of the whole job.
+        What the node has planned, with the workload of the whole job.
     offload_dir
         Folder for what the policy puts on disk.
     lengths
         Of all requests of the job.
     num_spans
-        The first tasks that are noted for a timeline.
+        Most tasks that are noted for a timeline: the first ones.
     """
 
     model: Path
@@ -109,8 +109,6 @@ class NodeNews:
     beats
         Steps of the run so far: pieces of weights that were loaded, and layers of batches that were
         computed. A node whose beats stand still hangs.
-    num_tokens
-        Tokens that were generated so far.
     error
         What has ended the run, in one line; ``None`` as long as it goes on.
     """
@@ -118,5 +116,4 @@ class NodeNews:
     finished: tuple[Finished, ...] = ()
     wanted: int = 0
     beats: int = 0
-    num_tokens: int = 0
     error: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from executor.checkpoint.folder import Checkpoint
 from executor.engine.trace import Span
@@ -29,7 +30,7 @@ class StageEngine:
         source = Checkpoint.open(job.model, dtype=job.policy.model.dtype)
         self._held: dict[int, Handed] = {}
         self._chooser = handed_chooser(job.model, self._held)
-        self._runner = Runner(
+        runner = Runner(
             job.policy,
             job.hardware,
             source.of_stage(job.policy.model),
@@ -37,8 +38,8 @@ class StageEngine:
             sampler=self._chooser,
             on_span=on_span,
         )
-        self._runner.__enter__()
-        self._run = self._runner.stage_run()
+        self._resources = ExitStack()
+        self._run = self._resources.enter_context(runner).stage_run()
         self._run.finish_with(self._finish)
         self._run.load_ahead()
 
@@ -51,7 +52,7 @@ class StageEngine:
 
     def close(self) -> None:
         """Give back the memory and the threads of the stage."""
-        self._runner.__exit__(None, None, None)
+        self._resources.close()
 
     def _finish(self, block: BlockResult) -> BlockResult:
         block = self._chooser.finish(block)

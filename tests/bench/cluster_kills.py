@@ -51,7 +51,7 @@ from executor import cluster
 from executor.nodes import ray_nodes
 from profiles.command import run
 from tests.executor.cluster_nodes import HeldNode
-ray_nodes.Node = HeldNode
+ray_nodes.NodeProcess = HeldNode
 run(cluster.main)
 """
 

@@ -15,7 +15,8 @@ from costmodel.calibration.measured_runs import read_runs
 from costmodel.cluster.estimate import estimate_pipeline
 from costmodel.cluster.nodes import NodeLink, equal_nodes
 from costmodel.cluster.plan import ClusterPlan
-from costmodel.cluster.search import search_cluster
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
 from costmodel.cluster.stages import policies_of_stages
 from profiles.command import run
 from profiles.recorded import recorded_profile
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> None:
         policy = measured.policy
         policies = policies_of_stages(policy, NUM_MACHINES)
         found = estimate_pipeline(policies, cluster.nodes, cluster.links)
-        plan = search_cluster(cluster, policy.model, policy.workload)
+        question = ClusterQuestion(model=policy.model, workload=policy.workload)
+        plan = ClusterSearch(question).run(cluster)
         rate = found.throughput_tok_per_s
         error = rate / measured.throughput_tok_per_s - 1
         say(

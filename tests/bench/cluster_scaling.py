@@ -10,6 +10,7 @@ import time
 from workload_run import BenchParser, circumstances, keep_result, say
 
 from costmodel.cluster.nodes import NodeLink
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.scaling import scale
 from costmodel.cluster.search import ClusterSearch
 from costmodel.model.loading import load_model_spec
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
     flags = parser.parse_args(arguments)
     cases = []
     for model in MODELS:
-        search = ClusterSearch(load_model_spec(model), WORKLOAD)
+        search = ClusterSearch(ClusterQuestion(model=load_model_spec(model), workload=WORKLOAD))
         for machine, price in PRICES.items():
             hardware = recorded_profile(machine)
             found = scale(search, hardware, LINK, counts=COUNTS, price_per_hour=price)

@@ -16,7 +16,8 @@ from costmodel.calibration.measured_runs import MeasuredRun, read_runs
 from costmodel.cluster.estimate import estimate_pipeline
 from costmodel.cluster.nodes import Cluster, NodeLink, equal_nodes
 from costmodel.cluster.plan import CopyPrediction
-from costmodel.cluster.search import search_cluster
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
 from costmodel.cluster.stages import policies_of_stages
 from profiles import recorded_profile
 
@@ -58,6 +59,7 @@ def test_the_paper_s_pipeline_is_predicted(model: str, most: float) -> None:
 def test_the_search_finds_a_plan_that_is_as_fast(model: str) -> None:
     """Within the memory that the profile grants; the paper's plan for OPT-175B needs more GPU."""
     policy = _runs()[model].policy
-    plan = search_cluster(_cluster(), policy.model, policy.workload)
+    question = ClusterQuestion(model=policy.model, workload=policy.workload)
+    plan = ClusterSearch(question).run(_cluster())
     assert plan.predicted is not None
     assert plan.predicted.throughput_tok_per_s > _predicted(model).throughput_tok_per_s

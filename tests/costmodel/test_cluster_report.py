@@ -10,6 +10,7 @@ import pytest
 from costmodel.cli.cluster_plots import plot_scaling
 from costmodel.cli.cluster_report import format_cluster_plan
 from costmodel.cluster.nodes import NodeLink, equal_nodes
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.scaling import scale
 from costmodel.cluster.search import ClusterSearch
 from costmodel.plan.workload import Workload
@@ -25,8 +26,12 @@ def _machine(disk: int = 10**12) -> HardwareProfile:
     return make_machine(cpu_memory=10**9, disk=disk, cpu=make_compute(flop=1e10))
 
 
+def _search(workload: Workload) -> ClusterSearch:
+    return ClusterSearch(ClusterQuestion(model=make_model(), workload=workload))
+
+
 def test_a_plan_is_told_by_nodes() -> None:
-    search = ClusterSearch(make_model(), WORK)
+    search = _search(WORK)
     plan = search.run(equal_nodes(_machine(), 2, LAN), asks_one_more=True)
     text = format_cluster_plan(plan)
     assert "small on 2 nodes: 2 copies of the model" in text
@@ -36,7 +41,7 @@ def test_a_plan_is_told_by_nodes() -> None:
 
 
 def test_costs_are_those_of_the_nodes_hours() -> None:
-    search = ClusterSearch(make_model(), replace(WORK, num_prompts=None))
+    search = _search(replace(WORK, num_prompts=None))
     one, three = scale(search, _machine(), LAN, counts=(1, 3), price_per_hour=0.36)
     assert three.throughput_tok_per_s == pytest.approx(3 * one.throughput_tok_per_s)
     assert (one.team_sizes, three.team_sizes) == ({1: 1}, {1: 3})
@@ -47,7 +52,7 @@ def test_costs_are_those_of_the_nodes_hours() -> None:
 
 
 def test_a_model_without_room_has_no_costs_and_no_point() -> None:
-    search = ClusterSearch(make_model(), WORK)
+    search = _search(WORK)
     small = make_machine(cpu_memory=10**6, disk=0)
     (found,) = scale(search, small, LAN, counts=(2,), price_per_hour=1.0)
     assert (found.throughput_tok_per_s, found.cost_per_million) == (0.0, None)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from costmodel.cluster.block_passes import passes_in_step
-from costmodel.cluster.cuts import all_cuts
-from costmodel.cluster.estimate import link_seconds
 from costmodel.cluster.nodes import Cluster, Links, Node, NodeLink, PairLink, equal_nodes
-from costmodel.cluster.pipeline import price_round
 from costmodel.cluster.plan import ClusterPlan
-from costmodel.cluster.search import ClusterSearch, search_cluster
-from costmodel.cluster.stage_prices import (
-    Question,
-    StagePrices,
-    price_stage,
-)
-from costmodel.cluster.stages import stage_model
+from costmodel.cluster.question import ClusterQuestion
+from costmodel.cluster.search import ClusterSearch
+from costmodel.cluster.stage_prices import StagePrices
 from costmodel.model.loading import load_model_spec
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import DEFAULT_PERMITTED, Pipeline, batch_sizes
-from costmodel.optimizer.optimum import Search, search
+from costmodel.optimizer.choices import Pipeline
+from costmodel.optimizer.optimum import search
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits, estimate
@@ -34,6 +25,7 @@ from costmodel.pricing.sizes import sizes_of
 from profiles import HardwareProfile, InfeasibleError, InputError, recorded_profile
 from profiles.packing import DEFAULT_GROUP_SIZE
 from profiles.units import GIB
+from tests.costmodel.all_plans import best_throughput
 from tests.costmodel.machines import (
     AMPLE,
     DECODER_BYTES,
@@ -67,68 +59,8 @@ def _short(speed: float = 1.0, model: ModelSpec = MODEL) -> HardwareProfile:
     return _machine(speed, cpu_memory=_too_little(model))
 
 
-def _brute_force(cluster: Cluster, model: ModelSpec, workload: Workload) -> float:
-    """Return the throughput of the best plan, by pricing every one there is.
-
-    Nodes are divided in all ways into teams or left out; each team is tried in all orders, with all
-    cuts and block sizes; each stage has its own best policy.
-    """
-    nodes = {node.name: node for node in cluster.nodes}
-    in_step = replace(workload, num_prompts=None)
-
-    @cache
-    def stage(name: str, first: int, count: int, size: int, num_stages: int) -> object:
-        pipeline = Pipeline(num_stages=num_stages, block_size=size)
-        part, hardware = stage_model(model, first, count), nodes[name].hardware
-        found = Search(hardware, part, in_step, pipeline=pipeline).run_in_step()
-        return found and price_stage(found.policy, found.hardware).seconds
-
-    def pipeline_rate(order: Sequence[str], num_prompts: int) -> float:
-        best = 0.0
-        block = replace(workload, num_prompts=-(-num_prompts // len(order)))
-        for cut, size in itertools.product(
-            all_cuts(model.num_layers, len(order)), batch_sizes(block)
-        ):
-            firsts = itertools.accumulate(cut, initial=0)
-            parts = zip(order, firsts, cut, strict=False)
-            stages = [stage(*part, size, len(order)) for part in parts]
-            if any(found is None for found in stages):
-                continue
-            passes = passes_in_step(workload, Pipeline(num_stages=len(order), block_size=size))
-            links = link_seconds(order, cluster.links, model, passes)
-            seconds = price_round(stages, links, passes.counts).seconds  # type: ignore[arg-type]
-            rounds = -(-num_prompts // (size * len(order)))
-            best = max(best, num_prompts * workload.gen_len / (rounds * seconds))
-        return best
-
-    @cache
-    def team_rate(team: frozenset[str]) -> float:
-        assert workload.num_prompts is not None
-        count = -(-workload.num_prompts * len(team) // len(nodes))
-        if len(team) == 1:
-            (name,) = team
-            try:
-                part = replace(workload, num_prompts=count)
-                return search(nodes[name].hardware, model, part).job_tok_per_s
-            except InfeasibleError:
-                return 0.0
-        return max(pipeline_rate(order, count) for order in itertools.permutations(team))
-
-    return max(sum(map(team_rate, teams)) for teams in _divisions(tuple(nodes)))
-
-
-def _divisions(names: tuple[str, ...]) -> Iterator[list[frozenset[str]]]:
-    """Yield all ways to divide some of the nodes into teams."""
-    if not names:
-        yield []
-        return
-    first, rest = names[0], names[1:]
-    yield from _divisions(rest)
-    for size in range(len(rest) + 1):
-        for others in itertools.combinations(rest, size):
-            left = tuple(name for name in rest if name not in others)
-            for teams in _divisions(left):
-                yield [frozenset((first, *others)), *teams]
+def _plan(cluster: Cluster, model: ModelSpec, workload: Workload) -> ClusterPlan:
+    return ClusterSearch(ClusterQuestion(model=model, workload=workload)).run(cluster)
 
 
 def _rate(plan: ClusterPlan) -> float:
@@ -166,8 +98,8 @@ CASES: dict[str, tuple[Callable[[], Cluster], ModelSpec]] = {
 def test_the_plan_is_the_best_of_all(name: str) -> None:
     make, model = CASES[name]
     cluster = make()
-    plan = search_cluster(cluster, model, WORK)
-    assert _rate(plan) == pytest.approx(_brute_force(cluster, model, WORK), rel=1e-9)
+    plan = _plan(cluster, model, WORK)
+    assert _rate(plan) == pytest.approx(best_throughput(cluster, model, WORK), rel=1e-9)
     for copy in plan.copies:
         for stage in copy.stages:
             hardware = cluster.node(stage.node).hardware
@@ -178,13 +110,13 @@ def test_the_plan_is_the_best_of_all(name: str) -> None:
 def test_stages_that_fit_in_memory_are_more_than_twice_as_fast() -> None:
     """Alone, a machine reads a third of the weights from a slow disk in every pass."""
     one = search(_short(), MODEL, WORK).job_tok_per_s
-    plan = search_cluster(_cluster(_short(), _short()), MODEL, WORK)
+    plan = _plan(_cluster(_short(), _short()), MODEL, WORK)
     assert [len(copy.stages) for copy in plan.copies] == [2]
     assert _rate(plan) > 2.5 * one
 
 
 def test_machines_with_room_for_the_model_run_copies() -> None:
-    plan = search_cluster(_cluster(*[_machine()] * 3), MODEL, WORK)
+    plan = _plan(_cluster(*[_machine()] * 3), MODEL, WORK)
     assert [len(copy.stages) for copy in plan.copies] == [1, 1, 1]
     assert [copy.share for copy in plan.copies] == pytest.approx([1 / 3] * 3)
 
@@ -193,7 +125,7 @@ def test_a_slow_network_is_named() -> None:
     """Neither machine has room for the whole model, disk included."""
     machine = _short().with_budget(disk=0)
     links = Links(default=NodeLink(bytes_per_s=1e4))
-    plan = search_cluster(_cluster(machine, machine, links=links), MODEL, WORK)
+    plan = _plan(_cluster(machine, machine, links=links), MODEL, WORK)
     assert plan.predicted is not None
     assert plan.predicted.limit == "the link from a to b"
 
@@ -207,7 +139,7 @@ def test_a_slow_network_is_named() -> None:
 )
 def test_one_node_is_the_plain_search(machine: str, model: str, workload: Workload) -> None:
     hardware, spec = recorded_profile(machine), load_model_spec(model)
-    plan = search_cluster(equal_nodes(hardware, 1, LAN), spec, workload)
+    plan = _plan(equal_nodes(hardware, 1, LAN), spec, workload)
     alone = search(hardware, spec, workload)
     ((stage,),) = (copy.stages for copy in plan.copies)
     assert stage.policy == alone.policy
@@ -225,7 +157,7 @@ def test_one_node_with_lanes_is_the_plain_search() -> None:
     )
     hardware = recorded_profile("cpu-2core").with_budget(cpu_memory=4 * GIB)
     spec = load_model_spec("qwen2.5-0.5b")
-    plan = search_cluster(equal_nodes(hardware, 1, LAN), spec, workload)
+    plan = _plan(equal_nodes(hardware, 1, LAN), spec, workload)
     alone = search(hardware, spec, workload)
     assert alone.policy.lanes is not None
     assert plan.copies[0].stages[0].policy == alone.policy
@@ -233,26 +165,27 @@ def test_one_node_with_lanes_is_the_plain_search() -> None:
 
 def test_copies_have_the_prompts_that_their_part_of_the_nodes_has() -> None:
     work = replace(WORK, num_prompts=30)
-    plan = search_cluster(_cluster(*[_machine()] * 3), MODEL, work)
+    plan = _plan(_cluster(*[_machine()] * 3), MODEL, work)
     assert [c.stages[0].policy.workload.num_prompts for c in plan.copies] == [10, 10, 10]
     assert plan.workload == work
 
 
 def test_another_node_brings_what_a_larger_cluster_has() -> None:
-    seek = ClusterSearch(MODEL, WORK)
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
     cluster = _cluster(_short(), _short(3.0))
     plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
     more = {found.like: found.throughput_tok_per_s for found in plan.predicted.one_more}
     larger = _cluster(_short(), _short(3.0), _short(3.0))
     assert list(more) == ["a", "b"]
-    assert more["b"] == pytest.approx(_rate(search_cluster(larger, MODEL, WORK)))
+    assert more["b"] == pytest.approx(_rate(_plan(larger, MODEL, WORK)))
     assert more["b"] > _rate(plan)
 
 
 def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
     cluster = _cluster(_machine(1.0), _machine(1.03))
-    plan = search_cluster(cluster, MODEL, WORK, asks_one_more=True)
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
+    plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
     assert [found.like for found in plan.predicted.one_more] == ["a"]
 
@@ -260,11 +193,11 @@ def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
 def test_a_model_that_fits_nowhere_is_said() -> None:
     machine = make_machine(cpu_memory=DECODER_BYTES, disk=0)
     with pytest.raises(InfeasibleError, match="does not fit on the 2 nodes"):
-        search_cluster(_cluster(machine, machine), MODEL, WORK)
+        _plan(_cluster(machine, machine), MODEL, WORK)
     with pytest.raises(InfeasibleError, match="is short by"):
-        search_cluster(_cluster(machine), MODEL, WORK)
+        _plan(_cluster(machine), MODEL, WORK)
     with pytest.raises(InputError, match="positions"):
-        search_cluster(_cluster(_machine()), make_model(max_positions=10), WORK)
+        _plan(_cluster(_machine()), make_model(max_positions=10), WORK)
 
 
 def test_many_nodes_are_searched_in_teams() -> None:
@@ -273,7 +206,7 @@ def test_many_nodes_are_searched_in_teams() -> None:
     machine = _short(1.0, model)
     cluster = equal_nodes(machine, 12, LAN)
     work = replace(WORK, num_prompts=None)
-    plan = search_cluster(cluster, model, work)
+    plan = _plan(cluster, model, work)
     sizes = {len(copy.stages) for copy in plan.copies}
     assert sum(len(copy.stages) for copy in plan.copies) == 12 and min(sizes) > 1
     assert len(set(plan.nodes)) == 12
@@ -286,9 +219,8 @@ def test_stages_that_cannot_run_are_left_out_where_asked() -> None:
     """Those with a GPU, and those whose cache has no room in memory."""
     gpu = make_machine(gpu_memory=10**9).gpu
     pipeline = Pipeline(num_stages=2, block_size=8)
-    fields = {"model": MODEL, "workload": WORK, "permitted": DEFAULT_PERMITTED, "margin": 0.0}
-    free = StagePrices(Question(**fields))  # type: ignore[arg-type]  # plain keyword table
-    held = StagePrices(Question(**fields, only_runnable=True))  # type: ignore[arg-type]
+    question = ClusterQuestion(model=MODEL, workload=WORK, margin=0.0)
+    free, held = StagePrices(question), StagePrices(replace(question, only_runnable=True))
     machine = replace(_machine(), gpu=gpu)
     found = [prices.price(machine, 0, (0, 2), pipeline, WORK) for prices in (free, held)]
     has_gpu = [stage and stage.policy.hardware and stage.policy.hardware.has_gpu for stage in found]

@@ -21,7 +21,7 @@ from executor.machine import tiers
 from executor.nodes import ray_nodes
 from executor.nodes.facts import NodeFacts
 from executor.nodes.hand_out import HandOut
-from executor.nodes.node import Node
+from executor.nodes.node import NodeProcess
 from executor.nodes.share import Handed, NodeNews
 from executor.run.stage_run import StagePass, StageResult
 from executor.stores.pass_rows import RowBytes
@@ -43,7 +43,7 @@ DISK_RATE, MEASURED = "ZIGZAG_TEST_DISK_RATE", "ZIGZAG_TEST_MEASURED"
 FILES = "ZIGZAG_TEST_FILES"
 
 
-class HeldNode(Node):
+class HeldNode(NodeProcess):
     """A node whose disk has the rate of its environment, and which tests may tell what to do."""
 
     def __init__(self) -> None:
@@ -163,11 +163,11 @@ def nodes_at_work(env_of: Mapping[str, Mapping[str, str]]) -> Iterator[Cluster]:
         # Ray ends a raylet whose processes get too little of a busy machine.
         logger.exception("the cluster has not started, and is tried once more")
         cluster = _start(env_of)
-    vars(ray_nodes)["Node"] = HeldNode
+    vars(ray_nodes)["NodeProcess"] = HeldNode
     try:
         yield cluster
     finally:
-        vars(ray_nodes)["Node"] = Node
+        vars(ray_nodes)["NodeProcess"] = NodeProcess
         _end(cluster)
 
 

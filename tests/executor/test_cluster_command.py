@@ -11,35 +11,29 @@ from pathlib import Path
 import pytest
 
 from costmodel.cluster.plan import ClusterPlan
+from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.stage_search import stage_policies
 from costmodel.cluster.stages import stage_model
 from costmodel.model.spec import ModelSpec
-from costmodel.optimizer.choices import DEFAULT_PERMITTED, Pipeline
+from costmodel.optimizer.choices import Pipeline
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import policy_peaks
 from executor import cluster
 from executor.checkpoint.folder import Checkpoint
 from executor.cli.job_options import JobOptions
 from executor.nodes.copy_plan import CopyPlanner
-from executor.nodes.facts import own_facts
-from executor.nodes.node import Node
-from executor.nodes.pipeline_engine import PipelineEngine
-from executor.nodes.pipeline_plan import stage_policy, whole_policy
-from executor.nodes.share import StageJob
 from profiles import recorded_profile
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import save_job_model
-from tests.executor.reference import ReferenceModel
-from tests.executor.test_node_engines import (
+from tests.executor.nodes_without_ray import (
     GEN_LEN,
     LIMITS,
     PROMPTS,
-    actor_of,
     answers,
-    job_of,
+    pipeline_engine_of,
 )
-from tests.executor.test_node_engines import without_ray as without_ray
-from tests.executor.tiny_machines import make_hardware
+from tests.executor.nodes_without_ray import without_ray as without_ray
+from tests.executor.reference import ReferenceModel
 
 Run = Callable[..., Ended]
 LINKS = {"default": {"bytes_per_s": 1.25e9, "latency_s": 1e-4}}
@@ -105,18 +99,7 @@ def test_the_stages_of_a_plan_make_the_tokens_of_one_machine(
     planner = CopyPlanner([], model, {}, {}, [bare], plan.links)
     planned = planner.plan(JobOptions(), spec, plan.workload).predicted
     assert planned.throughput_tok_per_s == pytest.approx(told.throughput_tok_per_s)
-    jobs = [
-        StageJob(
-            model=model,
-            policy=stage_policy(copy, place, plan.workload),
-            hardware=make_hardware(),
-            offload_dir=tmp_path / stage.node,
-            facts=own_facts(model),
-        )
-        for place, stage in enumerate(copy.stages)
-    ]
-    whole = job_of(tmp_path, model, whole_policy(copy, spec, plan.workload))
-    engine = PipelineEngine(whole, [actor_of(Node()) for _ in jobs], jobs)
+    engine = pipeline_engine_of(copy, spec, plan.workload, model, tmp_path)
     expected = ReferenceModel(Checkpoint.open(model)).generate(PROMPTS, GEN_LEN)
     limited = [ids[:limit] for ids, limit in zip(expected, LIMITS, strict=True)]
     assert answers(engine) == limited
@@ -128,10 +111,8 @@ def _room_for_half(spec: ModelSpec) -> int:
     work = Workload(prompt_len=8, gen_len=5, num_prompts=6)
     pipeline = Pipeline(num_stages=2, block_size=2)
     halves = (stage_model(spec, first, 3) for first in (0, 3))
-    policies = (
-        next(stage_policies(hardware, half, work, pipeline, DEFAULT_PERMITTED, 0.0))
-        for half in halves
-    )
+    question = ClusterQuestion(model=spec, workload=work, margin=0.0)
+    policies = (next(stage_policies(hardware, half, pipeline, question)) for half in halves)
     return max(policy_peaks(policy, hardware)["cpu"] for policy in policies) + 2**20
 
 

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.policy import Placement, Prediction
+from costmodel.plan.policy import Placement
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.params import RowParams
-from executor.nodes import pipeline_actors, pipeline_engine
+from executor.nodes import pipeline_actors
 from executor.nodes.copy_engine import CopyEngine
-from executor.nodes.facts import own_facts
-from executor.nodes.hand_out import HandOut
-from executor.nodes.node import Node
 from executor.nodes.pipeline_actors import PipelineActors
-from executor.nodes.pipeline_engine import PipelineEngine
-from executor.nodes.pipeline_plan import check_pipeline, stage_policy, whole_policy
+from executor.nodes.pipeline_plan import check_pipeline
 from executor.nodes.ray_nodes import RayNode
-from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
+from executor.nodes.share import Handed
 from profiles.errors import InputError
 from tests.executor.job_desk import LANES
+from tests.executor.nodes_without_ray import (
+    GEN_LEN,
+    LIMITS,
+    PROMPT_LEN,
+    PROMPTS,
+    answers,
+    job_of,
+    pipeline_engine_of,
+)
+from tests.executor.nodes_without_ray import without_ray as without_ray
 from tests.executor.reference import ReferenceModel
 from tests.executor.stage_plans import (
     HALVES,
@@ -38,23 +42,7 @@ from tests.executor.stage_plans import (
     staged_copy,
 )
 from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
-from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
-
-PROMPT_LEN, GEN_LEN, NUM_PROMPTS = 8, 5, 14
-PROMPTS = [
-    [(7 * n + i * i) % VOCAB_SIZE for i in range(1 + n % PROMPT_LEN)] for n in range(NUM_PROMPTS)
-]
-LIMITS = [1 + n % GEN_LEN for n in range(NUM_PROMPTS)]
-NO_PREDICTION = Prediction(
-    throughput_tok_per_s=1.0,
-    latency_s=0.0,
-    prefill_s=0.0,
-    decode_s=0.0,
-    lower_bound_s=0.0,
-    bottleneck="",
-    channel_s={},
-    peak_bytes={},
-)
+from tests.executor.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -73,75 +61,6 @@ def expected(models: dict[str, Path]) -> dict[str, list[list[int]]]:
         whole = ReferenceModel(Checkpoint.open(folder)).generate(PROMPTS, GEN_LEN)
         found[name] = [ids[:limit] for ids, limit in zip(whole, LIMITS, strict=True)]
     return found
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let calls of actors return their results at once."""
-
-    class Failure(Exception):
-        pass
-
-    fake = SimpleNamespace(
-        get=lambda call: [each.value for each in call] if isinstance(call, list) else call.value,
-        wait=lambda calls, num_returns, timeout=None: (calls[:num_returns], calls[num_returns:]),
-        exceptions=SimpleNamespace(RayError=Failure),
-    )
-    monkeypatch.setattr(pipeline_engine, "load_ray", lambda: fake)
-
-
-class Call:
-    """A call that has returned; each is another key."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def actor_of(node: Node) -> Any:
-    """Return what looks like an actor's handle."""
-
-    def method(name: str) -> Any:
-        def call(*given: Any) -> Call:
-            values = [each.value if isinstance(each, Call) else each for each in given]
-            return Call(getattr(node, name)(*values))
-
-        return SimpleNamespace(remote=call)
-
-    names = ("open_stage", "stage_pass", "close_stage")
-    return SimpleNamespace(**{name: method(name) for name in names})
-
-
-def answers(engine: CopyEngine) -> list[list[int]]:
-    """Hand all requests out as the engine has room, and return their tokens."""
-    hand_out, found = HandOut(range(NUM_PROMPTS)), {}
-    engine.start()
-    handed: list[Handed] = []
-    while hand_out.num_left:
-        news = engine.exchange(handed, 60)
-        assert news.error is None
-        for done in news.finished:
-            assert hand_out.answered("a", done.request)
-            found[done.request] = list(done.ids)
-        handed = [
-            Handed(
-                request=request,
-                prompt_ids=tuple(PROMPTS[request]),
-                params=RowParams(max_tokens=LIMITS[request]),
-                identity=request,
-            )
-            for request in hand_out.take("a", min(3, news.wanted))
-        ]
-    engine.close()
-    return [found[request] for request in range(NUM_PROMPTS)]
-
-
-def job_of(folder: Path, model: Path, policy: Any) -> NodeJob:
-    return NodeJob(
-        model=model,
-        plan=NodePlan(policy=policy, hardware=make_hardware(), predicted=NO_PREDICTION),
-        offload_dir=folder,
-        lengths=Lengths(np.array([len(p) for p in PROMPTS]), LIMITS),
-    )
 
 
 @pytest.mark.parametrize("lanes", [LANES, None])
@@ -194,24 +113,11 @@ def test_stages_make_the_tokens_of_one_machine(
     placements: Sequence[Placement],
 ) -> None:
     spec = Checkpoint.open(models[model]).spec
-    hardware = make_hardware()
     copy = staged_copy(
-        spec, counts, placements, hardware=hardware, prompt_len=PROMPT_LEN, gen_len=GEN_LEN
+        spec, counts, placements, hardware=make_hardware(), prompt_len=PROMPT_LEN, gen_len=GEN_LEN
     )
     workload = copy.stages[0].policy.workload
-    jobs = [
-        StageJob(
-            model=models[model],
-            policy=stage_policy(copy, place, workload),
-            hardware=hardware,
-            offload_dir=tmp_path / str(place),
-            facts=own_facts(models[model]),
-        )
-        for place in range(len(counts))
-    ]
-    whole = job_of(tmp_path, models[model], whole_policy(copy, spec, workload))
-    nodes = [Node() for _ in counts]
-    engine = PipelineEngine(whole, [actor_of(node) for node in nodes], jobs)
+    engine = pipeline_engine_of(copy, spec, workload, models[model], tmp_path)
     assert answers(engine) == expected[model]
 
 
@@ -243,13 +149,13 @@ def test_a_node_without_work_replaces_a_lost_one(monkeypatch: pytest.MonkeyPatch
         def __init__(self, name: str) -> None:
             self.node, self.name = nodes[name], name
 
-        def is_node_alive(self) -> bool:
+        def find_node(self) -> bool:
             return self.node.name in alive
 
     actors: Any = [Actor("a"), Actor("b"), Actor("c")]
     monkeypatch.setattr(pipeline_actors, "ray_nodes", lambda: [nodes[x] for x in sorted(alive)])
     pipeline = PipelineActors(actors[:2], [], actors)
-    assert pipeline.is_node_alive()
+    assert pipeline.find_node()
     assert [actor.node.name for actor in actors] == ["d", "b", "c"]
     alive.remove("b")
-    assert not pipeline.is_node_alive()
+    assert not pipeline.find_node()
