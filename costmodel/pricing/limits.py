@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from costmodel.pricing.buffers import num_weight_pieces
 from costmodel.pricing.latency import TaskWork, resident_seconds, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
-from costmodel.pricing.memory import num_weight_pieces
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
 from costmodel.pricing.stages import Stage

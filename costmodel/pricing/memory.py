@@ -11,8 +11,14 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from costmodel.model.layout import LayerLayout, round_up
+from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
+from costmodel.pricing.buffers import (
+    NUM_BUFFERS,
+    num_hidden_buffers,
+    num_weight_buffers,
+    staging_kind,
+)
 from costmodel.pricing.lane_memory import (
     pool_bytes,
     request_bytes,
@@ -33,14 +39,6 @@ from costmodel.pricing.workspace import (
 from profiles.aligned_io import PAGE_BYTES
 from profiles.hardware import HardwareProfile
 
-# A layer's weights are read into one buffer while the previous layer is computed from the other.
-# The cache and the hidden states of a batch are double-buffered in the same way.
-NUM_BUFFERS = 2
-# Experts on demand are loaded when the router has chosen them, and the ones before are computed.
-DEMANDED = "experts on demand"
-# While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
-# states of the next one arrive.
-NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
 # Sparse attention keeps the sums of values in float32.
 SUM_BYTES = 4
 PHASES = ("prefill", "decode")
@@ -234,33 +232,6 @@ def _lane_terms(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantit
         "page tables": shares.per_block * table_bytes(problem),
         "hidden states": shares.per_block * (rows * problem.hidden_token_bytes),
     }
-
-
-def num_hidden_buffers(*, has_gpu: bool) -> int:
-    """Return the number of batches whose hidden states are staged at once."""
-    return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
-
-
-def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
-    """Return the kind of the staging buffers in which a layer takes turns with others.
-
-    ``on_demand`` is ``Plan.demands_on_cpu``.
-    """
-    return DEMANDED if on_demand and layer.kind == "experts" else layer.staging
-
-
-def num_weight_buffers(kind: str) -> int:
-    """Return the number of staging buffers of a kind."""
-    return 1 if kind == DEMANDED else NUM_BUFFERS
-
-
-def num_weight_pieces(num_batches: int) -> int:
-    """Return the number of pieces in which a layer's weights are loaded.
-
-    One piece is loaded beside each batch. A single batch has two, so that the result of the CPU's
-    attention can pass between them.
-    """
-    return max(2, num_batches)
 
 
 def _hidden_staging_bytes(problem: Problem) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import num_weight_buffers, num_weight_pieces, staging_kind
+from costmodel.pricing.buffers import num_weight_buffers, num_weight_pieces, staging_kind
 from costmodel.schedule.positions import Position
 from profiles.units import MIB
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.pricing.memory import NUM_BUFFERS
+from costmodel.pricing.buffers import NUM_BUFFERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, num_hidden_buffers, staging_kind
+from costmodel.pricing.buffers import NUM_BUFFERS, num_hidden_buffers, staging_kind
 from costmodel.schedule.lookahead import Lookahead
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Hazards, Resource, Task

@@ -12,7 +12,7 @@ import torch
 from costmodel.model.layout import round_up
 from costmodel.plan.cuts import cut_hidden
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import num_hidden_buffers
+from costmodel.pricing.buffers import num_hidden_buffers
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.scratch_file import ScratchFile

@@ -28,7 +28,8 @@ import torch
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.cuts import Segment
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
+from costmodel.pricing.buffers import NUM_BUFFERS
+from costmodel.pricing.memory import SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_layout import CacheLayout

@@ -26,7 +26,8 @@ from costmodel.plan.cuts import cache_spec
 from costmodel.plan.lane_cache import cache_sizes, layers_on_disk
 from costmodel.plan.pages import PAGE, PoolSizes, ring_tokens, rings_of
 from costmodel.plan.policy import Policy
-from costmodel.pricing.memory import NUM_BUFFERS, SUM_BYTES
+from costmodel.pricing.buffers import NUM_BUFFERS
+from costmodel.pricing.memory import SUM_BYTES
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.cache_rows import in_stored_form

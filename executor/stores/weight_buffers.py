@@ -7,7 +7,7 @@ import torch
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
-from costmodel.pricing.memory import num_weight_buffers, staging_kind
+from costmodel.pricing.buffers import num_weight_buffers, staging_kind
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
 from executor.stores.staging import StagedComponent, StagedLayer

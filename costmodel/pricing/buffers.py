@@ -1,0 +1,41 @@
+"""How many buffers stage weights, cache and hidden states, and in how many pieces."""
+
+from __future__ import annotations
+
+from costmodel.model.layout import LayerLayout
+
+# A layer's weights are read into one buffer while the previous layer is computed from the other.
+# The cache and the hidden states of a batch are double-buffered in the same way.
+NUM_BUFFERS = 2
+# Experts on demand are loaded when the router has chosen them, and the ones before are computed.
+DEMANDED = "experts on demand"
+# While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
+# states of the next one arrive.
+NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
+
+
+def num_hidden_buffers(*, has_gpu: bool) -> int:
+    """Return the number of batches whose hidden states are staged at once."""
+    return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
+
+
+def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
+    """Return the kind of the staging buffers in which a layer takes turns with others.
+
+    ``on_demand`` is ``Plan.demands_on_cpu``.
+    """
+    return DEMANDED if on_demand and layer.kind == "experts" else layer.staging
+
+
+def num_weight_buffers(kind: str) -> int:
+    """Return the number of staging buffers of a kind."""
+    return 1 if kind == DEMANDED else NUM_BUFFERS
+
+
+def num_weight_pieces(num_batches: int) -> int:
+    """Return the number of pieces in which a layer's weights are loaded.
+
+    One piece is loaded beside each batch. A single batch has two, so that the result of the CPU's
+    attention can pass between them.
+    """
+    return max(2, num_batches)
