@@ -36,33 +36,35 @@ _warned_devices: set[int] = set()
 _warned_lock = threading.Lock()
 
 
-def aligned_buffer(num_bytes: int, *, populate: bool = False) -> memoryview:
+def aligned_buffer(num_bytes: int) -> memoryview:
     """Return zeroed private memory that starts on a page; it is freed with the view.
 
-    It is exactly as large as asked, in huge pages where the system has them, and physical only
-    once touched; with ``populate`` at once, where Linux is 5.14 or newer.
-
-    Raises
-    ------
-    OSError
-        When there is no room to ``populate``.
+    It is exactly as large as asked, in huge pages where it is large and the system has them, and
+    physical only once touched.
     """
     assert num_bytes > 0
     # Python's default is shared memory, for which most systems ignore the advice below.
     region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if _MADV_HUGEPAGE is not None and num_bytes >= _HUGE_BYTES:
         region.madvise(_MADV_HUGEPAGE)
-    if populate:
-        _populate(region, num_bytes)
     return memoryview(region)
 
 
-def _populate(region: mmap.mmap, num_bytes: int) -> None:
-    """Make memory physical, a part on each of two cores: the kernel fills it with zeros."""
-    madvise = _madvise()
-    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+def populate(buffer: memoryview) -> None:
+    """Make memory that begins on a page physical; needs Linux 5.14 or newer, else does nothing.
 
-    def populate(first: int) -> int:
+    The kernel fills it with zeros, a part on each of two cores.
+
+    Raises
+    ------
+    OSError
+        When there is no room.
+    """
+    madvise = _madvise()
+    num_bytes = len(buffer)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+    def populate_part(first: int) -> int:
         length = min(_POPULATED_AT_ONCE_BYTES, num_bytes - first)
         # Unlike Python's own, this call lets other threads run.
         failed = madvise(
@@ -72,10 +74,10 @@ def _populate(region: mmap.mmap, num_bytes: int) -> None:
 
     parts = range(0, num_bytes, _POPULATED_AT_ONCE_BYTES)
     if len(parts) == 1:
-        _check_populated(populate(0))
+        _check_populated(populate_part(0))
         return
     with ThreadPoolExecutor(2) as pool:
-        for code in pool.map(populate, parts):
+        for code in pool.map(populate_part, parts):
             _check_populated(code)
 
 

@@ -116,9 +116,7 @@ class WeightFile:
         except OSError as error:
             raise RunError(f"weight file {self.path}: {error.strerror}") from error
 
-    def read_into(
-        self, component: PlacedComponent, parts: Sequence[tuple[torch.Tensor, int]]
-    ) -> None:
+    def read_into(self, parts: Sequence[tuple[PlacedComponent, torch.Tensor, int]]) -> None:
         """Fill buffers (uint8, whole pages), each with a component's bytes from a page on, at once.
 
         Raises
@@ -129,7 +127,7 @@ class WeightFile:
         assert self._file is not None
         requests = [
             (buffer[place].numpy().data, self.position(component, stored))
-            for buffer, start in parts
+            for component, buffer, start in parts
             for stored, place in component.stored_ranges(start, start + len(buffer))
         ]
         # In the order of the file.

@@ -119,15 +119,15 @@ class WeightStore:
     def read(self, task: Task) -> int:
         """Read one piece of a layer's weights on disk into CPU staging."""
         assert self.file is not None
-        moved = 0
         low, high = self._disk_piece(task)
+        parts = []
         for component in self._loaded_ahead(task):
             first, end = component.window_part(low, high)
             if first < end:
                 buffer = self.buffers.window(task, component, first, end)
-                self.file.read_into(component.placed, [(buffer, first)])
-                moved += end - first
-        return moved
+                parts.append((component.placed, buffer, first))
+        self.file.read_into(parts)
+        return sum(len(buffer) for _, buffer, _ in parts)
 
     def read_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Read one piece of the needed experts on disk into CPU staging."""
@@ -136,9 +136,9 @@ class WeightStore:
         for _, first, end in self._needed_on_disk(task, experts):
             first = page_floor(first)
             buffer = self.buffers.window(task, component, first, round_up(end, PAGE_BYTES))
-            parts.append((buffer, first))
-        self.file.read_into(component.placed, parts)
-        return sum(len(buffer) for buffer, _ in parts)
+            parts.append((component.placed, buffer, first))
+        self.file.read_into(parts)
+        return sum(len(buffer) for _, buffer, _ in parts)
 
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Copy one piece of the needed experts off the GPU into GPU staging."""

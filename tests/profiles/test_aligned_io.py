@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from profiles import aligned_io
-from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer
+from profiles.aligned_io import PAGE_BYTES, DirectFile, aligned_buffer, populate
 from profiles.errors import RunError
 from profiles.units import MIB
 
@@ -180,7 +180,8 @@ def test_populated_memory_is_physical_at_once() -> None:
     before = resident_bytes()
     lazy = aligned_buffer(64 * MIB)
     assert resident_bytes() - before < 8 * MIB
-    populated = aligned_buffer(64 * MIB, populate=True)
+    populated = aligned_buffer(64 * MIB)
+    populate(populated)
     release = tuple(int(part) for part in platform.release().split(".")[:2])
     # Older systems do not know the advice, and wait until memory is touched.
     assert (resident_bytes() - before > 56 * MIB) == (release >= (5, 14))
