@@ -160,8 +160,8 @@ def _measure_packed_matmul(
 ) -> dict[str, RateCurve]:
     """Measure products of few rows with 4-bit weights, where a kernel does them."""
     dtype, most = "bfloat16", DIRECT_ROWS if device == "cpu" else GPU_DIRECT_ROWS
-    sizes = [size for size in plan.rows if size <= most]
-    if not sizes or not kernels.has_packed_products(noise(device, dtype, 1, 1)):
+    sizes = sorted({*plan.packed_rows, *(size for size in plan.rows if size <= most)})
+    if not plan.rows or not kernels.has_packed_products(noise(device, dtype, 1, 1)):
         return {}
     rows, width = plan.out_features, plan.in_features
     packing = Packing(num_elements=width, bits=4)

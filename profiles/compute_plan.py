@@ -37,6 +37,9 @@ class ComputePlan:
         Size of the tensor that memory bandwidth is measured on.
     encoded_rows
         Rows of the products with encoded weights, increasing.
+    packed_rows
+        Rows of the products with 4-bit weights, beside those in ``rows``. The kernels multiply
+        four rows at a time, so that five take as long as eight.
     """
 
     rows: tuple[int, ...]
@@ -49,6 +52,7 @@ class ComputePlan:
     num_cache_rows: int = 64
     stream_bytes: int = 256 * MIB
     encoded_rows: tuple[int, ...] = (1, DIRECT_ROWS)
+    packed_rows: tuple[int, ...] = (4, 5, 8, 9, 12)
 
 
 # With more than one row, encoded weights differ little from plain ones.
