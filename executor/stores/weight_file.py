@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 BUILD_PIECE_BYTES = 16 * MIB
 OnBytes = Callable[[int], None]
 PageRange = tuple[int, int, int]
+# A buffer to fill, and where its bytes begin in the file.
+ReadRequest = tuple[memoryview, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +118,20 @@ class WeightFile:
         except OSError as error:
             raise RunError(f"weight file {self.path}: {error.strerror}") from error
 
-    def read_into(self, parts: Sequence[tuple[PlacedComponent, torch.Tensor, int]]) -> None:
-        """Fill buffers (uint8, whole pages), each with a component's bytes from a page on, at once.
+    def requests_of(
+        self, parts: Sequence[tuple[PlacedComponent, torch.Tensor, int]]
+    ) -> list[ReadRequest]:
+        """Return what fills buffers (uint8, whole pages), each with a component's bytes from a page
+        on; in the order of the file."""
+        requests = [
+            (buffer[place].numpy().data, self.position(component, stored))
+            for component, buffer, start in parts
+            for stored, place in component.stored_ranges(start, start + len(buffer))
+        ]
+        return sorted(requests, key=lambda request: request[1])
+
+    def read(self, requests: Sequence[ReadRequest]) -> None:
+        """Fill the buffers of ``requests``, all at once.
 
         Raises
         ------
@@ -125,13 +139,6 @@ class WeightFile:
             When the bytes cannot be read, or do not have their checksums.
         """
         assert self._file is not None
-        requests = [
-            (buffer[place].numpy().data, self.position(component, stored))
-            for component, buffer, start in parts
-            for stored, place in component.stored_ranges(start, start + len(buffer))
-        ]
-        # In the order of the file.
-        requests.sort(key=lambda request: request[1])
         self._file.read_parts(requests)
         for data, position in requests:
             if not self._checksums.were_checked(position, len(data)):
@@ -143,7 +150,7 @@ class WeightFile:
         Raises
         ------
         RunError
-            As ``read_into`` does.
+            As ``read`` does.
         """
         if self._checksums.were_checked(position, len(row)):
             self._read_cached(row, position)

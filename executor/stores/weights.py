@@ -26,7 +26,7 @@ from executor.stores.staging import StagedComponent, page_floor, resident_parts
 from executor.stores.tensor_views import CpuExperts, TensorView, tensor_views
 from executor.stores.unpacked import UnpackedLayer, UnpackedMatrices
 from executor.stores.weight_buffers import WeightBuffers
-from executor.stores.weight_file import OnBytes, WeightFile
+from executor.stores.weight_file import OnBytes, ReadRequest, WeightFile
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
 from profiles.units import MIB
@@ -74,6 +74,9 @@ class WeightStore:
     def start_block(self, num_batches: int) -> None:
         """Prepare for a block."""
         self.num_pieces = num_load_pieces(self.plan, num_batches)
+        # By layer, slot of staging and piece. What reads a piece is the same in every pass, and
+        # finding it takes longer than reading 1 MiB.
+        self._reads: dict[tuple[int, int, int], tuple[list[ReadRequest], int]] = {}
 
     def load(self, source: WeightSource, on_bytes: OnBytes) -> None:
         """Read resident weights from the checkpoint, in pieces; ``on_bytes`` gets their sizes.
@@ -119,6 +122,18 @@ class WeightStore:
     def read(self, task: Task) -> int:
         """Read one piece of a layer's weights on disk into CPU staging."""
         assert self.file is not None
+        place = task.layer, task.read_slot, task.batch
+        reads = self._reads.get(place) or self._requests_ahead(task)
+        # Experts that are loaded on demand change places.
+        if task.layer not in self.plan.route.demanding:
+            self._reads[place] = reads
+        requests, num_bytes = reads
+        self.file.read(requests)
+        return num_bytes
+
+    def _requests_ahead(self, task: Task) -> tuple[list[ReadRequest], int]:
+        """Return what reads a piece of a layer's weights on disk, and its bytes."""
+        assert self.file is not None
         low, high = self._disk_piece(task)
         parts = []
         for component in self._loaded_ahead(task):
@@ -126,8 +141,7 @@ class WeightStore:
             if first < end:
                 buffer = self.buffers.window(task, component, first, end)
                 parts.append((component.placed, buffer, first))
-        self.file.read_into(parts)
-        return sum(len(buffer) for _, buffer, _ in parts)
+        return self.file.requests_of(parts), sum(len(buffer) for _, buffer, _ in parts)
 
     def read_experts(self, task: Task, experts: Sequence[int]) -> int:
         """Read one piece of the needed experts on disk into CPU staging."""
@@ -137,7 +151,7 @@ class WeightStore:
             first = page_floor(first)
             buffer = self.buffers.window(task, component, first, round_up(end, PAGE_BYTES))
             parts.append((component.placed, buffer, first))
-        self.file.read_into(parts)
+        self.file.read(self.file.requests_of(parts))
         return sum(len(buffer) for _, buffer, _ in parts)
 
     def send_experts(self, task: Task, experts: Sequence[int]) -> int:

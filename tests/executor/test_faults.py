@@ -211,7 +211,7 @@ def test_weights_cut_off_between_runs(scene: Scene, part: float) -> None:
     scene.check(policy)
 
 
-@pytest.mark.parametrize("target", ["WeightFile.read_into", "WeightFile.read_row"])
+@pytest.mark.parametrize("target", ["WeightFile.read", "WeightFile.read_row"])
 @pytest.mark.parametrize("after", [0, 8])
 def test_weights_cut_off_during_a_run(
     scene: Scene, target: str, after: int, monkeypatch: pytest.MonkeyPatch
@@ -507,7 +507,7 @@ MOMENTS: dict[str, tuple[str, int, int]] = {
     "before the first block": ("executor.run.block:Block.start", 0, 0),
     "in the first block": ("executor.stores.kv_cache:KVCache.write", 9, 0),
     "in the second block": ("executor.stores.kv_cache:KVCache.write", 34, 2),
-    "in a read": ("executor.stores.weight_file:WeightFile.read_into", 45, 2),
+    "in a read": ("executor.stores.weight_file:WeightFile.read", 45, 2),
     "before the journal is removed": ("executor.jobs.journal:Journal.remove", 0, 5),
 }
 

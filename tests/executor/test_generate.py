@@ -502,7 +502,7 @@ def test_weights_that_cannot_be_read_end_the_run(
     def fail(*_: object) -> None:
         raise RunError("read of weights: Input/output error")
 
-    monkeypatch.setattr(WeightFile, "read_into", fail)
+    monkeypatch.setattr(WeightFile, "read", fail)
     desk.write_policy(weights=ON_DISK)
     ended = desk.generate()
     assert ended.status == 1

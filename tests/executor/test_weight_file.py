@@ -119,7 +119,7 @@ def check_bytes(file: WeightFile, source: Source, cuts: PlacedLayers) -> None:
             continue
         start, end = page_floor(cut.cpu_end), round_up(layout.num_bytes, PAGE_BYTES)
         got = torch.frombuffer(aligned_buffer(end - start), dtype=torch.uint8)
-        file.read_into([(component, got, start)])
+        file.read(file.requests_of([(component, got, start)]))
         expected = torch.zeros(end, dtype=torch.uint8)
         source.checkpoint.read_range(component.layer, layout, 0, expected[: layout.num_bytes])
         assert torch.equal(got, expected[start:]), f"{layout.name} of layer {component.layer}"
