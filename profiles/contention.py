@@ -35,7 +35,9 @@ DISK_PLAN = DiskPlan(
     depths=(NUM_THREADS,),
 )
 DTYPE = "bfloat16"
-MAX_ROWS = 256
+# As in decode that waits for a disk: few rows, whose products read memory at its full rate. Beside
+# 256 rows a disk keeps more.
+MAX_ROWS = 16
 # A window ends when each work was done so often in it, and is meant to hold more.
 MIN_CALLS = 3
 WANTED_CALLS = 8
