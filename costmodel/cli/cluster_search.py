@@ -69,7 +69,6 @@ def search_nodes(flags: argparse.Namespace, cluster: Cluster) -> None:
             workload=read_workload(flags),
             permitted=read_permitted(flags),
             margin=flags.margin,
-            only_runnable=True,
             # The executor cuts the layers of Hugging Face folders only.
             only_copies=is_gguf(flags.model),
             on_searched=bar.update,

@@ -23,7 +23,8 @@ class ClusterQuestion:
         Share of every capacity that is left free.
     only_runnable
         Whether stages are those that the executor runs: over lanes, on CPUs, with cache and hidden
-        states in memory. Otherwise they run in step, on any machine and with any placement.
+        states in memory. Otherwise they run in step, as FlexGen's do, on any machine and with any
+        placement. Nothing here runs such a plan.
     only_copies
         Whether no layers may be cut over nodes.
     on_searched
@@ -34,6 +35,6 @@ class ClusterQuestion:
     workload: Workload
     permitted: Permitted = DEFAULT_PERMITTED
     margin: float = DEFAULT_MARGIN
-    only_runnable: bool = False
+    only_runnable: bool = True
     only_copies: bool = False
     on_searched: Callable[[], object] = lambda: None

@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
         policy = measured.policy
         policies = policies_of_stages(policy, NUM_MACHINES)
         found = estimate_pipeline(policies, cluster.nodes, cluster.links)
-        question = ClusterQuestion(model=policy.model, workload=policy.workload)
+        question = ClusterQuestion(
+            model=policy.model, workload=policy.workload, only_runnable=False
+        )
         plan = ClusterSearch(question).run(cluster)
         rate = found.throughput_tok_per_s
         error = rate / measured.throughput_tok_per_s - 1

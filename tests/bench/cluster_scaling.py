@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> None:
     flags = parser.parse_args(arguments)
     cases = []
     for model in MODELS:
-        search = ClusterSearch(ClusterQuestion(model=load_model_spec(model), workload=WORKLOAD))
+        search = ClusterSearch(
+            ClusterQuestion(model=load_model_spec(model), workload=WORKLOAD, only_runnable=False)
+        )
         for machine, price in PRICES.items():
             hardware = recorded_profile(machine)
             found = scale(search, hardware, LINK, counts=COUNTS, price_per_hour=price)

@@ -177,9 +177,7 @@ def _two(machine: HardwareProfile) -> Cluster:
 
 
 def _runnable(cluster: Cluster, workload: Workload, *, only_copies: bool = False) -> ClusterPlan:
-    question = ClusterQuestion(
-        model=LARGE, workload=workload, only_runnable=True, only_copies=only_copies
-    )
+    question = ClusterQuestion(model=LARGE, workload=workload, only_copies=only_copies)
     return ClusterSearch(question).run(cluster)
 
 

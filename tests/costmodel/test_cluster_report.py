@@ -27,7 +27,9 @@ def _machine(disk: int = 10**12) -> HardwareProfile:
 
 
 def _search(workload: Workload) -> ClusterSearch:
-    return ClusterSearch(ClusterQuestion(model=make_model(), workload=workload))
+    return ClusterSearch(
+        ClusterQuestion(model=make_model(), workload=workload, only_runnable=False)
+    )
 
 
 def test_a_plan_is_told_by_nodes() -> None:

@@ -60,7 +60,8 @@ def _short(speed: float = 1.0, model: ModelSpec = MODEL) -> HardwareProfile:
 
 
 def _plan(cluster: Cluster, model: ModelSpec, workload: Workload) -> ClusterPlan:
-    return ClusterSearch(ClusterQuestion(model=model, workload=workload)).run(cluster)
+    question = ClusterQuestion(model=model, workload=workload, only_runnable=False)
+    return ClusterSearch(question).run(cluster)
 
 
 def _rate(plan: ClusterPlan) -> float:
@@ -171,7 +172,7 @@ def test_copies_have_the_prompts_that_their_part_of_the_nodes_has() -> None:
 
 
 def test_another_node_brings_what_a_larger_cluster_has() -> None:
-    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK, only_runnable=False))
     cluster = _cluster(_short(), _short(3.0))
     plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
@@ -184,7 +185,7 @@ def test_another_node_brings_what_a_larger_cluster_has() -> None:
 
 def test_nodes_that_differ_by_noise_are_asked_for_once() -> None:
     cluster = _cluster(_machine(1.0), _machine(1.03))
-    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK))
+    seek = ClusterSearch(ClusterQuestion(model=MODEL, workload=WORK, only_runnable=False))
     plan = seek.run(cluster, asks_one_more=True)
     assert plan.predicted is not None
     assert [found.like for found in plan.predicted.one_more] == ["a"]
@@ -215,12 +216,12 @@ def test_many_nodes_are_searched_in_teams() -> None:
         assert sum(counts) == 24 and max(counts) - min(counts) <= 1
 
 
-def test_stages_that_cannot_run_are_left_out_where_asked() -> None:
+def test_stages_that_cannot_run_are_left_out() -> None:
     """Those with a GPU, and those whose cache has no room in memory."""
     gpu = make_machine(gpu_memory=10**9).gpu
     pipeline = Pipeline(num_stages=2, block_size=8)
     question = ClusterQuestion(model=MODEL, workload=WORK, margin=0.0)
-    free, held = StagePrices(question), StagePrices(replace(question, only_runnable=True))
+    free, held = StagePrices(replace(question, only_runnable=False)), StagePrices(question)
     machine = replace(_machine(), gpu=gpu)
     found = [prices.price(machine, 0, (0, 2), pipeline, WORK) for prices in (free, held)]
     has_gpu = [stage and stage.policy.hardware and stage.policy.hardware.has_gpu for stage in found]
