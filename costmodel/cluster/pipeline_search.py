@@ -21,13 +21,15 @@ from costmodel.plan.workload import Workload
 MOST_SIZES = 8
 # Sizes of the coarse grid are so many places apart: two places are about twice the size.
 COARSE = 4
+# Sizes of the cache of lanes (see ``pool_tokens``): for what is expected, and for the longest.
+DEVIATIONS = (1.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """A pipeline at one block size with one cut."""
+    """A pipeline with one cut."""
 
-    block_size: int
+    pipeline: Pipeline
     cut: Cut
     seconds_per_sequence: float
 
@@ -57,7 +59,7 @@ class PipelineSearch:
         self._model, self._workload = prices.model, workload
 
     def estimate(self) -> Option | None:
-        """Return the best block size and cut; ``None`` where nothing fits.
+        """Return the best block size, size of the cache and cut; ``None`` where nothing fits.
 
         With few block sizes and few cuts, all are tried. Otherwise this is an estimate with a cut
         by the speeds of the nodes, for the best block size of a coarse grid and those around it.
@@ -66,11 +68,18 @@ class PipelineSearch:
         if num_stages > num_layers:
             return None
         sizes = block_sizes(self._workload, num_stages)
-        if self._is_small(sizes):
-            best = min((self._cut(size) for size in sizes), key=_seconds)
-        else:
-            estimate = self._even if len(set(self._kinds)) > 1 else self._alike
-            best = min_near(sizes, estimate)
+        found = []
+        for deviations in DEVIATIONS if self._prices.question.only_runnable else (math.inf,):
+            pipelines = [
+                Pipeline(num_stages=num_stages, block_size=size, deviations=deviations)
+                for size in sizes
+            ]
+            if self._is_small(sizes):
+                found += [self._cut(pipeline) for pipeline in pipelines]
+            else:
+                estimate = self._even if len(set(self._kinds)) > 1 else self._alike
+                found.append(min_near(pipelines, estimate))
+        best = min(found, key=_seconds)
         return None if math.isinf(best.seconds_per_sequence) else best
 
     def plan(self, option: Option) -> CopyPlan | None:
@@ -78,98 +87,92 @@ class PipelineSearch:
 
         Its share of the prompts is 1. ``None`` where the block does not fit.
         """
-        best = self._cut(option.block_size)
+        best = self._cut(option.pipeline)
         return None if math.isinf(best.seconds_per_sequence) else self._plan_of(best)
 
     def _is_small(self, sizes: Sequence[int]) -> bool:
         cuts = num_cuts(self._model.num_layers, len(self._nodes))
         return len(sizes) <= MOST_SIZES and cuts <= MOST_CUTS
 
-    def _alike(self, block_size: int) -> Option:
+    def _alike(self, pipeline: Pipeline) -> Option:
         """Return the price of equal nodes as if each had a stage in the middle of the model."""
         num_layers, num_stages = self._model.num_layers, len(self._nodes)
         cut = even_cut(num_layers, [1.0] * num_stages)
         count = max(cut)
         first = min((num_layers - count) // 2, num_layers - count - 1)
-        stage = self._stage(0, (first, count), block_size)
-        seconds = self._job_seconds(block_size, [stage] * num_stages if stage else None)
-        return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
+        stage = self._stage(0, (first, count), pipeline)
+        seconds = self._job_seconds(pipeline, [stage] * num_stages if stage else None)
+        return Option(pipeline=pipeline, cut=cut, seconds_per_sequence=seconds)
 
-    def _cut(self, block_size: int) -> Option:
-        start = self._even(block_size).cut
-        return self._option(block_size, best_cut(start, lambda cut: self._seconds(block_size, cut)))
+    def _cut(self, pipeline: Pipeline) -> Option:
+        start = self._even(pipeline).cut
+        return self._option(pipeline, best_cut(start, lambda cut: self._seconds(pipeline, cut)))
 
-    def _even(self, block_size: int) -> Option:
+    def _even(self, pipeline: Pipeline) -> Option:
         """Return the cut that gives each node layers by its speed in an even cut."""
         num_layers, num_stages = self._model.num_layers, len(self._nodes)
         cut = even_cut(num_layers, [1.0] * num_stages)
         if len(set(self._kinds)) > 1:
-            cut = even_cut(num_layers, self._speeds(block_size, cut))
-        return self._option(block_size, cut)
+            cut = even_cut(num_layers, self._speeds(pipeline, cut))
+        return self._option(pipeline, cut)
 
-    def _option(self, block_size: int, cut: Cut) -> Option:
-        seconds = self._seconds(block_size, cut)
-        return Option(block_size=block_size, cut=cut, seconds_per_sequence=seconds)
+    def _option(self, pipeline: Pipeline, cut: Cut) -> Option:
+        seconds = self._seconds(pipeline, cut)
+        return Option(pipeline=pipeline, cut=cut, seconds_per_sequence=seconds)
 
-    def _speeds(self, block_size: int, cut: Cut) -> list[float]:
+    def _speeds(self, pipeline: Pipeline, cut: Cut) -> list[float]:
         """Return the layers that each node computes in a second."""
         # Of the middle of the model, so that no node has the embedding or the head.
         first, count = self._model.num_layers // 2 - 1, max(1, min(cut) - 1)
         speeds = []
         for place in range(len(self._nodes)):
-            stage = self._stage(place, (first, count), block_size)
+            stage = self._stage(place, (first, count), pipeline)
             if stage is None:
                 # It has room for few layers, or for none.
                 speeds.append(0.0)
                 continue
-            speeds.append(count / float(stage.seconds @ self._passes(block_size).counts))
+            speeds.append(count / float(stage.seconds @ self._passes(pipeline).counts))
         least = min((speed for speed in speeds if speed), default=1.0)
         return [speed or least / count for speed in speeds]
 
-    def _seconds(self, block_size: int, cut: Cut) -> float:
-        return self._job_seconds(block_size, self._stages(block_size, cut))
+    def _seconds(self, pipeline: Pipeline, cut: Cut) -> float:
+        return self._job_seconds(pipeline, self._stages(pipeline, cut))
 
-    def _job_seconds(self, block_size: int, stages: Sequence[PricedStage] | None) -> float:
+    def _job_seconds(self, pipeline: Pipeline, stages: Sequence[PricedStage] | None) -> float:
         """Return the seconds of the job for each of its prompts; infinity where nothing fits."""
         if stages is None:
             return math.inf
-        in_round = self._passes(block_size).num_prompts
+        in_round = self._passes(pipeline).num_prompts
         num_prompts = self._workload.num_prompts or in_round
         num_rounds = -(-num_prompts // in_round)
-        return self._round(stages).seconds * num_rounds / num_prompts
+        return self._round(pipeline, stages).seconds * num_rounds / num_prompts
 
-    def _round(self, stages: Sequence[PricedStage]) -> Round:
+    def _round(self, pipeline: Pipeline, stages: Sequence[PricedStage]) -> Round:
         names = [node.name for node in self._nodes]
-        passes = self._passes(stages[0].policy.block_size)
-        return round_of(stages, names, self._links, passes)
+        return round_of(stages, names, self._links, self._passes(pipeline))
 
-    def _passes(self, block_size: int) -> BlockPasses:
-        pipeline = self._pipeline(block_size)
+    def _passes(self, pipeline: Pipeline) -> BlockPasses:
         return self._prices.passes(self._nodes[0].hardware, pipeline, self._workload)
 
-    def _stages(self, block_size: int, cut: Cut) -> list[PricedStage] | None:
+    def _stages(self, pipeline: Pipeline, cut: Cut) -> list[PricedStage] | None:
         stages, first = [], 0
         for place, count in enumerate(cut):
-            stage = self._stage(place, (first, count), block_size)
+            stage = self._stage(place, (first, count), pipeline)
             if stage is None:
                 return None
             stages.append(stage)
             first += count
         return stages
 
-    def _stage(self, place: int, layers: tuple[int, int], block_size: int) -> PricedStage | None:
+    def _stage(self, place: int, layers: tuple[int, int], pipeline: Pipeline) -> PricedStage | None:
         """Return the best stage of these layers on a node; ``None`` where nothing fits."""
         hardware, kind = self._nodes[place].hardware, self._kinds[place]
-        pipeline = self._pipeline(block_size)
         return self._prices.price(hardware, kind, layers, pipeline, self._workload)
 
-    def _pipeline(self, block_size: int) -> Pipeline:
-        return Pipeline(num_stages=len(self._nodes), block_size=block_size)
-
     def _plan_of(self, option: Option) -> CopyPlan:
-        stages = self._stages(option.block_size, option.cut)
+        stages = self._stages(option.pipeline, option.cut)
         assert stages is not None
-        found = self._round(stages)
+        found = self._round(option.pipeline, stages)
         tokens = self._workload.mean_output
         layers = zip(accumulate(option.cut, initial=0), option.cut, strict=False)
         return CopyPlan(
@@ -195,16 +198,16 @@ def block_sizes(workload: Workload, num_stages: int) -> list[int]:
     return batch_sizes(replace(workload, num_prompts=in_block, lengths=None))
 
 
-def min_near(sizes: Sequence[int], estimate: Callable[[int], Option]) -> Option:
-    """Return the best option of a coarse grid of sizes, refined around it."""
+def min_near(pipelines: Sequence[Pipeline], estimate: Callable[[Pipeline], Option]) -> Option:
+    """Return the best option of a coarse grid of block sizes, refined around it."""
     found: dict[int, Option] = {}
-    tried: Iterable[int] = {0, *range(len(sizes) - 1, -1, -COARSE)}
+    tried: Iterable[int] = {0, *range(len(pipelines) - 1, -1, -COARSE)}
     step = COARSE
     while step:
-        found |= {place: estimate(sizes[place]) for place in tried if place not in found}
+        found |= {place: estimate(pipelines[place]) for place in tried if place not in found}
         best = min(found, key=lambda place: found[place].seconds_per_sequence)
         step //= 2
-        tried = range(max(0, best - step), min(len(sizes), best + step + 1), step or 1)
+        tried = range(max(0, best - step), min(len(pipelines), best + step + 1), step or 1)
     return found[best]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.stages import stage_model
@@ -13,7 +14,8 @@ from costmodel.optimizer.fitting import fit
 from costmodel.optimizer.lane_search import NUM_BATCHES, lane_problems
 from costmodel.optimizer.program import Program
 from costmodel.optimizer.rows import RowTable
-from costmodel.plan.pages import PAGE, pages_of
+from costmodel.plan.lane_cache import pool_tokens
+from costmodel.plan.pages import PAGE
 from costmodel.plan.policy import LanePolicy, Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_margin
@@ -24,18 +26,21 @@ CHUNK_ROWS = 512
 IN_MEMORY = Placement(cpu=1.0)
 
 
+# Every stage of a pipeline, and each way to cut it, asks for the same.
+@lru_cache(maxsize=1024)
 def stage_lanes(
     workload: Workload, pipeline: Pipeline, *, chunk_rows: int = CHUNK_ROWS
 ) -> LanePolicy:
-    """Return lanes with room for every block in flight, whatever its requests are.
+    """Return lanes for every block in flight.
 
-    The cache has room for as many of the longest sequences as there are lanes. The hidden states
-    have room for a block of the longest prompts, and for what admission asks for beside one.
+    Each block has an equal part of the cache, whose size is that of ``pool_tokens``. The hidden
+    states have room for a block of the longest prompts, and for what admission asks for beside one.
     """
     size, count, prompt_len = pipeline.block_size, pipeline.num_stages, workload.prompt_len
     rows = max(size * prompt_len, prompt_len + count * size)
+    lengths = workload.sketch(count * size).lengths()
     return LanePolicy(
-        pool_tokens=count * size * pages_of(prompt_len + workload.gen_len - 1) * PAGE,
+        pool_tokens=count * max(PAGE, pool_tokens(lengths, size, pipeline.deviations)),
         pass_rows=rows,
         chunk_rows=max(1, min(chunk_rows, rows)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -83,10 +84,13 @@ class Pipeline:
         Stages, and blocks whose caches each stage keeps.
     block_size
         Sequences of a block.
+    deviations
+        Of lanes, the size of a block's cache (see ``pool_tokens``).
     """
 
     num_stages: int
     block_size: int
+    deviations: float = math.inf
 
 
 def check_permitted(permitted: Permitted, hardware: HardwareProfile, model: ModelSpec) -> None:

@@ -12,8 +12,6 @@ import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, Permitted
 from costmodel.optimizer.fitting import fit
@@ -21,8 +19,8 @@ from costmodel.optimizer.lane_bound import least_seconds
 from costmodel.optimizer.program import Limits, Program, Solution
 from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
+from costmodel.plan.lane_cache import pool_tokens
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.pages import PAGE, pages_of
 from costmodel.plan.policy import LanePolicy, Policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.lane_price import job_seconds
@@ -30,8 +28,7 @@ from costmodel.pricing.problem import Problem
 from costmodel.schedule.job_trace import JobTrace
 from profiles.hardware import HardwareProfile
 
-# Standard deviations of the tokens of all lanes that the cache has room for beside their mean;
-# infinite: room for the longest sequences together.
+# Sizes of the cache, see ``pool_tokens``.
 DEVIATIONS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, math.inf)
 # Rows of prompts that begin together, where the longest prompt leaves room for them.
 PROMPT_ROWS = (0, 512, 2048, 8192, 32768)
@@ -179,24 +176,13 @@ class LaneSearch:
         return FoundLanes(seconds=seconds, policy=policy, problem=problem, solution=solution)
 
     def _lane_policy(self, problem: Problem, choice: Choice) -> LanePolicy:
-        lengths, lanes, shared = self.lengths, choice.lanes, 0
-        # The longest sequence must have room, and no more than the longest ones can be used.
-        least = pages_of(int(lengths.stored.max())) * PAGE
-        if problem.shares_prefixes:
-            shared = int(lengths.prefixes.tokens.sum())
-            lengths = lengths.own
-        stored = np.sort(lengths.stored)[::-1]
-        most = sum(pages_of(int(n)) for n in stored[:lanes].tolist()) * PAGE + shared
-        most = max(most, least)
-        tokens = most
-        if math.isfinite(choice.deviations):
-            mean, deviation = lengths.mean_context + PAGE / 2, lengths.sd_context
-            needed = shared + lanes * mean + choice.deviations * deviation * math.sqrt(lanes)
-            tokens = min(most, max(least, pages_of(math.ceil(needed)) * PAGE))
-        longest = int(self.lengths.prompts.max())
-        total = int(lengths.prompts.sum()) + shared
-        prompt_rows = max(longest, min(total, choice.prompt_rows))
-        rows = prompt_rows + lanes - 1
+        lengths, shares = self.lengths, problem.shares_prefixes
+        tokens = pool_tokens(lengths, choice.lanes, choice.deviations, shares_prefixes=shares)
+        total = int(lengths.prompts.sum())
+        if shares:
+            total = int(lengths.own.prompts.sum()) + int(lengths.prefixes.tokens.sum())
+        prompt_rows = max(int(lengths.prompts.max()), min(total, choice.prompt_rows))
+        rows = prompt_rows + choice.lanes - 1
         return LanePolicy(
             pool_tokens=max(1, tokens), pass_rows=rows, chunk_rows=min(choice.chunk_rows, rows)
         )

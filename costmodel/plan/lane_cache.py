@@ -1,4 +1,4 @@
-"""The cache of lanes, layer by layer: its bytes, and which layers keep it on disk. No torch.
+"""The cache of lanes: its tokens, its bytes, and which layers keep it on disk. No torch.
 
 A layer's cache is wholly in memory or wholly on disk. Passes read the layers in turn, so that a
 cache on disk is staged while other layers are computed. All of its pages are one run of the file.
@@ -7,12 +7,48 @@ cache on disk is staged while other layers are computed. All of its pages are on
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from costmodel.plan.cuts import cache_spec, spread
-from costmodel.plan.pages import PoolSizes, layer_bytes
+from costmodel.plan.lengths import Lengths
+from costmodel.plan.pages import PAGE, PoolSizes, layer_bytes, pages_of
 from costmodel.plan.policy import Placement, Policy
+
+
+def pool_tokens(
+    lengths: Lengths, lanes: int, deviations: float, *, shares_prefixes: bool = False
+) -> int:
+    """Return the tokens that the cache of some lanes has room for: whole pages.
+
+    There is always room for the longest sequence alone, and no more than the longest ones can use
+    together. Where the lanes need more, some of them wait (see ``Admission``).
+
+    Parameters
+    ----------
+    lengths
+        Of all requests.
+    deviations
+        Standard deviations of the tokens of all lanes that there is room for beside their mean;
+        infinite: room for the longest sequences together.
+    shares_prefixes
+        Whether prefixes that requests share are kept once.
+    """
+    least, shared = pages_of(int(lengths.stored.max())) * PAGE, 0
+    if shares_prefixes:
+        shared = int(lengths.prefixes.tokens.sum())
+        lengths = lengths.own
+    stored = np.sort(lengths.stored)[::-1]
+    most = sum(pages_of(int(n)) for n in stored[:lanes].tolist()) * PAGE + shared
+    most = max(most, least)
+    if math.isinf(deviations):
+        return most
+    mean = lengths.mean_context + PAGE / 2
+    needed = shared + lanes * mean + deviations * lengths.sd_context * math.sqrt(lanes)
+    return min(most, max(least, pages_of(math.ceil(needed)) * PAGE))
 
 
 def cache_sizes(policy: Policy) -> list[int]:

@@ -56,8 +56,8 @@ class PipelineEngine(CopyEngine):
     Parameters
     ----------
     job
-        The job. The policy of its plan is that of all blocks in flight over the whole model (see
-        ``whole_policy``).
+        The job. The policy of its plan is that of the whole model, with the lanes of all blocks in
+        flight and the cache of one (see ``whole_policy``).
     stages
         The actors of the stages, in the order of their layers.
     stage_jobs
@@ -92,13 +92,14 @@ class PipelineEngine(CopyEngine):
         policy, count = self._policy, len(self._stages)
         assert policy.lanes is not None
         size = policy.block_size // count
-        pool_tokens = policy.lanes.pool_tokens // count
         return [
             BlockInFlight(
                 first_lane=place * size,
                 admission=Admission(
                     self.lengths.sharing(Prefixes.none(len(self.lengths))),
-                    PoolSizes.of(policy.model, pool_tokens=pool_tokens, most_lanes=size),
+                    PoolSizes.of(
+                        policy.model, pool_tokens=policy.lanes.pool_tokens, most_lanes=size
+                    ),
                     most_lanes=size,
                     batch_lanes=size,
                     pass_rows=policy.lanes.pass_rows,

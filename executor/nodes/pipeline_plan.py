@@ -68,9 +68,10 @@ def stage_policy(copy: CopyPlan, place: int, workload: Workload) -> Policy:
 def whole_policy(copy: CopyPlan, model: ModelSpec, workload: Workload) -> Policy:
     """Return a policy of the whole model with the lanes of all blocks in flight.
 
-    It says who has room and what is approximated. Nobody runs it.
+    Its cache is that of one block, where a request must have room. It also says what is
+    approximated. Nobody runs it.
     """
-    first = copy.stages[0].policy
+    first, lanes = copy.stages[0].policy, lanes_of(copy, 0)
     return Policy(
         model=model,
         workload=workload,
@@ -84,6 +85,6 @@ def whole_policy(copy: CopyPlan, model: ModelSpec, workload: Workload) -> Policy
         cache_bits=first.cache_bits,
         group_size=first.group_size,
         attention_sparsity=first.attention_sparsity,
-        lanes=lanes_of(copy, 0),
+        lanes=replace(lanes, pool_tokens=lanes.pool_tokens // len(copy.stages)),
         hardware=first.hardware,
     )

@@ -3,13 +3,14 @@ that fit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from costmodel.cluster import block_passes
+from costmodel.cluster import block_passes, pipeline_search
 from costmodel.cluster.block_passes import passes_of_lanes
 from costmodel.cluster.estimate import estimate_pipeline
 from costmodel.cluster.nodes import Cluster, Links, Node, NodeLink
@@ -64,10 +65,14 @@ def _drawn(count: int) -> Lengths:
 
 
 def _stages(
-    model: ModelSpec, counts: Sequence[int], workload: Workload, size: int = SIZE
+    model: ModelSpec,
+    counts: Sequence[int],
+    workload: Workload,
+    size: int = SIZE,
+    deviations: float = math.inf,
 ) -> tuple[list[Policy], list[Node]]:
     """Return a pipeline whose stages differ in layers, placements and speed."""
-    pipeline = Pipeline(num_stages=len(counts), block_size=size)
+    pipeline = Pipeline(num_stages=len(counts), block_size=size, deviations=deviations)
     policies = [
         Policy(
             model=stage,
@@ -87,6 +92,14 @@ def _stages(
     return policies, nodes
 
 
+def _of_block(policy: Policy) -> Policy:
+    """Return a policy whose cache is that of one block."""
+    lanes = policy.lanes
+    assert lanes is not None
+    tokens = lanes.pool_tokens // policy.blocks_in_flight
+    return replace(policy, lanes=replace(lanes, pool_tokens=tokens))
+
+
 def _played(policies: Sequence[Policy], nodes: Sequence[Node], lengths: Lengths) -> float:
     """Return the seconds until all blocks are answered, each with its own prompts.
 
@@ -100,7 +113,7 @@ def _played(policies: Sequence[Policy], nodes: Sequence[Node], lengths: Lengths)
         picked = order[block::num_blocks]
         own = Lengths(lengths.prompts[picked], lengths.outputs[picked], lengths.limits[picked])
         jobs = [
-            simulate_job(policy, node.hardware, own)
+            simulate_job(_of_block(policy), node.hardware, own)
             for policy, node in zip(policies, nodes, strict=True)
         ]
         rows = jobs[0].counts.decoding + jobs[0].counts.prompt_tokens
@@ -124,18 +137,19 @@ def _played(policies: Sequence[Policy], nodes: Sequence[Node], lengths: Lengths)
 
 
 @pytest.mark.parametrize(
-    ("model", "counts", "lengths", "tolerance"),
+    ("model", "counts", "lengths", "deviations", "tolerance"),
     [
-        (MODEL, (2, 2), _equal(5 * 2 * SIZE), 0.03),
-        (MODEL, (1, 2, 1), _equal(4 * 3 * SIZE), 0.03),
-        (MODEL, (2, 2), _drawn(70), 0.06),
-        (make_mixture(), (2, 1, 1), _drawn(100), 0.06),
+        (MODEL, (2, 2), _equal(5 * 2 * SIZE), math.inf, 0.03),
+        (MODEL, (1, 2, 1), _equal(4 * 3 * SIZE), math.inf, 0.03),
+        (MODEL, (2, 2), _drawn(70), math.inf, 0.06),
+        (MODEL, (2, 2), _drawn(70), 1.0, 0.06),
+        (make_mixture(), (2, 1, 1), _drawn(100), math.inf, 0.06),
     ],
 )
 def test_the_price_is_that_of_all_blocks_played_out(
-    model: ModelSpec, counts: Sequence[int], lengths: Lengths, tolerance: float
+    model: ModelSpec, counts: Sequence[int], lengths: Lengths, deviations: float, tolerance: float
 ) -> None:
-    policies, nodes = _stages(model, counts, _work(lengths))
+    policies, nodes = _stages(model, counts, _work(lengths), deviations=deviations)
     found = estimate_pipeline(policies, nodes, LAN)
     tokens = int(lengths.outputs.sum())
     played_s = _played(policies, nodes, lengths)
@@ -195,6 +209,23 @@ def test_runnable_stages_fit_and_cost_what_they_say() -> None:
     found = estimate_pipeline(policies, cluster.nodes, LAN)
     assert copy.predicted is not None
     assert copy.predicted.throughput_tok_per_s == pytest.approx(found.throughput_tok_per_s)
+
+
+def test_a_cache_for_what_is_expected_has_room_for_more_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Answers may be long and are not. A pass costs hardly more with more sequences."""
+    work = _work(Lengths([40] * 96, [60] * 96, [900] * 96))
+    compute = make_compute(flop=1e12, attention=1e12, decode=1e11, overhead_s=1e-5)
+    machine = make_machine(cpu_memory=_short(work).cpu.memory_bytes, disk=0, cpu=compute)
+    cluster = _two(machine)
+    (expected,) = _runnable(cluster, work).copies
+    monkeypatch.setattr(pipeline_search, "DEVIATIONS", (math.inf,))
+    (longest,) = _runnable(cluster, work).copies
+    assert expected.block_size > longest.block_size
+    assert expected.predicted is not None and longest.predicted is not None
+    gained = expected.predicted.throughput_tok_per_s / longest.predicted.throughput_tok_per_s
+    assert gained > 1.5
 
 
 def test_copies_alone_are_refused_where_only_stages_fit() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from costmodel.cluster.plan import CopyPlan
@@ -79,9 +79,13 @@ def actor_of(node: NodeProcess) -> Any:
     return SimpleNamespace(**{name: method(name) for name in names})
 
 
-def answers(engine: CopyEngine) -> list[list[int]]:
+def answers(
+    engine: CopyEngine,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    limits: Sequence[int] = LIMITS,
+) -> list[list[int]]:
     """Hand all requests out as the engine has room, and return their tokens."""
-    hand_out, found = HandOut(range(NUM_PROMPTS)), {}
+    hand_out, found = HandOut(range(len(prompts))), {}
     engine.start()
     handed: list[Handed] = []
     while hand_out.num_left:
@@ -93,27 +97,32 @@ def answers(engine: CopyEngine) -> list[list[int]]:
         handed = [
             Handed(
                 request=request,
-                prompt_ids=tuple(PROMPTS[request]),
-                params=RowParams(max_tokens=LIMITS[request]),
+                prompt_ids=tuple(prompts[request]),
+                params=RowParams(max_tokens=limits[request]),
                 identity=request,
             )
             for request in hand_out.take("a", min(3, news.wanted))
         ]
     engine.close()
-    return [found[request] for request in range(NUM_PROMPTS)]
+    return [found[request] for request in range(len(prompts))]
 
 
-def job_of(folder: Path, model: Path, policy: Any) -> NodeJob:
+def job_of(folder: Path, model: Path, policy: Any, lengths: Lengths | None = None) -> NodeJob:
     return NodeJob(
         model=model,
         plan=NodePlan(policy=policy, hardware=make_hardware(), predicted=NO_PREDICTION),
         offload_dir=folder,
-        lengths=Lengths(np.array([len(p) for p in PROMPTS]), LIMITS),
+        lengths=lengths or Lengths([len(prompt) for prompt in PROMPTS], LIMITS),
     )
 
 
 def pipeline_engine_of(
-    copy: CopyPlan, spec: ModelSpec, workload: Workload, model: Path, folder: Path
+    copy: CopyPlan,
+    spec: ModelSpec,
+    workload: Workload,
+    model: Path,
+    folder: Path,
+    lengths: Lengths | None = None,
 ) -> PipelineEngine:
     """Return the engine of a pipeline whose stages are in this process."""
     jobs = [
@@ -126,5 +135,5 @@ def pipeline_engine_of(
         )
         for place, stage in enumerate(copy.stages)
     ]
-    whole = job_of(folder, model, whole_policy(copy, spec, workload))
+    whole = job_of(folder, model, whole_policy(copy, spec, workload), lengths)
     return PipelineEngine(whole, [actor_of(NodeProcess()) for _ in jobs], jobs)

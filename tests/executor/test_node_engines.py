@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from costmodel.plan.lengths import Lengths
-from costmodel.plan.policy import Placement
+from costmodel.plan.pages import PAGE
+from costmodel.plan.policy import LanePolicy, Placement
+from costmodel.schedule.admission import Admission
+from costmodel.schedule.pass_lanes import PassLanes
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.params import RowParams
 from executor.nodes import pipeline_actors
@@ -42,7 +45,7 @@ from tests.executor.stage_plans import (
     staged_copy,
 )
 from tests.executor.tiny_machines import ON_DISK, change_policy, make_hardware, make_policy
-from tests.executor.tiny_models import save_tiny_model
+from tests.executor.tiny_models import VOCAB_SIZE, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,48 @@ def test_stages_make_the_tokens_of_one_machine(
     workload = copy.stages[0].policy.workload
     engine = pipeline_engine_of(copy, spec, workload, models[model], tmp_path)
     assert answers(engine) == expected[model]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_lanes_wait_where_answers_are_longer_than_expected(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block has three pages for up to four sequences, which end on two of them."""
+    prompts = [[(5 * n + i * i) % VOCAB_SIZE for i in range(PAGE - 1)] for n in range(8)]
+    limits = [5] * len(prompts)
+    source = Checkpoint.open(models["mixture"])
+    _, counts, placements = TWO_MIXTURE
+    copy = staged_copy(
+        source.spec,
+        counts,
+        placements,
+        hardware=make_hardware(),
+        prompt_len=PAGE - 1,
+        gen_len=5,
+    )
+    lanes = LanePolicy(pool_tokens=len(counts) * 3 * PAGE, pass_rows=4 * PAGE, chunk_rows=16)
+    stages = tuple(
+        replace(stage, policy=replace(stage.policy, lanes=lanes)) for stage in copy.stages
+    )
+    num_waiting = []
+    plan = Admission.plan
+
+    def planned(self: Admission) -> PassLanes | None:
+        lanes = plan(self)
+        num_waiting.append(0 if lanes is None else len(lanes.waiting))
+        return lanes
+
+    monkeypatch.setattr(Admission, "plan", planned)
+    engine = pipeline_engine_of(
+        replace(copy, stages=stages),
+        source.spec,
+        copy.stages[0].policy.workload,
+        models["mixture"],
+        tmp_path,
+        Lengths([PAGE - 1] * len(prompts), [2] * len(prompts), limits),
+    )
+    assert answers(engine, prompts, limits) == ReferenceModel(source).generate(prompts, 5)
+    assert sum(num_waiting) > 0
 
 
 def test_pipelines_are_refused_what_stages_cannot_run(
