@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +20,7 @@ from costmodel.pricing.memory import LANE_PHASE
 from costmodel.schedule.chrome_trace import begin_trace
 from executor.engine.trace import Span
 from executor.nodes.ray_nodes import NodeActor, ask, load_ray
-from profiles.errors import ZigzagError
+from profiles.errors import RunError, ZigzagError
 from profiles.outputs import write_output
 from profiles.units import format_figure
 
@@ -70,7 +71,9 @@ class ClusterTrace:
     def begin(self, actors: Sequence[NodeActor]) -> None:
         """Compare the clocks of nodes without work, and set time zero."""
         for actor in actors:
-            self._clocks[actor.name] = clock_of(actor)
+            # Who has failed is told of when the job begins.
+            with suppress(RunError):
+                self._clocks[actor.name] = clock_of(actor)
         self._zero_s = time.perf_counter()
 
     def take(self, actors: Sequence[NodeActor]) -> None:

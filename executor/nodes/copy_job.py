@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,14 +25,19 @@ from executor.nodes.copy_plan import (
     with_workload,
 )
 from executor.nodes.copy_run import CopyNode, CopyRun
-from executor.nodes.facts import check_alike, own_facts
+from executor.nodes.facts import NodeFacts, check_alike, no_nodes_left, own_facts
 from executor.nodes.pipeline_actors import PipelineActors
 from executor.nodes.pipeline_plan import check_pipeline, stage_policy
-from executor.nodes.ray_nodes import NodeActor, ask_all, folder_on, ray_nodes
+from executor.nodes.ray_nodes import NodeActor, folder_on, outcomes, ray_nodes
 from executor.nodes.share import Handed, NodeJob, NodePlan, StageJob
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from profiles.hardware import HardwareProfile
 from profiles.units import format_count, format_figure
+
+logger = logging.getLogger(__name__)
+
+# A machine with much to do takes long to start a process.
+LEAST_START_S = 120.0
 
 
 class CopyJob:
@@ -74,11 +80,15 @@ class CopyJob:
             raise InputError("nodes", got="none that runs anything", allowed="one or more")
         self._actors = [NodeActor(node) for node in found]
         policies = {c.stages[0].node: c.stages[0].policy for c in copies if len(c.stages) == 1}
-        staged = {stage.node for copy in self._pipelines for stage in copy.stages}
-        alone = [actor for actor in self._actors if actor.name not in staged]
-        links = plan.links if plan else None
+        self._staged = {stage.node for copy in self._pipelines for stage in copy.stages}
         self._planner = CopyPlanner(
-            alone, self._model, profiles or {}, policies, self._pipelines, links
+            [actor for actor in self._actors if actor.name not in self._staged],
+            self._model,
+            profiles or {},
+            policies,
+            self._pipelines,
+            plan.links if plan else None,
+            timeout_s=timeout_s,
         )
         self._nodes: list[CopyNode] = []
         self._trace = ClusterTrace(trace, len(self._actors)) if trace else None
@@ -86,15 +96,41 @@ class CopyJob:
 
     def __enter__(self) -> CopyJob:
         try:
-            calls = [actor.handle.facts.remote(self._model) for actor in self._actors]
-            found = ask_all(self._actors, calls)
-            named = zip((actor.name for actor in self._actors), found, strict=True)
+            named = self._ask_facts()
             self._facts = own_facts(self._model)
             check_alike([("this machine", self._facts), *named], self._model)
         except BaseException:
             self.close()
             raise
         return self
+
+    def _ask_facts(self) -> list[tuple[str, NodeFacts]]:
+        """Ask all nodes what they are, and leave out those that fail.
+
+        Raises
+        ------
+        RunError
+            Where the last node fails, and for a node that has a stage of the plan.
+        """
+        calls = [actor.handle.facts.remote(self._model) for actor in self._actors]
+        named: list[tuple[str, NodeFacts]] = []
+        failed: list[tuple[NodeActor, RunError]] = []
+        for actor, found in outcomes(self._actors, calls, max(self._timeout_s, LEAST_START_S)):
+            if isinstance(found, NodeFacts):
+                named.append((actor.name, found))
+            elif isinstance(found, RunError):
+                failed.append((actor, found))
+            else:
+                raise found
+        for actor, error in failed:
+            if actor.name in self._staged:
+                told = "a stage of the plan runs there; try: start the node again, then --resume"
+                raise RunError(f"{error}; {told}")
+            if not named:
+                raise no_nodes_left(str(error))
+            logger.warning("%s; it is left out", error)
+            self._planner.leave_out(actor)
+        return named
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -175,7 +211,7 @@ class CopyJob:
         order = longest_first(self._lengths).tolist()
         running = CopyRun(self._nodes, handed, order, self._timeout_s)
         if self._trace:
-            self._trace.begin(self._actors)
+            self._trace.begin([a for node in self._nodes for a in node.actor.members])
         start_s = time.perf_counter()
         bar = ClusterBar(self._lengths, len(self._nodes))
         with closing(running), bar, job.answering() as take:

@@ -19,12 +19,16 @@ from executor.cli.job_options import JobOptions
 from executor.jobs.lane_room import room_lacks
 from executor.jobs.planning import CHOSEN, chosen_before
 from executor.nodes.pipeline_plan import stage_policy, whole_policy
-from executor.nodes.ray_nodes import NodeActor, ask, folder_on
+from executor.nodes.ray_nodes import NodeActor, folder_on, outcomes
 from executor.nodes.share import NodePlan
-from profiles.errors import InfeasibleError, InputError
+from profiles.errors import InfeasibleError, InputError, ZigzagError
 from profiles.hardware import HardwareProfile
 
 logger = logging.getLogger(__name__)
+
+
+# A node may measure itself before it plans, which takes minutes.
+LEAST_PLANNING_S = 900.0
 
 
 class CopyPlanner:
@@ -33,7 +37,7 @@ class CopyPlanner:
     Parameters
     ----------
     actors
-        The nodes.
+        The nodes. One that fails is left out from then on.
     model
         The checkpoint, by its path on every node.
     profiles, policies
@@ -42,6 +46,8 @@ class CopyPlanner:
         Copies whose layers are cut over several nodes.
     links
         The network between these; ``None`` costs nothing.
+    timeout_s
+        A node that gives no plan for so long has failed; not before ``LEAST_PLANNING_S``.
 
     Attributes
     ----------
@@ -57,8 +63,10 @@ class CopyPlanner:
         policies: Mapping[str, Policy],
         pipelines: Sequence[CopyPlan] = (),
         links: Links | None = None,
+        timeout_s: float = LEAST_PLANNING_S,
     ) -> None:
-        self._actors, self._model = actors, model
+        self._actors, self._model = list(actors), model
+        self._timeout_s = max(timeout_s, LEAST_PLANNING_S)
         self._profiles, self._policies = profiles, policies
         self._pipelines, self._links = pipelines, links or Links(default=FREE_LINK)
         self.plans: dict[str, NodePlan] = {}
@@ -68,16 +76,14 @@ class CopyPlanner:
 
         Raises
         ------
-        InfeasibleError
-            Where no node can run the job: that of the last node.
+        InfeasibleError, RunError
+            Where no node can run the job, or all have failed: that of the last node.
         """
         plans, refused = self._ask(self._actors, options, workload)
         for copy in self._pipelines:
             plans[name_of(copy)] = _pipeline(copy, model, workload, self._links)
         if not plans:
             raise refused[-1]
-        for error in refused:
-            logger.warning("%s", error)
         best = max(plans.values(), key=_room)
         others = [a for a in self._actors if a.name in plans and not _alike(plans[a.name], best)]
         if others:
@@ -86,29 +92,41 @@ class CopyPlanner:
             told = {name: getattr(made, name) for name in CHOSEN}
             permitted = chosen_before(options.permitted, told)
             alike = replace(options, dtype=made.model.dtype, permitted=permitted)
-            again, refused = self._ask(others, alike, workload)
+            again, refused_again = self._ask(others, alike, workload)
             for actor in others:
                 del plans[actor.name]
             plans |= {name: found for name, found in again.items() if _alike(found, best)}
+            refused += refused_again
+        for error in refused:
+            logger.warning("%s; it is left out", error)
         self.plans = plans
         return best
 
+    def leave_out(self, actor: NodeActor) -> None:
+        """Plan without a node from now on, and end its process."""
+        self._actors.remove(actor)
+        actor.end()
+
     def _ask(
         self, actors: Sequence[NodeActor], options: JobOptions, workload: Workload
-    ) -> tuple[dict[str, NodePlan], list[InfeasibleError]]:
+    ) -> tuple[dict[str, NodePlan], list[ZigzagError]]:
+        actors = list(actors)
         calls = [
             actor.handle.plan.remote(self._model, self._options_of(actor.name, options), workload)
             for actor in actors
         ]
         plans: dict[str, NodePlan] = {}
-        refused: list[InfeasibleError] = []
-        for actor, call in zip(actors, calls, strict=True):
-            try:
-                plans[actor.name] = ask(actor, call)
-            except InfeasibleError as error:
-                refused.append(InfeasibleError(f"node {actor.name}: {error}"))
-            except InputError as error:
-                raise error.inside(f"node {actor.name}") from error
+        refused: list[ZigzagError] = []
+        for actor, found in outcomes(actors, calls, self._timeout_s):
+            if isinstance(found, NodePlan):
+                plans[actor.name] = found
+            elif isinstance(found, InfeasibleError):
+                refused.append(InfeasibleError(f"node {actor.name}: {found}"))
+            elif isinstance(found, InputError):
+                raise found.inside(f"node {actor.name}") from found
+            else:
+                refused.append(found)
+                self.leave_out(actor)
         return plans, refused
 
     def _options_of(self, name: str, options: JobOptions) -> JobOptions:

@@ -182,6 +182,27 @@ def ask_all(actors: Sequence[NodeActor], calls: Sequence[Any]) -> list[Any]:
     return [ask(actor, call) for actor, call in zip(actors, calls, strict=True)]
 
 
+def outcomes(
+    actors: Sequence[NodeActor], calls: Sequence[Any], timeout_s: float
+) -> Iterator[tuple[NodeActor, Any]]:
+    """Yield each actor with the result of its call, or else with what ``ask`` would raise.
+
+    Of an actor that does not answer within ``timeout_s``, that is a ``RunError``.
+    """
+    if not calls:
+        return
+    _, late = load_ray().wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+    for actor, call in zip(actors, calls, strict=True):
+        if call in late:
+            told = f"no answer for {timeout_s:.0f} s; it hangs, or other jobs have its cores"
+            yield actor, RunError(f"node {actor.name}: {told}")
+            continue
+        try:
+            yield actor, ask(actor, call)
+        except ZigzagError as error:
+            yield actor, error
+
+
 def ask(actor: NodeActor, call: Any) -> Any:
     """Return the result of a call of an actor; raises as ``ask_all`` does."""
     ray = load_ray()
@@ -194,6 +215,8 @@ def ask(actor: NodeActor, call: Any) -> Any:
 def told_failure(name: str, error: BaseException) -> ZigzagError:
     """Return what a node has raised, or else that it has failed, in one line."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, RunError):
+        return RunError(f"node {name}: {cause}")
     if isinstance(cause, ZigzagError):
         return cause
     if isinstance(cause, ImportError):
