@@ -192,21 +192,21 @@ class ClusterPlan:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(
-                "cluster policy schema_version",
+                "cluster plan schema_version",
                 got=self.schema_version,
                 allowed=f"{SCHEMA_VERSION}; another version of this program wrote it",
             )
         if not self.copies:
-            raise InputError("cluster policy copies", got="none", allowed="one copy or more")
+            raise InputError("cluster plan copies", got="none", allowed="one copy or more")
         counts = Counter(plan.node for copy in self.copies for plan in copy.stages)
         if twice := [node for node, count in counts.items() if count > 1]:
             raise InputError(
-                "cluster policy copies", got=f"{twice[0]} twice", allowed="each node once"
+                "cluster plan copies", got=f"{twice[0]} twice", allowed="each node once"
             )
         total = sum(copy.share for copy in self.copies)
         if abs(total - 1) > SHARE_TOLERANCE:
             raise InputError(
-                "cluster policy copies",
+                "cluster plan copies",
                 got=f"shares that sum to {total:.6g}",
                 allowed="shares that sum to 1",
             )
@@ -214,7 +214,7 @@ class ClusterPlan:
             num_layers = stage_of(copy.stages[0].policy.model).num_layers
             if num_layers != self.model.num_layers:
                 raise InputError(
-                    "cluster policy copies",
+                    "cluster plan copies",
                     got=f"a copy of {num_layers} layers",
                     allowed=f"{self.model.num_layers} layers, as in {self.model.name}",
                 )
@@ -231,11 +231,11 @@ class ClusterPlan:
     @classmethod
     def load(cls, path: Path) -> ClusterPlan:
         """Read a plan; raises ``InputError`` with file and key for an invalid one."""
-        raw = read_json(path, "cluster policy")
+        raw = read_json(path, "cluster plan")
         if "copies" not in raw:
             raise InputError(
-                f"cluster policy {path}",
+                f"cluster plan {path}",
                 got="no key 'copies'",
-                allowed="a file that ClusterPlan.save wrote",
+                allowed="a plan from zigzag cluster search",
             )
-        return from_json(cls, raw, f"cluster policy {path}")
+        return from_json(cls, raw, f"cluster plan {path}")
