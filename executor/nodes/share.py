@@ -24,56 +24,57 @@ class NodePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeJob:
-    """What a node needs to begin.
-
-    Parameters
-    ----------
-    model
-        The checkpoint, by its path on the node.
-    plan
-        What the node has planned, with the workload of the whole job.
-    offload_dir
-        Folder for what the policy puts on disk.
-    lengths
-        Of all requests of the job.
-    num_spans
-        Most tasks that are noted for a timeline: the first ones.
-    """
-
-    model: Path
-    plan: NodePlan
-    offload_dir: Path
-    lengths: Lengths
-    num_spans: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageJob:
-    """What the node of one stage of a pipeline needs to begin.
+class EngineJob:
+    """What every engine of a node needs to begin.
 
     Parameters
     ----------
     model
         The checkpoint of the whole model, by its path on the node.
+    offload_dir
+        Folder for what the policy puts on disk.
+    num_spans
+        Most tasks that are noted for a timeline: the first ones.
+    """
+
+    model: Path
+    offload_dir: Path
+    num_spans: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeJob(EngineJob):
+    """What the engine of a copy needs.
+
+    Parameters
+    ----------
+    plan
+        What the node has planned, with the workload of the whole job.
+    lengths
+        Of all requests of the job.
+    """
+
+    plan: NodePlan
+    lengths: Lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageJob(EngineJob):
+    """What the engine of one stage of a pipeline needs.
+
+    Parameters
+    ----------
     policy
         Of the stage, with lanes.
     hardware
         The node's profile with its budgets.
-    offload_dir
-        Folder for what the policy puts on disk.
     facts
         What the node must have like the machine that runs the command.
-    num_spans
-        As in ``NodeJob``.
     """
 
-    model: Path
     policy: Policy
     hardware: HardwareProfile
-    offload_dir: Path
     facts: NodeFacts
-    num_spans: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
