@@ -7,9 +7,9 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from costmodel.cli.cluster_search import (
-    OWN_FLAGS,
     add_cluster_search_flags,
     check_cluster_search_flags,
     search_nodes,
@@ -40,20 +40,11 @@ from profiles.output_checks import output_path
 from profiles.units import format_figure, format_rate
 
 DEFAULT_TIMEOUT_S = 300.0
-# By action: the default of --output, and what else must be given.
-OUTPUTS = {"search": Path("plan.json"), "generate": Path("outputs.jsonl")}
-NEEDED = {"measure": ("cluster",), "search": ("model",), "generate": ("model", "prompts")}
-OF_NODES = {"action", "ray", "nodes", "cluster", "offload_dir"}
-# What searching reads beside those and its own flags.
-OF_SEARCH = {
-    *("model", "output", "gen_len", "expected_len", "dtype", "json"),
-    *("gpu_memory", "cpu_memory", "disk"),
-    *("weight_bits", "cache_bits", "group_size", "requantize", "sparsity"),
-}
+Actions: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def parser() -> Parser:
-    """Return the parser of the command's flags."""
+    """Return the parser of the command's flags, with one of each action."""
     parser = Parser(
         prog="executor.cluster",
         description="Choose what each machine of a Ray cluster runs, and run a job on them.",
@@ -63,24 +54,79 @@ def parser() -> Parser:
         "  python -m executor.cluster generate --policy plan.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
-    parser.add_argument(
-        "action",
-        choices=tuple(NEEDED),
-        help="measure the nodes, search a plan for them, or generate with a plan or without",
+    actions = parser.add_subparsers(
+        dest="action", metavar="ACTION", required=True, title="actions, each with --help"
     )
-    _add_node_flags(parser)
-    add_generate_flags(
-        parser,
-        needs_job=False,
-        output="file to write: JSON lines, or of search the plan (default: outputs.jsonl or"
-        " plan.json)",
-    )
-    add_cluster_search_flags(parser)
-    parser.set_defaults(output=None)
+    _add_measure(actions)
+    _add_search(actions)
+    _add_generate(actions)
     return parser
 
 
-def _add_node_flags(parser: Parser) -> None:
+def _add_measure(actions: Actions) -> None:
+    parser = actions.add_parser(
+        "measure",
+        prog="executor.cluster measure",
+        help="measure the nodes and the links between them",
+        description="Measure the nodes and the links between them, and write a file for search.",
+        example="python -m executor.cluster measure --cluster cluster.json",
+    )
+    parser.add_argument(
+        "--cluster",
+        type=output_path,
+        required=True,
+        metavar="FILE",
+        help="profiles of the nodes and the links between them, to write",
+    )
+    _add_nodes(parser)
+    _add_offload_dir(parser)
+
+
+def _add_search(actions: Actions) -> None:
+    parser = actions.add_parser(
+        "search",
+        prog="executor.cluster search",
+        help="search what each node runs",
+        description="Search what each node runs: copies of the model, stages, or copies of stages.",
+        example="python -m executor.cluster search --cluster cluster.json --model DIR"
+        " --prompt-len 512 --gen-len 128 --num-prompts 1000 --output plan.json",
+    )
+    add_cluster_search_flags(parser)
+    _add_cluster(parser)
+    _add_nodes(parser)
+    _add_offload_dir(parser)
+
+
+def _add_generate(actions: Actions) -> None:
+    parser = actions.add_parser(
+        "generate",
+        prog="executor.cluster generate",
+        help="continue every prompt of a file",
+        description="Continue every prompt of a file under the plan of search. Without a plan,"
+        " every node runs a copy of the model.",
+        example="python -m executor.cluster generate --policy plan.json --model DIR"
+        " --prompts prompts.jsonl --output outputs.jsonl",
+    )
+    add_generate_flags(parser, on_nodes=True)
+    _add_cluster(parser)
+    _add_nodes(parser)
+    parser.add_seconds(
+        "--node-timeout",
+        default=DEFAULT_TIMEOUT_S,
+        help="time without a step after which a node has failed (default: 300s)",
+    )
+
+
+def _add_cluster(parser: Parser) -> None:
+    parser.add_argument(
+        "--cluster",
+        type=Path,
+        metavar="FILE",
+        help="file that measure wrote (default: each node keeps its own profile)",
+    )
+
+
+def _add_nodes(parser: Parser) -> None:
     add = parser.add_argument
     add(
         "--ray",
@@ -90,63 +136,26 @@ def _add_node_flags(parser: Parser) -> None:
         " local for this machine alone (default: auto)",
     )
     add("--nodes", metavar="NAMES", help="nodes to use, with commas between (default: all)")
-    add(
-        "--cluster",
-        type=output_path,
-        metavar="FILE",
-        help="profiles of the nodes and links between them: measure writes it, search and generate"
-        " read it (default: each node keeps its own profile)",
-    )
-    parser.add_seconds(
-        "--node-timeout",
-        default=DEFAULT_TIMEOUT_S,
-        help="time without a step after which a node has failed (default: 300s)",
+
+
+def _add_offload_dir(parser: Parser) -> None:
+    parser.add_argument(
+        "--offload-dir",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder of each node whose disk is measured (default: the current folder)",
     )
 
 
 def main(arguments: list[str]) -> None:
     """Do what is asked for."""
     read = parser()
-    flags = read.parse_args(arguments)
-    _check_flags(read, flags)
-    if flags.action == "search":
-        check_cluster_search_flags(flags)
-        with check_outputs(flags, "output"):
-            search_nodes(flags, _known_nodes(flags))
-        return
-    load_ray()
-    if flags.action == "measure":
-        with check_outputs(flags, "cluster"), connected(flags.ray):
-            _measure(flags)
-        return
-    check_generate_flags(flags)
-    if flags.report is not None:
-        raise InputError("--report", got="a job on several nodes", allowed="with zigzag generate")
-    with check_outputs(flags, "output", "errors", "trace"), connected(flags.ray):
-        _generate(flags)
-
-
-def _check_flags(read: Parser, flags: argparse.Namespace) -> None:
-    """Refuse a job without its files, and flags that the action has no use for."""
-    action = flags.action
-    for name in NEEDED[action]:
-        if getattr(flags, name) is None:
-            told = f"a file or folder for zigzag cluster {action}"
-            raise InputError(f"--{name}", got="nothing", allowed=told)
-    used = OF_NODES
-    if action == "search":
-        used = OF_NODES | OF_SEARCH | set(OWN_FLAGS)
-    elif action == "generate":
-        used = set(vars(flags)) - set(OWN_FLAGS)
-    for name, value in vars(flags).items():
-        if name not in used and value != read.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
-            other = "search" if name in OWN_FLAGS else "generate"
-            raise InputError(
-                flag, got=f"{flag} of {action}", allowed=f"with zigzag cluster {other}"
-            )
-    if flags.output is None:
-        flags.output = OUTPUTS.get(action)
+    flags, unknown = read.parse_known_args(arguments)
+    if unknown:
+        told = f"the flags in {read.prog} {flags.action} --help"
+        raise InputError("command line", got=" ".join(unknown), allowed=told)
+    ACTIONS[flags.action](flags)
 
 
 def _names(flags: argparse.Namespace) -> tuple[str, ...]:
@@ -174,14 +183,22 @@ def _ask_nodes(flags: argparse.Namespace) -> Cluster:
 
 
 def _measure(flags: argparse.Namespace) -> None:
-    cluster = _ask_nodes(flags)
-    cluster.save(flags.cluster)
+    load_ray()
+    with check_outputs(flags, "cluster"), connected(flags.ray):
+        cluster = _ask_nodes(flags)
+        cluster.save(flags.cluster)
     for node in cluster.nodes:
         print(f"{node.name}: {node.hardware.name}")
     for pair in cluster.links.pairs:
         rate = format_rate(pair.link.bytes_per_s)
         latency = format_figure(pair.link.latency_s * 1e3)
         print(f"{pair.source} to {pair.target}: {rate}, {latency} ms")
+
+
+def _search(flags: argparse.Namespace) -> None:
+    check_cluster_search_flags(flags)
+    with check_outputs(flags, "output"):
+        search_nodes(flags, _known_nodes(flags))
 
 
 def _read_policy(flags: argparse.Namespace) -> tuple[Policy | None, ClusterPlan | None]:
@@ -200,6 +217,13 @@ def _read_policy(flags: argparse.Namespace) -> tuple[Policy | None, ClusterPlan 
 
 
 def _generate(flags: argparse.Namespace) -> None:
+    load_ray()
+    check_generate_flags(flags)
+    with check_outputs(flags, "output", "errors", "trace"), connected(flags.ray):
+        _run_job(flags)
+
+
+def _run_job(flags: argparse.Namespace) -> None:
     policy, plan = _read_policy(flags)
     options = replace(read_job_options(flags, policy), shares_prefixes=not flags.no_shared_prefixes)
     known = Cluster.load(flags.cluster).nodes if flags.cluster else ()
@@ -231,6 +255,9 @@ def _generate(flags: argparse.Namespace) -> None:
             told = {"sampling": job.sampling.as_json(), "job": job.summary.as_json()}
             print(json.dumps(nodes.as_json() | told), flush=True)
         sys.stdout.flush()
+
+
+ACTIONS = {"measure": _measure, "search": _search, "generate": _generate}
 
 
 if __name__ == "__main__":

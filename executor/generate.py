@@ -40,29 +40,24 @@ def parser() -> Parser:
         example="python -m executor.generate --policy policy.json --model DIR"
         " --prompts prompts.jsonl --output outputs.jsonl",
     )
-    add_generate_flags(parser, needs_job=True)
+    add_generate_flags(parser)
     return parser
 
 
-def add_generate_flags(
-    parser: Parser, *, needs_job: bool, output: str = "JSON lines to write (default: outputs.jsonl)"
-) -> None:
-    """Add the flags of a job from file to file; with ``needs_job``, its files are required.
-
-    ``output`` is what the help says of ``--output``.
-    """
+def add_generate_flags(parser: Parser, *, on_nodes: bool = False) -> None:
+    """Add the flags of a job from file to file; ``on_nodes`` is one on several machines."""
     add = parser.add_argument
     add(
         "--model",
         type=Path,
-        required=needs_job,
+        required=True,
         metavar="PATH",
         help="Hugging Face folder, or GGUF file",
     )
     add(
         "--prompts",
         type=Path,
-        required=needs_job,
+        required=True,
         help='JSON lines with "prompt" (text) or "prompt_ids" (tokens), or a batch file of'
         " OpenAI's API; plain, gzip or zstd",
     )
@@ -70,7 +65,7 @@ def add_generate_flags(
         "--output",
         type=output_path,
         default=Path("outputs.jsonl"),
-        help=output,
+        help="JSON lines to write (default: outputs.jsonl)",
     )
     add(
         "--errors",
@@ -89,7 +84,7 @@ def add_generate_flags(
         action="store_true",
         help="compute what prompts begin with in common for each of them, to compare",
     )
-    add_job_flags(parser)
+    add_job_flags(parser, on_nodes=on_nodes)
     add_expected_len(parser, otherwise="as in earlier runs, else as long as it may be")
     add_sampling_flags(parser)
     add(

@@ -54,6 +54,10 @@ def completion_script(shell: str) -> str:
 def _complete_files(parser: argparse.ArgumentParser) -> None:
     """Complete the arguments of flags that take files and folders."""
     for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _complete_files(each)
+            continue
         if action.dest in FOLDERS:
             completed = shtab.DIRECTORY
         elif action.dest in NAMES_OR_FILES or action.type in (Path, output_path):

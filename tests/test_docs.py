@@ -83,7 +83,8 @@ def test_every_flag_is_in_the_reference(parsers: dict[str, Parser]) -> None:
     pages = reference.command_pages()
     for name, parser in parsers.items():
         page = pages[f"reference/commands/{name}.md"]
-        flags = {flag for flag in FLAG.findall(parser.format_help()) if flag in _flags(parser)}
+        told = "".join(each.format_help() for each in reference.with_actions(parser))
+        flags = {flag for flag in FLAG.findall(told) if flag in _flags(parser)}
         assert flags == _flags(parser)
         for flag in flags - {"--help"}:
             assert re.search(rf"^\|[^|]*`{flag}[ `]", page, re.MULTILINE), f"{flag} of {name}"
@@ -162,7 +163,8 @@ def _page(path: str) -> str:
 def _flags(parser: Parser) -> set[str]:
     return {
         flag
-        for action in parser._actions
+        for each in reference.with_actions(parser)
+        for action in each._actions
         for flag in action.option_strings
         if flag.startswith("--")
     }

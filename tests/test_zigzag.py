@@ -102,6 +102,8 @@ def test_bash_completes_commands_flags_and_files(tmp_path: Path) -> None:
         "zigzag search --hardware cpu-2core --num": "--num-prompts",
         "zigzag generate --prompts fold": "folder folder.txt",
         "zigzag demo --folder fold": "folder",
+        "zigzag cluster sea": "search",
+        "zigzag cluster generate --prompts fold": "folder folder.txt",
         "zigzag completion z": "zsh",
     }
     tries = "".join(

@@ -5,42 +5,45 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm import tqdm
 
 from costmodel.cli.cluster_report import format_cluster_plan
-from costmodel.cli.flags import check_margin, choose_dtype, read_permitted
-from costmodel.cli.work_flags import (
-    add_expert_skew,
-    add_lengths,
-    add_prompts,
-    check_expected_len,
-    read_workload,
-)
+from costmodel.cli.flags import add_search_flags, check_margin, choose_dtype, read_permitted
+from costmodel.cli.work_flags import check_expected_len, read_workload
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.question import ClusterQuestion
 from costmodel.cluster.search import ClusterSearch
 from costmodel.gguf.paths import is_gguf
 from costmodel.model.loading import load_model_spec
-from costmodel.optimizer.optimum import DEFAULT_MARGIN
 from profiles.command import Parser
 from profiles.files import to_json
-
-# The flags that only this command reads.
-OWN_FLAGS = ("prompt_len", "num_prompts", "lengths", "expert_skew", "margin")
+from profiles.output_checks import output_path
 
 
 def add_cluster_search_flags(parser: Parser) -> None:
-    """Add the flags in ``OWN_FLAGS``; others are those of a job."""
-    add_prompts(parser)
-    add_lengths(parser)
-    add_expert_skew(parser)
-    parser.add_argument(
-        "--margin",
-        type=float,
-        default=DEFAULT_MARGIN,
-        metavar="SHARE",
-        help=f"share of every budget that search leaves free (default: {DEFAULT_MARGIN})",
+    """Add the flags of the search beside those that name the nodes."""
+    add = parser.add_argument
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="preset, Hugging Face folder, config.json or GGUF file",
+    )
+    add(
+        "--output",
+        type=output_path,
+        default=Path("plan.json"),
+        metavar="FILE",
+        help="plan to write (default: plan.json)",
+    )
+    add_search_flags(parser)
+    add(
+        "--json",
+        action="store_true",
+        help="print the plan as one line of JSON at the end",
     )
 
 

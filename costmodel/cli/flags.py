@@ -70,6 +70,12 @@ def add_question_flags(parser: Parser) -> None:
         default=DEFAULT_MODEL,
         help=f"preset, checkpoint folder or config.json (default: {DEFAULT_MODEL})",
     )
+    add_search_flags(parser)
+
+
+def add_search_flags(parser: Parser) -> None:
+    """Add the flags of a search beside machine and model."""
+    add = parser.add_argument
     add_work_flags(parser)
     add("--dtype", help="float32, float16 or bfloat16 (default: that of the model)")
     parser.add_bytes("--gpu-memory", help="GPU memory to use (default: that of the profile)")

@@ -25,6 +25,15 @@ def parsers() -> dict[str, Parser]:
     return {name: command.load().parser() for name, command in zigzag.COMMANDS.items()}
 
 
+def with_actions(parser: Parser) -> list[Parser]:
+    """Return a command's parser, and those of its actions, where it has any."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += action.choices.values()
+    return found
+
+
 def command_pages() -> dict[str, str]:
     """Return the page of every command by its path."""
     return {f"{FOLDER}/{name}.md": _page(name, parser) for name, parser in parsers().items()}
@@ -100,18 +109,22 @@ def _page(name: str, parser: Parser) -> str:
         _one_line(parser.description),
         f"As a module: `{module_form}`.",
         f"```sh\n{examples}\n```",
-        "## Flags",
-        "\n".join(["| flag | default | |", "|---|---|---|", *map(_row, _shown(parser))]),
     ]
+    command, *actions = with_actions(parser)
+    for action in actions:
+        blocks += [f"## {action.prog.split()[-1]}", _one_line(action.description), _table(action)]
+    if not actions:
+        blocks += ["## Flags", _table(command)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _shown(parser: Parser) -> list[argparse.Action]:
-    return [
-        action
+def _table(parser: Parser) -> str:
+    rows = [
+        _row(action)
         for action in parser._actions
         if action.help != argparse.SUPPRESS and "--help" not in action.option_strings
     ]
+    return "\n".join(["| flag | default | |", "|---|---|---|", *rows])
 
 
 def _row(action: argparse.Action) -> str:

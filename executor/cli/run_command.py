@@ -36,6 +36,9 @@ from profiles.hardware import HardwareProfile
 from profiles.output_checks import output_path
 from profiles.start import called
 
+# What ``--policy`` takes.
+POLICY = "policy from zigzag search"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -243,29 +246,37 @@ def _check_lengths(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
         )
 
 
-def add_job_flags(parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN)) -> None:
-    """Add the flags that the commands share; ``gen_len`` says what it is by default."""
+def add_job_flags(
+    parser: Parser, *, gen_len: str = str(DEFAULT_GEN_LEN), on_nodes: bool = False
+) -> None:
+    """Add the flags that the commands share; ``gen_len`` says what it is by default.
+
+    ``on_nodes`` is a job on several machines, which has no report.
+    """
     add = parser.add_argument
-    add_offload_flags(parser)
+    policy = "plan from zigzag cluster search, or a policy for every node" if on_nodes else POLICY
+    add_offload_flags(parser, policy=policy)
     add("--gen-len", type=int, help=f"tokens to generate; not with --policy (default: {gen_len})")
     add(
         "--trace",
         type=output_path,
         metavar="FILE",
-        help="write a timeline for ui.perfetto.dev, measured beside simulated",
+        help="write a timeline for ui.perfetto.dev, "
+        + ("with the tasks of all nodes" if on_nodes else "measured beside simulated"),
     )
-    add(
-        "--report",
-        type=output_path,
-        metavar="FILE",
-        help="write a report of the run, as .html",
-    )
+    if not on_nodes:
+        add(
+            "--report",
+            type=output_path,
+            metavar="FILE",
+            help="write a report of the run, as .html",
+        )
 
 
-def add_offload_flags(parser: Parser) -> None:
+def add_offload_flags(parser: Parser, *, policy: str = POLICY) -> None:
     """Add the flags that say where a model runs, and in what precision."""
     add = parser.add_argument
-    add("--policy", type=Path, help="policy from zigzag search (default: search one now)")
+    add("--policy", type=Path, help=f"{policy} (default: search one now)")
     add(
         "--hardware",
         help="profile file or recorded machine (default: that of the policy, else of this machine)",

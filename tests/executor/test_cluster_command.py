@@ -142,10 +142,12 @@ def test_some_of_the_nodes_may_be_named(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("search", "--model=opt-125m", "--top-k=5"), "--top-k: got --top-k of search; allowed"),
-        (("measure", "--cluster=x.json", "--num-prompts=5"), "with zigzag cluster search"),
-        (("generate", "--model=x", "--prompts=y", "--margin=0.1"), "with zigzag cluster search"),
-        (("search", "--cluster=x.json"), "--model: got nothing"),
+        (("search", "--model=opt-125m", "--top-k=5"), "got --top-k=5; allowed: the flags in "),
+        (("measure", "--cluster=x.json", "--num-prompts=5"), "executor.cluster measure --help"),
+        (("generate", "--model=x", "--prompts=y", "--report=z"), "cluster generate --help"),
+        (("search", "--cluster=x.json"), "required: --model"),
+        (("serch",), "choose from 'measure', 'search', 'generate'"),
+        ((), "required: ACTION"),
         (("search", "--model=opt-125m"), "zigzag cluster: got no Ray"),
         (("search", "--model=opt-125m", "--cluster=none.json"), "cluster none.json"),
     ],
