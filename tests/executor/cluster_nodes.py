@@ -19,7 +19,6 @@ from ray.cluster_utils import Cluster
 from executor.engine.channels import Channel, Throttle
 from executor.machine import tiers
 from executor.nodes import ray_nodes
-from executor.nodes.facts import NodeFacts
 from executor.nodes.hand_out import HandOut
 from executor.nodes.node import NodeProcess
 from executor.nodes.share import Handed, NodeNews
@@ -39,7 +38,7 @@ START_S = 60.0
 ROOT = Path(__file__).parents[2]
 # What a node's process reads of its environment.
 DISK_RATE, MEASURED = "ZIGZAG_TEST_DISK_RATE", "ZIGZAG_TEST_MEASURED"
-# The files of a node begin so: ``.pid``, and what tests tell it in ``.fault`` and ``.version``.
+# The files of a node begin so: ``.pid``, and what tests tell it in ``.fault``.
 FILES = "ZIGZAG_TEST_FILES"
 
 
@@ -62,16 +61,6 @@ class HeldNode(NodeProcess):
             return found
         disk = replace(found.disk, read=RateCurve.constant(float(rate)))
         return replace(found, disk=disk)
-
-    def facts(self, model: Path | None) -> NodeFacts:
-        """Return what the node is."""
-        found = super().facts(model)
-        told = Path(os.environ[FILES] + ".version")
-        if not told.exists():
-            return found
-        version = told.read_text()
-        told.unlink()
-        return replace(found, versions=found.versions | {"zigzag": version})
 
     def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:
         """Take requests, unless a fault strikes first."""
@@ -231,11 +220,6 @@ def process_on(cluster: Cluster, name: str) -> psutil.Process | None:
 
 def _files(cluster: Cluster, name: str) -> str:
     return str(Path(cluster.head_node.get_session_dir_path()) / name)
-
-
-def tell_version(cluster: Cluster, name: str, version: str) -> None:
-    """Let a node say once that it has another version of the program."""
-    Path(_files(cluster, name) + ".version").write_text(version)
 
 
 def strike(cluster: Cluster, name: str, told: signal.Signals, *, num_before: int = 0) -> None:

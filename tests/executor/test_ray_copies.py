@@ -8,6 +8,7 @@ import runpy
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,13 @@ from tests.executor.cluster_nodes import (
     SLOW_RATE,
     add_node,
     strike,
-    tell_version,
     wait_for,
 )
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import LANES, Desk, request, save_job_model
 from tests.executor.killed_jobs import CONTEXT, answers_of
 from tests.executor.stage_plans import HALVES
-from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy
+from tests.executor.tiny_machines import ON_CPU, ON_DISK, change_policy, make_hardware
 from tests.executor.tiny_models import MIXTURES, VOCAB_SIZE
 
 NUM_PROMPTS = 24
@@ -148,7 +148,7 @@ def test_others_go_on_when_a_process_is_killed_and_another_one_hangs(
     strike(nodes, "a", signal.SIGKILL)
     strike(nodes, "c", signal.SIGSTOP)
     wait_for("ac", monkeypatch)
-    ended = run(cluster.main, [*on_nodes(desk, "--nodes=a,b,c"), "--node-timeout=8s"])
+    ended = run(cluster.main, [*on_nodes(desk), "--node-timeout=8s"])
     assert ended.status == 0
     assert sorted(answers_of(desk.output)) == expected
     assert "node a: The actor died" in caplog.text
@@ -216,13 +216,7 @@ def test_jobs_are_planned_by_what_was_measured(
     assert sorted(answers_of(desk.output)) == expected
 
 
-def test_mixed_versions_and_unknown_nodes_are_refused_by_name(
-    nodes: Any, desk: Desk, run: Run
-) -> None:
-    tell_version(nodes, "b", "0")
-    ended = run(cluster.main, on_nodes(desk, "--nodes=b"))
-    assert ended.status == 2
-    assert "node b: got zigzag 0; allowed: zigzag" in ended.err
+def test_unknown_nodes_are_refused_by_name(nodes: Any, desk: Desk, run: Run) -> None:
     ended = run(cluster.main, on_nodes(desk, "--nodes=a,none"))
     assert ended.status == 2
     assert "got none; allowed: a, b, c" in ended.err
@@ -255,9 +249,12 @@ def test_the_example_reads_and_writes_parquet(
     (tmp_path / "prompts").mkdir()
     pandas.DataFrame({"prompt": prompts}).to_parquet(tmp_path / "prompts" / "part.parquet")
     example = runpy.run_path(str(ROOT / "examples" / "ray_data.py"))
+    # Otherwise the actor and this process would each measure the machine first.
+    on_known = partial(LLM, hardware=make_hardware())
+    example["main"].__globals__["LLM"] = on_known
     example["main"](tmp_path / "prompts", tmp_path / "answers", models["dense"])
     found = pandas.read_parquet(tmp_path / "answers")
-    with LLM(models["dense"], cpu_memory="1GiB", offload_dir=tmp_path, progress=False) as llm:
+    with on_known(models["dense"], offload_dir=tmp_path, progress=False) as llm:
         outputs = llm.generate(prompts, SamplingParams(max_tokens=24))
     expected = {output.prompt: output.outputs[0].text for output in outputs}
     assert dict(zip(found["prompt"], found["answer"], strict=True)) == expected
