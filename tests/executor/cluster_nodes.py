@@ -146,6 +146,8 @@ def hold_disk(bytes_per_s: float) -> None:
 def nodes_at_work(env_of: Mapping[str, Mapping[str, str]]) -> Iterator[Cluster]:
     """Start nodes with these names, each with variables of its environment, and connect to them."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Where an image says so, each of two dozen processes would compile torch's modules anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         cluster = _start(env_of)
     except Exception:
