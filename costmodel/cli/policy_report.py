@@ -102,6 +102,10 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     full = policy.model.full_bits
     if (policy.weight_bits, policy.cache_bits) != (full, full) or policy.model.is_encoded:
         lines.append(f"  weights {told_weights(policy)}; cache in {policy.cache_bits} bits")
+    if policy.loads_on_demand:
+        skew = policy.workload.expert_skew
+        routing = f"Zipf's law with exponent {skew:.3g}" if skew else "uniform routing"
+        lines.append(f"  experts are loaded on demand, as many as {routing} needs")
     if policy.attention_sparsity < 1:
         lines.append(f"  in decode, a query attends to {policy.attention_sparsity:.0%} of the keys")
     return lines

@@ -147,7 +147,7 @@ def _precision(problem: Problem) -> Hashable:
 
 
 def _stage_key(problem: Problem, stage: Stage) -> Hashable:
-    if stage.is_prefill:
+    if stage.is_prefill and not problem.walks_experts:
         return stage, _precision(problem), problem.loads_on_demand
     # Where experts are loaded ahead, only the stage depends on the number of batches.
     num_batches = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.layout import LayerLayout, model_layers
+from costmodel.model.layout import LayerLayout, decoder_numbers, model_layers
 from costmodel.plan.cuts import (
     ExpertOrder,
     PlacedLayers,
@@ -15,6 +15,7 @@ from costmodel.plan.cuts import (
 )
 from costmodel.plan.policy import Policy
 from costmodel.plan.route import Route, route_of
+from costmodel.pricing.buffers import num_expert_chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +52,27 @@ class Plan:
         return self.policy.num_gpu_batches if is_in_place else 1
 
     @property
-    def demands_on_cpu(self) -> bool:
-        """Whether a CPU computes, and loads experts on demand into one buffer, beside those that it
-        runs in memory."""
-        return self.policy.loads_on_demand and not self.has_gpu
+    def walks_experts(self) -> bool:
+        """See ``Policy.walks_experts``."""
+        return self.policy.walks_experts(has_gpu=self.has_gpu)
+
+    @property
+    def demands_over_lanes(self) -> bool:
+        """Whether a CPU loads the experts of lanes on demand, all of a layer into one buffer."""
+        is_on_cpu = self.policy.loads_on_demand and not self.has_gpu
+        return is_on_cpu and self.policy.lanes is not None
+
+    def num_chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
+        """Return the chunks in which the tokens of some batches load the experts of a layer of the
+        schedule."""
+        number = decoder_numbers(self.policy.model)[layer]
+        experts = self.policy.model.layer(number).experts
+        assert experts is not None
+        (placed,) = (c for c in self.weights[layer] if c.layout.is_experts)
+        tokens = num_batches * self.policy.gpu_batch_size
+        tokens *= self.policy.workload.prompt_len if is_prefill else 1
+        loaded = placed.cut.disk_bytes // placed.layout.unit_bytes
+        return num_expert_chunks(experts, tokens, loaded)
 
     @classmethod
     def of(cls, policy: Policy, *, has_gpu: bool, expert_order: ExpertOrder | None = None) -> Plan:

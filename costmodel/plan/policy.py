@@ -223,6 +223,13 @@ class Policy:
                     allowed=f"{full} (the model's {self.model.dtype}), 8 or 4",
                 )
 
+    def walks_experts(self, *, has_gpu: bool) -> bool:
+        """Whether a CPU loads the experts of sequences in step on demand, a chunk at a time.
+
+        The prompts' experts, too. One chunk is loaded while another is computed.
+        """
+        return self.loads_on_demand and not has_gpu and self.lanes is None
+
     def _refuse_experts(self) -> None:
         """Refuse fields that only a model with experts has a use for."""
         for name, unused in (("cpu_experts", 0), ("loads_on_demand", False)):

@@ -25,7 +25,8 @@ class Route:
     attends_on_cpu: bool
     disk_hidden: bool
     sends_hidden: bool
-    # Layers whose experts are loaded on demand in decode.
+    # Layers whose experts are loaded on demand in decode; those of prompts, too, where a CPU walks
+    # through them (see ``Policy.walks_experts``).
     demanding: frozenset[int] = frozenset()
     # Layers with experts that the CPU multiplies in place in decode.
     experts_in_place: frozenset[int] = frozenset()
@@ -47,9 +48,10 @@ def route_of(
     has_gpu: bool,
 ) -> Route:
     """Derive the moves that a policy needs from its cuts."""
-    # The embedding is gathered, never staged.
+    # The embedding is gathered, never staged. Experts that are walked through have room elsewhere.
+    walks = policy.walks_experts(has_gpu=has_gpu)
     staged = {
-        index: [component.cut for component in components]
+        index: [c.cut for c in components if not (walks and c.layout.is_experts)]
         for index, (layer, components) in enumerate(zip(layers, weights, strict=True))
         if layer.kind != "embed"
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import LayerLayout
 
 # A layer's weights are read into one buffer while the previous layer is computed from the other.
 # The cache and the hidden states of a batch are double-buffered in the same way.
 NUM_BUFFERS = 2
-# Experts on demand are loaded when the router has chosen them, and the ones before are computed.
+# Lanes load experts on demand when the router has chosen them, and the ones before are computed.
 DEMANDED = "experts on demand"
+# Sequences in step load them in chunks: one is loaded while the other is computed.
+NUM_STAGED_CHUNKS = 2
 # While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
 # states of the next one arrive.
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
@@ -22,7 +25,7 @@ def num_hidden_buffers(*, has_gpu: bool) -> int:
 def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
     """Return the kind of the staging buffers in which a layer takes turns with others.
 
-    ``on_demand`` is ``Plan.demands_on_cpu``.
+    ``on_demand`` is ``Plan.demands_over_lanes``.
     """
     return DEMANDED if on_demand and layer.kind == "experts" else layer.staging
 
@@ -30,6 +33,20 @@ def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
 def num_weight_buffers(kind: str) -> int:
     """Return the number of staging buffers of a kind."""
     return 1 if kind == DEMANDED else NUM_BUFFERS
+
+
+def chunk_experts(experts: ExpertsSpec) -> int:
+    """Return the most experts of one chunk of loads on demand: half of those of a token."""
+    return -(-experts.experts_per_token // NUM_STAGED_CHUNKS)
+
+
+def num_expert_chunks(experts: ExpertsSpec, num_tokens: int, num_loaded: int) -> int:
+    """Return the chunks in which a visit loads the experts of ``num_tokens`` tokens on demand.
+
+    ``num_loaded`` experts of the layer are not in memory, so that no visit loads more.
+    """
+    most = min(num_tokens * experts.experts_per_token, num_loaded)
+    return -(-most // chunk_experts(experts))
 
 
 def num_weight_pieces(num_batches: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
+from costmodel.pricing.buffers import num_expert_chunks
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
@@ -53,8 +54,8 @@ def touched_bytes(problem: Problem, stage: Stage) -> float:
     )
 
 
-def demanded_share(problem: Problem, rarest: float) -> float:
-    """Return the bytes that a pass of decode loads on demand, as a multiple of the bytes of all
+def demanded_share(problem: Problem, stage: Stage, rarest: float) -> float:
+    """Return the bytes that a pass of a stage loads on demand, as a multiple of the bytes of all
     experts that are not on the tier that they are loaded to.
 
     The smallest block of the range counts, so that no block loads less. Batches that do not pass
@@ -68,6 +69,7 @@ def demanded_share(problem: Problem, rarest: float) -> float:
     """
     at_once, skew = problem.batches_at_once[0], problem.workload.expert_skew
     tokens, visits = at_once * problem.gpu_batch_size, problem.num_batches[0] / at_once
+    tokens *= stage.prompt_len if stage.is_prefill else 1
     rarest = rarest if problem.orders_experts and rarest > 0 else 1.0
     parts = [
         (visits * _loaded(e, tokens, skew, rarest) / (rarest * e.num_experts), c.num_bytes * n)
@@ -82,14 +84,10 @@ def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> fl
     return min(alike, OF_CACHE * experts.touched(tokens, skew, rarest))
 
 
-def missed_share(problem: Problem, rarest: float) -> float:
-    """Return the share of the needed experts that are loaded on demand, as a multiple of the share
-    of all experts that is not on the tier that they are loaded to (see ``demanded_share``)."""
-    tokens, skew = problem.batches_at_once[0] * problem.gpu_batch_size, problem.workload.expert_skew
-    if not problem.orders_experts or rarest <= 0:
-        return 1.0
-    parts = [
-        (_loaded(e, tokens, skew, rarest) / (rarest * e.touched(tokens, skew)), c.num_bytes * n)
-        for e, c, n in experts_of(problem)
-    ]
-    return sum(share * size for share, size in parts) / sum(size for _, size in parts)
+def num_chunks(problem: Problem, stage: Stage) -> int:
+    """Return the most chunks in which a visit of a layer loads experts (see
+    ``num_expert_chunks``)."""
+    tokens = problem.batches_at_once[1] * problem.gpu_batch_size
+    tokens *= stage.prompt_len if stage.is_prefill else 1
+    counts = (num_expert_chunks(e, tokens, e.num_experts) for e, _, _ in experts_of(problem))
+    return max(counts)

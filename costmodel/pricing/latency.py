@@ -21,7 +21,7 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     routed_seconds,
 )
-from costmodel.pricing.experts import demanded_share, missed_share, touched_bytes
+from costmodel.pricing.experts import demanded_share, touched_bytes
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.matrices import (
     multiplied_bytes,
@@ -132,9 +132,9 @@ def _loaded_bytes(
         for name in problem.sizes.staged_components
     }
     late = 0.0
-    if problem.loads_on_demand and not stage.is_prefill:
+    if problem.walks_experts or (problem.loads_on_demand and not stage.is_prefill):
         # Of passes with few lanes, the lanes count.
-        late = ahead.pop("experts") * demanded_share(problem, rarest) * stage.fullness
+        late = ahead.pop("experts") * demanded_share(problem, stage, rarest) * stage.fullness
     # Every model has attention, so that a model without experts has a zero of the right type.
     of_late = shares["experts" if late else "attention"]
     return total(shares[name] * size for name, size in ahead.items()), of_late * late
@@ -319,16 +319,3 @@ def _expert_seconds(
     num_mixtures = problem.sizes.num_visits - problem.model.num_layers
     visit_s = unpack_experts_seconds(problem, stage, rates) + num_mixtures * rates.task_overhead_s
     return products_s + visit_s * expert_visits(stage)
-
-
-def resident_seconds(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
-    """Return the seconds of decode in which a CPU runs experts in memory, while it loads others.
-
-    The smallest block of the range has the fewest experts to load.
-    """
-    rates = problem.hardware.cpu.compute
-    products_s = matmul_seconds(problem, stage, rates).experts
-    seconds = _expert_seconds(problem, stage, rates, products_s)
-    sequences = problem.gpu_batch_size * problem.num_batches[0]
-    missed = missed_share(problem, problem.rarest_on_disk) * sequences * seconds
-    return shares.whole * seconds - shares.weights["experts"].disk * missed

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from costmodel.pricing.buffers import num_weight_pieces
-from costmodel.pricing.latency import TaskWork, resident_seconds, stage_work
+from costmodel.pricing.experts import num_chunks
+from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
@@ -20,7 +21,7 @@ CPU_MEMORY = "cpu_memory"
 GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
-ONE_BUFFER = "experts in one buffer"
+FIRST_CHUNK = "first chunk of experts"
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
@@ -72,13 +73,10 @@ def _in_series(work: Sequence[TaskWork[Quantity]]) -> Quantity:
 def _limits(
     problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
 ) -> dict[str, Quantity]:
-    if not stage.is_prefill:
-        demands = problem.demands_on_cpu
-        beside = resident_seconds(problem, shares, stage) if demands else None
-        return work_limits(problem, work, beside=beside)
-    limits = work_limits(problem, work, fill=fill_seconds(problem, shares), is_decode=False)
-    if problem.demands_on_cpu:
-        limits[ONE_BUFFER] = _seconds_in_one_buffer(problem, shares, work)
+    fill = fill_seconds(problem, shares) if stage.is_prefill else None
+    limits = work_limits(problem, work, fill=fill, is_decode=not stage.is_prefill)
+    if problem.walks_experts:
+        limits |= _walk_limits(problem, work, num_chunks(problem, stage))
     return limits
 
 
@@ -87,13 +85,12 @@ def work_limits(
     work: Sequence[TaskWork[Quantity]],
     *,
     fill: Quantity | None = None,
-    beside: Quantity | None = None,
     is_decode: bool = True,
 ) -> dict[str, Quantity]:
     """Return all limits of some work but that of one batch in series.
 
     ``fill`` are seconds of a load before computing starts. In decode, computing may also wait for
-    experts, but for ``beside``, the seconds that are computed while they are loaded.
+    experts.
     """
     busy = channel_seconds(work)
     limits = dict(busy)
@@ -112,7 +109,7 @@ def work_limits(
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
-    if problem.loads_on_demand and is_decode:
+    if problem.loads_on_demand and is_decode and not problem.walks_experts:
         # Computing waits for loads on demand. A piece is sent while the next one is read; where the
         # number of batches is open, the largest number of pieces counts.
         late = [w.seconds for w in work if w.kind in ("read_experts", "send_experts")]
@@ -120,7 +117,6 @@ def work_limits(
         for i, name in enumerate(ON_DEMAND[: len(late)]):
             waited: list[Quantity] = [busy[_compute_channel(problem)], late[i]]
             waited += [seconds * (1 / pieces) for seconds in late[:i] + late[i + 1 :]]
-            waited += [beside * -1.0] if beside is not None else []
             limits[name] = total(waited)
     if problem.cpu_experts and is_decode:
         limits[IN_PLACE] = total(w.seconds for w in work if w.kind in AROUND_EXPERTS)
@@ -150,16 +146,26 @@ def fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
     return read + total(share.off_gpu * (size / rate) for share, size in parts)
 
 
-def _seconds_in_one_buffer(
-    problem: Problem, shares: Shares[Quantity], work: Sequence[TaskWork[Quantity]]
-) -> Quantity:
-    """Return the seconds in which all experts pass through one buffer: none are loaded into it
-    while those in it are computed."""
-    rate = problem.hardware.disk.read.peak
-    size = problem.sizes.component_bytes["experts"]
-    load = shares.weights["experts"].disk * (size / rate)
-    (computed,) = (piece.seconds for piece in work if piece.kind == "experts")
-    return load + computed
+def _walk_limits(
+    problem: Problem, work: Sequence[TaskWork[Quantity]], chunks: int
+) -> dict[str, Quantity]:
+    """Return the limits of a CPU that loads one chunk of experts while it computes another.
+
+    In each layer, either the last chunk is computed when all others are, and loads have taken the
+    time, or the first chunk is loaded while nothing is computed.
+    """
+    computed, read = _compute_channel(problem), "disk_read"
+    busy = channel_seconds(work)
+    (late,) = (w.seconds for w in work if w.kind == "read_experts")
+    (experts,) = (w.seconds for w in work if w.kind == "experts")
+    waited = busy[computed] + late + experts * (1 / chunks - 1)
+    # What is read ahead is read while something is computed, which it slows down.
+    for pair in contentions(problem.hardware):
+        if {pair.first, pair.second} == {computed, read}:
+            keeps = pair.first_keeps, pair.second_keeps
+            own, other = keeps if pair.first == computed else keeps[::-1]
+            waited = waited + (busy[read] - late) * _cost_beside(own, other)
+    return {ON_DEMAND[0]: waited, FIRST_CHUNK: busy[computed] + late * (1 / chunks)}
 
 
 def contentions(hardware: HardwareProfile) -> Iterator[Contention]:

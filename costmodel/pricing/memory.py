@@ -15,10 +15,13 @@ from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
 from costmodel.pricing.buffers import (
     NUM_BUFFERS,
+    NUM_STAGED_CHUNKS,
+    chunk_experts,
     num_hidden_buffers,
     num_weight_buffers,
     staging_kind,
 )
+from costmodel.pricing.experts import experts_of
 from costmodel.pricing.lane_memory import (
     pool_bytes,
     request_bytes,
@@ -143,11 +146,13 @@ def _weight_staging(
     """
     kinds: dict[str, dict[str, Quantity]] = {}
     for name, layer in problem.sizes.staged_layers.items():
-        kind = staging_kind(layer, on_demand=problem.demands_on_cpu)
+        kind = staging_kind(layer, on_demand=problem.demands_over_lanes)
         count = num_weight_buffers(kind)
-        edges = sum(component.cut_bytes + edge_bytes for component in layer.components)
+        # Experts that are walked through have room elsewhere.
+        parts = [c for c in layer.components if not (c.is_experts and problem.walks_experts)]
+        edges = sum(component.cut_bytes + edge_bytes for component in parts)
         size = shares.per_block * (count * edges)
-        for component in layer.components:
+        for component in parts:
             size = size + staged[component.name] * (count * component.num_bytes)
         kinds.setdefault(kind, {})[name] = size
     return {
@@ -177,6 +182,8 @@ def _cpu_rows(problem: Problem, shares: Shares[Quantity]) -> dict[str, dict[str,
     # A buffer for bytes from disk starts and ends at a page.
     on_disk = {component: s.disk for component, s in shares.weights.items()}
     staging = _weight_staging(problem, shares, on_disk, 2 * PAGE_BYTES)
+    chunks = shares.per_block * _staged_chunk_bytes(problem)
+    staging = {layer: size + chunks for layer, size in staging.items()}
     if problem.hardware.has_gpu:
         # The CPU attends with the queries of one batch while the next batch's arrive.
         home["attention staging"] = shares.attended_per_block * (
@@ -202,7 +209,7 @@ def _disk(problem: Problem, shares: Shares[Quantity]) -> dict[str, Quantity]:
         cache = shares.cache_disk_per_block * pool_bytes(problem)
         num_components += problem.model.num_layers
     on_disk = {component: share.disk for component, share in shares.weights.items()}
-    if problem.orders_experts and page_bytes:
+    if (problem.walks_experts or problem.orders_experts) and page_bytes:
         # The file has experts by number, and any of them may be on disk.
         whole = shares.weights["experts"]
         on_disk["experts"] = whole.gpu + whole.off_gpu
@@ -262,12 +269,20 @@ def _attention_token_bytes(problem: Problem) -> int:
     return elements * problem.model.dtype_bytes
 
 
+def _staged_chunk_bytes(problem: Problem) -> int:
+    """Count the bytes of the chunks of experts that are loaded on demand and computed."""
+    if not problem.walks_experts:
+        return 0
+    sizes = (chunk_experts(e) * layout.unit_bytes for e, layout, _ in experts_of(problem))
+    return NUM_STAGED_CHUNKS * max(sizes)
+
+
 def _expert_staging_bytes(problem: Problem) -> int:
     """Count the bytes of the CPU's experts beside a GPU: their inputs, outputs and temporaries."""
     if not problem.cpu_experts:
         return 0
     tokens = problem.gpu_batch_size * problem.num_batches[0]
-    needed = 2 * tokens * problem.hidden_token_bytes + expert_bytes(problem, tokens)
+    needed = 2 * tokens * problem.hidden_token_bytes + expert_bytes(problem, tokens, tokens)
     return round(needed * (1 + ALLOCATOR_SHARE))
 
 

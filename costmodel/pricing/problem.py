@@ -101,9 +101,15 @@ class Problem:
         return sizes_of(self.model, self.weight_bits, self.group_size)
 
     @property
-    def demands_on_cpu(self) -> bool:
-        """See ``Plan.demands_on_cpu``."""
-        return self.loads_on_demand and not self.hardware.has_gpu
+    def walks_experts(self) -> bool:
+        """See ``Policy.walks_experts``."""
+        return self.loads_on_demand and not self.hardware.has_gpu and self.lanes is None
+
+    @property
+    def demands_over_lanes(self) -> bool:
+        """See ``Plan.demands_over_lanes``."""
+        is_on_cpu = self.loads_on_demand and not self.hardware.has_gpu
+        return is_on_cpu and self.lanes is not None
 
     @property
     def orders_experts(self) -> bool:

@@ -93,7 +93,8 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     layer_bytes += _cut_prompt_bytes(problem) if phase == "prefill" else 0
     tile_bytes = _tile_bytes if phase == "prefill" else _latent_matrix_bytes
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
-    layer_bytes = max(layer_bytes, expert_bytes(problem, _routed_rows(problem, phase, tokens)))
+    routed, held = _routed_rows(problem, phase, tokens), _held_rows(problem, phase, tokens)
+    layer_bytes = max(layer_bytes, expert_bytes(problem, routed, held))
     head_bytes = _head_bytes(problem)
     if phase == "prefill" and problem.workload.scores_prompts and model.has_head:
         # The hidden states of one tile, and their norm.
@@ -130,6 +131,15 @@ def _routed_rows(problem: Problem, phase: str, tokens: int) -> int:
         lanes = problem.gpu_batch_size * problem.num_batches[1]
         return min(max(problem.lanes.chunk_rows, lanes), problem.lanes.pass_rows)
     return tokens if phase == "prefill" else tokens * problem.batches_at_once[0]
+
+
+def _held_rows(problem: Problem, phase: str, tokens: int) -> int:
+    """Return the rows whose inputs and outputs are held while experts are computed."""
+    if phase == "prefill" and problem.walks_experts:
+        # Those of all prompts, because each chunk of experts is loaded once.
+        batches = problem.batches_at_once[0] * problem.gpu_batch_size
+        return batches * problem.workload.prompt_len
+    return _routed_rows(problem, phase, tokens)
 
 
 def scored_tile_bytes(model: ModelSpec) -> int:
@@ -184,25 +194,26 @@ def _latent_matrix_bytes(problem: Problem, attention: AttentionSpec) -> int:
     return heads * rows * attention.latent.rank * problem.model.dtype_bytes
 
 
-def expert_bytes(problem: Problem, num_tokens: int) -> int:
-    """Count the bytes of a mixture's temporaries, which ``executor.model.experts`` lists."""
+def expert_bytes(problem: Problem, num_tokens: int, num_held: int) -> int:
+    """Count the bytes of a mixture's temporaries, which ``executor.model.experts`` lists.
+
+    ``num_tokens`` pass through it at once. The inputs and outputs of ``num_held`` are held.
+    """
     mixtures = [kind.spec.experts for kind in problem.layer_kinds if kind.spec.experts]
-    return max((_mixture_bytes(problem, experts, num_tokens) for experts in mixtures), default=0)
+    counts = (_mixture_bytes(problem, experts, num_tokens, num_held) for experts in mixtures)
+    return max(counts, default=0)
 
 
-def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int) -> int:
+def _mixture_bytes(problem: Problem, experts: ExpertsSpec, num_tokens: int, num_held: int) -> int:
     hidden, shared, expert = problem.model.hidden_size, experts.shared, experts.expert
     # Rows, sorted by expert, pass through the experts in parts.
     at_once = experts.rows_at_once(num_tokens)
     routed = at_once * (hidden + expert.inner_rows)
-    if problem.demands_on_cpu:
-        # The outputs of the experts in memory wait for the others', and then all are put in order.
-        routed += 2 * at_once * hidden
     beside = num_tokens * (hidden + shared.inner_rows + shared.size) if shared else 0
     # All tokens, their normalised copy, and the output.
-    elements = 3 * num_tokens * hidden + max(routed, beside)
+    elements = 3 * num_held * hidden + max(routed, beside)
     scores = num_tokens * ROUTER_SCORES * experts.num_experts * LOGIT_BYTES
-    chosen = num_tokens * experts.experts_per_token * CHOICE_BYTES
+    chosen = num_held * experts.experts_per_token * CHOICE_BYTES
     return elements * problem.model.dtype_bytes + max(scores, chosen)
 
 

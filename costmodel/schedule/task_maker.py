@@ -24,8 +24,11 @@ class TaskMaker:
     """
 
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int | None) -> None:
+        self.plan = plan
         self.route = plan.route
-        self.staging = [staging_kind(layer, on_demand=plan.demands_on_cpu) for layer in plan.layers]
+        self.staging = [
+            staging_kind(layer, on_demand=plan.demands_over_lanes) for layer in plan.layers
+        ]
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
@@ -66,10 +69,9 @@ class TaskMaker:
         """Whether the CPU multiplies some of the layer's experts in place."""
         return self.decodes(here) and here.layer in self.route.experts_in_place
 
-    def runs_resident(self, here: Position) -> bool:
-        """Whether experts in memory run while others are loaded. Lanes run all of them at once."""
-        is_demanding = here.layer in self.route.demanding
-        return is_demanding and self.num_tokens is not None and not self.route.has_gpu
+    def walks(self, layer: int) -> bool:
+        """Whether the experts of a layer are loaded and computed in chunks."""
+        return self.plan.walks_experts and layer in self.route.demanding
 
     def make(
         self,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from costmodel.model.layout import decoder_numbers, token_elements
 from costmodel.plan.plan import Plan
-from costmodel.pricing.experts import missed_share
 from costmodel.pricing.latency import TaskWork, hidden_visits, stage_work
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import shares_of
@@ -49,12 +48,9 @@ class TaskSeconds:
         self._kept = [0.0, *_shares(tokens)]
         # The cache of each layer but the embedding.
         self._caches = [kind.cache for kind in kept]
+        self._plan = plan
+        self._walked = plan.route.demanding if plan.walks_experts else frozenset[int]()
         self._num_groups = -(-policy.num_gpu_batches // plan.batches_at_once)
-        # Of the needed experts, the share that runs when the others are loaded.
-        self._loaded, self._in_parts = 1.0, plan.route.demanding
-        if plan.demands_on_cpu:
-            rarest = problem.rarest_on_disk
-            self._loaded = rarest * missed_share(problem, rarest)
         self._stages = stages_of(problem)
         self._stage_of_pass = [
             i for i, stage in enumerate(self._stages) for _ in range(int(stage.passes))
@@ -73,6 +69,8 @@ class TaskSeconds:
         per_pass = stage.passes * self._num_batches
         if task.kind in ("route", "combine"):
             return self._overhead_s(stage)
+        if task.layer in self._walked and task.kind in ("read_experts", "run_chunk", "compute"):
+            return self._of_chunk(task, stage, kinds)
         if task.kind in ("return_tokens", "run_experts", "send_made"):
             visits = stage.passes * self._num_groups
             dealt = self._in_place if task.kind == "run_experts" else self._routed
@@ -93,18 +91,27 @@ class TaskSeconds:
             visits = stage.passes * (
                 self._num_groups if not stage.is_prefill else self._num_batches
             )
-            part = self._loaded if task.layer in self._in_parts and not task.is_prefill else 1.0
-            return part * kinds["experts"] / visits * self._routed[task.layer]
-        if task.kind == "run_resident":
-            visits = stage.passes * self._num_groups
-            part = 1 - self._loaded
-            return part * kinds["experts"] / visits * self._routed[task.layer]
+            return kinds["experts"] / visits * self._routed[task.layer]
         if task.kind == "compute":
             total = sum(kinds[kind] for kind in WORK_OF_COMPUTE)
             return total / per_pass * self._computed[task.layer]
         if task.kind in WORK_OF_COMPUTE:
             return kinds[task.kind] / per_pass * self._computed[task.layer]
         return kinds[task.kind] * self._cache_share(task, stage) / self._num_batches
+
+    def _of_chunk(self, task: Task, stage: Stage, kinds: Mapping[str, float]) -> float:
+        """Return the seconds in which a chunk of experts is read or computed."""
+        if task.kind == "compute":
+            # What is left behind the last chunk takes little time.
+            return 0.0
+        batches = min(self._plan.batches_at_once, self._num_batches)
+        chunks = self._plan.num_chunks(task.layer, batches, is_prefill=stage.is_prefill)
+        share = self._routed[task.layer]
+        kind = "experts"
+        if task.kind == "read_experts":
+            moved = self._moved_bytes[stage.is_prefill][task.kind]
+            kind, share = task.kind, moved[task.layer] / sum(moved)
+        return kinds[kind] / stage.passes / self._num_groups * share / chunks
 
     def _overhead_s(self, stage: Stage) -> float:
         parts = self._problem.gpu_batch_size / stage.sequences_at_once
@@ -135,8 +142,8 @@ def _moved_bytes(plan: Plan, *, is_prefill: bool) -> dict[str, list[int]]:
     # The embedding is gathered, never staged.
     for component in itertools.chain(*plan.weights[1:]):
         layer, is_experts = component.layer, component.layout.is_experts
-        what = "experts" if is_experts and plan.policy.loads_on_demand else "weights"
-        what = "weights" if is_prefill else what
+        is_late = plan.policy.loads_on_demand and (plan.walks_experts or not is_prefill)
+        what = "experts" if is_experts and is_late else "weights"
         in_place = 0 if is_prefill else component.bytes_in_place
         moved[f"read_{what}"][layer] += component.cut.disk_bytes
         moved[f"send_{what}"][layer] += component.cut.off_gpu_bytes - in_place

@@ -14,9 +14,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
+from costmodel.pricing.buffers import NUM_STAGED_CHUNKS
 from costmodel.schedule.moves import MoveMaker
 from costmodel.schedule.positions import Position
-from costmodel.schedule.tasks import Task
+from costmodel.schedule.tasks import Resource, Task
 
 
 class ZigzagSchedule(MoveMaker):
@@ -77,7 +78,7 @@ class ZigzagSchedule(MoveMaker):
     def _positions_of_token(self, token: int) -> Iterator[Position]:
         staged = len(self.kinds) - 1
         for layer, kind in enumerate(self.kinds):
-            is_mixed = token > 0 or self.num_tokens is None
+            is_mixed = token > 0 or self.num_tokens is None or self.walks(layer)
             at_once = self.batches_at_once if is_mixed and kind == "experts" else 1
             for batch in range(0, self.num_batches, at_once):
                 step = (token * len(self.kinds) + layer) * self.num_batches + batch
@@ -89,7 +90,9 @@ class ZigzagSchedule(MoveMaker):
     def _compute(self, here: Position) -> Iterator[Task]:
         route = self.route
         in_place = self.is_in_place(here)
-        if in_place or (self.decodes(here) and here.layer in route.demanding):
+        if self.walks(here.layer):
+            yield from self._walk_experts(here)
+        elif in_place or (self.decodes(here) and here.layer in route.demanding):
             yield from self._load_experts(here)
         if in_place:
             yield from self._run_experts(here)
@@ -104,16 +107,42 @@ class ZigzagSchedule(MoveMaker):
         yield from self.write_cache(here)
         yield from self.store_layer_cache(here)
 
-    def _load_experts(self, here: Position) -> Iterator[Task]:
-        """Route the tokens, and load the chosen experts."""
-        routing = ("routing", here.layer)
-        yield self.make(
+    def _walk_experts(self, here: Position) -> Iterator[Task]:
+        """Route the tokens; load and compute the chosen experts in chunks."""
+        yield self._route(here)
+        routing, channel = ("routing", here.layer), self.route.compute_channel
+        count = self.plan.num_chunks(
+            here.layer, len(here.batches), is_prefill=not self.decodes(here)
+        )
+        for number in range(count + 1):
+            # The next chunk is loaded while this one is computed.
+            if number < count:
+                there, staged = replace(here, batch=number), self._chunk(number)
+                yield self.make(
+                    "read_experts", "disk_read", there, reads=[routing], writes=[staged]
+                )
+            if number > 0:
+                there, staged = replace(here, batch=number - 1), self._chunk(number - 1)
+                yield self.make("run_chunk", channel, there, reads=[routing, staged])
+
+    @staticmethod
+    def _chunk(number: int) -> Resource:
+        return ("staged experts", number % NUM_STAGED_CHUNKS)
+
+    def _route(self, here: Position) -> Task:
+        """Route the tokens."""
+        return self.make(
             "route",
             self.route.compute_channel,
             here,
             reads=[*self.weights_read(here), self.hidden_staging(here)],
-            writes=[routing],
+            writes=[("routing", here.layer)],
         )
+
+    def _load_experts(self, here: Position) -> Iterator[Task]:
+        """Route the tokens, and load the chosen experts."""
+        yield self._route(here)
+        routing = ("routing", here.layer)
         for number in range(self.num_pieces) if here.layer in self.route.demanding else ():
             there = replace(here, batch=number)
             read = self.piece_on_cpu(there, number)
@@ -128,8 +157,6 @@ class ZigzagSchedule(MoveMaker):
                     reads=[routing, *[read] * is_read],
                     writes=[self.piece_sent(there, number)],
                 )
-        if self.runs_resident(here):
-            yield self.make("run_resident", self.route.compute_channel, here, reads=[routing])
 
     def _run_experts(self, here: Position) -> Iterator[Task]:
         """Run experts on the CPU, in place."""

@@ -15,7 +15,6 @@ token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
   16 rows, which is too little to count. Where the factors are float32 and the model is not, there
   are two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden``.
 - ``add_shared``: ``2 * shared size``, then ``shared size + hidden``.
-- ``make_rows`` and ``add_rows``: those of ``add_routed`` for few rows, and ``2 k * hidden``.
 - ``experts_output``: ``hidden`` (its result), and the larger of the last two.
 """
 
@@ -168,6 +167,8 @@ def add_routed(
 ) -> None:
     """Add the weighted outputs of each token's experts for ``x`` to ``out``, both [tokens, hidden].
 
+    Calls for ranges that follow each other give the same bits as one call for all experts.
+
     Parameters
     ----------
     weights
@@ -180,68 +181,13 @@ def add_routed(
     tokens = order // spec.experts_per_token
     factors = routing.weights.flatten()[order, None]
     ends = [0, *routing.counts(spec.num_experts).cumsum(0).tolist()]
-    last = ends[experts.stop]
+    low, high = ends[experts.start], ends[experts.stop]
     step = spec.rows_at_once(len(x))
-    for first in range(ends[experts.start], last, step):
-        part = slice(first, min(first + step, last))
+    # Parts begin at the same rows for any range, so that each product has the same rows.
+    for first in range(low // step * step, high, step):
+        part = slice(max(first, low), min(first + step, high))
         groups = _groups(ends, experts, part)
         _add_part(out, x, tokens[part], factors[part], groups, weights, spec)
-
-
-@dataclass(frozen=True, slots=True)
-class MadeRows:
-    """Outputs of some experts, weighted where the router scales inputs.
-
-    Parameters
-    ----------
-    places
-        Their places among the outputs of all experts, sorted by expert, int64 [rows].
-    rows
-        [rows, hidden].
-    """
-
-    places: torch.Tensor
-    rows: torch.Tensor
-
-
-def make_rows(
-    x: torch.Tensor,
-    routing: Routing,
-    weights: LayerWeights,
-    spec: ExpertsSpec,
-    chosen: torch.Tensor,
-) -> MadeRows:
-    """Return the outputs of some experts for their tokens in ``x`` [tokens, hidden].
-
-    ``add_rows`` adds those of all experts, with the same bits as ``add_routed``.
-
-    Parameters
-    ----------
-    chosen
-        Which experts run, bool [num_experts]. They have ``spec.rows_at_once`` rows or fewer.
-    """
-    order = routing.experts.flatten().argsort(stable=True)
-    places = chosen[routing.experts.flatten()[order]].nonzero()[:, 0]
-    order = order[places]
-    counts = routing.counts(spec.num_experts).where(chosen, 0)
-    ends = [0, *counts.cumsum(0).tolist()]
-    if not ends[-1]:
-        return MadeRows(places, x[:0])
-    tokens, factors = order // spec.experts_per_token, routing.weights.flatten()[order, None]
-    groups = _groups(ends, range(spec.num_experts), slice(0, ends[-1]))
-    return MadeRows(places, _make_rows(x, tokens, factors, groups, weights, spec))
-
-
-def add_rows(
-    out: torch.Tensor, routing: Routing, made: Sequence[MadeRows], spec: ExpertsSpec
-) -> None:
-    """Add the weighted outputs of all experts to ``out`` [tokens, hidden]."""
-    rows = out.new_empty(routing.experts.numel(), out.shape[1])
-    for part in made:
-        rows[part.places] = part.rows
-    order = routing.experts.flatten().argsort(stable=True)
-    factors = _added_factors(routing.weights.flatten()[order, None], spec)
-    kernels.add_routed_rows(out, order // spec.experts_per_token, rows, factors)
 
 
 def _add_part(

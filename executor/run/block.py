@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,8 @@ from executor.model.rotations import Rotations
 from executor.model.sampling import Chooser
 from executor.run.batch import Batch
 from executor.run.cache_attention import DecodeAttention
-from executor.run.expert_steps import ExpertSteps
+from executor.run.expert_steps import ExpertSteps, hand_out
+from executor.run.expert_walk import ExpertWalk, WalkedTokens
 from executor.run.head import Head
 from executor.run.layer_steps import finish_layer, finishes_all
 from executor.run.routing_counts import RoutingCounts
@@ -62,6 +63,7 @@ class Block:
         self.attention = DecodeAttention(policy, machine, stores.cache)
         self.routing_counts = RoutingCounts(policy.model)
         self.experts = ExpertSteps(policy, stores.weights, stores.hidden, self.routing_counts)
+        self.walk = ExpertWalk(policy, stores.weights, self.routing_counts)
         self.rotations = Rotations(policy.model, policy.workload.num_positions)
         # For each batch, the number of tokens of each prompt, int64 [batch] on the compute device.
         self._lengths: list[torch.Tensor] = []
@@ -77,6 +79,7 @@ class Block:
         prompt_len = batches[0].prompt_ids.shape[1]
         self.attention.start_block(batches)
         self.experts.start_block(batches)
+        self.walk.start_block(sum(sizes))
         self.head.start_block(batches, self._lengths)
         self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.start_block(len(batches))
@@ -102,9 +105,9 @@ class Block:
             "send_hidden": stores.hidden.send,
             "return_hidden": stores.hidden.bring_back,
             "write_hidden": stores.hidden.write,
-            "route": self.experts.route,
-            "run_resident": self.experts.run_resident,
-            "read_experts": self.experts.read_experts,
+            "route": self.route,
+            "run_chunk": self.walk.run_chunk,
+            "read_experts": self.read_experts,
             "send_experts": self.experts.send_experts,
             "return_tokens": self.experts.return_tokens,
             "run_experts": self.experts.run_experts,
@@ -188,9 +191,9 @@ class Block:
                 self._finish(task, hidden[part], attended)
                 continue
             rows, last = self._last_tokens(task, part)
-            picked = hidden[part][rows, last][:, None]
+            picked, put_back = self._picked(task, hidden, part)
             self._finish(task, picked, attended[rows, last][:, None])
-            hidden[part][rows, last] = picked[:, 0]
+            put_back()
 
     def _decode(self, task: Task, hidden: torch.Tensor) -> None:
         qkv = self._project(task, hidden)
@@ -198,29 +201,72 @@ class Block:
         self._finish_token(task, hidden, attended)
 
     def _compute_experts(self, task: Task) -> None:
-        """Run the mixture of experts of a layer."""
+        """Run the mixture of experts of a layer, or what is left of it behind the last chunk."""
+        if self._walks(task):
+            self.walk.finish(task)
+            for batch in self.experts.group(task):
+                self.stores.hidden.hand_back(replace(task, batch=batch))
+            return
         if not task.is_prefill:
             self.experts.compute(task)
             return
         hidden = self.stores.hidden.gather(task)
-        for first in range(0, len(hidden), self.policy.prefill_batch_size):
-            part = slice(first, first + self.policy.prefill_batch_size)
-            self._prefill_experts(task, hidden[part], part)
-        self.experts.end_prompts(task)
-        self.stores.hidden.hand_back(task)
-
-    def _prefill_experts(self, task: Task, hidden: torch.Tensor, part: slice) -> None:
         # Padding is routed too, and says nothing.
         is_counted = not self.batches[task.batch].is_padded
-        add = partial(self.experts.count_prompts, task)
+        add = partial(self.routing_counts.add, task.layer)
         count = add if is_counted else lambda routing: None
-        if self._finishes_all(task):
-            layers.feed_forward(hidden, self._weights(task), self._layer(task), count)
+        for first in range(0, len(hidden), self.policy.prefill_batch_size):
+            part = slice(first, first + self.policy.prefill_batch_size)
+            picked, put_back = self._picked(task, hidden, part)
+            layers.feed_forward(picked, self._weights(task), self._layer(task), count)
+            put_back()
+        self.stores.hidden.hand_back(task)
+
+    def route(self, task: Task) -> int:
+        """Route the tokens of a layer, and find the experts that they need."""
+        if not self._walks(task):
+            return self.experts.route(task)
+        self.walk.route(task, self._walked_tokens(task), len(self.experts.group(task)))
+        return 0
+
+    def read_experts(self, task: Task) -> int:
+        """Read needed experts: a chunk of them, or one piece of CPU staging."""
+        return self.walk.read(task) if self._walks(task) else self.experts.read_experts(task)
+
+    def _walks(self, task: Task) -> bool:
+        plan = self.stores.weights.plan
+        return plan.walks_experts and task.layer in plan.route.demanding
+
+    def _walked_tokens(self, task: Task) -> Iterator[WalkedTokens]:
+        """Yield the tokens that are multiplied together, as they are where nothing is loaded."""
+        there = [replace(task, batch=batch) for batch in self.experts.group(task)]
+        parts = [self.stores.hidden.gather(each) for each in there]
+        if not task.is_prefill:
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield WalkedTokens(hidden=whole, done=partial(hand_out, whole, parts))
             return
+        for each, hidden in zip(there, parts, strict=True):
+            is_counted = not self.batches[each.batch].is_padded
+            for first in range(0, len(hidden), self.policy.prefill_batch_size):
+                part = slice(first, first + self.policy.prefill_batch_size)
+                picked, put_back = self._picked(each, hidden, part)
+                yield WalkedTokens(hidden=picked, done=put_back, is_counted=is_counted)
+
+    def _picked(
+        self, task: Task, hidden: torch.Tensor, part: slice
+    ) -> tuple[torch.Tensor, Callable[[], None]]:
+        """Return the hidden states of some prompts that go through the rest of a layer, and what
+        puts them back when they have."""
+        of_part = hidden[part]
+        if self._finishes_all(task):
+            return of_part, lambda: None
         rows, last = self._last_tokens(task, part)
-        picked = hidden[rows, last][:, None]
-        layers.feed_forward(picked, self._weights(task), self._layer(task), count)
-        hidden[rows, last] = picked[:, 0]
+        picked = of_part[rows, last][:, None]
+
+        def put_back() -> None:
+            of_part[rows, last] = picked[:, 0]
+
+        return picked, put_back
 
     def _finishes_all(self, task: Task) -> bool:
         return finishes_all(self.kinds, task.layer, scores_prompts=self.head.scores_prompts)

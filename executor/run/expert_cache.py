@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from costmodel.schedule.tasks import Task
@@ -37,54 +38,54 @@ class ExpertCache:
     def __init__(self, weights: WeightStore, shares: dict[int, FloatArray]) -> None:
         self._weights = weights
         self._shares = shares
+        self._num_sequences = 1
         # By layer, the share of the latest passes that needed each expert.
         self._scores: dict[int, FloatArray] = {}
         # By layer, the choices of the prompts, and their tokens.
         self._prompts: dict[int, tuple[FloatArray, int]] = {}
 
-    def start_block(self) -> None:
-        """Forget what other sequences have used."""
+    def start_block(self, num_sequences: int) -> None:
+        """Forget what other sequences than those of the next block have used."""
+        self._num_sequences = num_sequences
         self._scores.clear()
         self._prompts.clear()
 
-    def count_prompts(self, layer: int, routing: Routing) -> None:
-        """Count the choices of some tokens of the prompts."""
-        size = len(self._shares[layer])
-        counts, tokens = self._prompts.get(layer, (np.zeros(size), 0))
-        counts = counts + routing.counts(size).numpy()
-        self._prompts[layer] = counts, tokens + len(routing.experts)
+    def count(self, task: Task, choices: Sequence[Routing], is_needed: torch.Tensor) -> None:
+        """Count one visit of a layer: the choices of its tokens, or in decode the experts that any
+        token needs, bool [experts]."""
+        if not self._weights.has_cache(task):
+            return
+        if task.is_prefill:
+            self._count_prompts(task.layer, choices)
+            return
+        scores = self._scores[task.layer]
+        scores *= KEPT
+        scores[is_needed.numpy()] += 1 - KEPT
 
-    def after_prompts(self, task: Task, num_tokens: int) -> None:
-        """Keep the experts that passes of ``num_tokens`` tokens are likely to use.
+    def keep(self, task: Task, loaded: Sequence[int], is_idle: torch.Tensor) -> None:
+        """Let the most used of some loaded experts take the places of the least used in memory.
 
-        All experts of the layer are in memory or in staging.
+        Only experts that are idle, bool [experts], give up their places.
         """
         if not self._weights.has_cache(task):
             return
-        shares = self._shares[task.layer]
-        if task.layer in self._prompts:
-            counts, tokens = self._prompts[task.layer]
-            shares = (1 - OF_PROMPTS) * shares + OF_PROMPTS * counts / tokens
-        self._scores[task.layer] = 1 - (1 - np.minimum(shares, 1)) ** num_tokens
-        self._keep(task, range(len(shares)))
-
-    def after_pass(self, task: Task, routing: Routing) -> None:
-        """Keep the experts that were loaded, where they are used more than others in memory."""
-        if task.layer not in self._scores:
-            return
-        needed = np.unique(routing.experts.numpy())
         scores = self._scores[task.layer]
-        scores *= KEPT
-        scores[needed] += 1 - KEPT
-        self._keep(task, needed.tolist())
-
-    def _keep(self, task: Task, present: Sequence[int]) -> None:
-        """Let the most used of the experts that are present take the places of the least used."""
-        scores = self._scores[task.layer]
-        is_here = self._weights.resident_experts(task).numpy()
-        staged = sorted((e for e in present if not is_here[e]), key=lambda e: -scores[e])
-        here = sorted(np.flatnonzero(is_here).tolist(), key=lambda e: float(scores[e]))
-        for expert, other in zip(staged, here, strict=False):
+        idle = (is_idle & self._weights.resident_experts(task)).nonzero().flatten().tolist()
+        least_used = sorted(idle, key=lambda e: float(scores[e]))
+        most_used = sorted(loaded, key=lambda e: -float(scores[e]))
+        for expert, other in zip(most_used, least_used, strict=False):
             if scores[expert] <= scores[other]:
                 break
             self._weights.keep_expert(task, expert, other)
+
+    def _count_prompts(self, layer: int, choices: Sequence[Routing]) -> None:
+        """Count the choices of tokens of the prompts, and how likely passes use each expert."""
+        shares = self._shares[layer]
+        counts, tokens = self._prompts.get(layer, (np.zeros(len(shares)), 0))
+        for routing in choices:
+            counts = counts + routing.counts(len(shares)).numpy()
+            tokens += len(routing.experts)
+        self._prompts[layer] = counts, tokens
+        if tokens:
+            shares = (1 - OF_PROMPTS) * shares + OF_PROMPTS * counts / tokens
+        self._scores[layer] = 1 - (1 - np.minimum(shares, 1)) ** self._num_sequences

@@ -49,5 +49,6 @@ def bytes_of_order(policy: Policy, hardware: HardwareProfile) -> int:
     The weight file has experts by number, so that it has all those of a layer with any on disk.
     """
     problem = problem_of(policy, hardware)
-    is_priced = problem.orders_experts or not policy.weights["experts"].disk
+    is_priced = problem.walks_experts or problem.orders_experts
+    is_priced = is_priced or not policy.weights["experts"].disk
     return 0 if is_priced else problem.sizes.component_bytes["experts"]

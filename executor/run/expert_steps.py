@@ -14,17 +14,8 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
-from executor.model.experts import (
-    MadeRows,
-    Routing,
-    add_routed,
-    add_rows,
-    add_shared,
-    make_rows,
-    routed_ranges,
-)
+from executor.model.experts import Routing, add_routed, add_shared, routed_ranges
 from executor.run.batch import Batch
-from executor.run.expert_cache import ExpertCache
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.activations import HiddenStates
 from executor.stores.weights import WeightStore
@@ -37,15 +28,13 @@ class _Visit:
     normed: torch.Tensor
     routing: Routing
     made: torch.Tensor | None = None
-    # The outputs of the experts in memory, made while others are loaded.
-    made_here: MadeRows | None = None
     tokens_on_cpu: tuple[torch.Tensor, Routing] | None = None
     made_on_cpu: torch.Tensor | None = None
     made_there: torch.Tensor | None = None
 
 
 class ExpertSteps:
-    """The handlers of layers with experts.
+    """The handlers of layers whose experts are loaded ahead, or on demand to a GPU.
 
     In decode, the tokens of several batches pass through experts together, because an expert then
     has more rows. Beside a GPU, the CPU may run experts in place: ``route``, then ``return_tokens``
@@ -55,8 +44,6 @@ class ExpertSteps:
     def __init__(
         self, policy: Policy, weights: WeightStore, hidden: HiddenStates, counts: RoutingCounts
     ) -> None:
-        # Set where experts may change places.
-        self.cache: ExpertCache | None = None
         self.policy = policy
         self._counts = counts
         self.weights = weights
@@ -73,16 +60,11 @@ class ExpertSteps:
         """Prepare for a block."""
         self._batches = batches
         self._visits.clear()
-        if self.cache is not None:
-            self.cache.start_block()
 
     def compute(self, task: Task) -> None:
         """Pass the tokens of one decode step through the experts."""
         if task.layer in self.weights.plan.route.experts_in_place:
             self._compute_beside_cpu(task)
-            return
-        if (task.layer, task.batch) in self._visits:
-            self._compute_loaded(task)
             return
         parts = self._parts(task)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -99,17 +81,8 @@ class ExpertSteps:
         needed = routing.counts(self._experts(task).num_experts).nonzero().flatten().tolist()
         in_place = self.weights.experts_in_place(task)
         self._needed[task.layer] = [expert for expert in needed if expert not in in_place]
-        in_parts = self._runs_in_parts(task, normed)
-        if task.layer in self.weights.plan.route.experts_in_place or in_parts:
+        if task.layer in self.weights.plan.route.experts_in_place:
             self._visits[task.layer, task.batch] = _Visit(normed=normed, routing=routing)
-        return 0
-
-    def run_resident(self, task: Task) -> int:
-        """Run the experts in memory while the others are loaded."""
-        visit = self._visits.get((task.layer, task.batch))
-        if visit is not None:
-            is_here = self.weights.resident_experts(task)
-            visit.made_here = self._make_rows(task, visit, is_here)
         return 0
 
     def read_experts(self, task: Task) -> int:
@@ -160,49 +133,6 @@ class ExpertSteps:
         self._hand_back(task, parts, whole)
         return 0
 
-    def _runs_in_parts(self, task: Task, normed: torch.Tensor) -> bool:
-        """Whether the experts in memory run before the others, which needs the outputs of all."""
-        experts, tokens = self._experts(task), normed.shape[:-1].numel()
-        rows = tokens * experts.experts_per_token
-        return self.weights.plan.demands_on_cpu and rows <= experts.rows_at_once(tokens)
-
-    def _make_rows(self, task: Task, visit: _Visit, chosen: torch.Tensor) -> MadeRows:
-        rows, spec = visit.normed.flatten(0, 1), self._experts(task)
-        return make_rows(rows, visit.routing, self.weights.layer(task), spec, chosen)
-
-    def _compute_loaded(self, task: Task) -> None:
-        """Run the experts that were loaded, and add the outputs of all."""
-        visit, spec = self._visits[task.layer, task.batch], self._experts(task)
-        assert visit.made_here is not None
-        self._counts.add(task.layer, visit.routing)
-        weights = self.weights.layer(task)
-        made_loaded = self._make_rows(task, visit, ~self.weights.resident_experts(task))
-        rows = visit.normed.flatten(0, 1)
-        made = torch.zeros_like(rows)
-        add_rows(made, visit.routing, [visit.made_here, made_loaded], spec)
-        # The shared expert takes their memory.
-        visit.made_here = None
-        del made_loaded
-        if spec.shared is not None:
-            add_shared(made, rows, weights, spec)
-        parts = self._parts(task)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        layers.add_feed_forward(whole, made.view(whole.shape), weights, self._layer(task))
-        self._hand_back(task, parts, whole)
-        if self.cache is not None:
-            self.cache.after_pass(task, visit.routing)
-
-    def count_prompts(self, task: Task, routing: Routing) -> None:
-        """Count the experts of some tokens of the prompts, without padding."""
-        self._counts.add(task.layer, routing)
-        if self.cache is not None:
-            self.cache.count_prompts(task.layer, routing)
-
-    def end_prompts(self, task: Task) -> None:
-        """Choose the experts to keep, behind the last batch of the prompts."""
-        if self.cache is not None and task.batch == len(self._batches) - 1:
-            self.cache.after_prompts(task, sum(map(len, self._batches)))
-
     def _compute_beside_cpu(self, task: Task) -> None:
         visit, spec = self._visits[task.layer, task.batch], self._experts(task)
         self._counts.add(task.layer, visit.routing)
@@ -214,19 +144,17 @@ class ExpertSteps:
             add_shared(made, rows, weights, spec)
         visit.made = made
 
-    def _group(self, task: Task) -> range:
+    def group(self, task: Task) -> range:
         """Return the batches whose tokens pass through experts together."""
         return range(task.batch, min(task.batch + self._batches_at_once, len(self._batches)))
 
     def _parts(self, task: Task) -> list[torch.Tensor]:
-        return [self.hidden.gather(replace(task, batch=batch)) for batch in self._group(task)]
+        return [self.hidden.gather(replace(task, batch=batch)) for batch in self.group(task)]
 
     def _hand_back(self, task: Task, parts: Sequence[torch.Tensor], whole: torch.Tensor) -> None:
         self._visits.pop((task.layer, task.batch), None)
-        for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
-            if own.data_ptr() != made.data_ptr():
-                own.copy_(made)
-        for batch in self._group(task):
+        hand_out(whole, parts)
+        for batch in self.group(task):
             self.hidden.hand_back(replace(task, batch=batch))
 
     def _layer(self, task: Task) -> LayerSpec:
@@ -236,3 +164,10 @@ class ExpertSteps:
         experts = self._layer(task).experts
         assert experts is not None
         return experts
+
+
+def hand_out(whole: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+    """Copy the tokens of several batches back to each of them, unless they are its own."""
+    for own, made in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+        if own.data_ptr() != made.data_ptr():
+            own.copy_(made)

@@ -257,9 +257,9 @@ class Runner:
         hidden = HiddenStates(self.policy, machine, file_offset=cache.disk_bytes())
         stores = Stores(weights=self.weights, embedding=embedding, cache=cache, hidden=hidden)
         block = Block(self.policy, machine, stores, self.sampler, self.eos_ids)
-        if self.plan.demands_on_cpu and self._expert_shares:
+        if self.plan.walks_experts and self._expert_shares:
             shares = dict(zip(block.routing_counts.layers, self._expert_shares, strict=True))
-            block.experts.cache = ExpertCache(self.weights, shares)
+            block.walk.cache = ExpertCache(self.weights, shares)
         return block, [cache, hidden]
 
     def _lane_block(

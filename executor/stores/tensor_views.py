@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
 import torch
 
@@ -32,22 +33,23 @@ class TensorView:
         return f"{self.layout.name}.{first}" if self.is_expert and first else self.layout.name
 
     @property
-    def compressed(self) -> list[CompressedMatrix]:
+    def compressed(self) -> Sequence[CompressedMatrix]:
         """The chunks, all of which are compressed."""
-        return [chunk for chunk in self.chunks if not isinstance(chunk, torch.Tensor)]
+        return cast("Sequence[CompressedMatrix]", self.chunks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentRuns:
     """The two runs of a component's bytes: the resident one up to ``border``, then the staged.
 
-    ``places`` are those of the experts in them, by number.
+    They have ``num_units`` units. ``places`` are those of the experts among them, by number.
     """
 
     layout: ComponentLayout
     border: int
     resident: torch.Tensor
     staged: torch.Tensor
+    num_units: int
     places: Sequence[int]
 
 
@@ -56,9 +58,7 @@ def tensor_views(runs: ComponentRuns, dtype: torch.dtype) -> Iterator[TensorView
     layout = runs.layout
     for tensor in layout.tensors:
         chunks: Sequence[Matrix] = tuple(
-            chunk
-            for unit in range(layout.num_units)
-            for chunk in _chunks(runs, tensor, unit, dtype)
+            chunk for unit in range(runs.num_units) for chunk in _chunks(runs, tensor, unit, dtype)
         )
         if layout.is_experts:
             chunks = ByNumber(chunks, runs.places)
@@ -126,7 +126,7 @@ def matrix_view(
 class ByNumber(Sequence[Matrix]):
     """Matrices of experts by the number of the expert, which are stored by place.
 
-    The places may change.
+    The places may change. An expert that is nowhere in memory has none.
     """
 
     def __init__(self, stored: Sequence[Matrix], places: Sequence[int]) -> None:
@@ -137,7 +137,7 @@ class ByNumber(Sequence[Matrix]):
         return self._stored[self._places[expert]]
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._places)
 
 
 class CpuExperts(Sequence[Matrix]):

@@ -90,6 +90,9 @@ class UnpackedLayer(Mapping[str, Sequence[Matrix]]):
     def __getitem__(self, name: str) -> Sequence[Matrix]:
         found: list[Matrix] = []
         for tensor, start in self._tensors[name]:
+            if tensor.layout.is_plain and tensor.is_expert:
+                # Some may not be loaded, so that they are not listed.
+                return tensor.chunks
             if tensor.layout.is_plain:
                 found += tensor.chunks
             elif tensor.is_expert:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from costmodel.model.layout import LayerLayout
@@ -10,6 +12,7 @@ from costmodel.plan.plan import Plan
 from costmodel.pricing.buffers import num_weight_buffers, staging_kind
 from costmodel.schedule.tasks import Task
 from executor.machine.tiers import Machine
+from executor.stores.expert_slots import ExpertSlots
 from executor.stores.staging import StagedComponent, StagedLayer
 from executor.stores.tensor_views import ComponentRuns
 
@@ -27,16 +30,24 @@ class WeightBuffers:
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self._layers = plan.layers
-        self._on_demand = plan.demands_on_cpu
+        self._on_demand = plan.demands_over_lanes
         self._placed = plan.weights
         self._machine = machine
         # The places of each layer's components in staging.
-        self.staged = [StagedLayer.of(components) for components in plan.weights]
+        self._walks_experts = plan.walks_experts
+        self.staged = [StagedLayer.of(self._staged_parts(c)) for c in plan.weights]
         # By tier, layer and name of component.
         self._resident: dict[tuple[str, int, str], torch.Tensor] = {}
         for tier in machine.arenas:
             self._allocate(tier)
         self._staging = {tier: self._allocate_staging(tier) for tier in machine.arenas}
+        self.slots: ExpertSlots | None = None
+        if plan.walks_experts:
+            self.slots = ExpertSlots(plan, machine.arenas["cpu"])
+
+    def _staged_parts(self, layer: Sequence[PlacedComponent]) -> list[PlacedComponent]:
+        """Return the components with places in staging: experts may have slots instead."""
+        return [c for c in layer if not (self._walks_experts and c.layout.is_experts)]
 
     def _allocate(self, tier: str) -> None:
         components = [component for layer in self._placed for component in layer]
@@ -104,5 +115,19 @@ class WeightBuffers:
             border=border,
             resident=resident,
             staged=staged,
+            num_units=component.placed.layout.num_units,
             places=component.placed.places,
+        )
+
+    def expert_runs(self, placed: PlacedComponent) -> ComponentRuns:
+        """Return a layer's experts in memory, and the slots for others."""
+        assert self.slots is not None
+        staged, count = self.slots.of_layer(placed.layer)
+        return ComponentRuns(
+            layout=placed.layout,
+            border=placed.cut.cpu_end,
+            resident=self.home("cpu", placed),
+            staged=staged,
+            num_units=placed.cut.cpu_end // placed.layout.unit_bytes + count,
+            places=self.slots.places(placed),
         )

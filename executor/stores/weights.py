@@ -116,8 +116,9 @@ class WeightStore:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of weights on disk."""
-        return sum(component.cut.disk_bytes for layer in self.placed for component in layer)
+        """Bytes of weights on disk: of experts that may change places, all."""
+        components = (component for layer in self.placed for component in layer)
+        return sum(c.cut.num_bytes - c.first_disk_byte for c in components if c.cut.disk_bytes)
 
     def read(self, task: Task) -> int:
         """Read one piece of a layer's weights on disk into CPU staging."""
@@ -190,34 +191,43 @@ class WeightStore:
 
     def resident_experts(self, task: Task) -> torch.Tensor:
         """Return which experts of a layer are on the device that computes, bool [experts]."""
-        component, size = self._experts(task)
-        cut = component.placed.cut
+        placed = self._placed_experts(task)
+        cut = placed.cut
         end = cut.gpu_end if self.machine.has_gpu else cut.cpu_end
-        return torch.tensor(component.placed.places) < end // size
+        return torch.tensor(placed.places) < end // placed.layout.unit_bytes
+
+    def read_chunk(self, task: Task, experts: Sequence[int]) -> int:
+        """Read a chunk of the experts of a layer into its slots, all of them at once."""
+        if not experts:
+            return 0
+        assert self.file is not None and self.buffers.slots is not None
+        placed = self._placed_experts(task)
+        slots = self.buffers.slots.hold(task.layer, task.batch, experts)
+        starts = [placed.places[expert] * placed.layout.unit_bytes for expert in experts]
+        self.file.read_into(placed, list(zip(slots, starts, strict=True)))
+        return sum(map(len, slots))
 
     def keep_expert(self, task: Task, expert: int, other: int) -> None:
-        """Let an expert in CPU staging take the place of ``other``, which is in memory.
-
-        Without a GPU. Staging has ``other`` no longer.
-        """
-        component, size = self._experts(task)
-        order, cut = component.placed.order, component.placed.cut
-        assert order is not None
-        start, end = (order.places[number] * size for number in (expert, other))
-        home = self.buffers.home("cpu", component.placed)
-        source = self.buffers.window(task, component, start, start + size)
-        home[end - cut.gpu_end : end - cut.gpu_end + size].copy_(source)
-        order.exchange(expert, other)
+        """Let an expert that is loaded take the place of ``other``, which is in memory."""
+        assert self.buffers.slots is not None
+        placed = self._placed_experts(task)
+        assert placed.order is not None
+        start, size = (
+            placed.order.places[other] * placed.layout.unit_bytes,
+            placed.layout.unit_bytes,
+        )
+        home = self.buffers.home("cpu", placed)
+        home[start : start + size].copy_(self.buffers.slots.loaded(task.layer, expert))
+        placed.order.exchange(expert, other)
 
     def has_cache(self, task: Task) -> bool:
         """Whether experts of a layer may change places: some are in memory, and some on disk."""
-        placed = self._experts(task)[0].placed
+        placed = self._placed_experts(task)
         return placed.order is not None and 0 < placed.cut.cpu_end < placed.cut.num_bytes
 
     def experts_in_place(self, task: Task) -> range:
         """Return the experts of a layer that the CPU multiplies in place."""
-        component, _ = self._experts(task)
-        return component.placed.units_in_place
+        return self._placed_experts(task).units_in_place
 
     def layer_in_place(self, task: Task) -> LayerWeights:
         """Return the matrices of the experts in CPU memory, by the number of the expert."""
@@ -237,6 +247,11 @@ class WeightStore:
         components = self.buffers.staged[task.layer].components
         (found,) = (c for c in components if c.placed.layout.is_experts)
         return found, found.placed.layout.unit_bytes
+
+    def _placed_experts(self, task: Task) -> PlacedComponent:
+        """Return a layer's experts."""
+        (found,) = (c for c in self.placed[task.layer] if c.layout.is_experts)
+        return found
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
         """Yield the components of a layer that are not loaded on demand."""
@@ -304,11 +319,11 @@ class WeightStore:
 
     def _layer_views(self, layer: int, slot: int) -> tuple[LayerWeights, LayerWeights]:
         """Return a layer's tensors as they are stored, and with matrices that are unpacked."""
-        tensors = [
-            tensor
-            for component in self.buffers.staged[layer].components
-            for tensor in tensor_views(self.buffers.runs(component, slot), self.dtype)
-        ]
+        runs = [self.buffers.runs(c, slot) for c in self.buffers.staged[layer].components]
+        if self.plan.walks_experts:
+            experts = (c for c in self.placed[layer] if c.layout.is_experts)
+            runs += [self.buffers.expert_runs(component) for component in experts]
+        tensors = [tensor for run in runs for tensor in tensor_views(run, self.dtype)]
         direct: dict[str, Sequence[Matrix]] = {}
         for tensor in tensors:
             if tensor.is_expert:

@@ -56,20 +56,27 @@ class BlockMemory:
         self.num_pieces = max(2, policy.num_gpu_batches)
         self.first_head = [layer.kind for layer in layers].index("head")
         self.kinds = [layer.kind for layer in layers]
-        self.on_demand = policy.loads_on_demand and not has_gpu
+        # A CPU loads experts on demand in chunks, whose places are not those of other weights.
+        self.in_chunks = policy.loads_on_demand and not has_gpu
         placed = place_weights(policy, has_gpu=has_gpu)
         parts = [(i, part.layout.name, part.cut) for i, of in enumerate(placed) for part in of]
-        # The embedding is gathered, never loaded.
-        self.disk_layers = {i for i, _, cut in parts if cut.disk_bytes and i > 0}
         off_device = [
             (i, name)
             for i, name, cut in parts
             if (cut.off_gpu_bytes if has_gpu else cut.disk_bytes) and i > 0
         ]
-        self.moved_layers = {i for i, _ in off_device}
-        # Layers whose experts come in decode when the router has chosen them.
+        # Layers whose experts come when the router has chosen them: beside a GPU, in decode.
         self.demanding = {
             i for i, name in off_device if name == "experts" and policy.loads_on_demand
+        }
+        # The embedding is gathered, never loaded.
+        self.disk_layers = {
+            i
+            for i, name, cut in parts
+            if cut.disk_bytes and i > 0 and not (self.in_chunks and name == "experts")
+        }
+        self.moved_layers = {
+            i for i, name in off_device if not (self.in_chunks and name == "experts")
         }
         self.in_place = {part.layer for of in placed for part in of if part.bytes_in_place}
         # All layers of these models keep the same.
@@ -97,6 +104,9 @@ class BlockMemory:
 
     def _read_experts(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None
+        if self.in_chunks:
+            yield self._chunk(task), None, (task.token, task.layer, task.batch)
+            return
         buffer = self._read_piece(task)
         yield buffer, (task.token, task.layer), (task.token, task.layer, "experts")
 
@@ -113,7 +123,8 @@ class BlockMemory:
 
     def _weights(self, task: Task, *, before_experts: bool = False) -> Iterator[Access]:
         content: Content = (task.token, task.layer)
-        if task.layer in self.demanding and task.token > 0 and not before_experts:
+        is_late = task.layer in self.demanding and task.token > 0 and not self.in_chunks
+        if is_late and not before_experts:
             content = (task.token, task.layer, "experts")
         if task.layer in self.moved_layers:
             for piece in range(self.num_pieces):
@@ -132,16 +143,19 @@ class BlockMemory:
         return ("weights", self.compute_tier, self._staging(task.layer), slot, piece)
 
     def _staging(self, layer: int) -> str:
-        """Attention and experts on demand have buffers of their own."""
-        kind = self.kinds[layer]
-        return kind if kind == "attention" or (kind == "experts" and self.on_demand) else "layers"
+        """Attention has buffers of its own."""
+        return "attention" if self.kinds[layer] == "attention" else "layers"
 
     def _slot(self, task: Task, loaded: set[int]) -> int:
-        """Number the loads of layers over all passes: they take turns in two buffers, or in one."""
+        """Number the loads of layers over all passes: they take turns in two buffers."""
         kind = self._staging(task.layer)
         turns = [i for i in sorted(loaded) if self._staging(i) == kind]
         turn = task.token * len(turns) + turns.index(task.layer)
-        return turn % (1 if kind == "experts" else 2)
+        return turn % 2
+
+    def _chunk(self, task: Task) -> Hashable:
+        """Chunks take turns in two places, which all layers share."""
+        return ("staged experts", task.batch % 2)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -239,8 +253,9 @@ class BlockMemory:
         yield from self._hidden(task, ends=False)
         yield ("routing", task.layer), None, (task.token, task.layer)
 
-    def _run_resident(self, task: Task) -> Iterator[Access]:
+    def _run_chunk(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None
+        yield self._chunk(task), (task.token, task.layer, task.batch), None
 
     def _return_tokens(self, task: Task) -> Iterator[Access]:
         yield ("routing", task.layer), (task.token, task.layer), None

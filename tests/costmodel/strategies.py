@@ -43,8 +43,10 @@ def mixtures(draw: st.DrawFn, *, has_gpu: bool = True) -> Policy:
     loads_on_demand = draw(st.booleans())
     cpu_experts = draw(SHARES) if has_gpu else 0.0
     is_together = loads_on_demand or cpu_experts > 0
+    skew = draw(st.sampled_from([0.0, 0.7, 1.5]))
     return make_policy(
         model=model,
+        workload=Workload(prompt_len=16, gen_len=5, expert_skew=skew),
         gpu_batch_size=draw(st.integers(2, 13)),
         weights=draw(weights_of(model, has_gpu=has_gpu)),
         cache=draw(placements(has_gpu=has_gpu)),

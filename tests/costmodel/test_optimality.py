@@ -115,6 +115,7 @@ def _case(seed: int) -> Case:
         prompt_len=rng.choice((16, 100, 512, 1000)),
         gen_len=rng.choice((1, 8, 32, 100)),
         num_prompts=rng.choice((None, 1, 5, 16, 50, 64, 200)),
+        expert_skew=random.Random(f"{seed}: skew").choice((0.0, 0.7, 1.5)),
     )
     permitted = rng.choice(PERMITTED) if rng.random() < 1 / 3 else Permitted()
     permitted = replace(permitted, requantizes=model.is_encoded)
@@ -259,5 +260,9 @@ def test_rounding_costs_at_most_two_hundredths_in_nearly_all_cases() -> None:
     assert min(f.gap for f in solved.values()) >= -1e-6
     mixtures = {seed for seed in solved if "experts" in _case(seed).model.component_names}
     assert len(mixtures) >= 0.8 * NUM_CASES / 4
-    for kind in (solved.keys(), mixtures):
+    # Loads on demand are convex in the share on disk where routing is skewed, and the program takes
+    # a line, whatever the rounding.
+    skewed = {seed for seed in mixtures if _case(seed).workload.expert_skew}
+    assert skewed and all(solved[seed].gap < 0.15 for seed in skewed), told
+    for kind in (solved.keys() - skewed, mixtures - skewed):
         assert len(wide.keys() & kind) <= 0.05 * len(kind), f"of {len(kind)}:\n{told}"

@@ -32,7 +32,7 @@ NUM_TOKENS = st.integers(1, 4)
 NUM_BATCHES = st.integers(1, 4)
 LOADS = ("read_weights", "send_weights", "read_cache", "send_cache", "read_hidden", "send_hidden")
 EXPERT_KINDS = (
-    "run_resident",
+    "run_chunk",
     "route",
     "read_experts",
     "send_experts",
@@ -94,8 +94,7 @@ def test_passes_without_an_end_are_the_decode_of_a_block(block: tuple[Policy, bo
         (whose, token): [
             (task.kind, task.layer, task.batch, [tasks[i].kind for i in task.waits])
             for task in tasks
-            # Lanes run all experts at once.
-            if task.token == token and task.kind != "run_resident"
+            if task.token == token
         ]
         for whose, tasks in (("endless", endless), ("block", in_block))
         for token in range(5)
@@ -157,16 +156,17 @@ def test_the_tracker_notices_waits_that_are_dropped(has_gpu: bool) -> None:
             paces = (random_durations(rng) for _ in range(40))
             if any(find_hazards(simulate(hasty, pace), memory) for pace in paces):
                 noticed.add(kind)
-    assert len(waiting) == (23 if has_gpu else 8)  # every kind that the machine has
+    assert len(waiting) == (23 if has_gpu else 9)  # every kind that the machine has
     assert waiting == noticed
 
 
 def _batches(task: Task, policy: Policy, has_gpu: bool) -> range:
-    """Batches that a task computes: experts take those of the block together in decode, where the
-    hidden states are on the device that computes."""
+    """Batches that a task computes: experts take those of the block together in decode, or where
+    a CPU loads them on demand, if the hidden states are on the device that computes."""
     is_together = (policy.activations.gpu if has_gpu else policy.activations.cpu) == 1
     kind = model_layers(policy.model)[task.layer].kind
-    if is_together and kind == "experts" and task.token > 0:
+    is_walked = not has_gpu and task.layer in _memory(policy, has_gpu=has_gpu).demanding
+    if is_together and kind == "experts" and (task.token > 0 or is_walked):
         assert task.batch == 0
         return range(policy.num_gpu_batches)
     return range(task.batch, task.batch + 1)
@@ -225,18 +225,24 @@ def test_experts_are_routed_loaded_and_combined_once_for_each_visit(
     policy = replace(policy, num_gpu_batches=3)
     tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=3)
     memory = _memory(policy, has_gpu=has_gpu)
-    sent = memory.demanding if has_gpu else set()
     found = Counter((t.kind, t.token, t.layer) for t in tasks if t.kind in EXPERT_KINDS)
-    expected = Counter[tuple[str, int, int]]()
-    for kind, layers, count in (
-        ("route", memory.demanding | memory.in_place, 1),
-        ("read_experts", memory.demanding & memory.disk_layers, 3),
-        ("send_experts", sent, 3),
-        ("run_resident", set() if has_gpu else memory.demanding, 1),
-        *((kind, memory.in_place, 1) for kind in EXPERT_KINDS[4:]),
-    ):
-        expected |= {(kind, token, layer): count for token in (1, 2) for layer in layers}
-    assert found == expected
+    if has_gpu:
+        expected = Counter[tuple[str, int, int]]()
+        for kind, layers, count in (
+            ("route", memory.demanding | memory.in_place, 1),
+            ("read_experts", memory.demanding & memory.disk_layers, 3),
+            ("send_experts", memory.demanding, 3),
+            *((kind, memory.in_place, 1) for kind in EXPERT_KINDS[4:]),
+        ):
+            expected |= {(kind, token, layer): count for token in (1, 2) for layer in layers}
+        assert found == expected
+    else:
+        assert {(kind, layer) for kind, _, layer in found} == {
+            (kind, layer)
+            for kind in ("route", "read_experts", "run_chunk")
+            for layer in memory.demanding
+        }
+        assert all(found["run_chunk", t, i] == found["read_experts", t, i] for _, t, i in found)
     # Whatever else a channel has to do, the router has chosen before, and both have multiplied.
     order = [(t.kind, t.token, t.layer) for t in tasks]
     for kind, token, layer in found:

@@ -98,11 +98,22 @@ def test_experts_are_ordered_where_that_gains_and_the_disk_has_room() -> None:
     components = [c for layer in model_layers(SPEC) for c in layer.components]
     size = sum(c.num_bytes for c in components if c.is_experts)
     hardware = make_hardware()
-    assert bytes_of_order(policy, hardware) == size
-    least = policy_peaks(policy, hardware)["disk"] + size
-    for given in (shares, None):
-        assert len(shares_to_order(policy, make_hardware(disk_bytes=least), given)) == NUM_MIXTURES
-        assert not shares_to_order(policy, make_hardware(disk_bytes=least - 1), given)
+    # Where experts change places, the policy itself counts all of them.
+    whole = replace(policy, loads_on_demand=False)
+    peaks = [policy_peaks(p, hardware)["disk"] for p in (whole, policy)]
+    assert peaks[1] - peaks[0] == size // 2 and bytes_of_order(policy, hardware) == 0
+    on_gpu = make_hardware(gpu=True)
+    assert bytes_of_order(policy, on_gpu) == size
+    least = policy_peaks(policy, on_gpu)["disk"] + size
+    for given, gpu, room in (
+        (shares, True, least),
+        (shares, False, peaks[1]),
+        (None, False, peaks[1]),
+    ):
+        hardware = make_hardware(gpu=gpu, disk_bytes=room)
+        assert len(shares_to_order(policy, hardware, given)) == NUM_MIXTURES
+        hardware = make_hardware(gpu=gpu, disk_bytes=room - 1)
+        assert not shares_to_order(policy, hardware, given)
     # Beside a GPU there is no cache, so that nothing tells experts apart.
     assert not shares_to_order(policy, make_hardware(gpu=True), None)
     assert shares_to_order(policy, make_hardware(gpu=True), shares)
@@ -183,7 +194,7 @@ def test_experts_that_are_used_again_are_loaded_once(
         num_gpu_batches=num_batches,
     )
     tokens, moved, _ = _run(policy, tmp_path, None, greedy=True)
-    monkeypatch.setattr(ExpertCache, "_keep", lambda *_: None)
+    monkeypatch.setattr(ExpertCache, "keep", lambda *_: None)
     same, more, _ = _run(policy, tmp_path, None, greedy=True)
     assert tokens == same
     assert 2 * moved["read_experts"] < more["read_experts"]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
+from executor.run.expert_walk import deal_chunks
 from executor.run.runner import Runner
 from profiles.aligned_io import PAGE_BYTES
 from tests.executor.tiny_machines import ON_CPU, ON_GPU, make_hardware
@@ -72,6 +75,19 @@ def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None
                 kept = torch.cat([staging[:low], staging[high:]])
                 assert (kept == 0xAB).all()
         assert moved > 0
+
+
+@given(
+    missing=st.sets(st.integers(0, 19)).map(sorted),
+    num_chunks=st.integers(1, 12),
+)
+def test_chunks_have_each_expert_once_and_in_order(missing: list[int], num_chunks: int) -> None:
+    loaded, ranges = deal_chunks(missing, num_chunks, 20)
+    assert len(loaded) == len(ranges) == num_chunks
+    assert [expert for chunk in loaded for expert in chunk] == missing
+    assert [expert for part in ranges for expert in part] == list(range(20))
+    assert all(set(chunk) <= set(part) for chunk, part in zip(loaded, ranges, strict=True))
+    assert max(map(len, loaded)) <= -(-len(missing) // num_chunks)
 
 
 def test_neighbours_are_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,7 +353,7 @@ KINDS = {
     ),
 }
 EXPERT_KINDS = {
-    "cpu": ("route", "run_resident", "read_experts"),
+    "cpu": ("route", "run_chunk", "read_experts"),
     "gpu": (
         "route",
         "read_experts",

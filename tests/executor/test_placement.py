@@ -395,7 +395,7 @@ def _poison_sent_piece(block: Block, task: Task) -> None:
 def _uses_layer_last(block: Block, task: Task) -> bool:
     plan = block.stores.weights.plan
     last = len(block.batches) - 1
-    if block.kinds[task.layer] == "experts" and not task.is_prefill:
+    if block.kinds[task.layer] == "experts" and (block._walks(task) or not task.is_prefill):
         # Several batches are one task; what the CPU made is added without weights.
         return task.kind == "compute" and task.batch + plan.batches_at_once > last
     return task.kind in ("compute", "finish") and task.batch == last
@@ -405,7 +405,10 @@ def _poison_used_layer(block: Block, task: Task) -> None:
     store = block.stores.weights
     if task.layer > 0:
         tier = "gpu" if store.machine.has_gpu else "cpu"
-        parts = store.placed[task.layer]
+        parts = [part.placed for part in store.buffers.staged[task.layer].components]
+        if block._walks(task):
+            assert store.buffers.slots is not None
+            store.buffers.slots.of_layer(task.layer)[0].fill_(255)
         if any(part.cut.off_gpu_bytes if tier == "gpu" else part.cut.disk_bytes for part in parts):
             store.buffers.staging_of(tier, task).fill_(255)
 

@@ -1,0 +1,156 @@
+"""Walks through the experts of a layer that a CPU loads on demand, a chunk at a time.
+
+One chunk is loaded while the experts before are computed. Experts go in the order of their numbers,
+those in memory among them, so that sums are those of a layer that is in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layer_spec import LayerSpec
+from costmodel.model.layout import decoder_numbers
+from costmodel.plan.policy import Policy
+from costmodel.schedule.tasks import Task
+from executor.model import layers
+from executor.model.experts import Routing, add_routed, add_shared
+from executor.run.expert_cache import ExpertCache
+from executor.run.routing_counts import RoutingCounts
+from executor.stores.weights import WeightStore
+
+
+@dataclass(slots=True, kw_only=True)
+class WalkedTokens:
+    """Tokens that pass through the experts of a layer together.
+
+    Parameters
+    ----------
+    hidden
+        Their hidden states [sequences, tokens, hidden size], to which the output is added in place.
+    done
+        Called when it is.
+    is_counted
+        Whether their choices are counted: those of padding say nothing.
+    """
+
+    hidden: torch.Tensor
+    done: Callable[[], None] = lambda: None
+    is_counted: bool = True
+
+
+@dataclass(slots=True)
+class _Part:
+    """Some tokens with their normalised copy, their routing and the outputs of their experts."""
+
+    tokens: WalkedTokens
+    rows: torch.Tensor
+    routing: Routing
+    made: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One visit of a layer."""
+
+    parts: list[_Part] = field(default_factory=list)
+    # Which experts any token has chosen, bool [experts].
+    is_needed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    # By chunk, the experts that are loaded, and the range of all that are computed.
+    loaded: list[list[int]] = field(default_factory=list)
+    ranges: list[range] = field(default_factory=list)
+
+
+class ExpertWalk:
+    """The handlers of layers whose experts are walked through."""
+
+    def __init__(self, policy: Policy, weights: WeightStore, counts: RoutingCounts) -> None:
+        # Set where experts may change places.
+        self.cache: ExpertCache | None = None
+        self._model = policy.model
+        self._weights = weights
+        self._counts = counts
+        self._numbers = decoder_numbers(policy.model)
+        # Layers are visited one after another.
+        self._visit = _Visit()
+
+    def start_block(self, num_sequences: int) -> None:
+        """Prepare for a block."""
+        self._visit = _Visit()
+        if self.cache is not None:
+            self.cache.start_block(num_sequences)
+
+    def route(self, task: Task, tokens: Iterable[WalkedTokens], num_batches: int) -> None:
+        """Route the tokens of some batches, and deal the experts that they need into chunks."""
+        weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
+        visit = self._visit = _Visit(is_needed=torch.zeros(spec.num_experts, dtype=torch.bool))
+        for part in tokens:
+            normed = layers.feed_forward_input(part.hidden, weights, layer)
+            routing = layers.routing_of(normed, weights, layer)
+            rows = normed.flatten(0, 1)
+            visit.parts.append(_Part(part, rows, routing, torch.zeros_like(rows)))
+            visit.is_needed[routing.experts.flatten()] = True
+            if part.is_counted:
+                self._counts.add(task.layer, routing)
+        if self.cache is not None:
+            choices = [part.routing for part in visit.parts if part.tokens.is_counted]
+            self.cache.count(task, choices, visit.is_needed)
+        plan = self._weights.plan
+        chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
+        is_missing = visit.is_needed & ~self._weights.resident_experts(task)
+        missing = is_missing.nonzero().flatten().tolist()
+        visit.loaded, visit.ranges = deal_chunks(missing, chunks, spec.num_experts)
+
+    def read(self, task: Task) -> int:
+        """Read a chunk of experts."""
+        return self._weights.read_chunk(task, self._visit.loaded[task.batch])
+
+    def run_chunk(self, task: Task) -> int:
+        """Compute a chunk of experts, and those in memory between them."""
+        visit, experts = self._visit, self._visit.ranges[task.batch]
+        weights, spec = self._weights.layer(task), self._experts(task)
+        for part in visit.parts if experts else ():
+            add_routed(part.made, part.rows, part.routing, weights, spec, experts)
+        if self.cache is not None and visit.loaded[task.batch]:
+            is_idle = ~visit.is_needed
+            is_idle[: experts.stop] = True
+            self.cache.keep(task, visit.loaded[task.batch], is_idle)
+        return 0
+
+    def finish(self, task: Task) -> None:
+        """Add the outputs of all experts to the hidden states."""
+        weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
+        for part in self._visit.parts:
+            if spec.shared is not None:
+                add_shared(part.made, part.rows, weights, spec)
+            hidden = part.tokens.hidden
+            layers.add_feed_forward(hidden, part.made.view(hidden.shape), weights, layer)
+            part.tokens.done()
+        self._visit = _Visit()
+
+    def _layer(self, task: Task) -> LayerSpec:
+        return self._model.layer(self._numbers[task.layer])
+
+    def _experts(self, task: Task) -> ExpertsSpec:
+        experts = self._layer(task).experts
+        assert experts is not None
+        return experts
+
+
+def deal_chunks(
+    missing: list[int], num_chunks: int, num_experts: int
+) -> tuple[list[list[int]], list[range]]:
+    """Deal the experts that are not in memory evenly into chunks, in the order of their numbers.
+
+    Returns those of each chunk, and the range of all experts up to the next chunk's first.
+    """
+    bounds = [len(missing) * number // num_chunks for number in range(num_chunks + 1)]
+    # The experts before the first one that is missing need no load.
+    firsts = [0, *(missing[i] if i < len(missing) else num_experts for i in bounds[1:])]
+    loaded = [missing[low:high] for low, high in itertools.pairwise(bounds)]
+    ranges = [range(low, high) for low, high in itertools.pairwise(firsts)]
+    return loaded, ranges
