@@ -143,7 +143,8 @@ class Policy:
     attention_sparsity
         Fraction of the keys that each query of decode attends to; 1 is dense attention.
     loads_on_demand
-        Whether decode loads only the experts that the router has chosen, after its choice.
+        Whether decode loads only the experts that the router has chosen, after its choice; without
+        a GPU, prefill too.
     hardware
         The machine and the budgets of the search, without raw measurements.
     lanes

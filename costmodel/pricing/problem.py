@@ -32,7 +32,7 @@ class Problem:
     num_batches
         Fewest and most batches in the block. Where they differ, formulas take the better of them.
     loads_on_demand
-        Whether decode loads only the experts that the router has chosen, after its choice.
+        See ``Policy``.
     cpu_experts
         Whether the CPU, beside a GPU, may multiply experts in its memory in decode.
     weight_bits, cache_bits

@@ -267,6 +267,24 @@ def test_a_pair_named_in_the_profile_is_a_limit() -> None:
     )
 
 
+def test_reads_ahead_slow_computing_down_that_loads_on_demand_wait_for() -> None:
+    pair = Contention(first="disk_read", second="cpu_compute", first_keeps=0.7, second_keeps=0.6)
+    machine = make_machine(disk_read=1e8, cpu=make_compute(decode=1e5, flop=1e8))
+    machine = replace(machine, contention=(pair,))
+    model = make_mixture()
+    weights = dict.fromkeys(model.component_names, ON_CPU) | {"experts": ON_DISK}
+    base = make_policy(model=model, gpu_batch_size=1, num_gpu_batches=1, prefill_batch_size=1)
+    policy = replace(base, loads_on_demand=True, weights=weights)
+    ahead = replace(policy, weights=weights | {"attention": ON_DISK})
+    read = [phase_channels(p, machine)["decode"]["disk_read"] for p in (policy, ahead)]
+    taken = [estimate(p, machine).decode_s for p in (policy, ahead)]
+    # A second of the disk costs the CPU (1 - 0.6) / 0.7.
+    assert taken[1] - taken[0] == pytest.approx((read[1] - read[0]) * 0.4 / 0.7)
+    # Computing waits for all experts, but for all chunks but the last, here one of two halves.
+    computed = phase_channels(policy, machine)["decode"]["cpu_compute"]
+    assert read[0] + computed / 2 < taken[0] < read[0] + computed
+
+
 def test_what_is_not_hidden_adds_to_the_busiest_channel() -> None:
     machine = replace(
         make_machine(disk_read=1e6, disk_write=1e6, cpu=make_compute(flop=1e8)), unhidden_share=0.25
