@@ -204,7 +204,8 @@ class WeightStore:
         placed = self._placed_experts(task)
         slots = self.buffers.slots.hold(task.layer, task.batch, experts)
         starts = [placed.places[expert] * placed.layout.unit_bytes for expert in experts]
-        self.file.read_into(placed, list(zip(slots, starts, strict=True)))
+        parts = [(placed, slot, start) for slot, start in zip(slots, starts, strict=True)]
+        self.file.read(self.file.requests_of(parts))
         return sum(map(len, slots))
 
     def keep_expert(self, task: Task, expert: int, other: int) -> None:
