@@ -24,6 +24,7 @@ from costmodel.model.spec import ModelSpec
 ARCHITECTURES = {
     "llama": "LLAMA",
     "mistral": "LLAMA",
+    "mixtral": "LLAMA",
     "qwen2": "QWEN2",
     "qwen3": "QWEN3",
     "qwen3_moe": "QWEN3MOE",
@@ -135,7 +136,7 @@ def _tensors(stored: Mapping[str, Any], names: Any) -> dict[str, list[str]]:
 
 def _is_float32(name: str, shape: Sequence[int]) -> bool:
     """Whether llama.cpp holds a tensor in float32: vectors, and matrices that choose experts."""
-    return len(shape) == 1 or name.endswith(".mlp.gate.weight")
+    return len(shape) == 1 or name.endswith(".gate.weight")
 
 
 def _converted(name: str, tensor: torch.Tensor, spec: ModelSpec) -> np.ndarray[Any, Any]:
