@@ -15,7 +15,7 @@ from costmodel.plan.cuts import (
 )
 from costmodel.plan.policy import Policy
 from costmodel.plan.route import Route, route_of
-from costmodel.pricing.buffers import num_expert_chunks
+from costmodel.pricing.buffers import expert_staging, num_expert_chunks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,14 @@ class Plan:
         return self.policy.walks_experts(has_gpu=self.has_gpu)
 
     @property
-    def demands_over_lanes(self) -> bool:
-        """Whether a CPU loads the experts of lanes on demand, all of a layer into one buffer."""
-        is_on_cpu = self.policy.loads_on_demand and not self.has_gpu
-        return is_on_cpu and self.policy.lanes is not None
+    def expert_staging(self) -> str:
+        """The kind of the staging buffers of experts, see ``costmodel.pricing.buffers``."""
+        return expert_staging(
+            loads_on_demand=self.policy.loads_on_demand,
+            multiplies_in_place=self.policy.cpu_experts > 0,
+            has_gpu=self.has_gpu,
+            has_lanes=self.policy.lanes is not None,
+        )
 
     def num_chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
         """Return the chunks in which the tokens of some batches load the experts of a layer of the

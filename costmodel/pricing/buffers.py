@@ -8,8 +8,11 @@ from costmodel.model.layout import LayerLayout
 # A layer's weights are read into one buffer while the previous layer is computed from the other.
 # The cache and the hidden states of a batch are double-buffered in the same way.
 NUM_BUFFERS = 2
-# Lanes load experts on demand when the router has chosen them, and the ones before are computed.
-DEMANDED = "experts on demand"
+# Kinds of the staging buffers of experts. Lanes load them on demand when the router has chosen
+# them, and the ones before are computed. Beside a GPU, experts that decode loads on demand or
+# multiplies in place have buffers apart from the head's. The head is then loaded beside all
+# layers, and not beside the last two.
+DEMANDED, APART, WITH_HEAD = "experts on demand", "experts", "layers"
 # Sequences in step load them in chunks: one is loaded while the other is computed.
 NUM_STAGED_CHUNKS = 2
 # While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
@@ -22,12 +25,21 @@ def num_hidden_buffers(*, has_gpu: bool) -> int:
     return NUM_HIDDEN_BUFFERS_BESIDE_GPU if has_gpu else NUM_BUFFERS
 
 
-def staging_kind(layer: LayerLayout, *, on_demand: bool) -> str:
+def expert_staging(
+    *, loads_on_demand: bool, multiplies_in_place: bool, has_gpu: bool, has_lanes: bool
+) -> str:
+    """Return the kind of the staging buffers of a model's experts."""
+    if has_gpu:
+        return APART if loads_on_demand or multiplies_in_place else WITH_HEAD
+    return DEMANDED if loads_on_demand and has_lanes else WITH_HEAD
+
+
+def staging_kind(layer: LayerLayout, *, experts: str) -> str:
     """Return the kind of the staging buffers in which a layer takes turns with others.
 
-    ``on_demand`` is ``Plan.demands_over_lanes``.
+    ``experts`` is the kind of those of experts, see ``expert_staging``.
     """
-    return DEMANDED if on_demand and layer.kind == "experts" else layer.staging
+    return experts if layer.kind == "experts" else layer.staging
 
 
 def num_weight_buffers(kind: str) -> int:

@@ -146,7 +146,7 @@ def _weight_staging(
     """
     kinds: dict[str, dict[str, Quantity]] = {}
     for name, layer in problem.sizes.staged_layers.items():
-        kind = staging_kind(layer, on_demand=problem.demands_over_lanes)
+        kind = staging_kind(layer, experts=problem.expert_staging)
         count = num_weight_buffers(kind)
         # Experts that are walked through have room elsewhere.
         parts = [c for c in layer.components if not (c.is_experts and problem.walks_experts)]

@@ -9,6 +9,7 @@ from costmodel.model.layout import round_up
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.buffers import expert_staging
 from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes_of
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
@@ -106,10 +107,14 @@ class Problem:
         return self.loads_on_demand and not self.hardware.has_gpu and self.lanes is None
 
     @property
-    def demands_over_lanes(self) -> bool:
-        """See ``Plan.demands_over_lanes``."""
-        is_on_cpu = self.loads_on_demand and not self.hardware.has_gpu
-        return is_on_cpu and self.lanes is not None
+    def expert_staging(self) -> str:
+        """See ``Plan.expert_staging``."""
+        return expert_staging(
+            loads_on_demand=self.loads_on_demand,
+            multiplies_in_place=self.cpu_experts,
+            has_gpu=self.hardware.has_gpu,
+            has_lanes=self.lanes is not None,
+        )
 
     @property
     def orders_experts(self) -> bool:

@@ -157,6 +157,6 @@ def _rings(plan: Plan, loaded: Collection[int]) -> dict[str, list[int]]:
     """Return the loaded layers of each kind of staging buffers, in the order of the schedule."""
     rings: dict[str, list[int]] = {}
     for layer in sorted(loaded):
-        kind = staging_kind(plan.layers[layer], on_demand=plan.demands_over_lanes)
+        kind = staging_kind(plan.layers[layer], experts=plan.expert_staging)
         rings.setdefault(kind, []).append(layer)
     return rings

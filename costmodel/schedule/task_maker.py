@@ -26,9 +26,7 @@ class TaskMaker:
     def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int | None) -> None:
         self.plan = plan
         self.route = plan.route
-        self.staging = [
-            staging_kind(layer, on_demand=plan.demands_over_lanes) for layer in plan.layers
-        ]
+        self.staging = [staging_kind(layer, experts=plan.expert_staging) for layer in plan.layers]
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches

@@ -30,7 +30,7 @@ class WeightBuffers:
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self._layers = plan.layers
-        self._on_demand = plan.demands_over_lanes
+        self._experts = plan.expert_staging
         self._placed = plan.weights
         self._machine = machine
         # The places of each layer's components in staging.
@@ -80,7 +80,7 @@ class WeightBuffers:
         return self._staging[tier][self._kind(self._layers[layer])][slot]
 
     def _kind(self, layout: LayerLayout) -> str:
-        return staging_kind(layout, on_demand=self._on_demand)
+        return staging_kind(layout, experts=self._experts)
 
     def home(self, tier: str, placed: PlacedComponent) -> torch.Tensor:
         """Return the resident bytes of a component on a tier."""

@@ -56,6 +56,8 @@ class BlockMemory:
         self.num_pieces = max(2, policy.num_gpu_batches)
         self.first_head = [layer.kind for layer in layers].index("head")
         self.kinds = [layer.kind for layer in layers]
+        # Experts that decode does not load ahead leave other buffers to the head.
+        self.is_apart = has_gpu and (policy.loads_on_demand or policy.cpu_experts > 0)
         # A CPU loads experts on demand in chunks, whose places are not those of other weights.
         self.in_chunks = policy.loads_on_demand and not has_gpu
         placed = place_weights(policy, has_gpu=has_gpu)
@@ -144,7 +146,8 @@ class BlockMemory:
 
     def _staging(self, layer: int) -> str:
         """Attention has buffers of its own."""
-        return "attention" if self.kinds[layer] == "attention" else "layers"
+        kind = self.kinds[layer]
+        return kind if kind == "attention" or (kind == "experts" and self.is_apart) else "layers"
 
     def _slot(self, task: Task, loaded: set[int]) -> int:
         """Number the loads of layers over all passes: they take turns in two buffers."""
