@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def batches_at_once(self) -> int:
-        """Batches whose tokens pass through experts together in decode.
+        """Batches whose tokens pass through experts together: in decode, and where a CPU walks.
 
         All batches do, where the hidden states are stored on the compute device.
         """

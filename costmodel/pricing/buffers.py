@@ -8,12 +8,15 @@ from costmodel.model.layout import LayerLayout
 # A layer's weights are read into one buffer while the previous layer is computed from the other.
 # The cache and the hidden states of a batch are double-buffered in the same way.
 NUM_BUFFERS = 2
-# Kinds of the staging buffers of experts. Lanes load them on demand when the router has chosen
-# them, and the ones before are computed. Beside a GPU, experts that decode loads on demand or
-# multiplies in place have buffers apart from the head's. The head is then loaded beside all
-# layers, and not beside the last two.
-DEMANDED, APART, WITH_HEAD = "experts on demand", "experts", "layers"
-# Sequences in step load them in chunks: one is loaded while the other is computed.
+# Kinds of the staging buffers of experts.
+# Lanes on a CPU: experts on demand have one buffer, because the router must choose before a load.
+DEMANDED = "experts on demand"
+# Beside a GPU: experts on demand or in place do not share buffers with the head. So the head is
+# loaded beside all layers, and not only beside the last two.
+APART = "experts"
+# Otherwise they take turns with the head (see ``LayerLayout.staging``).
+WITH_HEAD = "layers"
+# Without a GPU, sequences in step load chunks: one is loaded while the other is computed.
 NUM_STAGED_CHUNKS = 2
 # While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
 # states of the next one arrive.

@@ -151,8 +151,8 @@ def _walk_limits(
 ) -> dict[str, Quantity]:
     """Return the limits of a CPU that loads one chunk of experts while it computes another.
 
-    In each layer, either the last chunk is computed when all others are, and loads have taken the
-    time, or the first chunk is loaded while nothing is computed.
+    In each layer, either all loads follow each other, and the last chunk is computed behind them.
+    Or all chunks are computed one after another behind the first load.
     """
     computed, read = _compute_channel(problem), "disk_read"
     busy = channel_seconds(work)

@@ -85,7 +85,7 @@ class Problem:
 
     @property
     def batches_at_once(self) -> tuple[int, int]:
-        """Fewest and most batches whose tokens pass through experts together in decode."""
+        """Fewest and most batches that pass through experts together (see ``Plan``)."""
         fewest, most = self.num_batches
         if self.hidden_in_place is None:
             return 1, most

@@ -92,6 +92,8 @@ class Arena:
         for buffer in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
         self._pinned.clear()
+        # A region is freed with the last of its buffers.
+        self._region = memoryview(b"")
 
     def _pin(self, buffer: torch.Tensor) -> None:
         status = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)

@@ -167,7 +167,7 @@ def add_routed(
 ) -> None:
     """Add the weighted outputs of each token's experts for ``x`` to ``out``, both [tokens, hidden].
 
-    Calls for ranges that follow each other give the same bits as one call for all experts.
+    With the native kernels, calls for ranges that follow each other give the same bits as one call.
 
     Parameters
     ----------
@@ -182,6 +182,8 @@ def add_routed(
     factors = routing.weights.flatten()[order, None]
     ends = [0, *routing.counts(spec.num_experts).cumsum(0).tolist()]
     low, high = ends[experts.start], ends[experts.stop]
+    if low == high:
+        return
     step = spec.rows_at_once(len(x))
     # Parts begin at the same rows for any range, so that each product has the same rows.
     for first in range(low // step * step, high, step):

@@ -2,7 +2,7 @@
 
 The least frequently used expert is evicted, by counts that decay: older uses count less with every
 pass. The counts begin with those of earlier runs and of the prompts. A loaded expert takes the
-place of the least used one in memory, if it is used more.
+place of the least used one in memory that the visit no longer needs, if it is used more.
 """
 
 from __future__ import annotations

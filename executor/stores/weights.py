@@ -74,9 +74,9 @@ class WeightStore:
     def start_block(self, num_batches: int) -> None:
         """Prepare for a block."""
         self.num_pieces = num_load_pieces(self.plan, num_batches)
-        # By layer, slot of staging and piece. What reads a piece is the same in every pass, and
-        # finding it takes longer than reading 1 MiB.
-        self._reads: dict[tuple[int, int, int], tuple[list[ReadRequest], int]] = {}
+        # By layer, slot of staging, piece, and whether in prefill. What reads a piece is the same
+        # in every pass, and finding it takes longer than reading 1 MiB.
+        self._reads: dict[tuple[int, int, int, bool], tuple[list[ReadRequest], int]] = {}
 
     def load(self, source: WeightSource, on_bytes: OnBytes) -> None:
         """Read resident weights from the checkpoint, in pieces; ``on_bytes`` gets their sizes.
@@ -123,12 +123,11 @@ class WeightStore:
     def read(self, task: Task) -> int:
         """Read one piece of a layer's weights on disk into CPU staging."""
         assert self.file is not None
-        place = task.layer, task.read_slot, task.batch
-        reads = self._reads.get(place) or self._requests_ahead(task)
-        # Experts that are loaded on demand change places.
-        if task.layer not in self.plan.route.demanding:
-            self._reads[place] = reads
-        requests, num_bytes = reads
+        # Beside a GPU, prefill also loads experts that decode loads on demand.
+        place = task.layer, task.read_slot, task.batch, task.is_prefill
+        if place not in self._reads:
+            self._reads[place] = self._requests_ahead(task)
+        requests, num_bytes = self._reads[place]
         self.file.read(requests)
         return num_bytes
 
@@ -190,11 +189,9 @@ class WeightStore:
                 yield component, first, end
 
     def resident_experts(self, task: Task) -> torch.Tensor:
-        """Return which experts of a layer are on the device that computes, bool [experts]."""
+        """Return which experts of a layer are in CPU memory, bool [experts]."""
         placed = self._placed_experts(task)
-        cut = placed.cut
-        end = cut.gpu_end if self.machine.has_gpu else cut.cpu_end
-        return torch.tensor(placed.places) < end // placed.layout.unit_bytes
+        return torch.tensor(placed.places) < placed.cut.cpu_end // placed.layout.unit_bytes
 
     def read_chunk(self, task: Task, experts: Sequence[int]) -> int:
         """Read a chunk of the experts of a layer into its slots, all of them at once."""
@@ -213,10 +210,8 @@ class WeightStore:
         assert self.buffers.slots is not None
         placed = self._placed_experts(task)
         assert placed.order is not None
-        start, size = (
-            placed.order.places[other] * placed.layout.unit_bytes,
-            placed.layout.unit_bytes,
-        )
+        size = placed.layout.unit_bytes
+        start = placed.order.places[other] * size
         home = self.buffers.home("cpu", placed)
         home[start : start + size].copy_(self.buffers.slots.loaded(task.layer, expert))
         placed.order.exchange(expert, other)
