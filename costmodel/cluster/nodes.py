@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from costmodel.pricing.passes import FloatArray
 from profiles.errors import InputError
 from profiles.files import dump_json, from_json, read_json, to_json
@@ -17,6 +19,8 @@ from profiles.rate_curve import require_not_negative, require_positive
 from profiles.recorded import find_profile
 
 SCHEMA_VERSION = 1
+# Ray sends results up to this size with its calls (``max_direct_call_object_size``).
+INLINE_BYTES = 100 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLink:
-    """The network between two nodes, in one direction.
+    """The network between two nodes, in one direction, as Ray uses it.
 
     Parameters
     ----------
@@ -47,18 +51,24 @@ class NodeLink:
         Rate of large messages.
     latency_s
         Seconds of a message without content.
+    store_s
+        Seconds that a message of more than ``INLINE_BYTES`` takes on top: Ray puts it into its
+        store of objects, from which the other node fetches it.
     """
 
     bytes_per_s: float
     latency_s: float = 0.0
+    store_s: float = 0.0
 
     def __post_init__(self) -> None:
         require_positive("link.bytes_per_s", self.bytes_per_s)
         require_not_negative("link.latency_s", self.latency_s)
+        require_not_negative("link.store_s", self.store_s)
 
     def seconds(self, num_bytes: FloatArray) -> FloatArray:
         """Return the seconds of messages of these sizes, float64 [messages]."""
-        return self.latency_s + num_bytes / self.bytes_per_s
+        store_s = np.where(num_bytes > INLINE_BYTES, self.store_s, 0.0)
+        return self.latency_s + store_s + num_bytes / self.bytes_per_s
 
 
 # A link that costs nothing, where no network is known.

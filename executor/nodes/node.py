@@ -49,13 +49,9 @@ class NodeProcess:
         """Return so many bytes, to measure a link with."""
         return np.zeros(num_bytes, np.uint8)
 
-    def receive(self, message: Sequence[Any]) -> float:
-        """Return the seconds until a message is here, given a list of a reference to it."""
-        import ray
-
-        start_s = time.perf_counter()
-        ray.get(message[0])
-        return time.perf_counter() - start_s
+    def relay(self, message: Message) -> Message:
+        """Return a message as long as the one that came."""
+        return np.zeros_like(message)
 
     def clock(self) -> float:
         """Return the seconds of the clock that tasks are noted by."""

@@ -24,7 +24,7 @@ TEN_GBIT = NodeLink(bytes_per_s=1.25e9, latency_s=1e-4)
 
 
 def _cluster() -> Cluster:
-    slow = NodeLink(bytes_per_s=1e8)
+    slow = NodeLink(bytes_per_s=1e8, store_s=4e-3)
     return Cluster(
         nodes=(
             Node(name="a", hardware=recorded_profile("cpu-2core")),
@@ -55,6 +55,12 @@ def _plan(counts: tuple[int, ...] = (3, 5), **changes: Any) -> ClusterPlan:
         ),
     }
     return ClusterPlan(**(fields | changes))
+
+
+def test_large_messages_pass_through_the_store_of_objects() -> None:
+    link = NodeLink(bytes_per_s=1e6, latency_s=1e-3, store_s=4e-3)
+    found = link.seconds(np.array([0.0, 102_400.0, 102_401.0]))
+    np.testing.assert_allclose(found, [0.001, 0.1034, 0.107401])
 
 
 def test_a_cluster_survives_its_file(tmp_path: Path) -> None:
@@ -102,6 +108,7 @@ def _set(keys: list[str | int], value: object) -> Callable[[Any], None]:
         (_set(["nodes", 0, "name"], ""), "node.name"),
         (_set(["links", "default", "bytes_per_s"], 0), "link.bytes_per_s"),
         (_set(["links", "default", "latency_s"], -1), "link.latency_s"),
+        (_set(["links", "default", "store_s"], -1), "link.store_s"),
         (_set(["links", "pairs", 0, "target"], "c"), "node 'c'"),
         (_set(["links", "speed"], 1), "unknown key 'speed'"),
     ],
