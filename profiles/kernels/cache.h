@@ -116,11 +116,11 @@ class PlainCache {
     next_ = places_.after(first);
   }
   void take_keys(long first, long count) { take(first, count); }
-  void fetch_key(long t) const {
+  INLINE void fetch_key(long t) const {
     fetch(next_ + t * a_.token_stride, kIsPacked ? 64 : a_.dim * long(sizeof(T)));
   }
   // Of a constant number of bytes, so that the loop around it can be unrolled.
-  void fetch_value(long t, long d, long dims) const {
+  INLINE void fetch_value(long t, long d, long dims) const {
     const T* value = next_ + a_.value_stride + t * a_.token_stride;
     fetch(kIsPacked ? value + d / 2 : value + d, kIsPacked ? dims / 2 : dims * long(sizeof(T)));
   }

@@ -27,16 +27,20 @@ struct PackedPairs : Pairs {
   INLINE static void multiply(const uint8_t* const* keys, const Bfloat16* q, long stride, long d,
                               long left, Floats* dots) {
     const long dim = d + left;
+    __m512bh low[kTokens], high[kTokens];
     repeat<kTokens>([&](auto t) INLINE {
       const __m512i both = codes(keys[t], d / kGroup), table = values(keys[t], d / kGroup, dim);
-      const __m512bh low = (__m512bh)_mm512_permutexvar_epi16(both, table);
-      const __m512bh high =
-          (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
-      repeat<kQueries>([&](auto g) INLINE {
-        __m512 dot = (__m512)dots[g * kTokens + t];
-        dot = _mm512_dpbf16_ps(dot, load_pairs(q + g * stride + d), low);
-        dots[g * kTokens + t] =
-            (Floats)_mm512_dpbf16_ps(dot, load_pairs(q + g * stride + d + kGroup / 2), high);
+      low[t] = (__m512bh)_mm512_permutexvar_epi16(both, table);
+      high[t] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
+    });
+    // A query at a time, so that registers hold few of them beside the sums.
+    repeat<kQueries>([&](auto g) INLINE {
+      const __m512bh first = load_pairs(q + g * stride + d);
+      const __m512bh second = load_pairs(q + g * stride + d + kGroup / 2);
+      repeat<kTokens>([&](auto t) INLINE {
+        Floats& dot = dots[g * kTokens + t];
+        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, first, low[t]);
+        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, second, high[t]);
       });
     });
   }

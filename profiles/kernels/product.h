@@ -17,6 +17,8 @@ class Tile {
   using Query = typename Ops::Query;
   // Packed weights are looked up by the number of their dimension: rows are taken from their start.
   static constexpr bool kIsPacked = std::is_same_v<Element, uint8_t>;
+  // Rows of a block. Packed weights are unpacked once for each block, so that theirs have more.
+  static constexpr long kMost = kIsPacked ? 2 * kRows : kRows;
 
  public:
   // The inputs of row r of those held are at `x` + r * `x_stride`.
@@ -58,7 +60,7 @@ class Tile {
   // all weights in the second-level cache.
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
-    const long parts = (shared + kRows - 1) / kRows;
+    const long parts = (shared + kMost - 1) / kMost;
     for (long w = 0; shared && w < count_; w += kWeights) {
       long part = 0;
       multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
@@ -76,17 +78,16 @@ class Tile {
 
   template <class F>
   INLINE static void multiply_blocks(long past, long row, F multiply) {
-    const auto block = [&](auto rows) INLINE {
-      multiply(rows, row);
-      row += rows.value;
-    };
-    while (past - row >= kRows) block(std::integral_constant<long, kRows>());
-    if constexpr (kRows > 4)
-      if (past - row >= 4) block(std::integral_constant<long, 4>());
-    if constexpr (kRows > 2)
-      if (past - row >= 2) block(std::integral_constant<long, 2>());
-    if constexpr (kRows > 1)
-      if (past - row >= 1) block(std::integral_constant<long, 1>());
+    for (; past - row >= kMost; row += kMost) multiply(std::integral_constant<long, kMost>(), row);
+    multiply_last<kMost - 1>(past - row, row, multiply);
+  }
+  // Multiplies the `left` rows from one on, kCount at most, in one block.
+  template <long kCount, class F>
+  INLINE static void multiply_last(long left, long row, F& multiply) {
+    if constexpr (kCount > 0) {
+      if (left == kCount) return multiply(std::integral_constant<long, kCount>(), row);
+      multiply_last<kCount - 1>(left, row, multiply);
+    }
   }
 
   template <long kCount>
@@ -109,20 +110,34 @@ class Tile {
     }
   }
 
-  // Sums the products of kCount rows and kWeights weights, from dimension `d` to `end` of `dim`. A
+  // Sums the products of kCount rows and kAtOnce weights, from dimension `d` to `end` of `dim`. A
   // function of its own, so that registers hold what its loop needs.
+  template <long kCount, long kAtOnce>
+  __attribute__((noinline)) static void dots_of(const Element* const* weights, const Query* x,
+                                                long stride, long d, long end,
+                                                [[maybe_unused]] long dim, Floats* to) {
+    Floats dots[kCount * kAtOnce] = {};
+    // What is left of the dimensions is then known to be a whole vector.
+    for (; d + Ops::kKeyDims <= end; d += Ops::kKeyDims)
+      Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d,
+                                              kIsPacked ? dim - d : Ops::kKeyDims, dots);
+    if (d < end) Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d, end - d, dots);
+    repeat<kCount>([&](auto g) INLINE {
+      repeat<kAtOnce>([&](auto t) INLINE { to[g * kWeights + t] = dots[g * kAtOnce + t]; });
+    });
+  }
+
+  // The same of kWeights weights, each sum in one lane.
   template <long kCount>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
                                                  long stride, long d, long end,
                                                  [[maybe_unused]] long dim, Floats* sums) {
 #if defined(__AVX512F__)
-    Floats dots[kCount * kWeights] = {};
-    // What is left of the dimensions is then known to be a whole vector.
-    for (; d + Ops::kKeyDims <= end; d += Ops::kKeyDims)
-      Ops::template multiply<kCount, kWeights>(weights, x, stride, d,
-                                               kIsPacked ? dim - d : Ops::kKeyDims, dots);
-    if (d < end)
-      Ops::template multiply<kCount, kWeights>(weights, x, stride, d, end - d, dots);
+    // So many weights that registers hold their sums.
+    constexpr long kAtOnce = kIsPacked && kCount > 4 ? kWeights / 2 : kWeights;
+    Floats dots[kCount * kWeights];
+    for (long w = 0; w < kWeights; w += kAtOnce)
+      dots_of<kCount, kAtOnce>(weights + w, x, stride, d, end, dim, dots + w);
     repeat<(kCount + 3) / 4>([&](auto i) INLINE {
       Floats part[kLanes];
       repeat<kLanes>([&](auto j) INLINE {

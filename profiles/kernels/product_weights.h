@@ -69,8 +69,9 @@ class Matrix {
   void unpack(long output, long d, long size, T* to) const {
     unpack_part(packing_, reinterpret_cast<const uint8_t*>(row(output, 0)), d, size, to);
   }
-  // Fetches elements from one on of an output, if there is such an output.
-  void fetch(long output, long d, long size) const {
+  // Fetches elements from one on of an output, if there is such an output. Inline: a compiler leaves
+  // out calls of a function that only fetches.
+  INLINE void fetch(long output, long d, long size) const {
     if (output >= outputs_) return;
     const char* from = row(output, 0);
     if (!packing_.bits) return fetch_lines(from + d * sizeof(T), size * sizeof(T));
@@ -80,7 +81,7 @@ class Matrix {
 
  private:
   // All lines of a run, which may begin within one.
-  static void fetch_lines(const char* from, long num_bytes) {
+  INLINE static void fetch_lines(const char* from, long num_bytes) {
     const long skipped = reinterpret_cast<uintptr_t>(from) % 64;
     ::fetch(from - skipped, num_bytes + skipped);
   }

@@ -108,7 +108,7 @@ class _Jobs:
         self._write_policy(form)
         command = self._begin()
         try:
-            while (status := self._wait(command)) != 0:
+            while (status := self._wait(command)) != 0 and not self._has_ended():
                 if self.num_again > MOST_AGAIN * self._most_kills:
                     raise RunError(f"the command fails again and again, see {self._log}")
                 say(f"  the command ended with status {status} and goes on")
@@ -120,6 +120,11 @@ class _Jobs:
         say(f"job {self.num_jobs + 1}, {form}: {'the same' if is_same else 'OTHER'} answers")
         self.num_jobs += 1
         self.num_wrong += not is_same
+
+    def _has_ended(self) -> bool:
+        """Return whether a command has written all answers before it was killed."""
+        journal = self._desk.output.with_name(self._desk.output.name + ".job")
+        return self._desk.output.exists() and not journal.exists()
 
     def _write_policy(self, form: str) -> None:
         if form == "copies":

@@ -80,7 +80,14 @@ def test_a_product_equals_one_in_double_precision(
 @pytest.mark.parametrize("bits", [0, 4, 8])
 @pytest.mark.parametrize(
     ("counts", "outputs", "inputs"),
-    [([3, 0, 1, 17, 0], 67, 96), ([1], 5, 64), ([0, 2, 600], 4, 192), ([1, 1, 4], 35, 1100)],
+    [
+        ([3, 0, 1, 17, 0], 67, 96),
+        ([1], 5, 64),
+        ([0, 2, 600], 4, 192),
+        ([1, 1, 4], 35, 1100),
+        # Each number of rows that is multiplied at once, in two parts of the dimensions.
+        ([*range(1, 14)], 9, 1088),
+    ],
 )
 def test_groups_are_multiplied_by_their_own_matrices(
     library: str, dtype: torch.dtype, bits: int, counts: list[int], outputs: int, inputs: int
