@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from costmodel.model.layout import LayerLayout, decoder_numbers, model_layers
 from costmodel.plan.cuts import (
     ExpertOrder,
+    PlacedComponent,
     PlacedLayers,
     Segment,
     cache_spec,
@@ -66,13 +67,18 @@ class Plan:
             has_lanes=self.policy.lanes is not None,
         )
 
+    def experts(self, layer: int) -> PlacedComponent:
+        """Return the experts of a layer of the schedule that has some."""
+        (found,) = (c for c in self.weights[layer] if c.layout.is_experts)
+        return found
+
     def num_chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
         """Return the chunks in which the tokens of some batches load the experts of a layer of the
         schedule."""
         number = decoder_numbers(self.policy.model)[layer]
         experts = self.policy.model.layer(number).experts
         assert experts is not None
-        (placed,) = (c for c in self.weights[layer] if c.layout.is_experts)
+        placed = self.experts(layer)
         tokens = num_batches * self.policy.gpu_batch_size
         tokens *= self.policy.workload.prompt_len if is_prefill else 1
         loaded = placed.cut.disk_bytes // placed.layout.unit_bytes

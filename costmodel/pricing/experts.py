@@ -8,6 +8,7 @@ those in memory, and the rarest are loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
@@ -86,8 +87,12 @@ def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> fl
 
 def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see
-    ``num_expert_chunks``)."""
+    ``num_expert_chunks``). In a search, all experts of a layer may be on disk."""
     tokens = problem.batches_at_once[1] * problem.gpu_batch_size
     tokens *= stage.prompt_len if stage.is_prefill else 1
-    counts = (num_expert_chunks(e, tokens, e.num_experts) for e, _, _ in experts_of(problem))
-    return max(counts)
+    on_disk = 1.0 if problem.experts is None else problem.experts.disk
+    counts = (
+        num_expert_chunks(e, tokens, math.ceil(on_disk * e.num_experts))
+        for e, _, _ in experts_of(problem)
+    )
+    return max(1, *counts)

@@ -34,9 +34,8 @@ class ExpertSlots:
         for layer in sorted(plan.route.demanding):
             experts = plan.policy.model.layer(numbers[layer]).experts
             assert experts is not None
-            (placed,) = (c for c in plan.weights[layer] if c.layout.is_experts)
             self._chunks[layer] = chunk_experts(experts)
-            self._placed[layer] = placed
+            self._placed[layer] = plan.experts(layer)
         sizes = (
             count * self._placed[layer].layout.unit_bytes for layer, count in self._chunks.items()
         )

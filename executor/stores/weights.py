@@ -190,7 +190,7 @@ class WeightStore:
 
     def resident_experts(self, task: Task) -> torch.Tensor:
         """Return which experts of a layer are in CPU memory, bool [experts]."""
-        placed = self._placed_experts(task)
+        placed = self.plan.experts(task.layer)
         return torch.tensor(placed.places) < placed.cut.cpu_end // placed.layout.unit_bytes
 
     def read_chunk(self, task: Task, experts: Sequence[int]) -> int:
@@ -198,7 +198,7 @@ class WeightStore:
         if not experts:
             return 0
         assert self.file is not None and self.buffers.slots is not None
-        placed = self._placed_experts(task)
+        placed = self.plan.experts(task.layer)
         slots = self.buffers.slots.hold(task.layer, task.batch, experts)
         starts = [placed.places[expert] * placed.layout.unit_bytes for expert in experts]
         parts = [(placed, slot, start) for slot, start in zip(slots, starts, strict=True)]
@@ -208,7 +208,7 @@ class WeightStore:
     def keep_expert(self, task: Task, expert: int, other: int) -> None:
         """Let an expert that is loaded take the place of ``other``, which is in memory."""
         assert self.buffers.slots is not None
-        placed = self._placed_experts(task)
+        placed = self.plan.experts(task.layer)
         assert placed.order is not None
         size = placed.layout.unit_bytes
         start = placed.order.places[other] * size
@@ -218,12 +218,12 @@ class WeightStore:
 
     def has_cache(self, task: Task) -> bool:
         """Whether experts of a layer may change places: some are in memory, and some on disk."""
-        placed = self._placed_experts(task)
+        placed = self.plan.experts(task.layer)
         return placed.order is not None and 0 < placed.cut.cpu_end < placed.cut.num_bytes
 
     def experts_in_place(self, task: Task) -> range:
         """Return the experts of a layer that the CPU multiplies in place."""
-        return self._placed_experts(task).units_in_place
+        return self.plan.experts(task.layer).units_in_place
 
     def layer_in_place(self, task: Task) -> LayerWeights:
         """Return the matrices of the experts in CPU memory, by the number of the expert."""
@@ -243,11 +243,6 @@ class WeightStore:
         components = self.buffers.staged[task.layer].components
         (found,) = (c for c in components if c.placed.layout.is_experts)
         return found, found.placed.layout.unit_bytes
-
-    def _placed_experts(self, task: Task) -> PlacedComponent:
-        """Return a layer's experts."""
-        (found,) = (c for c in self.placed[task.layer] if c.layout.is_experts)
-        return found
 
     def _loaded_ahead(self, task: Task) -> Iterator[StagedComponent]:
         """Yield the components of a layer that are not loaded on demand."""
