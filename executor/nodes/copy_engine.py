@@ -81,10 +81,11 @@ class CopyEngine(Progress):
             )
 
     def close(self) -> None:
-        """End when the requests that were handed out have ended."""
+        """End when the requests that were handed out have ended, and wait for that."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        self._thread.join()
 
     # What the run asks for.
 
