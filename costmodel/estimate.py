@@ -7,7 +7,8 @@ from pathlib import Path
 
 from costmodel.cli.policy_report import format_prediction
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import check_fits, estimate
+from costmodel.pricing.price import check_fits
+from costmodel.schedule.prediction import predict
 from profiles.command import Parser, run
 from profiles.files import to_json
 from profiles.recorded import find_profile
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     flags = parser().parse_args(arguments)
     policy = Policy.load(flags.policy)
     hardware = find_profile(flags.hardware)
-    prediction = estimate(policy, hardware)
+    prediction = predict(policy, hardware)
     print(format_prediction(policy, hardware, prediction))
     if flags.json:
         print(json.dumps(to_json(prediction)))

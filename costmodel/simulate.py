@@ -12,9 +12,9 @@ from costmodel.cli.flags import check_outputs
 from costmodel.cli.lane_simulation import SimulatedJob
 from costmodel.plan.lengths_table import read_lengths
 from costmodel.plan.policy import Policy
-from costmodel.pricing.price import stage_seconds
 from costmodel.pricing.problem import problem_of
 from costmodel.schedule.chrome_trace import write_trace
+from costmodel.schedule.prediction import predicted_seconds
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.timeline import Timeline, simulate
 from profiles.command import Parser, run
@@ -106,15 +106,6 @@ def _tell_job(policy: Policy, hardware: HardwareProfile, flags: argparse.Namespa
         print(f"\ntimeline written to {flags.output}")
     if flags.json:
         print(json.dumps(job.as_json()))
-
-
-def predicted_seconds(policy: Policy, hardware: HardwareProfile, num_passes: int) -> float:
-    """Return what the program predicts for the first passes over the model."""
-    seconds = 0.0
-    for stage, stage_s in stage_seconds(policy, hardware):
-        passes = min(max(0, num_passes - stage.first_pass), stage.passes)
-        seconds += stage_s * passes / stage.passes
-    return seconds
 
 
 def _simulate(policy: Policy, hardware: HardwareProfile, num_passes: int) -> Timeline:

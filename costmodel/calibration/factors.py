@@ -21,6 +21,7 @@ from costmodel.pricing.passes import PassPrice
 from costmodel.pricing.price import check_machine, phase_seconds
 from costmodel.pricing.rates import RATES
 from costmodel.schedule.job_simulation import simulate_job
+from costmodel.schedule.prediction import waits
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
 
@@ -152,13 +153,16 @@ def mean_error(errors: Sequence[float]) -> float:
 
 
 class _PricedRun:
-    """A measured run; what the passes over lanes compute does not depend on the rates."""
+    """A measured run; what the passes over lanes compute does not depend on the rates, and waits
+    hardly do."""
 
     def __init__(self, hardware: HardwareProfile, run: MeasuredRun) -> None:
         self.run = run
         self._counts = None
+        machine = run.machine(hardware)
+        self._waits = waits(run.policy, machine)
         if run.lengths is not None:
-            machine, lengths = run.machine(hardware), run.lengths.lengths()
+            lengths = run.lengths.lengths()
             answers = run.lengths.all_answers
             self._counts = simulate_job(run.policy, machine, lengths, answers=answers).counts
 
@@ -166,7 +170,8 @@ class _PricedRun:
         """Return ``{phase: predicted seconds}``."""
         machine = self.run.machine(hardware)
         if self._counts is None:
-            return phase_seconds(self.run.policy, machine)
+            found = phase_seconds(self.run.policy, machine)
+            return {phase: s * self._waits.get(phase, 1.0) for phase, s in found.items()}
         policy = round_policy(self.run.policy, has_gpu=machine.has_gpu)
         return {"run": float(PassPrice(policy, machine).seconds(self._counts).sum())}
 

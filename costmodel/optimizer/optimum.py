@@ -29,8 +29,9 @@ from costmodel.optimizer.tree import Tree
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_capacities, with_margin
-from costmodel.pricing.price import check_work, estimate
+from costmodel.pricing.price import block_seconds, check_work, estimate
 from costmodel.pricing.problem import Problem
+from costmodel.schedule.prediction import predict
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import HardwareProfile
 
@@ -58,6 +59,9 @@ class SearchResult:
         policy has lanes, none with lanes does.
     margin
         Share of every capacity that the search left free.
+    waits
+        How many times as long as its limits the policy takes (see ``prediction.waits``). The bound
+        counts limits alone.
     problem, solution
         The choices of the policy, with the capacities less the margin, and the program's optimum at
         the policy's block size, with its duals.
@@ -69,6 +73,7 @@ class SearchResult:
     margin: float
     problem: Problem
     solution: Solution
+    waits: float = 1.0
 
     @property
     def predicted(self) -> Prediction:
@@ -84,8 +89,8 @@ class SearchResult:
 
     @property
     def gap(self) -> float:
-        """The job's distance from the bound, as a fraction of the bound."""
-        return 1 - self.job_tok_per_s / self.bound_tok_per_s
+        """The job's distance from the bound, as a fraction of the bound, without waits."""
+        return 1 - self.job_tok_per_s * self.waits / self.bound_tok_per_s
 
 
 class Search:
@@ -228,13 +233,14 @@ class Search:
         hardware, tree = self.hardware, self._tree
         best = tree.choose()
         used = hardware if best.problem.hardware.has_gpu else with_capacities(hardware, {"gpu": 0})
+        predicted = predict(best.policy, used)
+        waits = predicted.latency_s / block_seconds(best.policy, used)
         return SearchResult(
             policy=replace(
-                best.policy,
-                hardware=replace(used, measurements=()),
-                predicted=estimate(best.policy, used),
+                best.policy, hardware=replace(used, measurements=()), predicted=predicted
             ),
-            job_tok_per_s=best.tok_per_s,
+            job_tok_per_s=best.tok_per_s / waits,
+            waits=waits,
             bound_tok_per_s=self._workload.gen_len / tree.bound_s,
             margin=self._margin,
             problem=best.problem,

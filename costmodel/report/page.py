@@ -16,7 +16,6 @@ from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import LANE_PHASE
-from costmodel.pricing.price import estimate
 from costmodel.report.buying import Purchases, purchases_of_policy
 from costmodel.report.buying_section import buying_section
 from costmodel.report.memory_sections import memory_section, placement_section
@@ -28,6 +27,7 @@ from costmodel.report.task_sample import TaskSample, simulate_sample
 from costmodel.report.time_sections import limits_section, phases_section
 from costmodel.report.timeline_section import timeline_section
 from costmodel.report.trace_file import MEASURED, SIMULATED
+from costmodel.schedule.prediction import predict
 from profiles.files import to_json
 from profiles.hardware import HardwareProfile
 from profiles.outputs import write_output
@@ -49,7 +49,7 @@ def _write_plan_page(
     path: Path, policy: Policy, hardware: HardwareProfile, purchases: Purchases
 ) -> None:
     lanes = PlannedLanes.simulate(policy, hardware) if policy.lanes else None
-    prediction = estimate(policy, hardware)
+    prediction = predict(policy, hardware)
     plan = Plan(policy=policy, hardware=hardware, prediction=prediction, lanes=lanes)
     samples = {} if lanes else {SIMULATED: simulate_sample(policy, hardware)}
     _write(path, plan, samples, purchases)
@@ -61,7 +61,7 @@ def write_run_page(path: Path, record: RunRecord, sample: TaskSample) -> None:
     plan = Plan(
         policy=policy,
         hardware=hardware,
-        prediction=estimate(policy, hardware),
+        prediction=predict(policy, hardware),
         measured=record.measured,
         lanes=PlannedLanes.of_run(record) if record.lanes else None,
     )

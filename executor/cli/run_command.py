@@ -13,7 +13,8 @@ from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.workload import Workload
-from costmodel.pricing.price import check_fits, estimate
+from costmodel.pricing.price import check_fits
+from costmodel.schedule.prediction import predict
 from executor.checkpoint.folder import WeightSource
 from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import PLANNED, JobOptions
@@ -109,7 +110,7 @@ class Job:
 
     def predict(self) -> Prediction:
         """Price the policy; raises ``InfeasibleError`` where it does not fit."""
-        predicted = estimate(self.policy, self.hardware)
+        predicted = predict(self.policy, self.hardware)
         check_fits(predicted, self.hardware)
         return predicted
 
@@ -159,7 +160,7 @@ class Job:
             hardware=self.hardware,
             planned=planned,
             policies=policies,
-            predictions=[estimate(policy, self.hardware) for policy in policies],
+            predictions=[predict(policy, self.hardware) for policy in policies],
         )
 
     def blocks(

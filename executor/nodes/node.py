@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodel.plan.workload import Workload
-from costmodel.pricing.price import check_fits, estimate
+from costmodel.pricing.price import check_fits
+from costmodel.schedule.prediction import predict
 from executor.checkpoint.opening import open_checkpoint
 from executor.cli.job_options import JobOptions
 from executor.engine.trace import Span, SpanLog
@@ -20,7 +21,7 @@ from executor.machine_profile import machine_profile
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.facts import NodeFacts, check_alike, own_facts
 from executor.nodes.share import Handed, NodeJob, NodeNews, NodePlan, StageJob
-from executor.nodes.stage_engine import StageEngine
+from executor.nodes.stage_engine import StageLoading
 from executor.run.stage_run import StagePass, StageResult
 from executor.stores.pass_rows import RowBytes
 from profiles.hardware import HardwareProfile
@@ -33,7 +34,7 @@ class NodeProcess:
 
     def __init__(self) -> None:
         self._engine: CopyEngine | None = None
-        self._stage: StageEngine | None = None
+        self._stage: StageLoading | None = None
         self._spans = SpanLog(0)
 
     def facts(self, model: Path | None) -> NodeFacts:
@@ -67,7 +68,7 @@ class NodeProcess:
         dtype = options.policy.model.dtype if options.policy else options.dtype
         source = open_checkpoint(model, dtype=dtype)
         policy, hardware, _ = options.choose_policy(source, workload)
-        predicted = estimate(policy, hardware)
+        predicted = predict(policy, hardware)
         check_fits(predicted, hardware)
         return NodePlan(policy=policy, hardware=hardware, predicted=predicted)
 
@@ -89,7 +90,8 @@ class NodeProcess:
         return NodeNews()
 
     def open_stage(self, job: StageJob) -> None:
-        """Load the weights of a stage; raises ``InputError`` where this node has other ones."""
+        """Begin to load the weights of a stage; raises ``InputError`` where this node has other
+        ones."""
         # It may have taken the place of a node that was asked for its facts.
         check_alike(
             [("the command's machine", job.facts), (platform.node(), self.facts(job.model))],
@@ -97,19 +99,24 @@ class NodeProcess:
         )
         job.offload_dir.mkdir(parents=True, exist_ok=True)
         self._spans = SpanLog(job.num_spans)
-        self._stage = StageEngine(job, self._spans.record)
+        self._stage = StageLoading(job, self._spans.record)
+
+    def loading_beats(self) -> int | None:
+        """Return what ``StageLoading.beats`` does."""
+        assert self._stage is not None
+        return self._stage.beats()
 
     def stage_pass(
         self, told: StagePass, rows: RowBytes | None, chosen: Sequence[Handed] = ()
     ) -> RowBytes | StageResult:
         """Run a pass of the stage; ``chosen`` are requests whose tokens it will choose."""
         assert self._stage is not None
-        return self._stage.run_pass(told, rows, chosen)
+        return self._stage.stage().run_pass(told, rows, chosen)
 
     def close_stage(self) -> None:
         """Give back what the stage holds; its tasks stay noted."""
         assert self._stage is not None
-        self._stage.close()
+        self._stage.stage().close()
         self._stage = None
 
     def exchange(self, handed: Sequence[Handed], seconds: float) -> NodeNews:

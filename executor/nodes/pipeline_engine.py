@@ -7,6 +7,7 @@ a reference to the result of the stage before it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from executor.nodes.share import NodeJob, StageJob
 from executor.run.stage_run import NewLane, StagePass, StageResult, moved_by
 
 # Seconds between two looks at stages that load their weights.
-LOADING_S = 1.0
+LOADING_S = 0.2
 
 
 @dataclass(slots=True)
@@ -79,14 +80,19 @@ class PipelineEngine(CopyEngine):
             raise told_failure("of a stage", error) from error
 
     def _open(self) -> None:
-        """Load the weights of all stages."""
+        """Load the weights of all stages. Each piece of one of them is a step."""
         ray = load_ray()
         pairs = zip(self._stages, self._stage_jobs, strict=True)
-        opening = [stage.open_stage.remote(job) for stage, job in pairs]
+        ray.get([stage.open_stage.remote(job) for stage, job in pairs])
+        opening, last = self._stages, [-1] * len(self._stages)
         while opening:
-            ready, opening = ray.wait(opening, num_returns=1, timeout=LOADING_S)
-            ray.get(ready)
-            self._beat()
+            beats = ray.get([stage.loading_beats.remote() for stage in opening])
+            if beats != last:
+                self._beat()
+            loading = [pair for pair in zip(opening, beats, strict=True) if pair[1] is not None]
+            opening, last = [stage for stage, _ in loading], [count for _, count in loading]
+            if opening:
+                time.sleep(LOADING_S)
 
     def _blocks_in_flight(self) -> list[BlockInFlight]:
         policy, count = self._policy, len(self._stages)

@@ -30,7 +30,8 @@ from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
-from costmodel.pricing.price import estimate
+from costmodel.pricing.price import block_seconds, estimate
+from costmodel.schedule.prediction import predict
 from profiles.command import run
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError
@@ -154,7 +155,7 @@ def measure(
     )
     searched = replace(search(machine, spec, work).policy, hardware=None, predicted=None)
     policies = [searched, *others(searched, machine, random.Random(name))]
-    predicted = [job_throughput(policy, machine) for policy in policies]
+    predicted = [_predicted(policy, machine) for policy in policies]
     runner = _Runner(machine=machine, folder=folder)
     rates = [[runner.tok_per_s(policy, 0)] for policy in policies]
     order = sorted(range(len(policies)), key=lambda i: -rates[i][0])
@@ -225,7 +226,7 @@ class _Runner:
                 return 0.0
             write_json(kept, report)
         rate = float(read_json(kept, "run")["measured_tok_per_s"])
-        say(f"  {rate:8.2f} token/s, predicted {job_throughput(policy, self.machine):8.2f}")
+        say(f"  {rate:8.2f} token/s, predicted {_predicted(policy, self.machine):8.2f}")
         return rate
 
 
@@ -314,6 +315,12 @@ def _moved(placement: Placement, rng: random.Random, *, has_gpu: bool) -> Placem
     step = min(held[source], rng.choice((0.05, 0.1, 0.2, 0.4)))
     held[source], held[target] = held[source] - step, held[target] + step
     return Placement(**held)
+
+
+def _predicted(policy: Policy, machine: HardwareProfile) -> float:
+    """Return token/s over the whole job, with the waits of a block."""
+    waits = predict(policy, machine).latency_s / block_seconds(policy, machine)
+    return job_throughput(policy, machine) / waits
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from validation_cases import TIERS, Case, machine_of
 from costmodel.calibration.factors import Fit, calibrate
 from costmodel.calibration.measured_runs import MeasuredRun, row_of
 from costmodel.plan.policy import Prediction
-from costmodel.pricing.price import estimate
+from costmodel.schedule.prediction import predict
 from profiles.hardware import HardwareProfile
 
 PHASES = ("prefill", "decode")
@@ -55,7 +55,7 @@ class Outcome:
 
     def predict(self, hardware: HardwareProfile) -> Prediction:
         """Predict it with a profile."""
-        return estimate(self.case.policy, machine_of(self.case, hardware))
+        return predict(self.case.policy, machine_of(self.case, hardware))
 
     def errors(self, hardware: HardwareProfile) -> dict[str, float]:
         """Return predicted over measured, less one: of throughput, and of each phase's speed."""

@@ -16,6 +16,7 @@ from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate, phase_channels
 from costmodel.schedule.chrome_trace import write_trace
+from costmodel.schedule.prediction import predict
 from costmodel.schedule.timeline import simulate
 from profiles import InputError, recorded_profile
 from profiles.hardware import Contention
@@ -137,6 +138,42 @@ def test_any_policy_of_a_mixture_takes_about_what_the_program_says(seed: int) ->
     hardware = recorded_profile("t4-flexgen")
     predicted = estimate(policy, hardware)
     assert -0.02 < simulate(policy, hardware).latency_s / predicted.latency_s - 1 < 0.10
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_mixture_is_predicted_with_the_waits_of_its_schedule(seed: int) -> None:
+    """Every component is placed apart. The first passes stand for all of them."""
+    rng = random.Random(seed)
+    batch = rng.choice([1, 4, 16, 64])
+    policy = _mixture_policy(rng, batch, workload=Workload(prompt_len=64, gen_len=17))
+    policy = replace(policy, weights={name: _random_placement(rng) for name in policy.weights})
+    hardware = recorded_profile("t4-flexgen")
+    limits, predicted = estimate(policy, hardware), predict(policy, hardware)
+    simulated = simulate(policy, hardware)
+    assert predicted.latency_s >= limits.latency_s
+    assert predicted.latency_s == pytest.approx(simulated.latency_s, rel=0.02)
+    assert predicted.prefill_s + predicted.decode_s == pytest.approx(predicted.latency_s)
+    assert predicted.throughput_tok_per_s == pytest.approx(
+        policy.block_size * policy.workload.gen_len / predicted.latency_s
+    )
+
+
+def test_dense_models_are_predicted_by_their_limits() -> None:
+    hardware = recorded_profile("t4-flexgen")
+    policy = make_policy(model=load_model_spec("opt-1.3b"), weights=ON_CPU, num_gpu_batches=1)
+    assert predict(policy, hardware) == estimate(policy, hardware)
+
+
+def test_a_search_tells_the_waits_of_a_mixture() -> None:
+    hardware = recorded_profile("t4-flexgen").with_budget(gpu_memory=2 * 10**9)
+    workload = Workload(prompt_len=32, gen_len=16)
+    result = search(
+        hardware, _mixture_policy(random.Random(0), 1, workload=workload).model, workload
+    )
+    assert result.predicted == predict(result.policy, hardware)
+    assert result.waits > 1
+    assert result.job_tok_per_s == pytest.approx(result.predicted.throughput_tok_per_s)
+    assert -1e-9 <= result.gap < 0.05
 
 
 def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:

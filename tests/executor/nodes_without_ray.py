@@ -75,7 +75,7 @@ def actor_of(node: NodeProcess) -> Any:
 
         return SimpleNamespace(remote=call)
 
-    names = ("open_stage", "stage_pass", "close_stage")
+    names = ("open_stage", "loading_beats", "stage_pass", "close_stage")
     return SimpleNamespace(**{name: method(name) for name in names})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from costmodel.schedule.admission import Admission
 from costmodel.schedule.pass_lanes import PassLanes
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.params import RowParams
-from executor.nodes import pipeline_actors
+from executor.nodes import pipeline_actors, pipeline_engine
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.pipeline_actors import PipelineActors
+from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import check_pipeline
 from executor.nodes.ray_nodes import RayNode
 from executor.nodes.share import Handed
@@ -29,6 +31,7 @@ from tests.executor.nodes_without_ray import (
     LIMITS,
     PROMPT_LEN,
     PROMPTS,
+    Call,
     answers,
     job_of,
     pipeline_engine_of,
@@ -204,3 +207,25 @@ def test_a_node_without_work_replaces_a_lost_one(monkeypatch: pytest.MonkeyPatch
     assert [actor.node.name for actor in actors] == ["d", "b", "c"]
     alive.remove("b")
     assert not pipeline.find_node()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_pipeline_steps_only_where_a_stage_has_loaded_more(
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, Path], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline_engine, "LOADING_S", 0.0)
+    told = [iter([0, 0, 0, 1, None]), iter([0, 0, None])]
+    stages = [
+        SimpleNamespace(
+            open_stage=SimpleNamespace(remote=Call),
+            loading_beats=SimpleNamespace(remote=lambda beats=beats: Call(next(beats))),
+        )
+        for beats in told
+    ]
+    spec = Checkpoint.open(models["dense"]).spec
+    policy = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=GEN_LEN)
+    jobs: list[Any] = [None, None]
+    engine = PipelineEngine(job_of(tmp_path, models["dense"], policy), stages, jobs)
+    engine._open()
+    # The first look, the second stage, a piece, the first stage.
+    assert engine._beats == 4
