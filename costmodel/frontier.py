@@ -19,6 +19,7 @@ from costmodel.cli.flags import (
 )
 from costmodel.optimizer.optimum import SearchResult, search
 from costmodel.plan.rounding import overall_weights
+from costmodel.pricing.price import block_seconds
 from profiles.command import Parser, run
 from profiles.errors import InfeasibleError, InputError
 from profiles.output_checks import output_path
@@ -74,7 +75,7 @@ def frontier(
     """
     best = _search(question, None)
     progress()
-    slowest_s = best.predicted.latency_s
+    slowest_s = _limited_s(best)
     fastest_s = _shortest_latency(question, slowest_s)
     points = [FrontierPoint(max_latency_s=slowest_s, result=best)]
     for limit_s in np.geomspace(fastest_s, slowest_s, num_points)[:-1]:
@@ -95,12 +96,17 @@ def _shortest_latency(question: Question, kept_s: float) -> float:
     for _ in range(HALVINGS):
         tried_s = kept_s / 2 if refused_s == 0 else float(np.sqrt(kept_s * refused_s))
         try:
-            kept_s = _search(question, tried_s).predicted.latency_s
+            kept_s = _limited_s(_search(question, tried_s))
         except InfeasibleError:
             refused_s = tried_s
         if refused_s and kept_s < refused_s * RESOLUTION:
             break
     return kept_s
+
+
+def _limited_s(result: SearchResult) -> float:
+    """Return the latency that the program limits: it does not count waits."""
+    return block_seconds(result.policy, result.hardware)
 
 
 def _search(question: Question, max_latency_s: float | None) -> SearchResult:

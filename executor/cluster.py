@@ -191,8 +191,8 @@ def _measure(flags: argparse.Namespace) -> None:
         print(f"{node.name}: {node.hardware.name}")
     for pair in cluster.links.pairs:
         rate = format_rate(pair.link.bytes_per_s)
-        latency = format_figure(pair.link.latency_s * 1e3)
-        print(f"{pair.source} to {pair.target}: {rate}, {latency} ms")
+        latency, store = (format_figure(s * 1e3) for s in (pair.link.latency_s, pair.link.store_s))
+        print(f"{pair.source} to {pair.target}: {rate}, {latency} ms, {store} ms if stored")
 
 
 def _search(flags: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from costmodel.pricing.passes import PassPrice
 from costmodel.pricing.price import check_machine, phase_seconds
 from costmodel.pricing.rates import RATES
 from costmodel.schedule.job_simulation import simulate_job
-from costmodel.schedule.prediction import waits
+from costmodel.schedule.prediction import phase_slowdowns
 from profiles.errors import RunError
 from profiles.hardware import Calibration, HardwareProfile
 
@@ -118,7 +118,7 @@ def calibrate(hardware: HardwareProfile, runs: Sequence[MeasuredRun], *, source:
         hardware=replace(fitted, calibrations=(*hardware.calibrations, record)),
         factors=factors,
         errors_before=_errors_of(hardware, priced),
-        errors_after=_errors_of(fitted, priced),
+        errors_after=errors_of(fitted, runs),
     )
 
 
@@ -160,7 +160,7 @@ class _PricedRun:
         self.run = run
         self._counts = None
         machine = run.machine(hardware)
-        self._waits = waits(run.policy, machine)
+        self._slowdowns = phase_slowdowns(run.policy, machine)
         if run.lengths is not None:
             lengths = run.lengths.lengths()
             answers = run.lengths.all_answers
@@ -171,7 +171,7 @@ class _PricedRun:
         machine = self.run.machine(hardware)
         if self._counts is None:
             found = phase_seconds(self.run.policy, machine)
-            return {phase: s * self._waits.get(phase, 1.0) for phase, s in found.items()}
+            return {phase: s * self._slowdowns.get(phase, 1.0) for phase, s in found.items()}
         policy = round_policy(self.run.policy, has_gpu=machine.has_gpu)
         return {"run": float(PassPrice(policy, machine).seconds(self._counts).sum())}
 

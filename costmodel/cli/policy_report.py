@@ -149,10 +149,11 @@ def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
     cost, whole = "rounding costs", "block"
     if result.policy.lanes is not None:
         cost, whole = "its start, its end and the size of the cache cost at most", "job"
+    waits = f", waits {result.cost_of_waits:.1%}" if result.cost_of_waits else ""
     lines = [
         f"bound: no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s; this one"
         f" reaches {format_figure(result.job_tok_per_s, 4)} over the whole job"
-        f" ({cost} {result.gap:.1%})",
+        f" ({cost} {result.gap:.1%}{waits})",
         f"lower bound of a {whole}: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
         " channel of each phase alone",
         *_channel_lines(result.policy, result.hardware),

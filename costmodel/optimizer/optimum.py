@@ -29,9 +29,9 @@ from costmodel.optimizer.tree import Tree
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import with_capacities, with_margin
-from costmodel.pricing.price import block_seconds, check_work, estimate
+from costmodel.pricing.price import check_work, estimate
 from costmodel.pricing.problem import Problem
-from costmodel.schedule.prediction import predict
+from costmodel.schedule.prediction import predict, slowdown
 from profiles.errors import InfeasibleError, InputError
 from profiles.hardware import HardwareProfile
 
@@ -59,9 +59,9 @@ class SearchResult:
         policy has lanes, none with lanes does.
     margin
         Share of every capacity that the search left free.
-    waits
-        How many times as long as its limits the policy takes (see ``prediction.waits``). The bound
-        counts limits alone.
+    limit_tok_per_s
+        The job's throughput by the limits alone, as the bound counts it: of the policy, or where
+        policies wait (see ``prediction``), of the best one without waits.
     problem, solution
         The choices of the policy, with the capacities less the margin, and the program's optimum at
         the policy's block size, with its duals.
@@ -73,7 +73,7 @@ class SearchResult:
     margin: float
     problem: Problem
     solution: Solution
-    waits: float = 1.0
+    limit_tok_per_s: float
 
     @property
     def predicted(self) -> Prediction:
@@ -89,8 +89,13 @@ class SearchResult:
 
     @property
     def gap(self) -> float:
-        """The job's distance from the bound, as a fraction of the bound, without waits."""
-        return 1 - self.job_tok_per_s * self.waits / self.bound_tok_per_s
+        """The distance of the limits from the bound, as a fraction of the bound."""
+        return 1 - self.limit_tok_per_s / self.bound_tok_per_s
+
+    @property
+    def cost_of_waits(self) -> float:
+        """What the waits of the schedule cost, as a fraction of the throughput without them."""
+        return 1 - self.job_tok_per_s / self.limit_tok_per_s
 
 
 class Search:
@@ -129,7 +134,7 @@ class Search:
         self._workload = replace(workload, lengths=None)
         self._margin = margin
         self._machine = with_margin(hardware, margin)
-        self._tree = Tree(max_latency_s)
+        self._tree = Tree(max_latency_s, counts_waits=pipeline is None)
         # With a GPU, and without.
         self._tables: dict[bool, RowTable] = {}
         self._like: Mapping[bool, RowTable] = {}
@@ -183,6 +188,7 @@ class Search:
             return result
         lengths = self._lanes.lengths
         in_step_s = seconds_in_step(result.policy, result.hardware, lengths)
+        in_step_s *= slowdown(result.policy, result.hardware)
         if lanes.seconds <= in_step_s * (1 + WORTH_OF_LANES):
             return self._result_of(lanes)
         return result
@@ -198,6 +204,7 @@ class Search:
                 lanes.policy, hardware=replace(used, measurements=()), predicted=predicted
             ),
             job_tok_per_s=predicted.throughput_tok_per_s,
+            limit_tok_per_s=predicted.throughput_tok_per_s,
             bound_tok_per_s=tokens / min(self._lanes.bound_s, predicted.latency_s),
             margin=self._margin,
             problem=lanes.problem,
@@ -233,14 +240,16 @@ class Search:
         hardware, tree = self.hardware, self._tree
         best = tree.choose()
         used = hardware if best.problem.hardware.has_gpu else with_capacities(hardware, {"gpu": 0})
-        predicted = predict(best.policy, used)
-        waits = predicted.latency_s / block_seconds(best.policy, used)
+        # Of the stages of a pipeline, the limits alone count.
+        predict_block = estimate if self._pipeline else predict
         return SearchResult(
             policy=replace(
-                best.policy, hardware=replace(used, measurements=()), predicted=predicted
+                best.policy,
+                hardware=replace(used, measurements=()),
+                predicted=predict_block(best.policy, used),
             ),
-            job_tok_per_s=best.tok_per_s / waits,
-            waits=waits,
+            job_tok_per_s=best.tok_per_s / best.slowdown,
+            limit_tok_per_s=tree.fastest.tok_per_s if best.slowdown > 1 else best.tok_per_s,
             bound_tok_per_s=self._workload.gen_len / tree.bound_s,
             margin=self._margin,
             problem=best.problem,

@@ -87,12 +87,13 @@ def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> fl
 
 def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see
-    ``num_expert_chunks``). In a search, all experts of a layer may be on disk."""
+    ``num_expert_chunks``), at least one. In a search, all experts of a layer may be on disk."""
     tokens = problem.batches_at_once[1] * problem.gpu_batch_size
     tokens *= stage.prompt_len if stage.is_prefill else 1
     on_disk = 1.0 if problem.experts is None else problem.experts.disk
     counts = (
-        num_expert_chunks(e, tokens, math.ceil(on_disk * e.num_experts))
+        # Shares are whole numbers of experts, but for rounding.
+        num_expert_chunks(e, tokens, math.ceil(on_disk * e.num_experts - 1e-6))
         for e, _, _ in experts_of(problem)
     )
     return max(1, *counts)

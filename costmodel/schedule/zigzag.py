@@ -53,11 +53,12 @@ class ZigzagSchedule(MoveMaker):
                         # The pending batch still needs the weights that these loads replace.
                         yield from self._back(pending)
                         pending = None
-                    # The next layer's weights are sent while the CPU runs experts. They must not
-                    # queue behind the experts' output.
-                    for load, _ in loads[:2]:
+                    # The next layer's weights and its cache are sent while the CPU runs experts.
+                    # They must not queue behind the experts' output, nor that behind the disk.
+                    num_early = 2 if self.route.fetches_from_disk else 3
+                    for load, _ in loads[:num_early]:
                         yield from load
-                    loads = loads[2:]
+                    loads = loads[num_early:]
                     yield from self._combine(here)
                 for load, is_late in loads:
                     yield from () if is_late else load

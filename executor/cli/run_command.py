@@ -14,7 +14,7 @@ from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.prefixes import Prefixes
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_fits
-from costmodel.schedule.prediction import predict
+from costmodel.schedule.prediction import phase_slowdowns, predict
 from executor.checkpoint.folder import WeightSource
 from executor.checkpoint.opening import OpenedCheckpoint
 from executor.cli.job_options import PLANNED, JobOptions
@@ -155,12 +155,14 @@ class Job:
     def begin_report(self, planned: Prediction) -> Report:
         """Return the report that ``blocks`` fills; ``planned`` is what ``predict`` returned."""
         policies = self._policies_of_blocks()
+        # Blocks are alike, but for the last one.
+        slowdowns = phase_slowdowns(self.policy, self.hardware)
         return Report(
             policy=self.policy,
             hardware=self.hardware,
             planned=planned,
             policies=policies,
-            predictions=[predict(policy, self.hardware) for policy in policies],
+            predictions=[predict(policy, self.hardware, slowdowns) for policy in policies],
         )
 
     def blocks(

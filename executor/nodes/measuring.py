@@ -54,7 +54,7 @@ def measure_cluster(actors: Sequence[NodeActor], folders: Sequence[Path]) -> Clu
 
 
 def _pairs(actors: Sequence[NodeActor]) -> Iterator[tuple[NodeActor, NodeActor]]:
-    """Yield the pairs to measure, each once."""
+    """Return the pairs to measure, each once."""
     if len(actors) <= MOST_FULL:
         return combinations(actors, 2)
     return pairwise([*actors, actors[0]])
@@ -82,7 +82,7 @@ def _hop_seconds(one: NodeActor, other: NodeActor, num_bytes: int, num_hops: int
             message = one.handle.relay.remote(other.handle.relay.remote(message))
         load_ray().wait([message], fetch_local=False)
         found.append((time.perf_counter() - start_s) / num_hops)
-    # A node that has failed is named.
+    # A wait does not raise what has failed; a call does, with the name of the node.
     for actor in (one, other):
         ask(actor, actor.handle.facts.remote(None))
     return min(found)

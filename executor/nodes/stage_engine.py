@@ -79,8 +79,10 @@ class StageLoading(Progress):
     def __init__(self, job: StageJob, on_span: Callable[[Span], None] | None = None) -> None:
         self._beats = 0
         self._stage: StageEngine | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._load, args=(job, on_span), name="stage")
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._load, args=(job, on_span), name="stage", daemon=True
+        )
         self._thread.start()
 
     def beats(self) -> int | None:
@@ -108,5 +110,5 @@ class StageLoading(Progress):
     def _load(self, job: StageJob, on_span: Callable[[Span], None] | None) -> None:
         try:
             self._stage = StageEngine(job, on_span, self)
-        except Exception as error:
+        except BaseException as error:
             self._error = error

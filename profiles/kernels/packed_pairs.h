@@ -2,6 +2,8 @@
 // in registers, and are those that unpacking it would have stored.
 #pragma once
 
+#include <algorithm>
+
 #include "arithmetic.h"
 #include "groups.h"
 
@@ -26,21 +28,26 @@ struct PackedPairs : Pairs {
   template <long kQueries, long kTokens>
   INLINE static void multiply(const uint8_t* const* keys, const Bfloat16* q, long stride, long d,
                               long left, Floats* dots) {
+    // Few keys at a time, and of them a query at a time: registers then hold all sums.
+    constexpr long kAtOnce = std::min(kTokens, 4L);
     const long dim = d + left;
-    __m512bh low[kTokens], high[kTokens];
-    repeat<kTokens>([&](auto t) INLINE {
-      const __m512i both = codes(keys[t], d / kGroup), table = values(keys[t], d / kGroup, dim);
-      low[t] = (__m512bh)_mm512_permutexvar_epi16(both, table);
-      high[t] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
-    });
-    // A query at a time, so that registers hold few of them beside the sums.
-    repeat<kQueries>([&](auto g) INLINE {
-      const __m512bh first = load_pairs(q + g * stride + d);
-      const __m512bh second = load_pairs(q + g * stride + d + kGroup / 2);
-      repeat<kTokens>([&](auto t) INLINE {
-        Floats& dot = dots[g * kTokens + t];
-        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, first, low[t]);
-        dot = (Floats)_mm512_dpbf16_ps((__m512)dot, second, high[t]);
+    repeat<kTokens / kAtOnce>([&](auto part) INLINE {
+      constexpr long from = decltype(part)::value * kAtOnce;
+      __m512bh low[kAtOnce], high[kAtOnce];
+      repeat<kAtOnce>([&](auto t) INLINE {
+        const uint8_t* key = keys[from + t];
+        const __m512i both = codes(key, d / kGroup), table = values(key, d / kGroup, dim);
+        low[t] = (__m512bh)_mm512_permutexvar_epi16(both, table);
+        high[t] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
+      });
+      repeat<kQueries>([&](auto g) INLINE {
+        const __m512bh first = load_pairs(q + g * stride + d);
+        const __m512bh second = load_pairs(q + g * stride + d + kGroup / 2);
+        repeat<kAtOnce>([&](auto t) INLINE {
+          Floats& dot = dots[g * kTokens + from + t];
+          dot = (Floats)_mm512_dpbf16_ps((__m512)dot, first, low[t]);
+          dot = (Floats)_mm512_dpbf16_ps((__m512)dot, second, high[t]);
+        });
       });
     });
   }

@@ -22,7 +22,8 @@ struct Products {
   int adds;  // Each result, once it is rounded, is added to what is there.
 };
 
-// Weights and rows whose products are summed at once, in registers.
+// Weights and rows whose products are summed at once, in registers; of packed weights, twice as many
+// rows and half as many weights.
 #if defined(__AVX512F__)
 constexpr long kWeights = 4, kRows = 6;
 #else

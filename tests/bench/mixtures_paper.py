@@ -21,7 +21,8 @@ from costmodel.model.spec import ModelSpec
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
-from costmodel.pricing.price import estimate, limits_by_phase
+from costmodel.pricing.price import limits_by_phase
+from costmodel.schedule.prediction import predict
 from profiles.command import run
 from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
@@ -77,7 +78,7 @@ def _of_machine(machine: HardwareProfile, model: ModelSpec) -> dict[str, Any]:
     for what, work, metric in (("job", JOB, WHOLE), ("one", ONE, DECODE)):
         policy, hardware, rate = _search(machine, model, work, metric)
         limits = limits_by_phase(policy, hardware)
-        limit = estimate(policy, hardware).bottleneck if metric == WHOLE else limits[metric]
+        limit = predict(policy, hardware).bottleneck if metric == WHOLE else limits[metric]
         row[what] = {"tok_per_s": rate, "limit": limit, "policy": _short(policy)}
     return row
 
@@ -92,7 +93,7 @@ def _search(
 
 def _rate(policy: Policy, hardware: HardwareProfile, metric: str) -> float:
     """Return tokens over the seconds of a phase, or generated tokens over both."""
-    found, work = estimate(policy, hardware), policy.workload
+    found, work = predict(policy, hardware), policy.workload
     if metric == PREFILL:
         return policy.block_size * work.prompt_len / found.prefill_s
     if metric == DECODE:

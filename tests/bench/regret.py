@@ -30,8 +30,8 @@ from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
 from costmodel.pricing.memory import capacities
-from costmodel.pricing.price import block_seconds, estimate
-from costmodel.schedule.prediction import predict
+from costmodel.pricing.price import estimate
+from costmodel.schedule.prediction import slowdown
 from profiles.command import run
 from profiles.emulate import EmulatedGpu
 from profiles.errors import InputError, RunError
@@ -319,8 +319,7 @@ def _moved(placement: Placement, rng: random.Random, *, has_gpu: bool) -> Placem
 
 def _predicted(policy: Policy, machine: HardwareProfile) -> float:
     """Return token/s over the whole job, with the waits of a block."""
-    waits = predict(policy, machine).latency_s / block_seconds(policy, machine)
-    return job_throughput(policy, machine) / waits
+    return job_throughput(policy, machine) / slowdown(policy, machine)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_a_search_tells_the_waits_of_a_mixture() -> None:
         hardware, _mixture_policy(random.Random(0), 1, workload=workload).model, workload
     )
     assert result.predicted == predict(result.policy, hardware)
-    assert result.waits > 1
+    assert 0 < result.cost_of_waits < 0.5
     assert result.job_tok_per_s == pytest.approx(result.predicted.throughput_tok_per_s)
     assert -1e-9 <= result.gap < 0.05
 
