@@ -248,7 +248,7 @@ class Search:
                 hardware=replace(used, measurements=()),
                 predicted=predict_block(best.policy, used),
             ),
-            job_tok_per_s=best.tok_per_s / best.slowdown,
+            job_tok_per_s=best.predicted_tok_per_s,
             limit_tok_per_s=tree.fastest.tok_per_s if best.slowdown > 1 else best.tok_per_s,
             bound_tok_per_s=self._workload.gen_len / tree.bound_s,
             margin=self._margin,

@@ -76,6 +76,11 @@ class Found:
         return self.problem.workload.gen_len / self.tok_per_s
 
     @property
+    def predicted_tok_per_s(self) -> float:
+        """Throughput of the job with waits."""
+        return self.tok_per_s / self.slowdown
+
+    @property
     def busy_s(self) -> float:
         """Busy seconds of all channels together, per sequence of the block."""
         phases = phase_channels(self.policy, self.problem.hardware).values()
@@ -223,12 +228,11 @@ class Tree:
 
         Effects that the model leaves out slow that policy down least.
         """
-        if self._slack == SLACK_OF_WAITS:
-            return max(self._with_waits(), key=lambda found: found.tok_per_s / found.slowdown)
-        best = self.fastest.tok_per_s
+        found = self._with_waits() if self._slack == SLACK_OF_WAITS else self.found
+        best = max(each.predicted_tok_per_s for each in found)
         least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
-        near = [found for found in self.found if found.tok_per_s >= least]
-        return min(near, key=lambda found: found.busy_s)
+        near = [each for each in found if each.predicted_tok_per_s >= least]
+        return min(near, key=lambda each: each.busy_s)
 
     @property
     def fastest(self) -> Found:

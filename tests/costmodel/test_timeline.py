@@ -16,7 +16,7 @@ from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import estimate, phase_channels
 from costmodel.schedule.chrome_trace import write_trace
-from costmodel.schedule.prediction import predict
+from costmodel.schedule.prediction import MOST_SIMULATED, predict
 from costmodel.schedule.timeline import simulate
 from profiles import InputError, recorded_profile
 from profiles.hardware import Contention
@@ -161,6 +161,26 @@ def test_a_mixture_is_predicted_with_the_waits_of_its_schedule(seed: int) -> Non
 def test_dense_models_are_predicted_by_their_limits() -> None:
     hardware = recorded_profile("t4-flexgen")
     policy = make_policy(model=load_model_spec("opt-1.3b"), weights=ON_CPU, num_gpu_batches=1)
+    assert predict(policy, hardware) == estimate(policy, hardware)
+
+
+@pytest.mark.parametrize("gen_len", [1, 2, 30])
+def test_a_mixture_of_short_answers_is_simulated_as_a_whole(gen_len: int) -> None:
+    rng = random.Random(5)
+    policy = _mixture_policy(rng, 4, workload=Workload(prompt_len=16, gen_len=gen_len))
+    hardware = replace(recorded_profile("t4-flexgen"), unhidden_share=0.0)
+    limits, predicted = estimate(policy, hardware), predict(policy, hardware)
+    assert predicted.latency_s == pytest.approx(simulate(policy, hardware).latency_s, rel=0.02)
+    # What calibration has found not to be hidden comes on top.
+    worse = replace(hardware, unhidden_share=0.5)
+    ratio = predict(policy, worse).latency_s / predicted.latency_s
+    assert ratio == pytest.approx(estimate(policy, worse).latency_s / limits.latency_s, rel=0.05)
+
+
+def test_very_large_passes_are_predicted_by_their_limits() -> None:
+    hardware = recorded_profile("t4-flexgen")
+    policy = _mixture_policy(random.Random(5), 4, workload=Workload(prompt_len=16, gen_len=4))
+    policy = replace(policy, num_gpu_batches=MOST_SIMULATED // 40)
     assert predict(policy, hardware) == estimate(policy, hardware)
 
 

@@ -17,14 +17,14 @@ from costmodel.schedule.admission import Admission
 from costmodel.schedule.pass_lanes import PassLanes
 from executor.checkpoint.folder import Checkpoint
 from executor.jobs.params import RowParams
-from executor.nodes import pipeline_actors, pipeline_engine
+from executor.nodes import pipeline_actors, pipeline_engine, stage_engine
 from executor.nodes.copy_engine import CopyEngine
 from executor.nodes.pipeline_actors import PipelineActors
 from executor.nodes.pipeline_engine import PipelineEngine
 from executor.nodes.pipeline_plan import check_pipeline
 from executor.nodes.ray_nodes import RayNode
 from executor.nodes.share import Handed
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from tests.executor.job_desk import LANES
 from tests.executor.nodes_without_ray import (
     GEN_LEN,
@@ -207,6 +207,33 @@ def test_a_node_without_work_replaces_a_lost_one(monkeypatch: pytest.MonkeyPatch
     assert [actor.node.name for actor in actors] == ["d", "b", "c"]
     alive.remove("b")
     assert not pipeline.find_node()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_stage_that_cannot_load_ends_the_pipeline_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, Path], tmp_path: Path
+) -> None:
+    def broken(*given: Any) -> None:
+        raise RunError("the disk is gone")
+
+    monkeypatch.setattr(stage_engine, "StageEngine", broken)
+    model, counts, placements = TWO_DENSE
+    spec = Checkpoint.open(models[model]).spec
+    copy = staged_copy(
+        spec,
+        counts,
+        placements,
+        hardware=make_hardware(),
+        prompt_len=PROMPT_LEN,
+        gen_len=GEN_LEN,
+    )
+    workload = copy.stages[0].policy.workload
+    engine = pipeline_engine_of(copy, spec, workload, models[model], tmp_path)
+    engine.start()
+    news = engine.exchange([], 60)
+    while news.error is None:
+        news = engine.exchange([], 60)
+    assert news.error == "the disk is gone"
 
 
 @pytest.mark.usefixtures("without_ray")
