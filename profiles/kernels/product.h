@@ -110,34 +110,42 @@ class Tile {
     }
   }
 
-  // Sums the products of kCount rows and kAtOnce weights, from dimension `d` to `end` of `dim`. A
-  // function of its own, so that registers hold what its loop needs.
+  // Adds the products of kCount rows and kAtOnce weights, from dimension `d` to `end` of `dim`.
   template <long kCount, long kAtOnce>
-  __attribute__((noinline)) static void dots_of(const Element* const* weights, const Query* x,
-                                                long stride, long d, long end,
-                                                [[maybe_unused]] long dim, Floats* to) {
-    Floats dots[kCount * kAtOnce] = {};
+  INLINE static void add_products(const Element* const* weights, const Query* x, long stride,
+                                  long d, long end, [[maybe_unused]] long dim, Floats* dots) {
     // What is left of the dimensions is then known to be a whole vector.
     for (; d + Ops::kKeyDims <= end; d += Ops::kKeyDims)
       Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d,
                                               kIsPacked ? dim - d : Ops::kKeyDims, dots);
     if (d < end) Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d, end - d, dots);
+  }
+  // The sums of two weights. A function of its own, so that registers hold what its loop needs.
+  template <long kCount>
+  __attribute__((noinline)) static void two_dots(const Element* const* weights, const Query* x,
+                                                 long stride, long d, long end, long dim,
+                                                 Floats* to) {
+    Floats dots[2 * kCount] = {};
+    add_products<kCount, 2>(weights, x, stride, d, end, dim, dots);
     repeat<kCount>([&](auto g) INLINE {
-      repeat<kAtOnce>([&](auto t) INLINE { to[g * kWeights + t] = dots[g * kAtOnce + t]; });
+      to[g * kWeights] = dots[2 * g];
+      to[g * kWeights + 1] = dots[2 * g + 1];
     });
   }
 
-  // The same of kWeights weights, each sum in one lane.
+  // The sums of kWeights weights, each in one lane. A function of its own for the same reason.
   template <long kCount>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
                                                  long stride, long d, long end,
                                                  [[maybe_unused]] long dim, Floats* sums) {
 #if defined(__AVX512F__)
-    // So many weights that registers hold their sums.
-    constexpr long kAtOnce = kIsPacked && kCount > 4 ? kWeights / 2 : kWeights;
-    Floats dots[kCount * kWeights];
-    for (long w = 0; w < kWeights; w += kAtOnce)
-      dots_of<kCount, kAtOnce>(weights + w, x, stride, d, end, dim, dots + w);
+    Floats dots[kCount * kWeights] = {};
+    if constexpr (kIsPacked && kCount > 4) {
+      for (long w = 0; w < kWeights; w += 2)
+        two_dots<kCount>(weights + w, x, stride, d, end, dim, dots + w);
+    } else {
+      add_products<kCount, kWeights>(weights, x, stride, d, end, dim, dots);
+    }
     repeat<(kCount + 3) / 4>([&](auto i) INLINE {
       Floats part[kLanes];
       repeat<kLanes>([&](auto j) INLINE {
