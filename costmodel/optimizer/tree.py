@@ -232,7 +232,10 @@ class Tree:
         best = max(each.predicted_tok_per_s for each in found)
         least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
         near = [each for each in found if each.predicted_tok_per_s >= least]
-        return min(near, key=lambda each: each.busy_s)
+        chosen = min(near, key=lambda each: each.busy_s)
+        if not self._counts_waits or chosen.slowdown > 1:
+            return chosen
+        return replace(chosen, slowdown=slowdown(chosen.policy, chosen.problem.hardware))
 
     @property
     def fastest(self) -> Found:

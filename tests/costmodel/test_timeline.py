@@ -184,8 +184,12 @@ def test_very_large_passes_are_predicted_by_their_limits() -> None:
     assert predict(policy, hardware) == estimate(policy, hardware)
 
 
-def test_a_search_tells_the_waits_of_a_mixture() -> None:
-    hardware = recorded_profile("t4-flexgen").with_budget(gpu_memory=2 * 10**9)
+@pytest.mark.parametrize(
+    ("machine", "budget"),
+    [("t4-flexgen", {"gpu_memory": 2 * 10**9}), ("cpu-2core", {"cpu_memory": 10**9})],
+)
+def test_a_search_tells_the_waits_of_a_mixture(machine: str, budget: dict[str, int]) -> None:
+    hardware = recorded_profile(machine).with_budget(**budget)
     workload = Workload(prompt_len=32, gen_len=16)
     result = search(
         hardware, _mixture_policy(random.Random(0), 1, workload=workload).model, workload

@@ -217,16 +217,10 @@ def test_a_stage_that_cannot_load_ends_the_pipeline_in_one_line(
         raise RunError("the disk is gone")
 
     monkeypatch.setattr(stage_engine, "StageEngine", broken)
-    model, counts, placements = TWO_DENSE
+    model, counts, cuts = TWO_DENSE
     spec = Checkpoint.open(models[model]).spec
-    copy = staged_copy(
-        spec,
-        counts,
-        placements,
-        hardware=make_hardware(),
-        prompt_len=PROMPT_LEN,
-        gen_len=GEN_LEN,
-    )
+    lengths = {"prompt_len": PROMPT_LEN, "gen_len": GEN_LEN}
+    copy = staged_copy(spec, counts, cuts, hardware=make_hardware(), **lengths)
     workload = copy.stages[0].policy.workload
     engine = pipeline_engine_of(copy, spec, workload, models[model], tmp_path)
     engine.start()
