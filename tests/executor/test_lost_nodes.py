@@ -15,6 +15,7 @@ from costmodel.cluster.plan import ClusterPlan
 from executor import cluster, generate
 from executor.checkpoint.folder import Checkpoint
 from executor.nodes.facts import NodeFacts, own_facts
+from executor.nodes.node import NodeProcess
 from tests.executor.commands import Ended, end_command
 from tests.executor.job_desk import (
     GEN_LEN,
@@ -83,9 +84,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         vars(ray).update(
             is_initialized=lambda: True,
             nodes=lambda: nodes,
-            remote=lambda made: SimpleNamespace(
+            # Tests on a real cluster have put another class in its place.
+            remote=lambda _: SimpleNamespace(
                 options=lambda scheduling_strategy, **_: SimpleNamespace(
-                    remote=lambda: Handle(made(), instead[scheduling_strategy])
+                    remote=lambda: Handle(NodeProcess(), instead[scheduling_strategy])
                 )
             ),
             kill=lambda handle: None,
