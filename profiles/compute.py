@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -158,8 +159,11 @@ def _measure_unpacking(device: str, bits: int, plan: ComputePlan, repeater: Repe
 def _measure_packed_matmul(
     device: str, plan: ComputePlan, repeater: Repeater, *, name: str = "packed_matmul"
 ) -> dict[str, RateCurve]:
-    """Measure products of few rows with 4-bit weights, where a kernel does them."""
-    dtype, most = "bfloat16", DIRECT_ROWS if device == "cpu" else GPU_DIRECT_ROWS
+    """Measure products with 4-bit weights, where a kernel does them: of few rows, unless it does
+    those of many."""
+    dtype, most = "bfloat16", float(DIRECT_ROWS if device == "cpu" else GPU_DIRECT_ROWS)
+    if device == "cpu" and kernels.multiplies_codes(DTYPES[dtype]):
+        most = math.inf
     sizes = sorted({*plan.packed_rows, *(size for size in plan.rows if size <= most)})
     if not plan.rows or not kernels.has_packed_products(noise(device, dtype, 1, 1)):
         return {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from profiles.encodings import Kind
 from profiles.errors import InputError
+from profiles.packing import DIRECT_ROWS
 from profiles.product_parts import WINDOW_ROWS
 from profiles.rate_curve import RateCurve, require_not_negative, require_positive
 
@@ -46,8 +47,8 @@ class ComputeRates:
         What ``attention_decode`` is where each query attends to a tenth of the keys, in bytes of
         the whole cache. 0 where it is not known: what is not read is priced as saved.
     packed_matmul
-        What ``matmul`` is for few rows and weights in 4-bit groups, without unpacking. Where a
-        dtype is not here, weights are unpacked first.
+        What ``matmul`` is for weights in 4-bit groups, without unpacking. Where a dtype is not
+        here, weights are unpacked first; where only few rows are, so they are for more rows.
     narrow_matmul, narrow_packed_matmul
         The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
@@ -139,6 +140,11 @@ class ComputeRates:
         if packed:
             wide, narrow = self.packed_matmul, self.narrow_packed_matmul
         return 1 / (1 / wide[dtype].at(rows) + _narrowness_s(wide, narrow, dtype, rows, width))
+
+    def multiplies_packed(self, dtype: str) -> bool:
+        """Whether any number of rows is multiplied by 4-bit weights without unpacking these."""
+        curve = self.packed_matmul.get(dtype)
+        return curve is not None and curve.sizes[-1] > DIRECT_ROWS
 
     def encoded_matmul_rate(self, kind: Kind, dtype: str, rows: float, width: int) -> float:
         """Return the FLOP/s of a product of ``rows`` with encoded weights [any, ``width``], which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from costmodel.optimizer.program import Limits, Price, Program, Solution, of_blocks
@@ -21,12 +21,17 @@ ROUNDING_ATTEMPTS = 8
 
 
 def fit(
-    program: Program, num_gpu_batches: int, *, max_latency_s: float | None
+    program: Program,
+    num_gpu_batches: int,
+    *,
+    max_latency_s: float | None,
+    fixed: Mapping[str, float] | None = None,
 ) -> tuple[Policy, Solution] | None:
     """Solve at a fixed block size and round to a policy within all capacities and the time limit.
 
-    Where every rounding exceeds a capacity, the program is solved again with that many bytes left
-    free. Returns ``None`` where nothing fits, or where the job would leave a batch empty.
+    ``fixed`` are shares that are fixed before rounding, by name. Where every rounding exceeds a
+    capacity, the program is solved again with that many bytes left free. Returns ``None`` where
+    nothing fits, or where the job would leave a batch empty.
     """
     problem = program.problem
     num_prompts = problem.workload.num_prompts
@@ -37,7 +42,10 @@ def fit(
     block_size = problem.gpu_batch_size * num_gpu_batches
     for attempt in range(ROUNDING_ATTEMPTS):
         limits = Limits(
-            block_sizes=(block_size, block_size), max_latency_s=limit_s, reserve=reserve
+            block_sizes=(block_size, block_size),
+            max_latency_s=limit_s,
+            reserve=reserve,
+            fixed=fixed,
         )
         try:
             solution = program.solve(limits)
@@ -56,6 +64,15 @@ def fit(
         if limit_s is not None and lateness > 1:
             limit_s *= (1 - 1e-6) / lateness
     return None
+
+
+def fits(policy: Policy, program: Program, *, max_latency_s: float | None) -> bool:
+    """Whether a policy of the program's machine and model is within all capacities and the time
+    limit."""
+    own = program.of_problem(problem_of(policy, program.problem.hardware))
+    price = own.price(shares_of(policy))
+    latency_s = price.latency_per_sequence_s * policy.block_size
+    return not price.overshoot_bytes and (max_latency_s is None or latency_s <= max_latency_s)
 
 
 def _round(

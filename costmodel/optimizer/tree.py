@@ -11,25 +11,23 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from costmodel.optimizer.choices import MAX_BLOCK_SIZE, decide
 from costmodel.optimizer.fitting import fit
+from costmodel.optimizer.found import Found
 from costmodel.optimizer.job_throughput import job_throughput
 from costmodel.optimizer.program import Limits, Program, Solution, of_blocks
 from costmodel.optimizer.rows import RowTable
 from costmodel.optimizer.solver import Infeasible
-from costmodel.plan.policy import Policy
+from costmodel.optimizer.waits import with_slowdown, with_waits
 from costmodel.pricing.experts import experts_of
-from costmodel.pricing.price import phase_channels
 from costmodel.pricing.problem import Problem
-from costmodel.schedule.prediction import slowdown
 
 # Predictions are not exact enough for smaller differences in throughput.
 NEARLY_AS_FAST = 0.005
-# Waits of a mixture's schedule beside a GPU take up to a third of its time. So many of the fastest
-# policies are simulated.
-SLACK_OF_WAITS, MOST_SIMULATED_POLICIES = 0.25, 12
+# Waits of a mixture's schedule beside a GPU take up to a third of its time.
+SLACK_OF_WAITS = 0.25
 # After so many splits, the search no longer looks for policies that are nearly as fast as the best;
 # after ``MAX_SPLITS`` it ends, and its gap is reported.
 ENOUGH_SPLITS = 32
@@ -57,34 +55,6 @@ class Node:
         """Batches in the block of the relaxed optimum, not rounded."""
         inverse = self.solution.shares.per_block * self.problem.gpu_batch_size
         return float(min(max(1 / inverse, self.fewest), self.most))
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A policy that fits, with its problem and the program's optimum."""
-
-    tok_per_s: float
-    policy: Policy
-    problem: Problem
-    solution: Solution
-    # How many times as long as its limits it takes, where that was asked for.
-    slowdown: float = 1.0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds per sequence of the job."""
-        return self.problem.workload.gen_len / self.tok_per_s
-
-    @property
-    def predicted_tok_per_s(self) -> float:
-        """Throughput of the job with waits."""
-        return self.tok_per_s / self.slowdown
-
-    @property
-    def busy_s(self) -> float:
-        """Busy seconds of all channels together, per sequence of the block."""
-        phases = phase_channels(self.policy, self.problem.hardware).values()
-        return sum(sum(busy.values()) for busy in phases) / self.policy.block_size
 
 
 class Tree:
@@ -221,34 +191,28 @@ class Tree:
         if fitted is not None:
             policy, solution = fitted
             rate = job_throughput(policy, program.problem.hardware)
-            self.found.append(Found(rate, policy, program.problem, solution))
+            self.found.append(Found(rate, policy, program, solution))
 
     def choose(self) -> Found:
         """Return the policy with the least work, of those that are nearly as fast as the best.
 
         Effects that the model leaves out slow that policy down least.
         """
-        found = self._with_waits() if self._slack == SLACK_OF_WAITS else self.found
+        found = self.found
+        if self._slack == SLACK_OF_WAITS:
+            found = with_waits(found, self.max_latency_s)
         best = max(each.predicted_tok_per_s for each in found)
         least = best * (1 - NEARLY_AS_FAST) if self._is_choosy else best
         near = [each for each in found if each.predicted_tok_per_s >= least]
         chosen = min(near, key=lambda each: each.busy_s)
         if not self._counts_waits or chosen.slowdown > 1:
             return chosen
-        return replace(chosen, slowdown=slowdown(chosen.policy, chosen.problem.hardware))
+        return with_slowdown(chosen)
 
     @property
     def fastest(self) -> Found:
         """The fastest policy by its limits."""
         return max(self.found, key=lambda found: found.tok_per_s)
-
-    def _with_waits(self) -> list[Found]:
-        """Return the fastest policies with their waits."""
-        ordered = sorted(self.found, key=lambda found: -found.tok_per_s)
-        return [
-            replace(found, slowdown=slowdown(found.policy, found.problem.hardware))
-            for found in ordered[:MOST_SIMULATED_POLICIES]
-        ]
 
 
 def _most_batches(problem: Problem) -> int:

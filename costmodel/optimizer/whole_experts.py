@@ -63,7 +63,8 @@ def _best(
     solved = []
     for fixed in options:
         try:
-            solved.append((fixed, program.solve(replace(limits, fixed=fixed))))
+            all_fixed = {**(limits.fixed or {}), **fixed}
+            solved.append((fixed, program.solve(replace(limits, fixed=all_fixed))))
         except Infeasible:
             continue
     return min(solved, key=lambda s: s[1].bound_per_sequence_s, default=None)

@@ -1,11 +1,14 @@
 """How a device multiplies stored matrices, one by one: rates, seconds of unpacking, bytes read.
 
 Rows that are encoded as the checkpoint has them are decoded as a CPU multiplies them. A real GPU
-unpacks them first. Rows that are quantized by us are unpacked first, but for few rows of inputs. A
-CPU unpacks those of experts tile by tile as it multiplies, which takes as long.
+unpacks them first. Rows that are quantized by us are unpacked first, but for few rows of inputs;
+not at all on a CPU that multiplies their codes. A CPU unpacks those of experts tile by tile as it
+multiplies, which takes as long.
 """
 
 from __future__ import annotations
+
+import math
 
 from costmodel.model.tensor_layout import TensorLayout
 from costmodel.pricing.experts import experts_of, touched_bytes, touched_elements
@@ -27,7 +30,8 @@ def is_real_gpu(problem: Problem, rates: ComputeRates) -> bool:
 
 def is_direct(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
     """Whether packed weights are multiplied without unpacking them first."""
-    return not stage.is_prefill and problem.multiplies_packed(rates)
+    rows = math.inf if stage.is_prefill else problem.gpu_batch_size
+    return rows <= problem.direct_rows(rates)
 
 
 def matmul_rate(

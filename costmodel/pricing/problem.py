@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -163,11 +164,19 @@ class Problem:
 
     def multiplies_packed(self, rates: ComputeRates) -> bool:
         """Whether decode on a device with these rates multiplies weights without unpacking them."""
+        return self.gpu_batch_size <= self.direct_rows(rates)
+
+    def direct_rows(self, rates: ComputeRates) -> float:
+        """Return the most rows of a product that a device with these rates multiplies by weights
+        without unpacking them; infinite where prefill does so too."""
+        dtype = self.model.dtype
+        if self.weight_bits != 4 or self.unpacks_per_batch or dtype not in rates.packed_matmul:
+            return 0
         gpu = self.hardware.gpu
-        is_real_gpu = gpu is not None and not gpu.emulated and rates is gpu.compute
-        most = GPU_DIRECT_ROWS if is_real_gpu else DIRECT_ROWS
-        few = self.weight_bits == 4 and self.gpu_batch_size <= most
-        return few and not self.unpacks_per_batch and self.model.dtype in rates.packed_matmul
+        if gpu is not None and not gpu.emulated and rates is gpu.compute:
+            return GPU_DIRECT_ROWS
+        all_rows = rates.multiplies_packed(dtype) and self.group_size == DEFAULT_GROUP_SIZE
+        return math.inf if all_rows else DIRECT_ROWS
 
     @property
     def unpacks_layers(self) -> bool:
@@ -175,7 +184,9 @@ class Problem:
 
         A CPU multiplies those that the checkpoint has encoded directly; a GPU does not.
         """
-        return self.packs_weights or (self.model.is_encoded and self.hardware.uses_cuda)
+        if self.packs_weights:
+            return self.direct_rows(self.hardware.compute) < math.inf
+        return self.model.is_encoded and self.hardware.uses_cuda
 
     @property
     def packs_cache(self) -> bool:

@@ -27,6 +27,7 @@ from executor.stores.tensor_views import CpuExperts, TensorView, tensor_views
 from executor.stores.unpacked import UnpackedLayer, UnpackedMatrices
 from executor.stores.weight_buffers import WeightBuffers
 from executor.stores.weight_file import OnBytes, ReadRequest, WeightFile
+from profiles import kernels
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_plan import DTYPES
 from profiles.units import MIB
@@ -67,7 +68,11 @@ class WeightStore:
         self._views: dict[tuple[int, int], tuple[LayerWeights, LayerWeights]] = {}
         self._unpacked: UnpackedMatrices | None = None
         problem = problem_of(policy, machine.hardware)
-        self._multiplies_packed = problem.multiplies_packed(machine.hardware.compute)
+        self._decodes_packed = problem.multiplies_packed(machine.hardware.compute)
+        # Rows of prompts must be multiplied as those of decode are, whatever a profile knows.
+        is_coded = kernels.multiplies_codes(self.dtype, policy.group_size)
+        on_cpu = machine.compute.device.type == "cpu"
+        self._prefills_packed = self._decodes_packed and is_coded and on_cpu
         if problem.unpacks_layers:
             self._unpacked = UnpackedMatrices(plan.layers, self.dtype, machine.compute)
 
@@ -291,7 +296,8 @@ class WeightStore:
         if key not in self._views:
             self._views[key] = self._layer_views(*key)
         direct, unpacked = self._views[key]
-        return direct if self._multiplies_packed and not self.has_prompts(task) else unpacked
+        packed = self._prefills_packed if self.has_prompts(task) else self._decodes_packed
+        return direct if packed else unpacked
 
     def resident_runs(self, layer: int, component: str) -> list[tuple[int, torch.Tensor]]:
         """Return the resident runs of a component's bytes, each with its offset."""

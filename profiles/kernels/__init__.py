@@ -19,6 +19,7 @@ from profiles.kernels.products import (
     groups_packed,
     has_packed_products,
     linear,
+    multiplies_codes,
     multiply_rows,
 )
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
@@ -43,6 +44,7 @@ __all__ = [
     "is_native",
     "linear",
     "load_library",
+    "multiplies_codes",
     "multiply_encoded",
     "multiply_rows",
     "pack_rows",

@@ -53,6 +53,12 @@ def call_kernel(name: str, dtype: torch.dtype, *arguments: object) -> None:
     function(*arguments, ctypes.c_int(torch.get_num_threads()))
 
 
+def has_integer_products() -> bool:
+    """Whether the native kernels multiply codes of 4-bit weights as integers on this processor."""
+    library = load_library()
+    return library is not None and bool(library.multiplies_codes())
+
+
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     """Return the address of a tensor's first element."""
     return ctypes.c_void_p(tensor.data_ptr())

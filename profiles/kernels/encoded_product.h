@@ -201,7 +201,7 @@ template <class T>
 void multiply_encoded(const EncodedProducts& p, int threads) {
 #if defined(HAS_INTEGER_PRODUCTS)
   if constexpr (std::is_same_v<T, Bfloat16>)
-    if (const auto multiply = integer_products_of(p.how.kind)) return multiply(p, threads);
+    if (const auto multiply = integer_products_of(p.how.kind)) return multiply(p.products, threads);
 #endif
   long least = 1;
 #if defined(__AVX512F__)

@@ -3,10 +3,8 @@
 // the largest of them stay exact, and the error of the others is far below bfloat16's own rounding.
 #pragma once
 
-#include <vector>
-
 #include "integer_codes.h"
-#include "product.h"
+#include "transpose.h"
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
@@ -30,7 +28,6 @@ struct IntegerWeights {
   float scales[kLanes];
   float offsets[kBlock / 16][kLanes];
 };
-constexpr long kPanels = 2, kPanelRows = kPanels * kLanes;
 
 inline void take_inputs(const Bfloat16* from, IntegerInputs* to) {
   constexpr long kVectors = kScaled / kLanes;
@@ -57,33 +54,6 @@ inline void take_inputs(const Bfloat16* from, IntegerInputs* to) {
   store(to->sums_of_16, sums_of(sums));
   for (long i = 0; i < kBlock / 32; ++i)
     to->sums_of_32[i] = to->sums_of_16[2 * i] + to->sums_of_16[2 * i + 1];
-}
-
-// Sixteen vectors of 32-bit elements: the first of all, the second of all, and so on.
-INLINE inline void transpose(const __m512i* from, __m512i* to) {
-  __m512i a[16], b[16];
-  repeat<8>([&](auto i) INLINE {
-    a[2 * i] = _mm512_unpacklo_epi32(from[2 * i], from[2 * i + 1]);
-    a[2 * i + 1] = _mm512_unpackhi_epi32(from[2 * i], from[2 * i + 1]);
-  });
-  repeat<4>([&](auto i) INLINE {
-    repeat<2>([&](auto j) INLINE {
-      b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-      b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-    });
-  });
-  repeat<4>([&](auto i) INLINE {
-    a[i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88);
-    a[4 + i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd);
-    a[8 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
-    a[12 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xdd);
-  });
-  repeat<4>([&](auto i) INLINE {
-    to[i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0x88);
-    to[4 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0x88);
-    to[8 + i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0xdd);
-    to[12 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0xdd);
-  });
 }
 
 // Reads a block of each of kLanes rows: `use` takes the row and its integers, 32 at a time. What is

@@ -2,11 +2,8 @@
 // float scale for a block of 256.
 #pragma once
 
+#include "integer_tile.h"
 #include "k_quants.h"
-
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define HAS_INTEGER_PRODUCTS
-#endif
 
 namespace {
 

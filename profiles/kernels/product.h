@@ -1,12 +1,13 @@
 // Matrix products of rows with weights [outputs, dim], plain or packed; or of several groups of rows,
 // each with a matrix of its own. Threads take tiles as they come free: some outputs of all rows of a
-// group. Weights that need a conversion are converted once a tile, to a cache of the processor.
+// group. Weights that are packed or need a conversion are converted once a tile, to a cache of the
+// processor.
 #pragma once
 
 #include <algorithm>
 
+#include "arithmetic.h"
 #include "narrow.h"
-#include "packed_pairs.h"
 #include "product_parts.h"
 
 namespace {
@@ -15,10 +16,6 @@ template <class T, class Ops, class Source>
 class Tile {
   using Element = typename Ops::Element;
   using Query = typename Ops::Query;
-  // Packed weights are looked up by the number of their dimension: rows are taken from their start.
-  static constexpr bool kIsPacked = std::is_same_v<Element, uint8_t>;
-  // Rows of a block. Packed weights are unpacked once for each block, so that theirs have more.
-  static constexpr long kMost = kIsPacked ? 2 * kRows : kRows;
 
  public:
   // The inputs of row r of those held are at `x` + r * `x_stride`.
@@ -48,38 +45,39 @@ class Tile {
   }
 
  private:
-  // For a single row, the processor itself fetches weights in time, unless they are unpacked.
-  static bool fetches(const Span& span) {
-    return Source::kIsInPlace && (kIsPacked || span.count > 1);
-  }
+  // For a single row, the processor itself fetches weights in time.
+  static bool fetches(const Span& span) { return Source::kIsInPlace && span.count > 1; }
   static bool is_few(const Span& span) {
     return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
   }
 
-  // The first rows are multiplied with each weight while later weights are fetched. The others find
-  // all weights in the second-level cache.
+  // The first rows are multiplied with each weight while later weights are fetched: each block of rows
+  // fetches a share. The others find all weights in the second-level cache.
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
-    const long parts = (shared + kMost - 1) / kMost;
+    const long blocks = (shared + kRows - 1) / kRows;
     for (long w = 0; shared && w < count_; w += kWeights) {
-      long part = 0;
+      long block = 0;
       multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
-        const long first = size * part / parts, past = size * (part + 1) / parts;
+        if (blocks <= kWaiting) {
+          fetched_ = kWeights * block / blocks, past_ = kWeights * ++block / blocks;
+          return multiply_block<rows.value, true>(span, row, d, size, w, w + kWeights);
+        }
+        const long first = size * block / blocks, past = size * ++block / blocks;
         for (long i = 0; i < kWeights; ++i)
           matrix.fetch(first_ + w + kAhead + i, d + first, past - first);
-        ++part;
-        multiply_block<rows.value>(span, row, d, size, w, w + kWeights);
+        multiply_block<rows.value, false>(span, row, d, size, w, w + kWeights);
       });
     }
     multiply_blocks(span.count, shared, [&](auto rows, long row) INLINE {
-      multiply_block<rows.value>(span, row, d, size, 0, count_);
+      multiply_block<rows.value, false>(span, row, d, size, 0, count_);
     });
   }
 
   template <class F>
   INLINE static void multiply_blocks(long past, long row, F multiply) {
-    for (; past - row >= kMost; row += kMost) multiply(std::integral_constant<long, kMost>(), row);
-    multiply_last<kMost - 1>(past - row, row, multiply);
+    for (; past - row >= kRows; row += kRows) multiply(std::integral_constant<long, kRows>(), row);
+    multiply_last<kRows - 1>(past - row, row, multiply);
   }
   // Multiplies the `left` rows from one on, kCount at most, in one block.
   template <long kCount, class F>
@@ -90,14 +88,13 @@ class Tile {
     }
   }
 
-  template <long kCount>
+  template <long kCount, bool kFetches>
   void multiply_block(const Span& span, long row, long d, long size, long w, long past) {
     constexpr long kSums = (kCount + 3) / 4;
-    const long first = kIsPacked ? d : 0;
-    const Query* x = x_ + (span.at + row) * x_stride_ + d - first;
+    const Query* x = x_ + (span.at + row) * x_stride_ + d;
     for (; w < past; w += kWeights) {
       Floats sums[kSums];
-      products<kCount>(weights_ + w, x, x_stride_, first, first + size, p_.dim, sums);
+      products<kCount, kFetches>(weights_ + w, x, x_stride_, size, sums, fetched_, past_, ahead_);
       repeat<kSums>([&](auto i) INLINE {
         if (!is_first_) sums[i] += *sum_;
         if (is_last_)
@@ -110,42 +107,23 @@ class Tile {
     }
   }
 
-  // Adds the products of kCount rows and kAtOnce weights, from dimension `d` to `end` of `dim`.
-  template <long kCount, long kAtOnce>
-  INLINE static void add_products(const Element* const* weights, const Query* x, long stride,
-                                  long d, long end, [[maybe_unused]] long dim, Floats* dots) {
-    // What is left of the dimensions is then known to be a whole vector.
-    for (; d + Ops::kKeyDims <= end; d += Ops::kKeyDims)
-      Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d,
-                                              kIsPacked ? dim - d : Ops::kKeyDims, dots);
-    if (d < end) Ops::template multiply<kCount, kAtOnce>(weights, x, stride, d, end - d, dots);
-  }
-  // The sums of two weights. A function of its own, so that registers hold what its loop needs.
-  template <long kCount>
-  __attribute__((noinline)) static void two_dots(const Element* const* weights, const Query* x,
-                                                 long stride, long d, long end, long dim,
-                                                 Floats* to) {
-    Floats dots[2 * kCount] = {};
-    add_products<kCount, 2>(weights, x, stride, d, end, dim, dots);
-    repeat<kCount>([&](auto g) INLINE {
-      to[g * kWeights] = dots[2 * g];
-      to[g * kWeights + 1] = dots[2 * g + 1];
-    });
-  }
-
-  // The sums of kWeights weights, each in one lane. A function of its own for the same reason.
-  template <long kCount>
+  // The sums of kWeights weights, each in one lane; meanwhile what is `ahead` bytes behind some of them
+  // is fetched. A function of its own, so that registers hold what its loop needs.
+  template <long kCount, bool kFetches>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
-                                                 long stride, long d, long end,
-                                                 [[maybe_unused]] long dim, Floats* sums) {
+                                                 long stride, long size, Floats* sums,
+                                                 long fetched, long past, long ahead) {
 #if defined(__AVX512F__)
     Floats dots[kCount * kWeights] = {};
-    if constexpr (kIsPacked && kCount > 4) {
-      for (long w = 0; w < kWeights; w += 2)
-        two_dots<kCount>(weights + w, x, stride, d, end, dim, dots + w);
-    } else {
-      add_products<kCount, kWeights>(weights, x, stride, d, end, dim, dots);
+    constexpr long kDims = Ops::kKeyDims;
+    long d = 0;
+    // What is left of the dimensions is then known to be a whole vector.
+    for (; d + kDims <= size; d += kDims) {
+      for (long w = fetched; kFetches && w < past; ++w)
+        fetch_line(reinterpret_cast<const char*>(weights[w] + d) + ahead);
+      Ops::template multiply<kCount, kWeights>(weights, x, stride, d, kDims, dots);
     }
+    if (d < size) Ops::template multiply<kCount, kWeights>(weights, x, stride, d, size - d, dots);
     repeat<(kCount + 3) / 4>([&](auto i) INLINE {
       Floats part[kLanes];
       repeat<kLanes>([&](auto j) INLINE {
@@ -159,7 +137,7 @@ class Tile {
     });
 #else
     float kept[kLanes] = {};
-    narrow_products<kCount, kWeights>(weights, x, stride, end - d, kept);
+    narrow_products<kCount, kWeights>(weights, x, stride, size, kept);
     *sums = load(kept);
 #endif
   }
@@ -199,6 +177,9 @@ class Tile {
   Floats* sum_ = nullptr;
   bool is_first_ = true, is_last_ = true;
   long first_ = 0, count_ = 0;
+  // Of kWeights, those whose later ones are fetched.
+  long fetched_ = 0, past_ = 0;
+  const long ahead_ = kAhead * p_.weight_stride;
   const T* bias_ = nullptr;
   const Element* weights_[kOutputs];
 };
@@ -249,20 +230,13 @@ void multiply_wide(const Products& p, int threads, long least = 1) {
 }
 
 void multiply_pairs(const Products& p, int threads) {
-  long least = 1;
-#if defined(HAS_TABLE)
-  if (p.bits && PackedPairs::takes({p.dim, p.group_size, p.bits})) {
-    multiply_all<Bfloat16, PackedPairs, InPlace<Bfloat16, uint8_t>>(p, threads, least, kFewRows);
-    least = kFewRows + 1;
-  }
-#endif
 #if defined(__AVX512BF16__)
   if (p.dim % 32 == 0 && !p.bits)
-    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16, Bfloat16>>(p, threads, least);
+    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16, Bfloat16>>(p, threads);
   if (p.dim % 32 == 0)
-    return multiply_all<Bfloat16, Pairs, Converted<Bfloat16, Bfloat16>>(p, threads, least);
+    return multiply_all<Bfloat16, Pairs, Converted<Bfloat16, Bfloat16>>(p, threads);
 #endif
-  multiply_wide<Bfloat16>(p, threads, least);
+  multiply_wide<Bfloat16>(p, threads);
 }
 
 }  // namespace

@@ -22,8 +22,7 @@ struct Products {
   int adds;  // Each result, once it is rounded, is added to what is there.
 };
 
-// Weights and rows whose products are summed at once, in registers; of packed weights, twice as many
-// rows and half as many weights.
+// Weights and rows whose products are summed at once, in registers.
 #if defined(__AVX512F__)
 constexpr long kWeights = 4, kRows = 6;
 #else
@@ -43,6 +42,9 @@ constexpr long kFewRows = 0;
 // these rows have at most so many bytes.
 constexpr long kSharedRows = 4 * kRows, kKeptInputs = 1 << 18;
 constexpr long kAnyRows = 1L << 62;
+// So few blocks of rows wait for the memory: lines are fetched one by one, between products. More
+// blocks wait for the arithmetic, which that would slow.
+constexpr long kWaiting = 2;
 // Rows of weights that are fetched before their turn.
 constexpr long kAhead = 2 * kWeights;
 // So few elements are converted by one thread.

@@ -2,6 +2,7 @@
 // other kernels, because compilers then work on both at once.
 
 #include "encoded_product.h"
+#include "group_codes.h"
 #include "product.h"
 
 extern "C" void multiply_float32(const Products* p, int threads) {
@@ -10,7 +11,20 @@ extern "C" void multiply_float32(const Products* p, int threads) {
 extern "C" void multiply_float16(const Products* p, int threads) {
   multiply_wide<Float16>(*p, threads);
 }
-extern "C" void multiply_bfloat16(const Products* p, int threads) { multiply_pairs(*p, threads); }
+extern "C" int multiplies_codes() {
+#if defined(HAS_INTEGER_PRODUCTS)
+  return 1;
+#else
+  return 0;
+#endif
+}
+extern "C" void multiply_bfloat16(const Products* p, int threads) {
+#if defined(HAS_INTEGER_PRODUCTS)
+  if (p->bits && GroupCodes::takes({p->dim, p->group_size, p->bits}))
+    return multiply_integers<GroupCodes>(*p, threads);
+#endif
+  multiply_pairs(*p, threads);
+}
 
 #define EXPORT_ENCODED(T, NAME)                                                                \
   extern "C" void unpack_encoded_##NAME(const Encoding* how, const uint8_t* from, long rows,   \

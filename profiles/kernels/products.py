@@ -19,10 +19,15 @@ import torch
 from torch.nn import functional as F
 
 from profiles.kernels import twins
-from profiles.kernels.call import call_kernel, gpu_kernels, is_native
+from profiles.kernels.call import (
+    call_kernel,
+    gpu_kernels,
+    has_integer_products,
+    is_native,
+)
 from profiles.kernels.row_tiles import multiply_packed_tiles, multiply_tiles, rows_are_fixed
 from profiles.mounts import read_lines
-from profiles.packing import DIRECT_ROWS, Packing
+from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS, Packing
 
 # With more rows torch is faster where the processor has matrix instructions for bfloat16: Intel's
 # AMX, Arm's BF16.
@@ -88,8 +93,9 @@ def multiply_rows(
 ) -> None:
     """Multiply ``x`` [rows, num_elements] by a packed matrix into ``out`` [rows, outputs].
 
-    The result is that of the matrix unpacked to the dtype of ``x``. This is fast for few rows. All
-    tensors are dense in their last dimension.
+    The result is that of the matrix unpacked to the dtype of ``x``, which is fast for few rows; but
+    where ``multiplies_codes``, inputs are rounded to 8 bits. All tensors are dense in their last
+    dimension.
 
     Parameters
     ----------
@@ -167,6 +173,16 @@ def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
 def has_packed_products(x: torch.Tensor) -> bool:
     """Whether a kernel on the device of ``x`` multiplies few rows by packed weights directly."""
     return is_native(x) or _fused(x) is not None
+
+
+def multiplies_codes(dtype: torch.dtype, group_size: int = DEFAULT_GROUP_SIZE) -> bool:
+    """Whether the CPU multiplies the codes of 4-bit weights in such groups as integers.
+
+    As many inputs then become integers from -127 to 127, with a float32 scale. This is the fastest
+    for any number of rows, so that no weights are unpacked.
+    """
+    fits = dtype is torch.bfloat16 and group_size == DEFAULT_GROUP_SIZE
+    return fits and has_integer_products() and most_native_rows(dtype) == torch.inf
 
 
 def most_native_rows(dtype: torch.dtype) -> float:

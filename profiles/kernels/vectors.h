@@ -32,6 +32,8 @@ struct Float16 { uint16_t bits; };
 // What comes next is fetched beside the arithmetic, to the second-level cache: the first is not asked
 // for more than it can wait for at once.
 INLINE inline void fetch_line(const void* from) { __builtin_prefetch(from, 0, 2); }
+// To the first-level cache: what is needed soon, a line at a time.
+INLINE inline void fetch_near(const void* from) { __builtin_prefetch(from, 0, 3); }
 INLINE inline void fetch(const void* from, long num_bytes) {
   for (long d = 0; d < num_bytes; d += 64) fetch_line(static_cast<const char*>(from) + d);
 }

@@ -12,6 +12,7 @@ from costmodel.model.tensor_layout import packed_bytes
 from profiles.kernels import multiply_rows, pack_rows, unpack_rows
 from profiles.packing import BITS, GROUP_SIZES, Packing
 from tests.covering import covering
+from tests.profiles.rounded_inputs import multiplied_inputs
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROWS = 7
@@ -181,7 +182,9 @@ def test_products_are_those_of_the_unpacked_matrix(
     bias = torch.randn(outputs).to(dtype) if has_bias else None
     wide = torch.full((rows, outputs + 3), torch.nan, dtype=dtype)
     multiply_rows(x, packed[0], packing, wide[:, 2:-1], bias)
-    expected = x.double() @ matrix[0].double().T + (bias.double() if bias is not None else 0)
+    expected = multiplied_inputs(x, packing) @ matrix[0].double().T + (
+        bias.double() if bias is not None else 0
+    )
     tolerance = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(
         wide[:, 2:-1].double(), expected, rtol=tolerance, atol=tolerance * num_elements**0.5

@@ -188,7 +188,9 @@ def test_packed_weights_multiply_as_they_unpack(
     """A prompt's rows are multiplied by unpacked weights, a token's by packed ones."""
     monkeypatch.setattr(products, "_features", lambda: frozenset(features))
     outputs, dim = 1100, 2304
-    packing, x = Packing(num_elements=dim, bits=bits), _noise(70, dim, dtype=dtype)
+    # Groups of 64 in 4 bits may be multiplied as integers.
+    packing = Packing(num_elements=dim, bits=bits, group_size=32)
+    x = _noise(70, dim, dtype=dtype)
     packed = _packed(_noise(outputs, dim, dtype=dtype, seed=1), packing)
     unpacked, found = torch.empty(outputs, dim, dtype=dtype), torch.empty(5, outputs, dtype=dtype)
     kernels.unpack_rows(packed[None], packing, unpacked[None])
