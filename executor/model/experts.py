@@ -10,7 +10,8 @@ Temporaries at the peak, in elements per token, with ``E`` experts of ``size``, 
 token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 
 - ``route``: ``3 E`` in float32. It returns ``k`` int64 and ``k`` factors.
-- ``add_routed``: ``r * (hidden + 2 * size)``, and ``3 k`` int64. In 16 bits the CPU's products copy
+- ``by_expert``: ``3 k`` int64. It returns ``k`` and ``k`` factors.
+- ``add_routed``: ``r * (hidden + 2 * size)``. In 16 bits the CPU's products copy
   the inner vectors, ``r * size`` more. A GPU's products take three int64 for each expert and each
   16 rows, which is too little to count. Where the factors are float32 and the model is not, there
   are two float32 copies of ``WEIGHED_AT_ONCE`` rows of ``hidden``.
@@ -55,6 +56,34 @@ class Routing:
     def counts(self, num_experts: int) -> torch.Tensor:
         """Count the tokens of each expert, int64 [num_experts]."""
         return self.experts.flatten().bincount(minlength=num_experts)
+
+    def by_expert(self, num_experts: int) -> SortedRouting:
+        """Return the same, sorted by expert."""
+        order = self.experts.flatten().argsort(stable=True)
+        return SortedRouting(
+            tokens=order // self.experts.shape[1],
+            weights=self.weights.flatten()[order, None],
+            ends=[0, *self.counts(num_experts).cumsum(0).tolist()],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortedRouting:
+    """The tokens of each expert.
+
+    Parameters
+    ----------
+    tokens
+        Their numbers, int64 [choices], those of the first expert first.
+    weights
+        The factors of the expert's outputs, [choices, 1].
+    ends
+        By expert its first choice, and the number of all choices.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor
+    ends: Sequence[int]
 
 
 def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
@@ -137,7 +166,7 @@ def experts_output(
     """Return the output of the routed and the shared experts for ``x`` [..., hidden]."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch.zeros_like(rows)
-    add_routed(out, rows, routing, weights, spec)
+    add_routed(out, rows, routing.by_expert(spec.num_experts), weights, spec)
     if spec.shared is not None:
         add_shared(out, rows, weights, spec)
     return out.view(x.shape)
@@ -160,10 +189,11 @@ def add_shared(
 def add_routed(
     out: torch.Tensor,
     x: torch.Tensor,
-    routing: Routing,
+    routing: SortedRouting,
     weights: LayerWeights,
     spec: ExpertsSpec,
     experts: range | None = None,
+    room: torch.Tensor | None = None,
 ) -> None:
     """Add the weighted outputs of each token's experts for ``x`` to ``out``, both [tokens, hidden].
 
@@ -175,38 +205,33 @@ def add_routed(
         Only matrices of experts with tokens are used.
     experts
         The experts to run; ``None`` stands for all.
+    room
+        What ``room_for`` returned, for the temporaries of several calls.
     """
     experts = range(spec.num_experts) if experts is None else experts
-    order = routing.experts.flatten().argsort(stable=True)
-    tokens = order // spec.experts_per_token
-    factors = routing.weights.flatten()[order, None]
-    ends = [0, *routing.counts(spec.num_experts).cumsum(0).tolist()]
-    low, high = ends[experts.start], ends[experts.stop]
+    low, high = routing.ends[experts.start], routing.ends[experts.stop]
     if low == high:
         return
     step = spec.rows_at_once(len(x))
     # Parts begin at the same rows for any range, so that each product has the same rows.
     for first in range(low // step * step, high, step):
         part = slice(max(first, low), min(first + step, high))
-        groups = _groups(ends, experts, part)
-        _add_part(out, x, tokens[part], factors[part], groups, weights, spec)
+        groups = _groups(routing.ends, experts, part)
+        tokens, factors = routing.tokens[part], routing.weights[part]
+        rows = _make_rows(x, tokens, factors, groups, weights, spec, room)
+        kernels.add_routed_rows(out, tokens, rows, _added_factors(factors, spec))
+        # Before the next part makes its own.
+        del rows
 
 
-def _add_part(
-    out: torch.Tensor,
-    x: torch.Tensor,
-    tokens: torch.Tensor,
-    factors: torch.Tensor,
-    groups: Sequence[Group],
-    weights: LayerWeights,
-    spec: ExpertsSpec,
-) -> None:
-    """Add the outputs of experts for the rows ``tokens`` of ``x``.
+def room_for(x: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
+    """Return room for the temporaries of ``add_routed`` for ``x`` [tokens, hidden].
 
-    A function of its own, so that the temporaries of one part are freed before the next.
+    Chunks of experts have few rows or many. A heap that gets rows of all sizes back has gaps, which
+    no estimate knows.
     """
-    rows = _make_rows(x, tokens, factors, groups, weights, spec)
-    kernels.add_routed_rows(out, tokens, rows, _added_factors(factors, spec))
+    rows = min(spec.rows_at_once(len(x)), len(x) * spec.experts_per_token)
+    return x.new_empty(rows * (x.shape[1] + spec.expert.inner_rows))
 
 
 def _make_rows(
@@ -216,13 +241,18 @@ def _make_rows(
     groups: Sequence[Group],
     weights: LayerWeights,
     spec: ExpertsSpec,
+    room: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the outputs of experts for the rows ``tokens`` of ``x``, weighted where the router
     scales inputs."""
-    mlp, rows = spec.expert, x.index_select(0, tokens)
+    mlp, count, hidden = spec.expert, len(tokens), x.shape[1]
+    if room is None:
+        room = x.new_empty(count * (hidden + mlp.inner_rows))
+    rows = room[: count * hidden].view(count, hidden)
+    inner = room[len(room) - count * mlp.inner_rows :].view(count, mlp.inner_rows)
+    torch.index_select(x, 0, tokens, out=rows)
     if spec.router.scales_input:
         kernels.weigh_rows(rows, factors)
-    inner = rows.new_empty(len(rows), mlp.inner_rows)
     _multiply_experts(rows, "expert_gate_up", weights, groups, inner)
     gate, up = inner.split(mlp.size, dim=1)
     feed_forward.apply_gate(gate, up, mlp)

@@ -110,7 +110,8 @@ class ExpertSteps:
         rows, routing = visit.tokens_on_cpu
         made = torch.zeros_like(rows, pin_memory=visit.normed.is_cuda)
         here = self.weights.experts_in_place(task)
-        add_routed(made, rows, routing, self.weights.layer_in_place(task), spec, here)
+        chosen, weights = routing.by_expert(spec.num_experts), self.weights.layer_in_place(task)
+        add_routed(made, rows, chosen, weights, spec, here)
         visit.made_on_cpu = made
         return 0
 
@@ -138,8 +139,9 @@ class ExpertSteps:
         self._counts.add(task.layer, visit.routing)
         rows = visit.normed.flatten(0, 1)
         made, weights = torch.zeros_like(rows), self.weights.layer(task)
+        chosen = visit.routing.by_expert(spec.num_experts)
         for experts in routed_ranges(spec, self.weights.experts_in_place(task)):
-            add_routed(made, rows, visit.routing, weights, spec, experts)
+            add_routed(made, rows, chosen, weights, spec, experts)
         if spec.shared is not None:
             add_shared(made, rows, weights, spec)
         visit.made = made

@@ -18,7 +18,7 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
-from executor.model.experts import Routing, add_routed, add_shared
+from executor.model.experts import SortedRouting, add_routed, add_shared, room_for
 from executor.run.expert_cache import ExpertCache
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.weights import WeightStore
@@ -49,7 +49,7 @@ class _Part:
 
     tokens: WalkedTokens
     rows: torch.Tensor
-    routing: Routing
+    routing: SortedRouting
     made: torch.Tensor
 
 
@@ -63,6 +63,8 @@ class _Visit:
     # By chunk, the experts that are loaded, and the range of all that are computed.
     loaded: list[list[int]] = field(default_factory=list)
     ranges: list[range] = field(default_factory=list)
+    # For the temporaries of all chunks and parts.
+    room: torch.Tensor | None = None
 
 
 class ExpertWalk:
@@ -88,16 +90,22 @@ class ExpertWalk:
         """Route the tokens of some batches, and deal the experts that they need into chunks."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
         visit = self._visit = _Visit(is_needed=torch.zeros(spec.num_experts, dtype=torch.bool))
-        for part in tokens:
-            normed = layers.feed_forward_input(part.hidden, weights, layer)
-            routing = layers.routing_of(normed, weights, layer)
-            rows = normed.flatten(0, 1)
-            visit.parts.append(_Part(part, rows, routing, torch.zeros_like(rows)))
+        walked, choices = list(tokens), []
+        sizes = [part.hidden.shape[:2].numel() for part in walked]
+        # One piece of memory for all parts. Between those of a layer, a heap would keep gaps.
+        normed = walked[0].hidden.new_empty(sum(sizes), self._model.hidden_size)
+        made = torch.zeros_like(normed).split(sizes)
+        for number, (part, rows) in enumerate(zip(walked, normed.split(sizes), strict=True)):
+            shaped = layers.feed_forward_input(part.hidden, weights, layer)
+            routing = layers.routing_of(shaped, weights, layer)
+            rows.copy_(shaped.flatten(0, 1))
+            chosen = routing.by_expert(spec.num_experts)
+            visit.parts.append(_Part(part, rows, chosen, made[number]))
             visit.is_needed[routing.experts.flatten()] = True
             if part.is_counted:
                 self._counts.add(task.layer, routing)
+                choices.append(routing)
         if self.cache is not None:
-            choices = [part.routing for part in visit.parts if part.tokens.is_counted]
             self.cache.count(task, choices, visit.is_needed)
         plan = self._weights.plan
         chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
@@ -113,8 +121,10 @@ class ExpertWalk:
         """Compute a chunk of experts, and those in memory between them."""
         visit, experts = self._visit, self._visit.ranges[task.batch]
         weights, spec = self._weights.layer(task), self._experts(task)
+        if visit.room is None:
+            visit.room = room_for(max((part.rows for part in visit.parts), key=len), spec)
         for part in visit.parts if experts else ():
-            add_routed(part.made, part.rows, part.routing, weights, spec, experts)
+            add_routed(part.made, part.rows, part.routing, weights, spec, experts, visit.room)
         if self.cache is not None and visit.loaded[task.batch]:
             is_idle = ~visit.is_needed
             is_idle[: experts.stop] = True

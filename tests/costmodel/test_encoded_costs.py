@@ -184,6 +184,23 @@ def test_a_gpu_multiplies_few_rows_by_packed_weights(batch: int, is_direct: bool
     assert estimate(policy, machine).decode_s == pytest.approx(seconds, abs=1e-3)
 
 
+@pytest.mark.parametrize("most", [64.0, 4096.0])
+def test_a_cpu_that_multiplies_many_rows_by_packed_weights_unpacks_none(most: float) -> None:
+    curve = RateCurve(sizes=(1.0, most), rates=(1e9, 1e9))
+    cpu = replace(make_compute(flop=1e9), unpack_bytes_per_s=1e6, packed_matmul={"bfloat16": curve})
+    machine = make_machine(cpu=cpu)
+    plain = make_policy(gpu_batch_size=65, num_gpu_batches=1)
+    packed = replace(plain, weight_bits=4)
+    expected, found = estimate(plain, machine), estimate(packed, machine)
+    unpacked = DECODER_BYTES - 2 * NORM
+    pass_s = 0 if most > 65 else (8 * unpacked + HEAD_BYTES - NORM) / 1e6
+    assert found.prefill_s - expected.prefill_s == pytest.approx(pass_s, rel=1e-3, abs=1e-6)
+    assert found.decode_s - expected.decode_s == pytest.approx(STEPS * pass_s, rel=1e-3, abs=1e-6)
+    # Without groups of 64 there is no such product.
+    grouped = estimate(replace(packed, group_size=32), machine)
+    assert grouped.prefill_s > expected.prefill_s + 1
+
+
 def test_latent_attention_unpacks_its_encoded_matrix_for_each_batch() -> None:
     plain = without_encodings(load_model_spec("deepseek-v3"))
     encoded = encoded_alike(plain, "Q8_0", "kv_b.weight")
