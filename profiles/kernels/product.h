@@ -120,7 +120,7 @@ class Tile {
     // What is left of the dimensions is then known to be a whole vector.
     for (; d + kDims <= size; d += kDims) {
       for (long w = fetched; kFetches && w < past; ++w)
-        fetch_line(reinterpret_cast<const char*>(weights[w] + d) + ahead);
+        fetch_near(reinterpret_cast<const char*>(weights[w] + d) + ahead);
       Ops::template multiply<kCount, kWeights>(weights, x, stride, d, kDims, dots);
     }
     if (d < size) Ops::template multiply<kCount, kWeights>(weights, x, stride, d, size - d, dots);

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from costmodel.model.loading import load_model_spec
+from costmodel.optimizer import waits
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
-from costmodel.pricing.price import estimate, phase_channels
+from costmodel.pricing.price import check_fits, estimate, phase_channels
 from costmodel.schedule.chrome_trace import write_trace
 from costmodel.schedule.prediction import MOST_SIMULATED, predict
 from costmodel.schedule.timeline import simulate
 from profiles import InputError, recorded_profile
+from profiles.emulate import with_emulated_gpu
 from profiles.hardware import Contention
 from tests.costmodel.machines import (
     DECODER_BYTES,
@@ -198,6 +200,32 @@ def test_a_search_tells_the_waits_of_a_mixture(machine: str, budget: dict[str, i
     assert 0 < result.cost_of_waits < 0.5
     assert result.job_tok_per_s == pytest.approx(result.predicted.throughput_tok_per_s)
     assert -1e-9 <= result.gap < 0.05
+
+
+def test_a_search_prefers_policies_that_do_not_wait_for_transfers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the limits alone, a cache in CPU memory and a share of the experts on a link are free."""
+    hardware = with_emulated_gpu(
+        recorded_profile("cpu-2core").with_budget(cpu_memory=4 * 10**9),
+        memory_bytes=6 * 10**8,
+        link_bytes_per_s=2e9,
+    )
+    apart = tuple(
+        replace(pair, first_keeps=0.95, second_keeps=0.95)
+        if {pair.first, pair.second} == {"gpu_compute", "cpu_compute"}
+        else pair
+        for pair in hardware.contention
+    )
+    hardware = replace(hardware, contention=apart)
+    model = load_model_spec("granite-3.0-1b-a400m")
+    workload = Workload(prompt_len=32, gen_len=16, num_prompts=64)
+    found = search(hardware, model, workload)
+    assert (found.policy.cpu_experts, found.policy.cache.gpu) == (1, 1)
+    check_fits(found.predicted, hardware)
+    monkeypatch.setattr(waits, "MOST_VARIED", 0)
+    others = search(hardware, model, workload)
+    assert found.job_tok_per_s > 1.05 * others.job_tok_per_s
 
 
 def _mixture_policy(rng: random.Random, batch: int, *, workload: Workload) -> Policy:
