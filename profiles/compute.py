@@ -173,15 +173,20 @@ def _measure_packed_matmul(
     turns = itertools.cycle(
         torch.randint(0, 256, (count, rows, packing.row_bytes), dtype=torch.uint8, device=device)
     )
-    rates = []
+    rates: list[float] = []
     for size in sizes:
+        # One number above ``DIRECT_ROWS`` tells that any is multiplied so.
+        is_told = len(rates) > 0 and sizes[len(rates) - 1] > DIRECT_ROWS
+        if is_told and not repeater.affords(2.0 * size * rows * width / rates[-1]):
+            break
         x = noise(device, dtype, size, width)
         out = x.new_empty(size, rows)
         multiply = partial(_multiply_packed, x, turns, packing, out)
         figure = f"{name}.{dtype}.rows{size}"
         flop = 2.0 * size * rows * width
         rates.append(measure_rate(device, figure, "flop_per_s", multiply, flop, repeater))
-    curve = RateCurve(sizes=tuple(float(size) for size in sizes), rates=tuple(rates))
+    measured = tuple(map(float, sizes[: len(rates)]))
+    curve = RateCurve(sizes=measured, rates=tuple(rates))
     # A GPU multiplies all floats of 16 bits alike.
     return dict.fromkeys((dtype,) if device == "cpu" else (dtype, "float16"), curve)
 

@@ -48,7 +48,8 @@ class ComputeRates:
         the whole cache. 0 where it is not known: what is not read is priced as saved.
     packed_matmul
         What ``matmul`` is for weights in 4-bit groups, without unpacking. Where a dtype is not
-        here, weights are unpacked first; where only few rows are, so they are for more rows.
+        here, weights are unpacked first. A GPU unpacks weights for more than 16 rows. A CPU unpacks
+        them for more than 64 rows, unless more were measured.
     narrow_matmul, narrow_packed_matmul
         The same for weights of ``NARROW_WIDTH`` instead of ``WIDTH``; may be empty.
     unpack_8bit_bytes_per_s, packed_attention_8bit_bytes_per_s
@@ -141,7 +142,7 @@ class ComputeRates:
             wide, narrow = self.packed_matmul, self.narrow_packed_matmul
         return 1 / (1 / wide[dtype].at(rows) + _narrowness_s(wide, narrow, dtype, rows, width))
 
-    def multiplies_packed(self, dtype: str) -> bool:
+    def multiplies_any_rows_packed(self, dtype: str) -> bool:
         """Whether any number of rows is multiplied by 4-bit weights without unpacking these."""
         curve = self.packed_matmul.get(dtype)
         return curve is not None and curve.sizes[-1] > DIRECT_ROWS
@@ -156,7 +157,7 @@ class ComputeRates:
         """
         plain = self.matmul[dtype]
         narrow_s = _narrowness_s(self.matmul, self.narrow_matmul, dtype, rows, width)
-        curve = self.encoded_matmul.get(kind.name) or self.packed_matmul.get(dtype)
+        curve = self.encoded_matmul.get(kind.name) or self._few_rows_packed(dtype)
         if curve is None:
             unpacked = self.encoded_unpack_rate(kind)
             # Two bytes of output are two FLOP of a row.
@@ -170,6 +171,15 @@ class ComputeRates:
             decoding_s = max(0.0, most_s - 1 / plain.at(most)) * most / at_once
             wide_s = min(most_s, 1 / plain.at(rows) + decoding_s)
         return 1 / (wide_s + narrow_s)
+
+    def _few_rows_packed(self, dtype: str) -> RateCurve | None:
+        """Return the rates of products with 4-bit weights and few rows: those of many rows are in
+        integers, which other encodings are not."""
+        curve = self.packed_matmul.get(dtype)
+        if curve is None or curve.sizes[-1] <= DIRECT_ROWS:
+            return curve
+        count = max(1, bisect.bisect_right(curve.sizes, DIRECT_ROWS))
+        return RateCurve(sizes=curve.sizes[:count], rates=curve.rates[:count])
 
     def encoded_unpack_rate(self, kind: Kind) -> float:
         """Return the rate of unpacking encoded matrices; 0 where it is not known."""

@@ -12,7 +12,10 @@ GROUP_SIZES = (32, 64, 128)
 DEFAULT_GROUP_SIZE = 64
 # A group's scale and its minimum, bfloat16 each.
 SHARED_BYTES = 4
-# Up to so many rows are multiplied by packed weights directly. With more, unpacking once is faster.
+# The group size of products in integers: ``kCoded`` of group_codes.h.
+CODED_GROUP_SIZE = 64
+# Up to so many rows are multiplied by packed weights directly. With more, unpacking once is faster,
+# unless a CPU multiplies the codes.
 DIRECT_ROWS = 64
 # The same for one matrix on a GPU: a tile of so many rows takes as long as one row.
 GPU_DIRECT_ROWS = 16

@@ -1,4 +1,4 @@
-"""Bytes of the float32 copies in the native matrix product. No torch."""
+"""Bytes of the copies in float32 or integers in the native matrix product. No torch."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def fit(
 ) -> tuple[Policy, Solution] | None:
     """Solve at a fixed block size and round to a policy within all capacities and the time limit.
 
-    ``fixed`` are shares that are fixed before rounding, by name. Where every rounding exceeds a
+    ``fixed``: shares to fix before rounding, by name. Where every rounding exceeds a
     capacity, the program is solved again with that many bytes left free. Returns ``None`` where
     nothing fits, or where the job would leave a batch empty.
     """

@@ -19,8 +19,11 @@ def with_waits(found: Sequence[Found], max_latency_s: float | None) -> list[Foun
     ordered = sorted(found, key=lambda each: -each.tok_per_s)
     fastest = [with_slowdown(each) for each in ordered[:MOST_SIMULATED_POLICIES]]
     best = sorted(fastest, key=lambda each: -each.predicted_tok_per_s)[:MOST_VARIED]
-    variants = (other for each in best for other in _variants(each, max_latency_s))
-    return [*fastest, *map(with_slowdown, variants)]
+    variants: list[Found] = []
+    for other in (other for each in best for other in _variants(each, max_latency_s)):
+        if all(other.policy != known.policy for known in [*fastest, *variants]):
+            variants.append(with_slowdown(other))
+    return fastest + variants
 
 
 def with_slowdown(found: Found) -> Found:
@@ -36,14 +39,19 @@ def _variants(found: Found, max_latency_s: float | None) -> Iterator[Found]:
     wait for it.
     """
     policy, program = found.policy, found.program
+    if not program.problem.hardware.has_gpu:
+        return
     placed = [(policy, found.solution)]
     if policy.cache.gpu < 1:
         fixed = {"cache_cpu": 0.0, "cache_disk": 0.0}
         batches = policy.num_gpu_batches
         on_gpu = fit(program, batches, max_latency_s=max_latency_s, fixed=fixed)
-        placed += [on_gpu] if on_gpu is not None else []
+        if on_gpu is not None:
+            placed.append(on_gpu)
     for other, solution in placed:
-        options = [other, *([replace(other, cpu_experts=1.0)] if 0 < other.cpu_experts < 1 else [])]
+        options = [other]
+        if 0 < other.cpu_experts < 1:
+            options.append(replace(other, cpu_experts=1.0))
         for option in options:
             if option is not policy and fits(option, program, max_latency_s=max_latency_s):
                 rate = job_throughput(option, program.problem.hardware)

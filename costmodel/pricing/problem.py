@@ -15,7 +15,7 @@ from costmodel.pricing.sizes import LayerKind, ModelSizes, layer_kinds_of, sizes
 from profiles.aligned_io import PAGE_BYTES
 from profiles.compute_rates import ComputeRates
 from profiles.hardware import HardwareProfile
-from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS, GPU_DIRECT_ROWS
+from profiles.packing import CODED_GROUP_SIZE, DEFAULT_GROUP_SIZE, DIRECT_ROWS, GPU_DIRECT_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class Problem:
         gpu = self.hardware.gpu
         if gpu is not None and not gpu.emulated and rates is gpu.compute:
             return GPU_DIRECT_ROWS
-        all_rows = rates.multiplies_packed(dtype) and self.group_size == DEFAULT_GROUP_SIZE
+        all_rows = rates.multiplies_any_rows_packed(dtype) and self.group_size == CODED_GROUP_SIZE
         return math.inf if all_rows else DIRECT_ROWS
 
     @property

@@ -10,7 +10,7 @@ Temporaries at the peak, in elements per token, with ``E`` experts of ``size``, 
 token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 
 - ``route``: ``3 E`` in float32. It returns ``k`` int64 and ``k`` factors.
-- ``by_expert``: ``3 k`` int64. It returns ``k`` and ``k`` factors.
+- ``by_expert``: ``3 k`` int64. It returns ``k`` int64 and ``k`` factors.
 - ``add_routed``: ``r * (hidden + 2 * size)``. In 16 bits the CPU's products copy
   the inner vectors, ``r * size`` more. A GPU's products take three int64 for each expert and each
   16 rows, which is too little to count. Where the factors are float32 and the model is not, there
@@ -22,13 +22,13 @@ token, and ``r = rows_at_once(tokens) / tokens`` (see ``ExpertsSpec``):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from costmodel.model.feed_forward_spec import ExpertsSpec, RouterSpec
 from executor.model import mlp as feed_forward
 from executor.model.matrices import LayerWeights, linear, multiply_groups, row_parts, vector
+from executor.model.routing import Routing, SortedRouting
 from profiles import kernels
 
 # Prevents a division by zero where all weights are zero; changes no other sum.
@@ -36,54 +36,6 @@ LEAST_SUM = 1e-20
 
 # An expert, and its rows among those sorted by expert.
 Group = tuple[int, slice]
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """The experts of each token.
-
-    Parameters
-    ----------
-    experts
-        Their numbers, int64 [tokens, experts per token].
-    weights
-        The factors of their outputs, in the same shape.
-    """
-
-    experts: torch.Tensor
-    weights: torch.Tensor
-
-    def counts(self, num_experts: int) -> torch.Tensor:
-        """Count the tokens of each expert, int64 [num_experts]."""
-        return self.experts.flatten().bincount(minlength=num_experts)
-
-    def by_expert(self, num_experts: int) -> SortedRouting:
-        """Return the same, sorted by expert."""
-        order = self.experts.flatten().argsort(stable=True)
-        return SortedRouting(
-            tokens=order // self.experts.shape[1],
-            weights=self.weights.flatten()[order, None],
-            ends=[0, *self.counts(num_experts).cumsum(0).tolist()],
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SortedRouting:
-    """The tokens of each expert.
-
-    Parameters
-    ----------
-    tokens
-        Their numbers, int64 [choices], those of the first expert first.
-    weights
-        The factors of the expert's outputs, [choices, 1].
-    ends
-        By expert its first choice, and the number of all choices.
-    """
-
-    tokens: torch.Tensor
-    weights: torch.Tensor
-    ends: Sequence[int]
 
 
 def route(x: torch.Tensor, weights: LayerWeights, spec: ExpertsSpec) -> Routing:
@@ -230,8 +182,7 @@ def room_for(x: torch.Tensor, spec: ExpertsSpec) -> torch.Tensor:
     Chunks of experts have few rows or many. A heap that gets rows of all sizes back has gaps, which
     no estimate knows.
     """
-    rows = min(spec.rows_at_once(len(x)), len(x) * spec.experts_per_token)
-    return x.new_empty(rows * (x.shape[1] + spec.expert.inner_rows))
+    return x.new_empty(spec.rows_at_once(len(x)) * (x.shape[1] + spec.expert.inner_rows))
 
 
 def _make_rows(
@@ -248,8 +199,10 @@ def _make_rows(
     mlp, count, hidden = spec.expert, len(tokens), x.shape[1]
     if room is None:
         room = x.new_empty(count * (hidden + mlp.inner_rows))
-    rows = room[: count * hidden].view(count, hidden)
-    inner = room[len(room) - count * mlp.inner_rows :].view(count, mlp.inner_rows)
+    sizes = [count * hidden, count * mlp.inner_rows]
+    rows: torch.Tensor
+    inner: torch.Tensor
+    rows, inner = (part.view(count, -1) for part in room[: sum(sizes)].split(sizes))
     torch.index_select(x, 0, tokens, out=rows)
     if spec.router.scales_input:
         kernels.weigh_rows(rows, factors)

@@ -15,9 +15,10 @@ from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.norm_spec import NormSpec
 from costmodel.model.spec import EmbeddingSpec, HeadSpec
 from executor.model import mlp
-from executor.model.experts import Routing, experts_output, route
+from executor.model.experts import experts_output, route
 from executor.model.matrices import LayerWeights, add_linear, bias_of, linear
 from executor.model.norms import norm, normed_input
+from executor.model.routing import Routing
 from profiles import kernels
 
 

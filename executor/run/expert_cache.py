@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from costmodel.schedule.tasks import Task
-from executor.model.experts import Routing
+from executor.model.routing import Routing
 from executor.stores.weights import WeightStore
 
 FloatArray = NDArray[np.float64]

@@ -14,7 +14,8 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
-from executor.model.experts import Routing, add_routed, add_shared, routed_ranges
+from executor.model.experts import add_routed, add_shared, routed_ranges
+from executor.model.routing import Routing
 from executor.run.batch import Batch
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.activations import HiddenStates

@@ -18,7 +18,8 @@ from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
-from executor.model.experts import SortedRouting, add_routed, add_shared, room_for
+from executor.model.experts import add_routed, add_shared, room_for
+from executor.model.routing import Routing, SortedRouting
 from executor.run.expert_cache import ExpertCache
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.weights import WeightStore
@@ -90,21 +91,23 @@ class ExpertWalk:
         """Route the tokens of some batches, and deal the experts that they need into chunks."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
         visit = self._visit = _Visit(is_needed=torch.zeros(spec.num_experts, dtype=torch.bool))
-        walked, choices = list(tokens), []
+        walked = list(tokens)
+        choices: list[Routing] = []
         sizes = [part.hidden.shape[:2].numel() for part in walked]
         # One piece of memory for all parts. Between those of a layer, a heap would keep gaps.
         normed = walked[0].hidden.new_empty(sum(sizes), self._model.hidden_size)
-        made = torch.zeros_like(normed).split(sizes)
-        for number, (part, rows) in enumerate(zip(walked, normed.split(sizes), strict=True)):
+        made = torch.zeros_like(normed)
+        parts = zip(walked, normed.split(sizes), made.split(sizes), strict=True)
+        for part, rows, output in parts:
             shaped = layers.feed_forward_input(part.hidden, weights, layer)
             routing = layers.routing_of(shaped, weights, layer)
             rows.copy_(shaped.flatten(0, 1))
             chosen = routing.by_expert(spec.num_experts)
-            visit.parts.append(_Part(part, rows, chosen, made[number]))
+            visit.parts.append(_Part(part, rows, chosen, output))
             visit.is_needed[routing.experts.flatten()] = True
             if part.is_counted:
                 self._counts.add(task.layer, routing)
-                choices.append(routing)
+                choices += [routing] if self.cache is not None else []
         if self.cache is not None:
             self.cache.count(task, choices, visit.is_needed)
         plan = self._weights.plan
@@ -134,6 +137,8 @@ class ExpertWalk:
     def finish(self, task: Task) -> None:
         """Add the outputs of all experts to the hidden states."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
+        # Shared experts need memory of their own.
+        self._visit.room = None
         for part in self._visit.parts:
             if spec.shared is not None:
                 add_shared(part.made, part.rows, weights, spec)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from costmodel.model.layout import decoder_numbers, model_layers
 from costmodel.model.spec import ModelSpec
-from executor.model.experts import Routing
+from executor.model.routing import Routing
 
 IntArray = NDArray[np.int64]
 

@@ -70,6 +70,7 @@ class WeightStore:
         problem = problem_of(policy, machine.hardware)
         self._decodes_packed = problem.multiplies_packed(machine.hardware.compute)
         # Rows of prompts must be multiplied as those of decode are, whatever a profile knows.
+        # Latent attention is an exception: it unpacks the matrix that decode absorbs.
         is_coded = kernels.multiplies_codes(self.dtype, policy.group_size)
         on_cpu = machine.compute.device.type == "cpu"
         self._prefills_packed = self._decodes_packed and is_coded and on_cpu

@@ -21,6 +21,7 @@ from profiles.kernels.products import (
     linear,
     multiplies_codes,
     multiply_rows,
+    rounds_inputs,
 )
 from profiles.kernels.prompt_attention import KeyRun, prompt_attention
 from profiles.kernels.routed_rows import add_routed_rows, weigh_rows
@@ -53,6 +54,7 @@ __all__ = [
     "prompt_attention",
     "rms_norm",
     "rotate",
+    "rounds_inputs",
     "swiglu",
     "unpack_encoded",
     "unpack_rows",

@@ -164,7 +164,7 @@ struct GroupCodes {
     constexpr long kBytes = kCodedGroups * 4;
     const long groups = std::min(kCodedGroups, (block.dim - block.number * kBlock) / kCoded);
     const __mmask8 held = __mmask8((1 << groups) - 1);
-    // Copied, because a compiler takes what a fetch may change from memory again.
+    // Copies: after a fetch, the compiler would load the originals again.
     const long at = block.dim / 2 + block.number * kBytes, next = at + block.ahead(kBytes);
     const auto shared = [&, held, at, next](long row) INLINE {
       const uint8_t* from = block.rows[row];
@@ -209,7 +209,7 @@ struct GroupCodes {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
   }
 
-  // Adds the products of a group. Fused by name, so that one row is summed as many are.
+  // Adds the products of a group. Explicit fused operations, so that one row has the same bits as many.
   INLINE static void add_scaled(__m512i products, const float* scales, const float* minima,
                                 float scale, float sum, Floats& total) {
     const __m512 dots = _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(scale));

@@ -1,5 +1,5 @@
-// Products of groups of rows of bfloat16 inputs with weights that are multiplied as integers. How both
-// are held is a form's: blocks of inputs, and of kPanels panels of kLanes rows of weights.
+// Products of groups of rows of bfloat16 inputs with weights that are multiplied as integers. A `Form`
+// says how both are held: blocks of inputs, and of kPanels panels of kLanes rows of weights.
 #pragma once
 
 #include <algorithm>

@@ -56,18 +56,20 @@ class Tile {
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
     const long blocks = (shared + kRows - 1) / kRows;
-    for (long w = 0; shared && w < count_; w += kWeights) {
-      long block = 0;
-      multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
-        if (blocks <= kWaiting) {
-          fetched_ = kWeights * block / blocks, past_ = kWeights * ++block / blocks;
-          return multiply_block<rows.value, true>(span, row, d, size, w, w + kWeights);
-        }
-        const long first = size * block / blocks, past = size * ++block / blocks;
-        for (long i = 0; i < kWeights; ++i)
-          matrix.fetch(first_ + w + kAhead + i, d + first, past - first);
-        multiply_block<rows.value, false>(span, row, d, size, w, w + kWeights);
-      });
+    if constexpr (Source::kIsInPlace) {
+      for (long w = 0; shared && w < count_; w += kWeights) {
+        long block = 0;
+        multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
+          if (blocks <= kWaiting) {
+            fetched_ = kWeights * block / blocks, past_ = kWeights * ++block / blocks;
+            return multiply_block<rows.value, true>(span, row, d, size, w, w + kWeights);
+          }
+          const long first = size * block / blocks, past = size * ++block / blocks;
+          for (long i = 0; i < kWeights; ++i)
+            matrix.fetch(first_ + w + kAhead + i, d + first, past - first);
+          multiply_block<rows.value, false>(span, row, d, size, w, w + kWeights);
+        });
+      }
     }
     multiply_blocks(span.count, shared, [&](auto rows, long row) INLINE {
       multiply_block<rows.value, false>(span, row, d, size, 0, count_);
@@ -107,8 +109,8 @@ class Tile {
     }
   }
 
-  // The sums of kWeights weights, each in one lane; meanwhile what is `ahead` bytes behind some of them
-  // is fetched. A function of its own, so that registers hold what its loop needs.
+  // The sums of kWeights weights, each in one lane. Meanwhile it fetches lines `ahead` bytes behind some
+  // of them. A function of its own, so that registers hold what its loop needs.
   template <long kCount, bool kFetches>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
                                                  long stride, long size, Floats* sums,
@@ -119,8 +121,9 @@ class Tile {
     long d = 0;
     // What is left of the dimensions is then known to be a whole vector.
     for (; d + kDims <= size; d += kDims) {
-      for (long w = fetched; kFetches && w < past; ++w)
-        fetch_near(reinterpret_cast<const char*>(weights[w] + d) + ahead);
+      if (kFetches && d * long(sizeof(Element)) % 64 == 0)
+        for (long w = fetched; w < past; ++w)
+          fetch_near(reinterpret_cast<const char*>(weights[w] + d) + ahead);
       Ops::template multiply<kCount, kWeights>(weights, x, stride, d, kDims, dots);
     }
     if (d < size) Ops::template multiply<kCount, kWeights>(weights, x, stride, d, size - d, dots);
@@ -177,7 +180,7 @@ class Tile {
   Floats* sum_ = nullptr;
   bool is_first_ = true, is_last_ = true;
   long first_ = 0, count_ = 0;
-  // Of kWeights, those whose later ones are fetched.
+  // The weights of a block whose successors are fetched.
   long fetched_ = 0, past_ = 0;
   const long ahead_ = kAhead * p_.weight_stride;
   const T* bias_ = nullptr;
@@ -217,12 +220,13 @@ void multiply_all(const Products& p, int threads, long least = 1, long most = kA
 
 // Few rows take weights as they are; for more, these are converted first.
 template <class T>
-void multiply_wide(const Products& p, int threads, long least = 1) {
+void multiply_wide(const Products& p, int threads) {
+  long least = 1;
   if constexpr (std::is_same_v<T, float>) {
-    if (!p.bits) return multiply_all<T, Wide<T>, InPlace<T, T>>(p, threads);
+    if (!p.bits) return multiply_all<T, Wide<T>, InPlace<T>>(p, threads);
   } else if constexpr (kFewRows > 0) {
     if (!p.bits) {
-      multiply_all<T, Wide<T>, InPlace<T, T>>(p, threads, least, kFewRows);
+      multiply_all<T, Wide<T>, InPlace<T>>(p, threads, least, kFewRows);
       least = kFewRows + 1;
     }
   }
@@ -232,7 +236,7 @@ void multiply_wide(const Products& p, int threads, long least = 1) {
 void multiply_pairs(const Products& p, int threads) {
 #if defined(__AVX512BF16__)
   if (p.dim % 32 == 0 && !p.bits)
-    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16, Bfloat16>>(p, threads);
+    return multiply_all<Bfloat16, Pairs, InPlace<Bfloat16>>(p, threads);
   if (p.dim % 32 == 0)
     return multiply_all<Bfloat16, Pairs, Converted<Bfloat16, Bfloat16>>(p, threads);
 #endif

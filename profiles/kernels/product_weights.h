@@ -32,19 +32,18 @@ constexpr long kWeights = 4, kRows = 3;
 constexpr long kOutputs = 64, kDepth = 1024;
 // Rows whose inputs are held in another form at once.
 constexpr long kWindow = 512;
-// So few rows take 16-bit weights as they are, where one instruction converts a vector.
+// So few rows take 16-bit weights as they are, where one instruction converts a vector. So few blocks
+// of rows wait for the memory: lines are fetched one by one, between products. More blocks wait for
+// the arithmetic, which that would slow. Without AVX-512 lines are fetched in bursts.
 #if defined(__AVX512F__)
-constexpr long kFewRows = 12;
+constexpr long kFewRows = 12, kWaiting = 2;
 #else
-constexpr long kFewRows = 0;
+constexpr long kFewRows = 0, kWaiting = 0;
 #endif
 // Up to so many rows, each weight is multiplied with all rows before the next one, if the inputs of
 // these rows have at most so many bytes.
 constexpr long kSharedRows = 4 * kRows, kKeptInputs = 1 << 18;
 constexpr long kAnyRows = 1L << 62;
-// So few blocks of rows wait for the memory: lines are fetched one by one, between products. More
-// blocks wait for the arithmetic, which that would slow.
-constexpr long kWaiting = 2;
 // Rows of weights that are fetched before their turn.
 constexpr long kAhead = 2 * kWeights;
 // So few elements are converted by one thread.
@@ -96,15 +95,15 @@ class Matrix {
 };
 
 // Weights that are multiplied where they are.
-template <class T, class E>
+template <class T>
 class InPlace {
  public:
   // Whether rows are read where the matrix is stored, so that they can be fetched early.
   static constexpr bool kIsInPlace = true;
   InPlace(const Products&, long) {}
-  void take(const Matrix<T>& matrix, long first, long count, long d, long, const E** rows) {
+  void take(const Matrix<T>& matrix, long first, long count, long d, long, const T** rows) {
     for (long w = 0; w < count; ++w)
-      rows[w] = reinterpret_cast<const E*>(matrix.row(first + w, d));
+      rows[w] = reinterpret_cast<const T*>(matrix.row(first + w, d));
   }
 };
 

@@ -27,7 +27,7 @@ from profiles.kernels.call import (
 )
 from profiles.kernels.row_tiles import multiply_packed_tiles, multiply_tiles, rows_are_fixed
 from profiles.mounts import read_lines
-from profiles.packing import DEFAULT_GROUP_SIZE, DIRECT_ROWS, Packing
+from profiles.packing import CODED_GROUP_SIZE, DIRECT_ROWS, Packing
 
 # With more rows torch is faster where the processor has matrix instructions for bfloat16: Intel's
 # AMX, Arm's BF16.
@@ -94,7 +94,7 @@ def multiply_rows(
     """Multiply ``x`` [rows, num_elements] by a packed matrix into ``out`` [rows, outputs].
 
     The result is that of the matrix unpacked to the dtype of ``x``, which is fast for few rows; but
-    where ``multiplies_codes``, inputs are rounded to 8 bits. All tensors are dense in their last
+    where it ``rounds_inputs``, these have 8 bits. All tensors are dense in their last
     dimension.
 
     Parameters
@@ -162,8 +162,8 @@ def groups_packed(x: torch.Tensor, num_groups: int) -> bool:
     """Whether the rows of ``x`` in ``num_groups`` groups are multiplied by packed weights directly,
     without unpacking each group's matrix first.
 
-    A CPU unpacks a tile of weights for all rows of a group, unless torch multiplies many rows
-    faster.
+    A CPU multiplies the codes, or unpacks a tile of weights for all rows of a group, unless torch
+    multiplies many rows faster.
     """
     if is_native(x):
         return most_native_rows(x.dtype) == torch.inf
@@ -175,14 +175,18 @@ def has_packed_products(x: torch.Tensor) -> bool:
     return is_native(x) or _fused(x) is not None
 
 
-def multiplies_codes(dtype: torch.dtype, group_size: int = DEFAULT_GROUP_SIZE) -> bool:
+def rounds_inputs(dtype: torch.dtype, group_size: int = CODED_GROUP_SIZE) -> bool:
     """Whether the CPU multiplies the codes of 4-bit weights in such groups as integers.
 
-    As many inputs then become integers from -127 to 127, with a float32 scale. This is the fastest
-    for any number of rows, so that no weights are unpacked.
+    As many inputs then become integers from -127 to 127, with a float32 scale.
     """
-    fits = dtype is torch.bfloat16 and group_size == DEFAULT_GROUP_SIZE
-    return fits and has_integer_products() and most_native_rows(dtype) == torch.inf
+    fits = dtype is torch.bfloat16 and group_size == CODED_GROUP_SIZE
+    return fits and has_integer_products()
+
+
+def multiplies_codes(dtype: torch.dtype, group_size: int = CODED_GROUP_SIZE) -> bool:
+    """Whether that is the fastest for any number of rows, so that no weights are unpacked."""
+    return rounds_inputs(dtype, group_size) and most_native_rows(dtype) == torch.inf
 
 
 def most_native_rows(dtype: torch.dtype) -> float:

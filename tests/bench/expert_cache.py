@@ -23,7 +23,7 @@ from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy, placed_alike
 from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
-from executor.model.experts import Routing
+from executor.model.routing import Routing
 from executor.model.sampling import Sampler
 from executor.run.runner import Runner
 from profiles.command import run

@@ -22,8 +22,9 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 
 from costmodel.model import feed_forward_spec
 from costmodel.model.feed_forward_spec import ExpertsSpec, MlpSpec, RouterSpec
-from executor.model.experts import Routing, add_routed, experts_output, route
+from executor.model.experts import add_routed, experts_output, route
 from executor.model.matrices import LayerWeights, Matrix, PackedRows
+from executor.model.routing import Routing
 from profiles import kernels
 from profiles.errors import InputError
 from profiles.packing import Packing

@@ -24,5 +24,5 @@ def multiplied_inputs(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
     """Return the inputs that a product with a matrix multiplies on this machine, as float64."""
     if packing is None or packing.bits != 4 or packing.num_elements % GROUP:
         return x.double()
-    is_coded = kernels.multiplies_codes(x.dtype, packing.group_size)
+    is_coded = kernels.rounds_inputs(x.dtype, packing.group_size)
     return rounded_inputs(x) if is_coded else x.double()

@@ -85,6 +85,17 @@ def test_inputs_that_are_zero_tiny_or_not_finite_stay_in_their_rows(rows: int) -
     torch.testing.assert_close(out[rows : 2 * rows].double(), expected, rtol=EPS, atol=0.01)
 
 
+@pytest.mark.parametrize("inputs", [64, 192, 1088])
+def test_a_row_has_the_same_bits_alone_and_among_others(inputs: int) -> None:
+    packed, _, packing = _matrix(37, inputs)
+    x = torch.randn(13, inputs).bfloat16()
+    whole, alone = torch.empty(2, 13, 37, dtype=torch.bfloat16)
+    kernels.multiply_rows(x, packed, packing, whole)
+    for row, out in zip(x.split(1), alone.split(1), strict=True):
+        kernels.multiply_rows(row, packed, packing, out)
+    assert torch.equal(alone, whole)
+
+
 def test_groups_of_other_sizes_keep_their_inputs() -> None:
     assert not kernels.multiplies_codes(torch.bfloat16, 32)
     assert not kernels.multiplies_codes(torch.float32)
