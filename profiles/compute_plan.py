@@ -38,7 +38,7 @@ class ComputePlan:
     encoded_rows
         Rows of the products with encoded weights, increasing.
     packed_rows
-        Rows of the products with 4-bit weights, beside those in ``rows``.
+        Rows of the products with 4-bit weights, wide and narrow, beside those in ``rows``.
     """
 
     rows: tuple[int, ...]
@@ -51,7 +51,7 @@ class ComputePlan:
     num_cache_rows: int = 64
     stream_bytes: int = 256 * MIB
     encoded_rows: tuple[int, ...] = (1, DIRECT_ROWS)
-    packed_rows: tuple[int, ...] = (2, 4, 8, 12)
+    packed_rows: tuple[int, ...] = (1, 2, 4, 8, 12)
 
 
 # With more than one row, encoded weights differ little from plain ones.
