@@ -158,13 +158,16 @@ def add_routed(
     experts
         The experts to run; ``None`` stands for all.
     room
-        What ``room_for`` returned, for the temporaries of several calls.
+        What ``room_for`` returned, for the temporaries of several calls: as many rows are
+        multiplied at once as it has room for.
     """
     experts = range(spec.num_experts) if experts is None else experts
     low, high = routing.ends[experts.start], routing.ends[experts.stop]
     if low == high:
         return
     step = spec.rows_at_once(len(x))
+    if room is not None:
+        step = len(room) // (x.shape[1] + spec.expert.inner_rows)
     # Parts begin at the same rows for any range, so that each product has the same rows.
     for first in range(low // step * step, high, step):
         part = slice(max(first, low), min(first + step, high))

@@ -37,6 +37,14 @@ class Routing:
         )
 
 
+def joined(routings: Sequence[Routing]) -> Routing:
+    """Return the choices of all tokens, one routing behind the other."""
+    if len(routings) == 1:
+        return routings[0]
+    experts = torch.cat([routing.experts for routing in routings])
+    return Routing(experts, torch.cat([routing.weights for routing in routings]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SortedRouting:
     """The tokens of each expert.

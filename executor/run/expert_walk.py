@@ -19,7 +19,7 @@ from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 from executor.model import layers
 from executor.model.experts import add_routed, add_shared, room_for
-from executor.model.routing import Routing, SortedRouting
+from executor.model.routing import SortedRouting, joined
 from executor.run.expert_cache import ExpertCache
 from executor.run.routing_counts import RoutingCounts
 from executor.stores.weights import WeightStore
@@ -46,25 +46,27 @@ class WalkedTokens:
 
 @dataclass(slots=True)
 class _Part:
-    """Some tokens with their normalised copy, their routing and the outputs of their experts."""
+    """Some tokens with their normalised copy and the outputs of their experts."""
 
     tokens: WalkedTokens
     rows: torch.Tensor
-    routing: SortedRouting
     made: torch.Tensor
 
 
 @dataclass(slots=True)
 class _Visit:
-    """One visit of a layer."""
+    """One visit of a layer: the parts of its tokens, and what all parts have together."""
 
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[_Part]
+    rows: torch.Tensor
+    made: torch.Tensor
+    routing: SortedRouting
     # Which experts any token has chosen, bool [experts].
-    is_needed: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    is_needed: torch.Tensor
     # By chunk, the experts that are loaded, and the range of all that are computed.
     loaded: list[list[int]] = field(default_factory=list)
     ranges: list[range] = field(default_factory=list)
-    # For the temporaries of all chunks and parts.
+    # For the temporaries of all chunks.
     room: torch.Tensor | None = None
 
 
@@ -79,55 +81,58 @@ class ExpertWalk:
         self._counts = counts
         self._numbers = decoder_numbers(policy.model)
         # Layers are visited one after another.
-        self._visit = _Visit()
+        self._visits: list[_Visit] = []
 
     def start_block(self, num_sequences: int) -> None:
         """Prepare for a block."""
-        self._visit = _Visit()
+        self._visits.clear()
         if self.cache is not None:
             self.cache.start_block(num_sequences)
 
     def route(self, task: Task, tokens: Iterable[WalkedTokens], num_batches: int) -> None:
         """Route the tokens of some batches, and deal the experts that they need into chunks."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
-        visit = self._visit = _Visit(is_needed=torch.zeros(spec.num_experts, dtype=torch.bool))
-        walked = list(tokens)
-        choices: list[Routing] = []
+        walked, routings = list(tokens), []
         sizes = [part.hidden.shape[:2].numel() for part in walked]
         # One piece of memory for all parts. Between those of a layer, a heap would keep gaps.
         normed = walked[0].hidden.new_empty(sum(sizes), self._model.hidden_size)
         made = torch.zeros_like(normed)
-        parts = zip(walked, normed.split(sizes), made.split(sizes), strict=True)
-        for part, rows, output in parts:
-            shaped = layers.feed_forward_input(part.hidden, weights, layer)
-            routing = layers.routing_of(shaped, weights, layer)
-            rows.copy_(shaped.flatten(0, 1))
-            chosen = routing.by_expert(spec.num_experts)
-            visit.parts.append(_Part(part, rows, chosen, output))
-            visit.is_needed[routing.experts.flatten()] = True
-            if part.is_counted:
-                self._counts.add(task.layer, routing)
-                choices += [routing] if self.cache is not None else []
+        parts = list(map(_Part, walked, normed.split(sizes), made.split(sizes)))
+        for part in parts:
+            shaped = layers.feed_forward_input(part.tokens.hidden, weights, layer)
+            routings.append(layers.routing_of(shaped, weights, layer))
+            part.rows.copy_(shaped.flatten(0, 1))
+        whole = joined(routings)
+        is_needed = whole.counts(spec.num_experts) > 0
+        chosen = whole.by_expert(spec.num_experts)
+        visit = _Visit(parts, normed, made, chosen, is_needed)
+        self._visits = [visit]
+        telling = [r for part, r in zip(walked, routings, strict=True) if part.is_counted]
+        for routing in telling:
+            self._counts.add(task.layer, routing)
         if self.cache is not None:
-            self.cache.count(task, choices, visit.is_needed)
+            self.cache.count(task, telling, is_needed)
         plan = self._weights.plan
         chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
-        is_missing = visit.is_needed & ~self._weights.resident_experts(task)
+        is_missing = is_needed & ~self._weights.resident_experts(task)
         missing = is_missing.nonzero().flatten().tolist()
         visit.loaded, visit.ranges = deal_chunks(missing, chunks, spec.num_experts)
 
     def read(self, task: Task) -> int:
         """Read a chunk of experts."""
-        return self._weights.read_chunk(task, self._visit.loaded[task.batch])
+        return self._weights.read_chunk(task, self._visits[0].loaded[task.batch])
 
     def run_chunk(self, task: Task) -> int:
         """Compute a chunk of experts, and those in memory between them."""
-        visit, experts = self._visit, self._visit.ranges[task.batch]
+        (visit,) = self._visits
+        experts = visit.ranges[task.batch]
         weights, spec = self._weights.layer(task), self._experts(task)
         if visit.room is None:
+            # All tokens are multiplied together, as many rows at once as those of one part.
             visit.room = room_for(max((part.rows for part in visit.parts), key=len), spec)
-        for part in visit.parts if experts else ():
-            add_routed(part.made, part.rows, part.routing, weights, spec, experts, visit.room)
+        if experts:
+            rows, made = visit.rows, visit.made
+            add_routed(made, rows, visit.routing, weights, spec, experts, visit.room)
         if self.cache is not None and visit.loaded[task.batch]:
             is_idle = ~visit.is_needed
             is_idle[: experts.stop] = True
@@ -137,15 +142,15 @@ class ExpertWalk:
     def finish(self, task: Task) -> None:
         """Add the outputs of all experts to the hidden states."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
+        visit = self._visits.pop()
         # Shared experts need memory of their own.
-        self._visit.room = None
-        for part in self._visit.parts:
+        visit.room = None
+        for part in visit.parts:
             if spec.shared is not None:
                 add_shared(part.made, part.rows, weights, spec)
             hidden = part.tokens.hidden
             layers.add_feed_forward(hidden, part.made.view(hidden.shape), weights, layer)
             part.tokens.done()
-        self._visit = _Visit()
 
     def _layer(self, task: Task) -> LayerSpec:
         return self._model.layer(self._numbers[task.layer])
