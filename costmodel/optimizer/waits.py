@@ -20,9 +20,10 @@ def with_waits(found: Sequence[Found], max_latency_s: float | None) -> list[Foun
     fastest = [with_slowdown(each) for each in ordered[:MOST_SIMULATED_POLICIES]]
     best = sorted(fastest, key=lambda each: -each.predicted_tok_per_s)[:MOST_VARIED]
     variants: list[Found] = []
-    for other in (other for each in best for other in _variants(each, max_latency_s)):
-        if all(other.policy != known.policy for known in [*fastest, *variants]):
-            variants.append(with_slowdown(other))
+    for each in best:
+        for other in _variants(each, max_latency_s):
+            if all(other.policy != known.policy for known in [*fastest, *variants]):
+                variants.append(with_slowdown(other))
     return fastest + variants
 
 

@@ -32,9 +32,10 @@ ALLOCATOR_SHARE = 0.25
 LIBRARY_BYTES = 32 * MIB
 # cuBLAS keeps 32 MiB for each stream that multiplies (on Hopper; 8 before).
 CUDA_LIBRARY_BYTES = 40 * MIB
-# A router's copies of a token's float32 scores, and the bytes that it keeps for each choice.
+# A router's copies of a token's float32 scores. Bytes of each choice while those of all tokens are
+# sorted: two copies of its number and weight, and three integers.
 ROUTER_SCORES = 3
-CHOICE_BYTES = 24
+CHOICE_BYTES = 48
 
 
 def workspace_bytes(problem: Problem, phase: str) -> int:

@@ -165,8 +165,9 @@ def add_routed(
     low, high = routing.ends[experts.start], routing.ends[experts.stop]
     if low == high:
         return
-    step = spec.rows_at_once(len(x))
-    if room is not None:
+    if room is None:
+        step = spec.rows_at_once(len(x))
+    else:
         step = len(room) // (x.shape[1] + spec.expert.inner_rows)
     # Parts begin at the same rows for any range, so that each product has the same rows.
     for first in range(low // step * step, high, step):

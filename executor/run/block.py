@@ -238,7 +238,7 @@ class Block:
         return plan.walks_experts and task.layer in plan.route.demanding
 
     def _walked_tokens(self, task: Task) -> Iterator[WalkedTokens]:
-        """Yield the tokens that are multiplied together, as they are where nothing is loaded."""
+        """Yield the tokens that are normalised and routed together; experts take all of them."""
         there = [replace(task, batch=batch) for batch in self.experts.group(task)]
         parts = [self.stores.hidden.gather(each) for each in there]
         if not task.is_prefill:

@@ -1,7 +1,8 @@
 """Walks through the experts of a layer that a CPU loads on demand, a chunk at a time.
 
 One chunk is loaded while the experts before are computed. Experts go in the order of their numbers,
-those in memory among them, so that sums are those of a layer that is in memory as a whole.
+those in memory among them. With the native kernels, sums are those of a layer that is in memory as
+a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from executor.stores.weights import WeightStore
 
 @dataclass(slots=True, kw_only=True)
 class WalkedTokens:
-    """Tokens that pass through the experts of a layer together.
+    """Tokens that are normalised and routed together.
 
     Parameters
     ----------
@@ -102,16 +103,15 @@ class ExpertWalk:
             shaped = layers.feed_forward_input(part.tokens.hidden, weights, layer)
             routings.append(layers.routing_of(shaped, weights, layer))
             part.rows.copy_(shaped.flatten(0, 1))
+        counted = [r for part, r in zip(walked, routings, strict=True) if part.is_counted]
+        for routing in counted:
+            self._counts.add(task.layer, routing)
         whole = joined(routings)
         is_needed = whole.counts(spec.num_experts) > 0
-        chosen = whole.by_expert(spec.num_experts)
-        visit = _Visit(parts, normed, made, chosen, is_needed)
-        self._visits = [visit]
-        telling = [r for part, r in zip(walked, routings, strict=True) if part.is_counted]
-        for routing in telling:
-            self._counts.add(task.layer, routing)
         if self.cache is not None:
-            self.cache.count(task, telling, is_needed)
+            self.cache.count(task, counted, is_needed)
+        visit = _Visit(parts, normed, made, whole.by_expert(spec.num_experts), is_needed)
+        self._visits = [visit]
         plan = self._weights.plan
         chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
         is_missing = is_needed & ~self._weights.resident_experts(task)
@@ -128,7 +128,7 @@ class ExpertWalk:
         experts = visit.ranges[task.batch]
         weights, spec = self._weights.layer(task), self._experts(task)
         if visit.room is None:
-            # All tokens are multiplied together, as many rows at once as those of one part.
+            # All parts share it. It has room for the rows of the largest.
             visit.room = room_for(max((part.rows for part in visit.parts), key=len), spec)
         if experts:
             rows, made = visit.rows, visit.made
