@@ -29,9 +29,9 @@ def fit(
 ) -> tuple[Policy, Solution] | None:
     """Solve at a fixed block size and round to a policy within all capacities and the time limit.
 
-    ``fixed``: shares to fix before rounding, by name. Where every rounding exceeds a
-    capacity, the program is solved again with that many bytes left free. Returns ``None`` where
-    nothing fits, or where the job would leave a batch empty.
+    ``fixed`` has shares to fix before rounding, by name. Where every rounding exceeds a capacity,
+    the program is solved again with that many bytes left free. Returns ``None`` where nothing fits,
+    or where the job would leave a batch empty.
     """
     problem = program.problem
     num_prompts = problem.workload.num_prompts

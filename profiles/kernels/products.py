@@ -93,9 +93,8 @@ def multiply_rows(
 ) -> None:
     """Multiply ``x`` [rows, num_elements] by a packed matrix into ``out`` [rows, outputs].
 
-    The result is that of the matrix unpacked to the dtype of ``x``, which is fast for few rows; but
-    where it ``rounds_inputs``, these have 8 bits. All tensors are dense in their last
-    dimension.
+    The result is that of the matrix unpacked to the dtype of ``x``. Where ``rounds_inputs``, inputs
+    are rounded to 8 bits first. All tensors are dense in their last dimension.
 
     Parameters
     ----------
