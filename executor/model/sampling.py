@@ -14,8 +14,16 @@ from executor.model.logits_processors import History, LogitsProcessors, Steps
 from profiles.errors import InputError, RunError
 
 MAX_SEED = 2**64 - 1
-# Logits that are sampled from at once; each takes up to 40 bytes of temporaries.
-DRAWN_LOGITS = 2**18
+# Logits that are sampled from at once. Each takes up to 9 bytes of temporaries, or 40 where the
+# likeliest are looked for.
+DRAWN_LOGITS = 2**20
+LIMITED_LOGITS = 2**18
+# Tokens whose weights are summed before one of them is looked for.
+GROUP_TOKENS = 128
+# The largest share of a sum that a product in float64 does not round to the whole sum.
+LARGEST_SHARE = 1 - 2.0**-52
+# Beyond them, temperatures are zero or infinite in float32. At them, draws are the same.
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
 
 
 def no_history() -> torch.Tensor:
@@ -125,20 +133,20 @@ class Sampler:
         torch.Tensor
             int64 [batch], on the device of the logits.
         """
-        best = _likeliest(
+        _check(
             logits,
             "the model's logits are not finite numbers; "
             "try computing in bfloat16 or float32, or check the checkpoint",
         )
         if not self.processors.is_idle:
             self.processors.apply(logits, step, history)
-            best = _likeliest(
+            _check(
                 logits,
                 "penalties, biases and forbidden tokens leave no token with a finite logit; "
                 "try --ignore-generation-config",
             )
         if self.is_greedy:
-            return best
+            return logits.argmax(-1)
         steps = torch.as_tensor(step).expand(len(logits)).tolist()
         uniform = torch.tensor(
             [_uniform(self.seed, int(i), n) for i, n in zip(sequence_ids, steps, strict=True)],
@@ -146,7 +154,8 @@ class Sampler:
             device=logits.device,
         )
         # A few rows at a time: the temporaries are several times as large as the logits.
-        count = max(1, DRAWN_LOGITS // logits.shape[1])
+        most = LIMITED_LOGITS if self.top_k or self.top_p < 1 else DRAWN_LOGITS
+        count = max(1, most // logits.shape[1])
         drawn = [
             self._draw(rows, numbers)
             for rows, numbers in zip(logits.split(count), uniform.split(count), strict=True)
@@ -159,7 +168,8 @@ class Sampler:
         Returns
         -------
         weights
-            float64 [rows, tokens], in proportion to the probabilities; 0 for dropped tokens.
+            [rows, tokens], in proportion to the probabilities; 0 for dropped tokens. Those of the
+            whole vocabulary are float32, others float64.
         ids
             The tokens of the weights, [rows, tokens]; ``None`` for the whole vocabulary.
         """
@@ -168,35 +178,59 @@ class Sampler:
             logits, ids = _largest(logits, min(self.top_k, logits.shape[1]))
         elif self.top_p < 1:
             logits, ids = logits.sort(descending=True, stable=True)
-        weights = (logits.double() - logits.amax(-1, keepdim=True)) / self.temperature
-        weights = weights.exp_()
+        if self.temperature != 1:
+            logits = logits - logits.amax(-1, keepdim=True)
+            logits.div_(min(max(self.temperature, LEAST_TEMPERATURE), LARGEST_TEMPERATURE))
+        # Rows of the likeliest tokens are as wide as the widest in the batch, which rounds sums in
+        # float32 another way.
+        weights = logits.softmax(-1, dtype=None if ids is None else torch.float64)
         if self.top_p < 1:
             # A token is dropped where the likelier ones reach the sum; the first is always kept.
             cumulative = weights.cumsum(-1)
             is_beyond = cumulative - weights >= self.top_p * cumulative[:, -1:]
-            weights = weights.masked_fill_(is_beyond, 0)
+            weights.masked_fill_(is_beyond, 0)
         if self.min_p:
-            # The likeliest token's weight is 1.
-            weights = weights.masked_fill_(weights < self.min_p, 0)
+            weights.masked_fill_(weights < self.min_p * weights.amax(-1, keepdim=True), 0)
         return weights, ids
 
     def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """Invert each row's cumulative distribution at its own random number."""
         weights, ids = self.weights(logits)
-        cumulative = weights.cumsum(-1)
-        # With ``right=True``, a token of probability zero is never chosen, even at uniform 0.
-        wanted = cumulative[:, -1:] * uniform[:, None]
-        place = torch.searchsorted(cumulative, wanted, right=True)
-        place = place.clamp(max=cumulative.shape[1] - 1)
+        place = _place_of(weights, uniform)
         return (place if ids is None else ids.gather(1, place))[:, 0]
 
 
-def _likeliest(logits: torch.Tensor, complaint: str) -> torch.Tensor:
-    """Return the likeliest token of each row; raises ``RunError`` where it has no finite logit."""
-    peaks, best = logits.max(dim=-1)
-    if not bool(peaks.isfinite().all()):
+def _place_of(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Return where the cumulative sum of each row passes a share of its whole, int64 [rows, 1].
+
+    ``shares`` are float64 [rows]. Sums of neighbours are looked through first. A cumulative sum of
+    a whole vocabulary would take longer than its exponentials.
+    """
+    width = weights.shape[1]
+    in_groups = width - width % GROUP_TOKENS
+    sums = weights[:, :in_groups].unflatten(1, (-1, GROUP_TOKENS)).sum(-1)
+    sums = torch.cat([sums, weights[:, in_groups:].sum(-1, keepdim=True)], 1)
+    group, shares = _passed(sums, shares[:, None])
+    tokens = group * GROUP_TOKENS + torch.arange(GROUP_TOKENS, device=group.device)
+    found = weights.gather(1, tokens.clamp(max=width - 1)).masked_fill_(tokens >= width, 0)
+    return group * GROUP_TOKENS + _passed(found, shares)[0]
+
+
+def _passed(weights: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the cumulative sum of each row passes a share of its whole, int64 [rows, 1], and
+    the share of the weight there that is left of it, float64 [rows, 1]."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    wanted = cumulative[:, -1:] * shares.clamp(max=LARGEST_SHARE)
+    # With ``right=True``, a weight of zero is never chosen, even at a share of 0.
+    place = torch.searchsorted(cumulative, wanted, right=True)
+    own = weights.gather(1, place).double()
+    return place, ((wanted - cumulative.gather(1, place)) / own + 1).clamp(min=0)
+
+
+def _check(logits: torch.Tensor, complaint: str) -> None:
+    """Raise ``RunError`` where the largest logit of a row is not finite."""
+    if not bool(logits.amax(-1).isfinite().all()):
         raise RunError(complaint)
-    return best
 
 
 def _largest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

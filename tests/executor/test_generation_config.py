@@ -185,7 +185,7 @@ def test_probabilities_equal_transformers(values: dict[str, Any], ties: bool, mo
         weights, kept = sampler.weights(logits)
         if kept is not None:
             weights = torch.zeros(1, VOCAB_SIZE, dtype=weights.dtype).scatter(1, kept, weights)
-        found = weights / weights.sum()
+        found = (weights / weights.sum()).double()
         assert torch.equal(found > 1e-9, expected > 1e-9)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from executor.model.sampling import Sampler
+from executor.model.sampling import Sampler, _place_of
 from profiles.errors import InputError, RunError
 
 LOGITS = torch.log(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]))
@@ -86,6 +86,20 @@ def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.full((200, 5), -math.inf)
     logits[:, 3] = 0.0
     assert set(Sampler(temperature=1.0).sample(logits, range(200), 0).tolist()) == {3}
+
+
+@pytest.mark.parametrize("width", [5, 128, 1000])
+def test_each_token_is_drawn_by_the_middle_of_its_share(width: int) -> None:
+    weights = torch.rand(width, generator=torch.Generator().manual_seed(width)) ** 9
+    # The first and the last tokens are impossible, and some between.
+    weights[weights < 1e-3] = 0
+    weights[[0, -1]] = 0
+    ends = weights.double().cumsum(0)
+    tokens = weights.nonzero()[:, 0]
+    middles = (ends - weights.double() / 2)[tokens] / ends[-1]
+    shares = torch.cat([torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64), middles])
+    places = _place_of(weights.expand(len(shares), -1), shares)[:, 0].tolist()
+    assert places == [int(tokens[0]), int(tokens[-1]), *tokens.tolist()]
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
