@@ -116,8 +116,11 @@ class EmbeddingTable:
         wanted, places = rows.unique(return_inverse=True)
         table = self._empty_rows(len(wanted))
         raw = table.view(torch.uint8).numpy()
-        for i, row in enumerate(wanted.tolist()):
-            self._file.read_row(raw[i].data, position + row * self._tensor.row_bytes)
+        size = self._tensor.row_bytes
+        positions = [position + row * size for row in wanted.tolist()]
+        self._file.expect_rows(positions, size)
+        for i, start in enumerate(positions):
+            self._file.read_row(raw[i].data, start)
         return table[places]
 
 

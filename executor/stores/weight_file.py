@@ -1,6 +1,7 @@
 """The weights on disk: one aligned file for each model and precision, built once.
 
-Every component has a fixed place in the file, so the layout does not depend on the policy. The file
+Every component has a fixed place in the file, so the layout depends on the policy only by its
+precision, and on whether there is a GPU. The file
 is sparse: only bytes that some policy puts on disk are written. A table at the end has a checksum
 for each page. A manifest beside the file has, for each component, the first byte that is written.
 
@@ -17,7 +18,7 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +144,14 @@ class WeightFile:
         for data, position in requests:
             if not self._checksums.were_checked(position, len(data)):
                 self._check(data, position)
+
+    def expect_rows(self, positions: Iterable[int], num_bytes: int) -> None:
+        """Let the system read rows of ``num_bytes`` at some positions into the page cache, all at
+        once. ``read_row`` would have it read one after another."""
+        # It is only advice: the reads themselves tell what is wrong.
+        with contextlib.suppress(OSError):
+            for position in positions:
+                os.posix_fadvise(self._descriptor, position, num_bytes, os.POSIX_FADV_WILLNEED)
 
     def read_row(self, row: memoryview, position: int) -> None:
         """Fill ``row`` from any ``position`` in the file, through the page cache.
