@@ -27,6 +27,7 @@ from costmodel.model.tensor_layout import (
 from profiles.aligned_io import PAGE_BYTES
 from profiles.errors import InputError
 from profiles.packing import DEFAULT_GROUP_SIZE
+from profiles.units import MIB
 
 # Tensors start on a cache line. (In the weight file, components start on a disk page. Experts do
 # everywhere, so that each can be read by itself.)
@@ -35,6 +36,8 @@ TENSOR_ALIGNMENT = 64
 # aligned, and a GPU multiplies several times slower.
 CUT_ROWS = 8
 EXPERTS = "experts"
+# Bytes of a small chunk of the head.
+SMALL_CHUNK_BYTES = 32 * MIB
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -150,12 +153,22 @@ class LayerLayout:
 
 @functools.lru_cache(maxsize=64)
 def model_layers(
-    spec: ModelSpec, weight_bits: int | None = None, group_size: int = DEFAULT_GROUP_SIZE
+    spec: ModelSpec,
+    weight_bits: int | None = None,
+    group_size: int = DEFAULT_GROUP_SIZE,
+    *,
+    has_small_chunks: bool = False,
 ) -> tuple[LayerLayout, ...]:
     """Lay out every layer of ``spec`` in the order in which the schedule visits them.
 
-    ``weight_bits`` are the bits of an element of a matrix, without scales; ``None`` stands for the
-    model's own dtype. Vectors keep that dtype. Equal layers are the same object.
+    Vectors keep the model's own dtype. Equal layers are the same object.
+
+    Parameters
+    ----------
+    weight_bits
+        The bits of an element of a matrix, without scales; ``None`` is the model's own dtype.
+    has_small_chunks
+        See ``has_small_chunks``.
     """
     bits = weight_bits or spec.full_bits
     pack = functools.partial(_lay_out, spec=spec, bits=bits, group_size=group_size)
@@ -179,6 +192,8 @@ def model_layers(
         components=(pack("embedding", embedding, encoded=outside),) if embedding else (),
     )
     chunk_bytes = max(part.num_bytes for parts in decoders for part in parts)
+    if has_small_chunks:
+        chunk_bytes = min(chunk_bytes, SMALL_CHUNK_BYTES)
     # A stage without the head hands over hidden states in a layer without weights.
     head = [LayerLayout(kind="head", components=())]
     if spec.has_head:
@@ -194,6 +209,15 @@ def model_layers(
             head.append(LayerLayout(kind="head", components=(chunk,)))
     visited = (part for kind in spec.layer_order for part in decoders[kind])
     return (embed, *visited, *head)
+
+
+def has_small_chunks(spec: ModelSpec, *, has_gpu: bool) -> bool:
+    """Whether the chunks of a model's head are small: those of mixtures on a machine without a GPU.
+
+    A CPU that loads experts on demand reads none of them while it computes the head. It then has
+    time to read the head, which needs two buffers of a chunk.
+    """
+    return not has_gpu and EXPERTS in spec.component_names
 
 
 def _head_chunk_rows(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:

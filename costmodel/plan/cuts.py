@@ -18,7 +18,13 @@ from dataclasses import dataclass
 
 from costmodel.model.cache import CacheSpec, cache_of
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.model.layout import ComponentLayout, model_layers, round_up
+from costmodel.model.layout import (
+    ComponentLayout,
+    LayerLayout,
+    has_small_chunks,
+    model_layers,
+    round_up,
+)
 from costmodel.plan.policy import Placement, Policy
 from profiles.aligned_io import PAGE_BYTES
 
@@ -194,6 +200,17 @@ def spread(count: int) -> tuple[int, ...]:
     return tuple(turns[place] for place in range(count))
 
 
+def policy_layers(policy: Policy, *, has_gpu: bool) -> tuple[LayerLayout, ...]:
+    """Return the layouts of all layers that a policy's schedule visits. Of a policy, only the
+    encoding of the weights counts."""
+    return model_layers(
+        policy.model,
+        policy.weight_bits,
+        policy.group_size,
+        has_small_chunks=has_small_chunks(policy.model, has_gpu=has_gpu),
+    )
+
+
 def place_weights(
     policy: Policy, *, has_gpu: bool, expert_order: ExpertOrder | None = None
 ) -> PlacedLayers:
@@ -203,7 +220,7 @@ def place_weights(
     the fastest tier. ``None`` stores them by number.
     """
     orders = iter(expert_order or ())
-    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    layers = policy_layers(policy, has_gpu=has_gpu)
     # Equal layers are the same object.
     counts = Counter(id(layout) for layer in layers for layout in layer.components)
     dealt: dict[int, Iterator[ComponentCut]] = {}

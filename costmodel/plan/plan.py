@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from costmodel.model.layout import LayerLayout, decoder_numbers, model_layers
+from costmodel.model.feed_forward_spec import ExpertsSpec
+from costmodel.model.layout import LayerLayout, decoder_numbers, has_small_chunks
 from costmodel.plan.cuts import (
     ExpertOrder,
     PlacedComponent,
@@ -13,10 +14,16 @@ from costmodel.plan.cuts import (
     cache_spec,
     cut_cache,
     place_weights,
+    policy_layers,
 )
 from costmodel.plan.policy import Policy
 from costmodel.plan.route import Route, route_of
-from costmodel.pricing.buffers import expert_staging, num_expert_chunks
+from costmodel.pricing.buffers import (
+    expert_staging,
+    num_chunks_ahead,
+    num_expert_chunks,
+    num_staged_chunks,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,8 @@ class Plan:
         For each kind of decoder layer, the segments of a full batch's cache; none with lanes.
     route
         The moves that the policy needs.
+    numbers
+        See ``decoder_numbers``.
     """
 
     policy: Policy
@@ -41,6 +50,7 @@ class Plan:
     weights: PlacedLayers
     segments: tuple[tuple[Segment, ...], ...]
     route: Route
+    numbers: tuple[int, ...]
 
     @property
     def batches_at_once(self) -> int:
@@ -51,6 +61,22 @@ class Plan:
         placement = self.policy.activations
         is_in_place = (placement.gpu if self.has_gpu else placement.cpu) >= 1
         return self.policy.num_gpu_batches if is_in_place else 1
+
+    @property
+    def head_batches_at_once(self) -> int:
+        """Batches that pass through a chunk of the head together: as many as through experts, where
+        the head is in several small chunks."""
+        in_chunks = sum(layer.kind == "head" for layer in self.layers) > 1
+        in_chunks &= has_small_chunks(self.policy.model, has_gpu=self.has_gpu)
+        return self.batches_at_once if in_chunks and self.policy.lanes is None else 1
+
+    def batches_together(self, layer: int, *, is_prefill: bool) -> int:
+        """Return the batches that pass through a layer of the schedule together."""
+        kind = self.layers[layer].kind
+        if kind == "head":
+            return self.head_batches_at_once
+        walks = self.walks_experts and layer in self.route.demanding
+        return self.batches_at_once if kind == "experts" and (walks or not is_prefill) else 1
 
     @property
     def walks_experts(self) -> bool:
@@ -72,22 +98,43 @@ class Plan:
         (found,) = (c for c in self.weights[layer] if c.layout.is_experts)
         return found
 
+    def num_staged_chunks(self, layer: int) -> int:
+        """Return how many chunks of the experts of a layer of the schedule are staged at once."""
+        return num_staged_chunks(self._experts_spec(layer))
+
     def num_chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
         """Return the chunks in which the tokens of some batches load the experts of a layer of the
         schedule."""
-        number = decoder_numbers(self.policy.model)[layer]
-        experts = self.policy.model.layer(number).experts
-        assert experts is not None
+        experts, tokens, loaded = self._visit_of(layer, num_batches, is_prefill)
+        return num_expert_chunks(experts, tokens, loaded)
+
+    def num_chunks_ahead(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
+        """Return how many of these chunks are read before the tokens are routed, in a block of
+        ``num_batches`` batches. There are none where not all batches are routed together."""
+        if num_batches > self.batches_at_once:
+            return 0
+        experts, tokens, loaded = self._visit_of(layer, num_batches, is_prefill)
+        return num_chunks_ahead(experts, tokens, loaded, self.policy.workload.expert_skew)
+
+    def _visit_of(
+        self, layer: int, num_batches: int, is_prefill: bool
+    ) -> tuple[ExpertsSpec, int, int]:
+        """Return the experts of a layer, the tokens of some batches, and how many of the experts
+        are on disk."""
         placed = self.experts(layer)
         tokens = num_batches * self.policy.gpu_batch_size
         tokens *= self.policy.workload.prompt_len if is_prefill else 1
-        loaded = placed.cut.disk_bytes // placed.layout.unit_bytes
-        return num_expert_chunks(experts, tokens, loaded)
+        return self._experts_spec(layer), tokens, placed.cut.disk_bytes // placed.layout.unit_bytes
+
+    def _experts_spec(self, layer: int) -> ExpertsSpec:
+        experts = self.policy.model.layer(self.numbers[layer]).experts
+        assert experts is not None
+        return experts
 
     @classmethod
     def of(cls, policy: Policy, *, has_gpu: bool, expert_order: ExpertOrder | None = None) -> Plan:
         """Derive the plan of a policy; ``expert_order`` is that of ``place_weights``."""
-        layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+        layers = policy_layers(policy, has_gpu=has_gpu)
         weights = place_weights(policy, has_gpu=has_gpu, expert_order=expert_order)
         batch = policy.gpu_batch_size
         segments = tuple(
@@ -101,4 +148,5 @@ class Plan:
             weights=weights,
             segments=segments,
             route=route_of(policy, layers, weights, segments, has_gpu=has_gpu),
+            numbers=decoder_numbers(policy.model),
         )

@@ -16,6 +16,7 @@ from costmodel.plan.cuts import (
     cut_hidden,
     deal_units,
     place_weights,
+    policy_layers,
 )
 from costmodel.plan.lane_cache import cache_roundings, round_cache
 from costmodel.plan.policy import Placement, Policy
@@ -30,7 +31,7 @@ def round_weights(policy: Policy, *, has_gpu: bool) -> Policy:
     """Round the fractions of the weights only."""
     return replace(
         policy,
-        weights=_weight_fractions(policy),
+        weights=_weight_fractions(policy, has_gpu),
         cpu_experts=_share_in_place(policy) if has_gpu else policy.cpu_experts,
     )
 
@@ -110,9 +111,9 @@ def integers_near(value: float, tolerance: float = 1e-6) -> set[int]:
     return {nearest} if is_one else {math.floor(value), math.ceil(value)}
 
 
-def _weight_fractions(policy: Policy) -> dict[str, Placement]:
+def _weight_fractions(policy: Policy, has_gpu: bool) -> dict[str, Placement]:
     """Return the fractions of each class of components after its cuts."""
-    layers = model_layers(policy.model, policy.weight_bits, policy.group_size)
+    layers = policy_layers(policy, has_gpu=has_gpu)
     sums = {name: [0, 0, 0] for name in policy.weights}
     counts = Counter(map(id, layers))
     for layer in {id(layer): layer for layer in layers}.values():

@@ -198,7 +198,7 @@ def _decode_rate(problem: Problem, layer: LayerSpec, rates: ComputeRates) -> flo
 def head_seconds(problem: Problem, stage: Stage, rates: ComputeRates, memory_rate: float) -> float:
     """Seconds of the output head and the choice of a token, one token of each sequence a pass; and
     of scoring prompts. A stage without the head has the fixed cost of handing over only."""
-    model, batch = problem.model, problem.gpu_batch_size
+    model, batch = problem.model, problem.gpu_batch_size * problem.head_batches_at_once[1]
     flop = 2 * model.vocab_size * model.head_width
     logits_bytes = LOGIT_BYTES * model.vocab_size
     overhead_s = problem.sizes.num_head_chunks * stage.passes * rates.task_overhead_s / batch

@@ -16,8 +16,12 @@ DEMANDED = "experts on demand"
 APART = "experts"
 # Otherwise they take turns with the head (see ``LayerLayout.staging``).
 WITH_HEAD = "layers"
-# Without a GPU, sequences in step load chunks: one is loaded while the other is computed.
-NUM_STAGED_CHUNKS = 2
+# Without a GPU, sequences in step load chunks of experts. As many experts are staged as a token
+# chooses, in at most so many chunks, and at least two: one is loaded while another is computed.
+MOST_STAGED_CHUNKS = 4
+# Share of the experts outside memory that the tokens of a visit must need, for the first chunks to
+# be read before the tokens are routed.
+NEARLY_ALL = 0.75
 # While the CPU attends for one batch, the GPU has not finished the previous one, and the hidden
 # states of the next one arrive.
 NUM_HIDDEN_BUFFERS_BESIDE_GPU = 3
@@ -51,8 +55,13 @@ def num_weight_buffers(kind: str) -> int:
 
 
 def chunk_experts(experts: ExpertsSpec) -> int:
-    """Return the most experts of one chunk of loads on demand: half of those of a token."""
-    return -(-experts.experts_per_token // NUM_STAGED_CHUNKS)
+    """Return the most experts of one chunk of loads on demand."""
+    return -(-experts.experts_per_token // MOST_STAGED_CHUNKS)
+
+
+def num_staged_chunks(experts: ExpertsSpec) -> int:
+    """Return how many chunks of loads on demand are staged at once."""
+    return max(2, -(-experts.experts_per_token // chunk_experts(experts)))
 
 
 def num_expert_chunks(experts: ExpertsSpec, num_tokens: int, num_loaded: int) -> int:
@@ -62,6 +71,19 @@ def num_expert_chunks(experts: ExpertsSpec, num_tokens: int, num_loaded: int) ->
     """
     most = min(num_tokens * experts.experts_per_token, num_loaded)
     return -(-most // chunk_experts(experts))
+
+
+def num_chunks_ahead(experts: ExpertsSpec, num_tokens: int, num_loaded: int, skew: float) -> int:
+    """Return how many chunks a visit reads before its ``num_tokens`` tokens are routed.
+
+    Otherwise the disk would have nothing to read while a layer attends. There are none where too
+    many of the experts that are read would not be needed. ``skew`` is that of the workload.
+    """
+    needed = experts.touched(num_tokens, skew, num_loaded / experts.num_experts)
+    # The other chunks have room for all experts on disk only where so many may be needed.
+    if needed < NEARLY_ALL * num_loaded or num_tokens * experts.experts_per_token < num_loaded:
+        return 0
+    return min(num_staged_chunks(experts), num_expert_chunks(experts, num_tokens, num_loaded))
 
 
 def num_weight_pieces(num_batches: int) -> int:

@@ -3,7 +3,7 @@
 The routing of a run is not known in advance. Uniform routing needs the most experts
 (``ExpertsSpec.touched``), so that a run never loads more bytes than predicted. Where earlier runs
 have shown how often each expert is chosen (``Workload.expert_skew``), the most used experts are
-those in memory, and the rarest are loaded.
+those in memory, and the rarest are loaded. Experts that are read before routing count, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
-from costmodel.pricing.buffers import num_expert_chunks
+from costmodel.pricing.buffers import chunk_experts, num_chunks_ahead, num_expert_chunks
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
@@ -72,11 +72,15 @@ def demanded_share(problem: Problem, stage: Stage, rarest: float) -> float:
     tokens, visits = at_once * problem.gpu_batch_size, problem.num_batches[0] / at_once
     tokens *= stage.prompt_len if stage.is_prefill else 1
     rarest = rarest if problem.orders_experts and rarest > 0 else 1.0
-    parts = [
-        (visits * _loaded(e, tokens, skew, rarest) / (rarest * e.num_experts), c.num_bytes * n)
-        for e, c, n in experts_of(problem)
-    ]
-    return sum(share * size for share, size in parts) / sum(size for _, size in parts)
+    total_share = total_bytes = 0.0
+    for experts, component, count in experts_of(problem):
+        share = _loaded(experts, tokens, skew, rarest) / (rarest * experts.num_experts)
+        if problem.experts is not None and (on_disk := _on_disk(problem, experts)):
+            # Of those that are read before routing, some are not needed. A search takes the least.
+            share += (1 - share) * _experts_ahead(problem, stage, experts) / on_disk
+        total_share += visits * share * component.num_bytes * count
+        total_bytes += component.num_bytes * count
+    return total_share / total_bytes
 
 
 def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> float:
@@ -85,15 +89,47 @@ def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> fl
     return min(alike, OF_CACHE * experts.touched(tokens, skew, rarest))
 
 
+def bytes_ahead(problem: Problem, stage: Stage) -> int:
+    """Return the bytes of the experts that one visit of all layers reads before its tokens are
+    routed. In a search, they are the most."""
+    return sum(
+        count * component.unit_bytes * _experts_ahead(problem, stage, experts)
+        for experts, component, count in experts_of(problem)
+    )
+
+
+def _experts_ahead(problem: Problem, stage: Stage, experts: ExpertsSpec) -> int:
+    """Return how many experts a visit of a layer reads before its tokens are routed: none where
+    batches are routed one after another, or where a CPU does not walk through them.
+
+    In a search they are the most. Where routing is skewed, the fewest that memory leaves on disk
+    count: with more, the rarest may no longer be needed too rarely to be read early.
+    """
+    if not problem.walks_experts or problem.batches_at_once[1] < problem.num_batches[0]:
+        return 0
+    loaded, skew = _on_disk(problem, experts), problem.workload.expert_skew
+    if problem.orders_experts:
+        loaded = math.ceil(problem.rarest_on_disk * experts.num_experts - 1e-6)
+    chunks = num_chunks_ahead(experts, _visit_tokens(problem, stage), loaded, skew)
+    return min(loaded, chunks * chunk_experts(experts))
+
+
+def _visit_tokens(problem: Problem, stage: Stage) -> int:
+    """Return the most tokens that pass through experts together where a CPU walks through them."""
+    tokens = problem.batches_at_once[1] * problem.gpu_batch_size
+    return tokens * stage.prompt_len if stage.is_prefill else tokens
+
+
+def _on_disk(problem: Problem, experts: ExpertsSpec) -> int:
+    """Return how many experts of a layer are on disk. In a search, all may be."""
+    on_disk = 1.0 if problem.experts is None else problem.experts.disk
+    # Shares are whole numbers of experts, but for rounding.
+    return math.ceil(on_disk * experts.num_experts - 1e-6)
+
+
 def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see
     ``num_expert_chunks``), at least one. In a search, all experts of a layer may be on disk."""
-    tokens = problem.batches_at_once[1] * problem.gpu_batch_size
-    tokens *= stage.prompt_len if stage.is_prefill else 1
-    on_disk = 1.0 if problem.experts is None else problem.experts.disk
-    counts = (
-        # Shares are whole numbers of experts, but for rounding.
-        num_expert_chunks(e, tokens, math.ceil(on_disk * e.num_experts - 1e-6))
-        for e, _, _ in experts_of(problem)
-    )
+    tokens = _visit_tokens(problem, stage)
+    counts = (num_expert_chunks(e, tokens, _on_disk(problem, e)) for e, _, _ in experts_of(problem))
     return max(1, *counts)

@@ -10,7 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from costmodel.pricing.buffers import num_weight_pieces
 from costmodel.pricing.experts import num_chunks
-from costmodel.pricing.latency import TaskWork, stage_work
+from costmodel.pricing.latency import (
+    TaskWork,
+    ahead_seconds,
+    head_load_seconds,
+    stage_work,
+)
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
@@ -22,6 +27,8 @@ GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
 FIRST_CHUNK = "first chunk of experts"
+HEAD_READ = "head, read"
+ALL_READ = "all loads, and the head"
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
@@ -76,7 +83,7 @@ def _limits(
     fill = fill_seconds(problem, shares) if stage.is_prefill else None
     limits = work_limits(problem, work, fill=fill, is_decode=not stage.is_prefill)
     if problem.walks_experts:
-        limits |= _walk_limits(problem, work, num_chunks(problem, stage))
+        limits |= _walk_limits(problem, shares, stage, work)
     return limits
 
 
@@ -147,25 +154,41 @@ def fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
 
 
 def _walk_limits(
-    problem: Problem, work: Sequence[TaskWork[Quantity]], chunks: int
+    problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
 ) -> dict[str, Quantity]:
     """Return the limits of a CPU that loads one chunk of experts while it computes another.
 
     In each layer, either all loads follow each other, and the last chunk is computed behind them.
-    Or all chunks are computed one after another behind the first load.
+    Or all chunks are computed one after another behind the first load. The first chunks may be read
+    while the layer attends. A pass then takes no less than the head and all other reads. The head
+    is read while it is computed, and takes the longer of the two.
     """
-    computed, read = _compute_channel(problem), "disk_read"
+    computed, read, chunks = _compute_channel(problem), "disk_read", num_chunks(problem, stage)
     busy = channel_seconds(work)
-    (late,) = (w.seconds for w in work if w.kind == "read_experts")
-    (experts,) = (w.seconds for w in work if w.kind == "experts")
-    waited = busy[computed] + late + experts * (1 / chunks - 1)
-    # What is read ahead is read while something is computed, which it slows down.
+    late, experts, head = (
+        total(w.seconds for w in work if w.kind == kind)
+        for kind in ("read_experts", "experts", "head")
+    )
+    last = experts * (1 / chunks)
+    early = ahead_seconds(problem, shares, stage)
+    head_read = head_load_seconds(problem, shares, stage)
+    waited = busy[computed] - experts + late - early + last
+    all_read = busy[read] - head_read + head + last
+    # Reads slow down what is computed beside them, and the other way round.
+    of_reads = of_computing = 0.0
     for pair in contentions(problem.hardware):
         if {pair.first, pair.second} == {computed, read}:
             keeps = pair.first_keeps, pair.second_keeps
             own, other = keeps if pair.first == computed else keeps[::-1]
-            waited = waited + (busy[read] - late) * _cost_beside(own, other)
-    return {ON_DEMAND[0]: waited, FIRST_CHUNK: busy[computed] + late * (1 / chunks)}
+            of_reads, of_computing = _cost_beside(own, other), _cost_beside(other, own)
+    waited = waited + (busy[read] - late + early) * of_reads + (experts - last) * of_computing
+    of_head = head_read * (1 - of_reads) + head * (of_computing - 1)
+    return {
+        ON_DEMAND[0]: waited,
+        HEAD_READ: waited + of_head,
+        ALL_READ: all_read + (busy[computed] - head - last) * of_computing,
+        FIRST_CHUNK: busy[computed] + (late - early) * (1 / chunks),
+    }
 
 
 def contentions(hardware: HardwareProfile) -> Iterator[Contention]:

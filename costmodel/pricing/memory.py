@@ -15,9 +15,9 @@ from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
 from costmodel.pricing.buffers import (
     NUM_BUFFERS,
-    NUM_STAGED_CHUNKS,
     chunk_experts,
     num_hidden_buffers,
+    num_staged_chunks,
     num_weight_buffers,
     staging_kind,
 )
@@ -273,8 +273,10 @@ def _staged_chunk_bytes(problem: Problem) -> int:
     """Count the bytes of the chunks of experts that are loaded on demand and computed."""
     if not problem.walks_experts:
         return 0
-    sizes = (chunk_experts(e) * layout.unit_bytes for e, layout, _ in experts_of(problem))
-    return NUM_STAGED_CHUNKS * max(sizes)
+    return max(
+        num_staged_chunks(experts) * chunk_experts(experts) * layout.unit_bytes
+        for experts, layout, _ in experts_of(problem)
+    )
 
 
 def _expert_staging_bytes(problem: Problem) -> int:

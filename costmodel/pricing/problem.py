@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from costmodel.model.layout import round_up
+from costmodel.model.layout import has_small_chunks, round_up
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import LanePolicy, Placement, Policy
 from costmodel.plan.workload import Workload
@@ -93,6 +93,12 @@ class Problem:
         return (fewest, most) if self.hidden_in_place else (1, 1)
 
     @property
+    def head_batches_at_once(self) -> tuple[int, int]:
+        """Fewest and most batches that pass through a chunk of the head together (see ``Plan``)."""
+        in_chunks = self.sizes.has_small_chunks and self.sizes.num_head_chunks > 1
+        return self.batches_at_once if in_chunks and self.lanes is None else (1, 1)
+
+    @property
     def prefill_batch_sizes(self) -> tuple[int, ...]:
         """The prefill batch size, or its choices."""
         return self.open_prefill_batch_sizes or (self.prefill_batch_size,)
@@ -100,7 +106,12 @@ class Problem:
     @cached_property
     def sizes(self) -> ModelSizes:
         """The sizes of the weights with the bits of this problem."""
-        return sizes_of(self.model, self.weight_bits, self.group_size)
+        return sizes_of(
+            self.model,
+            self.weight_bits,
+            self.group_size,
+            has_small_chunks=has_small_chunks(self.model, has_gpu=self.hardware.has_gpu),
+        )
 
     @property
     def walks_experts(self) -> bool:

@@ -29,16 +29,25 @@ class LayerKind:
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
     """Layouts and bytes of a model whose weights are stored with ``weight_bits`` an element;
-    ``None`` stands for the model's own dtype, or its encodings."""
+    ``None`` stands for the model's own dtype, or its encodings.
+
+    ``has_small_chunks`` is that of ``model_layers``.
+    """
 
     model: ModelSpec
     weight_bits: int | None
     group_size: int
+    has_small_chunks: bool = False
 
     @cached_property
     def layers(self) -> tuple[LayerLayout, ...]:
         """Layouts of all layers, embedding and head included."""
-        return model_layers(self.model, self.weight_bits, self.group_size)
+        return model_layers(
+            self.model,
+            self.weight_bits,
+            self.group_size,
+            has_small_chunks=self.has_small_chunks,
+        )
 
     @cached_property
     def distinct_layers(self) -> tuple[LayerLayout, ...]:
@@ -133,9 +142,16 @@ class ModelSizes:
 
 
 @functools.lru_cache(maxsize=64)
-def sizes_of(model: ModelSpec, weight_bits: int | None, group_size: int) -> ModelSizes:
+def sizes_of(
+    model: ModelSpec, weight_bits: int | None, group_size: int, *, has_small_chunks: bool = False
+) -> ModelSizes:
     """Return the sizes of a model; each precision has one object."""
-    return ModelSizes(model=model, weight_bits=weight_bits, group_size=group_size)
+    return ModelSizes(
+        model=model,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        has_small_chunks=has_small_chunks,
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -96,7 +96,7 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     layer_bytes += max(tile_bytes(problem, kind.spec.attention) for kind in problem.layer_kinds)
     routed, held = _routed_rows(problem, phase, tokens), _held_rows(problem, phase, tokens)
     layer_bytes = max(layer_bytes, expert_bytes(problem, routed, held))
-    head_bytes = _head_bytes(problem)
+    head_bytes, head_rows = _head_bytes(problem), _head_rows(problem)
     if phase == "prefill" and problem.workload.scores_prompts and model.has_head:
         # The hidden states of one tile, and their norm.
         hidden_bytes = SCORED_ROWS * model.hidden_size * (2 * model.dtype_bytes + LOGIT_BYTES)
@@ -105,24 +105,32 @@ def _workspace_bytes(problem: Problem, phase: str, tokens: int) -> int:
     needed = max(layer_bytes, head_bytes) + _unpacked_cache_bytes(problem, phase)
     beside = CUDA_LIBRARY_BYTES
     if not problem.hardware.uses_cuda:
-        beside = LIBRARY_BYTES + _wide_bytes(problem, tokens)
+        beside = LIBRARY_BYTES + _wide_bytes(problem, max(tokens, head_rows))
     if problem.keeps_encodings:
         beside += DECODED_AT_ONCE_BYTES
-        needed += _sorted_bytes(problem, tokens)
+        needed += _sorted_bytes(problem, max(tokens, head_rows))
     return round(needed * (1 + ALLOCATOR_SHARE)) + beside
 
 
 def _head_bytes(problem: Problem) -> int:
-    """Count the bytes of a batch in a chunk of the head, which makes its logits in the model's
-    dtype, then copies them to all others."""
+    """Count the bytes of the batches in a chunk of the head, which makes their logits in the
+    model's dtype, then copies them to all others."""
     if (matrix := problem.sizes.head_matrix) is None:
         return 0
-    model, batch = problem.model, problem.gpu_batch_size
-    count = batch * matrix.num_rows * model.dtype_bytes
+    model, batch, rows = problem.model, problem.gpu_batch_size, _head_rows(problem)
+    count = rows * matrix.num_rows * model.dtype_bytes
+    if rows > batch:
+        # Their inputs, before they are put together.
+        count += rows * problem.hidden_token_bytes
     if problem.workload.logprobs is not None:
         # Processors change the logits that the chosen tokens are scored by.
         count += batch * model.vocab_size * LOGIT_BYTES
     return count
+
+
+def _head_rows(problem: Problem) -> int:
+    """Return the rows that pass through a chunk of the head at once."""
+    return problem.gpu_batch_size * problem.head_batches_at_once[0]
 
 
 def _routed_rows(problem: Problem, phase: str, tokens: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from costmodel.model.layout import model_layers
+from costmodel.plan.cuts import policy_layers
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import PHASES
 from costmodel.schedule.tasks import Task
@@ -104,7 +104,7 @@ def simulate_sample(
     num_passes
         Passes over the model that a run has made; ``None`` means all.
     """
-    per_pass = len(model_layers(policy.model)) * policy.num_gpu_batches
+    per_pass = len(policy_layers(policy, has_gpu=hardware.has_gpu)) * policy.num_gpu_batches
     sample = TaskSample()
     if per_pass > MAX_LAYER_BATCHES:
         return sample

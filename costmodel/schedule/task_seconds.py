@@ -80,7 +80,8 @@ class TaskSeconds:
             pieces = stage.passes * self._num_pieces
             return kinds[task.kind] * moved[task.layer] / max(1, sum(moved)) / pieces
         if task.kind == "compute" and layer == "head":
-            return kinds["head"] / per_pass / self._problem.sizes.num_head_chunks
+            groups = -(-self._num_batches // self._plan.head_batches_at_once)
+            return kinds["head"] / stage.passes / groups / self._problem.sizes.num_head_chunks
         if task.kind == "compute" and layer == "embed":
             return self._overhead_s(stage)
         if task.kind in ("read_hidden", "send_hidden", "return_hidden", "write_hidden"):

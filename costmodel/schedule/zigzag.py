@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from costmodel.pricing.buffers import NUM_STAGED_CHUNKS
+from costmodel.pricing.buffers import MOST_STAGED_CHUNKS
 from costmodel.schedule.moves import MoveMaker
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Resource, Task
@@ -46,8 +46,13 @@ class ZigzagSchedule(MoveMaker):
                     # Experts take the tokens of many batches, the pending one's among them.
                     yield from self._back(pending)
                     pending = None
-                yield from self._front(here) if is_split else self._compute(here)
                 loads = self.loads(here, there, pending)
+                if self.walks(here.layer):
+                    # Weights and cache are read while the tokens are routed, before the experts.
+                    weights_and_cache, loads = loads[:3], loads[3:]
+                    for load, _ in weights_and_cache:
+                        yield from load
+                yield from self._front(here) if is_split else self._compute(here)
                 if self.is_in_place(here):
                     if pending is not None:
                         # The pending batch still needs the weights that these loads replace.
@@ -72,15 +77,16 @@ class ZigzagSchedule(MoveMaker):
                     yield from self.store_hidden(here)
                 for load, is_late in loads:
                     yield from load if is_late else ()
+                yield from self._read_ahead(here)
             positions = behind
         if pending is not None:
             yield from self._back(pending)
 
     def _positions_of_token(self, token: int) -> Iterator[Position]:
         staged = len(self.kinds) - 1
-        for layer, kind in enumerate(self.kinds):
-            is_mixed = token > 0 or self.num_tokens is None or self.walks(layer)
-            at_once = self.batches_at_once if is_mixed and kind == "experts" else 1
+        for layer in range(len(self.kinds)):
+            is_prefill = token == 0 and self.num_tokens is not None
+            at_once = self.plan.batches_together(layer, is_prefill=is_prefill)
             for batch in range(0, self.num_batches, at_once):
                 step = (token * len(self.kinds) + layer) * self.num_batches + batch
                 # The embedding is gathered and takes no staging buffer.
@@ -102,7 +108,12 @@ class ZigzagSchedule(MoveMaker):
             self.route.compute_channel,
             here,
             reads=self.weights_read(here),
-            writes=[self.hidden_staging(here), self.cache_staging(here)],
+            writes=[
+                self.hidden_staging(here),
+                *[self.cache_staging(here)] * self.attends(here),
+                # Experts that were loaded may have taken the places of others in memory.
+                *[("expert places", here.layer)] * self.walks(here.layer),
+            ],
         )
         yield from self.return_cache(here)
         yield from self.write_cache(here)
@@ -115,20 +126,43 @@ class ZigzagSchedule(MoveMaker):
         count = self.plan.num_chunks(
             here.layer, len(here.batches), is_prefill=not self.decodes(here)
         )
+        num_ahead = self._num_ahead(here, here.layer)
         for number in range(count + 1):
             # The next chunk is loaded while this one is computed.
-            if number < count:
-                there, staged = replace(here, batch=number), self._chunk(number)
+            if num_ahead <= number < count:
+                there, staged = replace(here, batch=number), self._chunk(here.layer, number)
                 yield self.make(
                     "read_experts", "disk_read", there, reads=[routing], writes=[staged]
                 )
             if number > 0:
-                there, staged = replace(here, batch=number - 1), self._chunk(number - 1)
+                there, staged = replace(here, batch=number - 1), self._chunk(here.layer, number - 1)
                 yield self.make("run_chunk", channel, there, reads=[routing, staged])
 
-    @staticmethod
-    def _chunk(number: int) -> Resource:
-        return ("staged experts", number % NUM_STAGED_CHUNKS)
+    def _read_ahead(self, here: Position) -> Iterator[Task]:
+        """Read the first chunks of the next layer's experts before its tokens are routed, behind
+        all that the attention of a position still needs."""
+        layer = here.layer + 1
+        if not (self.attends(here) and self.is_last_batch(here) and self.walks(layer)):
+            return
+        for number in range(self._num_ahead(here, layer)):
+            # Experts of two layers may differ in size. So the first chunk waits until all of the
+            # layer before are computed.
+            slots = range(MOST_STAGED_CHUNKS) if number == 0 else (number,)
+            yield self.make(
+                "read_experts",
+                "disk_read",
+                replace(here, layer=layer, batch=number),
+                reads=[("expert places", layer)],
+                writes=[("staged experts", slot) for slot in slots],
+            )
+
+    def _num_ahead(self, here: Position, layer: int) -> int:
+        return self.plan.num_chunks_ahead(
+            layer, self.num_batches, is_prefill=not self.decodes(here)
+        )
+
+    def _chunk(self, layer: int, number: int) -> Resource:
+        return ("staged experts", number % self.plan.num_staged_chunks(layer))
 
     def _route(self, here: Position) -> Task:
         """Route the tokens."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Never
 
-from costmodel.model.layout import model_layers
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.schedule.tasks import Task
 from executor.run.results import Progress
@@ -100,6 +100,8 @@ class BlockBar(ProgressBar):
         The policy that runs.
     num_prompts
         Sequences in all blocks together.
+    has_gpu
+        Whether the machine has one, which decides how the head is cut.
     is_shown
         As of ``ProgressBar``.
     """
@@ -110,6 +112,7 @@ class BlockBar(ProgressBar):
         policy: Policy,
         *,
         num_prompts: int,
+        has_gpu: bool,
         is_shown: bool = True,
     ) -> None:
         super().__init__(is_shown=is_shown)
@@ -117,7 +120,7 @@ class BlockBar(ProgressBar):
         self._block_size = policy.block_size
         self._num_prompts = num_prompts
         self._gen_len = policy.workload.gen_len
-        self._num_layers = len(model_layers(policy.model))
+        self._plan = Plan.of(policy, has_gpu=has_gpu)
         self._block = -1
         self._num_batches = 1
         self._tokens = 0.0
@@ -131,18 +134,20 @@ class BlockBar(ProgressBar):
                 self._begin_run(sum(prediction.latency_s for prediction in self._predictions))
 
     def computed(self, task: Task) -> None:
-        """Advance the bar of the run by one layer of one batch."""
+        """Advance the bar of the run by one layer of the batches that pass through it together."""
         with self._lock:
             if self._bar is None or self._block < 0:
                 return
             prediction = self._predictions[self._block]
-            visits = self._num_layers * self._num_batches
+            visits = len(self._plan.layers) * self._num_batches
+            together = self._plan.batches_together(task.layer, is_prefill=task.is_prefill)
+            together = min(together, self._num_batches - task.batch)
             if task.is_prefill:
-                seconds = prediction.prefill_s / visits
+                seconds = prediction.prefill_s / visits * together
             else:
-                seconds = prediction.decode_s / (visits * (self._gen_len - 1))
+                seconds = prediction.decode_s / (visits * (self._gen_len - 1)) * together
             sequences = min(self._block_size, self._num_prompts - self._block * self._block_size)
-            self._tokens += sequences / visits
+            self._tokens += sequences / visits * together
             phase = "prefill" if task.is_prefill else f"decode {task.token + 1}/{self._gen_len}"
             block = f"block {self._block + 1}/{len(self._predictions)}"
             self._advance(seconds, f"{block} {phase}", self._tokens)

@@ -223,8 +223,13 @@ class Job:
 
     def _progress(self, report: Report, lengths: Lengths | None, *, is_shown: bool) -> ProgressBar:
         if lengths is None:
-            count = len(self.prompts)
-            return BlockBar(report.predictions, self.policy, num_prompts=count, is_shown=is_shown)
+            return BlockBar(
+                report.predictions,
+                self.policy,
+                num_prompts=len(self.prompts),
+                has_gpu=self.hardware.has_gpu,
+                is_shown=is_shown,
+            )
         return LaneBar(self.policy, self.hardware, lengths, is_shown=is_shown)
 
     def _results(self, runner: Runner, lengths: Lengths | None) -> Iterator[BlockResult]:

@@ -70,7 +70,7 @@ class ExpertCache:
         if not self._weights.has_cache(task):
             return
         scores = self._scores[task.layer]
-        idle = (is_idle & self._weights.resident_experts(task)).nonzero().flatten().tolist()
+        idle = (is_idle & self._weights.resident_experts(task.layer)).nonzero().flatten().tolist()
         least_used = sorted(idle, key=lambda e: float(scores[e]))
         most_used = sorted(loaded, key=lambda e: -float(scores[e]))
         for expert, other in zip(most_used, least_used, strict=False):

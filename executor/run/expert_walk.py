@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +17,7 @@ from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
+from costmodel.pricing.buffers import chunk_experts
 from costmodel.schedule.tasks import Task
 from executor.model import layers
 from executor.model.experts import add_routed, add_shared, room_for
@@ -65,8 +66,8 @@ class _Visit:
     # Which experts any token has chosen, bool [experts].
     is_needed: torch.Tensor
     # By chunk, the experts that are loaded, and the range of all that are computed.
-    loaded: list[list[int]] = field(default_factory=list)
-    ranges: list[range] = field(default_factory=list)
+    loaded: list[list[int]]
+    ranges: list[range]
     # For the temporaries of all chunks.
     room: torch.Tensor | None = None
 
@@ -81,12 +82,22 @@ class ExpertWalk:
         self._weights = weights
         self._counts = counts
         self._numbers = decoder_numbers(policy.model)
+        # By layer and whether it is prefill, the chunks that are read before tokens are routed.
+        self._num_ahead: dict[tuple[int, bool], int] = {}
+        # By layer, the numbers of the experts on disk, as the last visit has left them.
+        self._outside: dict[int, list[int]] = {}
         # Layers are visited one after another.
-        self._visits: list[_Visit] = []
+        self._visit: _Visit | None = None
 
-    def start_block(self, num_sequences: int) -> None:
+    def start_block(self, num_batches: int, num_sequences: int) -> None:
         """Prepare for a block."""
-        self._visits.clear()
+        self._visit = None
+        plan = self._weights.plan
+        for layer in plan.route.demanding if plan.walks_experts else ():
+            self._outside[layer] = self._experts_outside(layer)
+            for is_prefill in (True, False):
+                count = plan.num_chunks_ahead(layer, num_batches, is_prefill=is_prefill)
+                self._num_ahead[layer, is_prefill] = count
         if self.cache is not None:
             self.cache.start_block(num_sequences)
 
@@ -110,21 +121,44 @@ class ExpertWalk:
         is_needed = whole.counts(spec.num_experts) > 0
         if self.cache is not None:
             self.cache.count(task, counted, is_needed)
-        visit = _Visit(parts, normed, made, whole.by_expert(spec.num_experts), is_needed)
-        self._visits = [visit]
-        plan = self._weights.plan
+        plan, ahead = self._weights.plan, self._read_ahead(task)
         chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
-        is_missing = is_needed & ~self._weights.resident_experts(task)
-        missing = is_missing.nonzero().flatten().tolist()
-        visit.loaded, visit.ranges = deal_chunks(missing, chunks, spec.num_experts)
+        others = self._outside[task.layer][sum(map(len, ahead)) :]
+        missing = [expert for expert in others if is_needed[expert]]
+        loaded = [*ahead, *deal_chunks(missing, chunks - len(ahead))]
+        self._visit = _Visit(
+            parts,
+            normed,
+            made,
+            whole.by_expert(spec.num_experts),
+            is_needed,
+            loaded,
+            ranges_of(loaded, spec.num_experts),
+        )
 
     def read(self, task: Task) -> int:
         """Read a chunk of experts."""
-        return self._weights.read_chunk(task, self._visits[0].loaded[task.batch])
+        ahead = self._read_ahead(task)
+        if task.batch < len(ahead):
+            return self._weights.read_chunk(task, ahead[task.batch])
+        assert self._visit is not None
+        return self._weights.read_chunk(task, self._visit.loaded[task.batch])
+
+    def _read_ahead(self, task: Task) -> list[list[int]]:
+        """Return the experts of each chunk that is read before tokens are routed: the first on
+        disk."""
+        count = self._num_ahead[task.layer, task.is_prefill]
+        size, outside = chunk_experts(self._experts(task)), self._outside[task.layer]
+        return [outside[i * size : (i + 1) * size] for i in range(count)]
+
+    def _experts_outside(self, layer: int) -> list[int]:
+        found: list[int] = (~self._weights.resident_experts(layer)).nonzero().flatten().tolist()
+        return found
 
     def run_chunk(self, task: Task) -> int:
         """Compute a chunk of experts, and those in memory between them."""
-        (visit,) = self._visits
+        visit = self._visit
+        assert visit is not None
         experts = visit.ranges[task.batch]
         weights, spec = self._weights.layer(task), self._experts(task)
         if visit.room is None:
@@ -142,7 +176,8 @@ class ExpertWalk:
     def finish(self, task: Task) -> None:
         """Add the outputs of all experts to the hidden states."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
-        visit = self._visits.pop()
+        visit, self._visit = self._visit, None
+        assert visit is not None
         # Shared experts need memory of their own.
         visit.room = None
         for part in visit.parts:
@@ -151,6 +186,8 @@ class ExpertWalk:
             hidden = part.tokens.hidden
             layers.add_feed_forward(hidden, part.made.view(hidden.shape), weights, layer)
             part.tokens.done()
+        if self.cache is not None:
+            self._outside[task.layer] = self._experts_outside(task.layer)
 
     def _layer(self, task: Task) -> LayerSpec:
         return self._model.layer(self._numbers[task.layer])
@@ -161,16 +198,21 @@ class ExpertWalk:
         return experts
 
 
-def deal_chunks(
-    missing: list[int], num_chunks: int, num_experts: int
-) -> tuple[list[list[int]], list[range]]:
-    """Deal the experts that are not in memory evenly into chunks, in the order of their numbers.
+def deal_chunks(missing: list[int], num_chunks: int) -> list[list[int]]:
+    """Deal experts evenly into chunks, in the order of their numbers."""
+    if not num_chunks:
+        assert not missing, "experts for which there is no chunk"
+        return []
+    bounds = (len(missing) * number // num_chunks for number in range(num_chunks + 1))
+    return [missing[low:high] for low, high in itertools.pairwise(bounds)]
 
-    Returns those of each chunk, and the range of all experts up to the next chunk's first.
-    """
-    bounds = [len(missing) * number // num_chunks for number in range(num_chunks + 1)]
+
+def ranges_of(loaded: list[list[int]], num_experts: int) -> list[range]:
+    """Return the experts that are computed with each chunk: its own, and those in memory up to the
+    first one of the next chunk that loads any."""
+    ends, end = [], num_experts
+    for chunk in reversed(loaded):
+        ends.append(end)
+        end = chunk[0] if chunk else end
     # The experts before the first one that is missing need no load.
-    firsts = [0, *(missing[i] if i < len(missing) else num_experts for i in bounds[1:])]
-    loaded = [missing[low:high] for low, high in itertools.pairwise(bounds)]
-    ranges = [range(low, high) for low, high in itertools.pairwise(firsts)]
-    return loaded, ranges
+    return [range(low, high) for low, high in itertools.pairwise([0, *reversed(ends)])]

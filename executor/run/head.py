@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -37,8 +38,8 @@ class LogitHead(ABC):
         self._num_top = policy.workload.logprobs
         self._weights = weights
         self._kinds = [layer.kind for layer in weights.layers]
-        # By batch, the input of the chunks that follow the first.
-        self._inputs: dict[int, torch.Tensor] = {}
+        # By first batch, the input of the chunks that follow the first, and the rows of each batch.
+        self._inputs: dict[int, tuple[torch.Tensor, list[int]]] = {}
         # Allocated once: logits that are allocated for every token would fragment the heap. With a
         # head of one chunk, batches take turns in one buffer.
         count = policy.num_gpu_batches if self._kinds.count("head") > 1 else 1
@@ -57,23 +58,37 @@ class LogitHead(ABC):
         return self._prompt_scorer is not None
 
     def compute(self, task: Task) -> None:
-        """Pass one batch through one chunk; after the last chunk, choose its next tokens."""
+        """Pass one batch, or several, through one chunk; after the last chunk, choose their next
+        tokens."""
         weights = self._weights.layer(task)
         (layout,) = self._weights.layers[task.layer].components
         first, is_last = layout.first_row, task.layer == len(self._kinds) - 1
+        together = self._together(task)
         if self._kinds[task.layer - 1] != "head":
-            last = self._last_rows(task)
-            self._inputs[task.batch] = layers.head_input(last, weights, self._spec.final_norm)
-        self._score_prompts(task, weights, first_row=first, is_last=is_last)
-        logits = self._logits[task.batch % len(self._logits), : len(self._inputs[task.batch])]
+            norm = self._spec.final_norm
+            parts = [layers.head_input(self._last_rows(t), weights, norm) for t in together]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            self._inputs[task.batch] = whole, list(map(len, parts))
+        for each in together:
+            self._score_prompts(each, weights, first_row=first, is_last=is_last)
+        inputs, counts = self._inputs[task.batch]
+        # All batches but the last are full, so that those of several are adjacent.
+        slots, batch_size, vocab_size = self._logits.shape
+        start = task.batch % slots * batch_size
+        logits = self._logits.view(-1, vocab_size)[start : start + len(inputs)]
         for chunk in weights["head.weight"]:
             columns = slice(first, first + chunk.shape[0])
-            logits[:, columns] = linear(self._inputs[task.batch], [chunk])
+            logits[:, columns] = linear(inputs, [chunk])
             first += chunk.shape[0]
         layers.finish_logits(logits[:, layout.first_row : first], weights, self._spec.head)
         if is_last:
             del self._inputs[task.batch]
-            self._choose(task, logits)
+            for each, part in zip(together, logits.split(counts), strict=True):
+                self._choose(each, part)
+
+    def _together(self, task: Task) -> Sequence[Task]:
+        """Return the tasks of all batches that pass through a chunk with a task's own."""
+        return [task]
 
     @abstractmethod
     def _last_rows(self, task: Task) -> torch.Tensor:
@@ -122,6 +137,11 @@ class Head(LogitHead):
     def start_block(self, batches: Sequence[Batch], lengths: Sequence[torch.Tensor]) -> None:
         """Prepare for a block; ``lengths`` are those of ``KVCache.start_block``."""
         self._batches, self._lengths = batches, lengths
+
+    def _together(self, task: Task) -> Sequence[Task]:
+        count = self._weights.plan.head_batches_at_once
+        batches = range(task.batch, min(task.batch + count, len(self._batches)))
+        return [replace(task, batch=batch) for batch in batches]
 
     def _last_rows(self, task: Task) -> torch.Tensor:
         hidden = self._hidden.gather(task)

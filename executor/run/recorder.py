@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from costmodel.model.layout import model_layers
+from costmodel.plan.cuts import policy_layers
 from costmodel.plan.policy import Policy
 from costmodel.pricing.memory import phases_of
 from costmodel.report.run_record import RunRecord
@@ -44,7 +44,7 @@ class TracedBlock:
     num_tokens: int
 
 
-def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
+def plan_trace(policies: Sequence[Policy], *, has_gpu: bool) -> list[TracedBlock]:
     """Choose the first tokens of a job that fit in a file, block after block. Of lanes, whose
     passes nobody knows before, as many as fit.
 
@@ -55,7 +55,7 @@ def plan_trace(policies: Sequence[Policy]) -> list[TracedBlock]:
     """
     blocks, room = [], MAX_TRACED_LAYERS
     for policy in policies:
-        per_token = len(model_layers(policy.model)) * policy.num_gpu_batches
+        per_token = len(policy_layers(policy, has_gpu=has_gpu)) * policy.num_gpu_batches
         wanted = room if policy.lanes else policy.workload.gen_len
         num_tokens = min(wanted, room // per_token)
         room = room - num_tokens * per_token if num_tokens == policy.workload.gen_len else 0
@@ -184,7 +184,7 @@ def open_recorder(
 
     Until then it is in an unnamed file, so that a full disk does not end the run.
     """
-    blocks = plan_trace(policies)
+    blocks = plan_trace(policies, has_gpu=hardware.has_gpu)
     traced = sum(block.num_tokens for block in blocks)
     total = sum(block.policy.workload.gen_len for block in blocks)
     notes, has_lanes = "", policies[0].lanes is not None

@@ -9,12 +9,12 @@ import torch
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
-from costmodel.pricing.buffers import NUM_STAGED_CHUNKS, chunk_experts
+from costmodel.pricing.buffers import chunk_experts
 from executor.machine.arena import Arena
 
 
 class ExpertSlots:
-    """One buffer with slots for two chunks of experts: one is loaded, the other computed.
+    """One buffer with slots for a few chunks of experts: one is loaded while another is computed.
 
     All layers share the buffer. The schedule's waits order its uses.
 
@@ -27,7 +27,7 @@ class ExpertSlots:
     """
 
     def __init__(self, plan: Plan, arena: Arena) -> None:
-        numbers = decoder_numbers(plan.policy.model)
+        self._plan, numbers = plan, decoder_numbers(plan.policy.model)
         # By layer, the experts of a chunk, and the experts on disk.
         self._chunks: dict[int, int] = {}
         self._placed: dict[int, PlacedComponent] = {}
@@ -37,9 +37,10 @@ class ExpertSlots:
             self._chunks[layer] = chunk_experts(experts)
             self._placed[layer] = plan.experts(layer)
         sizes = (
-            count * self._placed[layer].layout.unit_bytes for layer, count in self._chunks.items()
+            self._num_slots(layer) * placed.layout.unit_bytes
+            for layer, placed in self._placed.items()
         )
-        self._buffer = arena.allocate("weight staging", NUM_STAGED_CHUNKS * max(sizes, default=0))
+        self._buffer = arena.allocate("weight staging", max(sizes, default=0))
         # The slot of each expert that is loaded, by layer and number.
         self._held: dict[tuple[int, int], int] = {}
 
@@ -48,10 +49,10 @@ class ExpertSlots:
         is gone."""
         count = self._chunks[layer]
         assert len(experts) <= count, "a chunk of more experts than the schedule has planned"
-        first = chunk % NUM_STAGED_CHUNKS * count
+        first = chunk % self._plan.num_staged_chunks(layer) * count
         taken = {(layer, expert): first + i for i, expert in enumerate(experts)}
         gone = set(taken.values())
-        # Another thread may look up experts of the other chunk.
+        # Another thread may look up experts of other chunks.
         self._held = {k: v for k, v in self._held.items() if v not in gone} | taken
         return [self._slot(layer, slot) for slot in taken.values()]
 
@@ -61,7 +62,7 @@ class ExpertSlots:
 
     def of_layer(self, layer: int) -> tuple[torch.Tensor, int]:
         """Return all slots of a layer as one run of bytes, and their number."""
-        count = NUM_STAGED_CHUNKS * self._chunks.get(layer, 0)
+        count = self._num_slots(layer) if layer in self._chunks else 0
         size = self._placed[layer].layout.unit_bytes if count else 0
         return self._buffer[: count * size], count
 
@@ -76,6 +77,9 @@ class ExpertSlots:
         # A mapping of weights takes a KeyError as a name that it does not have.
         assert slot is not None, "an expert that is not loaded"
         return slot
+
+    def _num_slots(self, layer: int) -> int:
+        return self._plan.num_staged_chunks(layer) * self._chunks[layer]
 
     def _slot(self, layer: int, slot: int) -> torch.Tensor:
         size = self._placed[layer].layout.unit_bytes

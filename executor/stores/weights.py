@@ -194,9 +194,9 @@ class WeightStore:
             if first < end:
                 yield component, first, end
 
-    def resident_experts(self, task: Task) -> torch.Tensor:
+    def resident_experts(self, layer: int) -> torch.Tensor:
         """Return which experts of a layer are in CPU memory, bool [experts]."""
-        placed = self.plan.experts(task.layer)
+        placed = self.plan.experts(layer)
         return torch.tensor(placed.places) < placed.cut.cpu_end // placed.layout.unit_bytes
 
     def read_chunk(self, task: Task, experts: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from costmodel.model.layout import LayerLayout
 from costmodel.plan.cuts import cache_spec, cut_cache, cut_hidden, place_weights
+from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.schedule.tasks import Task
 
@@ -53,6 +54,8 @@ class BlockMemory:
     def __init__(self, policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> None:
         self.has_gpu = has_gpu
         self.compute_tier = "gpu" if has_gpu else "cpu"
+        self.plan = Plan.of(policy, has_gpu=has_gpu)
+        self.num_batches = policy.num_gpu_batches
         self.num_pieces = max(2, policy.num_gpu_batches)
         self.first_head = [layer.kind for layer in layers].index("head")
         self.kinds = [layer.kind for layer in layers]
@@ -105,7 +108,10 @@ class BlockMemory:
         yield self._device_piece(task, task.batch), None, content
 
     def _read_experts(self, task: Task) -> Iterator[Access]:
-        yield ("routing", task.layer), (task.token, task.layer), None
+        if self.is_ahead(task):
+            yield ("expert places", task.layer), task.token - 1 if task.token else None, None
+        else:
+            yield ("routing", task.layer), (task.token, task.layer), None
         if self.in_chunks:
             yield self._chunk(task), None, (task.token, task.layer, task.batch)
             return
@@ -156,9 +162,16 @@ class BlockMemory:
         turn = task.token * len(turns) + turns.index(task.layer)
         return turn % 2
 
+    def is_ahead(self, task: Task) -> bool:
+        """Whether a chunk of experts is read before its tokens are routed."""
+        if task.kind != "read_experts" or not self.in_chunks:
+            return False
+        count = self.plan.num_chunks_ahead(task.layer, self.num_batches, is_prefill=task.is_prefill)
+        return task.batch < count
+
     def _chunk(self, task: Task) -> Hashable:
-        """Chunks take turns in two places, which all layers share."""
-        return ("staged experts", task.batch % 2)
+        """Chunks take turns in places that all layers share."""
+        return ("staged experts", task.batch % self.plan.num_staged_chunks(task.layer))
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""
@@ -250,6 +263,9 @@ class BlockMemory:
         yield from self._hidden(task, ends=not goes_on)
         if goes_on:
             yield ("made", "here"), None, (task.token, task.layer)
+        if self.in_chunks and task.layer in self.demanding:
+            # An expert that was loaded may have taken the place of another.
+            yield ("expert places", task.layer), None, task.token
 
     def _route(self, task: Task) -> Iterator[Access]:
         yield from self._weights(task, before_experts=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from costmodel.families import preset_names
 from costmodel.model.encoded_model import without_encodings
-from costmodel.model.layout import CUT_ROWS, model_layers
+from costmodel.model.layout import CUT_ROWS, SMALL_CHUNK_BYTES, model_layers
 from costmodel.model.loading import load_model_spec
 from tests.costmodel.machines import DECODER_BYTES, HEAD_BYTES, make_mixture, make_model
 
@@ -250,6 +250,18 @@ def test_head_chunks_cover_the_vocabulary_once(vocab_size: int) -> None:
     assert row == vocab_size
     # Chunks exist so that the head's staging buffer is no larger than a layer's, give or take.
     assert max(chunk.num_bytes for chunk in chunks) <= 1.5 * DECODER_BYTES
+
+
+def test_small_chunks_of_the_head_are_equal_but_the_last() -> None:
+    spec = load_model_spec("qwen3-30b-a3b")
+    usual, small = (model_layers(spec, has_small_chunks=small) for small in (False, True))
+    assert usual[: len(small) - 19] == small[: len(small) - 19]
+    heads = [layer for layer in small if layer.kind == "head"]
+    assert len(heads) == 19 and usual[-1].kind == "head" != usual[-2].kind
+    sizes = [layer.num_bytes for layer in heads]
+    assert 0.9 * SMALL_CHUNK_BYTES < min(sizes) <= max(sizes) < 1.1 * SMALL_CHUNK_BYTES
+    rows = [layer.components[0].tensors[-1].shape[0] for layer in heads]
+    assert sum(rows) == spec.vocab_size and len(set(rows[:-1])) == 1
 
 
 @given(

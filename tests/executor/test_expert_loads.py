@@ -14,7 +14,7 @@ from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
 from costmodel.schedule.tasks import Task
 from executor.checkpoint.folder import Checkpoint
-from executor.run.expert_walk import deal_chunks
+from executor.run.expert_walk import deal_chunks, ranges_of
 from executor.run.runner import Runner
 from profiles.aligned_io import PAGE_BYTES
 from tests.executor.tiny_machines import ON_CPU, ON_GPU, make_hardware
@@ -82,7 +82,8 @@ def test_each_piece_is_read_into_its_own_part_of_staging(tmp_path: Path) -> None
     num_chunks=st.integers(1, 12),
 )
 def test_chunks_have_each_expert_once_and_in_order(missing: list[int], num_chunks: int) -> None:
-    loaded, ranges = deal_chunks(missing, num_chunks, 20)
+    loaded = deal_chunks(missing, num_chunks)
+    ranges = ranges_of(loaded, 20)
     assert len(loaded) == len(ranges) == num_chunks
     assert [expert for chunk in loaded for expert in chunk] == missing
     assert [expert for part in ranges for expert in part] == list(range(20))
