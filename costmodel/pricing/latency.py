@@ -21,7 +21,7 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     routed_seconds,
 )
-from costmodel.pricing.experts import bytes_ahead, demanded_share, touched_bytes
+from costmodel.pricing.experts import demanded_share, touched_bytes
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.matrices import (
     multiplied_bytes,
@@ -82,35 +82,20 @@ def _disk_work(
     read, written = (shares.cache_disk * size for size in disk_cache_bytes(problem, stage))
     # Small requests have a lower rate.
     read_request, write_request = _cache_requests(problem, stage)
-    weight_rate = _weight_rate(problem)
+    read_rate = weight_rate(problem)
     cache_rate = disk.read.at(_request(read_request))
     write_rate = disk.write.at(_request(write_request))
     return (
-        _move("read_weights", "disk_read", weights, weight_rate),
-        _move("read_experts", "disk_read", experts, weight_rate),
-        _move("read_hidden", "disk_read", loaded, weight_rate),
+        _move("read_weights", "disk_read", weights, read_rate),
+        _move("read_experts", "disk_read", experts, read_rate),
+        _move("read_hidden", "disk_read", loaded, read_rate),
         _move("read_cache", "disk_read", read, cache_rate),
         _move("write_cache", "disk_write", written, write_rate),
         _move("write_hidden", "disk_write", stored, write_rate),
     )
 
 
-def head_load_seconds(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
-    """Return the seconds in which the head is read, a part of those of ``read_weights``."""
-    size = problem.sizes.component_bytes.get("head", 0)
-    # Every model has attention, so that a stage without the head has a zero of the right type.
-    share = shares.weights["head" if size else "attention"].disk
-    return share * (size * stage.passes * problem.loads_per_block / _weight_rate(problem))
-
-
-def ahead_seconds(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
-    """Return the seconds in which experts are read before tokens are routed, a part of those of
-    ``read_experts``."""
-    loads = stage.passes * problem.loads_per_block
-    return shares.per_block * (bytes_ahead(problem, stage) * loads / _weight_rate(problem))
-
-
-def _weight_rate(problem: Problem) -> float:
+def weight_rate(problem: Problem) -> float:
     """Return the rate at which a disk reads weights."""
     return problem.hardware.disk.read.at(_request(problem.sizes.largest_layer_bytes))
 

@@ -6,29 +6,20 @@ limit is linear in the shares, so that it is a row of the program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from costmodel.pricing.buffers import num_weight_pieces
-from costmodel.pricing.experts import num_chunks
-from costmodel.pricing.latency import (
-    TaskWork,
-    ahead_seconds,
-    head_load_seconds,
-    stage_work,
-)
+from costmodel.pricing.channels import channel_seconds, contentions, cost_beside
+from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
 from costmodel.pricing.stages import Stage
-from profiles.hardware import Contention, HardwareProfile
+from costmodel.pricing.walks import walk_limits
 
 CPU_MEMORY = "cpu_memory"
-GPU_CHANNELS = frozenset({"h2d", "d2h", "gpu_compute"})
 ONE_BATCH = "one batch in series"
 ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
-FIRST_CHUNK = "first chunk of experts"
-HEAD_READ = "head, read"
-ALL_READ = "all loads, and the head"
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(
@@ -83,7 +74,7 @@ def _limits(
     fill = fill_seconds(problem, shares) if stage.is_prefill else None
     limits = work_limits(problem, work, fill=fill, is_decode=not stage.is_prefill)
     if problem.walks_experts:
-        limits |= _walk_limits(problem, shares, stage, work)
+        limits |= walk_limits(problem, shares, stage, work)
     return limits
 
 
@@ -110,9 +101,9 @@ def work_limits(
     for pair in contentions(problem.hardware):
         first, second = busy[pair.first], busy[pair.second]
         name = f"{pair.first} beside {pair.second}"
-        limits[name] = first + second * _cost_beside(pair.first_keeps, pair.second_keeps)
+        limits[name] = first + second * cost_beside(pair.first_keeps, pair.second_keeps)
         name = f"{pair.second} beside {pair.first}"
-        limits[name] = second + first * _cost_beside(pair.second_keeps, pair.first_keeps)
+        limits[name] = second + first * cost_beside(pair.second_keeps, pair.first_keeps)
     memory_rate = problem.hardware.cpu.memory_bytes_per_s
     moved = (w.memory_bytes for w in work if w.memory_bytes is not None)
     limits[CPU_MEMORY] = total(moved) * (1 / memory_rate)
@@ -130,14 +121,6 @@ def work_limits(
     return limits
 
 
-def channel_seconds(work: Sequence[TaskWork[Quantity]]) -> dict[str, Quantity]:
-    """Add up the seconds of each channel."""
-    pieces: dict[str, list[Quantity]] = {}
-    for piece in work:
-        pieces.setdefault(piece.channel, []).append(piece.seconds)
-    return {channel: total(seconds) for channel, seconds in pieces.items()}
-
-
 def _compute_channel(problem: Problem) -> str:
     return "gpu_compute" if problem.hardware.has_gpu else "cpu_compute"
 
@@ -151,67 +134,3 @@ def fill_seconds(problem: Problem, shares: Shares[Quantity]) -> Quantity:
         return read
     rate = hardware.gpu.h2d.pinned_bytes_per_s
     return read + total(share.off_gpu * (size / rate) for share, size in parts)
-
-
-def _walk_limits(
-    problem: Problem, shares: Shares[Quantity], stage: Stage, work: Sequence[TaskWork[Quantity]]
-) -> dict[str, Quantity]:
-    """Return the limits of a CPU that loads one chunk of experts while it computes another.
-
-    In each layer, either all loads follow each other, and the last chunk is computed behind them.
-    Or all chunks are computed one after another behind the first load. The first chunks may be read
-    while the layer attends. A pass then takes no less than the head and all other reads. The head
-    is read while it is computed, and takes the longer of the two.
-    """
-    computed, read, chunks = _compute_channel(problem), "disk_read", num_chunks(problem, stage)
-    busy = channel_seconds(work)
-    late, experts, head = (
-        total(w.seconds for w in work if w.kind == kind)
-        for kind in ("read_experts", "experts", "head")
-    )
-    last = experts * (1 / chunks)
-    early = ahead_seconds(problem, shares, stage)
-    head_read = head_load_seconds(problem, shares, stage)
-    waited = busy[computed] - experts + late - early + last
-    all_read = busy[read] - head_read + head + last
-    # Reads slow down what is computed beside them, and the other way round.
-    of_reads = of_computing = 0.0
-    for pair in contentions(problem.hardware):
-        if {pair.first, pair.second} == {computed, read}:
-            keeps = pair.first_keeps, pair.second_keeps
-            own, other = keeps if pair.first == computed else keeps[::-1]
-            of_reads, of_computing = _cost_beside(own, other), _cost_beside(other, own)
-    waited = waited + (busy[read] - late + early) * of_reads + (experts - last) * of_computing
-    of_head = head_read * (1 - of_reads) + head * (of_computing - 1)
-    return {
-        ON_DEMAND[0]: waited,
-        HEAD_READ: waited + of_head,
-        ALL_READ: all_read + (busy[computed] - head - last) * of_computing,
-        FIRST_CHUNK: busy[computed] + (late - early) * (1 / chunks),
-    }
-
-
-def contentions(hardware: HardwareProfile) -> Iterator[Contention]:
-    """Yield the pairs of channels of a machine that slow each other down."""
-    if hardware.gpu is not None:
-        up, down = hardware.gpu.h2d, hardware.gpu.d2h
-        yield Contention(
-            first="h2d",
-            second="d2h",
-            first_keeps=min(1.0, up.opposed_bytes_per_s / up.pinned_bytes_per_s),
-            second_keeps=min(1.0, down.opposed_bytes_per_s / down.pinned_bytes_per_s),
-        )
-    for pair in hardware.contention:
-        # A budget may have taken the GPU away, and its link with it.
-        if hardware.gpu is not None or not {pair.first, pair.second} & GPU_CHANNELS:
-            yield pair
-
-
-def _cost_beside(keeps: float, other_keeps: float) -> float:
-    """Return the seconds that one channel loses for each busy second of the other.
-
-    The pairs of rates that two channels can reach at once are the convex hull of (1, 0), (0, 1) and
-    the measured pair; this is the slope of its edge. Where both at once do less than in turns, they
-    take turns.
-    """
-    return min(1.0, (1 - keeps) / other_keeps)

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodel.plan.policy import Policy
+from costmodel.pricing.channels import channel_seconds
 from costmodel.pricing.latency import TaskWork, stage_work
 from costmodel.pricing.limits import (
     IN_SERIES,
     ONE_BATCH,
-    channel_seconds,
     fill_seconds,
     work_limits,
 )

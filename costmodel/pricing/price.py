@@ -9,9 +9,10 @@ from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Policy, Prediction
 from costmodel.plan.rounding import round_policy
 from costmodel.plan.workload import Workload
+from costmodel.pricing.channels import channel_seconds
 from costmodel.pricing.lane_price import price_job
 from costmodel.pricing.latency import stage_work
-from costmodel.pricing.limits import channel_seconds, stage_limits
+from costmodel.pricing.limits import stage_limits
 from costmodel.pricing.memory import LANE_PHASE, PHASES, capacities, memory_rows, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
 from costmodel.pricing.shares import Shares, shares_of

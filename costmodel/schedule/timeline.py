@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
 from costmodel.plan.rounding import round_policy
-from costmodel.pricing.limits import contentions
+from costmodel.pricing.channels import contentions
 from costmodel.pricing.price import check_machine
 from costmodel.pricing.problem import problem_of
 from costmodel.schedule.task_seconds import TaskSeconds

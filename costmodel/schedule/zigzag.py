@@ -139,12 +139,14 @@ class ZigzagSchedule(MoveMaker):
                 yield self.make("run_chunk", channel, there, reads=[routing, staged])
 
     def _read_ahead(self, here: Position) -> Iterator[Task]:
-        """Read the first chunks of the next layer's experts before its tokens are routed, behind
-        all that the attention of a position still needs."""
+        """Read the first chunks of the next layer's experts before its tokens are routed, spread
+        over the batches that attend, behind what the next one needs."""
         layer = here.layer + 1
-        if not (self.attends(here) and self.is_last_batch(here) and self.walks(layer)):
+        if not (self.attends(here) and self.walks(layer)):
             return
-        for number in range(self._num_ahead(here, layer)):
+        count = self._num_ahead(here, layer)
+        low, high = (count * (here.batch + i) // self.num_batches for i in (0, 1))
+        for number in range(low, high):
             # Experts of two layers may differ in size. So the first chunk waits until all of the
             # layer before are computed.
             slots = range(MOST_STAGED_CHUNKS) if number == 0 else (number,)
