@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,11 +14,18 @@ from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.rounding import round_rows, round_weights, roundings_of
 from costmodel.pricing.memory import capacities, peak_bytes
 from costmodel.pricing.problem import Problem, problem_of
-from costmodel.pricing.shares import Shares, shares_of
+from costmodel.pricing.shares import Shares, shares_of, weight_name
 from profiles.hardware import HardwareProfile
+from profiles.units import MIB
 
+# The solver is exact to about 1e-7; fractions near that are zero.
+SOLVER_TOLERANCE = 1e-6
 # Rounding to rows may exceed a capacity; the next attempt leaves that many bytes free.
 ROUNDING_ATTEMPTS = 8
+# Smaller reads of a layer's part on disk are slower than priced, and each delays the thread that
+# computes. One sequence of a mixture ran at 0.75 of its rate where a thousandth of the head was on
+# disk, 19 reads of 32 KiB in each pass.
+LEAST_READ_BYTES = MIB
 
 
 def fit(
@@ -51,6 +59,9 @@ def fit(
             solution = program.solve(limits)
         except Infeasible:
             return None
+        with contextlib.suppress(Infeasible):
+            without = _without_small_reads(problem, limits, solution.shares)
+            limits, solution = without, program.solve(without)
         points = [solution, *with_whole_experts(program, limits, solution)]
         wanted = [_policy_of(problem, num_gpu_batches, point.shares) for point in points]
         policy, price = _round(wanted, program, num_gpu_batches)
@@ -64,6 +75,25 @@ def fit(
         if limit_s is not None and lateness > 1:
             limit_s *= (1 - 1e-6) / lateness
     return None
+
+
+def _without_small_reads(problem: Problem, limits: Limits, shares: Shares[float]) -> Limits:
+    """Keep in memory what else would be small reads, where a CPU walks through experts.
+
+    Whole experts then fill what is left of memory. Nothing else may move to disk for that.
+    """
+    if not problem.walks_experts:
+        return limits
+    fixed = dict(limits.fixed or {})
+    for layer in problem.sizes.staged_layers.values():
+        for component in layer.components:
+            disk = shares.weights[component.name].disk / shares.per_block
+            if not component.is_experts and disk * component.num_bytes < LEAST_READ_BYTES:
+                fixed[weight_name(component.name, "disk")] = 0.0
+    for name in ("cache_disk", "activations_disk"):
+        if getattr(shares, name) < SOLVER_TOLERANCE:
+            fixed[name] = 0.0
+    return replace(limits, fixed=fixed)
 
 
 def fits(policy: Policy, program: Program, *, max_latency_s: float | None) -> bool:
@@ -155,7 +185,7 @@ def _experts_share(problem: Problem, shares: Shares[float]) -> float:
 
 
 def _placement(gpu: float, cpu: float, disk: float) -> Placement:
-    # The solver is exact to about 1e-7; fractions near that are zero.
-    parts = [part if part > 1e-6 * (gpu + cpu + disk) else 0.0 for part in (gpu, cpu, disk)]
+    least = SOLVER_TOLERANCE * (gpu + cpu + disk)
+    parts = [part if part > least else 0.0 for part in (gpu, cpu, disk)]
     total = sum(parts)
     return Placement(gpu=parts[0] / total, cpu=parts[1] / total, disk=parts[2] / total)

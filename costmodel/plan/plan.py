@@ -18,12 +18,7 @@ from costmodel.plan.cuts import (
 )
 from costmodel.plan.policy import Policy
 from costmodel.plan.route import Route, route_of
-from costmodel.pricing.buffers import (
-    expert_staging,
-    num_chunks_ahead,
-    num_expert_chunks,
-    num_staged_chunks,
-)
+from costmodel.pricing.buffers import Chunks, chunks_of, expert_staging, staged_experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,33 +93,24 @@ class Plan:
         (found,) = (c for c in self.weights[layer] if c.layout.is_experts)
         return found
 
-    def num_staged_chunks(self, layer: int) -> int:
-        """Return how many chunks of the experts of a layer of the schedule are staged at once."""
-        return num_staged_chunks(self._experts_spec(layer))
-
-    def num_chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
-        """Return the chunks in which the tokens of some batches load the experts of a layer of the
-        schedule."""
-        experts, tokens, loaded = self._visit_of(layer, num_batches, is_prefill)
-        return num_expert_chunks(experts, tokens, loaded)
-
-    def num_chunks_ahead(self, layer: int, num_batches: int, *, is_prefill: bool) -> int:
-        """Return how many of these chunks are read before the tokens are routed, in a block of
-        ``num_batches`` batches. There are none where not all batches are routed together."""
-        if num_batches > self.batches_at_once:
-            return 0
-        experts, tokens, loaded = self._visit_of(layer, num_batches, is_prefill)
-        return num_chunks_ahead(experts, tokens, loaded, self.policy.workload.expert_skew)
-
-    def _visit_of(
-        self, layer: int, num_batches: int, is_prefill: bool
-    ) -> tuple[ExpertsSpec, int, int]:
-        """Return the experts of a layer, the tokens of some batches, and how many of the experts
-        are on disk."""
-        placed = self.experts(layer)
-        tokens = num_batches * self.policy.gpu_batch_size
+    def chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> Chunks:
+        """Return how a visit loads experts of a layer of the schedule, in a block of
+        ``num_batches`` batches. None is read early where batches are routed one after another."""
+        together = min(self.batches_at_once, num_batches)
+        tokens = together * self.policy.gpu_batch_size
         tokens *= self.policy.workload.prompt_len if is_prefill else 1
-        return self._experts_spec(layer), tokens, placed.cut.disk_bytes // placed.layout.unit_bytes
+        placed = self.experts(layer)
+        return chunks_of(
+            self._experts_spec(layer),
+            tokens,
+            placed.cut.disk_bytes // placed.layout.unit_bytes,
+            self.policy.workload.expert_skew,
+            may_read_ahead=together == num_batches,
+        )
+
+    def num_slots(self, layer: int) -> int:
+        """Return the experts of a layer of the schedule for which visits need room."""
+        return staged_experts(self._experts_spec(layer))
 
     def _experts_spec(self, layer: int) -> ExpertsSpec:
         experts = self.policy.model.layer(self.numbers[layer]).experts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import LayerLayout
 
@@ -17,8 +20,8 @@ APART = "experts"
 # Otherwise they take turns with the head (see ``LayerLayout.staging``).
 WITH_HEAD = "layers"
 # Without a GPU, sequences in step load chunks of experts. As many experts are staged as a token
-# chooses, in at most so many chunks, and at least two: one is loaded while another is computed.
-MOST_STAGED_CHUNKS = 4
+# chooses, in two chunks, or in so many small ones.
+SMALL_CHUNKS = 4
 # Share of the experts outside memory that the tokens of a visit must need, for the first chunks to
 # be read before the tokens are routed.
 NEARLY_ALL = 0.75
@@ -54,36 +57,71 @@ def num_weight_buffers(kind: str) -> int:
     return 1 if kind == DEMANDED else NUM_BUFFERS
 
 
-def chunk_experts(experts: ExpertsSpec) -> int:
-    """Return the most experts of one chunk of loads on demand."""
-    return -(-experts.experts_per_token // MOST_STAGED_CHUNKS)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """How a visit of a layer loads experts on demand without a GPU.
 
-
-def num_staged_chunks(experts: ExpertsSpec) -> int:
-    """Return how many chunks of loads on demand are staged at once."""
-    return max(2, -(-experts.experts_per_token // chunk_experts(experts)))
-
-
-def num_expert_chunks(experts: ExpertsSpec, num_tokens: int, num_loaded: int) -> int:
-    """Return the chunks in which a visit loads the experts of ``num_tokens`` tokens on demand.
-
-    ``num_loaded`` experts of the layer are not in memory, so that no visit loads more.
+    Parameters
+    ----------
+    size
+        Most experts of a chunk.
+    staged
+        Chunks that are staged at once.
+    count
+        Chunks of the visit.
+    ahead
+        How many of them are read before the tokens are routed.
     """
-    most = min(num_tokens * experts.experts_per_token, num_loaded)
-    return -(-most // chunk_experts(experts))
+
+    size: int
+    staged: int
+    count: int
+    ahead: int
 
 
-def num_chunks_ahead(experts: ExpertsSpec, num_tokens: int, num_loaded: int, skew: float) -> int:
-    """Return how many chunks a visit reads before its ``num_tokens`` tokens are routed.
+def chunks_of(
+    experts: ExpertsSpec,
+    num_tokens: int,
+    num_loaded: int,
+    skew: float,
+    *,
+    may_read_ahead: bool = True,
+) -> Chunks:
+    """Return how a visit of ``num_tokens`` tokens loads experts.
 
-    Otherwise the disk would have nothing to read while a layer attends. There are none where too
-    many of the experts that are read would not be needed. ``skew`` is that of the workload.
+    Otherwise the disk would have nothing to read while a layer attends. So where nearly all are
+    needed, the first chunks are read before that is known, and chunks are small. Each chunk costs
+    tasks, so that few tokens have two for as many experts as one of them chooses.
+
+    Parameters
+    ----------
+    num_loaded
+        Experts of the layer that are not in memory, so that no visit loads more.
+    skew
+        That of the workload.
     """
-    needed = experts.touched(num_tokens, skew, num_loaded / experts.num_experts)
+    chosen = experts.experts_per_token
     # The other chunks have room for all experts on disk only where so many may be needed.
-    if needed < NEARLY_ALL * num_loaded or num_tokens * experts.experts_per_token < num_loaded:
-        return 0
-    return min(num_staged_chunks(experts), num_expert_chunks(experts, num_tokens, num_loaded))
+    may_read_ahead &= num_tokens * chosen >= num_loaded
+    needed = experts.touched(num_tokens, skew, num_loaded / experts.num_experts)
+    is_ahead = may_read_ahead and needed >= NEARLY_ALL * num_loaded
+    size, staged = _staged(experts, SMALL_CHUNKS if is_ahead else NUM_BUFFERS)
+    count = -(-min(num_tokens * chosen, num_loaded) // size)
+    return Chunks(
+        size=size, staged=staged, count=count, ahead=min(staged, count) if is_ahead else 0
+    )
+
+
+def staged_experts(experts: ExpertsSpec) -> int:
+    """Return the experts of a layer for which visits need room."""
+    return max(math.prod(_staged(experts, parts)) for parts in (NUM_BUFFERS, SMALL_CHUNKS))
+
+
+def _staged(experts: ExpertsSpec, parts: int) -> tuple[int, int]:
+    """Return the experts of a chunk, and the chunks that are staged, if those of a token are cut
+    into some parts. There are at least two: one is loaded while another is computed."""
+    size = -(-experts.experts_per_token // parts)
+    return size, max(NUM_BUFFERS, -(-experts.experts_per_token // size))
 
 
 def num_weight_pieces(num_batches: int) -> int:

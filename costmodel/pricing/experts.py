@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
-from costmodel.pricing.buffers import chunk_experts, num_chunks_ahead, num_expert_chunks
+from costmodel.pricing.buffers import chunks_of
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
@@ -110,8 +110,8 @@ def _experts_ahead(problem: Problem, stage: Stage, experts: ExpertsSpec) -> int:
     loaded, skew = _on_disk(problem, experts), problem.workload.expert_skew
     if problem.orders_experts:
         loaded = math.ceil(problem.rarest_on_disk * experts.num_experts - 1e-6)
-    chunks = num_chunks_ahead(experts, _visit_tokens(problem, stage), loaded, skew)
-    return min(loaded, chunks * chunk_experts(experts))
+    chunks = chunks_of(experts, _visit_tokens(problem, stage), loaded, skew)
+    return min(loaded, chunks.ahead * chunks.size)
 
 
 def _visit_tokens(problem: Problem, stage: Stage) -> int:
@@ -128,8 +128,10 @@ def _on_disk(problem: Problem, experts: ExpertsSpec) -> int:
 
 
 def num_chunks(problem: Problem, stage: Stage) -> int:
-    """Return the most chunks in which a visit of a layer loads experts (see
-    ``num_expert_chunks``), at least one. In a search, all experts of a layer may be on disk."""
-    tokens = _visit_tokens(problem, stage)
-    counts = (num_expert_chunks(e, tokens, _on_disk(problem, e)) for e, _, _ in experts_of(problem))
+    """Return the most chunks in which a visit of a layer loads experts (see ``chunks_of``), at
+    least one. In a search, all experts of a layer may be on disk."""
+    tokens, skew = _visit_tokens(problem, stage), problem.workload.expert_skew
+    counts = (
+        chunks_of(e, tokens, _on_disk(problem, e), skew).count for e, _, _ in experts_of(problem)
+    )
     return max(1, *counts)

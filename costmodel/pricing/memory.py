@@ -15,10 +15,9 @@ from costmodel.model.layout import round_up
 from costmodel.plan.policy import Policy
 from costmodel.pricing.buffers import (
     NUM_BUFFERS,
-    chunk_experts,
     num_hidden_buffers,
-    num_staged_chunks,
     num_weight_buffers,
+    staged_experts,
     staging_kind,
 )
 from costmodel.pricing.experts import experts_of
@@ -274,8 +273,7 @@ def _staged_chunk_bytes(problem: Problem) -> int:
     if not problem.walks_experts:
         return 0
     return max(
-        num_staged_chunks(experts) * chunk_experts(experts) * layout.unit_bytes
-        for experts, layout, _ in experts_of(problem)
+        staged_experts(experts) * layout.unit_bytes for experts, layout, _ in experts_of(problem)
     )
 
 

@@ -105,8 +105,8 @@ class TaskSeconds:
         if task.kind == "compute":
             # What is left behind the last chunk takes little time.
             return 0.0
-        batches = min(self._plan.batches_at_once, self._num_batches)
-        chunks = self._plan.num_chunks(task.layer, batches, is_prefill=stage.is_prefill)
+        is_prefill = stage.is_prefill
+        chunks = self._plan.chunks(task.layer, self._num_batches, is_prefill=is_prefill).count
         share = self._routed[task.layer]
         kind = "experts"
         if task.kind == "read_experts":

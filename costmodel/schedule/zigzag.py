@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from costmodel.pricing.buffers import MOST_STAGED_CHUNKS
+from costmodel.pricing.buffers import SMALL_CHUNKS, Chunks
 from costmodel.schedule.moves import MoveMaker
 from costmodel.schedule.positions import Position
 from costmodel.schedule.tasks import Resource, Task
@@ -123,19 +123,16 @@ class ZigzagSchedule(MoveMaker):
         """Route the tokens; load and compute the chosen experts in chunks."""
         yield self._route(here)
         routing, channel = ("routing", here.layer), self.route.compute_channel
-        count = self.plan.num_chunks(
-            here.layer, len(here.batches), is_prefill=not self.decodes(here)
-        )
-        num_ahead = self._num_ahead(here, here.layer)
-        for number in range(count + 1):
+        chunks = self._chunks(here, here.layer)
+        for number in range(chunks.count + 1):
             # The next chunk is loaded while this one is computed.
-            if num_ahead <= number < count:
-                there, staged = replace(here, batch=number), self._chunk(here.layer, number)
+            if chunks.ahead <= number < chunks.count:
+                there, staged = replace(here, batch=number), _slot(number, chunks)
                 yield self.make(
                     "read_experts", "disk_read", there, reads=[routing], writes=[staged]
                 )
             if number > 0:
-                there, staged = replace(here, batch=number - 1), self._chunk(here.layer, number - 1)
+                there, staged = replace(here, batch=number - 1), _slot(number - 1, chunks)
                 yield self.make("run_chunk", channel, there, reads=[routing, staged])
 
     def _read_ahead(self, here: Position) -> Iterator[Task]:
@@ -144,27 +141,22 @@ class ZigzagSchedule(MoveMaker):
         layer = here.layer + 1
         if not (self.attends(here) and self.walks(layer)):
             return
-        count = self._num_ahead(here, layer)
-        low, high = (count * (here.batch + i) // self.num_batches for i in (0, 1))
+        chunks = self._chunks(here, layer)
+        low, high = (chunks.ahead * (here.batch + i) // self.num_batches for i in (0, 1))
         for number in range(low, high):
             # Experts of two layers may differ in size. So the first chunk waits until all of the
             # layer before are computed.
-            slots = range(MOST_STAGED_CHUNKS) if number == 0 else (number,)
+            slots = [("staged experts", slot) for slot in range(SMALL_CHUNKS)]
             yield self.make(
                 "read_experts",
                 "disk_read",
                 replace(here, layer=layer, batch=number),
                 reads=[("expert places", layer)],
-                writes=[("staged experts", slot) for slot in slots],
+                writes=slots if number == 0 else [_slot(number, chunks)],
             )
 
-    def _num_ahead(self, here: Position, layer: int) -> int:
-        return self.plan.num_chunks_ahead(
-            layer, self.num_batches, is_prefill=not self.decodes(here)
-        )
-
-    def _chunk(self, layer: int, number: int) -> Resource:
-        return ("staged experts", number % self.plan.num_staged_chunks(layer))
+    def _chunks(self, here: Position, layer: int) -> Chunks:
+        return self.plan.chunks(layer, self.num_batches, is_prefill=not self.decodes(here))
 
     def _route(self, here: Position) -> Task:
         """Route the tokens."""
@@ -283,3 +275,8 @@ class ZigzagSchedule(MoveMaker):
             writes=[self.hidden_staging(here)],
         )
         yield from self.store_hidden(here)
+
+
+def _slot(number: int, chunks: Chunks) -> Resource:
+    """Return the place of a chunk of experts."""
+    return ("staged experts", number % chunks.staged)

@@ -226,7 +226,7 @@ class Block:
         """Route the tokens of a layer, and find the experts that they need."""
         if not self._walks(task):
             return self.experts.route(task)
-        self.walk.route(task, self._walked_tokens(task), len(self.experts.group(task)))
+        self.walk.route(task, self._walked_tokens(task))
         return 0
 
     def read_experts(self, task: Task) -> int:

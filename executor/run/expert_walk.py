@@ -17,7 +17,7 @@ from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
 from costmodel.model.layout import decoder_numbers
 from costmodel.plan.policy import Policy
-from costmodel.pricing.buffers import chunk_experts
+from costmodel.pricing.buffers import Chunks
 from costmodel.schedule.tasks import Task
 from executor.model import layers
 from executor.model.experts import add_routed, add_shared, room_for
@@ -82,8 +82,8 @@ class ExpertWalk:
         self._weights = weights
         self._counts = counts
         self._numbers = decoder_numbers(policy.model)
-        # By layer and whether it is prefill, the chunks that are read before tokens are routed.
-        self._num_ahead: dict[tuple[int, bool], int] = {}
+        # By layer and whether it is prefill.
+        self._chunks: dict[tuple[int, bool], Chunks] = {}
         # By layer, the numbers of the experts on disk, as the last visit has left them.
         self._outside: dict[int, list[int]] = {}
         # Layers are visited one after another.
@@ -96,12 +96,12 @@ class ExpertWalk:
         for layer in plan.route.demanding if plan.walks_experts else ():
             self._outside[layer] = self._experts_outside(layer)
             for is_prefill in (True, False):
-                count = plan.num_chunks_ahead(layer, num_batches, is_prefill=is_prefill)
-                self._num_ahead[layer, is_prefill] = count
+                chunks = plan.chunks(layer, num_batches, is_prefill=is_prefill)
+                self._chunks[layer, is_prefill] = chunks
         if self.cache is not None:
             self.cache.start_block(num_sequences)
 
-    def route(self, task: Task, tokens: Iterable[WalkedTokens], num_batches: int) -> None:
+    def route(self, task: Task, tokens: Iterable[WalkedTokens]) -> None:
         """Route the tokens of some batches, and deal the experts that they need into chunks."""
         weights, layer, spec = self._weights.layer(task), self._layer(task), self._experts(task)
         walked, routings = list(tokens), []
@@ -121,11 +121,10 @@ class ExpertWalk:
         is_needed = whole.counts(spec.num_experts) > 0
         if self.cache is not None:
             self.cache.count(task, counted, is_needed)
-        plan, ahead = self._weights.plan, self._read_ahead(task)
-        chunks = plan.num_chunks(task.layer, num_batches, is_prefill=task.is_prefill)
+        count, ahead = self._chunks_of(task).count, self._read_ahead(task)
         others = self._outside[task.layer][sum(map(len, ahead)) :]
         missing = [expert for expert in others if is_needed[expert]]
-        loaded = [*ahead, *deal_chunks(missing, chunks - len(ahead))]
+        loaded = [*ahead, *deal_chunks(missing, count - len(ahead))]
         self._visit = _Visit(
             parts,
             normed,
@@ -138,18 +137,23 @@ class ExpertWalk:
 
     def read(self, task: Task) -> int:
         """Read a chunk of experts."""
-        ahead = self._read_ahead(task)
-        if task.batch < len(ahead):
-            return self._weights.read_chunk(task, ahead[task.batch])
-        assert self._visit is not None
-        return self._weights.read_chunk(task, self._visit.loaded[task.batch])
+        chunks = self._chunks_of(task)
+        if task.batch < chunks.ahead:
+            experts = self._read_ahead(task)[task.batch]
+        else:
+            assert self._visit is not None
+            experts = self._visit.loaded[task.batch]
+        return self._weights.read_chunk(task, experts, task.batch % chunks.staged * chunks.size)
 
     def _read_ahead(self, task: Task) -> list[list[int]]:
         """Return the experts of each chunk that is read before tokens are routed: the first on
         disk."""
-        count = self._num_ahead[task.layer, task.is_prefill]
-        size, outside = chunk_experts(self._experts(task)), self._outside[task.layer]
-        return [outside[i * size : (i + 1) * size] for i in range(count)]
+        chunks, outside = self._chunks_of(task), self._outside[task.layer]
+        starts = range(0, chunks.ahead * chunks.size, chunks.size)
+        return [outside[start : start + chunks.size] for start in starts]
+
+    def _chunks_of(self, task: Task) -> Chunks:
+        return self._chunks[task.layer, task.is_prefill]
 
     def _experts_outside(self, layer: int) -> list[int]:
         found: list[int] = (~self._weights.resident_experts(layer)).nonzero().flatten().tolist()

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from costmodel.model.layout import decoder_numbers
 from costmodel.plan.cuts import PlacedComponent
 from costmodel.plan.plan import Plan
-from costmodel.pricing.buffers import chunk_experts
 from executor.machine.arena import Arena
 
 
@@ -27,29 +25,20 @@ class ExpertSlots:
     """
 
     def __init__(self, plan: Plan, arena: Arena) -> None:
-        self._plan, numbers = plan, decoder_numbers(plan.policy.model)
-        # By layer, the experts of a chunk, and the experts on disk.
-        self._chunks: dict[int, int] = {}
-        self._placed: dict[int, PlacedComponent] = {}
-        for layer in sorted(plan.route.demanding):
-            experts = plan.policy.model.layer(numbers[layer]).experts
-            assert experts is not None
-            self._chunks[layer] = chunk_experts(experts)
-            self._placed[layer] = plan.experts(layer)
+        # By layer, the experts on disk, and the slots.
+        self._placed = {layer: plan.experts(layer) for layer in sorted(plan.route.demanding)}
+        self._counts = {layer: plan.num_slots(layer) for layer in self._placed}
         sizes = (
-            self._num_slots(layer) * placed.layout.unit_bytes
-            for layer, placed in self._placed.items()
+            self._counts[layer] * placed.layout.unit_bytes for layer, placed in self._placed.items()
         )
         self._buffer = arena.allocate("weight staging", max(sizes, default=0))
         # The slot of each expert that is loaded, by layer and number.
         self._held: dict[tuple[int, int], int] = {}
 
-    def hold(self, layer: int, chunk: int, experts: Sequence[int]) -> list[torch.Tensor]:
-        """Return the slots of the experts of a chunk, uint8 [expert bytes] each. What was in them
-        is gone."""
-        count = self._chunks[layer]
-        assert len(experts) <= count, "a chunk of more experts than the schedule has planned"
-        first = chunk % self._plan.num_staged_chunks(layer) * count
+    def hold(self, layer: int, first: int, experts: Sequence[int]) -> list[torch.Tensor]:
+        """Return the slots of the experts of a chunk from slot ``first`` on, uint8 [expert bytes]
+        each. What was in them is gone."""
+        assert first + len(experts) <= self._counts[layer], "more experts than the schedule plans"
         taken = {(layer, expert): first + i for i, expert in enumerate(experts)}
         gone = set(taken.values())
         # Another thread may look up experts of other chunks.
@@ -62,7 +51,7 @@ class ExpertSlots:
 
     def of_layer(self, layer: int) -> tuple[torch.Tensor, int]:
         """Return all slots of a layer as one run of bytes, and their number."""
-        count = self._num_slots(layer) if layer in self._chunks else 0
+        count = self._counts.get(layer, 0)
         size = self._placed[layer].layout.unit_bytes if count else 0
         return self._buffer[: count * size], count
 
@@ -77,9 +66,6 @@ class ExpertSlots:
         # A mapping of weights takes a KeyError as a name that it does not have.
         assert slot is not None, "an expert that is not loaded"
         return slot
-
-    def _num_slots(self, layer: int) -> int:
-        return self._plan.num_staged_chunks(layer) * self._chunks[layer]
 
     def _slot(self, layer: int, slot: int) -> torch.Tensor:
         size = self._placed[layer].layout.unit_bytes

@@ -199,13 +199,14 @@ class WeightStore:
         placed = self.plan.experts(layer)
         return torch.tensor(placed.places) < placed.cut.cpu_end // placed.layout.unit_bytes
 
-    def read_chunk(self, task: Task, experts: Sequence[int]) -> int:
-        """Read a chunk of the experts of a layer into its slots, all of them at once."""
+    def read_chunk(self, task: Task, experts: Sequence[int], first: int) -> int:
+        """Read a chunk of the experts of a layer into its slots from ``first`` on, all of them at
+        once."""
         if not experts:
             return 0
         assert self.file is not None and self.buffers.slots is not None
         placed = self.plan.experts(task.layer)
-        slots = self.buffers.slots.hold(task.layer, task.batch, experts)
+        slots = self.buffers.slots.hold(task.layer, first, experts)
         starts = [placed.places[expert] * placed.layout.unit_bytes for expert in experts]
         parts = [(placed, slot, start) for slot, start in zip(slots, starts, strict=True)]
         self.file.read(self.file.requests_of(parts))

@@ -15,6 +15,7 @@ from costmodel.model.layout import LayerLayout
 from costmodel.plan.cuts import cache_spec, cut_cache, cut_hidden, place_weights
 from costmodel.plan.plan import Plan
 from costmodel.plan.policy import Policy
+from costmodel.pricing.buffers import Chunks
 from costmodel.schedule.tasks import Task
 
 Content = Hashable
@@ -166,12 +167,14 @@ class BlockMemory:
         """Whether a chunk of experts is read before its tokens are routed."""
         if task.kind != "read_experts" or not self.in_chunks:
             return False
-        count = self.plan.num_chunks_ahead(task.layer, self.num_batches, is_prefill=task.is_prefill)
-        return task.batch < count
+        return task.batch < self._chunks(task).ahead
 
     def _chunk(self, task: Task) -> Hashable:
         """Chunks take turns in places that all layers share."""
-        return ("staged experts", task.batch % self.plan.num_staged_chunks(task.layer))
+        return ("staged experts", task.batch % self._chunks(task).staged)
+
+    def _chunks(self, task: Task) -> Chunks:
+        return self.plan.chunks(task.layer, self.num_batches, is_prefill=task.is_prefill)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""

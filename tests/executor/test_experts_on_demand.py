@@ -18,7 +18,7 @@ from costmodel.model import layout
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
-from costmodel.pricing.buffers import num_chunks_ahead
+from costmodel.pricing.buffers import chunks_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
 from executor.checkpoint.dummy import DummyCheckpoint
@@ -87,12 +87,12 @@ def test_as_many_experts_are_read_as_random_routing_touches(
     counts = list[int]()
     original = WeightStore.read_chunk
 
-    def read_chunk(store: WeightStore, task: Task, experts: Sequence[int]) -> int:
+    def read_chunk(store: WeightStore, task: Task, experts: Sequence[int], first: int) -> int:
         if task.token:
             # A visit to a layer reads its experts in chunks.
             counts.extend([0] * (task.batch == 0))
             counts[-1] += len(experts)
-        return original(store, task, experts)
+        return original(store, task, experts, first)
 
     monkeypatch.setattr(WeightStore, "read_chunk", read_chunk)
     base = make_policy(spec, prompt_len=PROMPT_LEN, gen_len=2, weights=ON_DISK)
@@ -112,8 +112,8 @@ def test_as_many_experts_are_read_as_random_routing_touches(
         error = statistics.stdev(counts) / len(counts) ** 0.5
         expected = experts.touched(policy.block_size)
         # Some are read before anyone knows whether they are needed.
-        ahead = num_chunks_ahead(experts, policy.block_size, experts.num_experts, 0.0)
-        expected += ahead * (1 - expected / experts.num_experts)
+        chunks = chunks_of(experts, policy.block_size, experts.num_experts, 0.0)
+        expected += chunks.ahead * chunks.size * (1 - expected / experts.num_experts)
         assert abs(statistics.mean(counts) - expected) <= 3 * error + 1e-9, batch_size
 
 
