@@ -143,6 +143,7 @@ def _precision(problem: Problem) -> Hashable:
         problem.group_size,
         problem.unpacks_per_batch,
         problem.attention_sparsity,
+        problem.head_batches_at_once,
     )
 
 

@@ -19,8 +19,8 @@ DEMANDED = "experts on demand"
 APART = "experts"
 # Otherwise they take turns with the head (see ``LayerLayout.staging``).
 WITH_HEAD = "layers"
-# Without a GPU, sequences in step load chunks of experts. As many experts are staged as a token
-# chooses, in two chunks, or in so many small ones.
+# Without a GPU, sequences in step load chunks of experts. At least as many experts are staged as
+# a token chooses, in two chunks, or in so many small ones.
 SMALL_CHUNKS = 4
 # Share of the experts outside memory that the tokens of a visit must need, for the first chunks to
 # be read before the tokens are routed.
@@ -89,9 +89,9 @@ def chunks_of(
 ) -> Chunks:
     """Return how a visit of ``num_tokens`` tokens loads experts.
 
-    Otherwise the disk would have nothing to read while a layer attends. So where nearly all are
+    While a layer attends, the disk would have nothing to read. So where nearly all experts are
     needed, the first chunks are read before that is known, and chunks are small. Each chunk costs
-    tasks, so that few tokens have two for as many experts as one of them chooses.
+    tasks. Where few experts are needed, chunks are large.
 
     Parameters
     ----------

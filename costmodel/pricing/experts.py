@@ -102,16 +102,22 @@ def _experts_ahead(problem: Problem, stage: Stage, experts: ExpertsSpec) -> int:
     """Return how many experts a visit of a layer reads before its tokens are routed: none where
     batches are routed one after another, or where a CPU does not walk through them.
 
-    In a search they are the most. Where routing is skewed, the fewest that memory leaves on disk
-    count: with more, the rarest may no longer be needed too rarely to be read early.
+    In a search, all experts of a layer may be on disk. Where routing is skewed, the fewest that
+    memory leaves there count. So a search may miss a policy with more on disk, of which enough are
+    needed to be read early.
     """
-    if not problem.walks_experts or problem.batches_at_once[1] < problem.num_batches[0]:
+    if not problem.walks_experts or not _routes_together(problem):
         return 0
     loaded, skew = _on_disk(problem, experts), problem.workload.expert_skew
     if problem.orders_experts:
         loaded = math.ceil(problem.rarest_on_disk * experts.num_experts - 1e-6)
     chunks = chunks_of(experts, _visit_tokens(problem, stage), loaded, skew)
     return min(loaded, chunks.ahead * chunks.size)
+
+
+def _routes_together(problem: Problem) -> bool:
+    """Whether all batches of a block may be routed together."""
+    return problem.batches_at_once[1] >= problem.num_batches[0]
 
 
 def _visit_tokens(problem: Problem, stage: Stage) -> int:
@@ -131,7 +137,9 @@ def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see ``chunks_of``), at
     least one. In a search, all experts of a layer may be on disk."""
     tokens, skew = _visit_tokens(problem, stage), problem.workload.expert_skew
+    early = _routes_together(problem)
     counts = (
-        chunks_of(e, tokens, _on_disk(problem, e), skew).count for e, _, _ in experts_of(problem)
+        chunks_of(e, tokens, _on_disk(problem, e), skew, may_read_ahead=early).count
+        for e, _, _ in experts_of(problem)
     )
     return max(1, *counts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from costmodel.model.layout import model_layers
+from costmodel.plan.cuts import policy_layers
 from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.schedule.job_simulation import simulate_job
@@ -41,7 +41,9 @@ class LaneBar(ProgressBar):
     ) -> None:
         super().__init__(is_shown=is_shown)
         self._policy, self._hardware, self._lengths = policy, hardware, lengths
-        self._num_visits = len(model_layers(policy.model)) * policy.num_gpu_batches
+        self._num_visits = (
+            len(policy_layers(policy, has_gpu=hardware.has_gpu)) * policy.num_gpu_batches
+        )
         # Tokens and seconds at the end of each predicted pass.
         self._reached: tuple[np.ndarray, np.ndarray] | None = None
         self._made = self._counted = self._ended_tokens = 0

@@ -22,7 +22,7 @@ LIMITED_LOGITS = 2**18
 GROUP_TOKENS = 128
 # The largest share of a sum that a product in float64 does not round to the whole sum.
 LARGEST_SHARE = 1 - 2.0**-52
-# Beyond them, temperatures are zero or infinite in float32. At them, draws are the same.
+# Far beyond them, temperatures are zero or infinite in float32. At them, draws are the same.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-30, 1e30
 
 

@@ -72,7 +72,7 @@ class LogitHead(ABC):
         for each in together:
             self._score_prompts(each, weights, first_row=first, is_last=is_last)
         inputs, counts = self._inputs[task.batch]
-        # All batches but the last are full, so that those of several are adjacent.
+        # The rows of several batches are adjacent, from the place of the first one on.
         slots, batch_size, vocab_size = self._logits.shape
         start = task.batch % slots * batch_size
         logits = self._logits.view(-1, vocab_size)[start : start + len(inputs)]

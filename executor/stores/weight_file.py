@@ -1,9 +1,9 @@
 """The weights on disk: one aligned file for each model and precision, built once.
 
-Every component has a fixed place in the file, so the layout depends on the policy only by its
-precision, and on whether there is a GPU. The file
-is sparse: only bytes that some policy puts on disk are written. A table at the end has a checksum
-for each page. A manifest beside the file has, for each component, the first byte that is written.
+Every component has a fixed place in the file, so the layout does not depend on the policy. That of
+a mixture depends on whether there is a GPU. The file is sparse: only bytes that some policy puts on
+disk are written. A table at the end has a checksum for each page. A manifest beside the file has,
+for each component, the first byte that is written.
 
 The file is written in place, and a rename adds the manifest last. So a file is used only when all
 of its data is safe, and it grows without a second copy. The process that builds locks the file.
