@@ -29,14 +29,9 @@ from costmodel.plan.workload import Workload
 from executor.checkpoint.dummy import DummyCheckpoint
 from executor.checkpoint.folder import WeightSource
 from executor.checkpoint.opening import open_checkpoint
+from executor.cli.job_flags import add_job_flags, check_job_flags, choose_hardware, uses_own_profile
 from executor.cli.job_options import search_policy
-from executor.cli.run_command import (
-    Job,
-    add_job_flags,
-    check_job_flags,
-    choose_hardware,
-    uses_own_profile,
-)
+from executor.cli.run_command import Job
 from executor.cli.run_report import format_report
 from executor.expert_counts import kept_skew
 from executor.machine_profile import keep_run

@@ -18,7 +18,7 @@ from costmodel.cli.flags import check_outputs
 from costmodel.cluster.nodes import Cluster
 from costmodel.cluster.plan import ClusterPlan
 from costmodel.plan.policy import Policy
-from executor.cli.run_command import read_job_options
+from executor.cli.job_flags import read_job_options
 from executor.generate import (
     add_generate_flags,
     check_generate_flags,

@@ -22,13 +22,9 @@ from costmodel.optimizer.choices import DEFAULT_PERMITTED, Permitted
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import OpenedCheckpoint, open_checkpoint
+from executor.cli.job_flags import add_job_flags, check_job_flags, choose_hardware
 from executor.cli.job_options import search_policy
-from executor.cli.run_command import (
-    Job,
-    add_job_flags,
-    check_job_flags,
-    choose_hardware,
-)
+from executor.cli.run_command import Job
 from executor.model.logits_processors import History, Steps
 from executor.model.sampling import Sampler, no_history
 from executor.model.token_scores import log_sums

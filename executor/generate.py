@@ -14,7 +14,7 @@ from costmodel.cli.flags import check_outputs
 from costmodel.cli.policy_report import format_prediction
 from costmodel.cli.work_flags import add_expected_len, check_expected_len
 from costmodel.plan.policy import Policy
-from executor.cli.run_command import (
+from executor.cli.job_flags import (
     add_job_flags,
     check_job_flags,
     read_job_options,
@@ -26,7 +26,7 @@ from executor.jobs.job_run import JobFlags, JobRun
 from executor.machine_profile import keep_run
 from executor.run.recorder import Recorder
 from profiles.command import Parser, run
-from profiles.errors import InputError
+from profiles.errors import InfeasibleError, InputError
 from profiles.output_checks import output_path
 from profiles.outputs import is_stream
 from profiles.units import format_count
@@ -183,8 +183,8 @@ def early_end_told(job: JobRun) -> Iterator[None]:
         with job.answers:
             yield
     except BaseException as error:
-        # Input is refused before any work, when there is nothing to tell.
-        if job.answers.num_done or not isinstance(error, InputError):
+        # Input and policies are refused before any work, when there is nothing to tell.
+        if job.answers.num_done or not isinstance(error, (InputError, InfeasibleError)):
             print(job.describe_early_end(), file=sys.stderr)
         raise
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from costmodel.cli.flags import check_outputs
-from executor.cli.run_command import add_offload_flags
+from executor.cli.job_flags import add_offload_flags
 from profiles.command import Parser, run
 from profiles.errors import InputError
 from profiles.output_checks import output_path

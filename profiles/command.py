@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import logging
 import os
@@ -45,7 +46,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the command line."""
-        raise InputError("command line", got=message, allowed=f"the flags in {self.prog} --help")
+        raise InputError(
+            "command line",
+            got=message,
+            allowed=f"the flags in {self.prog} --help",
+            hint=self._near_flag(message),
+        )
+
+    def _near_flag(self, message: str) -> str:
+        """Return the flag that looks most like one that does not exist, if there is any."""
+        _, found, words = message.partition("unrecognized arguments: ")
+        flag = words.split()[0].partition("=")[0] if found else ""
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return near[0] if near else ""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help, and raise where it cannot be written."""

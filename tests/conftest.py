@@ -17,7 +17,11 @@ if not torch.cuda.is_available():
     # Before anything imports Triton, so that its kernels run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from costmodel.pricing import buffers
 from profiles.kernels import build
+
+# Models of tests are tiny: of the usual size, a chunk would have half of all experts.
+buffers.LEAST_CHUNK_BYTES = 1
 
 # Files whose tests share models, searches or processes that take long: one process runs all of one.
 # These begin, so that what comes last is short.

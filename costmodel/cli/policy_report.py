@@ -9,11 +9,13 @@ from costmodel.optimizer.optimum import SearchResult
 from costmodel.optimizer.sensitivity import shadow_prices
 from costmodel.optimizer.whatif import Change
 from costmodel.plan.policy import TIERS, Placement, Policy, Prediction
+from costmodel.pricing.experts import bytes_ahead, demanded_share
 from costmodel.pricing.lane_memory import pool_bytes
 from costmodel.pricing.memory import capacities, memory_rows
 from costmodel.pricing.price import limits_by_phase, phase_channels
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.shares import shares_of
+from costmodel.pricing.stages import stages_of
 from profiles.hardware import HardwareProfile
 from profiles.units import format_bytes, format_count, format_figure, format_seconds
 
@@ -56,7 +58,9 @@ def placed_bytes(policy: Policy, hardware: HardwareProfile) -> dict[str, tuple[P
 def _work_lines(policy: Policy) -> list[str]:
     """Tell of the prompts, and of the sequences that are at work together."""
     work, lanes = policy.workload, policy.lanes
-    count = f"{work.num_prompts} prompts" if work.num_prompts else "any number of prompts"
+    count = (
+        format_count(work.num_prompts, "prompt") if work.num_prompts else "any number of prompts"
+    )
     batches = format_count(policy.num_gpu_batches, "batch")
     told = f"{count} of {work.prompt_len} tokens, {work.gen_len} generated for each"
     if work.lengths is not None:
@@ -67,7 +71,8 @@ def _work_lines(policy: Policy) -> list[str]:
     if lanes is None:
         return [
             told,
-            f"block of {policy.block_size} sequences: {batches} of {policy.gpu_batch_size},"
+            f"block of {format_count(policy.block_size, 'sequence')}: {batches} of"
+            f" {policy.gpu_batch_size},"
             f" prefilled {policy.prefill_batch_size} at a time",
         ]
     return [
@@ -102,12 +107,33 @@ def _policy_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     full = policy.model.full_bits
     if (policy.weight_bits, policy.cache_bits) != (full, full) or policy.model.is_encoded:
         lines.append(f"  weights {told_weights(policy)}; cache in {policy.cache_bits} bits")
-    if policy.loads_on_demand:
-        skew = policy.workload.expert_skew
-        routing = f"Zipf's law with exponent {skew:.3g}" if skew else "uniform routing"
-        lines.append(f"  experts are loaded on demand, as many as {routing} needs")
+    if "experts" in policy.weights:
+        lines += _expert_lines(policy, hardware)
     if policy.attention_sparsity < 1:
         lines.append(f"  in decode, a query attends to {policy.attention_sparsity:.0%} of the keys")
+    return lines
+
+
+def _expert_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
+    """Tell how experts outside the memory of the device that computes are loaded."""
+    placement = policy.weights["experts"]
+    outside = 1 - placement.gpu if hardware.has_gpu else placement.disk
+    if not outside:
+        return []
+    if not policy.loads_on_demand:
+        return ["  experts: whole layers are loaded ahead"]
+    skew = policy.workload.expert_skew
+    routing = f"Zipf's law with exponent {skew:.3g}" if skew else "uniform routing"
+    lines = [f"  experts: loaded on demand, as many as {routing} needs"]
+    problem = problem_of(policy, hardware)
+    decode = stages_of(problem)[-1]
+    if early := bytes_ahead(problem, decode):
+        size = outside * problem.sizes.component_bytes["experts"]
+        loaded = size * demanded_share(problem, decode, problem.rarest_on_disk)
+        lines.append(
+            f"  a pass of decode reads {format_bytes(loaded)} of experts,"
+            f" {early / loaded:.0%} of it before its tokens are routed"
+        )
     return lines
 
 
@@ -155,7 +181,7 @@ def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
         f" reaches {format_figure(result.job_tok_per_s, 4)} over the whole job"
         f" ({cost} {result.gap:.1%}{waits})",
         f"lower bound of a {whole}: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
-        " channel of each phase alone",
+        " channel of each phase without fixed costs",
         *_channel_lines(result.policy, result.hardware),
         *_buffer_lines(result.policy, result.hardware),
         *_price_lines(result),

@@ -129,7 +129,7 @@ def preset_config(name: str) -> Mapping[str, Any]:
     preset = _presets().get(name.lower())
     if preset is None:
         # The name of a hub may stand before that of the model.
-        near = difflib.get_close_matches(Path(name.lower()).name, preset_names(), n=3)
+        near = _near_presets(Path(name.lower()).name)
         listed = "" if near or "/" in name else f": {', '.join(preset_names())}"
         raise InputError(
             "model",
@@ -138,6 +138,12 @@ def preset_config(name: str) -> Mapping[str, Any]:
             hint=" or ".join(near),
         )
     return preset
+
+
+def _near_presets(name: str) -> list[str]:
+    """Return the presets whose names go on where ``name`` ends, else those that look like it."""
+    longer = [preset for preset in preset_names() if preset.startswith(name)]
+    return longer[:3] or difflib.get_close_matches(name, preset_names(), n=3)
 
 
 @functools.cache

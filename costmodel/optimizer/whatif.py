@@ -10,8 +10,9 @@ from costmodel.optimizer.optimum import Search, SearchResult
 from costmodel.pricing.memory import capacities, with_capacities
 from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
-from profiles.units import GIB
+from profiles.units import GIB, format_bytes
 
+# A small memory grows by its half.
 MORE_BYTES = 8 * GIB
 TWICE_AS_FAST = {
     "disk_read": ("twice the disk's rates", ("disk_read", "disk_write")),
@@ -32,7 +33,7 @@ class Change:
 def what_would_change(
     search: Search, result: SearchResult, *, permitted: Permitted = DEFAULT_PERMITTED
 ) -> list[Change]:
-    """Search again with 8 GiB more of each memory and with twice each rate, one at a time.
+    """Search again with more of each memory and with twice each rate, one at a time.
 
     ``result`` is the result of ``search`` on its machine. Each throughput is within
     ``NEARLY_AS_FAST`` of the machine's best.
@@ -46,7 +47,9 @@ def what_would_change(
 def _machines(hardware: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:
     for tier, capacity in capacities(hardware).items():
         name = "disk" if tier == "disk" else f"{tier.upper()} memory"
-        yield f"8 GiB more {name}", with_capacities(hardware, {tier: capacity + MORE_BYTES})
+        more = min(MORE_BYTES, capacity // 2)
+        larger = with_capacities(hardware, {tier: capacity + more})
+        yield f"{format_bytes(more)} more {name}", larger
     for first, (what, names) in TWICE_AS_FAST.items():
         if not RATES[first].value(hardware):
             continue

@@ -93,11 +93,11 @@ class Plan:
         (found,) = (c for c in self.weights[layer] if c.layout.is_experts)
         return found
 
-    def chunks(self, layer: int, num_batches: int, *, is_prefill: bool) -> Chunks:
+    def chunks(self, layer: int, num_sequences: int, *, is_prefill: bool) -> Chunks:
         """Return how a visit loads experts of a layer of the schedule, in a block of
-        ``num_batches`` batches. None is read early where batches are routed one after another."""
-        together = min(self.batches_at_once, num_batches)
-        tokens = together * self.policy.gpu_batch_size
+        ``num_sequences``. None is read early where batches are routed one after another."""
+        most = self.batches_at_once * self.policy.gpu_batch_size
+        tokens = min(most, num_sequences)
         tokens *= self.policy.workload.prompt_len if is_prefill else 1
         placed = self.experts(layer)
         return chunks_of(
@@ -105,12 +105,13 @@ class Plan:
             tokens,
             placed.cut.disk_bytes // placed.layout.unit_bytes,
             self.policy.workload.expert_skew,
-            may_read_ahead=together == num_batches,
+            expert_bytes=placed.layout.unit_bytes,
+            may_read_ahead=num_sequences <= most,
         )
 
     def num_slots(self, layer: int) -> int:
         """Return the experts of a layer of the schedule for which visits need room."""
-        return staged_experts(self._experts_spec(layer))
+        return staged_experts(self._experts_spec(layer), self.experts(layer).layout.unit_bytes)
 
     def _experts_spec(self, layer: int) -> ExpertsSpec:
         experts = self.policy.model.layer(self.numbers[layer]).experts

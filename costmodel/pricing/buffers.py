@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import LayerLayout
+from profiles.units import MIB
 
 # A layer's weights are read into one buffer while the previous layer is computed from the other.
 # The cache and the hidden states of a batch are double-buffered in the same way.
@@ -20,8 +21,10 @@ APART = "experts"
 # Otherwise they take turns with the head (see ``LayerLayout.staging``).
 WITH_HEAD = "layers"
 # Without a GPU, sequences in step load chunks of experts. At least as many experts are staged as
-# a token chooses, in two chunks, or in so many small ones.
+# a token chooses, in two chunks, or in so many small ones. Below the least bytes, the tasks of a
+# chunk would cost more than its reads.
 SMALL_CHUNKS = 4
+LEAST_CHUNK_BYTES = 8 * MIB
 # Share of the experts outside memory that the tokens of a visit must need, for the first chunks to
 # be read before the tokens are routed.
 NEARLY_ALL = 0.75
@@ -85,6 +88,7 @@ def chunks_of(
     num_loaded: int,
     skew: float,
     *,
+    expert_bytes: int,
     may_read_ahead: bool = True,
 ) -> Chunks:
     """Return how a visit of ``num_tokens`` tokens loads experts.
@@ -99,28 +103,33 @@ def chunks_of(
         Experts of the layer that are not in memory, so that no visit loads more.
     skew
         That of the workload.
+    expert_bytes
+        Stored bytes of an expert.
     """
     chosen = experts.experts_per_token
     # The other chunks have room for all experts on disk only where so many may be needed.
     may_read_ahead &= num_tokens * chosen >= num_loaded
     needed = experts.touched(num_tokens, skew, num_loaded / experts.num_experts)
     is_ahead = may_read_ahead and needed >= NEARLY_ALL * num_loaded
-    size, staged = _staged(experts, SMALL_CHUNKS if is_ahead else NUM_BUFFERS)
+    size, staged = _staged(experts, expert_bytes, SMALL_CHUNKS if is_ahead else NUM_BUFFERS)
     count = -(-min(num_tokens * chosen, num_loaded) // size)
     return Chunks(
         size=size, staged=staged, count=count, ahead=min(staged, count) if is_ahead else 0
     )
 
 
-def staged_experts(experts: ExpertsSpec) -> int:
+def staged_experts(experts: ExpertsSpec, expert_bytes: int) -> int:
     """Return the experts of a layer for which visits need room."""
-    return max(math.prod(_staged(experts, parts)) for parts in (NUM_BUFFERS, SMALL_CHUNKS))
+    counts = (_staged(experts, expert_bytes, parts) for parts in (NUM_BUFFERS, SMALL_CHUNKS))
+    return max(math.prod(count) for count in counts)
 
 
-def _staged(experts: ExpertsSpec, parts: int) -> tuple[int, int]:
+def _staged(experts: ExpertsSpec, expert_bytes: int, parts: int) -> tuple[int, int]:
     """Return the experts of a chunk, and the chunks that are staged, if those of a token are cut
     into some parts. There are at least two: one is loaded while another is computed."""
-    size = -(-experts.experts_per_token // parts)
+    size = max(-(-experts.experts_per_token // parts), -(-LEAST_CHUNK_BYTES // expert_bytes))
+    # Two chunks need no more room than all experts.
+    size = min(size, -(-experts.num_experts // NUM_BUFFERS))
     return size, max(NUM_BUFFERS, -(-experts.experts_per_token // size))
 
 

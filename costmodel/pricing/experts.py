@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layout import ComponentLayout
-from costmodel.pricing.buffers import chunks_of
+from costmodel.pricing.buffers import Chunks, chunks_of
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 
@@ -77,7 +77,7 @@ def demanded_share(problem: Problem, stage: Stage, rarest: float) -> float:
         share = _loaded(experts, tokens, skew, rarest) / (rarest * experts.num_experts)
         if problem.experts is not None and (on_disk := _on_disk(problem, experts)):
             # Of those that are read before routing, some are not needed. A search takes the least.
-            share += (1 - share) * _experts_ahead(problem, stage, experts) / on_disk
+            share += (1 - share) * _experts_ahead(problem, stage, experts, component) / on_disk
         total_share += visits * share * component.num_bytes * count
         total_bytes += component.num_bytes * count
     return total_share / total_bytes
@@ -91,14 +91,16 @@ def _loaded(experts: ExpertsSpec, tokens: int, skew: float, rarest: float) -> fl
 
 def bytes_ahead(problem: Problem, stage: Stage) -> int:
     """Return the bytes of the experts that one visit of all layers reads before its tokens are
-    routed. In a search, they are the most."""
+    routed. In a search, see ``_experts_ahead``."""
     return sum(
-        count * component.unit_bytes * _experts_ahead(problem, stage, experts)
+        count * component.unit_bytes * _experts_ahead(problem, stage, experts, component)
         for experts, component, count in experts_of(problem)
     )
 
 
-def _experts_ahead(problem: Problem, stage: Stage, experts: ExpertsSpec) -> int:
+def _experts_ahead(
+    problem: Problem, stage: Stage, experts: ExpertsSpec, component: ComponentLayout
+) -> int:
     """Return how many experts a visit of a layer reads before its tokens are routed: none where
     batches are routed one after another, or where a CPU does not walk through them.
 
@@ -111,7 +113,8 @@ def _experts_ahead(problem: Problem, stage: Stage, experts: ExpertsSpec) -> int:
     loaded, skew = _on_disk(problem, experts), problem.workload.expert_skew
     if problem.orders_experts:
         loaded = math.ceil(problem.rarest_on_disk * experts.num_experts - 1e-6)
-    chunks = chunks_of(experts, _visit_tokens(problem, stage), loaded, skew)
+    tokens = _visit_tokens(problem, stage)
+    chunks = chunks_of(experts, tokens, loaded, skew, expert_bytes=component.unit_bytes)
     return min(loaded, chunks.ahead * chunks.size)
 
 
@@ -136,10 +139,24 @@ def _on_disk(problem: Problem, experts: ExpertsSpec) -> int:
 def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see ``chunks_of``), at
     least one. In a search, all experts of a layer may be on disk."""
+    return max(1, *(c.count for c, _ in _chunks(problem, stage, all_on_disk=False)))
+
+
+def whole_chunks(problem: Problem, stage: Stage) -> int:
+    """Return the chunks of one visit of all layers, were all experts on disk."""
+    return sum(chunks.count * count for chunks, count in _chunks(problem, stage, all_on_disk=True))
+
+
+def _chunks(problem: Problem, stage: Stage, *, all_on_disk: bool) -> Iterator[tuple[Chunks, int]]:
+    """Yield how a visit loads each kind of experts, with the number of layers that have them."""
     tokens, skew = _visit_tokens(problem, stage), problem.workload.expert_skew
-    early = _routes_together(problem)
-    counts = (
-        chunks_of(e, tokens, _on_disk(problem, e), skew, may_read_ahead=early).count
-        for e, _, _ in experts_of(problem)
-    )
-    return max(1, *counts)
+    for experts, component, count in experts_of(problem):
+        chunks = chunks_of(
+            experts,
+            tokens,
+            experts.num_experts if all_on_disk else _on_disk(problem, experts),
+            skew,
+            expert_bytes=component.unit_bytes,
+            may_read_ahead=_routes_together(problem),
+        )
+        yield chunks, count

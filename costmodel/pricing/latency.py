@@ -21,7 +21,7 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     routed_seconds,
 )
-from costmodel.pricing.experts import demanded_share, touched_bytes
+from costmodel.pricing.experts import demanded_share, touched_bytes, whole_chunks
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.matrices import (
     multiplied_bytes,
@@ -36,6 +36,9 @@ from costmodel.pricing.shares import Shares
 from costmodel.pricing.stages import Stage, disk_cache_bytes, read_cache_bytes, stored_cache_bytes
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
+
+# A chunk of experts has its own task, with about a third of a layer's operators.
+CHUNK_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +278,11 @@ def _cpu_work(
         + loaded * unpacking_bytes(problem, stage),
         "experts": whole * (multiplied_expert_bytes(problem, stage) * expert_visits(stage)),
     }
+    if problem.walks_experts:
+        on_disk = shares.weights["experts"].disk
+        overhead_s = cpu.compute.task_overhead_s * CHUNK_SHARE * expert_visits(stage)
+        chunks_s = on_disk * (overhead_s * whole_chunks(problem, stage))
+        seconds["experts"] = seconds["experts"] + chunks_s
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
     seconds["head"] = head
     return [TaskWork(k, "cpu_compute", s, memory_bytes.get(k)) for k, s in seconds.items()]

@@ -19,7 +19,7 @@ from costmodel.pricing.walks import walk_limits
 
 CPU_MEMORY = "cpu_memory"
 ONE_BATCH = "one batch in series"
-ON_DEMAND = ("experts on demand, read", "experts on demand, sent")
+ON_DEMAND = ("waits for experts", "waits for experts sent")
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(

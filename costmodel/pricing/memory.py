@@ -273,7 +273,8 @@ def _staged_chunk_bytes(problem: Problem) -> int:
     if not problem.walks_experts:
         return 0
     return max(
-        staged_experts(experts) * layout.unit_bytes for experts, layout, _ in experts_of(problem)
+        staged_experts(experts, layout.unit_bytes) * layout.unit_bytes
+        for experts, layout, _ in experts_of(problem)
     )
 
 

@@ -12,10 +12,10 @@ from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares
 from costmodel.pricing.stages import Stage
 
-WAITED = "experts on demand, read"
-FIRST_CHUNK = "first chunk of experts"
-HEAD_READ = "head, read"
-ALL_READ = "all loads, and the head"
+WAITED = "waits for experts"
+FIRST_CHUNK = "cpu_compute plus first experts"
+HEAD_READ = "waits for experts plus head"
+ALL_READ = "disk_read plus head"
 
 
 def walk_limits(

@@ -21,15 +21,25 @@ class TaskMaker:
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill. ``None`` are
         passes without an end, which are all alike: prompts begin beside sequences that decode.
+    num_sequences
+        Sequences in the block; unless told, all batches are full.
     """
 
-    def __init__(self, plan: Plan, *, num_batches: int, num_tokens: int | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        num_batches: int,
+        num_tokens: int | None,
+        num_sequences: int | None = None,
+    ) -> None:
         self.plan = plan
         self.route = plan.route
         self.staging = [staging_kind(layer, experts=plan.expert_staging) for layer in plan.layers]
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
+        self.num_sequences = num_sequences or num_batches * plan.policy.gpu_batch_size
         self.num_tokens = num_tokens
         self.reads, self.sends = (
             Lookahead(plan, layers, num_batches=num_batches, num_tokens=num_tokens)

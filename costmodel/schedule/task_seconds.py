@@ -106,7 +106,8 @@ class TaskSeconds:
             # What is left behind the last chunk takes little time.
             return 0.0
         is_prefill = stage.is_prefill
-        chunks = self._plan.chunks(task.layer, self._num_batches, is_prefill=is_prefill).count
+        num_sequences = self._plan.policy.block_size
+        chunks = self._plan.chunks(task.layer, num_sequences, is_prefill=is_prefill).count
         share = self._routed[task.layer]
         kind = "experts"
         if task.kind == "read_experts":

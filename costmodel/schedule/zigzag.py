@@ -29,6 +29,8 @@ class ZigzagSchedule(MoveMaker):
         The layers, and the moves that the policy needs.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
+    num_sequences
+        Sequences in the block; unless told, all batches are full.
     """
 
     def __iter__(self) -> Iterator[Task]:
@@ -156,7 +158,7 @@ class ZigzagSchedule(MoveMaker):
             )
 
     def _chunks(self, here: Position, layer: int) -> Chunks:
-        return self.plan.chunks(layer, self.num_batches, is_prefill=not self.decodes(here))
+        return self.plan.chunks(layer, self.num_sequences, is_prefill=not self.decodes(here))
 
     def _route(self, here: Position) -> Task:
         """Route the tokens."""

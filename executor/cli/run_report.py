@@ -305,7 +305,7 @@ def format_report(report: Report) -> str:
     lines += [f"{name:<20}{said:>18}{found:>18}" for name, said, found in rows]
     bound = format_seconds(report.lower_bound_s)
     what = "pass" if report.lanes else "phase"
-    lines.append(f"lower bound: {bound}, the busiest channel of each {what} alone")
+    lines.append(f"lower bound: {bound}, the busiest channel of each {what} without fixed costs")
     busy = sorted(report.busy_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{channel} {format_seconds(s)}" for channel, s in busy if s > 0)
     lines.append(f"channels were busy: {shares}")

@@ -12,7 +12,8 @@ from costmodel.plan.lengths import Lengths
 from costmodel.plan.policy import Policy
 from costmodel.plan.workload import Workload
 from executor.checkpoint.opening import open_checkpoint
-from executor.cli.run_command import Job, check_job_flags, read_job_options
+from executor.cli.job_flags import check_job_flags, read_job_options
+from executor.cli.run_command import Job
 from executor.harness.choosers import NextTokens
 from executor.jobs.endings import Decode, RowChooser
 from executor.jobs.lane_room import room_lacks

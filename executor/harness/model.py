@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoTokenizer
 
 from costmodel.gguf.paths import is_gguf
-from executor.cli.run_command import add_offload_flags
+from executor.cli.job_flags import add_offload_flags
 from executor.harness.job_maker import JobMaker, ScoreRequest
 from executor.harness.task_sampling import make_sampler
 from executor.text.loading import load_generation_config

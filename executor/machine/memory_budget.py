@@ -11,7 +11,7 @@ from profiles.errors import InfeasibleError
 from profiles.hardware import HardwareProfile
 from profiles.memory_limits import usable_memory_bytes
 from profiles.mounts import memory_file_system
-from profiles.units import format_bytes
+from profiles.units import MIB, format_bytes
 
 
 def within_free_memory(
@@ -59,12 +59,13 @@ def check_available(policy: Policy, hardware: HardwareProfile, *, file_bytes: in
     usable = usable_memory_bytes(hardware.cpu.runtime_bytes)
     if needed <= usable:
         return
+    # Whole MiB, and not a byte too many.
+    left = max(0, usable - (needed - peaks["cpu"])) // MIB
     files = f", {format_bytes(file_bytes)} of it for files in memory," if file_bytes else ""
     raise InfeasibleError(
         f"the policy does not fit now: it needs {format_bytes(needed)} of cpu memory{files} and"
         f" {format_bytes(usable)} are free for it; try: end other programs, or search again"
-        f" with --cpu-memory {max(0, usable - (needed - peaks['cpu']))}B"
-        + (" and an --offload-dir on a disk" if file_bytes else "")
+        f" with --cpu-memory {left}MiB" + (" and an --offload-dir on a disk" if file_bytes else "")
     )
 
 

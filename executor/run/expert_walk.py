@@ -89,14 +89,14 @@ class ExpertWalk:
         # Layers are visited one after another.
         self._visit: _Visit | None = None
 
-    def start_block(self, num_batches: int, num_sequences: int) -> None:
+    def start_block(self, num_sequences: int) -> None:
         """Prepare for a block."""
         self._visit = None
         plan = self._weights.plan
         for layer in plan.route.demanding if plan.walks_experts else ():
             self._outside[layer] = self._experts_outside(layer)
             for is_prefill in (True, False):
-                chunks = plan.chunks(layer, num_batches, is_prefill=is_prefill)
+                chunks = plan.chunks(layer, num_sequences, is_prefill=is_prefill)
                 self._chunks[layer, is_prefill] = chunks
         if self.cache is not None:
             self.cache.start_block(num_sequences)

@@ -290,7 +290,9 @@ class Runner:
         ]
         block.start(batches)
         self.progress.started(len(batches))
-        schedule = ZigzagSchedule(self.plan, num_batches=len(batches), num_tokens=gen_len)
+        schedule = ZigzagSchedule(
+            self.plan, num_batches=len(batches), num_tokens=gen_len, num_sequences=len(indices)
+        )
         start_s = time.perf_counter()
         ends_s = self._run_schedule(block, schedule)
         return collect(batches, self.eos_ids, prompt_len, start_s, ends_s)

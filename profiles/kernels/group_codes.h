@@ -196,7 +196,10 @@ struct GroupCodes {
                               long ahead) {
     const __mmask8 held = 2 * pair + 1 < groups ? 0xff : 0x0f;
     const uint8_t* from = block.rows[row] + block.number * kCodeBytes + pair * kCoded;
-    fetch_near(from + ahead);
+    // Rows may begin within a line. A last block may be shorter than the one that is fetched.
+    if (pair == 0) fetch_near(from + ahead);
+    fetch_near(from + ahead + kCoded - 1);
+    if (groups <= 2) fetch_near(from + ahead + kCodeBytes - 1);
     return _mm512_maskz_loadu_epi64(held, from);
   }
   INLINE static __m512i low_of(__m512i codes) {

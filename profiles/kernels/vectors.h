@@ -35,7 +35,10 @@ INLINE inline void fetch_line(const void* from) { __builtin_prefetch(from, 0, 2)
 // To the first-level cache: what is needed soon, a line at a time.
 INLINE inline void fetch_near(const void* from) { __builtin_prefetch(from, 0, 3); }
 INLINE inline void fetch(const void* from, long num_bytes) {
-  for (long d = 0; d < num_bytes; d += 64) fetch_line(static_cast<const char*>(from) + d);
+  // A run that begins within a line may end in one more.
+  const long skipped = reinterpret_cast<uintptr_t>(from) % 64;
+  const char* first = static_cast<const char*>(from) - skipped;
+  for (long d = 0; d < skipped + num_bytes; d += 64) fetch_line(first + d);
 }
 
 template <class F, long... i>

@@ -174,7 +174,7 @@ class BlockMemory:
         return ("staged experts", task.batch % self._chunks(task).staged)
 
     def _chunks(self, task: Task) -> Chunks:
-        return self.plan.chunks(task.layer, self.num_batches, is_prefill=task.is_prefill)
+        return self.plan.chunks(task.layer, self.plan.policy.block_size, is_prefill=task.is_prefill)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""

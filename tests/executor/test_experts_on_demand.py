@@ -18,6 +18,7 @@ from costmodel.model import layout
 from costmodel.model.layout import model_layers
 from costmodel.model.spec import ModelSpec
 from costmodel.plan.policy import Placement, Policy
+from costmodel.pricing import buffers
 from costmodel.pricing.buffers import chunks_of
 from costmodel.schedule.tasks import Task
 from costmodel.schedule.zigzag import ZigzagSchedule
@@ -27,6 +28,7 @@ from executor.model.sampling import Sampler
 from executor.run.runner import Runner
 from executor.stores.weights import WeightStore
 from profiles.aligned_io import PAGE_BYTES
+from profiles.units import MIB
 from tests.executor.tiny_machines import (
     ON_CPU,
     ON_DISK,
@@ -58,11 +60,17 @@ def _spec(family: str = "mixtral", **changes: Any) -> ModelSpec:
 
 
 def _run(
-    policy: Policy, folder: Path, *, gpu: bool = False, num_blocks: int = 1
+    policy: Policy,
+    folder: Path,
+    *,
+    gpu: bool = False,
+    num_blocks: int = 1,
+    num_prompts: int | None = None,
 ) -> tuple[Counter[str], Counter[str]]:
-    """Run blocks; returns the bytes of decode by channel, and the number of reads."""
+    """Run blocks, or some prompts; returns the bytes of decode by channel, and the number of
+    reads."""
     rng = random.Random(0)
-    vocab_size, count = policy.model.vocab_size, num_blocks * policy.block_size
+    vocab_size, count = policy.model.vocab_size, num_prompts or num_blocks * policy.block_size
     prompts = [[rng.randrange(vocab_size) for _ in range(PROMPT_LEN)] for _ in range(count)]
     moved, reads = Counter[str](), Counter[str]()
 
@@ -112,7 +120,7 @@ def test_as_many_experts_are_read_as_random_routing_touches(
         error = statistics.stdev(counts) / len(counts) ** 0.5
         expected = experts.touched(policy.block_size)
         # Some are read before anyone knows whether they are needed.
-        chunks = chunks_of(experts, policy.block_size, experts.num_experts, 0.0)
+        chunks = chunks_of(experts, policy.block_size, experts.num_experts, 0.0, expert_bytes=1)
         expected += chunks.ahead * chunks.size * (1 - expected / experts.num_experts)
         assert abs(statistics.mean(counts) - expected) <= 3 * error + 1e-9, batch_size
 
@@ -201,3 +209,29 @@ def test_few_sequences_move_a_small_part(tmp_path: Path) -> None:
         whole, _ = _run(policy, tmp_path, gpu=True)
         needed, _ = _run(replace(policy, loads_on_demand=True), tmp_path, gpu=True)
         assert whole[channel] - needed[channel] == experts * 6 // 8
+
+
+def test_one_prompt_loads_as_little_under_a_policy_for_many(tmp_path: Path) -> None:
+    """It needs two of eight experts, so that none is read before its tokens are routed."""
+    base = make_policy(_spec(), prompt_len=PROMPT_LEN, gen_len=5, weights=ON_DISK)
+    one, many = (
+        replace(base, gpu_batch_size=size, num_gpu_batches=1, loads_on_demand=True)
+        for size in (1, 16)
+    )
+    moved = [_run(policy, tmp_path, num_prompts=1)[0] for policy in (one, many)]
+    assert moved[0]["disk_read"] == moved[1]["disk_read"] > 0
+
+
+@pytest.mark.parametrize("expert_bytes", [2**18, 2**21, 2**23])
+def test_chunks_of_small_experts_are_large_enough(
+    expert_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless half of all experts are smaller."""
+    monkeypatch.setattr(buffers, "LEAST_CHUNK_BYTES", 8 * MIB)
+    experts = _spec().layer(0).experts
+    assert experts is not None
+    for num_tokens in (1, 64):
+        chunks = chunks_of(experts, num_tokens, 8, 0.0, expert_bytes=expert_bytes)
+        assert chunks.size * expert_bytes >= 8 * MIB or chunks.size == 4
+        assert chunks.size * chunks.staged <= 8
+        assert chunks.count * chunks.size >= min(2 * num_tokens, 8)
