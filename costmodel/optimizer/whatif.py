@@ -12,7 +12,7 @@ from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB, format_bytes
 
-# A small memory grows by its half.
+# A small capacity grows by at most its half: by a power of two.
 MORE_BYTES = 8 * GIB
 TWICE_AS_FAST = {
     "disk_read": ("twice the disk's rates", ("disk_read", "disk_write")),
@@ -47,7 +47,8 @@ def what_would_change(
 def _machines(hardware: HardwareProfile) -> Iterator[tuple[str, HardwareProfile]]:
     for tier, capacity in capacities(hardware).items():
         name = "disk" if tier == "disk" else f"{tier.upper()} memory"
-        more = min(MORE_BYTES, capacity // 2)
+        half = capacity // 2 or MORE_BYTES
+        more = min(MORE_BYTES, 1 << half.bit_length() - 1)
         larger = with_capacities(hardware, {tier: capacity + more})
         yield f"{format_bytes(more)} more {name}", larger
     for first, (what, names) in TWICE_AS_FAST.items():

@@ -81,7 +81,7 @@ def test_explanation_and_json_line(tmp_path: Path, search: Run) -> None:
         "at its peak",
         "workspace",
         "shadow prices",
-        "8.00 GiB more GPU memory",
+        "4.00 GiB more GPU memory",
         "twice the disk's rates",
     ):
         assert said in done.out

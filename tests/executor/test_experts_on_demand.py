@@ -215,7 +215,13 @@ def test_one_prompt_loads_as_little_under_a_policy_for_many(tmp_path: Path) -> N
     """It needs two of eight experts, so that none is read before its tokens are routed."""
     base = make_policy(_spec(), prompt_len=PROMPT_LEN, gen_len=5, weights=ON_DISK)
     one, many = (
-        replace(base, gpu_batch_size=size, num_gpu_batches=1, loads_on_demand=True)
+        replace(
+            base,
+            gpu_batch_size=size,
+            prefill_batch_size=1,
+            num_gpu_batches=1,
+            loads_on_demand=True,
+        )
         for size in (1, 16)
     )
     moved = [_run(policy, tmp_path, num_prompts=1)[0] for policy in (one, many)]

@@ -134,7 +134,7 @@ def test_memory_that_others_hold_is_refused_at_the_start(
     offer(needed)
     check_available(policy, hardware)
     offer(needed - 2 * own)
-    with pytest.raises(InfeasibleError, match=r"does not fit now: .*--cpu-memory \d+B$"):
+    with pytest.raises(InfeasibleError, match=r"does not fit now: .*--cpu-memory \d+MiB$"):
         Runner(policy, hardware, DummyCheckpoint(spec=LLAMA), tmp_path).__enter__()
     offer(needed)
     groups.append(needed - 2 * own)
