@@ -55,10 +55,10 @@ class Parser(argparse.ArgumentParser):
 
     def _near_flag(self, message: str) -> str:
         """Return the flag that looks most like one that does not exist, if there is any."""
-        _, found, words = message.partition("unrecognized arguments: ")
-        flag = words.split()[0].partition("=")[0] if found else ""
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return near[0] if near else ""
+        _, _, words = message.partition("unrecognized arguments: ")
+        flags = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+        near = (difflib.get_close_matches(f, self._option_string_actions, n=1) for f in flags)
+        return next((found[0] for found in near if found), "")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help, and raise where it cannot be written."""

@@ -20,7 +20,8 @@ if not torch.cuda.is_available():
 from costmodel.pricing import buffers
 from profiles.kernels import build
 
-# Models of tests are tiny: of the usual size, a chunk would have half of all experts.
+# Models of tests are tiny: of the usual size, a chunk would have half of all experts. Processes
+# that tests start have the usual size.
 buffers.LEAST_CHUNK_BYTES = 1
 
 # Files whose tests share models, searches or processes that take long: one process runs all of one.

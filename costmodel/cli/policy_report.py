@@ -120,19 +120,26 @@ def _expert_lines(policy: Policy, hardware: HardwareProfile) -> list[str]:
     outside = 1 - placement.gpu if hardware.has_gpu else placement.disk
     if not outside:
         return []
+    compute_memory = "the GPU" if hardware.has_gpu else "memory"
+    lines = []
+    if policy.cpu_experts:
+        share = policy.cpu_experts
+        lines.append(f"  in decode, the CPU multiplies {share:.0%} of the experts in its memory")
+    which = "other experts" if policy.cpu_experts else f"experts outside {compute_memory}"
     if not policy.loads_on_demand:
-        return ["  experts: whole layers are loaded ahead"]
+        return [*lines, f"  {which}: all of a layer are loaded ahead"]
     skew = policy.workload.expert_skew
     routing = f"Zipf's law with exponent {skew:.3g}" if skew else "uniform routing"
-    lines = [f"  experts: loaded on demand, as many as {routing} needs"]
+    lines.append(f"  {which}: loaded on demand, as many as {routing} needs")
     problem = problem_of(policy, hardware)
-    decode = stages_of(problem)[-1]
-    if early := bytes_ahead(problem, decode):
+    stage = stages_of(problem)[-1]
+    if early := bytes_ahead(problem, stage):
         size = outside * problem.sizes.component_bytes["experts"]
-        loaded = size * demanded_share(problem, decode, problem.rarest_on_disk)
+        loaded = size * demanded_share(problem, stage, problem.rarest_on_disk)
+        when = "prefill" if stage.is_prefill else "a pass of decode"
         lines.append(
-            f"  a pass of decode reads {format_bytes(loaded)} of experts,"
-            f" {early / loaded:.0%} of it before its tokens are routed"
+            f"  {when} reads {format_bytes(loaded)} of experts, {early / loaded:.0%} of it before"
+            " tokens are routed"
         )
     return lines
 
@@ -172,16 +179,17 @@ def _memory_lines(hardware: HardwareProfile, prediction: Prediction) -> list[str
 def format_explanation(result: SearchResult, changes: Sequence[Change]) -> str:
     """Lay out what stands behind a policy: bound, seconds, memory by buffer, what more of
     anything is worth, and what would change the answer."""
-    cost, whole = "rounding costs", "block"
+    cost, whole, part = "rounding costs", "block", "phase"
     if result.policy.lanes is not None:
-        cost, whole = "its start, its end and the size of the cache cost at most", "job"
+        cost = "its start, its end and the size of the cache cost at most"
+        whole, part = "job", "pass"
     waits = f", waits {result.cost_of_waits:.1%}" if result.cost_of_waits else ""
     lines = [
         f"bound: no policy exceeds {format_figure(result.bound_tok_per_s, 4)} token/s; this one"
         f" reaches {format_figure(result.job_tok_per_s, 4)} over the whole job"
         f" ({cost} {result.gap:.1%}{waits})",
         f"lower bound of a {whole}: {format_seconds(result.predicted.lower_bound_s)}, the busiest"
-        " channel of each phase without fixed costs",
+        f" channel of each {part} without fixed costs",
         *_channel_lines(result.policy, result.hardware),
         *_buffer_lines(result.policy, result.hardware),
         *_price_lines(result),

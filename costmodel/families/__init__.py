@@ -141,8 +141,8 @@ def preset_config(name: str) -> Mapping[str, Any]:
 
 
 def _near_presets(name: str) -> list[str]:
-    """Return the presets whose names go on where ``name`` ends, else those that look like it."""
-    longer = [preset for preset in preset_names() if preset.startswith(name)]
+    """Return presets that begin with ``name``, else those that look like it."""
+    longer = [preset for preset in preset_names() if name and preset.startswith(name)]
     return longer[:3] or difflib.get_close_matches(name, preset_names(), n=3)
 
 

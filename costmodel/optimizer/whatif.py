@@ -12,7 +12,7 @@ from costmodel.pricing.rates import RATES
 from profiles.hardware import HardwareProfile
 from profiles.units import GIB, format_bytes
 
-# A small capacity grows by at most its half: by a power of two.
+# A capacity below 16 GiB grows by the largest power of two within its half. Nothing grows by 8 GiB.
 MORE_BYTES = 8 * GIB
 TWICE_AS_FAST = {
     "disk_read": ("twice the disk's rates", ("disk_read", "disk_write")),

@@ -93,20 +93,19 @@ class Plan:
         (found,) = (c for c in self.weights[layer] if c.layout.is_experts)
         return found
 
-    def chunks(self, layer: int, num_sequences: int, *, is_prefill: bool) -> Chunks:
-        """Return how a visit loads experts of a layer of the schedule, in a block of
-        ``num_sequences``. None is read early where batches are routed one after another."""
-        most = self.batches_at_once * self.policy.gpu_batch_size
-        tokens = min(most, num_sequences)
-        tokens *= self.policy.workload.prompt_len if is_prefill else 1
+    def chunks(self, layer: int, num_batches: int, batch_tokens: int) -> Chunks:
+        """Return how a visit loads experts of a layer of the schedule, in a pass of
+        ``num_batches`` of ``batch_tokens`` tokens each, at most. None is read early where batches
+        are routed one after another."""
+        together = min(self.batches_at_once, num_batches)
         placed = self.experts(layer)
         return chunks_of(
             self._experts_spec(layer),
-            tokens,
+            together * batch_tokens,
             placed.cut.disk_bytes // placed.layout.unit_bytes,
             self.policy.workload.expert_skew,
             expert_bytes=placed.layout.unit_bytes,
-            may_read_ahead=num_sequences <= most,
+            may_read_ahead=together == num_batches,
         )
 
     def num_slots(self, layer: int) -> int:

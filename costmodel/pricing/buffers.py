@@ -21,8 +21,8 @@ APART = "experts"
 # Otherwise they take turns with the head (see ``LayerLayout.staging``).
 WITH_HEAD = "layers"
 # Without a GPU, sequences in step load chunks of experts. At least as many experts are staged as
-# a token chooses, in two chunks, or in so many small ones. Below the least bytes, the tasks of a
-# chunk would cost more than its reads.
+# a token chooses, in two chunks, or in so many small ones. Chunks of fewer than the least bytes
+# would be too many tasks.
 SMALL_CHUNKS = 4
 LEAST_CHUNK_BYTES = 8 * MIB
 # Share of the experts outside memory that the tokens of a visit must need, for the first chunks to
@@ -128,7 +128,7 @@ def _staged(experts: ExpertsSpec, expert_bytes: int, parts: int) -> tuple[int, i
     """Return the experts of a chunk, and the chunks that are staged, if those of a token are cut
     into some parts. There are at least two: one is loaded while another is computed."""
     size = max(-(-experts.experts_per_token // parts), -(-LEAST_CHUNK_BYTES // expert_bytes))
-    # Two chunks need no more room than all experts.
+    # Two chunks hold all experts.
     size = min(size, -(-experts.num_experts // NUM_BUFFERS))
     return size, max(NUM_BUFFERS, -(-experts.experts_per_token // size))
 

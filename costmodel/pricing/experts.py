@@ -113,7 +113,7 @@ def _experts_ahead(
     loaded, skew = _on_disk(problem, experts), problem.workload.expert_skew
     if problem.orders_experts:
         loaded = math.ceil(problem.rarest_on_disk * experts.num_experts - 1e-6)
-    tokens = _visit_tokens(problem, stage)
+    tokens = _visit_tokens(problem, stage, problem.batches_at_once[1])
     chunks = chunks_of(experts, tokens, loaded, skew, expert_bytes=component.unit_bytes)
     return min(loaded, chunks.ahead * chunks.size)
 
@@ -123,9 +123,10 @@ def _routes_together(problem: Problem) -> bool:
     return problem.batches_at_once[1] >= problem.num_batches[0]
 
 
-def _visit_tokens(problem: Problem, stage: Stage) -> int:
-    """Return the most tokens that pass through experts together where a CPU walks through them."""
-    tokens = problem.batches_at_once[1] * problem.gpu_batch_size
+def _visit_tokens(problem: Problem, stage: Stage, at_once: int) -> int:
+    """Return the most tokens of ``at_once`` batches, which pass through experts together where a
+    CPU walks through them."""
+    tokens = at_once * problem.gpu_batch_size
     return tokens * stage.prompt_len if stage.is_prefill else tokens
 
 
@@ -139,22 +140,24 @@ def _on_disk(problem: Problem, experts: ExpertsSpec) -> int:
 def num_chunks(problem: Problem, stage: Stage) -> int:
     """Return the most chunks in which a visit of a layer loads experts (see ``chunks_of``), at
     least one. In a search, all experts of a layer may be on disk."""
-    return max(1, *(c.count for c, _ in _chunks(problem, stage, all_on_disk=False)))
+    return max(1, *(c.count for c, _ in _chunks(problem, stage, problem.batches_at_once[1])))
 
 
-def whole_chunks(problem: Problem, stage: Stage) -> int:
-    """Return the chunks of one visit of all layers, were all experts on disk."""
-    return sum(chunks.count * count for chunks, count in _chunks(problem, stage, all_on_disk=True))
+def visit_chunks(problem: Problem, stage: Stage) -> int:
+    """Return the chunks of one visit of all layers, the fewest of a range of batches. In a search,
+    they are those of layers whose experts are all on disk."""
+    return sum(c.count * count for c, count in _chunks(problem, stage, problem.batches_at_once[0]))
 
 
-def _chunks(problem: Problem, stage: Stage, *, all_on_disk: bool) -> Iterator[tuple[Chunks, int]]:
-    """Yield how a visit loads each kind of experts, with the number of layers that have them."""
-    tokens, skew = _visit_tokens(problem, stage), problem.workload.expert_skew
+def _chunks(problem: Problem, stage: Stage, at_once: int) -> Iterator[tuple[Chunks, int]]:
+    """Yield how a visit of ``at_once`` batches loads each kind of experts, with the number of
+    layers that have them."""
+    tokens, skew = _visit_tokens(problem, stage, at_once), problem.workload.expert_skew
     for experts, component, count in experts_of(problem):
         chunks = chunks_of(
             experts,
             tokens,
-            experts.num_experts if all_on_disk else _on_disk(problem, experts),
+            _on_disk(problem, experts),
             skew,
             expert_bytes=component.unit_bytes,
             may_read_ahead=_routes_together(problem),

@@ -21,7 +21,7 @@ from costmodel.pricing.arithmetic import (
     matmul_seconds,
     routed_seconds,
 )
-from costmodel.pricing.experts import demanded_share, touched_bytes, whole_chunks
+from costmodel.pricing.experts import demanded_share, touched_bytes, visit_chunks
 from costmodel.pricing.linear_form import Quantity, total
 from costmodel.pricing.matrices import (
     multiplied_bytes,
@@ -279,13 +279,22 @@ def _cpu_work(
         "experts": whole * (multiplied_expert_bytes(problem, stage) * expert_visits(stage)),
     }
     if problem.walks_experts:
-        on_disk = shares.weights["experts"].disk
-        overhead_s = cpu.compute.task_overhead_s * CHUNK_SHARE * expert_visits(stage)
-        chunks_s = on_disk * (overhead_s * whole_chunks(problem, stage))
-        seconds["experts"] = seconds["experts"] + chunks_s
+        seconds["chunks"] = _chunk_seconds(problem, shares, stage)
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)
     seconds["head"] = head
     return [TaskWork(k, "cpu_compute", s, memory_bytes.get(k)) for k, s in seconds.items()]
+
+
+def _chunk_seconds(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:
+    """Return the fixed cost of the chunks in which experts are loaded. In a search, the number of
+    chunks goes with the share of the experts on disk."""
+    visits = max(1.0, problem.num_batches[0] / problem.batches_at_once[1])
+    visits *= stage.passes * problem.loads_per_block
+    chunk_s = CHUNK_SHARE * problem.hardware.cpu.compute.task_overhead_s
+    block_s = visits * chunk_s * visit_chunks(problem, stage)
+    if problem.experts is None:
+        return shares.weights["experts"].disk * block_s
+    return shares.per_block * block_s
 
 
 def _unpackings(problem: Problem, shares: Shares[Quantity], stage: Stage) -> Quantity:

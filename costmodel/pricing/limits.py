@@ -15,11 +15,11 @@ from costmodel.pricing.linear_form import LinearForm, Quantity, total
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.shares import Shares, unit_shares
 from costmodel.pricing.stages import Stage
-from costmodel.pricing.walks import walk_limits
+from costmodel.pricing.walks import WAITED, walk_limits
 
 CPU_MEMORY = "cpu_memory"
 ONE_BATCH = "one batch in series"
-ON_DEMAND = ("waits for experts", "waits for experts sent")
+ON_DEMAND = (WAITED, "waits for sent experts")
 IN_PLACE = "experts on the CPU"
 # Tasks that run one after another in a pass where the CPU multiplies experts.
 AROUND_EXPERTS = frozenset(

@@ -31,8 +31,8 @@ def walk_limits(
     computed, read, chunks = "cpu_compute", "disk_read", num_chunks(problem, stage)
     busy = channel_seconds(work)
     late, experts, head = (
-        total(w.seconds for w in work if w.kind == kind)
-        for kind in ("read_experts", "experts", "head")
+        total(w.seconds for w in work if w.kind in kinds)
+        for kinds in (("read_experts",), ("experts", "chunks"), ("head",))
     )
     last = experts * (1 / chunks)
     early = _read_ahead(problem, shares, stage)

@@ -21,8 +21,8 @@ class TaskMaker:
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill. ``None`` are
         passes without an end, which are all alike: prompts begin beside sequences that decode.
-    num_sequences
-        Sequences in the block; unless told, all batches are full.
+    batch_size, prompt_len
+        Most sequences of a batch, and most tokens of their prompts; unless told, the policy's.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class TaskMaker:
         *,
         num_batches: int,
         num_tokens: int | None,
-        num_sequences: int | None = None,
+        batch_size: int | None = None,
+        prompt_len: int | None = None,
     ) -> None:
         self.plan = plan
         self.route = plan.route
@@ -39,7 +40,8 @@ class TaskMaker:
         self.kinds = [layer.kind for layer in plan.layers]
         self.batches_at_once = min(plan.batches_at_once, num_batches)
         self.num_batches = num_batches
-        self.num_sequences = num_sequences or num_batches * plan.policy.gpu_batch_size
+        self.batch_size = batch_size or plan.policy.gpu_batch_size
+        self.prompt_len = prompt_len or plan.policy.workload.prompt_len
         self.num_tokens = num_tokens
         self.reads, self.sends = (
             Lookahead(plan, layers, num_batches=num_batches, num_tokens=num_tokens)

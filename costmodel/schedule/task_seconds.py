@@ -106,14 +106,14 @@ class TaskSeconds:
             # What is left behind the last chunk takes little time.
             return 0.0
         is_prefill = stage.is_prefill
-        num_sequences = self._plan.policy.block_size
-        chunks = self._plan.chunks(task.layer, num_sequences, is_prefill=is_prefill).count
-        share = self._routed[task.layer]
-        kind = "experts"
+        policy = self._plan.policy
+        tokens = policy.gpu_batch_size * (policy.workload.prompt_len if is_prefill else 1)
+        chunks = self._plan.chunks(task.layer, self._num_batches, tokens).count
+        share, seconds = self._routed[task.layer], kinds["experts"] + kinds["chunks"]
         if task.kind == "read_experts":
             moved = self._moved_bytes[stage.is_prefill][task.kind]
-            kind, share = task.kind, moved[task.layer] / sum(moved)
-        return kinds[kind] / stage.passes / self._num_groups * share / chunks
+            seconds, share = kinds[task.kind], moved[task.layer] / sum(moved)
+        return seconds / stage.passes / self._num_groups * share / chunks
 
     def _overhead_s(self, stage: Stage) -> float:
         parts = self._problem.gpu_batch_size / stage.sequences_at_once

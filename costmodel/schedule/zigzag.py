@@ -29,8 +29,8 @@ class ZigzagSchedule(MoveMaker):
         The layers, and the moves that the policy needs.
     num_batches, num_tokens
         Batches in the block; passes over the model, the first of which is prefill.
-    num_sequences
-        Sequences in the block; unless told, all batches are full.
+    batch_size, prompt_len
+        Most sequences of a batch, and most tokens of their prompts; unless told, the policy's.
     """
 
     def __iter__(self) -> Iterator[Task]:
@@ -158,7 +158,8 @@ class ZigzagSchedule(MoveMaker):
             )
 
     def _chunks(self, here: Position, layer: int) -> Chunks:
-        return self.plan.chunks(layer, self.num_sequences, is_prefill=not self.decodes(here))
+        tokens = self.batch_size * (1 if self.decodes(here) else self.prompt_len)
+        return self.plan.chunks(layer, self.num_batches, tokens)
 
     def _route(self, here: Position) -> Task:
         """Route the tokens."""

@@ -1,4 +1,4 @@
-"""Flags that the commands share which run a model: where it runs, and in what precision."""
+"""Flags of the commands that run a model: where it runs, in what precision, what it writes."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Block:
         prompt_len = batches[0].prompt_ids.shape[1]
         self.attention.start_block(batches)
         self.experts.start_block(batches)
-        self.walk.start_block(sum(sizes))
+        self.walk.start_block(sizes, prompt_len)
         self.head.start_block(batches, self._lengths)
         self.rotations.start_block(self._lengths, prompt_len)
         self.stores.weights.start_block(len(batches))

@@ -8,7 +8,7 @@ a whole.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,17 +89,17 @@ class ExpertWalk:
         # Layers are visited one after another.
         self._visit: _Visit | None = None
 
-    def start_block(self, num_sequences: int) -> None:
-        """Prepare for a block."""
+    def start_block(self, sizes: Sequence[int], prompt_len: int) -> None:
+        """Prepare for a block of batches of ``sizes``, padded to ``prompt_len``."""
         self._visit = None
         plan = self._weights.plan
         for layer in plan.route.demanding if plan.walks_experts else ():
             self._outside[layer] = self._experts_outside(layer)
             for is_prefill in (True, False):
-                chunks = plan.chunks(layer, num_sequences, is_prefill=is_prefill)
-                self._chunks[layer, is_prefill] = chunks
+                tokens = max(sizes) * (prompt_len if is_prefill else 1)
+                self._chunks[layer, is_prefill] = plan.chunks(layer, len(sizes), tokens)
         if self.cache is not None:
-            self.cache.start_block(num_sequences)
+            self.cache.start_block(sum(sizes))
 
     def route(self, task: Task, tokens: Iterable[WalkedTokens]) -> None:
         """Route the tokens of some batches, and deal the experts that they need into chunks."""

@@ -291,7 +291,11 @@ class Runner:
         block.start(batches)
         self.progress.started(len(batches))
         schedule = ZigzagSchedule(
-            self.plan, num_batches=len(batches), num_tokens=gen_len, num_sequences=len(indices)
+            self.plan,
+            num_batches=len(batches),
+            num_tokens=gen_len,
+            batch_size=size,
+            prompt_len=prompt_len,
         )
         start_s = time.perf_counter()
         ends_s = self._run_schedule(block, schedule)

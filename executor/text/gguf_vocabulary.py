@@ -71,7 +71,7 @@ class Vocabulary:
                 label,
                 got="none" if kind is None else f"tokenizer.ggml.model {kind!r}",
                 allowed=f"{BYTE_LEVEL} or {SENTENCEPIECE}",
-                hint="prompt_ids in place of prompt, for which generate needs no tokenizer",
+                hint="prompt_ids in place of prompt; generate then needs no tokenizer",
             )
         tokens = model.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, tuple) or not tokens:

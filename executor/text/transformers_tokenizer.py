@@ -115,7 +115,7 @@ def _packages_for(folder: Path) -> list[str]:
                 f"tokenizer of {folder}",
                 got="no tokenizer.json",
                 allowed="a checkpoint with one",
-                hint="prompt_ids in place of prompt, for which generate needs no tokenizer",
+                hint="prompt_ids in place of prompt; generate then needs no tokenizer",
             )
         for path in others:
             refuse_pointer(path)

@@ -25,7 +25,7 @@ void decode(const EncodedRow& row, long d, long size, long ahead, float* to) {
   const long whole = size / D::kUnit * D::kUnit;
   const uint8_t* next = row.bytes + ahead + d / kBlock * kBlockBytes<D>;
   for (long i = 0; i < whole; i += D::kUnit) {
-    if (i % kBlock == 0) fetch(next + i / kBlock * kBlockBytes<D>, kBlockBytes<D>);
+    if (i % kBlock == 0) fetch_run(next + i / kBlock * kBlockBytes<D>, kBlockBytes<D>);
     decoder.unit(d + i, [&](auto j, Floats v) INLINE { store(to + i + j * kLanes, v); });
   }
   if (whole == size) return;
@@ -114,7 +114,7 @@ void add_products(const EncodedRow* weights, const float* x, long d, long size, 
   const long stride = weights[1].bytes - weights[0].bytes;
   const uint8_t* next = weights[0].bytes + kAhead * stride + d / kBlock * kBlockBytes<D>;
   for (const long end = d + size; d < end; next += kBlockBytes<D>) {
-    for (long w = 0; w < kWeights; ++w) fetch(next + w * stride, kBlockBytes<D>);
+    for (long w = 0; w < kWeights; ++w) fetch_run(next + w * stride, kBlockBytes<D>);
     for (const long past = std::min(d + kBlock, end); d < past; d += D::kUnit)
       for (long w = 0; w < kWeights; ++w) {
         Floats dot = dots[w];

@@ -65,7 +65,7 @@ INLINE inline void read_weights(const uint8_t* const* blocks, long ahead, Intege
   alignas(64) __m512i offsets[kLanes];
   for (long row = 0; row < kLanes; ++row) {
     const uint8_t* block = blocks[row];
-    fetch(block + ahead, kBlockBytes<D>);
+    fetch_run(block + ahead, kBlockBytes<D>);
     use(row, [&](auto each) INLINE { As::vectors(block, each); });
     if constexpr (As::kOffset > 0) offsets[row] = (__m512i)As::offsets(block);
     to->scales[row] = As::scale(block);

@@ -28,7 +28,7 @@ class Tile {
     const Span& span = part.span;
     const Matrix<T> matrix(p_, span.group);
     const bool is_small = span.count * p_.dim * long(sizeof(Query)) <= kKeptInputs;
-    // Few rows of inputs stay in the caches: whole rows of weights pass by, as they are in memory.
+    // Few rows of inputs stay in the cache: whole rows of weights pass by, as they are in memory.
     const long step = is_few(span) && is_small ? kWeights : kOutputs;
     for (long from = 0; from < part.count; from += step) {
       first_ = part.first + from, count_ = std::min(step, part.count - from);

@@ -56,7 +56,7 @@ struct Part {
 // Few rows take wide parts: weights behind a part may be another thread's, and are fetched in vain.
 inline std::vector<Part> parts_of(const Products& p, const Spans& spans, int threads,
                                   long least = kWeights) {
-  long width = kWidest;
+  long width = kMostOutputs;
   while (width > least && (p.outputs + width - 1) / width * long(spans.size()) < kTiles * threads)
     width /= 2;
   std::vector<Part> parts;

@@ -28,9 +28,11 @@ constexpr long kWeights = 4, kRows = 6;
 #else
 constexpr long kWeights = 4, kRows = 3;
 #endif
-// Outputs of a tile, and dimensions that are summed before the next weights are taken. Outputs of a
-// part with few rows: what comes first in a part is not fetched early.
-constexpr long kOutputs = 64, kDepth = 1024, kWidest = 16 * kOutputs;
+// Outputs of a tile, and dimensions that are summed before the next weights are taken.
+constexpr long kOutputs = 64, kDepth = 1024;
+// Most outputs of a part with few rows. The first weights of a part are not fetched early, so that
+// parts are wide.
+constexpr long kMostOutputs = 16 * kOutputs;
 // Rows whose inputs are held in another form at once.
 constexpr long kWindow = 512;
 // So few rows take 16-bit weights as they are, where one instruction converts a vector. So few blocks
@@ -42,7 +44,7 @@ constexpr long kFewRows = 12, kWaiting = 2;
 constexpr long kFewRows = 0, kWaiting = 0;
 #endif
 // Up to so many rows, each weight is multiplied with all rows before the next one, if the inputs of
-// these rows have at most so many bytes.
+// these rows have at most so many bytes: they stay in the first-level cache.
 constexpr long kSharedRows = 4 * kRows, kKeptInputs = 1 << 15;
 constexpr long kAnyRows = 1L << 62;
 // Rows of weights that are fetched before their turn.
@@ -77,9 +79,9 @@ class Matrix {
   INLINE void fetch(long output, long d, long size) const {
     if (output >= outputs_) return;
     const char* from = row(output, 0);
-    if (!packing_.bits) return ::fetch(from + d * sizeof(T), size * sizeof(T));
-    ::fetch(from + d * packing_.bits / 8, size * packing_.bits / 8);
-    ::fetch(from + packing_.shared_at(d / packing_.group), size / packing_.group * 4);
+    if (!packing_.bits) return fetch_run(from + d * sizeof(T), size * sizeof(T));
+    fetch_run(from + d * packing_.bits / 8, size * packing_.bits / 8);
+    fetch_run(from + packing_.shared_at(d / packing_.group), size / packing_.group * 4);
   }
 
  private:

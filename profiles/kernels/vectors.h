@@ -35,10 +35,12 @@ INLINE inline void fetch_line(const void* from) { __builtin_prefetch(from, 0, 2)
 // To the first-level cache: what is needed soon, a line at a time.
 INLINE inline void fetch_near(const void* from) { __builtin_prefetch(from, 0, 3); }
 INLINE inline void fetch(const void* from, long num_bytes) {
-  // A run that begins within a line may end in one more.
+  for (long d = 0; d < num_bytes; d += 64) fetch_line(static_cast<const char*>(from) + d);
+}
+// The same for a run that may begin within a line: it may end in one more.
+INLINE inline void fetch_run(const void* from, long num_bytes) {
   const long skipped = reinterpret_cast<uintptr_t>(from) % 64;
-  const char* first = static_cast<const char*>(from) - skipped;
-  for (long d = 0; d < skipped + num_bytes; d += 64) fetch_line(first + d);
+  fetch(static_cast<const char*>(from) - skipped, skipped + num_bytes);
 }
 
 template <class F, long... i>

@@ -52,8 +52,18 @@ def random_durations(rng: random.Random) -> Callable[[Task], float]:
 class BlockMemory:
     """Where the bytes of a policy's block lie, and who touches them."""
 
-    def __init__(self, policy: Policy, layers: Sequence[LayerLayout], *, has_gpu: bool) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        layers: Sequence[LayerLayout],
+        *,
+        has_gpu: bool,
+        batch_size: int | None = None,
+        prompt_len: int | None = None,
+    ) -> None:
         self.has_gpu = has_gpu
+        self.batch_size = batch_size or policy.gpu_batch_size
+        self.prompt_len = prompt_len or policy.workload.prompt_len
         self.compute_tier = "gpu" if has_gpu else "cpu"
         self.plan = Plan.of(policy, has_gpu=has_gpu)
         self.num_batches = policy.num_gpu_batches
@@ -174,7 +184,8 @@ class BlockMemory:
         return ("staged experts", task.batch % self._chunks(task).staged)
 
     def _chunks(self, task: Task) -> Chunks:
-        return self.plan.chunks(task.layer, self.plan.policy.block_size, is_prefill=task.is_prefill)
+        tokens = self.batch_size * (self.prompt_len if task.is_prefill else 1)
+        return self.plan.chunks(task.layer, self.num_batches, tokens)
 
     def _disk_rows(self) -> Iterator[str]:
         """Places of attention of the rows on disk: they have staging of their own."""

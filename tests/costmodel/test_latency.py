@@ -9,7 +9,7 @@ import pytest
 from costmodel.model.layout import CUT_ROWS
 from costmodel.plan.policy import Placement, Prediction
 from costmodel.plan.workload import Workload
-from costmodel.pricing.price import check_executable, check_fits, estimate
+from costmodel.pricing.price import check_executable, check_fits, estimate, phase_channels
 from costmodel.pricing.problem import problem_of
 from costmodel.pricing.workspace import workspace_bytes
 from profiles import HardwareProfile, InfeasibleError, InputError, RateCurve
@@ -207,6 +207,24 @@ def test_a_mixture_copies_a_row_for_each_token_and_expert() -> None:
     # The last layer of prefill passes on each prompt's last token only.
     assert predicted.prefill_s == pytest.approx(SEQUENCES * (3 * PROMPT + 1) * row_s)
     assert predicted.decode_s == pytest.approx(SEQUENCES * 4 * STEPS * row_s)
+
+
+@pytest.mark.parametrize(
+    ("batches", "batch", "share", "chunks"), [(2, 4, 1.0, 8), (2, 4, 0.5, 4), (1, 1, 1.0, 2)]
+)
+def test_every_chunk_of_experts_costs_a_third_of_a_layer(
+    batches: int, batch: int, share: float, chunks: int
+) -> None:
+    """Of one expert each: all of the eight on disk, or the two of a single token."""
+    machine = make_machine(cpu=make_compute(overhead_s=1.0))
+    base = make_policy(model=make_mixture(), loads_on_demand=True)
+    base = replace(base, num_gpu_batches=batches, gpu_batch_size=batch, prefill_batch_size=1)
+    decode_s = []
+    for disk in (0.0, share):
+        weights = {**base.weights, "experts": Placement(cpu=1 - disk, disk=disk)}
+        channels = phase_channels(replace(base, weights=weights), machine)
+        decode_s.append(channels["decode"]["cpu_compute"])
+    assert decode_s[1] - decode_s[0] == pytest.approx(STEPS * 4 * chunks / 3)
 
 
 def test_a_layer_that_hands_attention_down_is_two_tasks() -> None:

@@ -112,9 +112,26 @@ def test_passes_without_an_end_are_the_decode_of_a_block(block: tuple[Policy, bo
 def test_nothing_collides_at_any_pace(
     block: tuple[Policy, bool], num_tokens: int, seed: int
 ) -> None:
+    """Of a block with as many sequences and tokens as the policy has, or fewer."""
     policy, has_gpu = block
-    tasks = _tasks(policy, has_gpu=has_gpu, num_tokens=num_tokens)
-    memory, rng = _memory(policy, has_gpu=has_gpu), random.Random(seed)
+    rng = random.Random(seed)
+    batch_size = rng.randint(1, policy.gpu_batch_size)
+    prompt_len = rng.randint(1, policy.workload.prompt_len)
+    schedule = ZigzagSchedule(
+        Plan.of(policy, has_gpu=has_gpu),
+        num_batches=policy.num_gpu_batches,
+        num_tokens=num_tokens,
+        batch_size=batch_size,
+        prompt_len=prompt_len,
+    )
+    tasks = list(schedule)
+    memory = BlockMemory(
+        policy,
+        model_layers(policy.model),
+        has_gpu=has_gpu,
+        batch_size=batch_size,
+        prompt_len=prompt_len,
+    )
     for _ in range(3):
         spans = simulate(tasks, random_durations(rng))
         assert find_hazards(spans, memory) == []

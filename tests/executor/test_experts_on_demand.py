@@ -241,3 +241,23 @@ def test_chunks_of_small_experts_are_large_enough(
         assert chunks.size * expert_bytes >= 8 * MIB or chunks.size == 4
         assert chunks.size * chunks.staged <= 8
         assert chunks.count * chunks.size >= min(2 * num_tokens, 8)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 6])
+def test_chunks_of_the_usual_size_change_no_token(
+    num_prompts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here they have half of a layer's experts each."""
+    monkeypatch.setattr(buffers, "LEAST_CHUNK_BYTES", 8 * MIB)
+    rng = random.Random(2)
+    prompts = [[rng.randrange(400) for _ in range(PROMPT_LEN)] for _ in range(num_prompts)]
+    found = []
+    for home in (ON_CPU, ON_DISK):
+        base = make_policy(_spec(), prompt_len=PROMPT_LEN, gen_len=5, weights=home)
+        policy = replace(base, gpu_batch_size=3, loads_on_demand=True)
+        source, hardware = DummyCheckpoint(spec=policy.model), make_hardware(gpu=False)
+        with Runner(policy, hardware, source, tmp_path) as runner:
+            found.append([block.output_ids for block in runner.run(prompts)])
+            for layer in runner.plan.route.demanding:
+                assert runner.plan.chunks(layer, 2, 3).size == 4
+    assert found[0] == found[1]

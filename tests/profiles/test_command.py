@@ -186,6 +186,10 @@ def test_parser_raises_one_line() -> None:
         with pytest.raises(InputError) as caught:
             parser.parse_args(arguments)
         assert arguments[0] in str(caught.value) and "\n" not in str(caught.value)
+    for wrong, hint in (("--cpu-memry=1GiB", "--cpu-memory"), ("", ""), ("--zzz", "")):
+        with pytest.raises(InputError) as caught:
+            parser.parse_args([wrong])
+        assert caught.value.hint == hint
 
 
 def test_face_imports_without_torch() -> None:
