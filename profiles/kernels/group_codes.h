@@ -168,7 +168,7 @@ struct GroupCodes {
     const long at = block.dim / 2 + block.number * kBytes, next = at + block.ahead(kBytes);
     const auto shared = [&, held, at, next](long row) INLINE {
       const uint8_t* from = block.rows[row];
-      fetch_near(from + next);
+      fetch_near(from + next + kBytes - 1);
       return _mm_maskz_loadu_epi32(held, from + at);
     };
     __m512i rows[4];
