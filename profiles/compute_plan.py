@@ -14,7 +14,7 @@ from profiles.units import MIB
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Weights and caches of one figure take turns, so that none is found in a processor's cache. With
-# half as much, a tenth was found in one of 32 MiB.
+# half as much, up to a tenth was found in one of 32 MiB.
 COLD_BYTES = 256 * MIB
 # Kernels that a GPU is given before it is waited for, so that waiting does not count.
 NUM_LAUNCHES = 16
