@@ -1,5 +1,5 @@
-// Products of bfloat16 inputs with K-quants in integers: an instruction has twice the products of one
-// in float32. Inputs become integers of 15 bits with a power of two for each 64. Those within 2^7 of
+// Products of bfloat16 inputs with blocks of 256 in integers, and what smaller blocks share with them:
+// an instruction has twice the products of one in float32. Inputs become integers of 15 bits with a power of two for each 64. Those within 2^7 of
 // the largest of them stay exact, and the error of the others is far below bfloat16's own rounding.
 #pragma once
 
@@ -29,15 +29,17 @@ struct IntegerWeights {
   float offsets[kBlock / 16][kLanes];
 };
 
-inline void take_inputs(const Bfloat16* from, IntegerInputs* to) {
+// Takes a block of inputs, or the `left` of them.
+inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
   constexpr long kVectors = kScaled / kLanes;
+  const auto vector = [&](long i) INLINE {
+    return i * kLanes < left ? load(from + i * kLanes) : Floats{};
+  };
   Floats sums[kBlock / kLanes];
   for (long s = 0; s < kScales; ++s) {
     __m512i most = _mm512_setzero_si512();
-    for (long i = 0; i < kVectors; ++i) {
-      const Bits bits = (Bits)load(from + s * kScaled + i * kLanes) & 0x7fffffffu;
-      most = _mm512_max_epu32(most, (__m512i)bits);
-    }
+    for (long i = s * kVectors; i < (s + 1) * kVectors; ++i)
+      most = _mm512_max_epu32(most, (__m512i)((Bits)vector(i) & 0x7fffffffu));
     const uint32_t bits = _mm512_reduce_max_epu32(most);
     // 2^13 is the upper bit of the largest. What is below 2^-123 becomes zero.
     const int power = std::max(int(bits >> 23) - 127, -110) - 13;
@@ -46,7 +48,7 @@ inline void take_inputs(const Bfloat16* from, IntegerInputs* to) {
     to->scales[s] = is_finite ? load_raw<float>(&step) : NAN;
     const Floats factor = splat(is_finite ? load_raw<float>(&inverse) : 0.0f);
     for (long i = s * kVectors; i < (s + 1) * kVectors; ++i) {
-      const __m512i whole = _mm512_cvtps_epi32((__m512)(load(from + i * kLanes) * factor));
+      const __m512i whole = _mm512_cvtps_epi32((__m512)(vector(i) * factor));
       _mm256_store_si256((__m256i*)(to->integers + i * kLanes), _mm512_cvtsepi32_epi16(whole));
       sums[i] = (Floats)_mm512_cvtepi32_ps(whole) * to->scales[s];
     }
@@ -102,6 +104,34 @@ INLINE inline void add_scaled(Floats dots, const IntegerWeights& weights, const 
   store(sums, sum);
 }
 
+// Sums the products of kCount rows of inputs with kPanelRows rows of weights: those of kPairs pairs from
+// one on. The sum of row r and panel t is the (r * kPanels + t)-th.
+template <long kCount, long kPairs, class Weights>
+INLINE inline void sum_pairs(const Weights* weights, const IntegerInputs* x, long first,
+                             __m512i* sums) {
+  constexpr long kSums = kCount * kPanels;
+  // Few sums would wait for themselves: each is taken in parts.
+  constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
+  __m512i parts[kParts][kSums] = {};
+  for (long pair = first; pair < first + kPairs; pair += kParts)
+    repeat<kParts>([&](auto part) INLINE {
+      __m512i w[kPanels];
+      repeat<kPanels>([&](auto t) INLINE {
+        w[t] = _mm512_load_si512(weights[t].pairs[pair + part]);
+      });
+      repeat<kCount>([&](auto r) INLINE {
+        const __m512i inputs = _mm512_set1_epi32(load_raw<int>(x[r].integers + 2 * (pair + part)));
+        repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][r * kPanels + t], w[t], inputs); });
+      });
+    });
+  repeat<kSums>([&](auto i) INLINE {
+    sums[i] = parts[0][i];
+    repeat<kParts - 1>([&](auto part) INLINE {
+      sums[i] = _mm512_add_epi32(sums[i], parts[part + 1][i]);
+    });
+  });
+}
+
 // Adds a block's products of kCount rows of inputs with kPanelRows rows of weights to `sums`, which
 // are kPanelRows apart.
 template <class D, long kCount>
@@ -109,30 +139,13 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
                                          float* sums) {
   using As = IntegersOf<D>;
   constexpr long kSums = kCount * kPanels, kPairs = As::kSummed / 2;
-  // Few sums would wait for themselves: each is taken in parts.
-  constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
   Floats dots[kSums] = {};
   for (long first = 0; first < kBlock / 2; first += kPairs) {
-    __m512i parts[kParts][kSums] = {};
-    for (long pair = first; pair < first + kPairs; pair += kParts)
-      repeat<kParts>([&](auto part) INLINE {
-        __m512i w[kPanels];
-        repeat<kPanels>([&](auto t) INLINE {
-          w[t] = _mm512_load_si512(weights[t].pairs[pair + part]);
-        });
-        repeat<kCount>([&](auto g) INLINE {
-          const auto* from = x[g].integers + 2 * (pair + part);
-          const __m512i inputs = _mm512_set1_epi32(load_raw<int>(from));
-          repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][g * kPanels + t], w[t], inputs); });
-        });
-      });
+    __m512i whole[kSums];
+    sum_pairs<kCount, kPairs>(weights, x, first, whole);
     repeat<kSums>([&](auto i) INLINE {
-      __m512i whole = parts[0][i];
-      repeat<kParts - 1>([&](auto part) INLINE {
-        whole = _mm512_add_epi32(whole, parts[part + 1][i]);
-      });
       const float scale = x[i / kPanels].scales[2 * first / kScaled];
-      dots[i] += (Floats)_mm512_cvtepi32_ps(whole) * scale;
+      dots[i] += (Floats)_mm512_cvtepi32_ps(whole[i]) * scale;
     });
   }
   repeat<kSums>([&](auto i) INLINE {

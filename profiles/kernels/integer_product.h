@@ -1,7 +1,8 @@
-// Products of groups of rows with K-quants, in integers.
+// Products of groups of rows with GGUF's blocks, in integers.
 #pragma once
 
 #include "integer_blocks.h"
+#include "small_integers.h"
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
@@ -13,7 +14,9 @@ struct KQuants {
   using Inputs = IntegerInputs;
   using Weights = IntegerWeights;
 
-  static void take_inputs(const Bfloat16* from, long, Inputs* to) { ::take_inputs(from, to); }
+  static void take_inputs(const Bfloat16* from, long left, Inputs* to) {
+    ::take_inputs(from, left, to);
+  }
   static void take_weights(const WeightBlock& block, Weights* to) {
     const uint8_t* blocks[kLanes];
     ::take_weights<D>(places(block, blocks), block.ahead(kBlockBytes<D>), to);
@@ -38,6 +41,7 @@ using MultiplyIntegers = void (*)(const Products&, int);
 template <class D>
 constexpr MultiplyIntegers integer_products() {
   if constexpr (IntegersOf<D>::kIsKnown) return multiply_integers<KQuants<D>>;
+  if constexpr (SmallIntegersOf<D>::kIsKnown) return multiply_integers<SmallBlocks<D>>;
   return nullptr;
 }
 

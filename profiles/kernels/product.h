@@ -35,6 +35,10 @@ class Tile {
       bias_ = p_.biases ? static_cast<const T*>(p_.biases[span.group]) + first_ : nullptr;
       for (long d = 0; d < p_.dim; d += depth_) {
         const long size = std::min(depth_, p_.dim - d);
+        if (step == kWeights)
+          fetch_ahead(p_.dim, d);
+        else
+          fetch_ahead(size, 0);
         source_.take(matrix, first_, count_, d, size, weights_);
         for (long w = count_; w % kWeights; ++w) weights_[w] = weights_[count_ - 1];
         is_first_ = d == 0, is_last_ = d + size == p_.dim;
@@ -45,10 +49,23 @@ class Tile {
   }
 
  private:
+  // Weights of a block whose successors are fetched, and how many bytes behind them those are: until a
+  // byte, and from it on, where what is fetched belongs to later rows.
+  struct Lead { long first, past, ahead, later, until; };
+
   // For a single row, the processor itself fetches weights in time.
   static bool fetches(const Span& span) { return Source::kIsInPlace && span.count > 1; }
   static bool is_few(const Span& span) {
     return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
+  }
+
+  // Sets what is fetched where `run` elements of kWeights rows of weights are multiplied before those
+  // of the next rows, from the d-th element on.
+  void fetch_ahead(long run, long d) {
+    const long bytes = run * long(sizeof(Element)), skipped = kLead / bytes;
+    const long step = kWeights * p_.weight_stride - bytes;
+    lead_.ahead = skipped * step + kLead, lead_.later = lead_.ahead + step;
+    lead_.until = (skipped + 1) * bytes - kLead - d * long(sizeof(Element));
   }
 
   // The first rows are multiplied with each weight while later weights are fetched: each block of rows
@@ -56,12 +73,14 @@ class Tile {
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
     const long blocks = (shared + kRows - 1) / kRows;
+    // A block's share waits for the blocks before it, so that more than one need a longer lead.
+    if (blocks > 1) lead_.ahead = lead_.later = kAhead * p_.weight_stride;
     if constexpr (Source::kIsInPlace) {
       for (long w = 0; shared && w < count_; w += kWeights) {
         long block = 0;
         multiply_blocks(shared, 0, [&](auto rows, long row) INLINE {
           if (blocks <= kWaiting) {
-            fetched_ = kWeights * block / blocks, past_ = kWeights * ++block / blocks;
+            lead_.first = kWeights * block / blocks, lead_.past = kWeights * ++block / blocks;
             return multiply_block<rows.value, true>(span, row, d, size, w, w + kWeights);
           }
           const long first = size * block / blocks, past = size * ++block / blocks;
@@ -96,7 +115,7 @@ class Tile {
     const Query* x = x_ + (span.at + row) * x_stride_ + d;
     for (; w < past; w += kWeights) {
       Floats sums[kSums];
-      products<kCount, kFetches>(weights_ + w, x, x_stride_, size, sums, fetched_, past_, ahead_);
+      products<kCount, kFetches>(weights_ + w, x, x_stride_, size, sums, lead_);
       repeat<kSums>([&](auto i) INLINE {
         if (!is_first_) sums[i] += *sum_;
         if (is_last_)
@@ -109,21 +128,23 @@ class Tile {
     }
   }
 
-  // The sums of kWeights weights, each in one lane. Meanwhile it fetches lines `ahead` bytes behind some
-  // of them. A function of its own, so that registers hold what its loop needs.
+  // The sums of kWeights weights, each in one lane. Meanwhile it fetches what `lead` says. A function of
+  // its own, so that registers hold what its loop needs.
   template <long kCount, bool kFetches>
   __attribute__((noinline)) static void products(const Element* const* weights, const Query* x,
                                                  long stride, long size, Floats* sums,
-                                                 long fetched, long past, long ahead) {
+                                                 const Lead lead) {
 #if defined(__AVX512F__)
     Floats dots[kCount * kWeights] = {};
     constexpr long kDims = Ops::kKeyDims;
     long d = 0;
     // What is left of the dimensions is then known to be a whole vector.
     for (; d + kDims <= size; d += kDims) {
-      if (kFetches && d * long(sizeof(Element)) % 64 == 0)
-        for (long w = fetched; w < past; ++w)
-          fetch_near(reinterpret_cast<const char*>(weights[w] + d) + ahead);
+      const long at = d * long(sizeof(Element));
+      if (kFetches && at % 64 == 0)
+        for (long w = lead.first; w < lead.past; ++w)
+          fetch_near(reinterpret_cast<const char*>(weights[w] + d) +
+                     (at < lead.until ? lead.ahead : lead.later));
       Ops::template multiply<kCount, kWeights>(weights, x, stride, d, kDims, dots);
     }
     if (d < size) Ops::template multiply<kCount, kWeights>(weights, x, stride, d, size - d, dots);
@@ -180,9 +201,7 @@ class Tile {
   Floats* sum_ = nullptr;
   bool is_first_ = true, is_last_ = true;
   long first_ = 0, count_ = 0;
-  // The weights of a block whose successors are fetched.
-  long fetched_ = 0, past_ = 0;
-  const long ahead_ = kAhead * p_.weight_stride;
+  Lead lead_{};
   const T* bias_ = nullptr;
   const Element* weights_[kOutputs];
 };

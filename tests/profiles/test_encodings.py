@@ -37,6 +37,7 @@ from tests.profiles.encoded_matrices import (
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 DTYPES = tuple(TOLERANCE)
+MULTIPLIED_AS_INTEGERS = [name for name, e in BLOCK_ENCODINGS.items() if not e.is_plain]
 
 
 def _unpacked(matrix: EncodedMatrix, dtype: torch.dtype) -> torch.Tensor:
@@ -190,12 +191,15 @@ def test_what_is_not_finite_stays_in_its_output(library: str, dtype: torch.dtype
     assert out[:2].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", MULTIPLIED_AS_INTEGERS)
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_products_in_integers_round_next_to_nothing(library: str, name: str, rows: int) -> None:
     """Inputs lose 2^-14 of the largest of each 64 at most, and weights nothing."""
-    matrix = sound_matrix(BLOCK_ENCODINGS[name], 50, 1024)
-    x = torch.randn(rows, 1024)
+    encoding = BLOCK_ENCODINGS[name]
+    # Blocks of 32 may end within what is multiplied together.
+    width = 1024 + (3 * 32 if encoding.block_elements == 32 else 0)
+    matrix = sound_matrix(encoding, 50, width)
+    x = torch.randn(rows, width)
     x[:, ::64] *= 1000
     x[0, 64:128] = 0
     x[-1, 128:192] *= 1e-30
@@ -203,7 +207,8 @@ def test_products_in_integers_round_next_to_nothing(library: str, name: str, row
     multiply_encoded(inputs, matrix, out)
     values, exact = reference(matrix).double(), inputs.double()
     expected = exact @ values.T
-    lost = exact.abs().view(rows, 16, 64).amax(2).repeat_interleave(64, 1) * 2**-14
+    scaled = torch.nn.functional.pad(exact.abs(), (0, -width % 64)).view(rows, -1, 64)
+    lost = scaled.amax(2).repeat_interleave(64, 1)[:, :width] * 2**-14
     if library != "native" or "avx512_vnni" not in products._features():
         # Products of floats, with weights in bfloat16.
         lost = exact.abs() * 2**-8
@@ -211,22 +216,31 @@ def test_products_in_integers_round_next_to_nothing(library: str, name: str, row
     assert ((out.double() - expected).abs() <= most).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "scales_at"), [("Q2_K", 80), ("Q3_K", 108), ("Q4_K", 0), ("Q5_K", 0), ("Q6_K", 208)]
-)
+@pytest.mark.parametrize("name", MULTIPLIED_AS_INTEGERS)
+def test_a_product_in_integers_does_not_depend_on_other_rows(library: str, name: str) -> None:
+    matrix = sound_matrix(BLOCK_ENCODINGS[name], 50, 1024)
+    x = torch.randn(40, 1024).bfloat16()
+    together, alone = torch.empty(40, 50).bfloat16(), torch.empty(1, 50).bfloat16()
+    multiply_encoded(x, matrix, together)
+    for row in (0, 17, 39):
+        multiply_encoded(x[row : row + 1], matrix, alone)
+        assert torch.equal(alone[0], together[row]) or library != "native"
+
+
+@pytest.mark.parametrize("name", MULTIPLIED_AS_INTEGERS)
 @pytest.mark.parametrize("byte", [0x00, 0x80, 0xFF])
-def test_extreme_codes_and_inputs_do_not_overflow(
-    library: str, name: str, scales_at: int, byte: int
-) -> None:
+def test_extreme_codes_and_inputs_do_not_overflow(library: str, name: str, byte: int) -> None:
     encoding = BLOCK_ENCODINGS[name]
-    blocks = torch.full((2, encoding.block_bytes), byte, dtype=torch.uint8)
+    blocks = torch.full((2, 256 // encoding.block_elements, encoding.block_bytes), byte)
+    blocks = blocks.to(torch.uint8)
     if name == "Q6_K":
         # Codes of -32 with scales of -128.
-        blocks[:, :192] = 0
-    blocks[:, scales_at : scales_at + 4] = torch.tensor([0, 60, 0, 60])[
-        : blocks.shape[1] - scales_at
-    ]
-    matrix = EncodedMatrix(rows=blocks, encoding=encoding, num_elements=256)
+        blocks[..., :192] = 0
+    if name == "MXFP4":
+        blocks[..., 0] = 127
+    for at in encoding.halves_at:
+        blocks[..., at : at + 2] = torch.tensor([0, 60])
+    matrix = EncodedMatrix(rows=blocks.flatten(1), encoding=encoding, num_elements=256)
     values = reference(matrix)
     x = torch.tensor([[1.9921875], [-1.9921875]]).expand(2, 256).bfloat16()
     for rows in (1, 2):
