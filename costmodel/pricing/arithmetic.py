@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from costmodel.model.attention_spec import AttentionSpec
 from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.layer_spec import LayerSpec
-from costmodel.pricing.experts import expert_rows, experts_of
-from costmodel.pricing.matrices import UNPACKED_BYTES, is_direct, is_real_gpu, matmul_rate
+from costmodel.pricing.experts import experts_of
+from costmodel.pricing.matrices import (
+    UNPACKED_BYTES,
+    is_direct,
+    is_real_gpu,
+    matmul_rate,
+    routed_rate,
+)
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.sizes import LayerKind
 from costmodel.pricing.stages import Stage
@@ -60,8 +66,9 @@ def matmul_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> Layer
                     part, rows = "experts", stage.expert_tokens
                 if experts is not None and component.is_experts:
                     flop *= experts.experts_per_token
-                    rows = tuple(expert_rows(problem, experts, n) for n in rows)
-                rate = matmul_rate(problem, stage, rates, rows, tensor)
+                    rate = routed_rate(problem, stage, rates, experts, tensor)
+                else:
+                    rate = matmul_rate(problem, stage, rates, rows, tensor)
                 first = _share_before_attention(tensor.name, kind.spec.attention, stage)
                 sums["project"] += first * flop * tokens / rate
                 sums[part] += (1 - first) * flop * count / rate
@@ -121,20 +128,13 @@ def routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float
     """Seconds of all routed experts, without routers and shared experts."""
     seconds = 0.0
     for experts, component, count in experts_of(problem):
-        rows = tuple(expert_rows(problem, experts, n) for n in stage.expert_tokens)
         flop = 2.0 * experts.experts_per_token * count * stage.tokens
         seconds += _grouping_seconds(problem, experts, count * stage.tokens, rates)
         matrices = [tensor for tensor in component.tensors if len(tensor.shape) == 2]
         for tensor in matrices:
-            rate = matmul_rate(problem, stage, rates, rows, tensor)
+            rate = routed_rate(problem, stage, rates, experts, tensor)
             seconds += flop * tensor.num_elements / rate
     return seconds
-
-
-def expert_visits(stage: Stage) -> float:
-    """Visits of each mixture of experts in a stage, per sequence."""
-    at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
-    return stage.passes * stage.fullness / at_once
 
 
 def attended_bytes(problem: Problem, stage: Stage) -> float:

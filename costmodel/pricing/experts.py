@@ -37,6 +37,12 @@ def expert_rows(problem: Problem, experts: ExpertsSpec, num_tokens: float) -> fl
     return num_tokens * experts.experts_per_token / needed
 
 
+def expert_visits(stage: Stage) -> float:
+    """Visits of each mixture of experts in a stage, per sequence."""
+    at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
+    return stage.passes * stage.fullness / at_once
+
+
 def touched_elements(problem: Problem, stage: Stage) -> float:
     """Return the elements of the experts that one visit of all layers needs."""
     tokens, skew = max(stage.expert_tokens), problem.workload.expert_skew

@@ -3,15 +3,21 @@
 Rows that are encoded as the checkpoint has them are decoded as a CPU multiplies them. A real GPU
 unpacks them first. Rows that are quantized by us are unpacked first, but for few rows of inputs;
 not at all on a CPU that multiplies their codes. A CPU unpacks those of experts tile by tile as it
-multiplies, which takes as long.
+multiplies. This takes as long, but the product then reads no memory.
 """
 
 from __future__ import annotations
 
 import math
 
+from costmodel.model.feed_forward_spec import ExpertsSpec
 from costmodel.model.tensor_layout import TensorLayout
-from costmodel.pricing.experts import experts_of, touched_bytes, touched_elements
+from costmodel.pricing.experts import (
+    expert_rows,
+    expert_visits,
+    experts_of,
+    touched_elements,
+)
 from costmodel.pricing.problem import Problem
 from costmodel.pricing.stages import Stage
 from profiles.compute_rates import ComputeRates
@@ -20,6 +26,10 @@ from profiles.compute_rates import ComputeRates
 UNPACKED_BYTES = 2
 # Matrices that are multiplied before attention, at least in part.
 BEFORE_ATTENTION = ("qkv.weight", "q_b.weight", "kv_b.weight")
+# Rows of a product that is limited by arithmetic.
+MANY_ROWS = 256
+# Components that see the tokens that the experts of their layer see.
+BESIDE_EXPERTS = ("router", "shared_expert")
 
 
 def is_real_gpu(problem: Problem, rates: ComputeRates) -> bool:
@@ -55,6 +65,25 @@ def matmul_rate(
     on_gpu = gpu is not None and rates is gpu.compute
     memory_rate = gpu.memory_bytes_per_s if gpu and on_gpu else cpu.memory_bytes_per_s
     return min(rate, 2.0 * max(rows) * width / tensor.row_bytes * memory_rate)
+
+
+def routed_rate(
+    problem: Problem,
+    stage: Stage,
+    rates: ComputeRates,
+    experts: ExpertsSpec,
+    tensor: TensorLayout,
+) -> float:
+    """Return the FLOP/s of products with a matrix of each expert.
+
+    Where tiles are unpacked to a cache of the processor, products do not wait for the memory: they
+    are about as fast as those of many rows.
+    """
+    is_unpacked = problem.packs_weights and not is_direct(problem, stage, rates)
+    if is_unpacked and not is_real_gpu(problem, rates):
+        return rates.matmul_rate(problem.model.dtype, MANY_ROWS, tensor.shape[1])
+    rows = tuple(expert_rows(problem, experts, n) for n in stage.expert_tokens)
+    return matmul_rate(problem, stage, rates, rows, tensor)
 
 
 def unpack_weights_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
@@ -105,17 +134,26 @@ def projected_share(problem: Problem) -> float:
 
 
 def multiplied_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of all weights but experts that the CPU reads to multiply one batch."""
-    if _is_unpacked(problem, stage):
-        return problem.sizes.staged_elements * problem.model.dtype_bytes
-    return problem.sizes.staged_bytes
+    """Bytes of all weights but experts that the CPU reads in a stage, per sequence.
 
-
-def multiplied_expert_bytes(problem: Problem, stage: Stage) -> float:
-    """Bytes of the needed experts that the CPU reads to multiply in one visit of all layers."""
-    if _is_unpacked(problem, stage):
-        return touched_elements(problem, stage) * problem.model.dtype_bytes
-    return touched_bytes(problem, stage)
+    Each batch reads them in each pass. Batches that pass through a mixture or the head together
+    read its weights once.
+    """
+    sizes = problem.sizes
+    is_unpacked, element_bytes = _is_unpacked(problem, stage), problem.model.dtype_bytes
+    each = stage.passes / stage.sequences_at_once
+    total = 0.0
+    for name in sizes.staged_components:
+        if name == "experts":
+            continue
+        reads = each
+        if name in BESIDE_EXPERTS:
+            reads = expert_visits(stage)
+        elif name == "head":
+            reads = each / problem.head_batches_at_once[1]
+        elements, num_bytes = sizes.component_elements[name], sizes.component_bytes[name]
+        total += reads * (elements * element_bytes if is_unpacked else num_bytes)
+    return total
 
 
 def unpacking_bytes(problem: Problem, stage: Stage) -> float:

@@ -63,6 +63,15 @@ class ModelSizes:
                 sizes[component.name] += component.num_bytes
         return sizes
 
+    @cached_property
+    def component_elements(self) -> dict[str, int]:
+        """Elements of the matrices of each class of components, in all layers."""
+        counts = dict.fromkeys(self.model.component_names, 0)
+        for layer in self.layers:
+            for component in layer.components:
+                counts[component.name] += component.num_matrix_elements
+        return counts
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""

@@ -125,6 +125,9 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
         "--offload-dir",
         str(folder),
     ]
+    if "experts" in case.policy.model.component_names:
+        # The likeliest tokens of random weights repeat, and so would the experts that they choose.
+        words += ["--temperature", "1"]
     kept: dict[str, Any] = {}
     before = _wait_while_busy(hardware)
     try:

@@ -17,8 +17,8 @@ from costmodel.optimizer.choices import Permitted
 from costmodel.optimizer.optimum import search
 from costmodel.plan.policy import Placement, Policy
 from costmodel.plan.workload import Workload
-from costmodel.pricing.experts import touched_bytes
-from costmodel.pricing.matrices import matmul_rate, multiplied_bytes, multiplied_expert_bytes
+from costmodel.pricing.experts import experts_of, touched_bytes
+from costmodel.pricing.matrices import matmul_rate, multiplied_bytes, routed_rate
 from costmodel.pricing.memory import memory_rows
 from costmodel.pricing.price import estimate
 from costmodel.pricing.problem import Problem, problem_of
@@ -227,12 +227,41 @@ def test_a_cpu_reads_the_bytes_of_each_component() -> None:
     expert = round_up(256 * 8 * 17 + 256 * 4 * 17, PAGE_BYTES)
     attention = NORM + 2 * 64 * 2 + 2 * 256 * (512 + 256)
     router = NORM + 2 * 8 * 256
-    assert multiplied_bytes(problem, stage) == 4 * (attention + router) + HEAD_BYTES
+    # Two batches of four sequences attend apart, and pass through mixtures together.
+    of_batches = STEPS * (4 * (2 * attention + router) + 2 * HEAD_BYTES)
+    assert 8 * multiplied_bytes(problem, stage) == pytest.approx(of_batches)
     (mixture,) = {kind.spec.experts for kind in problem.layer_kinds}
     assert mixture is not None
     needed = 4 * mixture.touched(max(stage.expert_tokens)) * expert
-    assert multiplied_expert_bytes(problem, stage) == pytest.approx(needed)
     assert touched_bytes(problem, stage) == pytest.approx(needed)
+
+
+def test_batches_that_share_a_chunk_of_the_head_read_it_once() -> None:
+    # Chunks of 32 MiB: 200,000 rows of 512 bytes are three.
+    model = make_mixture(vocab_size=200_000)
+    problem = _problem(model, make_machine())
+    head = problem.sizes.component_bytes["head"]
+    others = [
+        replace(problem, num_batches=(count, count), gpu_batch_size=8 // count) for count in (1, 2)
+    ]
+    one, two = (8 * multiplied_bytes(p, _decode(p)) for p in others)
+    attention = problem.sizes.component_bytes["attention"]
+    assert head > 3 * attention
+    assert two - one == pytest.approx(STEPS * attention)
+
+
+def test_tiles_of_experts_are_multiplied_from_a_cache() -> None:
+    """Only few rows of plain weights wait for the memory."""
+    curve = RateCurve(sizes=(1.0, 256.0), rates=(1.0, 256.0))
+    cpu = replace(make_compute(), matmul={"bfloat16": curve}, unpack_8bit_bytes_per_s=1e6)
+    machine = make_machine(cpu=cpu)
+    rates = []
+    for bits in (16, 8):
+        problem = _problem(make_mixture(), machine, weight_bits=bits)
+        (experts, component, _) = next(experts_of(problem))
+        (tensor, *_) = component.tensors
+        rates.append(routed_rate(problem, _decode(problem), machine.cpu.compute, experts, tensor))
+    assert rates[0] < 10 and rates[1] == 256
 
 
 def test_staging_has_room_for_the_largest_of_each_component() -> None:
