@@ -173,8 +173,8 @@ class ComputeRates:
         return 1 / (wide_s + narrow_s)
 
     def _few_rows_packed(self, dtype: str) -> RateCurve | None:
-        """Return the rates of products with 4-bit weights and few rows: those of many rows are in
-        integers, which other encodings are not."""
+        """Return the rates of products with our 4-bit weights and few rows: many rows are faster
+        than with any encoding."""
         curve = self.packed_matmul.get(dtype)
         if curve is None or curve.sizes[-1] <= DIRECT_ROWS:
             return curve

@@ -37,10 +37,15 @@ def expert_rows(problem: Problem, experts: ExpertsSpec, num_tokens: float) -> fl
     return num_tokens * experts.experts_per_token / needed
 
 
-def expert_visits(stage: Stage) -> float:
-    """Visits of each mixture of experts in a stage, per sequence."""
+def expert_passes(stage: Stage) -> float:
+    """Passes of the tokens of a stage through each mixture of experts, per sequence."""
     at_once = max(stage.expert_tokens) / (stage.tokens if stage.is_prefill else 1)
-    return stage.passes * stage.fullness / at_once
+    return stage.passes / at_once
+
+
+def expert_visits(stage: Stage) -> float:
+    """The same in full passes: those with few lanes need fewer experts."""
+    return expert_passes(stage) * stage.fullness
 
 
 def touched_elements(problem: Problem, stage: Stage) -> float:

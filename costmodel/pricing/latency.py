@@ -35,8 +35,8 @@ from costmodel.pricing.stages import Stage, disk_cache_bytes, read_cache_bytes, 
 from profiles.aligned_io import PAGE_BYTES, REQUEST_BYTES
 from profiles.compute_rates import ComputeRates
 
-# A chunk of experts has a task of its own. One of two tiny experts took 0.15 ms on two cores whose
-# layers had a fixed cost of 0.28 ms.
+# Each chunk of experts has a task of its own. A chunk of two tiny experts took 0.15 ms on two cores
+# whose layers had a fixed cost of 0.28 ms.
 CHUNK_SHARE = 1 / 2
 
 
@@ -245,9 +245,11 @@ def _cpu_work_beside_gpu(
         attend_bytes = shares.attended * attended_bytes(problem, stage)
     run, run_bytes = shares.experts_in_place * 0.0, shares.experts_in_place * 0.0
     if problem.cpu_experts and not stage.is_prefill:
-        run = shares.experts_in_place * routed_seconds(problem, stage, cpu.compute)
         num_mixtures = problem.sizes.num_visits - problem.model.num_layers
         visits = expert_visits(stage)
+        products_s = routed_seconds(problem, stage, cpu.compute)
+        unpack_s = unpack_experts_seconds(problem, stage, cpu.compute) * visits
+        run = shares.experts_in_place * (products_s + unpack_s)
         run = run + shares.whole * (num_mixtures * cpu.compute.task_overhead_s * visits)
         run_bytes = shares.experts_in_place * (touched_bytes(problem, stage) * visits)
     return (
@@ -271,11 +273,11 @@ def _cpu_work(
         moved_s = attention_seconds(problem, stage, rates)
         seconds["project"] = seconds["project"] + shares.cache_disk * moved_s
     memory_bytes: dict[str, Quantity] = {
-        "project": whole * (attended_bytes(problem, stage)),
-        "finish": whole * multiplied_bytes(problem, stage)
-        + loaded * unpacking_bytes(problem, stage),
-        "experts": whole * (touched_bytes(problem, stage) * expert_visits(stage)),
+        kind: whole * num_bytes for kind, num_bytes in multiplied_bytes(problem, stage).items()
     }
+    memory_bytes["project"] = whole * attended_bytes(problem, stage)
+    unpacked_bytes = loaded * unpacking_bytes(problem, stage)
+    memory_bytes["finish"] = memory_bytes["finish"] + unpacked_bytes
     if problem.walks_experts:
         seconds["chunks"] = _chunk_seconds(problem, shares, stage)
     head = whole * head_seconds(problem, stage, cpu.compute, cpu.memory_bytes_per_s)

@@ -1,6 +1,7 @@
-// Products of bfloat16 inputs with blocks of 256 in integers, and what smaller blocks share with them:
-// an instruction has twice the products of one in float32. Inputs become integers of 15 bits with a power of two for each 64. Those within 2^7 of
+// Products of bfloat16 inputs with K-quants in integers: an instruction has twice the products of one
+// in float32. Inputs become integers of 15 bits with a power of two for each 64. Those within 2^7 of
 // the largest of them stay exact, and the error of the others is far below bfloat16's own rounding.
+// Blocks of 32 share the inputs and the sums (see small_integers.h).
 #pragma once
 
 #include "integer_codes.h"

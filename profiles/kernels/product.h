@@ -29,16 +29,14 @@ class Tile {
     const Matrix<T> matrix(p_, span.group);
     const bool is_small = span.count * p_.dim * long(sizeof(Query)) <= kKeptInputs;
     // Few rows of inputs stay in the cache: whole rows of weights pass by, as they are in memory.
-    const long step = is_few(span) && is_small ? kWeights : kOutputs;
+    const bool is_whole = is_few(span) && is_small;
+    const long step = is_whole ? kWeights : kOutputs;
     for (long from = 0; from < part.count; from += step) {
       first_ = part.first + from, count_ = std::min(step, part.count - from);
       bias_ = p_.biases ? static_cast<const T*>(p_.biases[span.group]) + first_ : nullptr;
       for (long d = 0; d < p_.dim; d += depth_) {
         const long size = std::min(depth_, p_.dim - d);
-        if (step == kWeights)
-          fetch_ahead(p_.dim, d);
-        else
-          fetch_ahead(size, 0);
+        if (fetches(span)) set_lead(span, is_whole ? p_.dim : size, is_whole ? d : 0);
         source_.take(matrix, first_, count_, d, size, weights_);
         for (long w = count_; w % kWeights; ++w) weights_[w] = weights_[count_ - 1];
         is_first_ = d == 0, is_last_ = d + size == p_.dim;
@@ -49,8 +47,8 @@ class Tile {
   }
 
  private:
-  // Weights of a block whose successors are fetched, and how many bytes behind them those are: until a
-  // byte, and from it on, where what is fetched belongs to later rows.
+  // What a block of rows fetches: for its weights from `first` to `past`, the line that comes `ahead`
+  // bytes after the current one. From byte `until` on, that line is in later rows: `later` bytes after.
   struct Lead { long first, past, ahead, later, until; };
 
   // For a single row, the processor itself fetches weights in time.
@@ -59,9 +57,14 @@ class Tile {
     return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
   }
 
-  // Sets what is fetched where `run` elements of kWeights rows of weights are multiplied before those
-  // of the next rows, from the d-th element on.
-  void fetch_ahead(long run, long d) {
+  // Sets the lead where `run` elements of kWeights rows of weights are multiplied before those of the
+  // next rows, from the d-th element on.
+  void set_lead(const Span& span, long run, long d) {
+    // A block's share waits for the blocks before it, so that more than one need a longer lead.
+    if (span.count > kRows) {
+      lead_.ahead = lead_.later = kAhead * p_.weight_stride;
+      return;
+    }
     const long bytes = run * long(sizeof(Element)), skipped = kLead / bytes;
     const long step = kWeights * p_.weight_stride - bytes;
     lead_.ahead = skipped * step + kLead, lead_.later = lead_.ahead + step;
@@ -73,8 +76,6 @@ class Tile {
   void multiply_rows(const Matrix<T>& matrix, const Span& span, long d, long size) {
     const long shared = fetches(span) ? std::min(span.count, kSharedRows) : 0;
     const long blocks = (shared + kRows - 1) / kRows;
-    // A block's share waits for the blocks before it, so that more than one need a longer lead.
-    if (blocks > 1) lead_.ahead = lead_.later = kAhead * p_.weight_stride;
     if constexpr (Source::kIsInPlace) {
       for (long w = 0; shared && w < count_; w += kWeights) {
         long block = 0;

@@ -47,9 +47,11 @@ constexpr long kFewRows = 0, kWaiting = 0;
 // these rows have at most so many bytes: they stay in the first-level cache.
 constexpr long kSharedRows = 4 * kRows, kKeptInputs = 1 << 15;
 constexpr long kAnyRows = 1L << 62;
-// Rows of weights that are fetched before their turn; or bytes of each of kWeights rows. More would
-// push out of the first-level cache what is still needed, where rows are some KiB apart.
-constexpr long kAhead = 2 * kWeights, kLead = 2560;
+// Rows of weights that are fetched before their turn.
+constexpr long kAhead = 2 * kWeights;
+// Where one block of rows waits for the memory: bytes of each of kWeights rows instead. Lines of rows
+// that are 4 KiB apart share a set of the first-level cache, which holds 12 of them at most.
+constexpr long kLead = 2560;
 // So few elements are converted by one thread.
 constexpr long kFewElements = 1 << 18;
 // Tiles for each thread: who loses its core holds up the rest for a part of one.

@@ -63,6 +63,7 @@ struct SmallIntegersOf<Q8_0<T>> : ScaleFirst<false> {
 template <class T>
 struct SmallIntegersOf<IQ4_NL<T>> : ScaleFirst<false> {
   INLINE static Shorts integers(const uint8_t* block) {
+    // As kIq4Values.
     return looked_up(halves_of(block + 2), _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1,
                                                          13, 25, 38, 53, 69, 89, 113));
   }
@@ -72,6 +73,7 @@ struct SmallIntegersOf<MXFP4<T>> {
   static constexpr bool kIsKnown = true, kHasMinimum = false;
   static float scale(const uint8_t* block) { return MXFP4<T>::half_scale(*block); }
   INLINE static Shorts integers(const uint8_t* block) {
+    // As kFp4Values.
     return looked_up(halves_of(block + 1),
                      _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
   }

@@ -101,13 +101,23 @@ def _figures(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
     another, because what draws them has changed."""
     what = "mixture-" if "experts" in case.policy.model.component_names else ""
     path = folder / "cases" / f"{what}{case.seed}-{case.number:03}.json"
-    drawn = {"policy": to_json(case.policy), "emulated": to_json(case.emulated)}
+    drawn = {
+        "policy": to_json(case.policy),
+        "emulated": to_json(case.emulated),
+        "temperature": temperature_of(case),
+    }
     figures = read_json(path, "case") if path.exists() else {}
     if "report" not in figures or figures["drawn"] != drawn:
         figures = {"drawn": drawn} | run_case(case, hardware, folder)
         write_json(path, figures)
     pulses = (Pulse(**pulse) for pulse in figures["pulses"])
     return figures | {"disturbed": any(pulse.is_busy(hardware) for pulse in pulses)}
+
+
+def temperature_of(case: Case) -> int:
+    """Return 1 for mixtures: the likeliest tokens of random weights repeat, and so would the
+    experts that they choose."""
+    return int("experts" in case.policy.model.component_names)
 
 
 def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, Any]:
@@ -124,10 +134,9 @@ def run_case(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
         "--dummy-weights",
         "--offload-dir",
         str(folder),
+        "--temperature",
+        str(temperature_of(case)),
     ]
-    if "experts" in case.policy.model.component_names:
-        # The likeliest tokens of random weights repeat, and so would the experts that they choose.
-        words += ["--temperature", "1"]
     kept: dict[str, Any] = {}
     before = _wait_while_busy(hardware)
     try:

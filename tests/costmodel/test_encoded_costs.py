@@ -228,26 +228,30 @@ def test_a_cpu_reads_the_bytes_of_each_component() -> None:
     attention = NORM + 2 * 64 * 2 + 2 * 256 * (512 + 256)
     router = NORM + 2 * 8 * 256
     # Two batches of four sequences attend apart, and pass through mixtures together.
-    of_batches = STEPS * (4 * (2 * attention + router) + 2 * HEAD_BYTES)
-    assert 8 * multiplied_bytes(problem, stage) == pytest.approx(of_batches)
+    read = {kind: 8 * num_bytes for kind, num_bytes in multiplied_bytes(problem, stage).items()}
+    assert read["finish"] == pytest.approx(STEPS * 2 * 4 * attention)
+    assert read["head"] == pytest.approx(STEPS * 2 * HEAD_BYTES)
     (mixture,) = {kind.spec.experts for kind in problem.layer_kinds}
     assert mixture is not None
     needed = 4 * mixture.touched(max(stage.expert_tokens)) * expert
     assert touched_bytes(problem, stage) == pytest.approx(needed)
+    assert read["experts"] == pytest.approx(STEPS * (4 * router + needed))
 
 
-def test_batches_that_share_a_chunk_of_the_head_read_it_once() -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_that_share_a_chunk_of_the_head_read_it_once(count: int) -> None:
     # Chunks of 32 MiB: 200,000 rows of 512 bytes are three.
-    model = make_mixture(vocab_size=200_000)
-    problem = _problem(model, make_machine())
-    head = problem.sizes.component_bytes["head"]
-    others = [
-        replace(problem, num_batches=(count, count), gpu_batch_size=8 // count) for count in (1, 2)
-    ]
-    one, two = (8 * multiplied_bytes(p, _decode(p)) for p in others)
-    attention = problem.sizes.component_bytes["attention"]
-    assert head > 3 * attention
-    assert two - one == pytest.approx(STEPS * attention)
+    problem = _problem(make_mixture(vocab_size=200_000), make_machine(), prefill_batch_size=1)
+    problem = replace(problem, num_batches=(count, count), gpu_batch_size=8 // count)
+    sizes, stage = problem.sizes.component_bytes, _decode(problem)
+    read = {kind: 8 * num_bytes for kind, num_bytes in multiplied_bytes(problem, stage).items()}
+    assert read["finish"] == pytest.approx(STEPS * count * sizes["attention"])
+    assert read["head"] == pytest.approx(STEPS * sizes["head"])
+    # Prompts pass through the layers one by one, their last tokens through the head together.
+    prefill = next(s for s in stages_of(problem) if s.is_prefill)
+    of_prompts = multiplied_bytes(problem, prefill)
+    assert 8 * of_prompts["finish"] == pytest.approx(8 * sizes["attention"])
+    assert 8 * of_prompts["head"] == pytest.approx(sizes["head"])
 
 
 def test_tiles_of_experts_are_multiplied_from_a_cache() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from costmodel.model.layout import CUT_ROWS
-from costmodel.plan.policy import Placement, Prediction
+from costmodel.plan.policy import Placement, Prediction, placed_alike
 from costmodel.plan.workload import Workload
 from costmodel.pricing.price import check_executable, check_fits, estimate, phase_channels
 from costmodel.pricing.problem import problem_of
@@ -17,6 +17,7 @@ from tests.costmodel.machines import (
     AMPLE,
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
+    FAST,
     HEAD_BYTES,
     ON_CPU,
     ON_DISK,
@@ -227,6 +228,27 @@ def test_every_chunk_of_experts_costs_half_of_a_layer(
     assert decode_s[1] - decode_s[0] == pytest.approx(STEPS * 4 * chunks / 2)
 
 
+def test_a_cpu_unpacks_the_experts_that_it_multiplies_beside_a_gpu() -> None:
+    model = make_mixture()
+    gpu, cpu = (replace(make_compute(), unpack_8bit_bytes_per_s=r) for r in (FAST, 1e6))
+    machine = make_machine(gpu_memory=AMPLE, gpu=gpu, cpu=cpu)
+    in_memory = {**placed_alike(model, ON_GPU), "experts": Placement(cpu=1)}
+    policy = make_policy(
+        model=model,
+        weights=in_memory,
+        cache=ON_GPU,
+        activations=ON_GPU,
+        weight_bits=8,
+        cpu_experts=1.0,
+    )
+    (mixture,) = {kind.experts for kind in model.layer_kinds}
+    assert mixture is not None
+    # Gate and up are 256 rows of 256 and down is 256 rows of 128.
+    unpacked = 2 * (256 * 256 + 256 * 128) * mixture.touched(SEQUENCES)
+    seconds = phase_channels(policy, machine)["decode"]["cpu_compute"]
+    assert seconds == pytest.approx(STEPS * 4 * unpacked / 1e6, rel=1e-3)
+
+
 def test_a_layer_that_hands_attention_down_is_two_tasks() -> None:
     machine = make_machine(gpu_memory=AMPLE, gpu=make_compute(overhead_s=1.0))
     predicted = _price(machine, activations=ON_GPU, cpu_attention=1.0)
@@ -271,8 +293,10 @@ def test_memory_of_the_cpu_is_shared_by_all_that_passes_it() -> None:
     moved = STEPS * (1 + 2) * SMALL_BYTES + SEQUENCES * TOKEN * CONTEXT
     assert predicted.decode_s == pytest.approx(moved / 1e6)
     assert predicted.bottleneck == "cpu_memory"
-    # Prefill computes two sequences at a time, four times, and attends to no cache.
-    assert predicted.prefill_s == pytest.approx((1 + 4) * SMALL_BYTES / 1e6)
+    # Prefill computes two sequences at a time, four times, and attends to no cache. The head takes
+    # two batches.
+    moved = (1 + 4) * SMALL_BYTES - 2 * HEAD_BYTES
+    assert predicted.prefill_s == pytest.approx(moved / 1e6)
 
 
 def test_one_batch_passes_the_channels_one_after_another() -> None:
