@@ -34,7 +34,7 @@ from profiles.whole_file import write_whole
 logger = logging.getLogger(__name__)
 
 # Raised where this program measures or runs otherwise than before: what was kept is left alone.
-VERSION = "v3"
+VERSION = "v4"
 # Fewer runs say little; of more, the oldest are forgotten, with the machine that they met.
 LEAST_RUNS, MOST_RUNS = 4, 24
 # Shorter blocks are mostly noise.

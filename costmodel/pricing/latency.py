@@ -227,8 +227,8 @@ def _gpu_work(
     head = shares.whole * head_seconds(problem, stage, gpu.compute, gpu.memory_bytes_per_s)
     seconds["head"] = head
     if problem.cpu_experts and not stage.is_prefill:
-        routed_s = routed_seconds(problem, stage, gpu.compute)
-        seconds["experts"] = seconds["experts"] - shares.experts_in_place * routed_s
+        moved_s = _routed_seconds(problem, stage, gpu.compute)
+        seconds["experts"] = seconds["experts"] - shares.experts_in_place * moved_s
     return [TaskWork(kind, "gpu_compute", value) for kind, value in seconds.items()]
 
 
@@ -247,15 +247,19 @@ def _cpu_work_beside_gpu(
     if problem.cpu_experts and not stage.is_prefill:
         num_mixtures = problem.sizes.num_visits - problem.model.num_layers
         visits = expert_visits(stage)
-        products_s = routed_seconds(problem, stage, cpu.compute)
-        unpack_s = unpack_experts_seconds(problem, stage, cpu.compute) * visits
-        run = shares.experts_in_place * (products_s + unpack_s)
+        run = shares.experts_in_place * _routed_seconds(problem, stage, cpu.compute)
         run = run + shares.whole * (num_mixtures * cpu.compute.task_overhead_s * visits)
         run_bytes = shares.experts_in_place * (touched_bytes(problem, stage) * visits)
     return (
         TaskWork("attend", "cpu_compute", attend, attend_bytes),
         TaskWork("run_experts", "cpu_compute", run, run_bytes),
     )
+
+
+def _routed_seconds(problem: Problem, stage: Stage, rates: ComputeRates) -> float:
+    """Return the seconds of all routed experts on a device, with unpacking."""
+    unpack_s = unpack_experts_seconds(problem, stage, rates) * expert_visits(stage)
+    return routed_seconds(problem, stage, rates) + unpack_s
 
 
 def _cpu_work(

@@ -30,7 +30,7 @@ UNPACKED_BYTES = 2
 BEFORE_ATTENTION = ("qkv.weight", "q_b.weight", "kv_b.weight")
 # Rows of a product that is limited by arithmetic.
 MANY_ROWS = 256
-# Components that see the tokens that the experts of their layer see.
+# Components that tokens pass together with the experts of their layer.
 BESIDE_EXPERTS = frozenset({"router", "shared_expert"})
 
 
@@ -78,8 +78,8 @@ def routed_rate(
 ) -> float:
     """Return the FLOP/s of products with a matrix of each expert.
 
-    A CPU multiplies experts that it has just unpacked from a cache. On two cores of an EPYC, 4 to
-    16 rows of bfloat16 then reached 470 to 760 GFLOP/s, and many rows 850.
+    Experts that a CPU has just unpacked are in a cache. On two cores of an EPYC, 4 to 16 rows of
+    bfloat16 then reached 470 to 760 GFLOP/s, and many rows 850.
     """
     rows = tuple(expert_rows(problem, experts, n) for n in stage.expert_tokens)
     if _is_unpacked(problem, stage, rates) and not is_real_gpu(problem, rates):
@@ -145,8 +145,9 @@ def multiplied_bytes(problem: Problem, stage: Stage) -> dict[str, float]:
     for name in reads.keys() & BESIDE_EXPERTS:
         reads[name] = expert_passes(stage)
     if "head" in reads:
-        at_once = problem.gpu_batch_size * problem.head_batches_at_once[1]
-        reads["head"] = stage.passes / at_once
+        # The last tokens of prompts pass in whole batches.
+        batch = problem.gpu_batch_size if stage.is_prefill else stage.sequences_at_once
+        reads["head"] = stage.passes / (batch * problem.head_batches_at_once[1])
     found = {"finish": 0.0, "experts": 0.0, "head": 0.0}
     for name, times in reads.items():
         if name == "experts":
@@ -170,5 +171,5 @@ def unpacking_bytes(problem: Problem, stage: Stage) -> float:
 
 
 def _is_unpacked(problem: Problem, stage: Stage, rates: ComputeRates) -> bool:
-    """Whether a device unpacks weights that we packed before it multiplies them."""
+    """Whether a device unpacks our packed weights before it multiplies them."""
     return problem.packs_weights and not is_direct(problem, stage, rates)

@@ -60,7 +60,7 @@ class Tile {
   // Sets the lead where `run` elements of kWeights rows of weights are multiplied before those of the
   // next rows, from the d-th element on.
   void set_lead(const Span& span, long run, long d) {
-    // A block's share waits for the blocks before it, so that more than one need a longer lead.
+    // The second block of rows fetches its share after the first is done: two need a longer lead.
     if (span.count > kRows) {
       lead_.ahead = lead_.later = kAhead * p_.weight_stride;
       return;

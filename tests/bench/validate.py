@@ -98,7 +98,7 @@ def _parser() -> BenchParser:
 
 def _figures(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, Any]:
     """Return what is kept of a case; run it where nothing is, or it did not end, or its policy was
-    another, because what draws them has changed."""
+    another, because what draws them has changed; or its tokens were chosen otherwise."""
     what = "mixture-" if "experts" in case.policy.model.component_names else ""
     path = folder / "cases" / f"{what}{case.seed}-{case.number:03}.json"
     drawn = {
@@ -115,8 +115,8 @@ def _figures(case: Case, hardware: HardwareProfile, folder: Path) -> dict[str, A
 
 
 def temperature_of(case: Case) -> int:
-    """Return 1 for mixtures: the likeliest tokens of random weights repeat, and so would the
-    experts that they choose."""
+    """Return 1 for mixtures, else 0: the likeliest tokens of random weights repeat, and so would
+    the experts that they choose."""
     return int("experts" in case.policy.model.component_names)
 
 

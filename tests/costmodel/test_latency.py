@@ -17,7 +17,6 @@ from tests.costmodel.machines import (
     AMPLE,
     CACHE_TOKEN_BYTES,
     DECODER_BYTES,
-    FAST,
     HEAD_BYTES,
     ON_CPU,
     ON_DISK,
@@ -230,7 +229,7 @@ def test_every_chunk_of_experts_costs_half_of_a_layer(
 
 def test_a_cpu_unpacks_the_experts_that_it_multiplies_beside_a_gpu() -> None:
     model = make_mixture()
-    gpu, cpu = (replace(make_compute(), unpack_8bit_bytes_per_s=r) for r in (FAST, 1e6))
+    gpu, cpu = (replace(make_compute(), unpack_8bit_bytes_per_s=r) for r in (1e5, 1e6))
     machine = make_machine(gpu_memory=AMPLE, gpu=gpu, cpu=cpu)
     in_memory = {**placed_alike(model, ON_GPU), "experts": Placement(cpu=1)}
     policy = make_policy(
@@ -245,8 +244,13 @@ def test_a_cpu_unpacks_the_experts_that_it_multiplies_beside_a_gpu() -> None:
     assert mixture is not None
     # Gate and up are 256 rows of 256 and down is 256 rows of 128.
     unpacked = 2 * (256 * 256 + 256 * 128) * mixture.touched(SEQUENCES)
-    seconds = phase_channels(policy, machine)["decode"]["cpu_compute"]
-    assert seconds == pytest.approx(STEPS * 4 * unpacked / 1e6, rel=1e-3)
+    seconds, others = (
+        phase_channels(replace(policy, cpu_experts=share), machine)["decode"] for share in (1, 0.25)
+    )
+    assert seconds["cpu_compute"] == pytest.approx(STEPS * 4 * unpacked / 1e6, rel=1e-3)
+    # The GPU unpacks the others only.
+    unpacked_s = others["gpu_compute"] - seconds["gpu_compute"]
+    assert unpacked_s == pytest.approx(0.75 * STEPS * 4 * unpacked / 1e5, rel=1e-3)
 
 
 def test_a_layer_that_hands_attention_down_is_two_tasks() -> None:
