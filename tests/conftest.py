@@ -87,6 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Give each test the same numbers in every run, whichever process and order it runs in."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the modules and tests, which stay to the end in any case."""
     gc.freeze()

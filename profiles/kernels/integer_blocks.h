@@ -5,7 +5,6 @@
 #pragma once
 
 #include "integer_codes.h"
-#include "transpose.h"
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
@@ -34,27 +33,25 @@ struct IntegerWeights {
 inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
   constexpr long kVectors = kScaled / kLanes;
   const auto vector = [&](long i) INLINE {
-    return i * kLanes < left ? load(from + i * kLanes) : Floats{};
+    return i * kLanes < left ? load_singles(from + i * kLanes) : spread_single(0);
   };
-  Floats sums[kBlock / kLanes];
+  Singles sums[kBlock / kLanes];
   for (long s = 0; s < kScales; ++s) {
-    __m512i most = _mm512_setzero_si512();
-    for (long i = s * kVectors; i < (s + 1) * kVectors; ++i)
-      most = _mm512_max_epu32(most, (__m512i)((Bits)vector(i) & 0x7fffffffu));
-    const uint32_t bits = _mm512_reduce_max_epu32(most);
+    const uint32_t bits =
+        largest_bits<kVectors>([&](long i) INLINE { return vector(s * kVectors + i); });
     // 2^13 is the upper bit of the largest. What is below 2^-123 becomes zero.
     const int power = std::max(int(bits >> 23) - 127, -110) - 13;
     const uint32_t step = uint32_t(127 + power) << 23, inverse = uint32_t(127 - power) << 23;
     const bool is_finite = bits < 0x7f800000u;
     to->scales[s] = is_finite ? load_raw<float>(&step) : NAN;
-    const Floats factor = splat(is_finite ? load_raw<float>(&inverse) : 0.0f);
+    const Singles factor = spread_single(is_finite ? load_raw<float>(&inverse) : 0.0f);
     for (long i = s * kVectors; i < (s + 1) * kVectors; ++i) {
-      const __m512i whole = _mm512_cvtps_epi32((__m512)(vector(i) * factor));
-      _mm256_store_si256((__m256i*)(to->integers + i * kLanes), _mm512_cvtsepi32_epi16(whole));
-      sums[i] = (Floats)_mm512_cvtepi32_ps(whole) * to->scales[s];
+      const Integers whole = nearest(product(vector(i), factor));
+      store_shorts(to->integers + i * kLanes, whole);
+      sums[i] = product(singles_of(whole), spread_single(to->scales[s]));
     }
   }
-  store(to->sums_of_16, sums_of(sums));
+  store_singles(to->sums_of_16, row_sums_of(sums));
   for (long i = 0; i < kBlock / 32; ++i)
     to->sums_of_32[i] = to->sums_of_16[2 * i] + to->sums_of_16[2 * i + 1];
 }
@@ -65,71 +62,62 @@ template <class D, class Use>
 INLINE inline void read_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to,
                                 Use use) {
   using As = IntegersOf<D>;
-  alignas(64) __m512i offsets[kLanes];
+  alignas(64) Integers offsets[kLanes];
   for (long row = 0; row < kLanes; ++row) {
     const uint8_t* block = blocks[row];
     fetch_run(block + ahead, kBlockBytes<D>);
     use(row, [&](auto each) INLINE { As::vectors(block, each); });
-    if constexpr (As::kOffset > 0) offsets[row] = (__m512i)As::offsets(block);
+    if constexpr (As::kOffset > 0) offsets[row] = bits_of(As::offsets(block));
     to->scales[row] = As::scale(block);
   }
-  if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<__m512i*>(to->offsets));
+  if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<Integers*>(to->offsets));
 }
 
 template <class D>
 void take_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to) {
-  alignas(64) __m512i vectors[kBlock / 32][kLanes];
+  alignas(64) Integers vectors[kBlock / 32][kLanes];
   read_weights<D>(blocks, ahead, to, [&](long row, auto read) INLINE {
-    read([&](auto i, Shorts v) INLINE { vectors[i][row] = v; });
+    read([&](auto i, Integers v) INLINE { vectors[i][row] = v; });
   });
   for (long i = 0; i < kBlock / 32; ++i)
-    transpose(vectors[i], reinterpret_cast<__m512i*>(to->pairs[i * kLanes]));
-}
-
-// Adds products of pairs. GCC 12 would copy the sums of the intrinsic, and run out of registers.
-INLINE inline void add_pairs(__m512i& sums, __m512i weights, __m512i inputs) {
-  asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
+    transpose(vectors[i], reinterpret_cast<Integers*>(to->pairs[i * kLanes]));
 }
 
 // Adds products to the sums of kLanes rows of weights.
 template <class D>
-INLINE inline void add_scaled(Floats dots, const IntegerWeights& weights, const IntegerInputs& x,
+INLINE inline void add_scaled(Singles dots, const IntegerWeights& weights, const IntegerInputs& x,
                               float* sums) {
   constexpr long kOffset = IntegersOf<D>::kOffset;
-  Floats sum = load(sums) + dots * load(weights.scales);
+  Singles sum = fused(dots, load_singles(weights.scales), load_singles(sums));
   if constexpr (kOffset > 0) {
     const float* inputs = kOffset == 16 ? x.sums_of_16 : x.sums_of_32;
     for (long i = 0; i < kBlock / kOffset; ++i)
-      sum += load(weights.offsets[i * (kOffset / 16)]) * inputs[i];
+      sum = fused(load_singles(weights.offsets[i * (kOffset / 16)]), spread_single(inputs[i]), sum);
   }
-  store(sums, sum);
+  store_singles(sums, sum);
 }
 
 // Sums the products of kCount rows of inputs with kPanelRows rows of weights: those of kPairs pairs from
 // one on. The sum of row r and panel t is the (r * kPanels + t)-th.
 template <long kCount, long kPairs, class Weights>
 INLINE inline void sum_pairs(const Weights* weights, const IntegerInputs* x, long first,
-                             __m512i* sums) {
+                             Integers* sums) {
   constexpr long kSums = kCount * kPanels;
   // Few sums would wait for themselves: each is taken in parts.
   constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
-  __m512i parts[kParts][kSums] = {};
+  Integers parts[kParts][kSums] = {};
   for (long pair = first; pair < first + kPairs; pair += kParts)
     repeat<kParts>([&](auto part) INLINE {
-      __m512i w[kPanels];
-      repeat<kPanels>([&](auto t) INLINE {
-        w[t] = _mm512_load_si512(weights[t].pairs[pair + part]);
-      });
+      Integers w[kPanels];
+      repeat<kPanels>([&](auto t) INLINE { w[t] = load_integers(weights[t].pairs[pair + part]); });
       repeat<kCount>([&](auto r) INLINE {
-        const __m512i inputs = _mm512_set1_epi32(load_raw<int>(x[r].integers + 2 * (pair + part)));
+        const Integers inputs = spread_integer(load_raw<int>(x[r].integers + 2 * (pair + part)));
         repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][r * kPanels + t], w[t], inputs); });
       });
     });
   repeat<kSums>([&](auto i) INLINE {
     sums[i] = parts[0][i];
-    repeat<kParts - 1>([&](auto part) INLINE {
-      sums[i] = _mm512_add_epi32(sums[i], parts[part + 1][i]);
-    });
+    repeat<kParts - 1>([&](auto part) INLINE { sums[i] = plus(sums[i], parts[part + 1][i]); });
   });
 }
 
@@ -140,45 +128,48 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
                                          float* sums) {
   using As = IntegersOf<D>;
   constexpr long kSums = kCount * kPanels, kPairs = As::kSummed / 2;
-  Floats dots[kSums] = {};
+  Singles dots[kSums] = {};
   for (long first = 0; first < kBlock / 2; first += kPairs) {
-    __m512i whole[kSums];
+    Integers whole[kSums];
     sum_pairs<kCount, kPairs>(weights, x, first, whole);
     repeat<kSums>([&](auto i) INLINE {
       const float scale = x[i / kPanels].scales[2 * first / kScaled];
-      dots[i] += (Floats)_mm512_cvtepi32_ps(whole[i]) * scale;
+      dots[i] = fused(singles_of(whole[i]), spread_single(scale), dots[i]);
     });
   }
   repeat<kSums>([&](auto i) INLINE {
-    dots[i] = load(sums + i * kLanes) + dots[i] * load(weights[i % kPanels].scales);
+    dots[i] = fused(dots[i], load_singles(weights[i % kPanels].scales), load_singles(sums + i * kLanes));
   });
   if constexpr (As::kOffset > 0)
     for (long i = 0; i < kBlock / As::kOffset; ++i)
       repeat<kCount>([&](auto g) INLINE {
-        const Floats of_inputs = splat(As::kOffset == 16 ? x[g].sums_of_16[i] : x[g].sums_of_32[i]);
+        const float of_inputs = As::kOffset == 16 ? x[g].sums_of_16[i] : x[g].sums_of_32[i];
         repeat<kPanels>([&](auto t) INLINE {
-          dots[g * kPanels + t] += load(weights[t].offsets[i * (As::kOffset / 16)]) * of_inputs;
+          Singles& dot = dots[g * kPanels + t];
+          const float* offsets = weights[t].offsets[i * (As::kOffset / 16)];
+          dot = fused(load_singles(offsets), spread_single(of_inputs), dot);
         });
       });
-  repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, dots[i]); });
+  repeat<kSums>([&](auto i) INLINE { store_singles(sums + i * kLanes, dots[i]); });
 }
 
 // The same for one row of inputs and kLanes rows of weights, whose integers stay where they are.
 template <class D>
 void add_single(const uint8_t* const* blocks, long ahead, const IntegerInputs& x, float* sums) {
   constexpr long kSummed = IntegersOf<D>::kSummed, kParts = kBlock / kSummed;
-  alignas(64) Ints parts[kParts][kLanes];
+  alignas(64) Integers parts[kParts][kLanes];
   IntegerWeights shared;
   read_weights<D>(blocks, ahead, &shared, [&](long row, auto read) INLINE {
-    __m512i own[kParts] = {};
-    read([&](auto i, Shorts v) INLINE {
-      add_pairs(own[32 * i / kSummed], v, _mm512_load_si512(x.integers + 32 * i));
+    Integers own[kParts] = {};
+    read([&](auto i, Integers v) INLINE {
+      add_pairs(own[32 * i / kSummed], v, load_integers(x.integers + 32 * i));
     });
-    repeat<kParts>([&](auto i) INLINE { parts[i][row] = (Ints)own[i]; });
+    repeat<kParts>([&](auto i) INLINE { parts[i][row] = own[i]; });
   });
-  Floats dots{};
+  Singles dots = spread_single(0);
   for (long i = 0; i < kParts; ++i)
-    dots += as_floats(sums_of(parts[i])) * x.scales[i * kSummed / kScaled];
+    dots = fused(singles_of(row_sums_of(parts[i])), spread_single(x.scales[i * kSummed / kScaled]),
+                 dots);
   add_scaled<D>(dots, shared, x, sums);
 }
 

@@ -9,40 +9,14 @@ namespace {
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
-typedef __m512i Shorts;
-INLINE inline Shorts shorts_of(const uint8_t* from) {
-  return _mm512_cvtepu8_epi16(load_raw<__m256i>(from));
-}
-template <int kBits>
-INLINE inline Shorts shifted(Shorts v) {
-  return kBits < 0 ? _mm512_slli_epi16(v, -kBits) : _mm512_srli_epi16(v, kBits);
-}
+INLINE inline Integers shorts_at(const uint8_t* from) { return shorts_of(load_raw<__m256i>(from)); }
 // Bits of each code, moved to the right and masked.
 template <int kBits>
-INLINE inline Shorts bits_of(Shorts v, short mask) {
-  return _mm512_and_si512(shifted<kBits>(v), _mm512_set1_epi16(mask));
-}
-INLINE inline Shorts either(Shorts a, Shorts b) { return _mm512_or_si512(a, b); }
-INLINE inline Shorts less(Shorts v, short by) {
-  return _mm512_sub_epi16(v, _mm512_set1_epi16(by));
-}
-
-// The scales of the i-th vector: those of its two halves among 16 of a block, or one of 8.
+INLINE inline Integers bits_of(Integers v, short mask) { return masked(shifted<kBits>(v), mask); }
+// The factors of the i-th vector's two halves, among 16 of a block.
 template <long i>
-INLINE inline Shorts two_scales(Shorts scales) {
-  const __m256i first = _mm256_set1_epi16(2 * i);
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(first),
-                                          _mm256_set1_epi16(2 * i + 1), 1);
-  return _mm512_permutexvar_epi16(both, scales);
-}
-INLINE inline Shorts signed_shorts(__m128i bytes) {
-  return _mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes));
-}
-INLINE inline Floats floats_of(__m128i bytes) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-}
-INLINE inline Shorts times(Shorts codes, Shorts scales) {
-  return _mm512_mullo_epi16(codes, scales);
+INLINE inline Integers two_scales(const Factors& scales) {
+  return two_factors<2 * i, 2 * i + 1>(scales);
 }
 
 // What each has: `vectors` gives the integers of a block, 32 at a time, `scale` their scale, and
@@ -59,15 +33,15 @@ struct IntegersOf<Q2_K<T>> {
   static constexpr long kSummed = 64, kOffset = 16;
   static __m128i packed(const uint8_t* block) { return load_raw<__m128i>(block); }
   static float scale(const uint8_t* block) { return half_at(block + 80); }
-  static Floats offsets(const uint8_t* block) {
+  static Singles offsets(const uint8_t* block) {
     const __m128i minima = _mm_and_si128(_mm_srli_epi16(packed(block), 4), _mm_set1_epi8(15));
-    return floats_of(minima) * -half_at(block + 82);
+    return product(singles_of_bytes(minima), spread_single(-half_at(block + 82)));
   }
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
-    const Shorts scales = signed_shorts(_mm_and_si128(packed(block), _mm_set1_epi8(15)));
+    const Factors scales = factors_of(_mm_and_si128(packed(block), _mm_set1_epi8(15)));
     repeat<2>([&](auto half) INLINE {
-      const Shorts codes = shorts_of(block + 16 + 32 * half);
+      const Integers codes = shorts_at(block + 16 + 32 * half);
       repeat<4>([&](auto j) INLINE {
         constexpr long i = 4 * decltype(half)::value + decltype(j)::value;
         use(At<i>(), times(bits_of<2 * decltype(j)::value>(codes, 3), two_scales<i>(scales)));
@@ -82,22 +56,23 @@ struct IntegersOf<Q3_K<T>> {
   static constexpr long kSummed = 64, kOffset = 0;
   static float scale(const uint8_t* block) { return half_at(block + 108); }
   // Six bits of 12 bytes for each 16 elements.
-  static Shorts scales(const uint8_t* packed) {
+  static Factors scales(const uint8_t* packed) {
     const uint64_t four = load_raw<uint64_t>(packed), two = load_raw<uint32_t>(packed + 8);
     const auto half = [&](long shift) INLINE {
       const uint64_t upper = (two >> shift | two >> (shift + 2) << 32) & 3 * kEachByte;
       return (four >> shift & 15 * kEachByte) | upper << 4;
     };
-    return less(signed_shorts(_mm_set_epi64x(int64_t(half(4)), int64_t(half(0)))), 32);
+    return less_factors(factors_of(_mm_set_epi64x(int64_t(half(4)), int64_t(half(0)))), 32);
   }
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
-    const Shorts steps = scales(block + 96), third = shorts_of(block);
+    const Factors steps = scales(block + 96);
+    const Integers third = shorts_at(block);
     repeat<2>([&](auto half) INLINE {
-      const Shorts codes = shorts_of(block + 32 + 32 * half);
+      const Integers codes = shorts_at(block + 32 + 32 * half);
       repeat<4>([&](auto j) INLINE {
         constexpr long k = decltype(j)::value, i = 4 * decltype(half)::value + k;
-        const Shorts all = either(bits_of<2 * k>(codes, 3), bits_of<i - 2>(third, 4));
+        const Integers all = either(bits_of<2 * k>(codes, 3), bits_of<i - 2>(third, 4));
         use(At<i>(), times(less(all, 4), two_scales<i>(steps)));
       });
     });
@@ -115,14 +90,14 @@ struct SharedIntegers {
     return _mm_set_epi64x(int64_t(low | high), int64_t(first & 63 * kEachByte));
   }
   static float scale(const uint8_t* block) { return half_at(block); }
-  static Floats offsets(const uint8_t* block) {
+  static Singles offsets(const uint8_t* block) {
     const __m128i twice = _mm_set_epi8(15, 15, 14, 14, 13, 13, 12, 12, 7, 7, 6, 6, 5, 5, 4, 4);
-    return floats_of(_mm_shuffle_epi8(packed(block), twice)) * -half_at(block + 2);
+    const Singles minima = singles_of_bytes(_mm_shuffle_epi8(packed(block), twice));
+    return product(minima, spread_single(-half_at(block + 2)));
   }
   template <long i>
-  INLINE static Shorts scaled(Shorts codes, Shorts scales) {
-    const __m512i at = _mm512_set1_epi16(8 * (i / 4) + i % 4);
-    return times(codes, _mm512_permutexvar_epi16(at, scales));
+  INLINE static Integers scaled(Integers codes, const Factors& scales) {
+    return times(codes, one_factor<8 * (i / 4) + i % 4>(scales));
   }
 };
 
@@ -130,10 +105,10 @@ template <class T>
 struct IntegersOf<Q4_K<T>> : SharedIntegers {
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
-    const Shorts scales = signed_shorts(packed(block));
+    const Factors scales = factors_of(packed(block));
     repeat<4>([&](auto pair) INLINE {
       constexpr long i = 2 * decltype(pair)::value;
-      const Shorts both = shorts_of(block + 16 + 32 * pair);
+      const Integers both = shorts_at(block + 16 + 32 * pair);
       use(At<i>(), scaled<i>(bits_of<0>(both, 15), scales));
       use(At<i + 1>(), scaled<i + 1>(shifted<4>(both), scales));
     });
@@ -144,10 +119,11 @@ template <class T>
 struct IntegersOf<Q5_K<T>> : SharedIntegers {
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
-    const Shorts scales = signed_shorts(packed(block)), fifth = shorts_of(block + 16);
+    const Factors scales = factors_of(packed(block));
+    const Integers fifth = shorts_at(block + 16);
     repeat<4>([&](auto pair) INLINE {
       constexpr long i = 2 * decltype(pair)::value;
-      const Shorts both = shorts_of(block + 48 + 32 * pair);
+      const Integers both = shorts_at(block + 48 + 32 * pair);
       use(At<i>(), scaled<i>(either(bits_of<0>(both, 15), bits_of<i - 4>(fifth, 16)), scales));
       use(At<i + 1>(),
           scaled<i + 1>(either(shifted<4>(both), bits_of<i - 3>(fifth, 16)), scales));
@@ -162,14 +138,14 @@ struct IntegersOf<Q6_K<T>> {
   static float scale(const uint8_t* block) { return half_at(block + 208); }
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
-    const Shorts scales = signed_shorts(load_raw<__m128i>(block + 192));
+    const Factors scales = factors_of(load_raw<__m128i>(block + 192));
     repeat<2>([&](auto half) INLINE {
-      const Shorts upper = shorts_of(block + 128 + 32 * half);
+      const Integers upper = shorts_at(block + 128 + 32 * half);
       repeat<2>([&](auto j) INLINE {
         constexpr long k = decltype(j)::value, i = 4 * decltype(half)::value + k;
-        const Shorts lower = shorts_of(block + 64 * half + 32 * k);
-        const Shorts first = either(bits_of<0>(lower, 15), bits_of<2 * k - 4>(upper, 48));
-        const Shorts second = either(shifted<4>(lower), bits_of<2 * k>(upper, 48));
+        const Integers lower = shorts_at(block + 64 * half + 32 * k);
+        const Integers first = either(bits_of<0>(lower, 15), bits_of<2 * k - 4>(upper, 48));
+        const Integers second = either(shifted<4>(lower), bits_of<2 * k>(upper, 48));
         use(At<i>(), times(less(first, 32), two_scales<i>(scales)));
         use(At<i + 2>(), times(less(second, 32), two_scales<i + 2>(scales)));
       });

@@ -5,19 +5,16 @@
 #include <algorithm>
 #include <vector>
 
+#include "integers.h"
 #include "product_parts.h"
-
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define HAS_INTEGER_PRODUCTS
-#endif
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
 namespace {
 
-constexpr long kPanels = 2, kPanelRows = kPanels * kLanes;
+constexpr long kPanelRows = kPanels * kLanes;
 // Outputs of a tile: those of a few panels of weights, which take turns in the first-level cache.
-constexpr long kTileOutputs = 2 * kPanelRows;
+constexpr long kTileOutputs = 64;
 
 // A block of kLanes rows of weights, kBlock dimensions of `dim` or what is left of them.
 struct WeightBlock {
@@ -84,8 +81,9 @@ class IntegerTile {
       Form::template add_block<count.value>(weights_.data(), x, sums);
       x += count, sums += count * kPanelRows, rows -= count;
     };
-    while (rows >= 12) block(std::integral_constant<long, 12>());
-    if (rows >= 6) block(std::integral_constant<long, 6>());
+    if constexpr (kMostRows == 12)
+      while (rows >= 12) block(std::integral_constant<long, 12>());
+    while (rows >= 6) block(std::integral_constant<long, 6>());
     if (rows >= 4) block(std::integral_constant<long, 4>());
     if (rows >= 2) block(std::integral_constant<long, 2>());
     if (rows >= 1) block(std::integral_constant<long, 1>());

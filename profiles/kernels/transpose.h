@@ -31,33 +31,4 @@ INLINE inline void transpose(Floats* v) {
   swap_blocks<8>(v), swap_blocks<4>(v), swap_blocks<2>(v), swap_blocks<1>(v);
 }
 
-#if defined(__AVX512F__)
-// The same of 32-bit elements, to other vectors.
-INLINE inline void transpose(const __m512i* from, __m512i* to) {
-  __m512i a[16], b[16];
-  repeat<8>([&](auto i) INLINE {
-    a[2 * i] = _mm512_unpacklo_epi32(from[2 * i], from[2 * i + 1]);
-    a[2 * i + 1] = _mm512_unpackhi_epi32(from[2 * i], from[2 * i + 1]);
-  });
-  repeat<4>([&](auto i) INLINE {
-    repeat<2>([&](auto j) INLINE {
-      b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-      b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-    });
-  });
-  repeat<4>([&](auto i) INLINE {
-    a[i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88);
-    a[4 + i] = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd);
-    a[8 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
-    a[12 + i] = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0xdd);
-  });
-  repeat<4>([&](auto i) INLINE {
-    to[i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0x88);
-    to[4 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0x88);
-    to[8 + i] = _mm512_shuffle_i32x4(a[i], a[8 + i], 0xdd);
-    to[12 + i] = _mm512_shuffle_i32x4(a[4 + i], a[12 + i], 0xdd);
-  });
-}
-#endif
-
 }  // namespace

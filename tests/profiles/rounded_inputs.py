@@ -22,7 +22,11 @@ def rounded_inputs(x: torch.Tensor) -> torch.Tensor:
 
 def multiplied_inputs(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
     """Return the inputs that a product with a matrix multiplies on this machine, as float64."""
+    return rounded_inputs(x) if multiplies_codes(x.dtype, packing) else x.double()
+
+
+def multiplies_codes(dtype: torch.dtype, packing: Packing | None) -> bool:
+    """Whether this machine multiplies codes: it rounds inputs, and no values of the matrix."""
     if packing is None or packing.bits != 4 or packing.num_elements % GROUP:
-        return x.double()
-    is_coded = kernels.rounds_inputs(x.dtype, packing.group_size)
-    return rounded_inputs(x) if is_coded else x.double()
+        return False
+    return kernels.rounds_inputs(dtype, packing.group_size)
