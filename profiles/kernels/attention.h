@@ -14,6 +14,13 @@
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+// Scores, and vectors of values, that are summed at once: registers hold their sums. And the queries
+// that share a key or value as it is loaded.
+#if defined(__AVX512F__)
+constexpr long kScored = kLanes, kSummed = 8, kMostQueries = 8;
+#else
+constexpr long kScored = 4, kSummed = 4, kMostQueries = 4;
+#endif
 
 // Scores the queries that share a row's keys, tile by tile.
 template <class T, class Ops, class Cache>
@@ -50,13 +57,14 @@ class Scorer {
     return void_from_ > void_end_ ? from || to_end : from && to_end;
   }
 
-  // Queries are taken eight, four, two and one at a time, so that what belongs to them stays in
+  // Queries are taken kMostQueries, four, two and one at a time, so that what belongs to them stays in
   // registers.
   template <class F>
   void in_blocks(F&& work) const {
     long g = 0;
-    for (; g + 8 <= a_.group; g += 8) work(std::integral_constant<long, 8>(), g);
-    if (a_.group & 4) work(std::integral_constant<long, 4>(), g), g += 4;
+    for (; g + kMostQueries <= a_.group; g += kMostQueries)
+      work(std::integral_constant<long, kMostQueries>(), g);
+    if (kMostQueries > 4 && a_.group & 4) work(std::integral_constant<long, 4>(), g), g += 4;
     if (a_.group & 2) work(std::integral_constant<long, 2>(), g), g += 2;
     if (a_.group & 1) work(std::integral_constant<long, 1>(), g);
   }
@@ -68,7 +76,7 @@ class Scorer {
     // Tokens from the newest back to each: slots before the void ones are that much nearer.
     const Ints slot = kIota + int(first);
     const Ints nearer = (slot < int(void_from_)) & int(void_end_ - void_from_);
-    const Floats places = __builtin_convertvector(slot - int(tokens_ - 1) + nearer, Floats);
+    const Floats places = as_floats(slot - int(tokens_ - 1) + nearer);
     for (long g = 0; g < a_.group; ++g)
       store(to + g * stride, load(to + g * stride) + places * slopes_[g]);
   }
@@ -82,9 +90,16 @@ class Scorer {
       const typename Cache::Element* keys[kTokens];
       repeat<kTokens>([&](auto i) INLINE { keys[i] = cache_.keys[t + i]; });
       for (long i = 0; g == 0 && i < kTokens; ++i) cache_.fetch_key(t + i);
-      Floats dots[kLanes] = {};
-      for (long d = 0; d < a_.dim; d += Ops::kKeyDims)
-        Ops::template multiply<kQueries, kTokens>(keys, q, width_, d, a_.dim - d, dots);
+      Floats dots[kLanes];
+      repeat<kLanes / kScored>([&](auto part) INLINE {
+        constexpr long kParts = kScored / kQueries, from = part * kParts;
+        Floats own[kScored] = {};
+        for (long d = 0; d < a_.dim; d += Ops::kKeyDims)
+          Ops::template multiply<kQueries, kParts>(keys + from, q, width_, d, a_.dim - d, own);
+        repeat<kScored>([&](auto i) INLINE {
+          dots[i / kParts * kTokens + from + i % kParts] = own[i];
+        });
+      });
       Floats scores = sums_of(dots) * a_.scale;
       if (a_.soft_cap > 0) scores = tanh_of(scores / a_.soft_cap) * a_.soft_cap;
       for (long i = 0; i < kQueries; ++i)
@@ -162,7 +177,7 @@ class Row : Scorer<T, Ops, Cache> {
   // Turns the tile's scores of a query into shares. Where one exceeds all before it, what was
   // summed is fitted to it.
   void share(long g, Ints is_seen) {
-    const Floats scores = is_seen ? load(&scores_[g * kTile]) : splat(kMinusInfinity);
+    const Floats scores = choose(is_seen, load(&scores_[g * kTile]), splat(kMinusInfinity));
     if (any_above(scores, largest_[g])) {
       const float before = largest_[g], now = largest(scores);
       const float kept = exp_of(splat(before - now))[0];
@@ -181,7 +196,7 @@ class Row : Scorer<T, Ops, Cache> {
   // The sums of some dimensions stay in registers for the tile.
   template <long kQueries>
   void add(long g) {
-    constexpr long kBlocks = kQueries > 4 ? 1 : kQueries > 2 ? 2 : 4;
+    constexpr long kBlocks = std::min(4L, kSummed / kQueries);
     long d = 0;
     for (; d + (kBlocks - 1) * Ops::kDims < a_.value_dim; d += kBlocks * Ops::kDims)
       add_dims<kQueries, kBlocks>(g, d);

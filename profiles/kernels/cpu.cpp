@@ -94,8 +94,8 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
       T* to = gate + r * gate_stride + d;
       Floats x = load_part(to, dim - d), y = load_part(up + r * up_stride + d, dim - d);
       // Written so that NaN stays.
-      x = x > most ? most : x;
-      y = y > most ? most : y < -most ? -most : y;
+      x = choose(x > most, most, x);
+      y = choose(y > most, most, choose(y < -most, -most, y));
       const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * alpha))));
       store_part(to, rounded<T>(x * share) * rounded<T>(y + 1.0f), dim - d);
     }
@@ -123,7 +123,7 @@ void activate(T* x, long rows, long dim, long stride, int kind, int threads) {
 INLINE inline Floats expm1_of(Floats x) {
   Floats p = splat(1.0f / 5040);
   for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) p = p * x + c;
-  return x > splat(-0.3f) ? p * x : exp_of(x) - 1.0f;
+  return choose(x > splat(-0.3f), p * x, exp_of(x) - 1.0f);
 }
 // Every step is rounded, as where it is an operation of its own. Slope and largest exponent are those
 // of profiles/kernels/xielu.py.
@@ -135,9 +135,10 @@ void xielu(T* x, long rows, long dim, float above, float below, int threads) {
     for (long d = 0; d < dim; d += kLanes) {
       T* to = x + r * dim + d;
       const Floats v = load_part(to, dim - d), line = rounded<T>(v * 0.5f);
-      const Floats low = rounded<T>(expm1_of(rounded<T>(v < most ? v : most)));
+      const Floats low = rounded<T>(expm1_of(rounded<T>(choose(v < most, v, most))));
       const Floats bent = rounded<T>(rounded<T>(low - v) * below);
-      store_part(to, (v > Floats{} ? rounded<T>(rounded<T>(v * above) * v) : bent) + line, dim - d);
+      const Floats straight = rounded<T>(rounded<T>(v * above) * v);
+      store_part(to, choose(v > Floats{}, straight, bent) + line, dim - d);
     }
 }
 

@@ -105,6 +105,7 @@ class Decoded {
   LineAligned<float> kept_;
 };
 
+#if defined(__AVX512F__)
 // Sums the products of a row of inputs, from dimension d on, with kWeights rows of weights as they
 // are decoded. Three times as fast as the memory, decoding would wait for it at the end of each row.
 template <class D>
@@ -196,6 +197,7 @@ void multiply_single_rows(const EncodedProducts& p, int threads) {
     for (size_t i = 0; i < parts.size(); ++i) rows.multiply(parts[i]);
   }
 }
+#endif
 
 template <class T>
 void multiply_encoded(const EncodedProducts& p, int threads) {

@@ -7,7 +7,7 @@
 #include "groups.h"
 #include "product_weights.h"
 #include "vectors.h"
-#if defined(__F16C__) || defined(__AVX2__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -67,9 +67,9 @@ INLINE inline Floats kept_as<Bfloat16>(Floats v) {
   return (Floats)_mm512_mask_and_epi32(_mm512_set1_epi32(0x7fc00000), is_number, near,
                                        _mm512_set1_epi32(-65536));
 #else
-  const Bits bits = (Bits)v, near = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const Bits is_nan = (Bits)(v != v);
-  return (Floats)((is_nan & 0x7fc00000u) | (~is_nan & near & 0xffff0000u));
+  const Bits bits = bits_as<Bits>(v), near = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const Bits is_nan = bits_as<Bits>(v != v);
+  return bits_as<Floats>((is_nan & 0x7fc00000u) | (~is_nan & near & 0xffff0000u));
 #endif
 }
 
@@ -78,8 +78,12 @@ template <class T>
 INLINE inline void store_exact(T* to, Floats v) { store(to, v); }
 template <>
 INLINE inline void store_exact<Bfloat16>(Bfloat16* to, Floats v) {
+#if defined(__AVX512F__)
   const Halves h = __builtin_convertvector((Bits)v >> 16, Halves);
   std::memcpy(to, &h, sizeof h);
+#else
+  store(to, v);
+#endif
 }
 
 INLINE inline float float_at(const uint8_t* from, Bfloat16*) {
@@ -107,30 +111,12 @@ INLINE inline float scale_at(const uint8_t* from, int kind, long group) {
   return load_raw<float>(from + 4 * group);
 }
 
-// Sixteen bytes, as they are or signed.
-INLINE inline Ints codes_of(const uint8_t* from) {
-#if defined(__AVX512F__)
-  return (Ints)_mm512_cvtepu8_epi32(load_raw<__m128i>(from));
-#else
-  Ints codes;
-  for (long i = 0; i < kLanes; ++i) codes[i] = from[i];
-  return codes;
-#endif
-}
+// Sixteen signed bytes.
 INLINE inline Ints signed_codes_of(const uint8_t* from) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepi8_epi32(load_raw<__m128i>(from));
 #else
-  Ints codes;
-  for (long i = 0; i < kLanes; ++i) codes[i] = int8_t(from[i]);
-  return codes;
-#endif
-}
-INLINE inline Floats as_floats(Ints codes) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_cvtepi32_ps((__m512i)codes);
-#else
-  return __builtin_convertvector(codes, Floats);
+  return ((codes_of(from) ^ 128) - 128);
 #endif
 }
 const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -138,10 +124,19 @@ const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 INLINE inline Floats looked_up(Ints codes, Floats values) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)values);
+#elif defined(__AVX2__)
+  const auto eight = [&](NarrowInts at) INLINE {
+    const __m256 low = _mm256_permutevar8x32_ps(values.low, (__m256i)at);
+    const __m256 high = _mm256_permutevar8x32_ps(values.high, (__m256i)at);
+    return (Narrow)_mm256_blendv_ps(low, high, (__m256)_mm256_slli_epi32((__m256i)at, 28));
+  };
+  return {eight(codes.low), eight(codes.high)};
 #else
-  Floats found;
-  for (long i = 0; i < kLanes; ++i) found[i] = values[codes[i] & 15];
-  return found;
+  float of[kLanes], found[kLanes];
+  int32_t at[kLanes];
+  store(of, values), Memory<Ints>::store(at, codes);
+  for (long i = 0; i < kLanes; ++i) found[i] = of[at[i] & 15];
+  return load(found);
 #endif
 }
 
@@ -151,7 +146,7 @@ INLINE inline void use_nibbles(const uint8_t* from, Floats values, Use use) {
   const Ints both = codes_of(from);
   values = kept_as<T>(values);
   use(At<0>(), looked_up(both, values));
-  use(At<1>(), looked_up((Ints)((Bits)both >> 4), values));
+  use(At<1>(), looked_up(bits_as<Ints>(bits_as<Bits>(both) >> 4), values));
 }
 
 // A run of codes that the row may end within: what is missing is zero.

@@ -87,12 +87,13 @@ struct MAP4 : Groups {
 // Sixteen 8-bit floats of 4 bits of exponent and 3 of mantissa. Theirs are the bits of a float16
 // whose exponent is 8 less; only all ones is no number.
 INLINE inline Floats e4m3_of(const uint8_t* from) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
   const __m256i codes = _mm256_cvtepi8_epi16(load_raw<__m128i>(from));
   const __m256i ones = _mm256_set1_epi16(0x7f);
   const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(codes, ones), ones);
   const __m256i bits = _mm256_and_si256(_mm256_slli_epi16(codes, 7), _mm256_set1_epi16(-0x4001));
-  return (Floats)_mm512_cvtph_ps(_mm256_or_si256(bits, is_nan)) * 256.0f;
+  const __m256i halves = _mm256_or_si256(bits, is_nan);
+  return load(reinterpret_cast<const Float16*>(&halves)) * 256.0f;
 #else
   static const struct Values {
     float of[256];
@@ -106,9 +107,9 @@ INLINE inline Floats e4m3_of(const uint8_t* from) {
       }
     }
   } values;
-  Floats v;
+  float v[kLanes];
   for (long i = 0; i < kLanes; ++i) v[i] = values.of[from[i]];
-  return v;
+  return load(v);
 #endif
 }
 

@@ -9,8 +9,6 @@
 
 namespace {
 
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-
 constexpr long kMaxGroup = 128;
 
 struct Packing {
@@ -53,7 +51,7 @@ bool pack_group(const T* from, long count, int bits, int top, uint8_t* codes, ui
   }
   Floats low = x[0], high = x[0], zero{};
   for (long i = 0; i < vectors; ++i) {
-    low = x[i] < low ? x[i] : low;
+    low = choose(x[i] < low, x[i], low);
     high = larger(high, x[i]);
     zero += x[i] - x[i];
   }
@@ -71,10 +69,8 @@ bool pack_group(const T* from, long count, int bits, int top, uint8_t* codes, ui
   for (long i = 0; i < vectors; ++i) {
     const Floats steps =
         step > 0 ? (x[i] * half - base * half) / (step * half) + 0.5f : Floats{};
-    Ints whole = __builtin_convertvector(steps, Ints);
-    whole = whole > top ? Ints{} + top : whole;
-    const Bytes bytes = __builtin_convertvector(whole, Bytes);
-    std::memcpy(code + i * kLanes, &bytes, sizeof bytes);
+    const Ints whole = converted<Ints>(steps);
+    store_codes(code + i * kLanes, choose(whole > top, Ints{} + top, whole));
   }
   if (bits == 8) {
     std::memcpy(codes, code, count);
@@ -91,20 +87,11 @@ inline Floats element(Floats code, float step, float base) {
   return (code * (step * 0.5f) + base * 0.5f) * 2.0f;
 }
 
-inline Floats codes_as_floats(const uint8_t* codes) {
-#if defined(__AVX512F__)
-  // GCC 12 would take the bytes one by one.
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_raw<__m128i>(codes)));
-#else
-  return __builtin_convertvector(load_raw<Bytes>(codes), Floats);
-#endif
-}
-
 template <class T>
 void unpack_group(const uint8_t* codes, long count, int bits, float step, float base, T* to) {
   if (bits == 8 && count % kLanes == 0) {
     for (long i = 0; i < count; i += kLanes)
-      store(to + i, element(codes_as_floats(codes + i), step, base));
+      store(to + i, element(as_floats(codes_of(codes + i)), step, base));
     return;
   }
   uint8_t code[kMaxGroup + kLanes];
@@ -118,7 +105,7 @@ void unpack_group(const uint8_t* codes, long count, int bits, float step, float 
     }
   }
   for (long i = 0; i < count; i += kLanes)
-    store_part(to + i, element(codes_as_floats(code + i), step, base), count - i);
+    store_part(to + i, element(as_floats(codes_of(code + i)), step, base), count - i);
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)

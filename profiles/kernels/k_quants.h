@@ -104,9 +104,8 @@ INLINE inline Ints sixteen_of(uint64_t low, uint64_t high) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepu8_epi32(_mm_set_epi64x(int64_t(high), int64_t(low)));
 #else
-  Ints codes;
-  for (long i = 0; i < 8; ++i) codes[i] = low >> 8 * i & 255, codes[i + 8] = high >> 8 * i & 255;
-  return codes;
+  const uint64_t both[] = {low, high};
+  return codes_of(reinterpret_cast<const uint8_t*>(both));
 #endif
 }
 
@@ -117,10 +116,10 @@ INLINE inline Floats fours_of(const uint8_t* from) {
   return (Floats)_mm512_permutexvar_ps((__m512i)(kIota >> 2 & 1), _mm512_castps128_ps512(both));
 #else
   const Floats first = splat(half_at(from)), second = splat(half_at(from + 2));
-  return (kIota & 4) != 0 ? second : first;
+  return choose((kIota & 4) != 0, second, first);
 #endif
 }
-const Bits kSecondFours = (Bits)((kIota & 4) != 0) & 0x80000000u;
+const Bits kSecondFours = bits_as<Bits>((kIota & 4) != 0) & 0x80000000u;
 
 // The scales of a block for each 32 elements, and the minima below zero: 6 bits of 12 bytes. Four
 // scales, their minima, the other scales, the other minima.
@@ -128,7 +127,7 @@ INLINE inline Floats shared_steps(const uint8_t* block) {
   const uint64_t first = load_raw<uint64_t>(block + 4), last = load_raw<uint32_t>(block + 12);
   const uint64_t low = (last | last << 28) & 15 * kEachByte, high = first >> 2 & 48 * kEachByte;
   const Ints codes = sixteen_of(first & 63 * kEachByte, low | high);
-  return as_floats(codes) * (Floats)((Bits)fours_of(block) ^ kSecondFours);
+  return as_floats(codes) * bits_as<Floats>(bits_as<Bits>(fours_of(block)) ^ kSecondFours);
 }
 
 template <class T>
@@ -148,11 +147,12 @@ struct Q4_K : Blocks<144> {
       const auto values = [&](long i) INLINE {
         return kept_as<T>(kCounts * shared[i] + shared[4 + i]);
       };
+      const auto upper = [](Ints both) INLINE { return bits_as<Ints>(bits_as<Bits>(both) >> 4); };
       const Floats low = values(k), high = values(k + 1);
       use(At<4 * pair>(), looked_up(first, low));
       use(At<4 * pair + 1>(), looked_up(second, low));
-      use(At<4 * pair + 2>(), looked_up((Ints)((Bits)first >> 4), high));
-      use(At<4 * pair + 3>(), looked_up((Ints)((Bits)second >> 4), high));
+      use(At<4 * pair + 2>(), looked_up(upper(first), high));
+      use(At<4 * pair + 3>(), looked_up(upper(second), high));
     });
   }
 };
@@ -190,9 +190,7 @@ INLINE inline Ints quarter_of(const Signed& codes) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32((__m512i)codes, i));
 #else
-  Ints wide;
-  for (long at = 0; at < kLanes; ++at) wide[at] = codes[16 * i + at];
-  return wide;
+  return signed_codes_of(reinterpret_cast<const uint8_t*>(&codes) + 16 * i);
 #endif
 }
 const Words kFirstShifts = {4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,

@@ -6,11 +6,6 @@
 namespace {
 
 #if !defined(__AVX512F__)
-#if defined(__AVX__)
-typedef float Narrow __attribute__((vector_size(32)));
-#else
-typedef float Narrow __attribute__((vector_size(16)));
-#endif
 constexpr long kNarrow = sizeof(Narrow) / sizeof(float);
 
 // The products of kCount rows and kWeights weights: sums[row * kWeights + weight].

@@ -136,7 +136,7 @@ class Panel {
               __builtin_convertvector(key - position, Columns) * load_raw<Columns>(slopes_ + lane);
         const Places seen = (key <= position) & (key >= load_raw<Places>(first_seen_ + lane)) &
                             (key >= int(p_.first_key));
-        score = seen ? score : Columns{} + kHidden;
+        score = choose(seen, score, Columns{} + kHidden);
         std::memcpy(home, &score, sizeof score);
       }
   }
@@ -148,10 +148,10 @@ class Panel {
     Columns now = before, total{};
     for (long k = 0; k < count; ++k) {
       const auto score = load_raw<Columns>(home + k * kPanel);
-      now = now > score ? now : score;
+      now = larger(now, score);
     }
     // Nothing was seen yet where the maximum is still minus infinity.
-    const Columns origin = now == Columns{} + kHidden ? Columns{} : now;
+    const Columns origin = choose(now == Columns{} + kHidden, Columns{}, now);
     const Columns kept = exp_of(before - origin);
     for (long k = 0; k < count; ++k) {
       const Columns shares = exp_of(load_raw<Columns>(home + k * kPanel) - origin);

@@ -13,7 +13,7 @@ namespace {
 
 // Floats as whole numbers of the same order.
 inline Ints ordered(Floats x) {
-  const Ints bits = (Ints)x;
+  const Ints bits = bits_as<Ints>(x);
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
@@ -25,7 +25,7 @@ inline int least_of_largest(const std::vector<Ints>& values, long kept, int most
     const int64_t middle = low + (high - low + 1) / 2;
     Ints counts{};
     for (const Ints& v : values) counts -= v >= int(middle);
-    const long reached = long(sum(__builtin_convertvector(counts, Floats)));
+    const long reached = long(sum(as_floats(counts)));
     if (reached == kept) return int(middle);
     if (reached > kept) low = middle;
     else high = middle - 1;
@@ -57,7 +57,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
       for (long i = 0; i < kLanes; ++i) seen -= is_seen[i];
       for (long g = 0; g < a_.group; ++g) {
         float* scores = &shares_[g * stride + first];
-        store(scores, is_seen ? load(scores) : splat(kMinusInfinity));
+        store(scores, ::choose(is_seen, load(scores), splat(kMinusInfinity)));
       }
     }
     for (long g = 0; g < a_.group; ++g) choose(g, &shares_[g * stride], seen);
@@ -86,9 +86,10 @@ class SparseRow : Scorer<T, Ops, Cache> {
     for (long i = 0; i < tiles_; ++i) {
       const Floats shares = exp_of(load(scores + i * kTile) - origin);
       const Ints is_chosen = order_[i] >= least;
-      store(scores + i * kTile, is_chosen ? shares : Floats{});
-      chosen += is_chosen ? shares : Floats{};
-      dropped += is_chosen ? Floats{} : shares;
+      const Floats kept_shares = ::choose(is_chosen, shares, Floats{});
+      store(scores + i * kTile, kept_shares);
+      chosen += kept_shares;
+      dropped += ::choose(is_chosen, Floats{}, shares);
     }
     dropped_[g] = sum(dropped);
     total_[g] = sum(chosen) + dropped_[g] + exp_of(splat(sink - origin))[0];

@@ -5,30 +5,42 @@
 
 namespace {
 
-// Swaps the halves of two vectors that lie kStep lanes apart, in every group of 2 * kStep lanes.
-template <int kStep>
-INLINE inline void swap_lanes(Floats& a, Floats& b) {
-#define LOW(j) ((j) & kStep ? 16 + (j) - kStep : (j))
-#define HIGH(j) ((j) & kStep ? 16 + (j) : (j) + kStep)
-  const Floats low = __builtin_shufflevector(a, b, LOW(0), LOW(1), LOW(2), LOW(3), LOW(4), LOW(5),
-                                             LOW(6), LOW(7), LOW(8), LOW(9), LOW(10), LOW(11),
-                                             LOW(12), LOW(13), LOW(14), LOW(15));
-  b = __builtin_shufflevector(a, b, HIGH(0), HIGH(1), HIGH(2), HIGH(3), HIGH(4), HIGH(5), HIGH(6),
-                              HIGH(7), HIGH(8), HIGH(9), HIGH(10), HIGH(11), HIGH(12), HIGH(13),
-                              HIGH(14), HIGH(15));
+// Swaps the halves of two vectors that are kStep lanes apart, in every group of 2 * kStep lanes.
+template <int kStep, class V, int... j>
+INLINE inline void swap_lanes(V& a, V& b, std::integer_sequence<int, j...>) {
+  constexpr int kCount = sizeof...(j);
+  const V low = __builtin_shufflevector(a, b, ((j & kStep) ? kCount + j - kStep : j)...);
+  b = __builtin_shufflevector(a, b, ((j & kStep) ? kCount + j : j + kStep)...);
   a = low;
-#undef LOW
-#undef HIGH
 }
-template <int kStep>
-INLINE inline void swap_blocks(Floats* v) {
-  repeat<kLanes>([&](auto i) INLINE {
-    if constexpr (!(i & kStep)) swap_lanes<kStep>(v[i], v[i + kStep]);
-  });
+template <int kStep, int kCount, class V>
+INLINE inline void swap_blocks(V* v) {
+  if constexpr (kStep > 0) {
+    repeat<kCount>([&](auto i) INLINE {
+      if constexpr (!(i & kStep))
+        swap_lanes<kStep>(v[i], v[i + kStep], std::make_integer_sequence<int, kCount>());
+    });
+    swap_blocks<kStep / 2, kCount>(v);
+  }
 }
 // Element j of vector i becomes element i of vector j.
-INLINE inline void transpose(Floats* v) {
-  swap_blocks<8>(v), swap_blocks<4>(v), swap_blocks<2>(v), swap_blocks<1>(v);
+template <class V>
+INLINE inline void transpose(V* v) {
+  constexpr int kCount = sizeof(V) / sizeof(float);
+  swap_blocks<kCount / 2, kCount>(v);
+}
+template <class V>
+INLINE inline void transpose(Split<V>* v) {
+  constexpr long kHalf = Split<V>::kCount / 2;
+  V quarters[4][kHalf];
+  repeat<kHalf>([&](auto i) INLINE {
+    quarters[0][i] = v[i].low, quarters[1][i] = v[i].high;
+    quarters[2][i] = v[kHalf + i].low, quarters[3][i] = v[kHalf + i].high;
+  });
+  repeat<4>([&](auto q) INLINE { transpose(quarters[q]); });
+  repeat<kHalf>([&](auto i) INLINE {
+    v[i] = {quarters[0][i], quarters[2][i]}, v[kHalf + i] = {quarters[1][i], quarters[3][i]};
+  });
 }
 
 }  // namespace

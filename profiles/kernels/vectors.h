@@ -8,16 +8,35 @@
 #include <new>
 #include <utility>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+#include "split.h"
+
 namespace {
 
+#if defined(__AVX512F__)
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+typedef float Narrow __attribute__((vector_size(32)));
+typedef int32_t NarrowInts __attribute__((vector_size(32)));
+typedef uint32_t NarrowBits __attribute__((vector_size(32)));
+typedef Split<Narrow> Floats;
+typedef Split<NarrowInts> Ints;
+typedef Split<NarrowBits> Bits;
+#else
+typedef float Narrow __attribute__((vector_size(16)));
+typedef int32_t NarrowInts __attribute__((vector_size(16)));
+typedef uint32_t NarrowBits __attribute__((vector_size(16)));
+typedef Split<Split<Narrow>> Floats;
+typedef Split<Split<NarrowInts>> Ints;
+typedef Split<Split<NarrowBits>> Bits;
+#endif
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 constexpr long kLanes = 16;
 const Ints kIota = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -26,8 +45,6 @@ struct Bfloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
 
 #define FOR_DTYPES(DO) DO(float, float32) DO(Bfloat16, bfloat16) DO(Float16, float16)
-
-#define INLINE __attribute__((always_inline))
 
 // What comes next is fetched beside the arithmetic, to the second-level cache: the first is not asked
 // for more than it can wait for at once.
@@ -52,7 +69,7 @@ INLINE inline void repeat(F& work, std::integer_sequence<long, i...>) {
 template <long kCount, class F>
 INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long, kCount>()); }
 
-Floats splat(float x) { return x - Floats{}; }
+INLINE inline Floats splat(float x) { return x - Floats{}; }
 
 // Elements from the start of a cache line on, not set. Whole vectors of them never span two lines.
 template <class T>
@@ -70,23 +87,83 @@ class LineAligned {
   T* first_;
 };
 
+template <class V>
+struct Memory {
+  INLINE static V load(const void* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+  INLINE static void store(void* to, V v) { std::memcpy(to, &v, sizeof v); }
+};
+// Register by register: compilers copy what is larger by parts that are smaller than a register.
+template <class V>
+struct Memory<Split<V>> {
+  INLINE static Split<V> load(const void* from) {
+    return {Memory<V>::load(from), Memory<V>::load(static_cast<const char*>(from) + sizeof(V))};
+  }
+  INLINE static void store(void* to, Split<V> v) {
+    Memory<V>::store(to, v.low), Memory<V>::store(static_cast<char*>(to) + sizeof(V), v.high);
+  }
+};
 template <class V, class T>
-V load_raw(const T* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+INLINE inline V load_raw(const T* from) { return Memory<V>::load(from); }
 
-Floats load(const float* from) { return load_raw<Floats>(from); }
-Floats load(const Bfloat16* from) {
+// Sixteen bytes as whole numbers.
+INLINE inline Ints codes_of(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepu8_epi32(load_raw<__m128i>(from));
+#elif defined(__AVX2__)
+  const auto eight = [&](long i) INLINE {
+    return (NarrowInts)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + i)));
+  };
+  return {eight(0), eight(8)};
+#else
+  int32_t codes[kLanes];
+  for (long i = 0; i < kLanes; ++i) codes[i] = from[i];
+  return load_raw<Ints>(codes);
+#endif
+}
+INLINE inline void store_codes(uint8_t* to, Ints codes) {
+#if defined(__AVX512F__)
+  const Bytes bytes = __builtin_convertvector(codes, Bytes);
+  std::memcpy(to, &bytes, sizeof bytes);
+#else
+  int32_t kept[kLanes];
+  Memory<Ints>::store(kept, codes);
+  for (long i = 0; i < kLanes; ++i) to[i] = uint8_t(kept[i]);
+#endif
+}
+INLINE inline Floats as_floats(Ints codes) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps((__m512i)codes);
+#else
+  return converted<Floats>(codes);
+#endif
+}
+
+INLINE inline Floats load(const float* from) { return load_raw<Floats>(from); }
+INLINE inline Floats load(const Bfloat16* from) {
 #if defined(__AVX512F__)
   // GCC 12 would take each half apart.
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<__m256i>(from)), 16);
+#elif defined(__AVX2__)
+  const auto eight = [&](long i) INLINE {
+    return (Narrow)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<__m128i>(from + i)), 16);
+  };
+  return {eight(0), eight(8)};
 #else
-  return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Bits) << 16);
+  uint32_t bits[kLanes];
+  for (long i = 0; i < kLanes; ++i) bits[i] = uint32_t(from[i].bits) << 16;
+  return load_raw<Floats>(bits);
 #endif
 }
-Floats load(const Float16* from) {
+INLINE inline Floats load(const Float16* from) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_cvtph_ps(load_raw<__m256i>(from));
+#elif defined(__AVX2__) && defined(__F16C__)
+  const auto eight = [&](long i) INLINE {
+    return (Narrow)_mm256_cvtph_ps(load_raw<__m128i>(from + i));
+  };
+  return {eight(0), eight(8)};
 #else
-  Floats v;
+  float v[kLanes];
   for (long i = 0; i < kLanes; ++i) {
     const uint32_t h = from[i].bits, sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
     uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
@@ -97,27 +174,44 @@ Floats load(const Float16* from) {
     if (rest < 0x400u) x = std::copysign(float(rest) * 0x1p-24f, x);
     v[i] = x;
   }
-  return v;
+  return load_raw<Floats>(v);
 #endif
 }
 
-void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
-void store(Bfloat16* to, Floats v) {
-  const Bits bits = (Bits)v;
+INLINE inline void store(float* to, Floats v) { Memory<Floats>::store(to, v); }
+INLINE inline void store(Bfloat16* to, Floats v) {
+  const Bits bits = bits_as<Bits>(v);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   // Rounding must not carry the mantissa of a NaN into its sign.
-  const Bits is_nan = (Bits)(v != v);
-  const Halves h = __builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), Halves);
+  const Bits is_nan = bits_as<Bits>(v != v), kept = (is_nan & 0x7fc0u) | (~is_nan & rounded);
+#if defined(__AVX512F__)
+  const Halves h = __builtin_convertvector(kept, Halves);
   std::memcpy(to, &h, sizeof h);
+#elif defined(__AVX2__)
+  const __m256i h = _mm256_packus_epi32((__m256i)kept.low, (__m256i)kept.high);
+  _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(h, 0xd8));
+#else
+  uint32_t all[kLanes];
+  Memory<Bits>::store(all, kept);
+  for (long i = 0; i < kLanes; ++i) to[i].bits = uint16_t(all[i]);
+#endif
 }
-void store(Float16* to, Floats v) {
+INLINE inline void store(Float16* to, Floats v) {
 #if defined(__AVX512F__)
   const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   std::memcpy(to, &h, sizeof h);
+#elif defined(__AVX2__) && defined(__F16C__)
+  const auto eight = [](Narrow half) INLINE {
+    return _mm256_cvtps_ph((__m256)half, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  };
+  const __m128i halves[] = {eight(v.low), eight(v.high)};
+  std::memcpy(to, halves, sizeof halves);
 #else
+  float all[kLanes];
+  store(all, v);
   for (long i = 0; i < kLanes; ++i) {
     uint32_t bits;
-    float x = v[i];
+    float x = all[i];
     std::memcpy(&bits, &x, 4);
     const uint32_t sign = bits >> 16 & 0x8000u;
     bits &= 0x7fffffffu;
@@ -133,36 +227,58 @@ void store(Float16* to, Floats v) {
 
 // The end of a run whose length is no multiple of a vector.
 template <class T>
-Floats load_part(const T* from, long count) {
+INLINE inline Floats load_part(const T* from, long count) {
   if (count >= kLanes) return load(from);
   T padded[kLanes] = {};
   std::memcpy(padded, from, count * sizeof(T));
   return load(padded);
 }
 template <class T>
-void store_part(T* to, Floats v, long count) {
+INLINE inline void store_part(T* to, Floats v, long count) {
   if (count >= kLanes) return store(to, v);
   T padded[kLanes];
   store(padded, v);
   std::memcpy(to, padded, count * sizeof(T));
 }
 template <class T>
-Floats rounded(Floats v) { T kept[kLanes]; store(kept, v); return load(kept); }
+INLINE inline Floats rounded(Floats v) { T kept[kLanes]; store(kept, v); return load(kept); }
 template <>
-Floats rounded<float>(Floats v) { return v; }
+INLINE inline Floats rounded<float>(Floats v) { return v; }
 
 // Halves are combined with halves until one lane is left.
+#if defined(__AVX512F__)
 template <class F>
-float reduce(Floats v, F combine) {
+INLINE inline float reduce(Floats v, F combine) {
   v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
   v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
   v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1));
   v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0));
   return v[0];
 }
-Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-float sum(Floats v) { return reduce(v, [](Floats a, Floats b) { return a + b; }); }
-float largest(Floats v) { return reduce(v, larger); }
+#else
+template <class F>
+INLINE inline float reduce(Narrow v, F combine) {
+#if defined(__AVX2__)
+  v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1));
+  v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0));
+#else
+  v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+  v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0));
+#endif
+  return v[0];
+}
+template <class V, class F>
+INLINE inline float reduce(Split<V> v, F combine) { return reduce(combine(v.low, v.high), combine); }
+#endif
+template <class V>
+INLINE inline V larger(V a, V b) { return choose(a > b, a, b); }
+INLINE inline float sum(Floats v) {
+  return reduce(v, [](auto a, auto b) INLINE { return a + b; });
+}
+INLINE inline float largest(Floats v) {
+  return reduce(v, [](auto a, auto b) INLINE { return larger(a, b); });
+}
 
 bool any_above(Floats v, float limit) {
 #if defined(__AVX512F__)
@@ -178,14 +294,14 @@ template <class V>
 V exp_of(V x) {
   typedef decltype(x < x) Whole;
   const Whole is_tiny = x < V{} - 87.0f, is_nan = x != x;
-  x = is_tiny ? V{} : x > V{} + 88.0f ? V{} + 88.0f : x;
+  x = choose(is_tiny, V{}, choose(x > V{} + 88.0f, V{} + 88.0f, x));
   const V shifter = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
   const V n = (x * 1.44269504f + shifter) - shifter;
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   V p = V{} + 1.0f / 5040;
   for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  const Whole power = __builtin_convertvector(n, Whole) << 23;
-  return is_nan ? x : is_tiny ? V{} : (V)((Whole)p + power);
+  const Whole power = converted<Whole>(n) << 23;
+  return choose(is_nan, x, choose(is_tiny, V{}, bits_as<V>(bits_as<Whole>(p) + power)));
 }
 
 // Absolute error below 2e-7.
@@ -195,15 +311,16 @@ V tanh_of(V x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
 // erfc by the exponential of a polynomial (Press et al., Numerical Recipes, 2nd edition, 6.2): the
 // relative error is below 1.2e-7 and that of exp.
 Floats erfc_of(Floats x) {
-  const Floats z = x < Floats{} ? -x : x, t = 1.0f / (1.0f + 0.5f * z);
+  const Floats z = choose(x < Floats{}, -x, x), t = 1.0f / (1.0f + 0.5f * z);
   Floats p = splat(0.17087277f);
   for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f,
                   0.37409196f, 1.00002368f, -1.26551223f})
     p = p * t + c;
   const Floats tail = t * exp_of(p - z * z);
-  return x < Floats{} ? 2.0f - tail : tail;
+  return choose(x < Floats{}, 2.0f - tail, tail);
 }
 
+#if defined(__AVX512F__)
 // Vectors a and b: their partial sums, interleaved. Four steps make of 16 vectors their 16 sums.
 template <int kStep, class V>
 INLINE inline V fold(V a, V b) {
@@ -229,5 +346,30 @@ INLINE inline Floats four_sums_of(const Floats* v) {
   const Floats both = fold<2>(fold<1>(fold<0>(v[0], v[1]), fold<0>(v[2], v[3])), Floats{});
   return fold<2>(both, Floats{});
 }
+#else
+// The sums of as many vectors as one has lanes, each in one lane.
+INLINE inline Narrow sums_of(const Narrow* v) {
+#if defined(__AVX2__)
+  const auto four = [](const Narrow* of) INLINE {
+    return _mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]));
+  };
+  const __m256 a = four(v), b = four(v + 4);
+  return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+#else
+  const auto two = [](Narrow a, Narrow b) INLINE {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  };
+  const Narrow a = two(v[0], v[1]), b = two(v[2], v[3]);
+  return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+#endif
+}
+template <class V>
+INLINE inline Split<V> sums_of(const Split<V>* v) {
+  constexpr long kHalf = Split<V>::kCount / 2;
+  V halves[2 * kHalf];
+  repeat<2 * kHalf>([&](auto i) INLINE { halves[i] = v[i].low + v[i].high; });
+  return {sums_of(halves), sums_of(halves + kHalf)};
+}
+#endif
 
 }  // namespace
