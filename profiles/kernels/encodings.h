@@ -124,7 +124,7 @@ const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 INLINE inline Floats looked_up(Ints codes, Floats values) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)values);
-#elif defined(__AVX2__)
+#elif defined(HAS_AVX2)
   const auto eight = [&](NarrowInts at) INLINE {
     const __m256 low = _mm256_permutevar8x32_ps(values.low, (__m256i)at);
     const __m256 high = _mm256_permutevar8x32_ps(values.high, (__m256i)at);

@@ -39,7 +39,7 @@ struct GroupCodes {
 
   static void take_inputs(const Bfloat16* from, long left, Inputs* to) {
     for (long g = 0; g < kCodedGroups; ++g) {
-      Integers codes[kCoded / kLanes] = {};
+      Ints codes[kCoded / kLanes] = {};
       to->scales[g] = to->sums[g] = 0;
       if (g * kCoded < left) take_group(from + g * kCoded, codes, &to->scales[g], &to->sums[g]);
       int8_t* at = to->codes + g / 2 * 2 * kCoded + g % 2 * kCoded / 2;
@@ -52,13 +52,13 @@ struct GroupCodes {
     to->groups = take_scales(block, to->scales, to->minima);
     const long ahead = block.ahead(kCodeBytes);
     for (long pair = 0; 2 * pair < to->groups; ++pair) {
-      alignas(64) Integers rows[kLanes], both[kLanes];
+      alignas(64) Ints rows[kLanes], both[kLanes];
       for (long row = 0; row < kLanes; ++row) rows[row] = codes(block, row, pair, to->groups, ahead);
       transpose(rows, both);
       for (long i = 0; i < kLanes; ++i) {
         int32_t(*quads)[kLanes] = to->quads + pair * kPairQuads + i;
-        store_integers(quads[0], low_nibbles(both[i]));
-        store_integers(quads[kLanes], high_nibbles(both[i]));
+        Memory<Ints>::store(quads[0], low_nibbles(both[i]));
+        Memory<Ints>::store(quads[kLanes], high_nibbles(both[i]));
       }
     }
   }
@@ -71,35 +71,35 @@ struct GroupCodes {
     constexpr long kSums = kCount * kPanels;
     // Few sums would wait for themselves: each is taken in parts.
     constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
-    Singles totals[kSums];
-    repeat<kSums>([&](auto i) INLINE { totals[i] = load_singles(sums + i * kLanes); });
+    Floats totals[kSums];
+    repeat<kSums>([&](auto i) INLINE { totals[i] = load(sums + i * kLanes); });
     for (long group = 0; group < weights[0].groups; ++group) {
       const long at = group / 2 * kPairQuads + group % 2 * kHalfQuads;
-      Integers whole[kSums];
+      Ints whole[kSums];
       repeat<kQuadRuns>([&](auto run) INLINE {
         constexpr long kQuads = kPairQuads / kQuadRuns;
-        Integers parts[kParts][kSums] = {};
+        Ints parts[kParts][kSums] = {};
         const long first = at + run * kQuads;
         for (long half = first; half < first + kQuads; half += 2 * kHalfQuads)
           for (long quad = half; quad < half + kHalfQuads; quad += kParts)
             repeat<kParts>([&](auto part) INLINE {
-              Integers w[kPanels];
+              Ints w[kPanels];
               repeat<kPanels>([&](auto t) INLINE {
-                w[t] = load_integers(weights[t].quads[quad + part]);
+                w[t] = load_raw<Ints>(weights[t].quads[quad + part]);
               });
               repeat<kCount>([&](auto r) INLINE {
-                const Integers inputs = spread_integer(load_raw<int>(x[r].codes + 4 * (quad + part)));
+                const Ints inputs = spread(load_raw<int>(x[r].codes + 4 * (quad + part)));
                 repeat<kPanels>([&](auto t) INLINE {
                   add_quads(parts[part][r * kPanels + t], w[t], inputs);
                 });
               });
             });
         repeat<kSums>([&](auto i) INLINE {
-          Integers sum = widened_quads(parts[0][i]);
+          Ints sum = widened_quads(parts[0][i]);
           repeat<kParts - 1>([&](auto part) INLINE {
-            sum = plus(sum, widened_quads(parts[part + 1][i]));
+            sum += widened_quads(parts[part + 1][i]);
           });
-          whole[i] = run == 0 ? sum : plus(whole[i], sum);
+          whole[i] = run == 0 ? sum : whole[i] + sum;
         });
       });
       repeat<kSums>([&](auto i) INLINE {
@@ -108,22 +108,22 @@ struct GroupCodes {
                    x[r].sums[group], totals[i]);
       });
     }
-    repeat<kSums>([&](auto i) INLINE { store_singles(sums + i * kLanes, totals[i]); });
+    repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, totals[i]); });
   }
 
   // The same for one row of inputs and kLanes rows of weights, whose codes stay where they are.
   static void add_single(const WeightBlock& block, const Inputs& x, float* sums) {
     float scales[kCodedGroups][kLanes], minima[kCodedGroups][kLanes];
     const long groups = take_scales(block, scales, minima);
-    Singles total = load_singles(sums);
+    Floats total = load(sums);
     const long ahead = block.ahead(kCodeBytes);
     for (long pair = 0; 2 * pair < groups; ++pair) {
       const int8_t* from = x.codes + pair * 2 * kCoded;
-      const Integers first = load_integers(from), second = load_integers(from + kCoded);
-      Integers rows[kLanes], of[2];
+      const Ints first = load_raw<Ints>(from), second = load_raw<Ints>(from + kCoded);
+      Ints rows[kLanes], of[2];
       repeat<kLanes>([&](auto row) INLINE {
-        const Integers both = codes(block, row, pair, groups, ahead);
-        Integers sum = no_integers();
+        const Ints both = codes(block, row, pair, groups, ahead);
+        Ints sum = Ints{};
         add_quads(sum, low_nibbles(both), first);
         add_quads(sum, high_nibbles(both), second);
         rows[row] = widened_quads(sum);
@@ -132,23 +132,23 @@ struct GroupCodes {
       for (long g = 2 * pair; g < std::min(2 * pair + 2, groups); ++g)
         add_scaled(of[g % 2], scales[g], minima[g], x.scales[g], x.sums[g], total);
     }
-    store_singles(sums, total);
+    store(sums, total);
   }
 
  private:
-  static void take_group(const Bfloat16* from, Integers* codes, float* scale, float* sum) {
+  static void take_group(const Bfloat16* from, Ints* codes, float* scale, float* sum) {
     constexpr long kVectors = kCoded / kLanes;
     const uint32_t bits =
-        largest_bits<kVectors>([&](long i) INLINE { return load_singles(from + i * kLanes); });
+        largest_bits<kVectors>([&](long i) INLINE { return load(from + i * kLanes); });
     const float largest = load_raw<float>(&bits);
     if (largest < kLeast) return;
     const bool is_finite = bits < 0x7f800000u;
     *scale = is_finite ? largest / kTop : NAN;
-    const Singles factor = spread_single(is_finite ? kTop / largest : 0.0f);
-    Integers total = no_integers();
+    const Floats factor = splat(is_finite ? kTop / largest : 0.0f);
+    Ints total = Ints{};
     for (long i = 0; i < kVectors; ++i) {
-      codes[i] = nearest(product(load_singles(from + i * kLanes), factor));
-      total = plus(total, codes[i]);
+      codes[i] = nearest(load(from + i * kLanes) * factor);
+      total += codes[i];
     }
     *sum = *scale * float(sum_of(total));
   }
@@ -161,21 +161,21 @@ struct GroupCodes {
     const long groups = std::min(kCodedGroups, (block.dim - block.number * kBlock) / kCoded);
     // Copies: after a fetch, the compiler would load the originals again.
     const long at = block.dim / 2 + block.number * kBytes, next = at + block.ahead(kBytes);
-    Integers shared[kCodedGroups];
+    Ints shared[kCodedGroups];
     take_four([&, at, next](long row) INLINE {
       const uint8_t* from = block.rows[row];
       fetch_near(from + next + kBytes - 1);
       return from + at;
     }, groups, shared);
     repeat<kCodedGroups>([&](auto g) INLINE {
-      store_singles(scales[g], low_bfloat16(shared[g]));
-      store_singles(minima[g], high_bfloat16(shared[g]));
+      store(scales[g], bits_as<Floats>(shared[g] << 16));
+      store(minima[g], bits_as<Floats>(shared[g] & -65536));
     });
     return groups;
   }
 
   // The codes of a pair of groups of a row; of a last group without another one, zeros behind them.
-  INLINE static Integers codes(const WeightBlock& block, long row, long pair, long groups,
+  INLINE static Ints codes(const WeightBlock& block, long row, long pair, long groups,
                                long ahead) {
     const uint8_t* from = block.rows[row] + block.number * kCodeBytes + pair * kCoded;
     // Rows may begin within a line. A last block may be shorter than the one that is fetched.
@@ -186,11 +186,11 @@ struct GroupCodes {
   }
 
   // Adds the products of a group. Explicit fused operations, so that one row has the same bits as many.
-  INLINE static void add_scaled(Integers products, const float* scales, const float* minima,
-                                float scale, float sum, Singles& total) {
-    const Singles dots = product(singles_of(products), spread_single(scale));
-    const Singles all = fused(dots, load_singles(scales), total);
-    total = fused(load_singles(minima), spread_single(sum), all);
+  INLINE static void add_scaled(Ints products, const float* scales, const float* minima,
+                                float scale, float sum, Floats& total) {
+    const Floats dots = as_floats(products) * splat(scale);
+    const Floats all = fused(dots, load(scales), total);
+    total = fused(load(minima), splat(sum), all);
   }
 };
 

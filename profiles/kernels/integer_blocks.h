@@ -33,9 +33,9 @@ struct IntegerWeights {
 inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
   constexpr long kVectors = kScaled / kLanes;
   const auto vector = [&](long i) INLINE {
-    return i * kLanes < left ? load_singles(from + i * kLanes) : spread_single(0);
+    return i * kLanes < left ? load(from + i * kLanes) : splat(0);
   };
-  Singles sums[kBlock / kLanes];
+  Floats sums[kBlock / kLanes];
   for (long s = 0; s < kScales; ++s) {
     const uint32_t bits =
         largest_bits<kVectors>([&](long i) INLINE { return vector(s * kVectors + i); });
@@ -44,14 +44,14 @@ inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
     const uint32_t step = uint32_t(127 + power) << 23, inverse = uint32_t(127 - power) << 23;
     const bool is_finite = bits < 0x7f800000u;
     to->scales[s] = is_finite ? load_raw<float>(&step) : NAN;
-    const Singles factor = spread_single(is_finite ? load_raw<float>(&inverse) : 0.0f);
+    const Floats factor = splat(is_finite ? load_raw<float>(&inverse) : 0.0f);
     for (long i = s * kVectors; i < (s + 1) * kVectors; ++i) {
-      const Integers whole = nearest(product(vector(i), factor));
+      const Ints whole = nearest(vector(i) * factor);
       store_shorts(to->integers + i * kLanes, whole);
-      sums[i] = product(singles_of(whole), spread_single(to->scales[s]));
+      sums[i] = as_floats(whole) * splat(to->scales[s]);
     }
   }
-  store_singles(to->sums_of_16, row_sums_of(sums));
+  store(to->sums_of_16, sums_of(sums));
   for (long i = 0; i < kBlock / 32; ++i)
     to->sums_of_32[i] = to->sums_of_16[2 * i] + to->sums_of_16[2 * i + 1];
 }
@@ -62,62 +62,62 @@ template <class D, class Use>
 INLINE inline void read_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to,
                                 Use use) {
   using As = IntegersOf<D>;
-  alignas(64) Integers offsets[kLanes];
+  alignas(64) Ints offsets[kLanes];
   for (long row = 0; row < kLanes; ++row) {
     const uint8_t* block = blocks[row];
     fetch_run(block + ahead, kBlockBytes<D>);
     use(row, [&](auto each) INLINE { As::vectors(block, each); });
-    if constexpr (As::kOffset > 0) offsets[row] = bits_of(As::offsets(block));
+    if constexpr (As::kOffset > 0) offsets[row] = bits_as<Ints>(As::offsets(block));
     to->scales[row] = As::scale(block);
   }
-  if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<Integers*>(to->offsets));
+  if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<Ints*>(to->offsets));
 }
 
 template <class D>
 void take_weights(const uint8_t* const* blocks, long ahead, IntegerWeights* to) {
-  alignas(64) Integers vectors[kBlock / 32][kLanes];
+  alignas(64) Ints vectors[kBlock / 32][kLanes];
   read_weights<D>(blocks, ahead, to, [&](long row, auto read) INLINE {
-    read([&](auto i, Integers v) INLINE { vectors[i][row] = v; });
+    read([&](auto i, Ints v) INLINE { vectors[i][row] = v; });
   });
   for (long i = 0; i < kBlock / 32; ++i)
-    transpose(vectors[i], reinterpret_cast<Integers*>(to->pairs[i * kLanes]));
+    transpose(vectors[i], reinterpret_cast<Ints*>(to->pairs[i * kLanes]));
 }
 
 // Adds products to the sums of kLanes rows of weights.
 template <class D>
-INLINE inline void add_scaled(Singles dots, const IntegerWeights& weights, const IntegerInputs& x,
+INLINE inline void add_scaled(Floats dots, const IntegerWeights& weights, const IntegerInputs& x,
                               float* sums) {
   constexpr long kOffset = IntegersOf<D>::kOffset;
-  Singles sum = fused(dots, load_singles(weights.scales), load_singles(sums));
+  Floats sum = fused(dots, load(weights.scales), load(sums));
   if constexpr (kOffset > 0) {
     const float* inputs = kOffset == 16 ? x.sums_of_16 : x.sums_of_32;
     for (long i = 0; i < kBlock / kOffset; ++i)
-      sum = fused(load_singles(weights.offsets[i * (kOffset / 16)]), spread_single(inputs[i]), sum);
+      sum = fused(load(weights.offsets[i * (kOffset / 16)]), splat(inputs[i]), sum);
   }
-  store_singles(sums, sum);
+  store(sums, sum);
 }
 
 // Sums the products of kCount rows of inputs with kPanelRows rows of weights: those of kPairs pairs from
 // one on. The sum of row r and panel t is the (r * kPanels + t)-th.
 template <long kCount, long kPairs, class Weights>
 INLINE inline void sum_pairs(const Weights* weights, const IntegerInputs* x, long first,
-                             Integers* sums) {
+                             Ints* sums) {
   constexpr long kSums = kCount * kPanels;
   // Few sums would wait for themselves: each is taken in parts.
   constexpr long kParts = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
-  Integers parts[kParts][kSums] = {};
+  Ints parts[kParts][kSums] = {};
   for (long pair = first; pair < first + kPairs; pair += kParts)
     repeat<kParts>([&](auto part) INLINE {
-      Integers w[kPanels];
-      repeat<kPanels>([&](auto t) INLINE { w[t] = load_integers(weights[t].pairs[pair + part]); });
+      Ints w[kPanels];
+      repeat<kPanels>([&](auto t) INLINE { w[t] = load_raw<Ints>(weights[t].pairs[pair + part]); });
       repeat<kCount>([&](auto r) INLINE {
-        const Integers inputs = spread_integer(load_raw<int>(x[r].integers + 2 * (pair + part)));
+        const Ints inputs = spread(load_raw<int>(x[r].integers + 2 * (pair + part)));
         repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][r * kPanels + t], w[t], inputs); });
       });
     });
   repeat<kSums>([&](auto i) INLINE {
     sums[i] = parts[0][i];
-    repeat<kParts - 1>([&](auto part) INLINE { sums[i] = plus(sums[i], parts[part + 1][i]); });
+    repeat<kParts - 1>([&](auto part) INLINE { sums[i] += parts[part + 1][i]; });
   });
 }
 
@@ -128,47 +128,47 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
                                          float* sums) {
   using As = IntegersOf<D>;
   constexpr long kSums = kCount * kPanels, kPairs = As::kSummed / 2;
-  Singles dots[kSums] = {};
+  Floats dots[kSums] = {};
   for (long first = 0; first < kBlock / 2; first += kPairs) {
-    Integers whole[kSums];
+    Ints whole[kSums];
     sum_pairs<kCount, kPairs>(weights, x, first, whole);
     repeat<kSums>([&](auto i) INLINE {
       const float scale = x[i / kPanels].scales[2 * first / kScaled];
-      dots[i] = fused(singles_of(whole[i]), spread_single(scale), dots[i]);
+      dots[i] = fused(as_floats(whole[i]), splat(scale), dots[i]);
     });
   }
   repeat<kSums>([&](auto i) INLINE {
-    dots[i] = fused(dots[i], load_singles(weights[i % kPanels].scales), load_singles(sums + i * kLanes));
+    dots[i] = fused(dots[i], load(weights[i % kPanels].scales), load(sums + i * kLanes));
   });
   if constexpr (As::kOffset > 0)
     for (long i = 0; i < kBlock / As::kOffset; ++i)
       repeat<kCount>([&](auto g) INLINE {
         const float of_inputs = As::kOffset == 16 ? x[g].sums_of_16[i] : x[g].sums_of_32[i];
         repeat<kPanels>([&](auto t) INLINE {
-          Singles& dot = dots[g * kPanels + t];
+          Floats& dot = dots[g * kPanels + t];
           const float* offsets = weights[t].offsets[i * (As::kOffset / 16)];
-          dot = fused(load_singles(offsets), spread_single(of_inputs), dot);
+          dot = fused(load(offsets), splat(of_inputs), dot);
         });
       });
-  repeat<kSums>([&](auto i) INLINE { store_singles(sums + i * kLanes, dots[i]); });
+  repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, dots[i]); });
 }
 
 // The same for one row of inputs and kLanes rows of weights, whose integers stay where they are.
 template <class D>
 void add_single(const uint8_t* const* blocks, long ahead, const IntegerInputs& x, float* sums) {
   constexpr long kSummed = IntegersOf<D>::kSummed, kParts = kBlock / kSummed;
-  alignas(64) Integers parts[kParts][kLanes];
+  alignas(64) Ints parts[kParts][kLanes];
   IntegerWeights shared;
   read_weights<D>(blocks, ahead, &shared, [&](long row, auto read) INLINE {
-    Integers own[kParts] = {};
-    read([&](auto i, Integers v) INLINE {
-      add_pairs(own[32 * i / kSummed], v, load_integers(x.integers + 32 * i));
+    Ints own[kParts] = {};
+    read([&](auto i, Ints v) INLINE {
+      add_pairs(own[32 * i / kSummed], v, load_raw<Ints>(x.integers + 32 * i));
     });
     repeat<kParts>([&](auto i) INLINE { parts[i][row] = own[i]; });
   });
-  Singles dots = spread_single(0);
+  Floats dots = splat(0);
   for (long i = 0; i < kParts; ++i)
-    dots = fused(singles_of(row_sums_of(parts[i])), spread_single(x.scales[i * kSummed / kScaled]),
+    dots = fused(as_floats(sums_of(parts[i])), splat(x.scales[i * kSummed / kScaled]),
                  dots);
   add_scaled<D>(dots, shared, x, sums);
 }

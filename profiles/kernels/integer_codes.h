@@ -9,13 +9,13 @@ namespace {
 
 #if defined(HAS_INTEGER_PRODUCTS)
 
-INLINE inline Integers shorts_at(const uint8_t* from) { return shorts_of(load_raw<__m256i>(from)); }
-// Bits of each code, moved to the right and masked.
-template <int kBits>
-INLINE inline Integers bits_of(Integers v, short mask) { return masked(shifted<kBits>(v), mask); }
+INLINE inline Ints shorts_at(const uint8_t* from) { return shorts_of(load_raw<__m256i>(from)); }
+INLINE inline Floats floats_of(__m128i bytes) {
+  return as_floats(codes_of(reinterpret_cast<const uint8_t*>(&bytes)));
+}
 // The factors of the i-th vector's two halves, among 16 of a block.
 template <long i>
-INLINE inline Integers two_scales(const Factors& scales) {
+INLINE inline Ints two_scales(const Factors& scales) {
   return two_factors<2 * i, 2 * i + 1>(scales);
 }
 
@@ -33,15 +33,15 @@ struct IntegersOf<Q2_K<T>> {
   static constexpr long kSummed = 64, kOffset = 16;
   static __m128i packed(const uint8_t* block) { return load_raw<__m128i>(block); }
   static float scale(const uint8_t* block) { return half_at(block + 80); }
-  static Singles offsets(const uint8_t* block) {
+  static Floats offsets(const uint8_t* block) {
     const __m128i minima = _mm_and_si128(_mm_srli_epi16(packed(block), 4), _mm_set1_epi8(15));
-    return product(singles_of_bytes(minima), spread_single(-half_at(block + 82)));
+    return floats_of(minima) * -half_at(block + 82);
   }
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
     const Factors scales = factors_of(_mm_and_si128(packed(block), _mm_set1_epi8(15)));
     repeat<2>([&](auto half) INLINE {
-      const Integers codes = shorts_at(block + 16 + 32 * half);
+      const Ints codes = shorts_at(block + 16 + 32 * half);
       repeat<4>([&](auto j) INLINE {
         constexpr long i = 4 * decltype(half)::value + decltype(j)::value;
         use(At<i>(), times(bits_of<2 * decltype(j)::value>(codes, 3), two_scales<i>(scales)));
@@ -62,17 +62,17 @@ struct IntegersOf<Q3_K<T>> {
       const uint64_t upper = (two >> shift | two >> (shift + 2) << 32) & 3 * kEachByte;
       return (four >> shift & 15 * kEachByte) | upper << 4;
     };
-    return less_factors(factors_of(_mm_set_epi64x(int64_t(half(4)), int64_t(half(0)))), 32);
+    return factors_of(_mm_set_epi64x(int64_t(half(4)), int64_t(half(0))), 32);
   }
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
     const Factors steps = scales(block + 96);
-    const Integers third = shorts_at(block);
+    const Ints third = shorts_at(block);
     repeat<2>([&](auto half) INLINE {
-      const Integers codes = shorts_at(block + 32 + 32 * half);
+      const Ints codes = shorts_at(block + 32 + 32 * half);
       repeat<4>([&](auto j) INLINE {
         constexpr long k = decltype(j)::value, i = 4 * decltype(half)::value + k;
-        const Integers all = either(bits_of<2 * k>(codes, 3), bits_of<i - 2>(third, 4));
+        const Ints all = bits_of<2 * k>(codes, 3) | bits_of<i - 2>(third, 4);
         use(At<i>(), times(less(all, 4), two_scales<i>(steps)));
       });
     });
@@ -90,13 +90,12 @@ struct SharedIntegers {
     return _mm_set_epi64x(int64_t(low | high), int64_t(first & 63 * kEachByte));
   }
   static float scale(const uint8_t* block) { return half_at(block); }
-  static Singles offsets(const uint8_t* block) {
+  static Floats offsets(const uint8_t* block) {
     const __m128i twice = _mm_set_epi8(15, 15, 14, 14, 13, 13, 12, 12, 7, 7, 6, 6, 5, 5, 4, 4);
-    const Singles minima = singles_of_bytes(_mm_shuffle_epi8(packed(block), twice));
-    return product(minima, spread_single(-half_at(block + 2)));
+    return floats_of(_mm_shuffle_epi8(packed(block), twice)) * -half_at(block + 2);
   }
   template <long i>
-  INLINE static Integers scaled(Integers codes, const Factors& scales) {
+  INLINE static Ints scaled(Ints codes, const Factors& scales) {
     return times(codes, one_factor<8 * (i / 4) + i % 4>(scales));
   }
 };
@@ -108,7 +107,7 @@ struct IntegersOf<Q4_K<T>> : SharedIntegers {
     const Factors scales = factors_of(packed(block));
     repeat<4>([&](auto pair) INLINE {
       constexpr long i = 2 * decltype(pair)::value;
-      const Integers both = shorts_at(block + 16 + 32 * pair);
+      const Ints both = shorts_at(block + 16 + 32 * pair);
       use(At<i>(), scaled<i>(bits_of<0>(both, 15), scales));
       use(At<i + 1>(), scaled<i + 1>(shifted<4>(both), scales));
     });
@@ -120,13 +119,13 @@ struct IntegersOf<Q5_K<T>> : SharedIntegers {
   template <class Use>
   INLINE static void vectors(const uint8_t* block, Use use) {
     const Factors scales = factors_of(packed(block));
-    const Integers fifth = shorts_at(block + 16);
+    const Ints fifth = shorts_at(block + 16);
     repeat<4>([&](auto pair) INLINE {
       constexpr long i = 2 * decltype(pair)::value;
-      const Integers both = shorts_at(block + 48 + 32 * pair);
-      use(At<i>(), scaled<i>(either(bits_of<0>(both, 15), bits_of<i - 4>(fifth, 16)), scales));
+      const Ints both = shorts_at(block + 48 + 32 * pair);
+      use(At<i>(), scaled<i>(bits_of<0>(both, 15) | bits_of<i - 4>(fifth, 16), scales));
       use(At<i + 1>(),
-          scaled<i + 1>(either(shifted<4>(both), bits_of<i - 3>(fifth, 16)), scales));
+          scaled<i + 1>(shifted<4>(both) | bits_of<i - 3>(fifth, 16), scales));
     });
   }
 };
@@ -140,12 +139,12 @@ struct IntegersOf<Q6_K<T>> {
   INLINE static void vectors(const uint8_t* block, Use use) {
     const Factors scales = factors_of(load_raw<__m128i>(block + 192));
     repeat<2>([&](auto half) INLINE {
-      const Integers upper = shorts_at(block + 128 + 32 * half);
+      const Ints upper = shorts_at(block + 128 + 32 * half);
       repeat<2>([&](auto j) INLINE {
         constexpr long k = decltype(j)::value, i = 4 * decltype(half)::value + k;
-        const Integers lower = shorts_at(block + 64 * half + 32 * k);
-        const Integers first = either(bits_of<0>(lower, 15), bits_of<2 * k - 4>(upper, 48));
-        const Integers second = either(shifted<4>(lower), bits_of<2 * k>(upper, 48));
+        const Ints lower = shorts_at(block + 64 * half + 32 * k);
+        const Ints first = bits_of<0>(lower, 15) | bits_of<2 * k - 4>(upper, 48);
+        const Ints second = shifted<4>(lower) | bits_of<2 * k>(upper, 48);
         use(At<i>(), times(less(first, 32), two_scales<i>(scales)));
         use(At<i + 2>(), times(less(second, 32), two_scales<i + 2>(scales)));
       });

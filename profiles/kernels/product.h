@@ -51,8 +51,7 @@ class Tile {
   // bytes after the current one. From byte `until` on, that line is in later rows: `later` bytes after.
   struct Lead { long first, past, ahead, later, until; };
 
-  // For a single row, the processor itself fetches weights in time.
-  static bool fetches(const Span& span) { return Source::kIsInPlace && span.count > 1; }
+  static bool fetches(const Span& span) { return Source::kIsInPlace && span.count >= kFetching; }
   static bool is_few(const Span& span) {
     return span.count <= kSharedRows && (fetches(span) || !Source::kIsInPlace);
   }
@@ -162,7 +161,11 @@ class Tile {
     });
 #else
     float kept[kLanes] = {};
-    narrow_products<kCount, kWeights>(weights, x, stride, size, kept);
+    narrow_products<kCount, kWeights>(weights, x, stride, size, kept, [&](long at) INLINE {
+      for (long w = lead.first; kFetches && w < lead.past; ++w)
+        fetch_near(reinterpret_cast<const char*>(weights[w]) + at +
+                   (at < lead.until ? lead.ahead : lead.later));
+    });
     *sums = load(kept);
 #endif
   }

@@ -37,11 +37,14 @@ constexpr long kMostOutputs = 16 * kOutputs;
 constexpr long kWindow = 512;
 // So few rows take 16-bit weights as they are, where one instruction converts a vector. So few blocks
 // of rows wait for the memory: lines are fetched one by one, between products. More blocks wait for
-// the arithmetic, which that would slow. Without AVX-512 lines are fetched in bursts.
+// the arithmetic, which that would slow. Without either, lines are fetched in bursts. With fewer rows
+// than kFetching, the processor itself fetches weights in time.
 #if defined(__AVX512F__)
-constexpr long kFewRows = 12, kWaiting = 2;
+constexpr long kFewRows = 12, kWaiting = 2, kFetching = 2;
+#elif defined(HAS_AVX2)
+constexpr long kFewRows = 12, kWaiting = 2, kFetching = 1;
 #else
-constexpr long kFewRows = 0, kWaiting = 0;
+constexpr long kFewRows = 0, kWaiting = 0, kFetching = 2;
 #endif
 // Up to so many rows, each weight is multiplied with all rows before the next one, if the inputs of
 // these rows have at most so many bytes: they stay in the first-level cache.

@@ -12,9 +12,9 @@ namespace {
 // Elements of a block and their pairs; blocks that are taken together.
 constexpr long kSmall = 32, kSmallPairs = kSmall / 2, kSmallBlocks = kBlock / kSmall;
 
-INLINE inline Integers widened(Codes codes) { return shorts_of((__m256i)codes); }
+INLINE inline Ints widened(Codes codes) { return shorts_of((__m256i)codes); }
 // The values of 32 codes of 4 bits, by a table of signed bytes.
-INLINE inline Integers looked_up(Codes codes, __m128i table) {
+INLINE inline Ints looked_up(Codes codes, __m128i table) {
   const __m256i both = _mm256_broadcastsi128_si256(table);
   return signed_shorts_of(_mm256_shuffle_epi8(both, (__m256i)codes));
 }
@@ -34,35 +34,35 @@ struct ScaleFirst {
 
 template <class T>
 struct SmallIntegersOf<Q4_0<T>> : ScaleFirst<false> {
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     return less(widened(halves_of(block + 2)), 8);
   }
 };
 template <class T>
 struct SmallIntegersOf<Q4_1<T>> : ScaleFirst<true> {
-  INLINE static Integers integers(const uint8_t* block) { return widened(halves_of(block + 4)); }
+  INLINE static Ints integers(const uint8_t* block) { return widened(halves_of(block + 4)); }
 };
 template <class T>
 struct SmallIntegersOf<Q5_0<T>> : ScaleFirst<false> {
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     return less(widened(halves_of(block + 6) | fifth_bits(block + 2)), 16);
   }
 };
 template <class T>
 struct SmallIntegersOf<Q5_1<T>> : ScaleFirst<true> {
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     return widened(halves_of(block + 8) | fifth_bits(block + 4));
   }
 };
 template <class T>
 struct SmallIntegersOf<Q8_0<T>> : ScaleFirst<false> {
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     return signed_shorts_of(load_raw<__m256i>(block + 2));
   }
 };
 template <class T>
 struct SmallIntegersOf<IQ4_NL<T>> : ScaleFirst<false> {
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     // As kIq4Values.
     return looked_up(halves_of(block + 2), _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1,
                                                          13, 25, 38, 53, 69, 89, 113));
@@ -72,7 +72,7 @@ template <class T>
 struct SmallIntegersOf<MXFP4<T>> {
   static constexpr bool kIsKnown = true, kHasMinimum = false;
   static float scale(const uint8_t* block) { return MXFP4<T>::half_scale(*block); }
-  INLINE static Integers integers(const uint8_t* block) {
+  INLINE static Ints integers(const uint8_t* block) {
     // As kFp4Values.
     return looked_up(halves_of(block + 1),
                      _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
@@ -96,12 +96,12 @@ struct SmallBlocks {
   }
 
   static void take_weights(const WeightBlock& block, Weights* to) {
-    alignas(64) Integers vectors[kSmallBlocks][kLanes];
-    to->count = read(block, to->scales, to->minima, [&](long row, long i, Integers v) INLINE {
+    alignas(64) Ints vectors[kSmallBlocks][kLanes];
+    to->count = read(block, to->scales, to->minima, [&](long row, long i, Ints v) INLINE {
       vectors[i][row] = v;
     });
     for (long i = 0; i < to->count; ++i)
-      transpose(vectors[i], reinterpret_cast<Integers*>(to->pairs[i * kSmallPairs]));
+      transpose(vectors[i], reinterpret_cast<Ints*>(to->pairs[i * kSmallPairs]));
   }
 
   // Adds the products of kCount rows of inputs with kPanelRows rows of weights to `sums`, which are
@@ -110,32 +110,32 @@ struct SmallBlocks {
   __attribute__((noinline)) static void add_block(const Weights* weights, const Inputs* x,
                                                   float* sums) {
     constexpr long kSums = kCount * kPanels;
-    Singles totals[kSums];
-    repeat<kSums>([&](auto i) INLINE { totals[i] = load_singles(sums + i * kLanes); });
+    Floats totals[kSums];
+    repeat<kSums>([&](auto i) INLINE { totals[i] = load(sums + i * kLanes); });
     for (long b = 0; b < weights[0].count; ++b) {
-      Integers whole[kSums];
+      Ints whole[kSums];
       sum_pairs<kCount, kSmallPairs>(weights, x, b * kSmallPairs, whole);
       repeat<kSums>([&](auto i) INLINE {
         const Weights& w = weights[i % kPanels];
         add_scaled(whole[i], w.scales[b], w.minima[b], x[i / kPanels], b, totals[i]);
       });
     }
-    repeat<kSums>([&](auto i) INLINE { store_singles(sums + i * kLanes, totals[i]); });
+    repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, totals[i]); });
   }
 
   // The same for one row of inputs and kLanes rows of weights, whose integers stay where they are.
   static void add_single(const WeightBlock& block, const Inputs& x, float* sums) {
     float scales[kSmallBlocks][kLanes], minima[kSmallBlocks][kLanes];
-    alignas(64) Integers products[kSmallBlocks][kLanes];
-    const long count = read(block, scales, minima, [&](long row, long i, Integers v) INLINE {
-      Integers own = no_integers();
-      add_pairs(own, v, load_integers(x.integers + kSmall * i));
+    alignas(64) Ints products[kSmallBlocks][kLanes];
+    const long count = read(block, scales, minima, [&](long row, long i, Ints v) INLINE {
+      Ints own = Ints{};
+      add_pairs(own, v, load_raw<Ints>(x.integers + kSmall * i));
       products[i][row] = own;
     });
-    Singles total = load_singles(sums);
+    Floats total = load(sums);
     for (long b = 0; b < count; ++b)
-      add_scaled(row_sums_of(products[b]), scales[b], minima[b], x, b, total);
-    store_singles(sums, total);
+      add_scaled(sums_of(products[b]), scales[b], minima[b], x, b, total);
+    store(sums, total);
   }
 
  private:
@@ -160,12 +160,12 @@ struct SmallBlocks {
 
   // Adds the products of the b-th block. Explicit fused operations, so that one row has the same bits
   // as many.
-  INLINE static void add_scaled(Integers products, const float* scales, const float* minima,
-                                const Inputs& x, long b, Singles& total) {
-    const Singles scale = spread_single(x.scales[b * kSmall / kScaled]);
-    total = fused(product(singles_of(products), scale), load_singles(scales), total);
+  INLINE static void add_scaled(Ints products, const float* scales, const float* minima,
+                                const Inputs& x, long b, Floats& total) {
+    const Floats scale = splat(x.scales[b * kSmall / kScaled]);
+    total = fused(as_floats(products) * scale, load(scales), total);
     if constexpr (As::kHasMinimum)
-      total = fused(spread_single(x.sums_of_32[b]), load_singles(minima), total);
+      total = fused(splat(x.sums_of_32[b]), load(minima), total);
   }
 };
 

@@ -11,6 +11,9 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)
+#define HAS_AVX2
+#endif
 
 #include "split.h"
 
@@ -20,7 +23,7 @@ namespace {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
-#elif defined(__AVX2__)
+#elif defined(HAS_AVX2)
 typedef float Narrow __attribute__((vector_size(32)));
 typedef int32_t NarrowInts __attribute__((vector_size(32)));
 typedef uint32_t NarrowBits __attribute__((vector_size(32)));
@@ -109,7 +112,7 @@ INLINE inline V load_raw(const T* from) { return Memory<V>::load(from); }
 INLINE inline Ints codes_of(const uint8_t* from) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepu8_epi32(load_raw<__m128i>(from));
-#elif defined(__AVX2__)
+#elif defined(HAS_AVX2)
   const auto eight = [&](long i) INLINE {
     return (NarrowInts)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + i)));
   };
@@ -138,16 +141,23 @@ INLINE inline Floats as_floats(Ints codes) {
 #endif
 }
 
+#if defined(HAS_AVX2)
+// Eight elements, as a register holds them.
+INLINE inline Narrow eight_of(const Bfloat16* from) {
+  return (Narrow)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<__m128i>(from)), 16);
+}
+INLINE inline Narrow eight_of(const Float16* from) {
+  return (Narrow)_mm256_cvtph_ps(load_raw<__m128i>(from));
+}
+#endif
+
 INLINE inline Floats load(const float* from) { return load_raw<Floats>(from); }
 INLINE inline Floats load(const Bfloat16* from) {
 #if defined(__AVX512F__)
   // GCC 12 would take each half apart.
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<__m256i>(from)), 16);
-#elif defined(__AVX2__)
-  const auto eight = [&](long i) INLINE {
-    return (Narrow)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<__m128i>(from + i)), 16);
-  };
-  return {eight(0), eight(8)};
+#elif defined(HAS_AVX2)
+  return {eight_of(from), eight_of(from + 8)};
 #else
   uint32_t bits[kLanes];
   for (long i = 0; i < kLanes; ++i) bits[i] = uint32_t(from[i].bits) << 16;
@@ -157,11 +167,8 @@ INLINE inline Floats load(const Bfloat16* from) {
 INLINE inline Floats load(const Float16* from) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_cvtph_ps(load_raw<__m256i>(from));
-#elif defined(__AVX2__) && defined(__F16C__)
-  const auto eight = [&](long i) INLINE {
-    return (Narrow)_mm256_cvtph_ps(load_raw<__m128i>(from + i));
-  };
-  return {eight(0), eight(8)};
+#elif defined(HAS_AVX2)
+  return {eight_of(from), eight_of(from + 8)};
 #else
   float v[kLanes];
   for (long i = 0; i < kLanes; ++i) {
@@ -187,7 +194,7 @@ INLINE inline void store(Bfloat16* to, Floats v) {
 #if defined(__AVX512F__)
   const Halves h = __builtin_convertvector(kept, Halves);
   std::memcpy(to, &h, sizeof h);
-#elif defined(__AVX2__)
+#elif defined(HAS_AVX2)
   const __m256i h = _mm256_packus_epi32((__m256i)kept.low, (__m256i)kept.high);
   _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(h, 0xd8));
 #else
@@ -200,7 +207,7 @@ INLINE inline void store(Float16* to, Floats v) {
 #if defined(__AVX512F__)
   const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   std::memcpy(to, &h, sizeof h);
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(HAS_AVX2)
   const auto eight = [](Narrow half) INLINE {
     return _mm256_cvtps_ph((__m256)half, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   };
@@ -258,7 +265,7 @@ INLINE inline float reduce(Floats v, F combine) {
 #else
 template <class F>
 INLINE inline float reduce(Narrow v, F combine) {
-#if defined(__AVX2__)
+#if defined(HAS_AVX2)
   v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1));
   v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0));
@@ -348,8 +355,19 @@ INLINE inline Floats four_sums_of(const Floats* v) {
 }
 #else
 // The sums of as many vectors as one has lanes, each in one lane.
+#if defined(HAS_AVX2)
+INLINE inline NarrowInts sums_of(const NarrowInts* v) {
+  const auto four = [](const NarrowInts* of) INLINE {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32((__m256i)of[0], (__m256i)of[1]),
+                             _mm256_hadd_epi32((__m256i)of[2], (__m256i)of[3]));
+  };
+  const __m256i a = four(v), b = four(v + 4);
+  return (NarrowInts)_mm256_permute2x128_si256(a, b, 0x20) +
+         (NarrowInts)_mm256_permute2x128_si256(a, b, 0x31);
+}
+#endif
 INLINE inline Narrow sums_of(const Narrow* v) {
-#if defined(__AVX2__)
+#if defined(HAS_AVX2)
   const auto four = [](const Narrow* of) INLINE {
     return _mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]));
   };
