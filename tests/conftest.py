@@ -34,8 +34,8 @@ LONG = (
     "test_plots.py",
     "test_report.py",
 )
-# Tests of the library that is built for any CPU: one process builds it.
-PORTABLE = "[portable"
+# Tests of a library that is built for other CPUs: one process builds it.
+BUILT = ("[portable", "[avx2")
 # Files that start a Ray cluster: two at once would starve each other.
 RAY_CLUSTER = ("executor/test_ray_copies.py", "executor/test_ray_stages.py")
 # Files of tests that compile kernels, each its own, where there is a GPU.
@@ -67,8 +67,9 @@ def unit_of(name: str) -> str:
     With single tests as units, the scheduler itself would take half a minute.
     """
     file, _, case = name.partition("::")
-    if PORTABLE in case:
-        return PORTABLE
+    for kind in BUILT:
+        if kind in case:
+            return kind
     if file.endswith(BY_FAMILY) and "[" in case:
         return case[case.index("[") :]
     if file.endswith(BY_KERNEL) and torch.cuda.is_available():
@@ -78,7 +79,7 @@ def unit_of(name: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with long units, and skip what needs a GPU on a machine without one."""
-    items.sort(key=lambda item: not unit_of(item.nodeid).endswith((*LONG, PORTABLE, "ray")))
+    items.sort(key=lambda item: not unit_of(item.nodeid).endswith((*LONG, *BUILT, "ray")))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -17,8 +17,8 @@ class Toolchain:
     version
         The first line of what it says of itself.
     vectors
-        The instructions for which it compiles here: ``AVX-512 with bfloat16``, ``AVX-512`` or
-        ``portable``.
+        The instructions for which it compiles here: ``AVX-512 with bfloat16``, ``AVX-512``,
+        ``AVX2`` or ``portable``.
     """
 
     version: str
@@ -50,5 +50,6 @@ def find_toolchain(compiler: str) -> Toolchain:
 def _vectors(macros: str) -> str:
     """Name the instructions by the macros that the kernels ask for."""
     if " __AVX512F__ " not in macros:
-        return "portable"
+        has_avx2 = all(f" __{name}__ " in macros for name in ("AVX2", "FMA", "F16C"))
+        return "AVX2" if has_avx2 else "portable"
     return "AVX-512 with bfloat16" if " __AVX512BF16__ " in macros else "AVX-512"

@@ -12,24 +12,37 @@ import pytest
 import torch
 
 from profiles.kernels import build
+from profiles.kernels.toolchain import find_toolchain
 
 
 @pytest.fixture(scope="session")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels for any CPU of this kind, whatever this one could do."""
+    return _built_for([], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def avx2(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels as a processor with AVX2 has them, where this one has AVX-512 besides."""
+    if "AVX-512" not in find_toolchain(build.chosen_compiler()).vectors:
+        pytest.skip("native kernels are those of AVX2 or of another processor")
+    return _built_for(["-march=haswell"], tmp_path_factory)
+
+
+def _built_for(processor: list[str], tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     build.load_library()
     # The least optimisation builds in a quarter of the time, and computes the same.
-    flags = [*(flag for flag in build.FLAGS if flag != "-march=native"), "-O1"]
-    path = build.build("c++", tmp_path_factory.mktemp("kernels"), "portable", flags)
+    flags = [*(flag for flag in build.FLAGS if flag != "-march=native"), *processor, "-O1"]
+    path = build.build("c++", tmp_path_factory.mktemp("kernels"), "others", flags)
     return ctypes.CDLL(str(path))
 
 
-@pytest.fixture(params=["native", "portable", "twin"])
+@pytest.fixture(params=["native", "avx2", "portable", "twin"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Run a test with each of the implementations."""
     kind: str = request.param
-    if kind == "portable":
-        found = request.getfixturevalue("portable")
+    if kind in ("avx2", "portable"):
+        found = request.getfixturevalue(kind)
         monkeypatch.setattr("profiles.kernels.call.load_library", lambda: found)
     elif kind == "twin":
         monkeypatch.setattr("profiles.kernels.call.load_library", lambda: None)
