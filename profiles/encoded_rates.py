@@ -33,7 +33,7 @@ ENCODINGS = (
     BNB_INT8,
 )
 # In float32, FLOP/s of few rows are the same to a third, and never lower; but blocks of GGUF, which
-# processors with AVX-512 VNNI multiply as integers, have up to half of them.
+# processors with AVX-512 VNNI or AVX2 multiply as integers, have a third to a half of them.
 DTYPE = "bfloat16"
 # Kinds are many and differ little, so that each gets little time.
 NUM_SAMPLES, SAMPLE_S = 3, 0.01

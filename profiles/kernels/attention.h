@@ -14,8 +14,8 @@
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-// Scores, and vectors of values, that are summed at once: registers hold their sums. And the queries
-// that share a key or value as it is loaded.
+// Scores, and vectors of values, that are summed at once; queries that share a key or value once it is
+// loaded. Registers of AVX-512 and AVX2 hold the sums.
 #if defined(__AVX512F__)
 constexpr long kScored = kLanes, kSummed = 8, kMostQueries = 8;
 #else
@@ -64,9 +64,9 @@ class Scorer {
     long g = 0;
     for (; g + kMostQueries <= a_.group; g += kMostQueries)
       work(std::integral_constant<long, kMostQueries>(), g);
-    if (kMostQueries > 4 && a_.group & 4) work(std::integral_constant<long, 4>(), g), g += 4;
-    if (a_.group & 2) work(std::integral_constant<long, 2>(), g), g += 2;
-    if (a_.group & 1) work(std::integral_constant<long, 1>(), g);
+    if (a_.group - g >= 4) work(std::integral_constant<long, 4>(), g), g += 4;
+    if (a_.group - g >= 2) work(std::integral_constant<long, 2>(), g), g += 2;
+    if (a_.group - g >= 1) work(std::integral_constant<long, 1>(), g);
   }
 
   // Scores the tile from `first` on, whose `count` keys were taken; query g's go to `to` + g * stride.
@@ -177,10 +177,10 @@ class Row : Scorer<T, Ops, Cache> {
   // Turns the tile's scores of a query into shares. Where one exceeds all before it, what was
   // summed is fitted to it.
   void share(long g, Ints is_seen) {
-    const Floats scores = choose(is_seen, load(&scores_[g * kTile]), splat(kMinusInfinity));
+    const Floats scores = select(is_seen, load(&scores_[g * kTile]), broadcast(kMinusInfinity));
     if (any_above(scores, largest_[g])) {
       const float before = largest_[g], now = largest(scores);
-      const float kept = exp_of(splat(before - now))[0];
+      const float kept = exp_of(broadcast(before - now))[0];
       largest_[g] = now;
       total_[g] *= kept;
       for (long d = g * width_; d < (g + 1) * width_; d += kLanes)

@@ -94,8 +94,8 @@ void clamped_swiglu(T* gate, const T* up, long rows, long dim, long gate_stride,
       T* to = gate + r * gate_stride + d;
       Floats x = load_part(to, dim - d), y = load_part(up + r * up_stride + d, dim - d);
       // Written so that NaN stays.
-      x = choose(x > most, most, x);
-      y = choose(y > most, most, choose(y < -most, -most, y));
+      x = select(x > most, most, x);
+      y = select(y > most, most, select(y < -most, -most, y));
       const Floats share = rounded<T>(1.0f / (1.0f + exp_of(-rounded<T>(x * alpha))));
       store_part(to, rounded<T>(x * share) * rounded<T>(y + 1.0f), dim - d);
     }
@@ -121,24 +121,24 @@ void activate(T* x, long rows, long dim, long stride, int kind, int threads) {
 
 // exp(x) - 1 where x is not above zero: by its Taylor series near zero, where exp(x) is almost 1.
 INLINE inline Floats expm1_of(Floats x) {
-  Floats p = splat(1.0f / 5040);
+  Floats p = broadcast(1.0f / 5040);
   for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) p = p * x + c;
-  return choose(x > splat(-0.3f), p * x, exp_of(x) - 1.0f);
+  return select(x > broadcast(-0.3f), p * x, exp_of(x) - 1.0f);
 }
 // Every step is rounded, as where it is an operation of its own. Slope and largest exponent are those
 // of profiles/kernels/xielu.py.
 template <class T>
 void xielu(T* x, long rows, long dim, float above, float below, int threads) {
-  const Floats most = splat(-1e-6f);
+  const Floats most = broadcast(-1e-6f);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, taken(dim)) if (rows * dim > kSerial)
   for (long r = 0; r < rows; ++r)
     for (long d = 0; d < dim; d += kLanes) {
       T* to = x + r * dim + d;
       const Floats v = load_part(to, dim - d), line = rounded<T>(v * 0.5f);
-      const Floats low = rounded<T>(expm1_of(rounded<T>(choose(v < most, v, most))));
+      const Floats low = rounded<T>(expm1_of(rounded<T>(select(v < most, v, most))));
       const Floats bent = rounded<T>(rounded<T>(low - v) * below);
       const Floats straight = rounded<T>(rounded<T>(v * above) * v);
-      store_part(to, choose(v > Floats{}, straight, bent) + line, dim - d);
+      store_part(to, select(v > Floats{}, straight, bent) + line, dim - d);
     }
 }
 

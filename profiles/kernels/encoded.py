@@ -105,9 +105,10 @@ def multiply_encoded(
     """Multiply ``x`` [rows, num_elements] by a matrix into ``out`` [rows, outputs].
 
     The result is that of the matrix unpacked to the dtype of ``x``. Few rows are multiplied by the
-    encoded matrix as it is; for more, some of its rows at a time are unpacked. With AVX-512 VNNI,
-    bfloat16 inputs and blocks of GGUF are multiplied as integers. Weights are then exact. Inputs
-    are rounded to 2^-14 of the largest of each 64; those that are not finite make results NaN.
+    encoded matrix as it is; for more, some of its rows at a time are unpacked. With AVX-512 VNNI or
+    AVX2, bfloat16 inputs and blocks of GGUF are multiplied as integers. Weights are then exact.
+    Inputs are rounded to 2^-14 of the largest of each 64; those that are not finite make results
+    NaN.
 
     Parameters
     ----------

@@ -106,6 +106,7 @@ class Decoded {
 };
 
 #if defined(__AVX512F__)
+// Elsewhere, products of many rows sum in vectors of fewer lanes, and a single row must do as they do.
 // Sums the products of a row of inputs, from dimension d on, with kWeights rows of weights as they
 // are decoded. Three times as fast as the memory, decoding would wait for it at the end of each row.
 template <class D>

@@ -7,9 +7,6 @@
 #include "groups.h"
 #include "product_weights.h"
 #include "vectors.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -67,9 +64,9 @@ INLINE inline Floats kept_as<Bfloat16>(Floats v) {
   return (Floats)_mm512_mask_and_epi32(_mm512_set1_epi32(0x7fc00000), is_number, near,
                                        _mm512_set1_epi32(-65536));
 #else
-  const Bits bits = bits_as<Bits>(v), near = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const Bits is_nan = bits_as<Bits>(v != v);
-  return bits_as<Floats>((is_nan & 0x7fc00000u) | (~is_nan & near & 0xffff0000u));
+  const Bits bits = bit_cast<Bits>(v), near = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const Bits is_nan = bit_cast<Bits>(v != v);
+  return bit_cast<Floats>((is_nan & 0x7fc00000u) | (~is_nan & near & 0xffff0000u));
 #endif
 }
 
@@ -86,28 +83,12 @@ INLINE inline void store_exact<Bfloat16>(Bfloat16* to, Floats v) {
 #endif
 }
 
-INLINE inline float float_at(const uint8_t* from, Bfloat16*) {
-  const uint32_t bits = uint32_t(load_raw<uint16_t>(from)) << 16;
-  return load_raw<float>(&bits);
-}
-INLINE inline float float_at(const uint8_t* from, Float16*) {
-#if defined(__F16C__)
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_raw<uint16_t>(from))));
-#else
-  const uint32_t h = load_raw<uint16_t>(from), sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
-  const uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
-                                        : sign | ((rest << 13) + 0x38000000u);
-  // Subnormals: the exponent is that of the smallest normal, without the implied one.
-  if (rest < 0x400u) return std::copysign(float(rest) * 0x1p-24f, load_raw<float>(&bits));
-  return load_raw<float>(&bits);
-#endif
-}
-INLINE inline float half_at(const uint8_t* from) { return float_at(from, (Float16*)nullptr); }
+INLINE inline float half_at(const uint8_t* from) { return to_float(load_raw<Float16>(from)); }
 
 // The scale of a group behind a row's codes, whose scales begin at `from`.
 INLINE inline float scale_at(const uint8_t* from, int kind, long group) {
   if (kind == kFloat16) return half_at(from + 2 * group);
-  if (kind == kBfloat16) return float_at(from + 2 * group, (Bfloat16*)nullptr);
+  if (kind == kBfloat16) return to_float(load_raw<Bfloat16>(from + 2 * group));
   return load_raw<float>(from + 4 * group);
 }
 
@@ -116,7 +97,7 @@ INLINE inline Ints signed_codes_of(const uint8_t* from) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepi8_epi32(load_raw<__m128i>(from));
 #else
-  return ((codes_of(from) ^ 128) - 128);
+  return (codes_of(from) ^ 128) - 128;
 #endif
 }
 const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -124,7 +105,7 @@ const Floats kCounts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 INLINE inline Floats looked_up(Ints codes, Floats values) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)values);
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
   const auto eight = [&](NarrowInts at) INLINE {
     const __m256 low = _mm256_permutevar8x32_ps(values.low, (__m256i)at);
     const __m256 high = _mm256_permutevar8x32_ps(values.high, (__m256i)at);
@@ -146,7 +127,7 @@ INLINE inline void use_nibbles(const uint8_t* from, Floats values, Use use) {
   const Ints both = codes_of(from);
   values = kept_as<T>(values);
   use(At<0>(), looked_up(both, values));
-  use(At<1>(), looked_up(bits_as<Ints>(bits_as<Bits>(both) >> 4), values));
+  use(At<1>(), looked_up(bit_cast<Ints>(bit_cast<Bits>(both) >> 4), values));
 }
 
 // A run of codes that the row may end within: what is missing is zero.

@@ -75,9 +75,10 @@ struct GroupCodes {
     repeat<kSums>([&](auto i) INLINE { totals[i] = load(sums + i * kLanes); });
     for (long group = 0; group < weights[0].groups; ++group) {
       const long at = group / 2 * kPairQuads + group % 2 * kHalfQuads;
-      Ints whole[kSums];
+      Ints whole[kSums] = {};
       repeat<kQuadRuns>([&](auto run) INLINE {
         constexpr long kQuads = kPairQuads / kQuadRuns;
+        static_assert(kQuadRuns == 1 || kQuads / 2 * 2 * 15 * long(kTop) <= INT16_MAX);
         Ints parts[kParts][kSums] = {};
         const long first = at + run * kQuads;
         for (long half = first; half < first + kQuads; half += 2 * kHalfQuads)
@@ -88,7 +89,7 @@ struct GroupCodes {
                 w[t] = load_raw<Ints>(weights[t].quads[quad + part]);
               });
               repeat<kCount>([&](auto r) INLINE {
-                const Ints inputs = spread(load_raw<int>(x[r].codes + 4 * (quad + part)));
+                const Ints inputs = broadcast(load_raw<int>(x[r].codes + 4 * (quad + part)));
                 repeat<kPanels>([&](auto t) INLINE {
                   add_quads(parts[part][r * kPanels + t], w[t], inputs);
                 });
@@ -99,7 +100,7 @@ struct GroupCodes {
           repeat<kParts - 1>([&](auto part) INLINE {
             sum += widened_quads(parts[part + 1][i]);
           });
-          whole[i] = run == 0 ? sum : whole[i] + sum;
+          whole[i] += sum;
         });
       });
       repeat<kSums>([&](auto i) INLINE {
@@ -123,7 +124,7 @@ struct GroupCodes {
       Ints rows[kLanes], of[2];
       repeat<kLanes>([&](auto row) INLINE {
         const Ints both = codes(block, row, pair, groups, ahead);
-        Ints sum = Ints{};
+        Ints sum{};
         add_quads(sum, low_nibbles(both), first);
         add_quads(sum, high_nibbles(both), second);
         rows[row] = widened_quads(sum);
@@ -142,10 +143,13 @@ struct GroupCodes {
         largest_bits<kVectors>([&](long i) INLINE { return load(from + i * kLanes); });
     const float largest = load_raw<float>(&bits);
     if (largest < kLeast) return;
-    const bool is_finite = bits < 0x7f800000u;
-    *scale = is_finite ? largest / kTop : NAN;
-    const Floats factor = splat(is_finite ? kTop / largest : 0.0f);
-    Ints total = Ints{};
+    if (bits >= 0x7f800000u) {
+      *scale = *sum = NAN;
+      return;
+    }
+    *scale = largest / kTop;
+    const Floats factor = broadcast(kTop / largest);
+    Ints total{};
     for (long i = 0; i < kVectors; ++i) {
       codes[i] = nearest(load(from + i * kLanes) * factor);
       total += codes[i];
@@ -168,8 +172,8 @@ struct GroupCodes {
       return from + at;
     }, groups, shared);
     repeat<kCodedGroups>([&](auto g) INLINE {
-      store(scales[g], bits_as<Floats>(shared[g] << 16));
-      store(minima[g], bits_as<Floats>(shared[g] & -65536));
+      store(scales[g], bit_cast<Floats>(shared[g] << 16));
+      store(minima[g], bit_cast<Floats>(shared[g] & -65536));
     });
     return groups;
   }
@@ -188,9 +192,9 @@ struct GroupCodes {
   // Adds the products of a group. Explicit fused operations, so that one row has the same bits as many.
   INLINE static void add_scaled(Ints products, const float* scales, const float* minima,
                                 float scale, float sum, Floats& total) {
-    const Floats dots = as_floats(products) * splat(scale);
+    const Floats dots = as_floats(products) * broadcast(scale);
     const Floats all = fused(dots, load(scales), total);
-    total = fused(load(minima), splat(sum), all);
+    total = fused(load(minima), broadcast(sum), all);
   }
 };
 

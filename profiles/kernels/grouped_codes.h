@@ -87,7 +87,7 @@ struct MAP4 : Groups {
 // Sixteen 8-bit floats of 4 bits of exponent and 3 of mantissa. Theirs are the bits of a float16
 // whose exponent is 8 less; only all ones is no number.
 INLINE inline Floats e4m3_of(const uint8_t* from) {
-#if defined(__AVX512F__) || defined(HAS_AVX2)
+#if defined(__AVX512F__) || defined(USES_AVX2)
   const __m256i codes = _mm256_cvtepi8_epi16(load_raw<__m128i>(from));
   const __m256i ones = _mm256_set1_epi16(0x7f);
   const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(codes, ones), ones);

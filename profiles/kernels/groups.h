@@ -30,9 +30,17 @@ Bfloat16 rounded_out(float x) {
   return {uint16_t((load_raw<uint32_t>(&x) + 0xffffu) >> 16)};
 }
 Bfloat16 rounded_in(float x) { return {uint16_t(load_raw<uint32_t>(&x) >> 16)}; }
-float widened(Bfloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  return load_raw<float>(&bits);
+
+// Stores each code in a byte.
+INLINE inline void store_codes(uint8_t* to, Ints codes) {
+#if defined(__AVX512F__)
+  const Bytes bytes = __builtin_convertvector(codes, Bytes);
+  std::memcpy(to, &bytes, sizeof bytes);
+#else
+  int32_t kept[kLanes];
+  Memory<Ints>::store(kept, codes);
+  for (long i = 0; i < kLanes; ++i) to[i] = uint8_t(kept[i]);
+#endif
 }
 
 // Packs one group. The scale and the minimum are rounded so that they still span it: then no
@@ -51,17 +59,17 @@ bool pack_group(const T* from, long count, int bits, int top, uint8_t* codes, ui
   }
   Floats low = x[0], high = x[0], zero{};
   for (long i = 0; i < vectors; ++i) {
-    low = choose(x[i] < low, x[i], low);
+    low = select(x[i] < low, x[i], low);
     high = larger(high, x[i]);
     zero += x[i] - x[i];
   }
   const float least = 0.0f - largest(Floats{} - low), most = largest(high);
   const Bfloat16 minimum = least < 0 ? rounded_out(least) : rounded_in(least);
-  const float base = widened(minimum);
+  const float base = to_float(minimum);
   // Where the range itself is beyond float32, everything is halved.
   const float half = std::isfinite(most - base) ? 1.0f : 0.5f;
   const Bfloat16 scale = rounded_out((most * half - base * half) / float(top) / half);
-  const float step = widened(scale);
+  const float step = to_float(scale);
   std::memcpy(shared, &scale, sizeof scale);
   std::memcpy(shared + sizeof scale, &minimum, sizeof minimum);
   if (sum(zero) != 0 || !std::isfinite(step) || !std::isfinite(base)) return false;
@@ -69,8 +77,8 @@ bool pack_group(const T* from, long count, int bits, int top, uint8_t* codes, ui
   for (long i = 0; i < vectors; ++i) {
     const Floats steps =
         step > 0 ? (x[i] * half - base * half) / (step * half) + 0.5f : Floats{};
-    const Ints whole = converted<Ints>(steps);
-    store_codes(code + i * kLanes, choose(whole > top, Ints{} + top, whole));
+    const Ints whole = convert<Ints>(steps);
+    store_codes(code + i * kLanes, select(whole > top, Ints{} + top, whole));
   }
   if (bits == 8) {
     std::memcpy(codes, code, count);
@@ -157,8 +165,8 @@ void unpack_part(const Packing& p, const uint8_t* row, long first, long size, T*
         continue;
       }
 #endif
-    const float step = widened(load_raw<Bfloat16>((const Bfloat16*)shared));
-    const float base = widened(load_raw<Bfloat16>((const Bfloat16*)shared + 1));
+    const float step = to_float(load_raw<Bfloat16>((const Bfloat16*)shared));
+    const float base = to_float(load_raw<Bfloat16>((const Bfloat16*)shared + 1));
     unpack_group(codes, count, int(bits), step, base, to + at);
   }
 }

@@ -14,16 +14,14 @@ namespace {
 constexpr long kScaled = 64, kScales = kBlock / kScaled;
 
 // A block of inputs. Integers are in pairs, as weights are multiplied.
-struct IntegerInputs {
+struct alignas(64) IntegerInputs {
   int16_t integers[kBlock];
   float scales[kScales];
   float sums_of_32[kBlock / 32], sums_of_16[kBlock / 16];
-  float unused[4];
 };
-static_assert(sizeof(IntegerInputs) % 64 == 0);
 
 // Blocks of kLanes rows of weights: each pair of a row in the row's lane.
-struct IntegerWeights {
+struct alignas(64) IntegerWeights {
   int32_t pairs[kBlock / 2][kLanes];
   float scales[kLanes];
   float offsets[kBlock / 16][kLanes];
@@ -33,7 +31,7 @@ struct IntegerWeights {
 inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
   constexpr long kVectors = kScaled / kLanes;
   const auto vector = [&](long i) INLINE {
-    return i * kLanes < left ? load(from + i * kLanes) : splat(0);
+    return i * kLanes < left ? load(from + i * kLanes) : Floats{};
   };
   Floats sums[kBlock / kLanes];
   for (long s = 0; s < kScales; ++s) {
@@ -44,11 +42,11 @@ inline void take_inputs(const Bfloat16* from, long left, IntegerInputs* to) {
     const uint32_t step = uint32_t(127 + power) << 23, inverse = uint32_t(127 - power) << 23;
     const bool is_finite = bits < 0x7f800000u;
     to->scales[s] = is_finite ? load_raw<float>(&step) : NAN;
-    const Floats factor = splat(is_finite ? load_raw<float>(&inverse) : 0.0f);
+    const Floats factor = broadcast(load_raw<float>(&inverse));
     for (long i = s * kVectors; i < (s + 1) * kVectors; ++i) {
-      const Ints whole = nearest(vector(i) * factor);
+      const Ints whole = is_finite ? nearest(vector(i) * factor) : Ints{};
       store_shorts(to->integers + i * kLanes, whole);
-      sums[i] = as_floats(whole) * splat(to->scales[s]);
+      sums[i] = as_floats(whole) * broadcast(to->scales[s]);
     }
   }
   store(to->sums_of_16, sums_of(sums));
@@ -67,7 +65,7 @@ INLINE inline void read_weights(const uint8_t* const* blocks, long ahead, Intege
     const uint8_t* block = blocks[row];
     fetch_run(block + ahead, kBlockBytes<D>);
     use(row, [&](auto each) INLINE { As::vectors(block, each); });
-    if constexpr (As::kOffset > 0) offsets[row] = bits_as<Ints>(As::offsets(block));
+    if constexpr (As::kOffset > 0) offsets[row] = bit_cast<Ints>(As::offsets(block));
     to->scales[row] = As::scale(block);
   }
   if constexpr (As::kOffset > 0) transpose(offsets, reinterpret_cast<Ints*>(to->offsets));
@@ -92,7 +90,7 @@ INLINE inline void add_scaled(Floats dots, const IntegerWeights& weights, const 
   if constexpr (kOffset > 0) {
     const float* inputs = kOffset == 16 ? x.sums_of_16 : x.sums_of_32;
     for (long i = 0; i < kBlock / kOffset; ++i)
-      sum = fused(load(weights.offsets[i * (kOffset / 16)]), splat(inputs[i]), sum);
+      sum = fused(load(weights.offsets[i * (kOffset / 16)]), broadcast(inputs[i]), sum);
   }
   store(sums, sum);
 }
@@ -111,7 +109,7 @@ INLINE inline void sum_pairs(const Weights* weights, const IntegerInputs* x, lon
       Ints w[kPanels];
       repeat<kPanels>([&](auto t) INLINE { w[t] = load_raw<Ints>(weights[t].pairs[pair + part]); });
       repeat<kCount>([&](auto r) INLINE {
-        const Ints inputs = spread(load_raw<int>(x[r].integers + 2 * (pair + part)));
+        const Ints inputs = broadcast(load_raw<int>(x[r].integers + 2 * (pair + part)));
         repeat<kPanels>([&](auto t) INLINE { add_pairs(parts[part][r * kPanels + t], w[t], inputs); });
       });
     });
@@ -134,7 +132,7 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
     sum_pairs<kCount, kPairs>(weights, x, first, whole);
     repeat<kSums>([&](auto i) INLINE {
       const float scale = x[i / kPanels].scales[2 * first / kScaled];
-      dots[i] = fused(as_floats(whole[i]), splat(scale), dots[i]);
+      dots[i] = fused(as_floats(whole[i]), broadcast(scale), dots[i]);
     });
   }
   repeat<kSums>([&](auto i) INLINE {
@@ -147,7 +145,7 @@ __attribute__((noinline)) void add_block(const IntegerWeights* weights, const In
         repeat<kPanels>([&](auto t) INLINE {
           Floats& dot = dots[g * kPanels + t];
           const float* offsets = weights[t].offsets[i * (As::kOffset / 16)];
-          dot = fused(load(offsets), splat(of_inputs), dot);
+          dot = fused(load(offsets), broadcast(of_inputs), dot);
         });
       });
   repeat<kSums>([&](auto i) INLINE { store(sums + i * kLanes, dots[i]); });
@@ -166,9 +164,9 @@ void add_single(const uint8_t* const* blocks, long ahead, const IntegerInputs& x
     });
     repeat<kParts>([&](auto i) INLINE { parts[i][row] = own[i]; });
   });
-  Floats dots = splat(0);
+  Floats dots{};
   for (long i = 0; i < kParts; ++i)
-    dots = fused(as_floats(sums_of(parts[i])), splat(x.scales[i * kSummed / kScaled]),
+    dots = fused(as_floats(sums_of(parts[i])), broadcast(x.scales[i * kSummed / kScaled]),
                  dots);
   add_scaled<D>(dots, shared, x, sums);
 }

@@ -81,9 +81,8 @@ class IntegerTile {
       Form::template add_block<count.value>(weights_.data(), x, sums);
       x += count, sums += count * kPanelRows, rows -= count;
     };
-    if constexpr (kMostRows == 12)
-      while (rows >= 12) block(std::integral_constant<long, 12>());
-    while (rows >= 6) block(std::integral_constant<long, 6>());
+    while (rows >= kMostRows) block(std::integral_constant<long, kMostRows>());
+    if (rows >= 6) block(std::integral_constant<long, 6>());
     if (rows >= 4) block(std::integral_constant<long, 4>());
     if (rows >= 2) block(std::integral_constant<long, 2>());
     if (rows >= 1) block(std::integral_constant<long, 1>());

@@ -7,10 +7,7 @@
 
 namespace {
 
-// Vectors of weights, and rows of inputs, whose products are summed at once: in 12 of 16 registers.
 constexpr long kPanels = 1, kMostRows = 6;
-// Runs of quads whose products are summed before they are widened. Pairs of a quad are summed in 16
-// bits, which hold eight times two products of codes up to 15 with inputs up to 127.
 constexpr long kQuadRuns = 2;
 
 // Calls an intrinsic with the halves of vectors.
@@ -19,11 +16,10 @@ INLINE inline Ints by_halves(F f, V... v) {
   return {(NarrowInts)f((__m256i)v.low...), (NarrowInts)f((__m256i)v.high...)};
 }
 INLINE inline Ints joined(__m256i low, __m256i high) { return {(NarrowInts)low, (NarrowInts)high}; }
-INLINE inline Ints spread(int x) { return joined(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+INLINE inline Ints broadcast(int x) { return joined(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
 INLINE inline Ints nearest(Floats v) {
   return joined(_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high));
 }
-// a * b + c, rounded once.
 INLINE inline Floats fused(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
@@ -33,7 +29,6 @@ INLINE inline int sum_of(Ints v) {
   for (long i = 0; i < 8; ++i) sum += both[i];
   return sum;
 }
-// The bits of the largest magnitude of kCount vectors of floats; `vector` gives the i-th.
 template <long kCount, class Vector>
 INLINE inline uint32_t largest_bits(Vector vector) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -47,7 +42,6 @@ INLINE inline uint32_t largest_bits(Vector vector) {
   for (long i = 0; i < 8; ++i) largest = std::max(largest, ((NarrowBits)most)[i]);
   return largest;
 }
-// Each integer as one of 16 bits, or as a byte.
 INLINE inline __m256i sixteen_shorts(Ints v) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)v.low, (__m256i)v.high), 0xd8);
 }
@@ -60,7 +54,6 @@ INLINE inline void store_bytes(int8_t* to, Ints v) {
                                                 _mm256_extracti128_si256(shorts, 1)));
 }
 
-// Thirty-two bytes, as integers of 16 bits.
 INLINE inline Ints shorts_of(__m256i bytes) {
   return joined(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes)),
                 _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1)));
@@ -69,7 +62,6 @@ INLINE inline Ints signed_shorts_of(__m256i bytes) {
   return joined(_mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)),
                 _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
 }
-// Bits of integers of 16 bits, moved to the right and masked.
 template <int kBits>
 INLINE inline Ints shifted(Ints v) {
   return by_halves([](__m256i x) INLINE {
@@ -88,8 +80,7 @@ INLINE inline Ints times(Ints a, Ints b) {
   return by_halves([](__m256i x, __m256i y) INLINE { return _mm256_mullo_epi16(x, y); }, a, b);
 }
 
-// Sixteen factors of 16 bits: signed bytes less a number. In memory, each is spread over a vector when
-// it is loaded.
+// In memory, a factor is spread over a vector when it is loaded.
 struct alignas(32) Factors { int16_t of[16]; };
 INLINE inline Factors factors_of(__m128i bytes, short by = 0) {
   Factors kept;
@@ -97,7 +88,6 @@ INLINE inline Factors factors_of(__m128i bytes, short by = 0) {
   _mm256_store_si256((__m256i*)kept.of, all);
   return kept;
 }
-// One factor 16 times and another one 16 times; or one 32 times.
 template <long kFirst, long kSecond>
 INLINE inline Ints two_factors(const Factors& v) {
   return joined(_mm256_set1_epi16(v.of[kFirst]), _mm256_set1_epi16(v.of[kSecond]));
@@ -105,7 +95,6 @@ INLINE inline Ints two_factors(const Factors& v) {
 template <long kAt>
 INLINE inline Ints one_factor(const Factors& v) { return two_factors<kAt, kAt>(v); }
 
-// Sixty-four bytes from anywhere, or the first half of them and zeros.
 INLINE inline Ints load_bytes(const uint8_t* from, bool is_whole) {
   return joined(load_raw<__m256i>(from),
                 is_whole ? load_raw<__m256i>(from + 32) : _mm256_setzero_si256());
@@ -115,23 +104,19 @@ INLINE inline Ints low_nibbles(Ints v) {
 }
 INLINE inline Ints high_nibbles(Ints v) { return low_nibbles(shifted<4>(v)); }
 
-// Adds products of pairs of 16 bits.
 INLINE inline void add_pairs(Ints& sums, Ints weights, Ints inputs) {
   sums += by_halves([](__m256i w, __m256i x) INLINE { return _mm256_madd_epi16(w, x); }, weights,
                     inputs);
 }
-// Adds products of quads: of bytes up to 15 with signed bytes. The two pairs of each stay apart.
 INLINE inline void add_quads(Ints& sums, Ints weights, Ints inputs) {
   sums = by_halves([](__m256i s, __m256i w, __m256i x) INLINE {
     return _mm256_add_epi16(s, _mm256_maddubs_epi16(w, x));
   }, sums, weights, inputs);
 }
-// The sums of quads, as they are added to others.
 INLINE inline Ints widened_quads(Ints sums) {
   return by_halves([](__m256i x) INLINE { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }, sums);
 }
 
-// Of each vector, the sums of its first and of its second half: lane i of both is of the i-th.
 INLINE inline void half_sums_of(const Ints* rows, Ints* first, Ints* second) {
   NarrowInts low[kLanes], high[kLanes];
   repeat<kLanes>([&](auto i) INLINE { low[i] = rows[i].low, high[i] = rows[i].high; });
@@ -139,7 +124,6 @@ INLINE inline void half_sums_of(const Ints* rows, Ints* first, Ints* second) {
   *second = {sums_of(high), sums_of(high + 8)};
 }
 
-// Four integers of each of sixteen rows, of which `held` are stored: `to[i]` has the i-th of each row.
 template <class From>
 INLINE inline void take_four(From from, long held, Ints* to) {
   const __m128i mask = _mm_cmpgt_epi32(_mm_set1_epi32(int(held)), _mm_setr_epi32(0, 1, 2, 3));
@@ -183,7 +167,6 @@ INLINE inline void transpose_eight(const NarrowInts* from, NarrowInts* to) {
     to[4 + i] = (NarrowInts)_mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
   });
 }
-// The same of sixteen, to other vectors.
 INLINE inline void transpose(const Ints* from, Ints* to) {
   for (long half = 0; half < 2; ++half) {
     NarrowInts low[8], high[8], first[8], second[8];

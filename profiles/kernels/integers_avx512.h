@@ -1,23 +1,23 @@
-// Products in integers with AVX-512 VNNI.
+// Products in integers with AVX-512, and VNNI where the processor has it.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// Vectors of weights, and rows of inputs, whose products are summed at once.
 constexpr long kPanels = 2, kMostRows = 12;
-// Runs of quads whose products are summed before they are widened: all of a group.
+#if defined(__AVX512VNNI__)
 constexpr long kQuadRuns = 1;
+#else
+constexpr long kQuadRuns = 2;
+#endif
 
-INLINE inline Ints spread(int x) { return (Ints)_mm512_set1_epi32(x); }
+INLINE inline Ints broadcast(int x) { return (Ints)_mm512_set1_epi32(x); }
 INLINE inline Ints nearest(Floats v) { return (Ints)_mm512_cvtps_epi32((__m512)v); }
-// a * b + c, rounded once.
 INLINE inline Floats fused(Floats a, Floats b, Floats c) {
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 INLINE inline int sum_of(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
-// The bits of the largest magnitude of kCount vectors of floats; `vector` gives the i-th.
 template <long kCount, class Vector>
 INLINE inline uint32_t largest_bits(Vector vector) {
   __m512i most = _mm512_setzero_si512();
@@ -25,7 +25,6 @@ INLINE inline uint32_t largest_bits(Vector vector) {
     most = _mm512_max_epu32(most, (__m512i)((Bits)vector(i) & 0x7fffffffu));
   return _mm512_reduce_max_epu32(most);
 }
-// Each integer as a byte, or as one of 16 bits.
 INLINE inline void store_bytes(int8_t* to, Ints v) {
   _mm_store_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
 }
@@ -33,10 +32,8 @@ INLINE inline void store_shorts(int16_t* to, Ints v) {
   _mm256_store_si256((__m256i*)to, _mm512_cvtsepi32_epi16((__m512i)v));
 }
 
-// Thirty-two bytes, as integers of 16 bits.
 INLINE inline Ints shorts_of(__m256i bytes) { return (Ints)_mm512_cvtepu8_epi16(bytes); }
 INLINE inline Ints signed_shorts_of(__m256i bytes) { return (Ints)_mm512_cvtepi8_epi16(bytes); }
-// Bits of integers of 16 bits, moved to the right and masked.
 template <int kBits>
 INLINE inline Ints shifted(Ints v) {
   const __m512i x = (__m512i)v;
@@ -53,13 +50,11 @@ INLINE inline Ints times(Ints a, Ints b) {
   return (Ints)_mm512_mullo_epi16((__m512i)a, (__m512i)b);
 }
 
-// Sixteen factors of 16 bits: signed bytes less a number.
 typedef __m512i Factors;
 INLINE inline Factors factors_of(__m128i bytes, short by = 0) {
   const Factors all = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes));
   return by ? _mm512_sub_epi16(all, _mm512_set1_epi16(by)) : all;
 }
-// One factor 16 times and another one 16 times; or one 32 times.
 template <long kFirst, long kSecond>
 INLINE inline Ints two_factors(const Factors& of) {
   const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set1_epi16(kFirst)),
@@ -71,26 +66,34 @@ INLINE inline Ints one_factor(const Factors& of) {
   return (Ints)_mm512_permutexvar_epi16(_mm512_set1_epi16(kAt), of);
 }
 
-// Sixty-four bytes from anywhere, or the first half of them and zeros.
 INLINE inline Ints load_bytes(const uint8_t* from, bool is_whole) {
   return (Ints)_mm512_maskz_loadu_epi64(is_whole ? 0xff : 0x0f, from);
 }
 INLINE inline Ints low_nibbles(Ints v) { return v & (Ints)_mm512_set1_epi8(15); }
 INLINE inline Ints high_nibbles(Ints v) { return low_nibbles(shifted<4>(v)); }
 
-// Adds products of pairs of 16 bits. GCC 12 would copy the sums of the intrinsic, and run out of
-// registers.
+#if defined(__AVX512VNNI__)
+// GCC 12 would copy the sums of the intrinsics, and run out of registers.
 INLINE inline void add_pairs(Ints& sums, Ints weights, Ints inputs) {
   asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
 }
-// Adds products of quads: of bytes up to 15 with signed bytes. The same holds for the intrinsic.
 INLINE inline void add_quads(Ints& sums, Ints weights, Ints inputs) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
 }
-// The sums of quads, as they are added to others.
 INLINE inline Ints widened_quads(Ints sums) { return sums; }
+#else
+INLINE inline void add_pairs(Ints& sums, Ints weights, Ints inputs) {
+  sums += (Ints)_mm512_madd_epi16((__m512i)weights, (__m512i)inputs);
+}
+INLINE inline void add_quads(Ints& sums, Ints weights, Ints inputs) {
+  const __m512i products = _mm512_maddubs_epi16((__m512i)weights, (__m512i)inputs);
+  sums = (Ints)_mm512_add_epi16((__m512i)sums, products);
+}
+INLINE inline Ints widened_quads(Ints sums) {
+  return (Ints)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1));
+}
+#endif
 
-// Of each vector, the sums of its first and of its second half: lane i of both is of the i-th.
 INLINE inline void half_sums_of(const Ints* rows, Ints* first, Ints* second) {
   Ints four[4];
   repeat<4>([&](auto i) INLINE {
@@ -103,7 +106,6 @@ INLINE inline void half_sums_of(const Ints* rows, Ints* first, Ints* second) {
   *second = (Ints)_mm512_shuffle_i32x4((__m512i)a, (__m512i)b, 0xdd);
 }
 
-// Four integers of each of sixteen rows, of which `held` are stored: `to[i]` has the i-th of each row.
 template <class From>
 INLINE inline void take_four(From from, long held, Ints* to) {
   const __mmask8 mask = __mmask8((1 << held) - 1);
@@ -123,7 +125,6 @@ INLINE inline void take_four(From from, long held, Ints* to) {
   to[2] = (Ints)_mm512_unpacklo_epi64(c, d), to[3] = (Ints)_mm512_unpackhi_epi64(c, d);
 }
 
-// Element j of vector i becomes element i of vector j.
 INLINE inline void transpose(const Ints* from, Ints* to) {
   __m512i a[16], b[16];
   const auto v = [&](long i) INLINE { return (__m512i)from[i]; };

@@ -115,11 +115,11 @@ INLINE inline Floats fours_of(const uint8_t* from) {
   const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(load_raw<int>(from)));
   return (Floats)_mm512_permutexvar_ps((__m512i)(kIota >> 2 & 1), _mm512_castps128_ps512(both));
 #else
-  const Floats first = splat(half_at(from)), second = splat(half_at(from + 2));
-  return choose((kIota & 4) != 0, second, first);
+  const Floats first = broadcast(half_at(from)), second = broadcast(half_at(from + 2));
+  return select((kIota & 4) != 0, second, first);
 #endif
 }
-const Bits kSecondFours = bits_as<Bits>((kIota & 4) != 0) & 0x80000000u;
+const Bits kSecondFours = bit_cast<Bits>((kIota & 4) != 0) & 0x80000000u;
 
 // The scales of a block for each 32 elements, and the minima below zero: 6 bits of 12 bytes. Four
 // scales, their minima, the other scales, the other minima.
@@ -127,7 +127,7 @@ INLINE inline Floats shared_steps(const uint8_t* block) {
   const uint64_t first = load_raw<uint64_t>(block + 4), last = load_raw<uint32_t>(block + 12);
   const uint64_t low = (last | last << 28) & 15 * kEachByte, high = first >> 2 & 48 * kEachByte;
   const Ints codes = sixteen_of(first & 63 * kEachByte, low | high);
-  return as_floats(codes) * bits_as<Floats>(bits_as<Bits>(fours_of(block)) ^ kSecondFours);
+  return as_floats(codes) * bit_cast<Floats>(bit_cast<Bits>(fours_of(block)) ^ kSecondFours);
 }
 
 template <class T>
@@ -147,7 +147,7 @@ struct Q4_K : Blocks<144> {
       const auto values = [&](long i) INLINE {
         return kept_as<T>(kCounts * shared[i] + shared[4 + i]);
       };
-      const auto upper = [](Ints both) INLINE { return bits_as<Ints>(bits_as<Bits>(both) >> 4); };
+      const auto upper = [](Ints both) INLINE { return bit_cast<Ints>(bit_cast<Bits>(both) >> 4); };
       const Floats low = values(k), high = values(k + 1);
       use(At<4 * pair>(), looked_up(first, low));
       use(At<4 * pair + 1>(), looked_up(second, low));

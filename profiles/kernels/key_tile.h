@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "narrow.h"
 #include "vectors.h"
 
 namespace {

@@ -1,4 +1,5 @@
-// Dot products where a vector of 16 floats is no register: GCC 12 would keep such vectors in memory.
+// Dot products with vectors of one register, where that has fewer than 16 floats: registers hold twelve
+// sums.
 #pragma once
 
 #include "vectors.h"
@@ -8,25 +9,17 @@ namespace {
 #if !defined(__AVX512F__)
 constexpr long kNarrow = sizeof(Narrow) / sizeof(float);
 
-// What a vector of weights is multiplied as.
 INLINE inline Narrow load_narrow(const float* from) { return load_raw<Narrow>(from); }
-#if defined(HAS_AVX2)
-INLINE inline Narrow load_narrow(const Bfloat16* from) { return eight_of(from); }
-INLINE inline Narrow load_narrow(const Float16* from) { return eight_of(from); }
-#endif
-INLINE inline float as_float(float x) { return x; }
-template <class E>
-INLINE inline float as_float(E x) { return load_part(&x, 1)[0]; }
 
-// The products of kCount rows and kWeights weights: sums[row * kWeights + weight]. `fetch` is told of
+// The products of kCount rows and kWeights weights: sums[row * kWeights + weight]. `on_line` is told of
 // each line of weights, by its first byte.
-template <long kCount, long kWeights, class E, class Fetch>
+template <long kCount, long kWeights, class E, class OnLine>
 INLINE inline void narrow_products(const E* const* weights, const float* x, long stride, long size,
-                                   float* sums, Fetch fetch) {
+                                   float* sums, OnLine on_line) {
   Narrow dots[kCount * kWeights] = {};
   const long whole = size / kNarrow * kNarrow;
   for (long d = 0; d < whole; d += kNarrow) {
-    if (const long at = d * long(sizeof(E)); at % 64 == 0) fetch(at);
+    if (const long at = d * long(sizeof(E)); at % 64 == 0) on_line(at);
     repeat<kWeights>([&](auto w) INLINE {
       const Narrow weight = load_narrow(weights[w] + d);
       repeat<kCount>([&](auto r) INLINE {
@@ -38,7 +31,7 @@ INLINE inline void narrow_products(const E* const* weights, const float* x, long
     sums[i] = 0;
     for (long lane = 0; lane < kNarrow; ++lane) sums[i] += dots[i][lane];
     for (long d = whole; d < size; ++d)
-      sums[i] += as_float(weights[i % kWeights][d]) * x[i / kWeights * stride + d];
+      sums[i] += to_float(weights[i % kWeights][d]) * x[i / kWeights * stride + d];
   }
 }
 #endif

@@ -37,11 +37,11 @@ constexpr long kMostOutputs = 16 * kOutputs;
 constexpr long kWindow = 512;
 // So few rows take 16-bit weights as they are, where one instruction converts a vector. So few blocks
 // of rows wait for the memory: lines are fetched one by one, between products. More blocks wait for
-// the arithmetic, which that would slow. Without either, lines are fetched in bursts. With fewer rows
+// the arithmetic, which that would slow. Without AVX-512 and AVX2, lines are fetched in bursts. With fewer rows
 // than kFetching, the processor itself fetches weights in time.
 #if defined(__AVX512F__)
 constexpr long kFewRows = 12, kWaiting = 2, kFetching = 2;
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
 constexpr long kFewRows = 12, kWaiting = 2, kFetching = 1;
 #else
 constexpr long kFewRows = 0, kWaiting = 0, kFetching = 2;
@@ -138,7 +138,7 @@ class Converted {
 #if !defined(__AVX512F__)
     // Compilers make vectors of what they have of this loop.
     if constexpr (std::is_same_v<T, Bfloat16>) {
-      for (long d = 0; d < size; ++d) to[d] = widened(from[d]);
+      for (long d = 0; d < size; ++d) to[d] = to_float(from[d]);
       return;
     }
 #endif

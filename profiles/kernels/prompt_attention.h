@@ -136,7 +136,7 @@ class Panel {
               __builtin_convertvector(key - position, Columns) * load_raw<Columns>(slopes_ + lane);
         const Places seen = (key <= position) & (key >= load_raw<Places>(first_seen_ + lane)) &
                             (key >= int(p_.first_key));
-        score = choose(seen, score, Columns{} + kHidden);
+        score = select(seen, score, Columns{} + kHidden);
         std::memcpy(home, &score, sizeof score);
       }
   }
@@ -151,7 +151,7 @@ class Panel {
       now = larger(now, score);
     }
     // Nothing was seen yet where the maximum is still minus infinity.
-    const Columns origin = choose(now == Columns{} + kHidden, Columns{}, now);
+    const Columns origin = select(now == Columns{} + kHidden, Columns{}, now);
     const Columns kept = exp_of(before - origin);
     for (long k = 0; k < count; ++k) {
       const Columns shares = exp_of(load_raw<Columns>(home + k * kPanel) - origin);

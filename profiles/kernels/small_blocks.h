@@ -35,8 +35,8 @@ INLINE inline Codes fifth_bits(const uint8_t* from) {
   const uint32_t bits = load_raw<uint32_t>(from);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   return (Codes)_mm256_maskz_set1_epi8(bits, 16);
-#elif defined(HAS_AVX2)
-  // Each byte is that of its bit, of which the bit is kept.
+#elif defined(USES_AVX2)
+  // Each byte becomes the byte of `bits` that has its bit. The other bits are cleared.
   const __m256i of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i own = _mm256_set1_epi64x(int64_t(0x8040201008040201));
   const __m256i kept = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(int(bits)), of), own);

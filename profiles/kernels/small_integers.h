@@ -128,7 +128,7 @@ struct SmallBlocks {
     float scales[kSmallBlocks][kLanes], minima[kSmallBlocks][kLanes];
     alignas(64) Ints products[kSmallBlocks][kLanes];
     const long count = read(block, scales, minima, [&](long row, long i, Ints v) INLINE {
-      Ints own = Ints{};
+      Ints own{};
       add_pairs(own, v, load_raw<Ints>(x.integers + kSmall * i));
       products[i][row] = own;
     });
@@ -162,10 +162,10 @@ struct SmallBlocks {
   // as many.
   INLINE static void add_scaled(Ints products, const float* scales, const float* minima,
                                 const Inputs& x, long b, Floats& total) {
-    const Floats scale = splat(x.scales[b * kSmall / kScaled]);
+    const Floats scale = broadcast(x.scales[b * kSmall / kScaled]);
     total = fused(as_floats(products) * scale, load(scales), total);
     if constexpr (As::kHasMinimum)
-      total = fused(splat(x.sums_of_32[b]), load(minima), total);
+      total = fused(broadcast(x.sums_of_32[b]), load(minima), total);
   }
 };
 

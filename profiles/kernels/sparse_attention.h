@@ -13,7 +13,7 @@ namespace {
 
 // Floats as whole numbers of the same order.
 inline Ints ordered(Floats x) {
-  const Ints bits = bits_as<Ints>(x);
+  const Ints bits = bit_cast<Ints>(x);
   return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
@@ -57,7 +57,7 @@ class SparseRow : Scorer<T, Ops, Cache> {
       for (long i = 0; i < kLanes; ++i) seen -= is_seen[i];
       for (long g = 0; g < a_.group; ++g) {
         float* scores = &shares_[g * stride + first];
-        store(scores, ::choose(is_seen, load(scores), splat(kMinusInfinity)));
+        store(scores, select(is_seen, load(scores), broadcast(kMinusInfinity)));
       }
     }
     for (long g = 0; g < a_.group; ++g) choose(g, &shares_[g * stride], seen);
@@ -74,25 +74,25 @@ class SparseRow : Scorer<T, Ops, Cache> {
     // Rounded up, whatever the product lost.
     const long wanted = long(std::ceil(double(seen) * a_.sparsity - 1e-9));
     const long kept = std::min(std::max(wanted, 1L), seen);
-    Floats most = splat(kMinusInfinity), chosen{}, dropped{};
+    Floats most = broadcast(kMinusInfinity), chosen{}, dropped{};
     for (long i = 0; i < tiles_; ++i) {
       const Floats v = load(scores + i * kTile);
       most = larger(most, v);
       order_[i] = ordered(v);
     }
     const float highest = largest(most), sink = Base::sinks_ ? Base::sinks_[g] : kMinusInfinity;
-    const int least = least_of_largest(order_, kept, ordered(splat(highest))[0]);
+    const int least = least_of_largest(order_, kept, ordered(broadcast(highest))[0]);
     const float origin = std::max(highest, sink);
     for (long i = 0; i < tiles_; ++i) {
       const Floats shares = exp_of(load(scores + i * kTile) - origin);
       const Ints is_chosen = order_[i] >= least;
-      const Floats kept_shares = ::choose(is_chosen, shares, Floats{});
+      const Floats kept_shares = select(is_chosen, shares, Floats{});
       store(scores + i * kTile, kept_shares);
       chosen += kept_shares;
-      dropped += ::choose(is_chosen, Floats{}, shares);
+      dropped += select(is_chosen, Floats{}, shares);
     }
     dropped_[g] = sum(dropped);
-    total_[g] = sum(chosen) + dropped_[g] + exp_of(splat(sink - origin))[0];
+    total_[g] = sum(chosen) + dropped_[g] + exp_of(broadcast(sink - origin))[0];
   }
 
   void add(long stride, long width) {

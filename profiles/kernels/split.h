@@ -2,7 +2,9 @@
 // keeps such a vector in memory. They have the operators of the compiler's own vectors.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 
 #define INLINE __attribute__((always_inline))
@@ -15,17 +17,15 @@ using ElementOf = std::remove_cv_t<std::remove_reference_t<decltype(V{}[0])>>;
 template <class V>
 class Split {
  public:
-  using Half = V;
   using Element = ElementOf<V>;
   static constexpr long kCount = sizeof(V) / sizeof(Element) * 2;
 
   Split() = default;
   INLINE Split(V low, V high) : low(low), high(high) {}
   // The first elements; the others are zero.
-  template <class... E,
-            class = std::enable_if_t<(sizeof...(E) > 0) && (std::is_arithmetic_v<E> && ...)>>
-  INLINE Split(E... first) {
-    const Element all[kCount] = {Element(first)...};
+  INLINE Split(std::initializer_list<Element> first) {
+    Element all[kCount] = {};
+    std::copy(first.begin(), first.end(), all);
     std::memcpy(this, all, sizeof all);
   }
   INLINE Element operator[](long i) const {
@@ -45,7 +45,6 @@ class Split {
   friend INLINE Split operator~(Split a) { return {~a.low, ~a.high}; }
   friend INLINE Split& operator+=(Split& a, Split b) { return a = a + b; }
   friend INLINE Split& operator-=(Split& a, Split b) { return a = a - b; }
-  friend INLINE Split& operator*=(Split& a, Split b) { return a = a * b; }
   friend INLINE Split& operator*=(Split& a, Element b) { return a = a * b; }
 #define SPLIT_COMPARISON(OP)                                                                   \
   friend INLINE auto operator OP(Split a, Split b) {                                           \
@@ -54,8 +53,7 @@ class Split {
   friend INLINE auto operator OP(Split a, Element b) {                                         \
     return Split<decltype(a.low OP b)>{a.low OP b, a.high OP b};                               \
   }
-  SPLIT_COMPARISON(<) SPLIT_COMPARISON(>) SPLIT_COMPARISON(<=) SPLIT_COMPARISON(>=)
-  SPLIT_COMPARISON(==) SPLIT_COMPARISON(!=)
+  SPLIT_COMPARISON(<) SPLIT_COMPARISON(>) SPLIT_COMPARISON(>=) SPLIT_COMPARISON(!=)
 #undef SPLIT_COMPARISON
 
   V low, high;
@@ -63,10 +61,10 @@ class Split {
 
 // The elements of `a` where the mask is set, of `b` elsewhere.
 template <class M, class V>
-INLINE inline V choose(M mask, V a, V b) { return mask ? a : b; }
+INLINE inline V select(M mask, V a, V b) { return mask ? a : b; }
 template <class M, class V>
-INLINE inline Split<V> choose(Split<M> mask, Split<V> a, Split<V> b) {
-  return {choose(mask.low, a.low, b.low), choose(mask.high, a.high, b.high)};
+INLINE inline Split<V> select(Split<M> mask, Split<V> a, Split<V> b) {
+  return {select(mask.low, a.low, b.low), select(mask.high, a.high, b.high)};
 }
 
 template <class To>
@@ -89,8 +87,8 @@ struct Conversion<Split<To>> {
 };
 // The same bits as elements of another type, and the same values.
 template <class To, class V>
-INLINE inline To bits_as(V v) { return Conversion<To>::of_bits(v); }
+INLINE inline To bit_cast(V v) { return Conversion<To>::of_bits(v); }
 template <class To, class V>
-INLINE inline To converted(V v) { return Conversion<To>::of_values(v); }
+INLINE inline To convert(V v) { return Conversion<To>::of_values(v); }
 
 }  // namespace

@@ -7,23 +7,24 @@
 #include <cstring>
 #include <new>
 #include <utility>
-#include <vector>
-#if defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
+// AVX2 with fused operations and conversions of float16, where there is no AVX-512.
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(__AVX512F__)
-#define HAS_AVX2
+#define USES_AVX2
 #endif
 
 #include "split.h"
 
 namespace {
 
+// Narrow vectors are registers. The others have kLanes elements, in as many registers as that takes.
 #if defined(__AVX512F__)
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
 typedef float Narrow __attribute__((vector_size(32)));
 typedef int32_t NarrowInts __attribute__((vector_size(32)));
 typedef uint32_t NarrowBits __attribute__((vector_size(32)));
@@ -72,7 +73,7 @@ INLINE inline void repeat(F& work, std::integer_sequence<long, i...>) {
 template <long kCount, class F>
 INLINE inline void repeat(F work) { repeat(work, std::make_integer_sequence<long, kCount>()); }
 
-INLINE inline Floats splat(float x) { return x - Floats{}; }
+INLINE inline Floats broadcast(float x) { return x - Floats{}; }
 
 // Elements from the start of a cache line on, not set. Whole vectors of them never span two lines.
 template <class T>
@@ -108,11 +109,29 @@ struct Memory<Split<V>> {
 template <class V, class T>
 INLINE inline V load_raw(const T* from) { return Memory<V>::load(from); }
 
+INLINE inline float to_float(float x) { return x; }
+INLINE inline float to_float(Bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  return load_raw<float>(&bits);
+}
+INLINE inline float to_float(Float16 x) {
+#if defined(__F16C__)
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+#else
+  const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  const uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
+                                        : sign | ((rest << 13) + 0x38000000u);
+  // Subnormals: the exponent is that of the smallest normal, without the implied one.
+  if (rest < 0x400u) return std::copysign(float(rest) * 0x1p-24f, load_raw<float>(&bits));
+  return load_raw<float>(&bits);
+#endif
+}
+
 // Sixteen bytes as whole numbers.
 INLINE inline Ints codes_of(const uint8_t* from) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_cvtepu8_epi32(load_raw<__m128i>(from));
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
   const auto eight = [&](long i) INLINE {
     return (NarrowInts)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + i)));
   };
@@ -123,30 +142,19 @@ INLINE inline Ints codes_of(const uint8_t* from) {
   return load_raw<Ints>(codes);
 #endif
 }
-INLINE inline void store_codes(uint8_t* to, Ints codes) {
-#if defined(__AVX512F__)
-  const Bytes bytes = __builtin_convertvector(codes, Bytes);
-  std::memcpy(to, &bytes, sizeof bytes);
-#else
-  int32_t kept[kLanes];
-  Memory<Ints>::store(kept, codes);
-  for (long i = 0; i < kLanes; ++i) to[i] = uint8_t(kept[i]);
-#endif
-}
 INLINE inline Floats as_floats(Ints codes) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_cvtepi32_ps((__m512i)codes);
 #else
-  return converted<Floats>(codes);
+  return convert<Floats>(codes);
 #endif
 }
 
-#if defined(HAS_AVX2)
-// Eight elements, as a register holds them.
-INLINE inline Narrow eight_of(const Bfloat16* from) {
+#if defined(USES_AVX2)
+INLINE inline Narrow load_narrow(const Bfloat16* from) {
   return (Narrow)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_raw<__m128i>(from)), 16);
 }
-INLINE inline Narrow eight_of(const Float16* from) {
+INLINE inline Narrow load_narrow(const Float16* from) {
   return (Narrow)_mm256_cvtph_ps(load_raw<__m128i>(from));
 }
 #endif
@@ -156,8 +164,8 @@ INLINE inline Floats load(const Bfloat16* from) {
 #if defined(__AVX512F__)
   // GCC 12 would take each half apart.
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_raw<__m256i>(from)), 16);
-#elif defined(HAS_AVX2)
-  return {eight_of(from), eight_of(from + 8)};
+#elif defined(USES_AVX2)
+  return {load_narrow(from), load_narrow(from + 8)};
 #else
   uint32_t bits[kLanes];
   for (long i = 0; i < kLanes; ++i) bits[i] = uint32_t(from[i].bits) << 16;
@@ -167,34 +175,25 @@ INLINE inline Floats load(const Bfloat16* from) {
 INLINE inline Floats load(const Float16* from) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_cvtph_ps(load_raw<__m256i>(from));
-#elif defined(HAS_AVX2)
-  return {eight_of(from), eight_of(from + 8)};
+#elif defined(USES_AVX2)
+  return {load_narrow(from), load_narrow(from + 8)};
 #else
   float v[kLanes];
-  for (long i = 0; i < kLanes; ++i) {
-    const uint32_t h = from[i].bits, sign = (h & 0x8000u) << 16, rest = h & 0x7fffu;
-    uint32_t bits = rest >= 0x7c00u ? sign | 0x7f800000u | (rest & 0x3ffu) << 13
-                                    : sign | ((rest << 13) + 0x38000000u);
-    float x;
-    std::memcpy(&x, &bits, 4);
-    // Subnormals: the exponent is that of the smallest normal, without the implied one.
-    if (rest < 0x400u) x = std::copysign(float(rest) * 0x1p-24f, x);
-    v[i] = x;
-  }
+  for (long i = 0; i < kLanes; ++i) v[i] = to_float(from[i]);
   return load_raw<Floats>(v);
 #endif
 }
 
 INLINE inline void store(float* to, Floats v) { Memory<Floats>::store(to, v); }
 INLINE inline void store(Bfloat16* to, Floats v) {
-  const Bits bits = bits_as<Bits>(v);
+  const Bits bits = bit_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   // Rounding must not carry the mantissa of a NaN into its sign.
-  const Bits is_nan = bits_as<Bits>(v != v), kept = (is_nan & 0x7fc0u) | (~is_nan & rounded);
+  const Bits is_nan = bit_cast<Bits>(v != v), kept = (is_nan & 0x7fc0u) | (~is_nan & rounded);
 #if defined(__AVX512F__)
   const Halves h = __builtin_convertvector(kept, Halves);
   std::memcpy(to, &h, sizeof h);
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
   const __m256i h = _mm256_packus_epi32((__m256i)kept.low, (__m256i)kept.high);
   _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(h, 0xd8));
 #else
@@ -207,7 +206,7 @@ INLINE inline void store(Float16* to, Floats v) {
 #if defined(__AVX512F__)
   const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   std::memcpy(to, &h, sizeof h);
-#elif defined(HAS_AVX2)
+#elif defined(USES_AVX2)
   const auto eight = [](Narrow half) INLINE {
     return _mm256_cvtps_ph((__m256)half, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   };
@@ -265,7 +264,7 @@ INLINE inline float reduce(Floats v, F combine) {
 #else
 template <class F>
 INLINE inline float reduce(Narrow v, F combine) {
-#if defined(HAS_AVX2)
+#if defined(USES_AVX2)
   v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1));
   v = combine(v, __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0));
@@ -279,7 +278,7 @@ template <class V, class F>
 INLINE inline float reduce(Split<V> v, F combine) { return reduce(combine(v.low, v.high), combine); }
 #endif
 template <class V>
-INLINE inline V larger(V a, V b) { return choose(a > b, a, b); }
+INLINE inline V larger(V a, V b) { return select(a > b, a, b); }
 INLINE inline float sum(Floats v) {
   return reduce(v, [](auto a, auto b) INLINE { return a + b; });
 }
@@ -301,14 +300,14 @@ template <class V>
 V exp_of(V x) {
   typedef decltype(x < x) Whole;
   const Whole is_tiny = x < V{} - 87.0f, is_nan = x != x;
-  x = choose(is_tiny, V{}, choose(x > V{} + 88.0f, V{} + 88.0f, x));
+  x = select(is_tiny, V{}, select(x > V{} + 88.0f, V{} + 88.0f, x));
   const V shifter = V{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
   const V n = (x * 1.44269504f + shifter) - shifter;
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   V p = V{} + 1.0f / 5040;
   for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-  const Whole power = converted<Whole>(n) << 23;
-  return choose(is_nan, x, choose(is_tiny, V{}, bits_as<V>(bits_as<Whole>(p) + power)));
+  const Whole power = convert<Whole>(n) << 23;
+  return select(is_nan, x, select(is_tiny, V{}, bit_cast<V>(bit_cast<Whole>(p) + power)));
 }
 
 // Absolute error below 2e-7.
@@ -318,13 +317,13 @@ V tanh_of(V x) { return 1.0f - 2.0f / (exp_of(x + x) + 1.0f); }
 // erfc by the exponential of a polynomial (Press et al., Numerical Recipes, 2nd edition, 6.2): the
 // relative error is below 1.2e-7 and that of exp.
 Floats erfc_of(Floats x) {
-  const Floats z = choose(x < Floats{}, -x, x), t = 1.0f / (1.0f + 0.5f * z);
-  Floats p = splat(0.17087277f);
+  const Floats z = select(x < Floats{}, -x, x), t = 1.0f / (1.0f + 0.5f * z);
+  Floats p = broadcast(0.17087277f);
   for (float c : {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f, 0.09678418f,
                   0.37409196f, 1.00002368f, -1.26551223f})
     p = p * t + c;
   const Floats tail = t * exp_of(p - z * z);
-  return choose(x < Floats{}, 2.0f - tail, tail);
+  return select(x < Floats{}, 2.0f - tail, tail);
 }
 
 #if defined(__AVX512F__)
@@ -355,7 +354,7 @@ INLINE inline Floats four_sums_of(const Floats* v) {
 }
 #else
 // The sums of as many vectors as one has lanes, each in one lane.
-#if defined(HAS_AVX2)
+#if defined(USES_AVX2)
 INLINE inline NarrowInts sums_of(const NarrowInts* v) {
   const auto four = [](const NarrowInts* of) INLINE {
     return _mm256_hadd_epi32(_mm256_hadd_epi32((__m256i)of[0], (__m256i)of[1]),
@@ -367,7 +366,7 @@ INLINE inline NarrowInts sums_of(const NarrowInts* v) {
 }
 #endif
 INLINE inline Narrow sums_of(const Narrow* v) {
-#if defined(HAS_AVX2)
+#if defined(USES_AVX2)
   const auto four = [](const Narrow* of) INLINE {
     return _mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]));
   };

@@ -12,9 +12,15 @@ from tests.profiles.rounded_inputs import GROUP, TOP, rounded_inputs
 
 EPS = torch.finfo(torch.bfloat16).eps
 
-pytestmark = pytest.mark.skipif(
-    not kernels.multiplies_codes(torch.bfloat16), reason="needs AVX-512 VNNI"
-)
+
+@pytest.fixture(autouse=True, params=["native", "avx2"])
+def integer_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the kernels of each kind of processor that multiplies integers."""
+    if request.param == "avx2":
+        found = request.getfixturevalue("avx2")
+        monkeypatch.setattr("profiles.kernels.call.load_library", lambda: found)
+    if not kernels.multiplies_codes(torch.bfloat16):
+        pytest.skip("products of this processor are those of floats")
 
 
 def _matrix(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor, Packing]:
@@ -83,6 +89,20 @@ def test_inputs_that_are_zero_tiny_or_not_finite_stay_in_their_rows(rows: int) -
     x[rows : 2 * rows, :64] = 0
     expected = rounded_inputs(x[rows : 2 * rows]) @ values.T
     torch.testing.assert_close(out[rows : 2 * rows].double(), expected, rtol=EPS, atol=0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_codes_and_inputs_do_not_overflow(rows: int, sign: int) -> None:
+    packing = Packing(num_elements=256, bits=4)
+    matrix = torch.ones(1, 16, 256)
+    # Of each group, one code is 0 and 63 are 15.
+    matrix[..., ::64] = 0
+    packed = torch.empty(1, 16, packing.row_bytes, dtype=torch.uint8)
+    kernels.pack_rows(matrix, packing, packed)
+    out = torch.empty(rows, 16, dtype=torch.bfloat16)
+    kernels.multiply_rows(torch.full((rows, 256), float(sign)).bfloat16(), packed[0], packing, out)
+    assert ((out.float() - sign * 252).abs() <= 2).all()
 
 
 @pytest.mark.parametrize("inputs", [64, 192, 1088])

@@ -152,15 +152,32 @@ def test_rows_do_not_change_a_result_of_encoded_weights(dtype: torch.dtype, name
 
 
 @pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("kind", ["portable", "avx2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [96, 1041])
 def test_rows_do_not_change_a_result_with_narrow_vectors(
-    portable: object, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dim: int
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    dtype: torch.dtype,
+    dim: int,
 ) -> None:
-    monkeypatch.setattr("profiles.kernels.call.load_library", lambda: portable)
+    library = request.getfixturevalue(kind)
+    monkeypatch.setattr("profiles.kernels.call.load_library", lambda: library)
     for name in ("plain", "4 bits"):
         for product in _products(name, dim, dtype):
             _assert_rows_are_apart(product, _noise(66, dim, dtype=dtype))
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q5_1", "MXFP4"])
+def test_rows_do_not_change_a_result_of_encoded_weights_with_avx2(
+    avx2: object, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("profiles.kernels.call.load_library", lambda: avx2)
+    encoding, dim = ENCODINGS[name]
+    for product in _encoded_products(encoding, dim, torch.bfloat16):
+        _assert_rows_are_apart(product, _noise(70, dim, dtype=torch.bfloat16))
 
 
 @pytest.mark.usefixtures("matrix_unit")
