@@ -1,7 +1,7 @@
 // What attention does with keys and values, for each kind of element and machine.
 #pragma once
 
-#include "vectors.h"
+#include "reductions.h"
 
 namespace {
 

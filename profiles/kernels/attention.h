@@ -10,6 +10,7 @@
 
 #include "arithmetic.h"
 #include "cache.h"
+#include "functions.h"
 
 namespace {
 

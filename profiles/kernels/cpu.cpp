@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "functions.h"
 #include "groups.h"
 #include "packed_pairs.h"
 #include "routed_rows.h"

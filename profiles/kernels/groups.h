@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "vectors.h"
+#include "reductions.h"
 
 namespace {
 

@@ -24,7 +24,7 @@
 //   transpose           Element j of vector i becomes element i of vector j, in other vectors.
 #pragma once
 
-#include "vectors.h"
+#include "reductions.h"
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #define HAS_INTEGER_PRODUCTS

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "reductions.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Products in integers with AVX-512, and VNNI where the processor has it.
 #pragma once
 
-#include "vectors.h"
+#include "reductions.h"
 
 namespace {
 

@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <deque>
 
+#include "functions.h"
 #include "key_tile.h"
+#include "reductions.h"
 #include "transpose.h"
 
 namespace {
